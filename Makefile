@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow lint types install install-dev clean
+
+demo: $(VENV)/.installed
+	$(BIN)/trustcxr demo --out out/demo
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[weights]'
+	@touch $@
+
+# torchattacks pins an old requests, so it comes without its dependencies (all of which are here already).
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps 'torchattacks>=3.5.1'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

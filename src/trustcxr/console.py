@@ -1,0 +1,84 @@
+"""What a person sees while work goes on. Everything here goes to stderr, so that stdout stays for results."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+_LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
+
+
+def say(text: str) -> None:
+    """One line on stderr, at once."""
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar with the time left; where stderr is not a terminal, a line now and then instead."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total, self.done = description, max(int(total), 1), 0
+        self._started = self._spoke = time.monotonic()
+        self._bar = None
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("elapsed"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(description, total=self.total, note="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Count `steps` more as done; `note` stands behind the bar."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, **({} if note is None else {"note": note}))
+            return
+        now = time.monotonic()
+        if now - self._spoke >= _LINE_EVERY:
+            self._spoke = now
+            left = (now - self._started) / self.done * (self.total - self.done)
+            say(f"{self.description}: {self.done}/{self.total}, about {duration(left)} left {note or ''}".rstrip())
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items under a progress bar with the time left."""
+    count = total if total is not None else len(items)  # type: ignore[arg-type]
+    with Progress(description, count) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,1 @@
+"""Images and labels: folders -> manifest -> pixel store -> batches."""

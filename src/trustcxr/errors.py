@@ -1,0 +1,17 @@
+"""The one exception that means the user's input is wrong, and how to word it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """The user's input is wrong. The message is one line: what, where, and what to do. The command exits with 2."""
+
+
+def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:
+    """A UserError for a name outside a known set: suggests the nearest and lists the valid ones."""
+    names = [str(c) for c in choices]
+    lowered = {n.lower(): n for n in names}
+    near = [lowered[n] for n in get_close_matches(str(given).lower(), list(lowered), n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(f"unknown {what} '{given}': {hint}valid: {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""Saliency (where a model looks) and its measures against radiologists' masks."""

@@ -1,0 +1,1 @@
+"""Results -> figures -> one self-contained HTML page."""

@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests. Real data is used in place and never copied into the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+DATA = Path(os.environ.get("TRUSTCXR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep decoded images of the tests out of the user's cache; one cache a test session."""
+    base = tmp_path_factory.getbasetemp() / "trustcxr-cache"
+    monkeypatch.setenv("TRUSTCXR_CACHE", str(base))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that holds covidqu-mini, external-cxr, ct-mini and raw-samples."""
+    if not (DATA / "covidqu-mini").is_dir():
+        pytest.skip(f"real X-rays are not at {DATA}: set TRUSTCXR_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def covidqu(real_data: Path) -> Path:
+    """The real COVID-QU-Ex subset."""
+    return real_data / "covidqu-mini"
