@@ -1,0 +1,159 @@
+"""What training and evaluation read: images, labels and masks of one split, memory-mapped."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trustcxr.data.layouts import read_manifest
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.data.store import Store, open_store
+from trustcxr.errors import UserError
+
+
+class Dataset:
+    """The samples of one split (or of all), in the manifest's order. Pickles without its pixels.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        size: pixels of a side.
+        root: the folder of the data.
+        layout: how it was read.
+        notes: what reading it found worth saying.
+        table: the manifest's rows, one a sample.
+        skipped: DataFrame(sample_id, path, reason) of the split's unreadable images, which are left out.
+        bad_masks: DataFrame(sample_id, kind, path, reason) of its unreadable masks, taken as absent.
+    """
+
+    def __init__(self, manifest: Manifest, store: Store, split: str | None, classes: Sequence[str]) -> None:
+        gone = {f["row"] for f in store.skipped}
+        kept = np.array([i not in gone for i in range(len(manifest.table))], dtype=bool)
+        splits = manifest.table["split"].to_numpy()
+        chosen = kept if split is None else kept & (splits == split)
+        rows = np.flatnonzero(chosen[kept])
+        # The manifest is sorted by split, so a split is one slice of the store: a view of the map, and no copy.
+        self._start, self._stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        self._store = store
+        self.table: pd.DataFrame = manifest.table[chosen].reset_index(drop=True)
+        self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
+        self.split, self.layout, self.notes = split, manifest.layout, list(manifest.notes)
+        mine = [f for f in store.skipped if split is None or splits[f["row"]] == split]
+        self.skipped = pd.DataFrame(mine, columns=["sample_id", "path", "reason"])
+        masks = [f | {"kind": f["file"]} for f in store.bad_masks if split is None or splits[f["row"]] == split]
+        self.bad_masks = pd.DataFrame(masks, columns=["sample_id", "kind", "path", "reason"])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{c} {int((self.labels == i).sum())}" for i, c in enumerate(self.classes))
+        return f"Dataset({self.root.name}, split={self.split}, size={self.size}, {len(self)} images: {counts})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        maps = ("images", "_file")  # opened again where they are needed: a memory map would pickle as its pixels
+        return {k: v for k, v in self.__dict__.items() if k not in maps}
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """uint8 (N, 1, size, size), memory-mapped, read-only."""
+        return self._store.map("images")[self._start : self._stop, None]
+
+    @cached_property
+    def _file(self) -> int:
+        return os.open(self._store.folder / "images.u8", os.O_RDONLY)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images at `indices`, copied: uint8 (B, 1, size, size).
+
+        Read with pread, not through the memory map, so that an epoch over a large data set leaves no pages resident.
+        """
+        out = np.empty((len(indices), 1, self.size, self.size), np.uint8)
+        step = self.size**2
+        for image, index in zip(out, indices, strict=True):
+            if not 0 <= index < len(self):
+                raise IndexError(f"image {index} of {len(self)}")
+            if os.preadv(self._file, [image.data.cast("B")], (self._start + int(index)) * step) != step:
+                raise OSError(f"{self._store.folder}: the store was cut short")
+        return out
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (N,): the place of each sample's class in `classes`."""
+        place = {c: i for i, c in enumerate(self.classes)}
+        return np.array([place[c] for c in self.table["class"]], dtype=np.int64)
+
+    @property
+    def sample_ids(self) -> np.ndarray:
+        """(N,) array of str, unique."""
+        return self.table["sample_id"].to_numpy(dtype=str)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(N,) array of str: samples of one patient, or otherwise tied, share a group."""
+        return self.table["group"].to_numpy(dtype=str)
+
+    @property
+    def splits(self) -> np.ndarray:
+        """(N,) array of str."""
+        return self.table["split"].to_numpy(dtype=str)
+
+    @property
+    def mask_kinds(self) -> tuple[str, ...]:
+        """The kinds of mask that the data set has."""
+        return self._store.kinds
+
+    def masks(self, kind: str) -> np.ndarray:
+        """Masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; all 0 where there is none."""
+        if kind not in self._store.kinds:
+            return np.broadcast_to(np.uint8(0), (len(self), self.size, self.size))
+        return self._store.map(kind)[self._start : self._stop]
+
+    def has_mask(self, kind: str) -> np.ndarray:
+        """bool (N,): whether a sample has a readable mask of that kind (which may be empty)."""
+        if kind + MASK_SUFFIX not in self.table:
+            return np.zeros(len(self), dtype=bool)
+        has = self.table[kind + MASK_SUFFIX].notna().to_numpy(copy=True)
+        broken = set(self.bad_masks["sample_id"][self.bad_masks["kind"] == kind])
+        return has & ~self.table["sample_id"].isin(broken).to_numpy() if broken else has
+
+
+def load_dataset(
+    data: str | Path | Manifest,
+    split: str | None = None,
+    size: int = 224,
+    *,
+    classes: Sequence[str] | None = None,
+    labels: Mapping[str, str | None] | None = None,
+    layout: str = "auto",
+    resize: str = "squeeze",
+    cache: str | Path | None = None,
+    workers: int | None = None,
+) -> Dataset:
+    """Open a data set, decoding it first where that is not done yet.
+
+    `data` is a folder, a manifest or list file, or a Manifest. `split` None is all of it. `classes` is the order of
+    labels wanted (a run's classes). `labels` renames classes, `{"pneumonia": "Non-COVID"}`; None leaves one out.
+    `size` is in pixels; `resize`, `cache` and `workers` are as in `store.open_store`.
+
+    Raises UserError for a folder that is not understood, a split that is not there, or a class not in `classes`.
+    """
+    manifest = data if isinstance(data, Manifest) else read_manifest(data, layout=layout)
+    if labels:
+        manifest = manifest.with_labels(labels, known=classes or ())
+    if split is not None and split not in manifest.splits:
+        raise UserError(f"{manifest.root}: no split '{split}'; there is {', '.join(manifest.splits)}")
+    strange = [c for c in manifest.classes if c not in (classes or manifest.classes)]
+    if strange:
+        raise UserError(
+            f"{manifest.root}: classes {', '.join(manifest.classes)} do not match the expected "
+            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; map the labels"
+        )
+    store = open_store(manifest, size, cache=cache, workers=workers, resize=resize)
+    dataset = Dataset(manifest, store, split, classes or manifest.classes)
+    if not len(dataset):
+        raise UserError(f"{manifest.root}: no readable image in split '{split}' ({len(dataset.skipped)} unreadable)")
+    return dataset

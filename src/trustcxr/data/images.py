@@ -1,0 +1,149 @@
+"""Reading one file: whatever a chest X-ray is stored in becomes 8-bit grey, shape (H, W)."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000  # the largest detectors give about 20 million; more than this is a mistake or a bomb
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
+SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
+DECODER = "1"  # part of every store's key: raise it when the same file would decode to other pixels
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+class UnreadableImage(Exception):
+    """A file that cannot be read as one grey image. The message says why, without the file's name."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as 8-bit grey: uint8, shape (H, W), 0 (black) to 255.
+
+    The format is told from the content, not from the name. EXIF orientation is applied, transparency is flattened on
+    black, colour becomes luma (ITU-R 601). Grey of 16 bits is scaled by the smallest usual depth (8, 10, 12, 14, 16)
+    that holds its brightest pixel, since detectors store 10 to 14 bits in 16. Raises UnreadableImage.
+    """
+    if _is_dicom(path):
+        from trustcxr.data.dicom import read_dicom
+
+        return read_dicom(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a bomb is refused by its size below; odd metadata does not matter
+            with Image.open(path, formats=FORMATS) as image:
+                return _decode(image)
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage(_not_an_image(Path(path))) from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels: refused") from None
+    except Exception as fault:  # a damaged file makes the decoders raise almost anything
+        raise UnreadableImage(_one_line(fault)) from None
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask file: uint8, shape (H, W), values 0 and 1.
+
+    1 where the grey level is at least 128; in a file whose brightest pixel is 1, where it is 1. Raises UnreadableImage.
+    """
+    grey = read_image(path)
+    return (grey >= (1 if grey.max() <= 1 else 128)).astype(np.uint8)
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width} x {height} pixels: more than {MAX_PIXELS:,} are refused")
+    if getattr(image, "n_frames", 1) > 1:
+        raise UnreadableImage("holds several pages or frames, expected one image")
+    image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image)
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
+    if image.mode == "LAB":
+        image = image.getchannel("L")
+    grey = image if image.mode == "L" else image.convert("L" if image.mode != "P" else "RGB").convert("L")
+    grey.load()
+    return np.array(grey, dtype=np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; damaged EXIF in a sound image says nothing about orientation."""
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError):
+        return image
+    return image if turned is None else turned
+
+
+def _deep_grey(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits as 8 bits."""
+    inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
+    values = np.asarray(image)
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise UnreadableImage("holds numbers that are not finite")
+        if values.min() < 0 or values.max() > 255:
+            raise UnreadableImage(f"floating-point grey from {values.min():g} to {values.max():g}: expected 0 to 1")
+        return np.rint(values * (255 if values.max() <= 1 else 1)).astype(np.uint8)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage(f"grey levels from {values.min()} to {values.max()}: expected at most 16 bits")
+    return scale_depth(values, invert=inverted)
+
+
+def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
+    """Scale whole numbers from 0 to 65535, shape (H, W), to uint8 by the smallest usual depth that holds them."""
+    brightest = int(values.max())
+    top = next(2**d - 1 for d in _DEPTHS if brightest < 2**d)
+    grey = np.rint(values.astype(np.float32) * (255 / top)).astype(np.uint8)
+    return 255 - grey if invert else grey
+
+
+def _is_dicom(path: str | Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+    except OSError as fault:
+        raise UnreadableImage(fault.strerror or "cannot be opened") from None
+    return head[128:132] == b"DICM"
+
+
+def _not_an_image(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return "empty file"
+    return "damaged, or not an image format that is read here"
+
+
+def _one_line(fault: Exception) -> str:
+    if isinstance(fault, MemoryError):
+        return "needs more memory than there is"
+    text = " ".join(str(fault).split())
+    return text[:200] or type(fault).__name__
+
+
+def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
+    """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing. `pad` keeps the aspect ratio on black."""
+    return _resized(image, size, resize, Image.Resampling.BILINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
+    """Resize a 0/1 mask (H, W) to (size, size) by nearest neighbour, so it stays 0/1."""
+    return _resized(mask, size, resize, Image.Resampling.NEAREST)
+
+
+def _resized(pixels: np.ndarray, size: int, resize: str, filter: Image.Resampling) -> np.ndarray:
+    height, width = pixels.shape
+    if resize == "pad" and height != width:
+        side = max(height, width)
+        square = np.zeros((side, side), np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[top : top + height, left : left + width] = pixels
+        pixels = square
+    if pixels.shape == (size, size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), filter))

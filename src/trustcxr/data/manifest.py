@@ -1,0 +1,110 @@
+"""The one table that all data becomes: a row a sample, with its file, class, split, patient and masks."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trustcxr.errors import UserError
+
+COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
+NEEDED = ("sample_id", "path", "class", "split")
+MASK_SUFFIX = "_mask"
+_SPLITS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", "validation": "Val", "dev": "Val"}
+_SPLITS |= {"test": "Test", "testing": "Test"}
+
+
+def split_name(name: str) -> str | None:
+    """`Train`, `Val` or `Test` for the usual spellings of a split, None for any other word."""
+    return _SPLITS.get(name.strip().lower())
+
+
+@dataclass
+class Manifest:
+    """What a data set holds.
+
+    `table` has one row a sample, sorted by (split, class, sample_id), columns of objects with None where unknown:
+    sample_id (unique), path (relative to `root`, posix), class, split, patient, group (never None: the group given,
+    else the patient, else the sample itself), source, view, and one `<kind>_mask` path for each kind of mask
+    (lung_mask and infection_mask always).
+    """
+
+    table: pd.DataFrame
+    root: Path
+    classes: tuple[str, ...]
+    layout: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mask_kinds(self) -> tuple[str, ...]:
+        """The kinds of mask that at least one sample has."""
+        columns = [str(c) for c in self.table.columns if str(c).endswith(MASK_SUFFIX)]
+        return tuple(c.removesuffix(MASK_SUFFIX) for c in columns if self.table[c].notna().any())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are, sorted by name."""
+        return tuple(sorted(set(self.table["split"])))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Samples of each class in each split: {split: {class: n}}."""
+        sizes = self.table.groupby(["split", "class"]).size()
+        return {s: {c: int(sizes.get((s, c), 0)) for c in self.classes} for s in self.splits}
+
+    def with_labels(self, labels: Mapping[str, str | None], known: Iterable[str] = ()) -> "Manifest":
+        """The manifest with its classes renamed, `{"pneumonia": "Non-COVID"}`; None leaves a class out.
+
+        A class that is not a key must already be the name of a target (or of a class in `known`); if not, UserError
+        lists every class that is not mapped.
+        """
+        known = list(known)
+        targets = {str(v) for v in labels.values() if v is not None} | set(known)
+        unmapped = sorted(set(self.table["class"]) - set(labels) - targets)
+        if unmapped:
+            raise UserError(
+                f"{self.root}: no label mapping for {', '.join(repr(c) for c in unmapped)} "
+                f"(mapped: {', '.join(map(str, labels)) or 'none'}); map each to a class, or to null to leave it out"
+            )
+        renamed = self.table["class"].map(lambda c: labels.get(c, c))
+        notes = list(self.notes)
+        for name, count in self.table["class"][renamed.isna()].value_counts().items():
+            notes.append(f"{count} samples labelled '{name}' were left out by the label mapping")
+        table = self.table.assign(**{"class": renamed})[renamed.notna()]
+        records: Any = table.to_dict("records")
+        return from_records(records, self.root, self.layout, notes)
+
+    def select(self, keep: Any) -> "Manifest":
+        """The manifest with only the rows where `keep` (boolean, one a row) is true."""
+        table = self.table[keep].reset_index(drop=True)
+        return Manifest(table, self.root, tuple(sorted(set(table["class"]))), self.layout, list(self.notes))
+
+
+def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, notes: list[str]) -> Manifest:
+    """Build a manifest from one mapping a sample (missing keys and empty values become None).
+
+    Raises UserError where there is no sample at all or a sample_id occurs twice.
+    """
+    rows = sorted(records, key=lambda r: (r["split"], r["class"], r["sample_id"]))
+    if not rows:
+        raise UserError(f"{root}: no image found")
+    names = list(COLUMNS)
+    names += sorted({k for r in rows for k in r if k.endswith(MASK_SUFFIX)} - set(COLUMNS))
+    columns: dict[str, list[Any]] = {n: [_known(r.get(n)) for r in rows] for n in names}
+    patients, samples = columns["patient"], columns["sample_id"]
+    columns["group"] = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]
+    if len(set(samples)) != len(samples):
+        seen: set[str] = set()
+        twice = next(s for s in samples if s in seen or seen.add(s))  # type: ignore[func-returns-value]
+        raise UserError(f"{root}: sample '{twice}' occurs more than once")
+    table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()})
+    return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes)
+
+
+def _known(value: Any) -> str | None:
+    """A value as text, None for the many ways of saying that nothing is known."""
+    if value is None or value != value:
+        return None
+    text = str(value)
+    return text if text.strip() else None

@@ -1,0 +1,296 @@
+"""The pixel store: every image of a data set decoded once into one memory-mapped uint8 file.
+
+A store is a folder named by its key, the SHA-256 of what the files are (path, size, time of change) and how they are
+decoded, so a changed file or option never meets a stale store. In it: `images.u8`, raw uint8 of shape (N, size, size);
+one such file for each kind of mask, sparse where a sample has none; `index.json`. While it is being built it is
+called `<key>.building`, with one byte a row in `done.u8`: a build that was cut off goes on from there.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustcxr.console import Progress, say
+from trustcxr.data.images import DECODER, UnreadableImage, read_image, read_mask, resize_image, resize_mask
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.errors import UserError, unknown
+
+RESIZES = ("squeeze", "pad")
+_CHUNK = 64  # rows a worker decodes before it reports
+_FEW = 400  # below this many files, starting worker processes costs more than it saves
+_WAITING, _GOOD, _BAD = 0, 1, 2
+_LOST = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
+
+@dataclass
+class Store:
+    """An open store. Rows are the manifest's, in its order, without those in `skipped`."""
+
+    folder: Path
+    size: int
+    count: int
+    kinds: tuple[str, ...]
+    skipped: list[dict[str, Any]]
+    bad_masks: list[dict[str, Any]]
+
+    def map(self, name: str = "images") -> np.ndarray:
+        """`images` or a kind of mask, memory-mapped read-only: uint8 (count, size, size)."""
+        return np.memmap(self.folder / f"{name}.u8", np.uint8, "r", shape=(self.count, self.size, self.size))
+
+
+def open_store(
+    manifest: Manifest,
+    size: int,
+    *,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    resize: str = "squeeze",
+) -> Store:
+    """The store of a manifest's images at `size` x `size` pixels, built first where it is not there yet.
+
+    `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
+    number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, or
+    `pad` to one with black. Raises UserError where a file is gone, the disk is full, or no image is readable.
+    """
+    if resize not in RESIZES:
+        raise unknown("resize", resize, RESIZES)
+    if not 8 <= size <= 4096:
+        raise UserError(f"image size {size}: expected 8 to 4096 pixels")
+    folder = cache_folder(cache) / "stores" / _key(manifest, size, resize)
+    if not (folder / "index.json").exists():
+        with _out_of_space(folder), _alone(folder):
+            if not (folder / "index.json").exists():
+                _build(folder, manifest, size, resize, workers)
+    return _opened(folder)
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """The folder where stores are kept: the one given, else TRUSTCXR_CACHE, else the user's cache folder."""
+    import platformdirs
+
+    given = cache or os.environ.get("TRUSTCXR_CACHE")
+    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("trustcxr"))
+
+
+def _opened(folder: Path) -> Store:
+    index = json.loads((folder / "index.json").read_text())
+    kinds = tuple(index["kinds"])
+    store = Store(folder, index["size"], index["count"], kinds, index["skipped"], index["bad_masks"])
+    for name in ("images", *kinds):
+        if os.path.getsize(folder / f"{name}.u8") != store.count * store.size**2:
+            raise UserError(f"{folder}: damaged store ({name}.u8 has another length); delete the folder and try again")
+    return store
+
+
+def _key(manifest: Manifest, size: int, resize: str) -> str:
+    """SHA-256 over (path, bytes, time of change) of every file, in order, and over how they are decoded."""
+    digest = hashlib.sha256(f"{DECODER}|{size}|{resize}".encode())
+    root = str(manifest.root)
+    for column in ["path", *(k + MASK_SUFFIX for k in manifest.mask_kinds)]:
+        digest.update(f"|{column}".encode())
+        lines = []
+        for path in manifest.table[column]:
+            if path is None:
+                lines.append("-")
+                continue
+            try:
+                facts = os.stat(f"{root}/{path}")
+            except OSError as fault:
+                raise UserError(f"{root}/{path}: {fault.strerror}; the data changed since it was listed") from None
+            lines.append(f"{path}\t{facts.st_size}\t{facts.st_mtime_ns}")
+        digest.update("\n".join(lines).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:40]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time build a store; a second one says so and waits."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another process is decoding these images: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _out_of_space(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a cache that cannot be written into one line."""
+    advice = "free some space or set TRUSTCXR_CACHE to another disk; what is decoded so far is kept"
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno in _LOST:
+            raise UserError(f"{folder.parent}: no space left for decoded images: {advice}") from None
+        if fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{folder.parent}: cannot be written; set TRUSTCXR_CACHE to another folder") from None
+        raise
+
+
+# Building ------------------------------------------------------------------------------------------------------------
+
+
+def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: int | None) -> None:
+    """Decode what is not decoded yet, drop the rows of unreadable images, and give the store its name."""
+    work = folder.with_name(folder.name + ".building")
+    work.mkdir(parents=True, exist_ok=True)
+    count, kinds = len(manifest.table), manifest.mask_kinds
+    columns = {"images": manifest.table["path"].tolist()}
+    columns |= {kind: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
+    if not (work / "compacting").exists():
+        for name in columns:
+            with open(work / f"{name}.u8", "ab") as file:
+                file.truncate(count * size**2)  # a hole: blocks are taken as rows are written
+        _decode_missing(work, str(manifest.root), columns, size, resize, workers)
+        (work / "compacting").touch()
+    faults = _read_faults(work)
+    bad = {f["row"] for f in faults if f["file"] == "images"}
+    if len(bad) == count:
+        _forget(work)
+        raise UserError(f"{manifest.root}: none of the {count} images is readable ({faults[0]['reason']})")
+    for name in columns:
+        _compact(work / f"{name}.u8", count, size**2, bad)
+    for fault in faults:
+        row = fault["row"]
+        fault |= {"sample_id": manifest.table["sample_id"].iloc[row], "path": columns[fault["file"]][row]}
+    index = {
+        "size": size,
+        "count": count - len(bad),
+        "resize": resize,
+        "kinds": list(kinds),
+        "skipped": [f for f in faults if f["file"] == "images"],
+        "bad_masks": [f for f in faults if f["file"] != "images" and f["row"] not in bad],
+    }
+    (work / "index.json").write_text(json.dumps(index, indent=1))
+    for name in ("done.u8", "faults.jsonl", "compacting"):
+        (work / name).unlink(missing_ok=True)
+    work.rename(folder)
+
+
+def _forget(work: Path) -> None:
+    import shutil
+
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _decode_missing(
+    work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
+) -> None:
+    """Decode every row that `done.u8` does not mark, in parallel, and mark it."""
+    import joblib
+
+    count = len(columns["images"])
+    done_file = work / "done.u8"
+    if not done_file.exists():
+        done_file.write_bytes(bytes(count))
+    done = np.memmap(done_file, np.uint8, "r+", shape=(count,))
+    missing = np.flatnonzero(done == _WAITING)
+    if not len(missing):
+        return
+    workers = workers or joblib.cpu_count()
+    few = len(missing) * len(columns) < _FEW
+    pool = joblib.Parallel(
+        n_jobs=workers,
+        # Processes by loky: started afresh, not forked from one with torch's threads, and without running the user's
+        # script again, so it need not guard its main part.
+        backend="threading" if few or workers == 1 else "loky",
+        return_as="generator_unordered",
+        pre_dispatch=4 * workers,
+        batch_size=1,
+    )
+    chunks = [missing[i : i + _CHUNK].tolist() for i in range(0, len(missing), _CHUNK)]
+    jobs = (
+        joblib.delayed(decode_rows)(
+            str(work), root, rows, {n: [paths[r] for r in rows] for n, paths in columns.items()}, size, resize
+        )
+        for rows in chunks
+    )
+    with Progress("Decoding images", count) as bar, open(work / "faults.jsonl", "a") as faults_file:
+        bar.advance(count - len(missing))
+        for rows, faults in pool(jobs):
+            for fault in faults:
+                faults_file.write(json.dumps(fault) + "\n")
+            faults_file.flush()
+            bad = {f["row"] for f in faults if f["file"] == "images"}
+            done[rows] = [_BAD if r in bad else _GOOD for r in rows]
+            bar.advance(len(rows))
+
+
+def decode_rows(
+    work: str, root: str, rows: list[int], paths: dict[str, list[str | None]], size: int, resize: str
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Decode some rows of every column into the store being built: (rows, faults). Runs in a worker."""
+    faults: list[dict[str, Any]] = []
+    for name, column in paths.items():
+        # Written with pwrite, not through a memory map: a full disk is then an error and not a bus error.
+        file = os.open(f"{work}/{name}.u8", os.O_WRONLY)
+        try:
+            for row, path in zip(rows, column, strict=True):
+                if path is None:
+                    continue
+                try:
+                    if name == "images":
+                        pixels = resize_image(read_image(f"{root}/{path}"), size, resize)
+                    else:
+                        pixels = resize_mask(read_mask(f"{root}/{path}"), size, resize)
+                except UnreadableImage as fault:
+                    faults.append({"row": row, "file": name, "reason": str(fault)})
+                    continue
+                if name == "images" or pixels.any():  # an empty mask stays a hole
+                    _write(file, np.ascontiguousarray(pixels), row * size**2)
+        finally:
+            os.close(file)
+    return rows, faults
+
+
+def _write(file: int, pixels: np.ndarray, offset: int) -> None:
+    data = memoryview(pixels.data).cast("B")
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _read_faults(work: Path) -> list[dict[str, Any]]:
+    """The faults found, once each, in row order (a build that was cut off may have met one twice)."""
+    lines = (work / "faults.jsonl").read_text().splitlines() if (work / "faults.jsonl").exists() else []
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for line in lines:
+        try:
+            fault = json.loads(line)
+        except ValueError:  # the line that was being written when the build was cut off: its rows are done again
+            continue
+        found[fault["row"], fault["file"]] = fault
+    return [found[k] for k in sorted(found)]
+
+
+def _compact(file: Path, count: int, row_bytes: int, bad: set[int]) -> None:
+    """Rewrite a file without its bad rows, keeping holes. Does nothing to a file that is compact already."""
+    if not bad or file.stat().st_size == (count - len(bad)) * row_bytes:
+        return
+    rows = np.memmap(file, np.uint8, "r", shape=(count, row_bytes))
+    new = file.with_suffix(".compact")
+    with open(new, "wb") as target:
+        target.truncate((count - len(bad)) * row_bytes)
+        at = 0
+        for row in range(count):
+            if row in bad:
+                continue
+            if rows[row].any():
+                _write(target.fileno(), rows[row], at)
+            at += row_bytes
+    new.replace(file)

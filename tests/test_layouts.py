@@ -1,0 +1,197 @@
+"""Folders become manifests: COVID-QU-Ex whole and in parts, class folders, side-cars, and folders that are neither."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trustcxr.data import load_dataset, read_manifest
+from trustcxr.errors import UserError
+
+LUNG = "Lung Segmentation Data/Lung Segmentation Data"
+INFECTION = "Infection Segmentation Data/Infection Segmentation Data"
+
+
+def write(path: Path, level: int = 100, size: tuple[int, int] = (20, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, level).save(path)
+
+
+@pytest.fixture
+def small_covidqu(tmp_path: Path) -> Path:
+    """Two classes, both spellings of non_COVID, an image of both parts and one of the infection part only."""
+    root = tmp_path / "covidqu"
+    for split in ("Train", "Val", "Test"):
+        for i, name in enumerate(("covid_1.png", "covid_2.png")):
+            write(root / LUNG / split / "COVID-19/images" / name, 10 * i)
+            write(root / LUNG / split / "COVID-19/lung masks" / name, 255)
+        for name in ("non_COVID (1).png", "Non_COVID (1).png"):
+            write(root / LUNG / split / "Non-COVID/images" / name, 77)
+            write(root / LUNG / split / "Non-COVID/lung masks" / name, 255)
+    for name, level in (("covid_1.png", 0), ("covid_9.png", 50)):
+        for sub in ("images", "lung masks", "infection masks"):
+            write(root / INFECTION / "Train/COVID-19" / sub / name, level if sub == "images" else 255)
+    return root
+
+
+def test_the_two_parts_are_one_data_set(small_covidqu: Path) -> None:
+    manifest = read_manifest(small_covidqu)
+    table = manifest.table.set_index("sample_id")
+    assert manifest.layout == "covidqu"
+    assert manifest.classes == ("COVID-19", "Non-COVID")
+    assert len(table) == 13  # 12 of the lung part, and one that only the infection part has
+    both = table.loc["Train/COVID-19/covid_1.png"]
+    assert both["path"].startswith(LUNG)
+    assert both["lung_mask"].startswith(LUNG)
+    assert both["infection_mask"] == f"{INFECTION}/Train/COVID-19/infection masks/covid_1.png"
+    assert table.loc["Train/COVID-19/covid_2.png"]["infection_mask"] is None
+    assert table.loc["Train/COVID-19/covid_9.png"]["path"].startswith(INFECTION)
+    assert {"Test/Non-COVID/non_COVID (1).png", "Test/Non-COVID/Non_COVID (1).png"} <= set(table.index)
+    assert any("infection part only" in n for n in manifest.notes)
+
+
+def test_rows_are_sorted_so_that_a_split_is_one_slice(small_covidqu: Path) -> None:
+    table = read_manifest(small_covidqu).table
+    keys = list(zip(table["split"], table["class"], table["sample_id"], strict=True))
+    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("inside", "count"),
+    [
+        ("Lung Segmentation Data", 12),
+        (LUNG, 12),
+        ("Infection Segmentation Data", 2),
+        (INFECTION, 2),
+        (f"{LUNG}/Test", 4),
+    ],
+)
+def test_an_inner_folder_or_one_part_alone_will_do(small_covidqu: Path, inside: str, count: int) -> None:
+    manifest = read_manifest(small_covidqu / inside)
+    assert len(manifest.table) == count
+    assert "infection" in manifest.mask_kinds if "Infection" in inside else manifest.mask_kinds == ("lung",)
+    first = manifest.table.iloc[0]
+    assert (manifest.root / first["path"]).is_file()
+    assert (manifest.root / first["lung_mask"]).is_file()
+    assert first["sample_id"].split("/")[0] in ("Train", "Val", "Test")
+
+
+def test_where_the_parts_disagree_about_the_split_the_lung_part_counts(small_covidqu: Path) -> None:
+    train, test = (small_covidqu / INFECTION / s / "COVID-19" for s in ("Train", "Test"))
+    for sub in ("images", "infection masks"):
+        # covid_7 is in the lung part's Val, and in the infection part's Test.
+        write(test / sub / "covid_7.png", 7)
+    write(small_covidqu / LUNG / "Val/COVID-19/images/covid_7.png", 7)
+    manifest = read_manifest(small_covidqu)
+    found = manifest.table[manifest.table["path"].str.endswith("covid_7.png")]
+    assert found["split"].tolist() == ["Val"]
+    assert found["infection_mask"].notna().all()
+    assert any(n.startswith("1 images are in another split") for n in manifest.notes)
+    assert train.is_dir()
+
+
+def test_the_same_name_with_other_bytes_is_two_samples(small_covidqu: Path) -> None:
+    write(small_covidqu / INFECTION / "Train/COVID-19/images/covid_1.png", 200)
+    manifest = read_manifest(small_covidqu)
+    ids = [s for s in manifest.table["sample_id"] if s.startswith("Train/COVID-19/covid_1.png")]
+    assert ids == ["Train/COVID-19/covid_1.png", "Train/COVID-19/covid_1.png#infection"]
+    masks = manifest.table.set_index("sample_id")["infection_mask"]
+    assert masks[ids[0]] is None
+    assert masks[ids[1]] is not None
+    assert any("both kept" in n for n in manifest.notes)
+
+
+def test_a_side_car_gives_patients_and_groups_whichever_folder_is_given(small_covidqu: Path) -> None:
+    (small_covidqu / "manifest.csv").write_text(
+        "path,patient_id,group_id,source_repo,view\n"
+        f"{LUNG}/Test/COVID-19/images/covid_1.png,p7,g1,somewhere,AP\n"
+        f'{LUNG}/Test/COVID-19/images/covid_2.png,p8,,,"frontal, PA/AP not recorded"\n'
+    )
+    for inside in ("", LUNG, f"{LUNG}/Test"):
+        table = read_manifest(small_covidqu / inside).table.set_index("sample_id")
+        row = table.loc["Test/COVID-19/covid_1.png"]
+        assert row[["patient", "group", "source", "view"]].tolist() == ["p7", "g1", "somewhere", "AP"]
+        assert table.loc["Test/COVID-19/covid_2.png", ["group", "view"]].tolist() == ["p8", None]
+        other = table.loc["Test/Non-COVID/non_COVID (1).png"]
+        assert other["patient"] is None
+        assert other["group"] == "Test/Non-COVID/non_COVID (1).png"
+
+
+def test_class_folders_with_splits_and_masks(tmp_path: Path) -> None:
+    for split in ("train", "validation", "TEST"):
+        for name in ("a", "b"):
+            write(tmp_path / split / name / "x.jpg")
+    write(tmp_path / "train/masks/lung/a/x.png")
+    table = read_manifest(tmp_path).table
+    assert table["split"].tolist() == ["Test", "Test", "Train", "Train", "Val", "Val"]
+    assert table["lung_mask"].tolist() == [None, None, "train/masks/lung/a/x.png", None, None, None]
+
+
+def test_a_folder_that_is_not_understood_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    write(tmp_path / "loose.png")
+    with pytest.raises(UserError, match=r"expected COVID-QU-Ex.*class folders.*found loose\.png, notes\.txt, photos/"):
+        read_manifest(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="found an empty folder"):
+        read_manifest(tmp_path / "photos")
+
+
+def test_a_class_of_covidqu_is_not_mistaken_for_class_folders(small_covidqu: Path) -> None:
+    with pytest.raises(UserError, match=r"found images/, lung masks/") as caught:
+        read_manifest(small_covidqu / LUNG / "Test/COVID-19")
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_are_mapped_and_an_unmapped_one_is_an_error_that_lists_all(tmp_path: Path) -> None:
+    for name in ("covid", "pneumonia", "normal", "odd"):
+        write(tmp_path / name / "x.png")
+    wanted = ("COVID-19", "Non-COVID", "Normal")
+    with pytest.raises(UserError, match="'normal', 'odd'"):
+        load_dataset(tmp_path, size=16, labels={"covid": "COVID-19", "pneumonia": "Non-COVID"})
+    labels = {"covid": "COVID-19", "pneumonia": "Non-COVID", "normal": "Normal", "odd": None}
+    data = load_dataset(tmp_path, size=16, labels=labels, classes=wanted)
+    assert data.table["class"].tolist() == list(wanted)
+    assert any("'odd' were left out" in n for n in data.notes)
+
+
+def test_a_class_that_the_run_does_not_know_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "COVID/x.png")
+    write(tmp_path / "NonCOVID/x.png")
+    with pytest.raises(UserError, match=r"COVID, NonCOVID do not match the expected COVID-19, Normal"):
+        load_dataset(tmp_path, size=16, classes=("COVID-19", "Normal"))
+    data = load_dataset(tmp_path, size=16, classes=("NonCOVID", "COVID"))
+    assert data.labels.tolist() == [1, 0]
+
+
+def test_real_covidqu_has_the_published_counts(covidqu: Path) -> None:
+    manifest = read_manifest(covidqu)
+    counts = {"Train": 608, "Val": 152, "Test": 190}
+    assert manifest.counts() == {s: dict.fromkeys(("COVID-19", "Non-COVID", "Normal"), n) for s, n in counts.items()}
+    assert manifest.table["lung_mask"].notna().all()
+    assert manifest.table["infection_mask"].notna().sum() == 1200
+    assert manifest.table["patient"].notna().sum() == 142
+    assert manifest.notes == []
+    ids = set(manifest.table["sample_id"])
+    assert any("/non_COVID" in i for i in ids)
+    assert any("/Non_COVID" in i for i in ids)
+
+
+def test_real_external_ct_and_raw_load(real_data: Path) -> None:
+    external = read_manifest(real_data / "external-cxr")
+    assert external.counts() == {"External": {"COVID-19": 123, "Non-COVID": 77, "Normal": 125}}
+    found = {k: int(external.table[f"{k}_mask"].notna().sum()) for k in external.mask_kinds}
+    assert found == {"lung": 202, "infection": 90, "devices": 25}
+    ct = read_manifest(real_data / "ct-mini")
+    assert ct.counts() == {"All": {"COVID": 110, "NonCOVID": 110}}
+    assert len(read_manifest(real_data / "raw-samples").table) == 11
+
+
+def test_a_copy_elsewhere_has_the_same_sample_ids(small_covidqu: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_covidqu, tmp_path / "copy")
+    one, two = read_manifest(small_covidqu).table, read_manifest(tmp_path / "copy").table
+    assert np.array_equal(one["sample_id"], two["sample_id"])

@@ -1,0 +1,209 @@
+"""The pixel store: right pixels, never stale, survives being cut off, shared, and starved of disk."""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trustcxr.data import load_dataset, read_image, read_mask, store
+from trustcxr.errors import UserError
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """12 images of two classes and two splits, with lung masks for one class."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "films"
+    for split in ("Test", "Train"):
+        for name in ("a", "b"):
+            for i in range(3):
+                file = root / split / name / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (40, 30), dtype=np.uint8)).save(file)
+                if name == "a":
+                    mask = root / split / "masks/lung/a" / f"{i}.png"
+                    mask.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray((rng.random((40, 30)) > 0.5).astype(np.uint8) * 255).save(mask)
+    return root
+
+
+def test_pixels_and_masks_are_those_of_the_files(films: Path, tmp_path: Path) -> None:
+    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert data.images.shape == (6, 1, 32, 32)
+    assert isinstance(data.images, np.memmap)
+    assert data.images.dtype == np.uint8
+    for i, row in data.table.iterrows():
+        with Image.open(films / row["path"]) as image:
+            expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+        assert np.array_equal(data.images[i, 0], expected)
+    assert data.has_mask("lung").tolist() == [True] * 3 + [False] * 3
+    assert set(np.unique(data.masks("lung"))) == {0, 1}
+    with Image.open(films / data.table["lung_mask"][0]) as mask:
+        expected = np.asarray(mask.resize((32, 32), Image.Resampling.NEAREST)) > 127
+    assert np.array_equal(data.masks("lung")[0], expected)
+    assert not data.masks("lung")[3:].any()
+    assert not data.masks("infection").any()
+    assert not data.has_mask("infection").any()
+
+
+def test_a_batch_is_what_the_map_holds_and_a_pickle_is_small(films: Path, tmp_path: Path) -> None:
+    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert np.array_equal(data.batch([5, 0]), data.images[[5, 0]])
+    copy = pickle.loads(pickle.dumps(data))
+    assert np.array_equal(copy.images, data.images)
+    assert len(pickle.dumps(data)) < data.images.nbytes
+    with pytest.raises(IndexError):
+        data.batch([6])
+
+
+def test_aspect_ratio_is_squeezed_or_padded(films: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    squeezed = load_dataset(films, "Train", 40, cache=cache)
+    padded = load_dataset(films, "Train", 40, cache=cache, resize="pad")
+    assert padded.images[:, :, :, :5].max() == 0
+    assert np.array_equal(padded.images[0, 0, :, 5:35], read_image(films / padded.table["path"][0]))
+    assert np.array_equal(padded.masks("lung")[0, :, 5:35], read_mask(films / padded.table["lung_mask"][0]))
+    assert squeezed.images[:, :, :, :5].max() > 0
+    with pytest.raises(UserError, match="unknown resize 'stretch'"):
+        load_dataset(films, "Train", 40, cache=cache, resize="stretch")
+
+
+def test_a_changed_file_never_meets_the_old_store(films: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    before = load_dataset(films, "Train", 32, cache=cache)
+    old = np.array(before.images)
+    file = films / before.table["path"][2]
+    stamp = file.stat().st_mtime_ns
+    Image.new("L", (30, 40), 200).save(file)
+    os.utime(file, ns=(stamp, stamp + 1))
+    after = load_dataset(films, "Train", 32, cache=cache)
+    assert (after.images[2] == 200).all()
+    assert np.array_equal(before.images, old)  # a reader of the old store is not disturbed
+
+
+def test_nothing_is_decoded_twice(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    monkeypatch.setattr(store, "read_image", lambda path: pytest.fail("decoded again"))
+    assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache")) == 6
+
+
+def test_a_broken_image_is_reported_and_left_out(films: Path, tmp_path: Path) -> None:
+    broken = films / "Train/a/1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    (films / "Train/masks/lung/a/2.png").write_bytes(b"")
+    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert len(data) == 5
+    assert data.sample_ids.tolist() == [f"Train/{n}.png" for n in ("a/0", "a/2", "b/0", "b/1", "b/2")]
+    assert data.skipped["path"].tolist() == ["Train/a/1.png"]
+    assert data.skipped["reason"].str.len().gt(5).all()
+    for i, path in enumerate(data.table["path"]):
+        expected = Image.fromarray(read_image(films / path)).resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(data.images[i, 0], expected)
+    assert data.bad_masks["path"].tolist() == ["Train/masks/lung/a/2.png"]
+    assert data.has_mask("lung").tolist() == [True, False, False, False, False]
+    assert data.masks("lung")[0].any()
+    assert not data.masks("lung")[1:].any()
+    assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache").skipped) == 0
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "d/a").mkdir(parents=True)
+    (tmp_path / "d/a/x.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 1 images is readable"):
+        load_dataset(tmp_path / "d", size=32, cache=tmp_path / "cache")
+
+
+def test_an_unknown_split_names_those_there_are(films: Path) -> None:
+    with pytest.raises(UserError, match="no split 'Val'; there is Test, Train"):
+        load_dataset(films, "Val", 32)
+
+
+def test_a_build_that_was_cut_off_goes_on(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, real, decoded = tmp_path / "cache", store.read_image, []
+    monkeypatch.setattr(store, "_CHUNK", 2)
+
+    def read(path: str, limit: int) -> np.ndarray:
+        if len(decoded) == limit:
+            raise KeyboardInterrupt
+        decoded.append(path)
+        return real(path)
+
+    monkeypatch.setattr(store, "read_image", lambda path: read(path, 7))
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset(films, "Train", 32, cache=cache, workers=1)
+    assert [f.suffix for f in (cache / "stores").iterdir() if f.is_dir()] == [".building"]
+    monkeypatch.setattr(store, "read_image", lambda path: read(path, 99))
+    data = load_dataset(films, "Train", 32, cache=cache, workers=1)
+    assert 12 < len(decoded) <= 14  # at most the chunk that was being decoded is done again
+    fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
+    assert np.array_equal(data.images, fresh.images)
+    assert np.array_equal(data.masks("lung"), fresh.masks("lung"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_store(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    old = load_dataset(films, "Train", 32, cache=cache)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_write", full)
+    with pytest.raises(UserError, match=r"no space left.*TRUSTCXR_CACHE") as caught:
+        load_dataset(films, "Train", 24, cache=cache, workers=1)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert np.array_equal(load_dataset(films, "Train", 32, cache=cache).images, old.images)
+    assert len(load_dataset(films, "Train", 24, cache=cache)) == 6
+
+
+SCRIPT = """
+import sys
+from trustcxr.data import load_dataset, store
+store._CHUNK, store._FEW = 4, 0  # processes, although there is little to do
+data = load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2)
+print(int(data.images.sum()))
+"""
+
+
+def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    two = [
+        subprocess.Popen([sys.executable, script, films, tmp_path / "cache"], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)  # and both at once
+    ]
+    sums = [p.communicate(timeout=120)[0].split() for p in two]
+    expected = int(load_dataset(films, "Train", 32, cache=tmp_path / "other").images.sum())
+    assert sums == [[str(expected)]] * 2
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on(films: Path, tmp_path: Path) -> None:
+    slow = "import time, trustcxr.data.store as s\nr = s.read_image\ns.read_image = lambda p: time.sleep(.3) or r(p)\n"
+    script = tmp_path / "script.py"
+    script.write_text(slow + SCRIPT.replace("workers=2", "workers=1"))
+    cache = tmp_path / "cache"
+    process = subprocess.Popen([sys.executable, script, films, cache])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        done = list(cache.glob("stores/*.building/done.u8"))
+        if done and any(done[0].read_bytes()):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    marked = sum(b > 0 for b in done[0].read_bytes())
+    assert 0 < marked < 12
+    data = load_dataset(films, "Train", 32, cache=cache)
+    fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
+    assert np.array_equal(data.images, fresh.images)
