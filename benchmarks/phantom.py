@@ -1,0 +1,35 @@
+"""How many synthetic X-rays a second one core renders. Target: 200 at 224 pixels.
+
+python benchmarks/phantom.py [--films 300] [--size 224]
+"""
+
+import argparse
+import os
+import time
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+from trustcxr.data import phantom  # noqa: E402 - the thread count must be set first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--films", type=int, default=300)
+    parser.add_argument("--size", type=int, default=224)
+    given = parser.parse_args()
+    phantom.render("Normal", 0, given.size)  # draws the vessel trees, once
+    for shortcuts in ((), phantom.SHORTCUTS):
+        for name in phantom.CLASSES:
+            wall, processor = time.perf_counter(), time.process_time()
+            for seed in range(given.films):
+                phantom.render(name, seed, given.size, shortcuts)
+            wall, processor = time.perf_counter() - wall, time.process_time() - processor
+            print(
+                f"{name:10} {'all shortcuts' if shortcuts else 'plain':14} {given.size} px: "
+                f"{given.films / wall:6.0f} a second, {given.films / processor:6.0f} a second of processor time"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""The thorax behind a synthetic X-ray: where its parts are, and how much of the beam each one stops.
+
+Lengths are in patient units: the film is about 2 wide and 2 high, (0, 0) is its middle, u grows to the image's right
+(the patient's left), v grows downwards. Attenuation is in units of the film's range before exposure: air 0, lung 0.3,
+heart 0.75. Everything here is a sum of line integrals, as in a radiograph, so ribs show through lung and heart.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+_SPAN, _STEPS = 2.0, 512  # curves are tables over [-2, 2] with this many entries a unit
+_TREE_SCALE = 110  # pixels a patient unit in a vessel tree
+_TREES = 24
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One patient and how they stood before the detector. Angles in degrees, lengths in patient units."""
+
+    width: float
+    height: float
+    shift_x: float
+    shift_y: float
+    rotation: float
+    view: str  # "PA" or "AP"
+    lung_width: float
+    apex: float
+    dome_right: float
+    dome_left: float
+    dome_curve: float
+    mediastinum: float
+    heart_x: float
+    heart_width: float
+    heart_height: float
+    aorta: float
+    rib_spacing: float
+    rib_phase: float
+    rib_slope: float
+    rib_density: float
+    clavicle: float
+    clavicle_tilt: float
+    chest_wall: float
+    shoulder: float
+    breast: float
+    breast_height: float
+    stomach: float
+    vessels: float
+    tree_right: int
+    tree_left: int
+    arm_gap: float
+
+
+def draw_patient(random: np.random.Generator) -> Patient:
+    """A patient at random: size, rotation, inspiration, heart, bones, soft tissue."""
+    r = random.random(32)
+
+    def between(index: int, low: float, high: float) -> float:
+        return float(low + (high - low) * r[index])
+
+    bedside = r[0] < 0.35  # an AP film taken in bed: larger heart, shallower breath, less straight
+    dome = between(1, 0.24, 0.46) if bedside else between(1, 0.34, 0.60)
+    return Patient(
+        width=between(2, 0.86, 1.2),
+        height=between(3, 0.88, 1.16),
+        shift_x=between(4, -0.09, 0.09),
+        shift_y=between(5, -0.12, 0.10),
+        rotation=float(random.normal(0, 3.2 if bedside else 1.8)),
+        view="AP" if bedside else "PA",
+        lung_width=between(6, 0.58, 0.74),
+        apex=between(7, -0.86, -0.72),
+        dome_right=dome,
+        dome_left=dome + between(8, 0.0, 0.09),
+        dome_curve=between(9, 0.10, 0.26),
+        mediastinum=between(10, 0.085, 0.15) + 0.02 * bedside,
+        heart_x=between(11, 0.07, 0.15),
+        heart_width=between(12, 0.20, 0.30) + 0.035 * bedside,
+        heart_height=between(13, 0.27, 0.36),
+        aorta=between(14, 0.02, 0.08),
+        rib_spacing=between(15, 0.115, 0.155),
+        rib_phase=between(16, 0, 1),
+        rib_slope=between(17, 0.25, 0.55),
+        rib_density=between(18, 0.055, 0.12),
+        clavicle=between(19, -0.74, -0.58),
+        clavicle_tilt=between(20, -0.02, 0.16),
+        chest_wall=between(21, 0.10, 0.28),
+        shoulder=between(22, -1.02, -0.80),
+        breast=max(0.0, between(23, -0.10, 0.13)),
+        breast_height=between(24, 0.16, 0.34),
+        stomach=max(0.0, between(25, -0.12, 0.16)),
+        vessels=between(26, 0.12, 0.22),
+        tree_right=int(r[27] * _TREES),
+        tree_left=int(r[28] * _TREES),
+        arm_gap=between(29, 1.0, 1.5),
+    )
+
+
+@dataclass(frozen=True)
+class Thorax:
+    """A patient laid out on a film of (H, W) pixels. Every array is (H, W) float32."""
+
+    u: Array  # patient's coordinate to the image's right
+    v: Array  # patient's coordinate downwards
+    inside: Array  # 0 outside the lungs, rising to 1 well inside them
+    lung: NDArray[np.bool_]
+    vessels: Array  # 0..1: bronchi and vessels as they branch from the hila
+    attenuation: Array  # without any lesion
+    borders: "Borders"
+
+
+@lru_cache(maxsize=8)
+def _film_grid(size: int) -> tuple[Array, Array]:
+    line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
+    return np.broadcast_to(line, (size, size)).copy(), np.broadcast_to(line[:, None], (size, size)).copy()
+
+
+def coordinates(patient: Patient, size: int) -> tuple[Array, Array]:
+    """The patient's (u, v) at each pixel of a film of size x size."""
+    x, y = _film_grid(size)
+    angle = np.deg2rad(patient.rotation)
+    c, s = float(np.cos(angle)), float(np.sin(angle))
+    u = x * (c / patient.width) + (y * (s / patient.width) - patient.shift_x)
+    v = y * (c / patient.height) - (x * (s / patient.height) + patient.shift_y)
+    return u.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
+
+
+@lru_cache(maxsize=1)
+def _axis() -> NDArray[np.float64]:
+    return np.arange(int(2 * _SPAN * _STEPS)) / _STEPS - _SPAN
+
+
+def _index(values: Array) -> NDArray[np.intp]:
+    return ((values + _SPAN) * _STEPS).astype(np.intp)
+
+
+def _look(table: NDArray[np.float64], index: NDArray[np.intp]) -> Array:
+    return table.astype(np.float32).take(index, mode="clip")
+
+
+def _ramp(distance: Array, width: float) -> Array:
+    """0 at and below zero, 1 from `width` on, without a corner at the top."""
+    t = distance * np.float32(1 / width)
+    np.maximum(t, 0, out=t)
+    np.minimum(t, 1, out=t)
+    rest = np.float32(2) - t
+    return np.multiply(t, rest, out=rest)
+
+
+def _bump(values: NDArray[np.float64], middle: float, width: float) -> NDArray[np.float64]:
+    return np.exp(-(((values - middle) / width) ** 2))
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Distance of the lungs' borders from the midline, as tables over v."""
+
+    lateral: NDArray[np.float64]
+    medial_right: NDArray[np.float64]
+    medial_left: NDArray[np.float64]
+
+    def at(self, side: int, v: float) -> tuple[float, float]:
+        """(medial, lateral) of the lung on the image's left (-1) or right (1) at height v."""
+        row = int((v + _SPAN) * _STEPS)
+        return float((self.medial_left if side > 0 else self.medial_right)[row]), float(self.lateral[row])
+
+
+def lung_borders(p: Patient) -> Borders:
+    """The lungs' shape: an arch at the side, the mediastinum and the heart in the middle."""
+    v = _axis()
+    widest = 0.12
+    q = np.clip((widest - v) / (widest - p.apex), 0, 1)
+    top = 0.27
+    lateral = top + (p.lung_width - top) * np.sqrt(1 - q**2.4) + 0.05 * np.clip(v - widest, 0, 1)
+    lateral[v < p.apex] = 0
+    medial = p.mediastinum * (0.8 + 0.2 * _bump(v, -0.1, 0.3)) + (top - p.mediastinum) * q**9
+    apex_of_heart = p.dome_left - 0.10
+    above = np.clip((apex_of_heart - v) / (2.1 * p.heart_height), 0, 1)
+    left_heart = np.cos(above * np.pi / 2) ** 1.5 * (1 - 0.5 * np.clip(v - apex_of_heart, 0, 1))
+    left = medial + p.aorta * _bump(v, -0.36, 0.09) + 0.5 * p.aorta * _bump(v, -0.17, 0.09)
+    left += (p.heart_x + p.heart_width - p.mediastinum) * left_heart
+    atrium = p.dome_right - 0.8 * p.heart_height
+    right = medial + 0.4 * p.aorta * _bump(v, -0.2, 0.16)
+    right += max(0.62 * p.heart_width - p.mediastinum, 0.02) * _bump(v, atrium, 0.75 * p.heart_height)
+    return Borders(lateral, right, left)
+
+
+def lay_out(p: Patient, size: int) -> Thorax:
+    """Place the patient's parts on a film and sum what they stop of the beam."""
+    u, v = coordinates(p, size)
+    across, iu, iv = np.abs(u), _index(u), _index(v)
+    is_left = u > 0
+    borders = lung_borders(p)
+    lateral = _look(borders.lateral, iv)
+    from_lateral = lateral - across
+    from_medial = across - np.where(is_left, _look(borders.medial_left, iv), _look(borders.medial_right, iv))
+    from_dome = _look(_dome(p), iu) - v
+    lung = (from_lateral > 0) & (from_medial > 0) & (from_dome > 0)
+    inside = _ramp(from_lateral, 0.07) * _ramp(from_medial, 0.05) * _ramp(from_dome, 0.04)
+    depth = inside * (0.72 + 0.28 * _ramp(from_lateral, 0.3))
+
+    body, wall = _body(p, v, across, iu, iv, borders.lateral)
+    below = _ramp(-from_dome, 0.05) * _ramp(lateral + 0.05 - across, 0.1)
+    attenuation = body * (_look(_column(p), iu) + _look(_level(), iv)) + 0.20 * below * body
+    attenuation -= (0.33 * body) * depth
+    vessels = _vessels(p, u, v, across, is_left)
+    attenuation += p.vessels * vessels * inside
+    attenuation += _ribs(p, v, across, iu, lateral, below) * wall
+    attenuation += _spine_and_airway(p, u, v, iu, iv)
+    _add_clavicles(p, attenuation, u, v, across)
+    _add_soft_tissue(p, attenuation, u, v, from_dome, body)
+    return Thorax(u, v, inside, lung, vessels, attenuation, borders)
+
+
+def _dome(p: Patient) -> NDArray[np.float64]:
+    """Height of the diaphragm over u: two domes, deep at the costophrenic angles, shallow at the heart."""
+    u = _axis()
+    t = (np.abs(u) - 0.30) / 0.36
+    shape = p.dome_curve * np.where(t > 0, np.abs(t) ** 2.6, 0.5 * t**2)
+    left = 1 / (1 + np.exp(-u / 0.04))
+    return p.dome_right + (p.dome_left - p.dome_right) * left + shape
+
+
+def _column(p: Patient) -> NDArray[np.float64]:
+    u = _axis()
+    return 0.50 + 0.12 * _bump(u, 0.01, 0.16) + 0.12 * _bump(u, 0.06, 0.36)
+
+
+def _level() -> NDArray[np.float64]:
+    v = _axis()
+    return 0.08 * np.tanh((v - 0.3) / 0.4) - 0.10 * np.clip(-v - 0.6, 0, 1)
+
+
+def _body(
+    p: Patient, v: Array, across: Array, iu: NDArray[np.intp], iv: NDArray[np.intp], lateral: NDArray[np.float64]
+) -> tuple[Array, Array]:
+    """(how much body the beam meets, 0..1, and whether it meets the rib cage, 0..1)."""
+    axis = _axis()
+    cage = np.where(axis < 0.1, np.maximum(lateral, 0.3), lateral)
+    side = np.maximum(cage, p.lung_width * 0.97) + p.chest_wall + 1.4 / (1 + np.exp((axis + 0.42) * 14))
+    beyond = np.clip(np.abs(axis) - 0.22, 0, None)
+    neck = 0.5 * np.clip(0.34 - np.abs(axis), 0, None)
+    below_shoulder = v - _look(p.shoulder - 0.04 + 0.30 * beyond + 0.16 * beyond * beyond - neck, iu)
+    torso = np.minimum(_look(side, iv) - across, np.maximum(below_shoulder, np.float32(0.30) - across))
+    body = 0.8 * _ramp(torso, 0.24) + 0.2 * (torso > 0)
+    if p.arm_gap < 1.25:
+        np.maximum(body, 0.75 * _ramp(np.minimum(across - p.arm_gap, below_shoulder), 0.16), out=body)
+    wall = _ramp(_look(cage, iv) + 0.035 - across, 0.03)
+    return body, wall
+
+
+def _ribs(p: Patient, v: Array, across: Array, iu: NDArray[np.intp], lateral: Array, below: Array) -> Array:
+    """Posterior ribs, falling outwards, and the fainter anterior ones, falling inwards."""
+    axis = np.abs(_axis())
+    outward = across / np.maximum(lateral, np.float32(0.2))
+    np.minimum(outward, 1.1, out=outward)
+    outward *= outward
+    fall = _look(p.rib_slope * (axis - 0.2) ** 2, iu) + 0.10 * outward * outward * outward
+    phase = (v - fall) * (1 / p.rib_spacing) + p.rib_phase
+    posterior = _rib_profile(0.44).take((phase * 256).astype(np.int16) & 255)
+    phase = (v + 0.55 * across) * (0.92 / p.rib_spacing) + 1.7 * p.rib_phase
+    anterior = _rib_profile(0.5).take((phase * 256).astype(np.int16) & 255)
+    anterior *= _look(0.45 * np.clip(axis * 3 - 0.7, 0, 1), iu)
+    anterior += posterior
+    anterior *= _look(p.rib_density * np.clip((axis - 0.06) * 6, 0, 1), iu)
+    anterior *= 1 - 0.65 * below
+    return anterior
+
+
+@lru_cache(maxsize=4)
+def _rib_profile(share: float) -> Array:
+    """Across one rib and the space to the next: dense edges (cortex) about a lighter middle."""
+    t = (np.arange(256) / 256 - 0.5) / (share / 2)
+    core = 0.62 / (1 + np.exp((np.abs(t) - 1) * 14))
+    return (core + 0.45 * np.exp(-(((np.abs(t) - 0.85) / 0.17) ** 2))).astype(np.float32)
+
+
+def _spine_and_airway(p: Patient, u: Array, v: Array, iu: NDArray[np.intp], iv: NDArray[np.intp]) -> Array:
+    axis = _axis()
+    width = 0.078
+    across_spine = 0.06 / (1 + np.exp((np.abs(axis) - width) * 60)) + 0.03 * _bump(np.abs(axis), width, 0.014)
+    discs = 0.72 + 0.28 * np.tanh(3 * np.cos(2 * np.pi * (axis / (p.rib_spacing * 0.98) + p.rib_phase)) + 1.5)
+    spine = _look(across_spine, iu) * _look(discs, iv)
+    tube = -0.17 * _bump(axis - 0.012, 0.0, 0.040)
+    along = 1 / (1 + np.exp((axis + 0.27) * 30))
+    return spine + _look(tube, iu) * _look(along, iv)
+
+
+def _add_clavicles(p: Patient, attenuation: Array, u: Array, v: Array, across: Array) -> None:
+    rows = slice(0, int(len(v) * 0.5))
+    a, height = across[rows], v[rows]
+    tilt = np.float32(p.clavicle_tilt)
+    centre = p.clavicle - tilt * a - 0.05 * np.sin(4.2 * (a - 0.1)) + 0.08
+    centre += np.where(u[rows] > 0, np.float32(0.012), np.float32(-0.012))
+    off = np.abs(height - centre) * np.float32(1 / 0.038)
+    band = np.clip(1.6 - 1.6 * off, 0, 1) * (0.7 + 0.5 * np.clip(off - 0.2, 0, 1))
+    band *= np.clip((a - 0.07) * 14, 0, 1) * np.clip((0.92 - a) * 6, 0, 1)
+    head = 1 - ((a - 0.98) / 0.17) ** 2 - ((height - p.clavicle - 0.05) / 0.17) ** 2
+    blade = np.abs(a - (p.lung_width + 0.06 + 0.25 * (p.clavicle + 0.25 - height)))
+    scapula = np.clip(1 - blade * 30, 0, 1) * np.clip((height - p.clavicle - 0.06) * 8, 0, 1)
+    scapula *= np.clip((0.62 + p.clavicle - height) * 6 + 0.5, 0, 1)
+    attenuation[rows] += 0.13 * band + 0.15 * np.sqrt(np.clip(head, 0, 1)) + 0.06 * scapula
+
+
+def _add_soft_tissue(p: Patient, attenuation: Array, u: Array, v: Array, from_dome: Array, body: Array) -> None:
+    """Breasts over the lower zones, gas in the stomach and bowel under the left dome."""
+    if p.breast > 0:
+        rows = slice(int(len(v) * 0.35), None)
+        shape = ((np.abs(u[rows]) - 0.42) / 0.36) ** 2 + ((v[rows] - p.breast_height) / 0.34) ** 2
+        edge = np.clip((1 - shape) * 1.6, 0, 1)
+        attenuation[rows] += p.breast * edge * np.clip(1.2 + (v[rows] - p.breast_height) * 2, 0.2, 1.3)
+    if p.stomach > 0:
+        rows = slice(int(len(v) * 0.5), None)
+        middle = p.dome_left + 0.17
+        gas = 1 - ((u[rows] - 0.34) / (0.13 + p.stomach)) ** 2 - ((v[rows] - middle) / (0.07 + 0.4 * p.stomach)) ** 2
+        attenuation[rows] -= 0.22 * np.sqrt(np.clip(gas * 1.5, 0, 1)) * (from_dome[rows] < -0.012) * body[rows]
+
+
+def _vessels(p: Patient, u: Array, v: Array, across: Array, is_left: NDArray[np.bool_]) -> Array:
+    trees = _vessel_trees()
+    _, height, width = trees.shape
+    column = ((across - 0.07) * _TREE_SCALE).astype(np.intp)
+    row = ((v + 0.08) * _TREE_SCALE).astype(np.intp) + height // 2
+    np.clip(column, 0, width - 1, out=column)
+    np.clip(row, 0, height - 1, out=row)
+    which = np.where(is_left, p.tree_left * height, p.tree_right * height)
+    return trees.reshape(-1, width)[which + row, column]
+
+
+@lru_cache(maxsize=1)
+def _vessel_trees() -> Array:
+    """(_TREES, H, W) branching vessels from a hilum at the left edge's middle, 0..1."""
+    random = np.random.default_rng(20231114)
+    height, width = int(1.7 * _TREE_SCALE), int(0.8 * _TREE_SCALE)
+    trees = np.zeros((_TREES, height, width), np.float32)
+    for tree in trees:
+        start = (height / 2 + random.normal(0, 3), 4.0)
+        count = int(random.integers(7, 10))
+        angles = np.linspace(-1.45, 1.45, count) + random.normal(0, 0.13, count)
+        pending = [(start, a, random.uniform(2.0, 3.4), random.uniform(14, 26)) for a in angles]
+        while pending:
+            (y, x), angle, thick, length = pending.pop()
+            for _ in range(int(length)):
+                angle += random.normal(0, 0.07)
+                y, x = y + np.sin(angle), x + np.cos(angle)
+                thick *= 0.988
+                _stamp(tree, y, x, thick)
+            if thick > 0.55:
+                fork = random.uniform(0.2, 0.55)
+                for turn in (fork, -random.uniform(0.1, 0.45)):
+                    pending.append(((y, x), angle + turn, thick * random.uniform(0.62, 0.85), random.uniform(9, 20)))
+    return np.minimum(trees, 1)
+
+
+def _stamp(tree: Array, y: float, x: float, thick: float) -> None:
+    row, column, reach = int(y), int(x), 4
+    top, left = max(row - reach, 0), max(column - reach, 0)
+    patch = tree[top : row + reach + 1, left : column + reach + 1]
+    if row + reach < 0 or column + reach < 0 or patch.size == 0:
+        return
+    dy = (np.arange(patch.shape[0]) + top - y)[:, None]
+    dx = np.arange(patch.shape[1]) + left - x
+    blob = min(1.0, 0.35 + 0.22 * thick) * np.exp(-(dy * dy + dx * dx) / (0.45 * thick * thick + 0.25))
+    np.maximum(patch, blob, out=patch)
