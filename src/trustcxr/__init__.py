@@ -17,7 +17,7 @@ _LAZY = {
     "explain": ("trustcxr.explain", None),
     "models": ("trustcxr.models", None),
 }
-__all__ = ["NOTICE", "__version__", *sorted(_LAZY)]  # noqa: PLE0604
+__all__ = ["NOTICE", "__version__", *sorted(_LAZY)]
 
 if TYPE_CHECKING:
     from trustcxr import attacks, data, explain, models

@@ -56,7 +56,9 @@ class Progress:
         """Count `steps` more as done; `note` stands behind the bar."""
         self.done += steps
         if self._bar is not None:
-            self._bar.update(self._task, advance=steps, **({} if note is None else {"note": note}))
+            self._bar.update(self._task, advance=steps)
+            if note is not None:
+                self._bar.update(self._task, note=note)
             return
         now = time.monotonic()
         if now - self._spoke >= _LINE_EVERY:

@@ -1,0 +1,280 @@
+"""The command line: parse, call, print. No logic.
+
+Exit codes: 0 done, 1 a fault of the program, 2 the user's input is wrong (one line: what, where, what to do).
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from click import ClickException
+
+from trustcxr import NOTICE, __version__
+from trustcxr.errors import UserError
+
+app = typer.Typer(
+    name="trustcxr",
+    help=f"Can this chest X-ray classifier be trusted? {NOTICE}\n\nStart with: trustcxr demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at data, make some, or bring it here.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Data = Annotated[Path, typer.Option("--data", help="Folder of X-rays: COVID-QU-Ex as published, or class folders.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UserError as problem:
+        print(f"trustcxr: {' '.join(str(problem).split())}", file=sys.stderr)
+        sys.exit(2)
+    except ClickException as problem:  # a missing or unknown option, a value of the wrong kind
+        at = getattr(problem, "ctx", None)
+        hint = f"; see {at.command_path} --help" if at else ""
+        print(f"trustcxr: {' '.join(problem.format_message().split())}{hint}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("trustcxr: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"trustcxr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: trustcxr demo --out out/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
+) -> None:
+    """The whole protocol on synthetic X-rays in minutes, with a report at the end. Needs no data and no network."""
+    from trustcxr import demonstration
+
+    _finish_study(demonstration.run(out), out)
+
+
+@app.command(epilog="Example: trustcxr models")
+def models(json: Json = False) -> None:
+    """The 21 networks of the study and their parameters."""
+    from trustcxr.models import paper_models
+
+    rows = paper_models()
+    if json:
+        return _print_json(rows)
+    return _print_rows("The 21 networks; any other timm name works too", rows)
+
+
+@app.command(
+    epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/resnet50-fgsm"
+)
+def train(
+    data: Data,
+    model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    defence: Annotated[str, typer.Option(help="How it is made robust: standard, fgsm.")] = "standard",
+    weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = "imagenet",
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="At most so many epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Epochs without a better validation figure before it stops.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="L-infinity radius of adversarial training; 0.02 is 5.1 grey levels.")
+    ] = 0.02,
+    ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
+    clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
+) -> None:
+    """Train one run. Started again after a cut, it goes on from its last epoch."""
+    from trustcxr import runs
+
+    training = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "precision": precision,
+    }
+    recipe = runs.recipe(
+        model=model,
+        weights=weights,
+        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
+        size=size,
+        seed=seed,
+        training={k: v for k, v in training.items() if v is not None},
+    )
+    summary = runs.train(recipe, data, out)
+    print(f"{out}: best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs")
+    print(f"next: trustcxr evaluate {out} --data '{data}'")
+
+
+@app.command(epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02")
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Split to test on; the run's test split unless said.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="fgsm, pgd; repeatable. Both unless said.")] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="L-infinity radius in [0, 1]; repeatable. 0.02 unless said.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
+    json: Json = False,
+) -> None:
+    """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
+    from trustcxr import runs
+
+    document, folder = runs.evaluate(run, data, split=split, attacks=attack, epsilons=epsilon, steps=steps)
+    if json:
+        return _print_json(document)
+    _print_rows(f"{document['run']} on {document['split']} ({document['clean']['n']} images)", runs.rows(document))
+    for alarm in document["alarms"]:
+        print(f"ALARM: {alarm['text']}")
+    print(f"written to {folder}\n{NOTICE}")
+    return None
+
+
+@app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
+def explain(
+    run: RunFolder,
+    data: Data,
+    method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam or layercam.")] = "gradcam",
+    split: Annotated[str | None, typer.Option(help="Split to explain; the run's test split unless said.")] = None,
+    epsilon: Annotated[float, typer.Option(help="Of the FGSM image against which stability is measured.")] = 0.02,
+    json: Json = False,
+) -> None:
+    """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
+    from trustcxr import runs
+
+    document, folder = runs.explain(run, data, method=method, split=split, epsilon=epsilon)
+    if json:
+        return _print_json(document)
+    part = document["saliency"][method]
+    _print_rows(f"{document['run']}, {method}: {part['n']} annotated images", runs.saliency_rows(part))
+    print(f"written to {folder}\n{NOTICE}")
+    return None
+
+
+@app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
+def study(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="quick, paper, demo, or a YAML file.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
+) -> None:
+    """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
+    from trustcxr import engines, recipes
+    from trustcxr.study import Study
+
+    chosen = recipes.load_study(recipe)
+    _finish_study(Study(chosen, data, out, engines.get(engine)).run(), out)
+
+
+@app.command(epilog="Example: trustcxr report out/quick")
+def report(study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")]) -> None:
+    """Write the HTML page of a study again from its tables."""
+    from trustcxr import report, results
+
+    print(report.write(results.check_study(study)))
+
+
+@app.command(epilog="Example: trustcxr predict out/run chest.png")
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    epsilon: Annotated[float, typer.Option(help="Does the answer survive this L-infinity radius?")] = 0.02,
+    out: Annotated[Path | None, typer.Option(help="Folder for the heatmaps; beside each image unless said.")] = None,
+    json: Json = False,
+) -> None:
+    """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon."""
+    from trustcxr import prediction
+
+    answers = prediction.predict(run, images, epsilon=epsilon, out=out)
+    if json:
+        _print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
+    else:
+        for answer in answers:
+            print("\n".join(prediction.sentences(answer)))
+        print(NOTICE)
+    if any("error" in answer for answer in answers):
+        raise typer.Exit(2)
+
+
+@data_app.command("phantom", epilog="Example: trustcxr data phantom out/phantom --per-class 100")
+def data_phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, in COVID-QU-Ex's layout.")],
+    per_class: Annotated[
+        int, typer.Option(help="Training images of each class; a quarter as many to validate, a third to test.")
+    ] = 100,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same films.")] = 0,
+    shortcut: Annotated[
+        list[str] | None,
+        typer.Option(help="Plant one, such as marker=0.9 (also border, brightness, scanner_noise, tube); repeatable."),
+    ] = None,
+) -> None:
+    """Write synthetic chest X-rays with known lesions, exact masks and, if asked, planted shortcuts."""
+    from trustcxr.data import phantom
+
+    counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
+    phantom.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
+    total = sum(counts.values()) * len(phantom.CLASSES)
+    print(f"{out}: {total} synthetic films in the layout of COVID-QU-Ex. {NOTICE}")
+
+
+def _finish_study(document: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from trustcxr import report
+    from trustcxr import study as protocol
+
+    page = report.write(out)
+    console = Console()
+    console.print(report.leaderboard(document))
+    for alarm in document["alarms"]:
+        console.print(f"ALARM {alarm['run']}: {alarm['text']}", style="yellow", markup=False)
+    for failure in document["failures"]:
+        console.print(f"FAILED {failure['run']}: {failure['reason']}", style="red", markup=False)
+    print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
+    if document["failures"]:
+        raise typer.Exit(1)
+
+
+def _print_json(document: Any) -> None:
+    from trustcxr.results import to_json
+
+    sys.stdout.write(to_json(document))
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(
+            name, justify="left" if isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() else "right"
+        )
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,138 @@
+"""Batches from the pixel store: the order depends on seed and epoch alone; augmentation works on the whole batch."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
+
+
+class _Rows(TorchDataset):
+    """A data set that is read a batch at a time, so that no worker process is needed."""
+
+    def __init__(self, dataset: "Dataset") -> None:
+        self.dataset, self.labels = dataset, torch.as_tensor(np.asarray(dataset.labels), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        chosen = torch.as_tensor(rows, dtype=torch.long)
+        return torch.from_numpy(self.dataset.batch(rows)), self.labels[chosen], chosen
+
+
+class BatchRows(Sampler[list[int]]):
+    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` draws every class equally often."""
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        balanced: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        self.labels, self.batch_size, self.seed, self.epoch = np.asarray(labels), batch_size, seed, 0
+        self.shuffle, self.balanced, self.drop_last = shuffle, balanced, drop_last and len(labels) > batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which shuffle comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = self._order().tolist()
+        for i in range(len(self)):
+            yield rows[i * self.batch_size : (i + 1) * self.batch_size]
+
+    def _order(self) -> np.ndarray:
+        count = len(self.labels)
+        if not self.shuffle:
+            return np.arange(count)
+        random = np.random.default_rng([self.seed, self.epoch])
+        if not self.balanced:
+            return random.permutation(count)
+        classes = np.unique(self.labels)
+        share = -(-count // len(classes))
+        drawn = [_draw(random, np.flatnonzero(self.labels == c), share) for c in classes]
+        return random.permutation(np.stack(drawn, axis=1).ravel()[:count])
+
+
+def _draw(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows; every row is drawn once before any is drawn again."""
+    rounds = -(-count // len(rows))
+    return np.concatenate([random.permutation(rows) for _ in range(rounds)])[:count]
+
+
+def loader(
+    dataset: "Dataset",
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    balanced: bool = False,
+    drop_last: bool = False,
+    workers: int = 0,
+) -> DataLoader:
+    """Batches (images uint8 (B, 1, H, W), labels (B,), rows (B,)) of a data set.
+
+    No worker processes are needed: a batch is one read of the memory map. `sampler.set_epoch(n)` (Lightning calls it)
+    picks the shuffle of epoch n.
+    """
+    rows = BatchRows(dataset.labels, batch_size, shuffle=shuffle, seed=seed, balanced=balanced, drop_last=drop_last)
+    return DataLoader(
+        _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 (B, 1, H, W) -> pixel space: float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def augment(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    rotation: float = 10.0,
+    shift: float = 0.05,
+    scale: float = 0.1,
+    brightness: float = 0.1,
+    contrast: float = 0.1,
+    flip: float = 0.0,
+) -> Tensor:
+    """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
+
+    `images` (B, 1, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a film's
+    surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
+    """
+
+    def draw(spread: float) -> Tensor:
+        return ((torch.rand(len(images), generator=generator) * 2 - 1) * spread).to(images.device)
+
+    angle, zoom = torch.deg2rad(draw(rotation)), 1 + draw(scale)
+    mirror = torch.where(torch.rand(len(images), generator=generator) < flip, -1.0, 1.0).to(images.device)
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    across, down = 2 * draw(shift), 2 * draw(shift)
+    transform = torch.stack(
+        [torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)], dim=1
+    )
+    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    gain, offset = 1 + draw(contrast), draw(brightness)
+    mean = moved.mean((1, 2, 3), keepdim=True)
+    return ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)

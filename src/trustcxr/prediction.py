@@ -1,0 +1,116 @@
+"""One X-ray: classes with probabilities, a heatmap beside it, and whether the answer survives epsilon."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trustcxr import attacks, evaluation, explain, results
+from trustcxr.data import images as files
+from trustcxr.errors import UserError
+from trustcxr.statistics import softmax
+
+PGD_STEPS = 20
+
+
+def predict(
+    folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None
+) -> list[dict[str, Any]]:
+    """An answer for each image; one that cannot be read gets an "error" and does not stop the others."""
+    attacks.check_epsilon(epsilon)
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"no such image file: {', '.join(missing)}")
+    run = evaluation.load_run(folder)
+    answers: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            film = files.read_image(path)
+        except files.UnreadableImage as problem:
+            answers.append({"image": str(path), "error": str(problem)})
+            continue
+        place = (out or path.parent) / f"{path.stem}.heatmap.png"
+        answers.append({"image": str(path)} | answer(run, film, epsilon=epsilon, heatmap=place))
+    return answers
+
+
+def answer(run: evaluation.Run, film: np.ndarray, *, epsilon: float, heatmap: Path | None = None) -> dict[str, Any]:
+    """What a run says of one film (H, W) uint8; a heatmap PNG of the film's own size is written where asked."""
+    pixels = as_input(film, run.size).to(run.device)
+    with torch.inference_mode():
+        logits = run.model(pixels).float().cpu().numpy()
+    probabilities, predicted = softmax(logits)[0], int(logits[0].argmax())
+    label = torch.tensor([predicted], device=run.device)
+    survives = {
+        "fgsm": _still(run, attacks.fgsm(run.model, pixels, label, epsilon=epsilon), predicted),
+        f"pgd-{PGD_STEPS}": _still(
+            run,
+            attacks.pgd(run.model, pixels, label, epsilon=epsilon, steps=PGD_STEPS, stop_when_wrong=True),
+            predicted,
+        ),
+    }
+    result: dict[str, Any] = {
+        "predicted": run.classes[predicted],
+        "probabilities": {name: float(p) for name, p in zip(run.classes, probabilities, strict=True)},
+        "epsilon": epsilon,
+        "survives": survives,
+        "run": run.name,
+    }
+    if heatmap is not None:
+        saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
+        picture = overlay(film, saliency)
+        try:
+            with results.replacing(heatmap) as temporary:
+                picture.save(temporary)
+        except OSError as problem:
+            raise UserError(
+                f"{heatmap}: the heatmap cannot be written ({problem.strerror}); choose a folder with --out"
+            ) from None
+        result["heatmap"] = str(heatmap)
+    return result
+
+
+def as_input(film: np.ndarray, size: int) -> Tensor:
+    """A film (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
+    return torch.from_numpy(files.resize_image(film, size)).float().div_(255)[None, None]
+
+
+def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:
+    """Saliency (h, w) in [0, 1] in the colours of inferno over a film (H, W) uint8, in the film's size."""
+    import matplotlib
+
+    height, width = film.shape
+    enlarged = Image.fromarray(np.asarray(saliency, dtype=np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    weight = np.clip(np.asarray(enlarged), 0, 1)
+    colour = matplotlib.colormaps["inferno"](weight)[..., :3] * 255
+    share = strength * np.ones_like(weight)[..., None]
+    return Image.fromarray(((1 - share) * film[..., None] + share * colour).round().astype(np.uint8))
+
+
+def sentences(answer: dict[str, Any]) -> list[str]:
+    """An answer in words."""
+    if "error" in answer:
+        return [f"{answer['image']}: not read: {answer['error']}"]
+    ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
+    lines = [f"{answer['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
+    changed = [name.upper() for name, survived in answer["survives"].items() if not survived]
+    radius = f"epsilon {answer['epsilon']:g} ({answer['epsilon'] * 255:.1f} grey levels of 255)"
+    if changed:
+        lines.append(f"  the answer does NOT survive {radius}: {' and '.join(changed)} change it")
+    else:
+        names = " and ".join(name.upper() for name in answer["survives"])
+        lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
+    if "heatmap" in answer:
+        lines.append(f"  heatmap of the predicted class: {answer['heatmap']}")
+    return lines
+
+
+def _still(run: evaluation.Run, images: Tensor, predicted: int) -> bool:
+    with torch.inference_mode():
+        return int(run.model(images).argmax(1)) == predicted

@@ -1,0 +1,221 @@
+"""What a study and a run are: pydantic models read from YAML. The recipes that ship are in recipes/."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from trustcxr.errors import UserError, unknown
+
+SHIPPED = Path(__file__).parent / "recipes"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Model = TypeVar("Model", bound="_Strict")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Splits(_Strict):
+    """The names that the data set gives to the three splits."""
+
+    train: str = "Train"
+    val: str = "Val"
+    test: str = "Test"
+
+
+class DataRecipe(_Strict):
+    """How images reach the model."""
+
+    size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
+    splits: Splits = Splits()
+
+
+class Augment(_Strict):
+    """Ranges of the random changes to each training image; what a radiograph survives, so no flips by default."""
+
+    rotation: float = Field(10.0, ge=0, le=45, description="degrees, either way")
+    shift: float = Field(0.05, ge=0, le=0.3, description="share of the side, either way")
+    scale: float = Field(0.1, ge=0, le=0.5, description="share of the size, either way")
+    brightness: float = Field(0.1, ge=0, le=0.5, description="added to the pixels, either way")
+    contrast: float = Field(0.1, ge=0, le=0.9, description="share of the contrast, either way")
+    flip: Fraction = Field(0.0, description="share of images mirrored left to right; the heart has a side")
+
+
+class TrainingRecipe(_Strict):
+    """How a model is fitted."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.5, ge=0)
+    patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
+    averaging: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
+    label_smoothing: Fraction = 0.0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    balanced: bool = Field(False, description="draw every class equally often")
+    augment: Augment = Augment()
+
+
+class DefenceRecipe(_Strict):
+    """How a model is made robust. Training keys given here replace the study's."""
+
+    name: str = "standard"
+    epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
+    clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
+    ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
+    mode: Literal["eval", "train"] = Field("eval", description="mode of BatchNorm while the model is attacked")
+    start_from: Literal["scratch", "standard"] = Field("scratch", description="standard: the trained standard run")
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelRecipe(_Strict):
+    """A network. Training keys given here replace the study's."""
+
+    name: str
+    weights: str = "imagenet"
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Selection(_Strict):
+    """Which baselines go on to adversarial training; always chosen on the validation split."""
+
+    count: int = Field(6, ge=1)
+    by: Literal["accuracy", "f1_macro", "auroc_macro"] = "accuracy"
+
+
+class AttackRecipe(_Strict):
+    """One attack of the evaluation."""
+
+    name: Literal["fgsm", "pgd"]
+    epsilons: tuple[Fraction, ...] = (0.02,)
+    steps: int = Field(20, ge=1, description="PGD only")
+
+
+class EvaluationRecipe(_Strict):
+    """What a run is tested with."""
+
+    attacks: tuple[AttackRecipe, ...] = (AttackRecipe(name="fgsm"), AttackRecipe(name="pgd"))
+    batch_size: int = Field(64, ge=1)
+    bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
+
+
+class ExplanationRecipe(_Strict):
+    """How saliency is made and measured."""
+
+    method: str = "gradcam"
+    epsilon: Fraction = Field(0.02, description="of the FGSM image against which stability is measured")
+    panels: int = Field(6, ge=0, description="images drawn at random for the report")
+
+
+def _as_model(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class StudyRecipe(_Strict):
+    """A study: models, trained as usual; the best few trained again with each defence; all tested and explained."""
+
+    name: str
+    title: str = ""
+    data: DataRecipe = DataRecipe()
+    models: tuple[Annotated[ModelRecipe, BeforeValidator(_as_model)], ...] = Field(min_length=1)
+    training: TrainingRecipe = TrainingRecipe()
+    selection: Selection = Selection()
+    defences: tuple[Annotated[DefenceRecipe, BeforeValidator(_as_model)], ...] = (DefenceRecipe(name="fgsm"),)
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    explanation: ExplanationRecipe = ExplanationRecipe()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+
+class RunRecipe(_Strict):
+    """Everything that defines one trained model."""
+
+    model: ModelRecipe
+    defence: DefenceRecipe = DefenceRecipe()
+    seed: int = 0
+    data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder: <model>-<defence>-s<seed>."""
+        return f"{self.model.name.lower()}-{self.defence.name}-s{self.seed}"
+
+
+def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
+    """The run of one model, defence and seed in a study: the most special training keys win."""
+    merged = {**study.training.model_dump(), **model.training, **defence.training}
+    training = validate(TrainingRecipe, merged, f"training of {model.name}, {defence.name}")
+    return RunRecipe(model=model, defence=defence, seed=seed, data=study.data, training=training)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+
+
+def load_study(recipe: str | Path) -> StudyRecipe:
+    """The recipe of that name in the package, or the YAML file at that path."""
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{recipe}.yaml"
+        if not path.is_file():
+            error = unknown("recipe", recipe, shipped())
+            raise UserError(f"{error}, or a path that ends in .yaml")
+    return read(StudyRecipe, path)
+
+
+def read(kind: type[Model], path: Path) -> Model:
+    """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return validate(kind, content, str(path))
+
+
+def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
+    """`content` as a recipe; UserError naming the first wrong key, and the nearest right one, otherwise."""
+    try:
+        recipe = kind.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: {unknown('key', key, _siblings(kind, first['loc']))}") from None
+        more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
+        raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
+    if isinstance(recipe, StudyRecipe):  # training keys of models and defences are checked with the study's
+        for model in recipe.models:
+            for defence in (DefenceRecipe(), *recipe.defences):
+                try:
+                    run_recipe(recipe, model, defence, 0)
+                except UserError as problem:
+                    raise UserError(f"{where}: {problem}") from None
+    return recipe
+
+
+def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
+    """The valid keys beside the wrong one at `location`."""
+    at: Any = kind
+    for part in location[:-1]:
+        if isinstance(part, str) and part in at.model_fields:
+            at = _model_in(at.model_fields[part].annotation) or at
+    yield from at.model_fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        if found := _model_in(part):
+            return found
+    return None

@@ -1,0 +1,172 @@
+"""One run at a time: what `train`, `evaluate` and `explain` do with a folder of images and the folder of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr import evaluation, recipes, results
+from trustcxr.console import say
+from trustcxr.data import load_dataset
+from trustcxr.errors import UserError
+from trustcxr.explain import cam, scoring
+from trustcxr.recipes import RunRecipe
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+
+def recipe(
+    *, model: str, weights: str, defence: dict[str, Any], size: int, seed: int, training: dict[str, Any]
+) -> RunRecipe:
+    """The recipe of a run from what was typed; UserError for what it cannot be."""
+    from trustcxr import attacks, defences, models
+
+    models.architecture(model)
+    defences.get(defence["name"])
+    attacks.check_epsilon(defence["epsilon"])
+    content = {
+        "model": {"name": model, "weights": weights},
+        "defence": defence,
+        "seed": seed,
+        "data": {"size": size},
+        "training": training,
+    }
+    return recipes.validate(RunRecipe, content, "options")
+
+
+def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
+    """Train a run into `folder`, or go on with it; its training.json."""
+    from trustcxr import training
+
+    if (folder / results.RUN_FILE).is_file():
+        before = results.read_yaml(folder / results.RUN_FILE).get("recipe")
+        if before != run.model_dump(mode="json"):
+            raise UserError(f"{folder}: holds another run; choose another --out")
+        if (folder / results.TRAINING_FILE).is_file():
+            say(f"{folder}: already trained")
+            return results.read_json(folder / results.TRAINING_FILE)
+    names = run.data.splits
+    parts = [load_dataset(data, split=split, size=run.data.size) for split in (names.train, names.val)]
+    report_skipped(parts[0])
+    return training.fit(run, parts[0], parts[1], folder)
+
+
+def report_skipped(dataset: "Dataset") -> None:
+    """Say how many images could not be read, and the first of them."""
+    if len(dataset.skipped):
+        first = dataset.skipped.iloc[0]
+        say(f"{len(dataset.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+
+
+def evaluate(
+    folder: Path,
+    data: Path,
+    *,
+    split: str | None = None,
+    attacks: Sequence[str] | None = None,
+    epsilons: Sequence[float] | None = None,
+    steps: int = 20,
+) -> tuple[dict[str, Any], Path]:
+    """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in."""
+    conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), epsilons or (0.02,), steps=steps)
+    run = evaluation.load_run(folder)
+    dataset, place = _open(run, data, split)
+    predictions = evaluation.predict(run, dataset, conditions)
+    document = evaluation.describe(run, predictions)
+    if (place / results.SALIENCY_FILE).is_file():
+        document["saliency"] = scoring.summarise(results.read_table(place / results.SALIENCY_FILE), images=len(dataset))
+    results.write_table(place / results.PREDICTIONS_FILE, predictions)
+    results.write_json(place / results.METRICS_FILE, document)
+    return document, place
+
+
+def explain(
+    folder: Path, data: Path, *, method: str = "gradcam", split: str | None = None, epsilon: float = 0.02
+) -> tuple[dict[str, Any], Path]:
+    """Saliency of a run measured on a data set; other methods measured there before are kept."""
+    import pandas as pd
+
+    from trustcxr.attacks import check_epsilon
+
+    check_epsilon(epsilon)
+    cam.method(method)
+    run = evaluation.load_run(folder)
+    dataset, place = _open(run, data, split)
+    table = scoring.score(run, dataset, method=method, epsilon=epsilon)
+    path = place / results.SALIENCY_FILE
+    if path.is_file():
+        before = results.read_table(path)
+        table = pd.concat([before[before["method"] != method], table], ignore_index=True)
+    results.write_table(path, table)
+    metrics_file = place / results.METRICS_FILE
+    if not metrics_file.is_file():
+        evaluate(folder, data, split=split)
+    document = results.read_json(metrics_file)
+    document["saliency"] = scoring.summarise(table, images=len(dataset))
+    results.write_json(metrics_file, document)
+    return document, place
+
+
+def _open(run: evaluation.Run, data: Path, split: str | None) -> tuple["Dataset", Path]:
+    """The data set in the run's size and classes, and where its results go: the run's folder for its own test split."""
+    home = results.read_yaml(run.folder / results.RUN_FILE).get("data", {}).get("root_name")
+    own = data.resolve().name == home
+    wanted = split or (run.recipe.data.splits.test if own else None)
+    dataset = load_dataset(data, split=wanted, size=run.size, classes=run.classes)
+    report_skipped(dataset)
+    if own and wanted == run.recipe.data.splits.test:
+        return dataset, run.folder
+    return dataset, run.folder / "evaluations" / f"{dataset.root.name}-{wanted or 'all'}"
+
+
+def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """A metrics document as rows for the terminal."""
+    clean = document["clean"]
+    lines = [
+        {
+            "condition": "clean",
+            "epsilon": "",
+            "accuracy": with_interval(clean, "accuracy"),
+            "macro F1": f"{clean['f1_macro']:.3f}",
+            "AUROC": _number(clean["auroc_macro"]),
+            "calibration error": f"{clean['ece']:.3f}",
+            "n": clean["n"],
+        }
+    ]
+    for attack in document["attacks"]:
+        name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
+        lines.append(
+            {
+                "condition": name,
+                "epsilon": f"{attack['epsilon']:g}",
+                "accuracy": with_interval(attack, "accuracy"),
+                "macro F1": "",
+                "AUROC": "",
+                "calibration error": f"{attack['ece']:.3f}",
+                "n": attack["n"],
+            }
+        )
+    return lines
+
+
+def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """The saliency of one method as rows for the terminal."""
+    names = [key for key in part if f"{key}_ci" in part]
+    return [
+        {
+            "measure": name.replace("_", " "),
+            "value": f"{_number(part[name])} [{_number(part[f'{name}_ci'][0])}, {_number(part[f'{name}_ci'][1])}]",
+            "chance": _number(part.get(f"{name}_chance")),
+        }
+        for name in names
+    ]
+
+
+def with_interval(part: dict[str, Any], key: str) -> str:
+    """A share as percent with its 95 % interval."""
+    low, high = part[f"{key}_ci"]
+    return f"{part[key]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"

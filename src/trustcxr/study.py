@@ -1,0 +1,278 @@
+"""The protocol: train, select on validation, train adversarially, evaluate and explain on test, report.
+
+It says what to do, not where: an engine does the work. Every step that is done leaves a file, and is not done again.
+"""
+
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import trustcxr
+from trustcxr import comparison, metrics, results
+from trustcxr.console import duration, say
+from trustcxr.data import load_dataset
+from trustcxr.engines import Engine, Failure
+from trustcxr.errors import UserError
+from trustcxr.recipes import DefenceRecipe, RunRecipe, StudyRecipe, run_recipe
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+VALIDATION_FILE = "validation.parquet"
+
+
+class Study:
+    """One recipe, one data set, one folder."""
+
+    def __init__(self, recipe: StudyRecipe, data: Path, folder: Path, engine: Engine) -> None:
+        self.recipe, self.data, self.folder, self.engine = recipe, data, folder, engine
+        self.failures: list[Failure] = []
+
+    def run(self) -> dict[str, Any]:
+        """Carry out the protocol and return study.json."""
+        started = time.monotonic()
+        self._claim_folder()
+        datasets = self._read_data()
+        baselines = [
+            run_recipe(self.recipe, model, DefenceRecipe(), seed)
+            for model in self.recipe.models
+            for seed in self.recipe.seeds
+        ]
+        defended_count = (
+            min(self.recipe.selection.count, len(self.recipe.models))
+            * len(self.recipe.defences)
+            * len(self.recipe.seeds)
+        )
+        counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
+        say(f"study {self.recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
+        baselines = self._each("train", baselines, self._train)
+        baselines = self._each("validate", baselines, self._validate)
+        ranking = self._rank(baselines)
+        chosen = {row["model"] for row in ranking if row["chosen"]}
+        say(f"chosen on {self.recipe.data.splits.val} by {self.recipe.selection.by}: {', '.join(sorted(chosen))}")
+        defended = [
+            run_recipe(self.recipe, run.model, defence, run.seed)
+            for defence in self.recipe.defences
+            for run in baselines
+            if run.model.name in chosen
+        ]
+        defended = self._each("train", defended, self._train)
+        finished = self._each("test", [*baselines, *defended], self._test)
+        document = self._document(finished, ranking, datasets, time.monotonic() - started)
+        results.write_json(self.folder / results.STUDY_RESULTS, document)
+        return document
+
+    def _claim_folder(self) -> None:
+        path = self.folder / results.STUDY_FILE
+        content = {"data": self.data.resolve().name, "recipe": self.recipe.model_dump(mode="json")}
+        if path.is_file():
+            before = results.read_yaml(path)
+            if changed := _differences(before, content):
+                raise UserError(
+                    f"{self.folder}: holds another study, different in {', '.join(changed[:5])}; choose another --out"
+                )
+            say(f"going on with the study in {self.folder}")
+        results.write_yaml(path, content)
+
+    def _read_data(self) -> dict[str, "Dataset"]:
+        names = self.recipe.data.splits
+        found = {
+            role: load_dataset(self.data, split=split, size=self.recipe.data.size)
+            for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
+        }
+        skipped = found["train"].skipped
+        if len(skipped):
+            first = skipped.iloc[0]
+            say(f"{len(skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+        if any(part.classes != found["train"].classes for part in found.values()):
+            raise UserError(
+                f"{self.data}: the splits hold different classes: "
+                + ", ".join(f"{k} {v.classes}" for k, v in found.items())
+            )
+        self.datasets = found
+        return found
+
+    def _each(self, verb: str, runs: list[RunRecipe], work: Any) -> list[RunRecipe]:
+        """Do `work` for each run; a run that fails is said and left out of what follows."""
+        good = []
+        for number, run in enumerate(runs, 1):
+            say(f"[{verb} {number}/{len(runs)}] {run.name}")
+            (outcome,) = self.engine.map(work, [run])
+            if isinstance(outcome, Failure):
+                self.failures.append(Failure(run.name, f"{verb}: {outcome.reason}"))
+            else:
+                good.append(run)
+        if runs and not good:
+            raise UserError(f"study {self.recipe.name}: no run could be worked on ({verb}); {self.failures[-1].reason}")
+        return good
+
+    def _run_folder(self, run: RunRecipe) -> Path:
+        return self.folder / "runs" / run.name
+
+    def _train(self, run: RunRecipe) -> None:
+        from trustcxr import training
+
+        folder = self._run_folder(run)
+        start = None
+        if run.defence.start_from == "standard":
+            start = self._run_folder(run.model_copy(update={"defence": DefenceRecipe()}))
+        results.once(
+            folder / results.TRAINING_FILE,
+            lambda: training.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
+        )
+
+    def _validate(self, run: RunRecipe) -> None:
+        from trustcxr import evaluation
+
+        folder = self._run_folder(run)
+
+        def make() -> None:
+            table = evaluation.predict(
+                evaluation.load_run(folder), self.datasets["val"], batch_size=self.recipe.evaluation.batch_size
+            )
+            results.write_table(folder / VALIDATION_FILE, table)
+
+        results.once(folder / VALIDATION_FILE, make)
+
+    def _rank(self, baselines: list[RunRecipe]) -> list[dict[str, Any]]:
+        by = self.recipe.selection.by
+        values: dict[str, list[float]] = {}
+        for run in baselines:
+            table = results.read_table(self._run_folder(run) / VALIDATION_FILE)
+            figures = metrics.classification(
+                metrics.logits_of(table),
+                table["label"].to_numpy(),
+                table["group"],
+                self.datasets["val"].classes,
+                resamples=100,
+            )
+            values.setdefault(run.model.name, []).append(figures[by])
+        ranked = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
+        return [{"model": n, "value": v, "chosen": i < self.recipe.selection.count} for i, (v, n) in enumerate(ranked)]
+
+    def _test(self, run: RunRecipe) -> None:
+        from trustcxr import evaluation
+        from trustcxr.explain import scoring
+
+        folder, test, recipe = self._run_folder(run), self.datasets["test"], self.recipe
+        loaded = evaluation.load_run(folder)
+
+        def predict() -> None:
+            table = evaluation.predict(loaded, test, recipe.evaluation.attacks, batch_size=recipe.evaluation.batch_size)
+            results.write_table(folder / results.PREDICTIONS_FILE, table)
+
+        def explain() -> None:
+            options = recipe.explanation
+            table = scoring.score(loaded, test, method=options.method, epsilon=options.epsilon)
+            arrays = scoring.panels(loaded, test, count=options.panels, method=options.method)
+            results.write_arrays(folder / results.PANELS_FILE, arrays)
+            results.write_table(folder / results.SALIENCY_FILE, table)
+
+        def summarise() -> None:
+            document = evaluation.describe(
+                loaded, results.read_table(folder / results.PREDICTIONS_FILE), resamples=recipe.evaluation.bootstrap
+            )
+            if (folder / results.SALIENCY_FILE).is_file():
+                document["saliency"] = scoring.summarise(
+                    results.read_table(folder / results.SALIENCY_FILE),
+                    images=len(test),
+                    resamples=recipe.evaluation.bootstrap,
+                )
+            results.write_json(folder / results.METRICS_FILE, document)
+
+        results.once(folder / results.PREDICTIONS_FILE, predict)
+        if test.has_mask("infection").any() or test.has_mask("lung").any():
+            results.once(folder / results.SALIENCY_FILE, explain)
+        results.once(folder / results.METRICS_FILE, summarise)
+
+    def _document(
+        self, runs: list[RunRecipe], ranking: list[dict[str, Any]], datasets: dict[str, "Dataset"], seconds: float
+    ) -> dict[str, Any]:
+        folders = [self._run_folder(run) for run in runs]
+        documents = [
+            results.read_json(f / results.METRICS_FILE) | {"training": results.read_json(f / results.TRAINING_FILE)}
+            for f in folders
+        ]
+        recipe, test = self.recipe, datasets["test"]
+        return {
+            "study": recipe.name,
+            "title": recipe.title,
+            "notice": trustcxr.NOTICE,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "trustcxr": trustcxr.__version__,
+            "versions": results.versions(),
+            "hardware": hardware(),
+            "seconds": seconds,
+            "data": describe_data(self.data, datasets),
+            "recipe": recipe.model_dump(mode="json"),
+            "classes": list(test.classes),
+            "selection": {
+                "split": recipe.data.splits.val,
+                "by": recipe.selection.by,
+                "count": recipe.selection.count,
+                "ranking": ranking,
+            },
+            "runs": documents,
+            "comparisons": comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
+            "alarms": [{"run": d["run"], **alarm} for d in documents for alarm in d["alarms"]],
+            "failures": [{"run": f.name, "reason": f.reason} for f in self.failures],
+        }
+
+
+def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> dict[str, Any]:
+    """What was trained and tested on, counted."""
+    counts, masks = {}, {}
+    for part in datasets.values():
+        (split,) = set(np.asarray(part.splits)) or {""}
+        labels = np.bincount(part.labels, minlength=len(part.classes))
+        counts[split] = dict(zip(part.classes, labels.tolist(), strict=True))
+        held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
+        masks[split] = int(sum(bool(mask.any()) for mask in held))
+    first = datasets["train"]
+    return {
+        "root_name": root.resolve().name,
+        "layout": getattr(first, "layout", ""),
+        "counts": counts,
+        "skipped": len(first.skipped),
+        "size": first.size,
+        "infection_masks": masks,
+        "groups": {role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What the study ran on."""
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"processor": processor(), "cores": os.cpu_count(), "accelerator": accelerator, "system": platform.system()}
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _differences(before: Any, now: Any, at: str = "") -> list[str]:
+    """Dotted keys in which two documents differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(k for k in now if k not in before)]
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
+    plain = results._plain
+    return [] if plain(before) == plain(now) else [at]
+
+
+def summary(document: dict[str, Any]) -> str:
+    """One line for the end of a study."""
+    runs = len(document["runs"])
+    return f"{runs} runs, {len(document['alarms'])} alarms, {duration(document['seconds'])}"
