@@ -244,7 +244,7 @@ def _body(
     neck = 0.5 * np.clip(0.34 - np.abs(axis), 0, None)
     below_shoulder = v - _look(p.shoulder - 0.04 + 0.30 * beyond + 0.16 * beyond * beyond - neck, iu)
     torso = np.minimum(_look(side, iv) - across, np.maximum(below_shoulder, np.float32(0.30) - across))
-    body = 0.8 * _ramp(torso, 0.24) + 0.2 * (torso > 0)
+    body = 0.8 * _ramp(torso, 0.24) + np.float32(0.2) * (torso > 0)
     if p.arm_gap < 1.25:
         np.maximum(body, 0.75 * _ramp(np.minimum(across - p.arm_gap, below_shoulder), 0.16), out=body)
     wall = _ramp(_look(cage, iv) + 0.035 - across, 0.03)
