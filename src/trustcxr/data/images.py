@@ -1,12 +1,15 @@
 """Reading one file: whatever a chest X-ray is stored in becomes 8-bit grey, shape (H, W)."""
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 100_000_000  # the largest detectors give about 20 million; more than this is a mistake or a bomb
+MAX_PIXELS = 64_000_000  # detectors give up to 20 million, film digitisers 60; more is a mistake or a bomb
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
@@ -30,10 +33,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
         return read_dicom(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a bomb is refused by its size below; odd metadata does not matter
-            with Image.open(path, formats=FORMATS) as image:
-                return _decode(image)
+        with quiet(), Image.open(path, formats=FORMATS) as image:
+            return _decode(image)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -59,9 +60,10 @@ def _decode(image: Image.Image) -> np.ndarray:
         raise UnreadableImage(f"{width} x {height} pixels: more than {MAX_PIXELS:,} are refused")
     if getattr(image, "n_frames", 1) > 1:
         raise UnreadableImage("holds several pages or frames, expected one image")
+    inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
     image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(image)
+        return _deep_grey(np.asarray(image), inverted)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
@@ -81,10 +83,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turned is None else turned
 
 
-def _deep_grey(image: Image.Image) -> np.ndarray:
+def _deep_grey(values: np.ndarray, inverted: bool) -> np.ndarray:
     """Grey of more than 8 bits as 8 bits."""
-    inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
-    values = np.asarray(image)
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise UnreadableImage("holds numbers that are not finite")
@@ -102,6 +102,20 @@ def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
     top = next(2**d - 1 for d in _DEPTHS if brightest < 2**d)
     grey = np.rint(values.astype(np.float32) * (255 / top)).astype(np.uint8)
     return 255 - grey if invert else grey
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the decoders' warnings to themselves: what matters is raised, and the rest is odd metadata.
+
+    Only in the main thread, since Python's warning filters are not safe to change from several at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_dicom(path: str | Path) -> bool:

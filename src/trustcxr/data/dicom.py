@@ -1,0 +1,225 @@
+"""Reading one DICOM film: the grey levels a radiologist's viewer would show, and nothing that names a patient.
+
+Reasons given for a refusal never quote the file's own text, so no identifier reaches a message, a log or a report.
+"""
+
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustcxr.data.images import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+
+INSTALL = "pip install 'trustcxr[dicom]'"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
+_LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
+_LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
+_FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
+
+
+def read_dicom(path: str | Path) -> np.ndarray:
+    """Read a single-frame DICOM film as 8-bit grey: uint8 (H, W), air dark and bone bright.
+
+    Applies the modality LUT or rescale, then the first VOI LUT or window; without one, the range the pixels use.
+    MONOCHROME1 is inverted, padding is black, colour becomes luma, overlays are not drawn. Raises UnreadableImage for
+    several frames, lateral views, missing pixels, more than 16 bits, and damage.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise UnreadableImage(f"a DICOM file: reading it needs {INSTALL}") from None
+    with quiet():
+        try:
+            _refuse_inflating(path)
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            _check(header)
+            film = pydicom.dcmread(path)
+            return _grey(film)
+        except UnreadableImage:
+            raise
+        except MemoryError:
+            raise UnreadableImage("needs more memory than there is") from None
+        except Exception as fault:  # a damaged file makes pydicom raise almost anything, quoting what it read
+            raise UnreadableImage(_in_words(fault)) from None
+
+
+def _in_words(fault: Exception) -> str:
+    text = str(fault)
+    if "missing dependencies" in text or "missing required dependencies" in text:
+        return f"a compressed DICOM file: reading it needs {INSTALL}"
+    if "available plugins" in text:
+        return "a DICOM file whose compressed image no decoder can read"
+    return f"damaged DICOM file ({type(fault).__name__})"
+
+
+def _refuse_inflating(path: str | Path) -> None:
+    """Refuse a deflated file that would inflate beyond any film: pydicom inflates without a limit."""
+    with open(path, "rb") as file:
+        head = file.read(132 + 12)
+        if len(head) < 144 or head[132:136] != b"\x02\x00\x00\x00":
+            return
+        meta = file.read(min(struct.unpack("<I", head[140:144])[0], 1 << 20))
+        if _DEFLATED.encode() not in meta:
+            return
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        total = 0
+        while data := inflate.unconsumed_tail or file.read(1 << 16):
+            total += len(inflate.decompress(data, 1 << 22))
+            if total > _MOST_BYTES:
+                raise UnreadableImage(f"inflates to more than {_MOST_BYTES >> 20} MiB: refused")
+            if inflate.eof:
+                return
+
+
+def _check(header: Any) -> None:
+    """Refuse, in words, what is not one frontal film of at most 16 bits."""
+    if "Rows" not in header or "Columns" not in header or not header.Rows or not header.Columns:
+        raise UnreadableImage("a DICOM file without an image")
+    frames = header.get("NumberOfFrames")
+    if frames is not None and str(frames).strip() not in ("", "0", "1"):
+        raise UnreadableImage("a DICOM file with several frames: expected one film")
+    rows, columns = int(header.Rows), int(header.Columns)
+    if rows * columns > MAX_PIXELS:
+        raise UnreadableImage(f"{columns} x {rows} pixels: more than {MAX_PIXELS:,} are refused")
+    if header.get("BitsAllocated") not in (8, 16) or not 1 <= header.get("BitsStored", 0) <= header.BitsAllocated:
+        raise UnreadableImage("a DICOM file whose pixels are not of 8 to 16 bits")
+    if header.get("SamplesPerPixel", 1) not in (1, 3):
+        raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")
+    if is_lateral(header):
+        raise UnreadableImage("a lateral view: only frontal films are read")
+
+
+def is_lateral(header: Any) -> bool:
+    """Whether a DICOM header says that the film is a lateral view."""
+    view = str(header.get("ViewPosition") or "").strip().upper()
+    if view:
+        return view in _LATERAL_CODES
+    for code in header.get("ViewCodeSequence") or []:
+        return bool(re.search(r"\blateral\b", str(code.get("CodeMeaning") or ""), re.IGNORECASE))
+    orientation = header.get("PatientOrientation")
+    if orientation and len(orientation) == 2:  # rows run toward the front or back of the body: seen from the side
+        return str(orientation[0])[:1] in ("A", "P")
+    words = str(header.get("SeriesDescription") or "")
+    return bool(_LATERAL_WORD.search(words)) and not _FRONTAL_WORD.search(words)
+
+
+def _grey(film: Any) -> np.ndarray:
+    if "PixelData" not in film or not film.PixelData:
+        raise UnreadableImage("a DICOM file without pixel data")
+    if film.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_stream(film)
+    pixels = film.pixel_array
+    if pixels.shape[:2] != (film.Rows, film.Columns):
+        raise UnreadableImage("a DICOM file whose pixels are not of the size it states")
+    kind = str(film.PhotometricInterpretation)
+    if kind == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        colour = apply_color_lut(pixels, film)[..., :3]
+        return _luma(colour, 8 * colour.dtype.itemsize)
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return _luma(pixels, int(film.BitsStored))
+    if pixels.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UnreadableImage("a DICOM file whose pixels are neither grey nor colour")
+    return _shown(pixels, film, inverted=kind == "MONOCHROME1")
+
+
+def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
+    """Colour (H, W, 3) of `bits` bits as 8-bit luma (ITU-R 601)."""
+    luma = colour[..., 0] * np.float32(0.299) + colour[..., 1] * np.float32(0.587) + colour[..., 2] * np.float32(0.114)
+    return np.rint(np.clip(luma * np.float32(255 / (2**bits - 1)), 0, 255)).astype(np.uint8)
+
+
+def _shown(pixels: np.ndarray, film: Any, *, inverted: bool) -> np.ndarray:
+    """Grey as displayed. Worked out once for each level that occurs, not for each pixel."""
+    padding = _is_padding(pixels, film)
+    used = pixels if padding is None or padding.all() else pixels[~padding]
+    low, high = int(used.min()), int(used.max())
+    shades = _shades(np.arange(low, high + 1, dtype=np.int32).astype(pixels.dtype), film)
+    grey = shades[np.clip(pixels.astype(np.int32), low, high) - low]
+    grey = 255 - grey if inverted else grey
+    return grey if padding is None else np.where(padding, np.uint8(0), grey)
+
+
+def _is_padding(pixels: np.ndarray, film: Any) -> np.ndarray | None:
+    """Where the film is padding, which is no part of the image; None where it states no padding."""
+    value = film.get("PixelPaddingValue")
+    if value is None:
+        return None
+    other = film.get("PixelPaddingRangeLimit")
+    ends = sorted((int(value), int(value if other is None else other)))
+    return (pixels >= ends[0]) & (pixels <= ends[1])
+
+
+def _shades(levels: np.ndarray, film: Any) -> np.ndarray:
+    """The displayed shade, uint8 (N,), of each stored level of a run (N,) from the lowest to the highest."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(levels, film)
+    limits = _voi_limits(film)
+    if limits is not None:
+        try:
+            shown = apply_voi_lut(values, film).astype(np.float64)
+        except (ValueError, TypeError, NotImplementedError, IndexError, AttributeError):
+            limits = None  # a window of no width, a table of no length: as if there were none
+    if limits is None:
+        if film.BitsStored <= 8 and film.PixelRepresentation == 0 and np.array_equal(values, levels):
+            return scale_depth(levels[None])[0]  # made for display already
+        shown, limits = values.astype(np.float64), (float(values.min()), float(values.max()))
+    low, high = limits
+    return np.rint(np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+
+
+def _voi_limits(film: Any) -> tuple[float, float] | None:
+    """What black and white are after pydicom's apply_voi_lut; None where the film has neither table nor window."""
+    table = film.get("VOILUTSequence")
+    if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
+        return 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1
+    if film.get("WindowCenter") in (None, "") or film.get("WindowWidth") in (None, ""):
+        return None
+    bits = int(film.BitsStored)
+    low, high = (0, 2**bits - 1) if film.PixelRepresentation == 0 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if film.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(film.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    if film.get("RescaleSlope") is None or film.get("RescaleIntercept") is None:
+        return float(low), float(high)
+    slope, intercept = float(film.RescaleSlope), float(film.RescaleIntercept)
+    return low * slope + intercept, high * slope + intercept
+
+
+def _check_stream(film: Any) -> None:
+    """Refuse a compressed image of another size than the header states: its decoder would take what memory it says."""
+    from pydicom.encaps import generate_fragments
+
+    stream = b""
+    for i, fragment in enumerate(generate_fragments(film.PixelData)):
+        if i:  # the first is the offset table
+            stream = fragment
+            break
+    size = stream_size(stream[: 1 << 16])
+    if size is not None and size != (film.Columns, film.Rows):
+        raise UnreadableImage("a DICOM file whose compressed image is not of the size it states")
+
+
+def stream_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG, JPEG-LS or JPEG 2000 stream, from its first markers; None for anything else."""
+    if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:
+        right, bottom, left, top = struct.unpack(">4I", data[8:24])
+        return right - left, bottom - top
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            height, width = struct.unpack(">2H", data[at + 5 : at + 9])
+            return width, height
+        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    return None

@@ -1,0 +1,154 @@
+"""Every kind of file that chest X-rays come in becomes the same 8-bit grey."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trustcxr.data.images import MAX_PIXELS, UnreadableImage, read_image, read_mask, resize_image
+
+GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.webp", "x.bmp", "x.gif", "x.pgm", "x.jp2"])
+def test_lossless_grey_is_read_exactly(tmp_path: Path, name: str) -> None:
+    options = {"lossless": True} if name.endswith("webp") else {}
+    image = Image.fromarray(GREY)
+    path = save(tmp_path / name, image.convert("RGB") if name.endswith("webp") else image, **options)
+    assert np.array_equal(read_image(path), GREY)
+
+
+def test_jpeg_is_close_and_its_name_does_not_matter(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", Image.fromarray(GREY), format="JPEG", quality=95)
+    assert np.abs(read_image(path).astype(int) - GREY).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "YCbCr"])
+def test_colour_modes_of_grey_give_that_grey(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(GREY).convert(mode)
+    path = save(tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png"), image)
+    assert np.abs(read_image(path).astype(int) - GREY).max() <= (2 if mode == "YCbCr" else 1)
+
+
+def test_colour_becomes_luma(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", Image.new("RGB", (4, 4), (255, 0, 0)))
+    assert (read_image(path) == 76).all()
+
+
+def test_transparency_is_flattened_on_black(tmp_path: Path) -> None:
+    pixels = np.full((4, 4, 4), 255, np.uint8)
+    pixels[:2, :, 3] = 0
+    pixels[2, :, 3] = 128
+    grey = read_image(save(tmp_path / "x.png", Image.fromarray(pixels)))
+    assert (grey[:2] == 0).all()
+    assert np.abs(grey[2].astype(int) - 128).max() <= 1
+    assert (grey[3] == 255).all()
+    palette = Image.fromarray(GREY).convert("P")
+    path = save(tmp_path / "p.png", palette, transparency=int(np.asarray(palette)[0, 0]))
+    assert read_image(path)[0, 0] == 0
+    path = save(tmp_path / "l.png", Image.fromarray(GREY), transparency=200)
+    assert read_image(path).ravel()[200] == 0
+    assert read_image(path).ravel()[201] == 201
+
+
+@pytest.mark.parametrize("top", [1023, 4095, 16383, 65535])
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_deep_grey_is_scaled_by_the_depth_it_uses(tmp_path: Path, top: int, name: str) -> None:
+    deep = np.linspace(0, top, 240).round().astype(np.uint16).reshape(12, 20)
+    grey = read_image(save(tmp_path / name, Image.fromarray(deep)))
+    assert np.abs(grey - deep * (255 / top)).max() <= 0.5
+
+
+def test_sixteen_bit_colour(tmp_path: Path) -> None:
+    import cv2
+
+    deep = np.repeat((GREY.astype(np.uint16) * 257)[..., None], 3, axis=2)
+    cv2.imwrite(str(tmp_path / "x.png"), deep)
+    assert np.abs(read_image(tmp_path / "x.png").astype(int) - GREY).max() <= 1
+
+
+def test_a_tiff_that_is_white_at_zero_is_turned_round(tmp_path: Path) -> None:
+    deep = GREY.astype(np.uint16) * 257
+    path = save(tmp_path / "x.tif", Image.fromarray(deep), tiffinfo={262: 0})
+    assert np.array_equal(read_image(path), 255 - GREY)
+
+
+def test_floating_point_from_zero_to_one(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.tif", Image.fromarray(GREY.astype(np.float32) / 255))
+    assert np.array_equal(read_image(path), GREY)
+    path = save(tmp_path / "y.tif", Image.fromarray(GREY.astype(np.float32) * -4))
+    with pytest.raises(UnreadableImage, match="floating-point grey from -956"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.jpg", "x.tif"])
+def test_exif_orientation_is_applied(tmp_path: Path, name: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    path = save(tmp_path / name, Image.fromarray(GREY).convert("RGB"), exif=exif, quality=100, lossless=True)
+    assert np.abs(read_image(path).astype(int) - np.rot90(GREY, -1)).max() < 9
+
+
+def test_bombs_and_pages_are_refused(tmp_path: Path) -> None:
+    side = int(MAX_PIXELS**0.5) + 2
+    bomb = save(tmp_path / "bomb.png", Image.new("1", (side, side)))
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(UnreadableImage, match="refused"):
+        read_image(bomb)
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    path = save(tmp_path / "x.tif", frames[0], save_all=True, append_images=frames[1:])
+    with pytest.raises(UnreadableImage, match="several pages"):
+        read_image(path)
+
+
+def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+    whole = save(tmp_path / "x.png", Image.effect_noise((64, 64), 90)).read_bytes()
+    for content, reason in [
+        (b"", "empty file"),
+        (whole[:900], "truncated"),
+        (b"GIF? no", "not an image"),
+        (whole[8:], ""),
+    ]:
+        (tmp_path / "y.png").write_bytes(content)
+        with pytest.raises(UnreadableImage, match=reason) as caught:
+            read_image(tmp_path / "y.png")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read_image(tmp_path / "z.png")
+
+
+def test_masks_are_zero_and_one(tmp_path: Path) -> None:
+    truth = GREY > 99
+    for name, top in [("a.png", 255), ("b.png", 1)]:
+        assert np.array_equal(read_mask(save(tmp_path / name, Image.fromarray(truth.astype(np.uint8) * top))), truth)
+    path = save(tmp_path / "c.jpg", Image.fromarray(truth.astype(np.uint8) * 255), quality=90)
+    assert (read_mask(path) == truth).mean() > 0.95
+    assert read_mask(save(tmp_path / "d.png", Image.new("1", (5, 4)))).shape == (4, 5)
+
+
+def test_reduction_is_anti_aliased() -> None:
+    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    assert np.abs(resize_image(checks, 16).astype(int) - 127).max() < 20
+
+
+def test_every_raw_sample_is_read(real_data: Path) -> None:
+    files = [f for f in sorted((real_data / "raw-samples").rglob("*.*")) if f.parent.name != "raw-samples"]
+    assert len(files) == 11
+    for file in files:
+        grey = read_image(file)
+        with Image.open(file) as image:
+            assert grey.shape == image.size[::-1]
+        assert grey.dtype == np.uint8
+        assert np.percentile(grey, 95) - np.percentile(grey, 5) > 40, f"{file.name} has no contrast"
+
+
+def test_raw_samples_reduced_are_the_external_images(real_data: Path) -> None:
+    raw = read_image(real_data / "raw-samples/Non-COVID/000001-12.jpg")
+    twin = read_image(real_data / "external-cxr/Non-COVID/ieee8023_000001-12.png")
+    assert np.abs(resize_image(raw, 256).astype(int) - twin).mean() < 4
