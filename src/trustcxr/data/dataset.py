@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Dataset:
         size: pixels of a side.
         root: the folder of the data.
         layout: how it was read.
+        resize: `squeeze` or `pad`: what became of the aspect ratio.
         notes: what reading it found worth saying.
         table: the manifest's rows, one a sample.
         skipped: DataFrame(sample_id, path, reason) of the split's unreadable images, which are left out.
@@ -40,7 +42,8 @@ class Dataset:
         self._store = store
         self.table: pd.DataFrame = manifest.table[chosen].reset_index(drop=True)
         self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
-        self.split, self.layout, self.notes = split, manifest.layout, list(manifest.notes)
+        self.split, self.layout, self.resize = split, manifest.layout, store.resize
+        self.notes = list(manifest.notes)
         mine = [f for f in store.skipped if split is None or splits[f["row"]] == split]
         self.skipped = pd.DataFrame(mine, columns=["sample_id", "path", "reason"])
         masks = [f | {"kind": f["file"]} for f in store.bad_masks if split is None or splits[f["row"]] == split]
@@ -63,8 +66,8 @@ class Dataset:
         return self._store.map("images")[self._start : self._stop, None]
 
     @cached_property
-    def _file(self) -> int:
-        return os.open(self._store.folder / "images.u8", os.O_RDONLY)
+    def _file(self) -> FileIO:
+        return FileIO(self._store.folder / "images.u8")
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The images at `indices`, copied: uint8 (B, 1, size, size).
@@ -72,11 +75,11 @@ class Dataset:
         Read with pread, not through the memory map, so that an epoch over a large data set leaves no pages resident.
         """
         out = np.empty((len(indices), 1, self.size, self.size), np.uint8)
-        step = self.size**2
+        file, step = self._file.fileno(), self.size**2
         for image, index in zip(out, indices, strict=True):
             if not 0 <= index < len(self):
                 raise IndexError(f"image {index} of {len(self)}")
-            if os.preadv(self._file, [image.data.cast("B")], (self._start + int(index)) * step) != step:
+            if os.preadv(file, [image.data.cast("B")], (self._start + int(index)) * step) != step:
                 raise OSError(f"{self._store.folder}: the store was cut short")
         return out
 
@@ -129,6 +132,8 @@ def load_dataset(
     classes: Sequence[str] | None = None,
     labels: Mapping[str, str | None] | None = None,
     layout: str = "auto",
+    columns: str | Mapping[str, str | int] | None = None,
+    images: str | Path | None = None,
     resize: str = "squeeze",
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -137,11 +142,14 @@ def load_dataset(
 
     `data` is a folder, a manifest or list file, or a Manifest. `split` None is all of it. `classes` is the order of
     labels wanted (a run's classes). `labels` renames classes, `{"pneumonia": "Non-COVID"}`; None leaves one out.
-    `size` is in pixels; `resize`, `cache` and `workers` are as in `store.open_store`.
+    `columns` and `images` describe a list, as in `lists.read_list`. `size` is in pixels; `resize`,
+    `cache` and `workers` are as in `store.open_store`.
 
     Raises UserError for a folder that is not understood, a split that is not there, or a class not in `classes`.
     """
-    manifest = data if isinstance(data, Manifest) else read_manifest(data, layout=layout)
+    manifest = (
+        data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)
+    )
     if labels:
         manifest = manifest.with_labels(labels, known=classes or ())
     if split is not None and split not in manifest.splits:

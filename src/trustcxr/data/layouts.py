@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.data.images import SUFFIXES
+from trustcxr.data.lists import NO_SPLIT, read_covidx, read_list
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, from_records, split_name
 from trustcxr.errors import UserError, unknown
 
 Record = dict[str, Any]
-NO_SPLIT = "All"  # the split of data that come without one
 EXPECTED = (
     "expected COVID-QU-Ex ('Lung Segmentation Data' or 'Infection Segmentation Data' with "
     "{Train,Val,Test}/{class}/images), class folders of images ({class}/*.png, optionally below Train/Val/Test), "
@@ -29,21 +29,37 @@ _SIDECAR = {
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
 
 
-def read_manifest(path: str | Path, *, layout: str = "auto") -> Manifest:
+def read_manifest(
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    columns: str | Mapping[str, str | int] | None = None,
+    images: str | Path | None = None,
+) -> Manifest:
     """Read a data set's files into a manifest, without opening the images.
 
-    `layout` is one of `auto`, `covidqu`, `folders`. Raises UserError where the folder is not understood.
+    `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders`. `columns` and `images` are for a list: see
+    `lists.read_list`. Raises UserError where the folder or file is not understood.
     """
     root = Path(path).expanduser().absolute()
     if layout != "auto" and layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
     if not root.exists():
         raise UserError(f"{path}: no such file or folder")
+    if root.name == "manifest.csv" and columns is None and (beside := _beside(root)) is not None:
+        return beside
     for name in [layout] if layout != "auto" else list(LAYOUTS):
-        manifest = LAYOUTS[name](root)
+        reader = LAYOUTS[name]
+        manifest = read_list(root, columns=columns, images=images) if name == "list" else reader(root)
         if manifest is not None:
             return manifest
     raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}")
+
+
+def _beside(side_car: Path) -> Manifest | None:
+    """The COVID-QU-Ex data set that a side-car manifest stands in: its rows list an image once for each part."""
+    own = "sample_id" in side_car.open(errors="replace").readline()
+    return None if own else read_covidqu(side_car.parent)
 
 
 def what_is_there(folder: Path) -> str:
@@ -257,4 +273,9 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     return rows
 
 
-LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {"covidqu": read_covidqu, "folders": read_folders}
+LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {
+    "list": read_list,
+    "covidqu": read_covidqu,
+    "covidx": read_covidx,
+    "folders": read_folders,
+}

@@ -1,5 +1,6 @@
 """The one table that all data becomes: a row a sample, with its file, class, split, patient and masks."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,40 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """The splits that there are, sorted by name."""
         return tuple(sorted(set(self.table["split"])))
+
+    def write(self, path: str | Path, *, dropped: pd.DataFrame | None = None) -> None:
+        """Write the manifest as `.csv` or `.parquet`, its paths relative to the file's own folder.
+
+        `dropped` is rows of the same columns that were left out, with the reason in a column `dropped`: they are kept
+        in the file for the reader, and left out when it is read.
+        """
+        file = Path(path).expanduser().absolute()
+        if file.suffix.lower() not in (".csv", ".parquet"):
+            raise UserError(f"{path}: a manifest is written as .csv or .parquet")
+        table = self.table if dropped is None else pd.concat([self.table, dropped], ignore_index=True)
+        table = table.astype(object).where(table.notna(), None)
+        start = os.path.relpath(self.root, file.parent)
+        for column in ["path", *(c for c in table.columns if str(c).endswith(MASK_SUFFIX))]:
+            table[column] = [
+                None if p is None else Path(os.path.normpath(f"{start}/{p}")).as_posix() for p in table[column]
+            ]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        if file.suffix.lower() == ".csv":
+            table.to_csv(part, index=False)
+        else:
+            table.to_parquet(part, index=False)
+        part.replace(file)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Manifest":
+        """Read a manifest that `write` wrote. Raises UserError."""
+        from trustcxr.data.lists import read_table
+
+        file = Path(path).expanduser().absolute()
+        if not file.is_file():
+            raise UserError(f"{path}: no such file")
+        return from_table(read_table(file), file)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Samples of each class in each split: {split: {class: n}}."""
@@ -100,6 +135,23 @@ def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, 
         raise UserError(f"{root}: sample '{twice}' occurs more than once")
     table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()})
     return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes)
+
+
+def from_table(table: pd.DataFrame, file: Path) -> Manifest:
+    """A manifest from the table of one that was written to `file`. Raises UserError where a column is missing."""
+    missing = [c for c in NEEDED if c not in table]
+    if missing:
+        raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}")
+    notes = []
+    if "dropped" in table:
+        out = table["dropped"].map(_known).notna()
+        notes += [f"{int(out.sum())} samples are marked as dropped"] if out.any() else []
+        table = table[~out]
+    incomplete = table[list(NEEDED)].map(_known).isna().any(axis=1)
+    if incomplete.any():
+        raise UserError(f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}")
+    records: Any = table.to_dict("records")
+    return from_records(records, file.parent, "manifest", notes)
 
 
 def _known(value: Any) -> str | None:

@@ -40,6 +40,7 @@ class Store:
     kinds: tuple[str, ...]
     skipped: list[dict[str, Any]]
     bad_masks: list[dict[str, Any]]
+    resize: str
 
     def map(self, name: str = "images") -> np.ndarray:
         """`images` or a kind of mask, memory-mapped read-only: uint8 (count, size, size)."""
@@ -82,9 +83,9 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 def _opened(folder: Path) -> Store:
     index = json.loads((folder / "index.json").read_text())
-    kinds = tuple(index["kinds"])
-    store = Store(folder, index["size"], index["count"], kinds, index["skipped"], index["bad_masks"])
-    for name in ("images", *kinds):
+    index["kinds"] = tuple(index["kinds"])
+    store = Store(folder, **index)
+    for name in ("images", *store.kinds):
         if os.path.getsize(folder / f"{name}.u8") != store.count * store.size**2:
             raise UserError(f"{folder}: damaged store ({name}.u8 has another length); delete the folder and try again")
     return store

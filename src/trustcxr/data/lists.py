@@ -1,0 +1,229 @@
+"""Lists of images: a table with a file and a label a row, as COVIDx, NIH and RSNA publish, or our own manifest."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.data.manifest import MASK_SUFFIX, NEEDED, Manifest, from_records, from_table, split_name
+from trustcxr.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Columns = Mapping[str, str | int]
+SUFFIXES = frozenset([".csv", ".tsv", ".txt", ".parquet"])
+NO_SPLIT = "All"  # the split of data that come without one
+# Our word for a column -> the published list's column: its name, or its place where the list has no header.
+PUBLISHED: dict[str, Columns] = {
+    "covidx": {"patient": 0, "path": 1, "class": 2, "source": 3},
+    "nih": {"path": "Image Index", "class": "Finding Labels", "patient": "Patient ID", "view": "View Position"},
+    "rsna": {"path": "patientId", "class": "class"},  # that id is one a film, and says nothing about patients
+    "rsna-boxes": {"path": "patientId", "class": "Target"},
+}
+_USUAL = {
+    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
+    "class": ("class", "label", "finding", "diagnosis"),
+    "split": ("split", "subset"),
+    "patient": ("patient", "patient_id"),
+    "group": ("group", "group_id"),
+    "source": ("source", "source_repo"),
+    "view": ("view",),
+    "lung_mask": ("lung_mask",),
+    "infection_mask": ("infection_mask",),
+}
+_NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
+
+
+def read_list(file: Path, *, columns: str | Columns | None = None, images: str | Path | None = None) -> Manifest | None:
+    """A manifest from a list of images, or None where `file` is not of a list's type.
+
+    `columns` is the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`) or a mapping from our words
+    (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place;
+    None: told from the header. `images` is the folder of the images (default: the list's own), searched by file name
+    where a path is not found as it stands. Raises UserError where columns or all images are missing.
+    """
+    if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+        return None
+    table = read_table(file)
+    if columns is None and set(NEEDED) <= set(map(str, table.columns)):
+        return from_table(table, file)
+    mapping = _mapping(table, file, columns)
+    chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
+    base = Path(images).expanduser().absolute() if images else file.parent
+    if not base.is_dir():
+        raise UserError(f"{images}: no such folder of images")
+    notes: list[str] = []
+    records = _records(chosen, file, base, notes)
+    return from_records(records, base, "list", notes)
+
+
+def read_table(file: Path) -> "pd.DataFrame":
+    """A table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
+    import pandas as pd
+
+    try:
+        if file.suffix.lower() == ".parquet":
+            return pd.read_parquet(file).astype(object)
+        with open(file, encoding="utf-8-sig") as lines:
+            head = lines.readline()
+        separator = "," if "," in head else "\t" if "\t" in head else r"\s+"
+        # A space-separated list has no header: its places are its names.
+        header = None if separator == r"\s+" else 0
+        return pd.read_csv(
+            file, sep=separator, header=header, dtype=str, keep_default_na=False, encoding="utf-8-sig", comment=None
+        )
+    except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(f"{file}: not a readable table ({reason})") from None
+
+
+def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, Any]:
+    """Our words -> the table's columns, all of which it has."""
+    there = list(table.columns)
+    if columns is None:
+        columns = _told_from(table, file)
+    elif isinstance(columns, str):
+        if columns not in PUBLISHED:
+            raise unknown("list", columns, PUBLISHED)
+        columns = PUBLISHED[columns]
+        optional = ("source", "view", "patient")
+        columns = {k: v for k, v in columns.items() if k not in optional or _place(v, there) is not None}
+    mapping = {ours: _place(theirs, there) for ours, theirs in columns.items()}
+    missing = [str(columns[ours]) for ours, place in mapping.items() if place is None]
+    missing += [ours for ours in ("path", "class") if ours not in columns]
+    if missing:
+        raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
+    words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
+    for ours in mapping:
+        if ours not in words and not ours.endswith(MASK_SUFFIX):
+            raise unknown("column", ours, [*sorted(words), "<kind>_mask"])
+    return mapping
+
+
+def _place(column: str | int, there: list[Any]) -> Any:
+    """The table's own name of a column given by name or place; None where it has none such."""
+    if column in there:
+        return column
+    if isinstance(column, int) and 0 <= column < len(there):
+        return there[column]
+    return None
+
+
+def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
+    there = list(table.columns)
+    for columns in PUBLISHED.values():
+        if all(isinstance(c, str) and c in there for o, c in columns.items() if o in ("path", "class")):
+            return columns
+    if there[0] == 0 and len(there) in (3, 4):
+        return {k: v for k, v in PUBLISHED["covidx"].items() if int(v) < len(there)}
+    lowered = {str(c).strip().lower(): c for c in there}
+    found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
+    usual: dict[str, str | int] = {ours: column for ours, column in found.items() if column is not None}
+    if "path" not in usual or "class" not in usual:
+        raise UserError(
+            f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
+            "give a column mapping, such as path: 'Image Index', class: 'Finding Labels'"
+        )
+    return usual
+
+
+def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """One record an image that is there; the same image and class on several rows is one."""
+    finder = _Finder(base)
+    stem = file.stem.lower()
+    from_name = next((s for word in stem.replace("-", "_").split("_") if (s := split_name(word))), None)
+    listed = _nih_splits(file.parent)
+    records: dict[str, dict[str, Any]] = {}
+    absent: list[str] = []
+    for row in _rows(chosen):
+        split = row.get("split") or listed.get(os.path.basename(row["path"])) or from_name or NO_SPLIT
+        split = split_name(split) or split
+        path = finder.find(row["path"], split)
+        if path is None:
+            absent.append(row["path"])
+            continue
+        record = row | {"path": path, "split": split, "sample_id": row.get("sample_id") or f"{split}/{path}"}
+        for column in [c for c in row if c.endswith(MASK_SUFFIX)]:
+            record[column] = finder.find(row[column], split) if row[column] else None
+        before = records.setdefault(path, record)
+        if before["class"] != record["class"]:
+            raise UserError(f"{file}: {row['path']} is listed as '{before['class']}' and as '{record['class']}'")
+    if not records:
+        some = f"{absent[0]} is not in {base}; give the folder of the images" if absent else "no row"
+        raise UserError(f"{file}: none of its images was found: {some}")
+    if absent:
+        notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
+    return list(records.values())
+
+
+def _rows(chosen: dict[str, list[Any]]) -> Iterable[dict[str, Any]]:
+    for values in zip(*chosen.values(), strict=True):
+        row = {k: None if v is None or v != v else str(v).strip() for k, v in zip(chosen, values, strict=True)}
+        if row["path"] and row["class"]:
+            yield row
+
+
+def _nih_splits(folder: Path) -> dict[str, str]:
+    """The split of each file that NIH's `train_val_list.txt` and `test_list.txt` beside a list name."""
+    return {
+        name.strip(): split
+        for file, split in _NIH_SPLITS.items()
+        if (folder / file).is_file()
+        for name in (folder / file).read_text().splitlines()
+    }
+
+
+class _Finder:
+    """Finds a listed image in a folder: by the path as it stands, else by its file name anywhere below."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.names: dict[str, list[str]] | None = None
+
+    def find(self, given: str, split: str) -> str | None:
+        """The path relative to the folder; None where there is no such file. Raises UserError where several are."""
+        given = given.replace("\\", "/")
+        if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given):
+            return given
+        if os.path.isabs(given) and os.path.isfile(given):
+            return Path(os.path.relpath(given, self.base)).as_posix()
+        if self.names is None:
+            self.names = self._index()
+        found = self.names.get(os.path.basename(given), [])
+        ending = [f for f in found if f.endswith("/" + given)] or found
+        inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
+        if len(inside) > 1:
+            raise UserError(f"{given} is in several folders ({', '.join(inside[:3])}): the list must say which")
+        return inside[0] if inside else None
+
+    def _index(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for folder, _, files in os.walk(self.base):
+            inside = os.path.relpath(folder, self.base).replace(os.sep, "/")
+            for file in files:
+                path = file if inside == "." else f"{inside}/{file}"
+                names.setdefault(file, []).append(path)
+                stem = os.path.splitext(file)[0]
+                if stem != file:  # RSNA lists its films without `.dcm`
+                    names.setdefault(stem, []).append(path)
+        return names
+
+
+def published_lists(folder: Path) -> list[Path]:
+    """COVIDx's own lists (`train_COVIDx9A.txt`, `test_...`) in a folder; none where it has several of one split."""
+    files = sorted(f for f in folder.glob("*_COVIDx*.txt") if split_name(f.name.split("_")[0]))
+    counts = Counter(f.name.split("_")[0].lower() for f in files)
+    return files if files and max(counts.values()) == 1 else []
+
+
+def read_covidx(folder: Path) -> Manifest | None:
+    """COVIDx as published: its lists of each split in one folder, with `train/` and `test/` beside them."""
+    if not folder.is_dir():
+        return None
+    manifests = [m for f in published_lists(folder) if (m := read_list(f, columns="covidx")) is not None]
+    if not manifests:
+        return None
+    rows: list[Any] = [row for m in manifests for row in m.table.to_dict("records")]
+    return from_records(rows, folder, "covidx", [n for m in manifests for n in m.notes])

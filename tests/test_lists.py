@@ -1,0 +1,155 @@
+"""Lists of images: those of COVIDx, NIH and RSNA as published, any other by a mapping, and our own manifest."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from trustcxr.data import Manifest, load_dataset, read_manifest
+from trustcxr.errors import UserError
+
+
+def film(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((20, 20), 60).convert("L").save(path, format="PNG")
+
+
+@pytest.fixture
+def covidx(tmp_path: Path) -> Path:
+    root = tmp_path / "covidx"
+    rows = {
+        "train": ["3 SARS-10.1148rg.png pneumonia cohen", "COVID-00003b b.jpg COVID-19 fig1"],
+        "test": ["19 ARDSSevere.png normal cohen", "7 gone.png normal rsna"],
+    }
+    for split, lines in rows.items():
+        (root / f"{split}_COVIDx9A.txt").parent.mkdir(exist_ok=True)
+        (root / f"{split}_COVIDx9A.txt").write_text("\n".join(lines) + "\n")
+        for line in lines:
+            if "gone" not in line:
+                film(root / split / line.split()[1])
+    film(root / "train/ARDSSevere.png")  # the same name in both folders: each list means its own
+    return root
+
+
+def test_covidx_as_published(covidx: Path) -> None:
+    manifest = read_manifest(covidx)
+    assert manifest.layout == "covidx"
+    found = manifest.table[["path", "class", "split", "patient", "source"]].values.tolist()
+    assert found == [
+        ["test/ARDSSevere.png", "normal", "Test", "19", "cohen"],
+        ["train/b.jpg", "COVID-19", "Train", "COVID-00003b", "fig1"],
+        ["train/SARS-10.1148rg.png", "pneumonia", "Train", "3", "cohen"],
+    ]
+    assert any("gone.png" in n for n in manifest.notes)
+    assert len(read_manifest(covidx / "train_COVIDx9A.txt").table) == 2
+    data = load_dataset(
+        covidx, "Train", 16, labels={"pneumonia": "Non-COVID", "normal": "Normal", "COVID-19": "COVID-19"}
+    )
+    assert data.classes == ("COVID-19", "Non-COVID", "Normal")
+    assert data.labels.tolist() == [0, 1]
+
+
+def test_nih_as_published(tmp_path: Path) -> None:
+    (tmp_path / "Data_Entry_2017.csv").write_text(
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
+        "00000001_000.png,Cardiomegaly|Emphysema,0,1,58,M,PA\n"
+        "00000002_000.png,No Finding,0,2,81,M,AP\n"
+    )
+    (tmp_path / "train_val_list.txt").write_text("00000001_000.png\n")
+    (tmp_path / "test_list.txt").write_text("00000002_000.png\n")
+    film(tmp_path / "images_001/images/00000001_000.png")
+    film(tmp_path / "images_002/images/00000002_000.png")
+    table = read_manifest(tmp_path / "Data_Entry_2017.csv").table
+    assert table["path"].tolist() == ["images_002/images/00000002_000.png", "images_001/images/00000001_000.png"]
+    assert table["split"].tolist() == ["Test", "Train"]
+    assert table["patient"].tolist() == ["2", "1"]
+    assert table["view"].tolist() == ["AP", "PA"]
+    assert table["class"].tolist() == ["No Finding", "Cardiomegaly|Emphysema"]
+
+
+def test_rsna_lists_a_film_once_for_each_box_and_without_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "stage_2_detailed_class_info.csv").write_text(
+        "patientId,class\na1,Lung Opacity\na1,Lung Opacity\nb2,Normal\n"
+    )
+    (tmp_path / "stage_2_train_labels.csv").write_text(
+        "patientId,x,y,width,height,Target\na1,1,2,3,4,1\na1,5,6,7,8,1\nb2,,,,,0\n"
+    )
+    for name in ("a1", "b2"):
+        film(tmp_path / f"stage_2_train_images/{name}.dcm")
+    table = read_manifest(tmp_path / "stage_2_detailed_class_info.csv").table
+    assert table["class"].tolist() == ["Lung Opacity", "Normal"]
+    assert table["path"].tolist() == ["stage_2_train_images/a1.dcm", "stage_2_train_images/b2.dcm"]
+    boxes = load_dataset(tmp_path / "stage_2_train_labels.csv", size=16, labels={"1": "Opacity", "0": "Other"})
+    assert boxes.classes == ("Opacity", "Other")
+
+
+def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
+    film(tmp_path / "pictures/x 1.png")
+    film(tmp_path / "pictures/x 1 lungs.png")
+    (tmp_path / "lists").mkdir()
+    file = tmp_path / "lists/mine.csv"
+    file.write_text("Bild;Befund,Bild,Maske,Teil\nirrelevant,x 1.png,x 1 lungs.png,validation\n")
+    columns = {"path": "Bild", "class": "Bild;Befund", "lung_mask": "Maske", "split": "Teil"}
+    manifest = read_manifest(file, columns=columns, images=tmp_path / "pictures")
+    assert manifest.table[["path", "lung_mask", "split"]].values.tolist() == [["x 1.png", "x 1 lungs.png", "Val"]]
+    with pytest.raises(UserError, match=r"no column 'Befund'; found Bild;Befund, Bild"):
+        read_manifest(file, columns={"path": "Bild", "class": "Befund"}, images=tmp_path / "pictures")
+    with pytest.raises(UserError, match="unknown column 'colour'"):
+        read_manifest(file, columns=columns | {"colour": "Teil"}, images=tmp_path / "pictures")
+    with pytest.raises(UserError, match=r"which columns hold the image and its class\? found Bild;Befund"):
+        read_manifest(file)
+    with pytest.raises(UserError, match="unknown list 'nhi': did you mean nih"):
+        read_manifest(file, columns="nhi")
+    with pytest.raises(UserError, match=r"none of its images was found: x 1\.png"):
+        read_manifest(file, columns=columns, images=tmp_path / "lists")
+
+
+def test_an_image_of_two_classes_or_two_folders_is_an_error(tmp_path: Path) -> None:
+    film(tmp_path / "a/x.png")
+    (tmp_path / "two.csv").write_text("path,class\na/x.png,one\na/x.png,two\n")
+    with pytest.raises(UserError, match="listed as 'one' and as 'two'"):
+        read_manifest(tmp_path / "two.csv")
+    film(tmp_path / "b/x.png")
+    (tmp_path / "where.csv").write_text("path,class\nx.png,one\n")
+    with pytest.raises(UserError, match="in several folders"):
+        read_manifest(tmp_path / "where.csv")
+
+
+@pytest.mark.parametrize("name", ["out/clean.csv", "out/clean.parquet"])
+def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, name: str) -> None:
+    manifest = read_manifest(covidx)
+    manifest.table.loc[0, "lung_mask"] = "test/ARDSSevere.png"
+    keep = manifest.table["patient"] != "3"
+    gone = manifest.table[~keep].assign(dropped="the same film as sample 7")
+    manifest.select(keep).write(tmp_path / name, dropped=gone)
+    again = Manifest.read(tmp_path / name)
+    facts = ["sample_id", "class", "split", "patient", "group", "source", "view"]
+    pd.testing.assert_frame_equal(again.table[facts], manifest.table[keep].reset_index(drop=True)[facts])
+    assert again.root == tmp_path / "out"
+    assert all((again.root / p).is_file() for p in [*again.table["path"], again.table["lung_mask"][0]])
+    assert again.table["infection_mask"].tolist() == [None, None]
+    assert again.notes == ["1 samples are marked as dropped"]
+    written = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
+    assert written["dropped"].dropna().tolist() == ["the same film as sample 7"]
+    data = load_dataset(tmp_path / name, "Train", 16, cache=tmp_path / "cache")
+    assert data.sample_ids.tolist() == ["Train/train/b.jpg"]
+
+
+def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "y.csv").write_text("path,class\n")
+    for name, reason in [("x.parquet", "not a readable table"), ("y.csv", "it has no column 'sample_id', 'split'")]:
+        with pytest.raises(UserError, match=reason) as caught:
+            Manifest.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    film(tmp_path / "d/a/x.png")
+    with pytest.raises(UserError, match=r"written as \.csv or \.parquet"):
+        read_manifest(tmp_path / "d").write(tmp_path / "z.xlsx")
+
+
+def test_the_side_car_of_covidqu_does_not_pool_the_two_parts(covidqu: Path) -> None:
+    assert len(read_manifest(covidqu / "manifest.csv").table) == 2850
+    external = read_manifest(covidqu.parent / "external-cxr/manifest.csv")
+    assert len(external.table) == 325
+    assert external.table["lung_mask"].notna().sum() == 202
