@@ -43,11 +43,13 @@ def read_dicom(path: str | Path) -> np.ndarray:
             raise
         except MemoryError:
             raise UnreadableImage("needs more memory than there is") from None
-        except Exception as fault:  # a damaged file makes pydicom raise almost anything, quoting what it read
-            raise UnreadableImage(_in_words(fault)) from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as fault:  # a damaged file makes pydicom raise almost anything, quoting what it read,
+            raise UnreadableImage(_in_words(fault)) from None  # and its decoder in Rust a panic, which is no Exception
 
 
-def _in_words(fault: Exception) -> str:
+def _in_words(fault: BaseException) -> str:
     text = str(fault)
     if "missing dependencies" in text or "missing required dependencies" in text:
         return f"a compressed DICOM file: reading it needs {INSTALL}"
