@@ -1,1 +1,15 @@
 """Saliency (where a model looks) and its measures against radiologists' masks."""
+
+from trustcxr.explain.cam import METHODS, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, method
+from trustcxr.explain.controls import centre_prior, random_map
+
+__all__ = [
+    "METHODS",
+    "centre_prior",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
+    "method",
+    "random_map",
+]

@@ -1,0 +1,258 @@
+"""Grad-CAM and its relatives, a batch at a time, on the device, at little more than the cost of a forward pass."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trustcxr.errors import UserError, unknown
+
+Target = int | Tensor | None
+Layer = str | nn.Module | None
+# A map whose values differ by less than this share of its peak says nothing about place.
+_FLAT = 1e-6
+# Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
+_HALF_PRECISION_SCALE = 1024.0
+
+
+class SaliencyMethod(Protocol):
+    """What every method of this package is: (model, images, target) -> saliency."""
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+        """Images (B, C, H, W) -> saliency (B, H, W), float32, in [0, 1]."""
+
+
+def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017): each channel of the feature map weighted by its mean gradient.
+
+    `x`: images (B, 1, H, W), float, in [0, 1]. `target`: the class explained; None for each image's predicted class,
+    one int for all, or a (B,) integer tensor. `layer`: whose output is read; None for `model.cam_layer`, a dotted
+    module name, or the module itself. Where a layer runs more than once, its last output is read.
+
+    Returns saliency (B, H, W), float32, on the device of `x`: positive evidence for the target, upsampled bilinearly,
+    each map divided by its own maximum. A map without positive evidence, or the same everywhere (a null map), is all
+    zeros. The model runs in eval mode and is left exactly as it was found: modes, gradients, hooks, random state.
+    Works inside `no_grad`, `inference_mode` and autocast.
+
+    Raises UserError for a layer that is not in the model, or a target outside its classes.
+    """
+    return _cam(_grad_cam_map, model, x, target, layer)
+
+
+def grad_cam_plus_plus(
+    model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None, stabiliser: float = 1e-6
+) -> Tensor:
+    """Grad-CAM++ (Chattopadhay et al. 2018): positive gradients, weighted pixel by pixel (its equation 19).
+
+    `stabiliser` is added to the equation's denominator: the grad-cam package's value, so that maps agree with it. Where
+    gradients are smaller than about its square root it decides the weights; 0 gives the paper's equation as printed.
+    All else as `grad_cam`.
+    """
+    return _cam(partial(_grad_cam_plus_plus_map, stabiliser=stabiliser), model, x, target, layer)
+
+
+def hires_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """HiResCAM (Draelos and Carin 2020): feature map times gradient, pixel by pixel. All else as `grad_cam`."""
+    return _cam(_hires_cam_map, model, x, target, layer)
+
+
+def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """LayerCAM (Jiang et al. 2021): feature map times positive gradient, pixel by pixel; fit for earlier layers too.
+
+    All else as `grad_cam`.
+    """
+    return _cam(_layer_cam_map, model, x, target, layer)
+
+
+METHODS: dict[str, SaliencyMethod] = {
+    "gradcam": grad_cam,
+    "gradcam++": grad_cam_plus_plus,
+    "hirescam": hires_cam,
+    "layercam": layer_cam,
+}
+
+
+def method(name: str) -> SaliencyMethod:
+    """The saliency method of this name. Raises UserError, with the nearest names, where there is none."""
+    if name.lower() not in METHODS:
+        raise unknown("saliency method", name, METHODS)
+    return METHODS[name.lower()]
+
+
+# From a feature map and its gradient, both (B, K, h, w), to a map (B, h, w) whose sign still tells for from against.
+
+
+def _grad_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
+    return torch.einsum("bk,bkhw->bhw", gradient.mean(dim=(2, 3)), features)
+
+
+def _grad_cam_plus_plus_map(features: Tensor, gradient: Tensor, *, stabiliser: float) -> Tensor:
+    total = features.sum(dim=(2, 3), keepdim=True)
+    denominator = 2 * gradient**2 + total * gradient**3 + stabiliser
+    alpha = torch.where((gradient != 0) & (denominator != 0), gradient**2 / denominator, 0.0)
+    weights = (alpha * gradient.clamp(min=0)).sum(dim=(2, 3))
+    return torch.einsum("bk,bkhw->bhw", weights, features)
+
+
+def _hires_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
+    return (gradient * features).sum(dim=1)
+
+
+def _layer_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
+    return (gradient.clamp(min=0) * features).sum(dim=1)
+
+
+def _cam(
+    combine: Callable[[Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, target: Target, layer: Layer
+) -> Tensor:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise UserError(f"images must be float, (B, 1, H, W), in [0, 1]; got {x.dtype}, {tuple(x.shape)}")
+    height, width = x.shape[-2:]
+    features, gradient = _feature_map_and_gradient(model, x, target, _find_layer(model, layer))
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        arrange = _arrangement(features, height, width, model)
+        return _to_saliency(combine(arrange(features), arrange(gradient)), height, width)
+
+
+def _to_saliency(raw: Tensor, height: int, width: int) -> Tensor:
+    positive = raw.float().clamp(min=0)
+    large = functional.interpolate(positive[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+    peak = large.amax(dim=(1, 2), keepdim=True)
+    low = large.amin(dim=(1, 2), keepdim=True)
+    # False for infinity and NaN too: a model that overflows gives a null map, not a broken one.
+    return torch.where(peak - low > _FLAT * peak, large / peak, 0.0)
+
+
+def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The layer's output and the gradient of the target's logit with respect to it, in the layer's own shape.
+
+    The network up to the layer runs without gradients; the hook then hands on a fresh leaf and turns gradients on, so
+    that only what comes after the layer is differentiated.
+    """
+    leaves: list[Tensor] = []
+    caller = threading.get_ident()
+
+    def start_gradient(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
+        if threading.get_ident() != caller:  # the same model at work in another thread: not our forward pass
+            return None
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise UserError(
+                f"the layer's output is not one feature map but {type(output).__name__}: choose another layer"
+            )
+        leaf = output.detach().float().requires_grad_()
+        leaves[:] = [leaf]
+        torch.set_grad_enabled(True)
+        # A copy, because what follows may work in place.
+        return leaf.to(output.dtype, copy=True)
+
+    with _as_found(model, x), torch.inference_mode(False), torch.no_grad():
+        handle = layer.register_forward_hook(start_gradient)
+        try:
+            logits = model(x.clone() if x.is_inference() else x)
+        finally:
+            handle.remove()
+        if not leaves:
+            raise UserError("the layer is not run in the model's forward pass: choose another layer")
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise UserError("the model must return logits (B, C), one row an image")
+        leaf = leaves[0]
+        scale = _HALF_PRECISION_SCALE if logits.dtype == torch.float16 else 1.0
+        score = logits.gather(1, _classes(target, logits)[:, None]).float().sum() * scale
+        gradient = torch.autograd.grad(score, leaf, allow_unused=True)[0] if score.requires_grad else None
+        if gradient is None:
+            raise UserError("the logits do not depend on the layer's output: choose another layer")
+        return leaf.detach(), gradient / scale
+
+
+@contextmanager
+def _as_found(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Eval mode inside; outside, every module's own mode, the random state and autocast's cache as they were."""
+    training = [module for module in model.modules() if module.training]
+    cached = torch.is_autocast_cache_enabled()
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            # Before torch 2.10 autocast keeps weights cast without gradients, and a training step would then use them.
+            torch.set_autocast_cache_enabled(False)
+            # Flag by flag: a module's own train() may do more than set it.
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            torch.set_autocast_cache_enabled(cached)
+
+
+def _classes(target: Target, logits: Tensor) -> Tensor:
+    images, classes = logits.shape
+    if target is None:
+        return logits.argmax(dim=1)
+    wanted = torch.as_tensor(target, device=logits.device)
+    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
+        raise UserError(f"a target is a class number, 0 to {classes - 1}; got {wanted.dtype}")
+    if wanted.ndim == 0:
+        wanted = wanted.expand(images)
+    if wanted.shape != (images,):
+        raise UserError(f"targets: one for each of the {images} images, or one for all; got {tuple(wanted.shape)}")
+    outside = wanted[(wanted < 0) | (wanted >= classes)]
+    if len(outside):
+        raise UserError(f"target {int(outside[0])} is outside the model's {classes} classes: 0 to {classes - 1}")
+    return wanted.long()
+
+
+def _find_layer(model: nn.Module, layer: Layer) -> nn.Module:
+    names = {name: module for name, module in model.named_modules() if name}
+    if isinstance(layer, nn.Module):
+        if not any(layer is module for module in model.modules()):
+            raise UserError(f"the layer given ({type(layer).__name__}) is not part of the model: give one of its own")
+        return layer
+    if layer is None:
+        net = getattr(model, "net", model)
+        blocks = getattr(net, "blocks", None)
+        # A transformer that classifies from its class token gives its last patches no gradient: read before they mix.
+        if getattr(net, "global_pool", None) == "token" and blocks is not None and hasattr(blocks[-1], "norm1"):
+            return blocks[-1].norm1
+        if isinstance(getattr(model, "cam_layer", None), nn.Module):
+            return model.cam_layer  # type: ignore[return-value]
+        raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
+    if layer in names:
+        return names[layer]
+    near = get_close_matches(layer, list(names), n=5, cutoff=0.5)
+    raise UserError(
+        f"unknown layer '{layer}': {'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
+        f"valid: {_some(names)}, or any name in model.named_modules()"
+    )
+
+
+def _some(names: dict[str, nn.Module]) -> str:
+    return ", ".join([name for name in names if name.count(".") < 2][:12])
+
+
+def _arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What turns the layer's shape into (B, K, h, w): channels first, channels last (Swin) or patch tokens (ViT)."""
+
+    def fits(rows: int, columns: int) -> bool:  # of the images' proportions, to within one cell
+        return abs(rows * width - columns * height) <= max(height, width)
+
+    if features.ndim == 4:
+        first, second, third = features.shape[1:]
+        if fits(first, second) and not fits(second, third):
+            return lambda t: t.permute(0, 3, 1, 2)
+        return lambda t: t
+    if features.ndim == 3:
+        prefix = getattr(getattr(model, "net", model), "num_prefix_tokens", 0)
+        patches = features.shape[1] - prefix
+        rows = max(round((max(patches, 1) * height / width) ** 0.5), 1)
+        if patches > 0 and patches % rows == 0 and fits(rows, patches // rows):
+            return lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (rows, patches // rows))
+    raise UserError(
+        f"the layer's output {tuple(features.shape)} is no feature map (B, K, h, w), (B, h, w, K) or (B, patches, K): "
+        "choose another layer"
+    )

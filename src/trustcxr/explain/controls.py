@@ -1,0 +1,29 @@
+"""Maps that know nothing of the model: what a saliency method has to beat (ANCHORS: infection masks are large)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int = 7) -> Tensor:
+    """Random saliency (count, height, width), float32, in [0, 1], on the CPU.
+
+    Independent uniform values on a `cells` x `cells` grid, upsampled bilinearly and divided by the maximum: as smooth
+    as a CAM of that grid, so that it is no easier or harder to beat. The same seed gives the same maps, whatever the
+    global random state: give every batch a seed of its own.
+    """
+    grid = torch.rand((count, 1, cells, cells), generator=torch.Generator().manual_seed(seed))
+    maps = functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[:, 0]
+    return maps / maps.amax(dim=(1, 2), keepdim=True)
+
+
+def centre_prior(height: int, width: int) -> Tensor:
+    """A Gaussian at the centre of the image, (height, width), float32, in [0, 1], on the CPU.
+
+    Its standard deviation is a quarter of each side: the map of someone who has never seen the image (after Judd et al.
+    2012, who showed how much such a map already scores).
+    """
+    rows = (torch.arange(height) - (height - 1) / 2) / (height / 4)
+    columns = (torch.arange(width) - (width - 1) / 2) / (width / 4)
+    prior = torch.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / 2)
+    return prior / prior.amax()
