@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data.images import MAX_PIXELS, UnreadableImage, read_image, read_mask, resize_image
+from trustcxr.data.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    read_image,
+    read_image_at,
+    read_mask,
+    read_mask_at,
+    resize_image,
+    resize_mask,
+)
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 
@@ -119,7 +128,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         with pytest.raises(UnreadableImage, match=reason) as caught:
             read_image(tmp_path / "y.png")
         assert "\n" not in str(caught.value)
-    with pytest.raises(UnreadableImage, match="No such file"):
+    with pytest.raises(UnreadableImage, match="no such file"):
         read_image(tmp_path / "z.png")
 
 
@@ -135,6 +144,15 @@ def test_masks_are_zero_and_one(tmp_path: Path) -> None:
 def test_reduction_is_anti_aliased() -> None:
     checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     assert np.abs(resize_image(checks, 16).astype(int) - 127).max() < 20
+
+
+@pytest.mark.parametrize("resize", ["squeeze", "pad"])
+def test_reading_at_a_size_is_reading_and_resizing(tmp_path: Path, resize: str) -> None:
+    image = save(tmp_path / "x.png", Image.fromarray(GREY))
+    assert np.array_equal(read_image_at(image, 9, resize), resize_image(GREY, 9, resize))
+    for top in (1, 255):
+        mask = save(tmp_path / "m.png", Image.fromarray((GREY > 99).astype(np.uint8) * top))
+        assert np.array_equal(read_mask_at(mask, 9, resize), resize_mask(read_mask(mask), 9, resize))
 
 
 def test_every_raw_sample_is_read(real_data: Path) -> None:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ def test_a_changed_file_never_meets_the_old_store(films: Path, tmp_path: Path) -
 
 def test_nothing_is_decoded_twice(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_dataset(films, "Train", 32, cache=tmp_path / "cache")
-    monkeypatch.setattr(store, "read_image", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(store, "read_image_at", lambda *_: pytest.fail("decoded again"))
     assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache")) == 6
 
 
@@ -127,20 +129,20 @@ def test_an_unknown_split_names_those_there_are(films: Path) -> None:
 
 
 def test_a_build_that_was_cut_off_goes_on(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, real, decoded = tmp_path / "cache", store.read_image, []
+    cache, real, decoded = tmp_path / "cache", store.read_image_at, []
     monkeypatch.setattr(store, "_CHUNK", 2)
 
-    def read(path: str, limit: int) -> np.ndarray:
+    def read(limit: int, path: str, *how: Any) -> np.ndarray:
         if len(decoded) == limit:
             raise KeyboardInterrupt
         decoded.append(path)
-        return real(path)
+        return real(path, *how)
 
-    monkeypatch.setattr(store, "read_image", lambda path: read(path, 7))
+    monkeypatch.setattr(store, "read_image_at", partial(read, 7))
     with pytest.raises(KeyboardInterrupt):
         load_dataset(films, "Train", 32, cache=cache, workers=1)
     assert [f.suffix for f in (cache / "stores").iterdir() if f.is_dir()] == [".building"]
-    monkeypatch.setattr(store, "read_image", lambda path: read(path, 99))
+    monkeypatch.setattr(store, "read_image_at", partial(read, 99))
     data = load_dataset(films, "Train", 32, cache=cache, workers=1)
     assert 12 < len(decoded) <= 14  # at most the chunk that was being decoded is done again
     fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
@@ -187,11 +189,18 @@ def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path
     assert sums == [[str(expected)]] * 2
 
 
+SLOW = """
+import time
+from trustcxr.data import store
+read = store.read_image_at
+store.read_image_at = lambda *how: time.sleep(0.3) or read(*how)
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_build_goes_on(films: Path, tmp_path: Path) -> None:
-    slow = "import time, trustcxr.data.store as s\nr = s.read_image\ns.read_image = lambda p: time.sleep(.3) or r(p)\n"
     script = tmp_path / "script.py"
-    script.write_text(slow + SCRIPT.replace("workers=2", "workers=1"))
+    script.write_text(SLOW + SCRIPT.replace("workers=2", "workers=1"))
     cache = tmp_path / "cache"
     process = subprocess.Popen([sys.executable, script, films, cache])
     deadline = time.monotonic() + 60

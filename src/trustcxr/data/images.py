@@ -1,9 +1,10 @@
 """Reading one file: whatever a chest X-ray is stored in becomes 8-bit grey, shape (H, W)."""
 
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,7 @@ def read_image(path: str | Path) -> np.ndarray:
     black, colour becomes luma (ITU-R 601). Grey of 16 bits is scaled by the smallest usual depth (8, 10, 12, 14, 16)
     that holds its brightest pixel, since detectors store 10 to 14 bits in 16. Raises UnreadableImage.
     """
-    if _is_dicom(path):
-        from trustcxr.data.dicom import read_dicom
-
-        return read_dicom(path)
-    try:
-        with quiet(), Image.open(path, formats=FORMATS) as image:
-            return _decode(image)
-    except UnreadableImage:
-        raise
-    except Image.UnidentifiedImageError:
-        raise UnreadableImage(_not_an_image(Path(path))) from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels: refused") from None
-    except Exception as fault:  # a damaged file makes the decoders raise almost anything
-        raise UnreadableImage(_one_line(fault)) from None
+    return np.array(_read(path))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -50,37 +37,74 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     1 where the grey level is at least 128; in a file whose brightest pixel is 1, where it is 1. Raises UnreadableImage.
     """
-    grey = read_image(path)
-    return (grey >= (1 if grey.max() <= 1 else 128)).astype(np.uint8)
+    grey = _read(path)
+    return (np.asarray(grey) >= _threshold(grey)).astype(np.uint8)
 
 
-def _decode(image: Image.Image) -> np.ndarray:
+def read_image_at(path: str | Path, size: int, resize: str = "squeeze") -> np.ndarray:
+    """An image file as the store holds it: `resize_image(read_image(path), size, resize)` without the copies."""
+    return np.asarray(_square(_read(path), size, resize, Image.Resampling.BILINEAR))
+
+
+def read_mask_at(path: str | Path, size: int, resize: str = "squeeze") -> np.ndarray:
+    """A mask file as the store holds it: `resize_mask(read_mask(path), size, resize)` without the copies."""
+    grey = _read(path)
+    return (np.asarray(_square(grey, size, resize, Image.Resampling.NEAREST)) >= _threshold(grey)).view(np.uint8)
+
+
+def _threshold(mask: Image.Image) -> int:
+    """The lowest grey level that counts as inside."""
+    return 1 if mask.getextrema()[1] == 1 else 128
+
+
+def _read(path: str | Path) -> Image.Image:
+    """A file as a Pillow image of mode L, in memory. Raises UnreadableImage."""
+    try:
+        with open(path, "rb") as file, quiet():
+            if file.read(132)[128:] == b"DICM":
+                from trustcxr.data.dicom import read_dicom
+
+                return Image.fromarray(read_dicom(path))
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                return _grey(image)
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage(_not_an_image(Path(path))) from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels: refused") from None
+    except FileNotFoundError:
+        raise UnreadableImage("no such file") from None
+    except Exception as fault:  # a damaged file makes the decoders raise almost anything
+        raise UnreadableImage(_one_line(fault)) from None
+
+
+def _grey(image: Image.Image) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{width} x {height} pixels: more than {MAX_PIXELS:,} are refused")
     if getattr(image, "n_frames", 1) > 1:
         raise UnreadableImage("holds several pages or frames, expected one image")
     inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
-    image = _upright(image)
+    image.load()
+    _turn_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(np.asarray(image), inverted)
+        return Image.fromarray(_deep_grey(np.asarray(image), inverted))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
     if image.mode == "LAB":
         image = image.getchannel("L")
-    grey = image if image.mode == "L" else image.convert("L" if image.mode != "P" else "RGB").convert("L")
-    grey.load()
-    return np.array(grey, dtype=np.uint8)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; damaged EXIF in a sound image says nothing about orientation."""
-    try:
-        turned = ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError):
+    if image.mode == "L":
         return image
-    return image if turned is None else turned
+    return (image.convert("RGB") if image.mode == "P" else image).convert("L")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the EXIF orientation; damaged EXIF in a sound image says nothing about orientation."""
+    with suppress(SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _deep_grey(values: np.ndarray, inverted: bool) -> np.ndarray:
@@ -118,15 +142,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _is_dicom(path: str | Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(132)
-    except OSError as fault:
-        raise UnreadableImage(fault.strerror or "cannot be opened") from None
-    return head[128:132] == b"DICM"
-
-
 def _not_an_image(path: Path) -> str:
     if path.stat().st_size == 0:
         return "empty file"
@@ -151,13 +166,14 @@ def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndar
 
 
 def _resized(pixels: np.ndarray, size: int, resize: str, filter: Image.Resampling) -> np.ndarray:
-    height, width = pixels.shape
+    return np.asarray(_square(Image.fromarray(pixels), size, resize, filter))
+
+
+def _square(image: Image.Image, size: int, resize: str, filter: Image.Resampling) -> Image.Image:
+    width, height = image.size
     if resize == "pad" and height != width:
         side = max(height, width)
-        square = np.zeros((side, side), np.uint8)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[top : top + height, left : left + width] = pixels
-        pixels = square
-    if pixels.shape == (size, size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), filter))
+        padded = Image.new("L", (side, side))
+        padded.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = padded
+    return image if image.size == (size, size) else image.resize((size, size), filter)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from trustcxr.console import Progress, say
-from trustcxr.data.images import DECODER, UnreadableImage, read_image, read_mask, resize_image, resize_mask
+from trustcxr.data.images import DECODER, UnreadableImage, read_image_at, read_mask_at
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.errors import UserError, unknown
 
@@ -184,8 +185,6 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
 
 
 def _forget(work: Path) -> None:
-    import shutil
-
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -203,6 +202,8 @@ def _decode_missing(
     missing = np.flatnonzero(done == _WAITING)
     if not len(missing):
         return
+    if shutil.disk_usage(work).free < len(missing) * size**2:  # masks need more, but mostly little
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     workers = workers or joblib.cpu_count()
     few = len(missing) * len(columns) < _FEW
     pool = joblib.Parallel(
@@ -215,48 +216,85 @@ def _decode_missing(
         batch_size=1,
     )
     chunks = [missing[i : i + _CHUNK].tolist() for i in range(0, len(missing), _CHUNK)]
+    failed: list[int] = []
     jobs = (
         joblib.delayed(decode_rows)(
             str(work), root, rows, {n: [paths[r] for r in rows] for n, paths in columns.items()}, size, resize
         )
         for rows in chunks
+        if not failed  # nothing more is begun, and what was is waited for: a pool that is cut off complains at length
     )
-    with Progress("Decoding images", count) as bar, open(work / "faults.jsonl", "a") as faults_file:
+    with Progress("Decoding images", count) as bar, open(work / "faults.jsonl", "a") as faults_file, _workers_lost():
         bar.advance(count - len(missing))
-        for rows, faults in pool(jobs):
+        for rows, faults, failure in pool(jobs):
+            if failure is not None:
+                failed.append(failure)
+                continue
             for fault in faults:
                 faults_file.write(json.dumps(fault) + "\n")
             faults_file.flush()
             bad = {f["row"] for f in faults if f["file"] == "images"}
             done[rows] = [_BAD if r in bad else _GOOD for r in rows]
             bar.advance(len(rows))
+    if failed:
+        raise OSError(failed[0], os.strerror(failed[0]), str(work))
+
+
+@contextmanager
+def _workers_lost() -> Iterator[None]:
+    """One line where a decoding process was killed, which is mostly for want of memory."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield
+    except TerminatedWorkerError:
+        raise UserError(
+            "a process that decodes images was killed (out of memory?); started again, it goes on, with fewer workers"
+        ) from None
 
 
 def decode_rows(
     work: str, root: str, rows: list[int], paths: dict[str, list[str | None]], size: int, resize: str
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """Decode some rows of every column into the store being built: (rows, faults). Runs in a worker."""
+) -> tuple[list[int], list[dict[str, Any]], int | None]:
+    """Decode some rows of every column into the store being built. Runs in a worker.
+
+    Returns the rows, the unreadable files among them, and the error number where they could not be written.
+    """
     faults: list[dict[str, Any]] = []
-    for name, column in paths.items():
-        # Written with pwrite, not through a memory map: a full disk is then an error and not a bus error.
-        file = os.open(f"{work}/{name}.u8", os.O_WRONLY)
-        try:
-            for row, path in zip(rows, column, strict=True):
-                if path is None:
-                    continue
-                try:
-                    if name == "images":
-                        pixels = resize_image(read_image(f"{root}/{path}"), size, resize)
-                    else:
-                        pixels = resize_mask(read_mask(f"{root}/{path}"), size, resize)
-                except UnreadableImage as fault:
-                    faults.append({"row": row, "file": name, "reason": str(fault)})
-                    continue
-                if name == "images" or pixels.any():  # an empty mask stays a hole
-                    _write(file, np.ascontiguousarray(pixels), row * size**2)
-        finally:
-            os.close(file)
-    return rows, faults
+    try:
+        for name, column in paths.items():
+            _decode_column(work, root, rows, name, column, size, resize, faults)
+    except OSError as fault:
+        return rows, faults, fault.errno or errno.EIO
+    return rows, faults, None
+
+
+def _decode_column(
+    work: str,
+    root: str,
+    rows: list[int],
+    name: str,
+    column: list[str | None],
+    size: int,
+    resize: str,
+    faults: list[dict[str, Any]],
+) -> None:
+    read = read_image_at if name == "images" else read_mask_at
+    # Written with pwrite, not through a memory map: a full disk is then an error and not a bus error.
+    file = os.open(f"{work}/{name}.u8", os.O_WRONLY)
+    try:
+        for row, path in zip(rows, column, strict=True):
+            if path is None:
+                continue
+            try:
+                pixels = read(f"{root}/{path}", size, resize)
+            except UnreadableImage as fault:
+                faults.append({"row": row, "file": name, "reason": str(fault)})
+                continue
+            if name == "images" or pixels.any():  # an empty mask stays a hole
+                _write(file, np.ascontiguousarray(pixels), row * size**2)
+    finally:
+        os.close(file)
 
 
 def _write(file: int, pixels: np.ndarray, offset: int) -> None:
