@@ -1,0 +1,189 @@
+"""Reading a study folder as it is: what is missing or broken becomes a note on the page, never a crash."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr import results
+from trustcxr.errors import UserError
+from trustcxr.report import words
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+@dataclass
+class Run:
+    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for."""
+
+    metrics: dict[str, Any]
+    folder: Path
+    notes: list[str] = field(repr=False)
+    label: str = ""
+    qualifier: str = ""  # background and seed, where they tell two runs apart
+
+    @property
+    def name(self) -> str:
+        """The folder's name: resnet18-fgsm-s0."""
+        return str(self.metrics.get("run") or self.folder.name)
+
+    @property
+    def model(self) -> str:
+        """The network's name, or a dash."""
+        return str(self.metrics.get("model") or words.DASH)
+
+    @property
+    def defence(self) -> str:
+        """How it was trained, or a dash."""
+        return str(self.metrics.get("defence") or words.DASH)
+
+    def clean(self, key: str) -> Any:
+        """A number of the clean test images, or None."""
+        return words.get(self.metrics, "clean", key)
+
+    @property
+    def attacks(self) -> list[dict[str, Any]]:
+        """The entries of `attacks` that have a name and a finite epsilon."""
+        entries = words.records(self.metrics.get("attacks"))
+        return [e for e in entries if e.get("attack") and words.finite(e.get("epsilon")) is not None]
+
+    def attacked(self, attack: str, epsilon: float | None) -> dict[str, Any]:
+        """The entry of one attack at one epsilon; an empty dictionary where it was not measured."""
+        for entry in self.attacks:
+            if epsilon is not None and entry["attack"] == attack and abs(float(entry["epsilon"]) - epsilon) < 1e-9:
+                return entry
+        return {}
+
+    def sweep(self, attack: str) -> list[dict[str, Any]]:
+        """The entries of one attack that have an accuracy, by rising epsilon."""
+        mine = [e for e in self.attacks if e["attack"] == attack and words.finite(e.get("accuracy")) is not None]
+        return sorted(mine, key=lambda e: float(e["epsilon"]))
+
+    def saliency_methods(self) -> dict[str, dict[str, Any]]:
+        """Metrics of each saliency method."""
+        found = self.metrics.get("saliency")
+        return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+    def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return reader(path)
+        except Exception as problem:  # any broken file leaves its part of the page empty, and is named there
+            self.notes.append(f"{self.folder.name}/{name} could not be read ({type(problem).__name__}).")
+            return None
+
+    @cached_property
+    def history(self) -> "pd.DataFrame | None":
+        """history.csv: a row an epoch."""
+        import pandas as pd
+
+        return self._read(results.HISTORY_FILE, pd.read_csv)
+
+    @cached_property
+    def saliency(self) -> "pd.DataFrame | None":
+        """saliency.parquet: a row per image, method, condition and measure."""
+        import pandas as pd
+
+        return self._read(results.SALIENCY_FILE, pd.read_parquet)
+
+    def predictions(self) -> "pd.DataFrame | None":
+        """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
+        import pandas as pd
+
+        columns = ["split", "label", "attack", "epsilon", "logits"]
+        return self._read(results.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
+
+    @cached_property
+    def panels(self) -> "dict[str, np.ndarray] | None":
+        """The arrays of panels.npz. Nothing in it is unpickled."""
+        return self._read(results.PANELS_FILE, _read_panels)
+
+
+@dataclass
+class StudyFolder:
+    """A study on disk."""
+
+    path: Path
+    study: dict[str, Any]
+    runs: list[Run]
+    notes: list[str]  # what is missing or could not be read
+
+
+def _read_panels(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    missing = [name for name in ("image", "saliency") if name not in arrays]
+    if missing or arrays["image"].ndim != 3 or arrays["image"].shape != arrays["saliency"].shape:
+        raise ValueError("image and saliency must both be (K, H, W)")
+    return arrays
+
+
+def read(path: Path) -> StudyFolder:
+    """Read study.json and every run's metrics.json.
+
+    A run in study.json takes from its own metrics.json what it lacks there; where study.json lists no runs at all, the
+    folders are shown.
+    Raises UserError where the folder holds no readable study.json.
+    """
+    path = Path(path)
+    source = results.check_study(path) / results.STUDY_RESULTS
+    study = results.read_json(source)
+    if not isinstance(study, dict):
+        raise UserError(f"{source}: not the document of a study: run the study again to write it")
+    notes: list[str] = []
+    on_disk: dict[str, dict[str, Any]] = {}
+    for file in sorted(path.glob(f"runs/*/{results.METRICS_FILE}")):
+        try:
+            on_disk[file.parent.name] = dict(results.read_json(file))
+        except (UserError, TypeError, ValueError):
+            notes.append(f"{file.parent.name}/{file.name} could not be read.")
+    return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes)
+
+
+def _runs(path: Path, study: dict[str, Any], on_disk: dict[str, dict[str, Any]], notes: list[str]) -> list[Run]:
+    runs = []
+    for document in words.records(study.get("runs")):
+        # A folder's name comes from a file, so it must stay inside runs/.
+        folder_name = Path(str(document.get("run") or "unnamed")).name
+        stored = on_disk.pop(folder_name, {})
+        _note_disagreement(folder_name, document, stored, notes)
+        runs.append(Run({**stored, **document}, path / "runs" / folder_name, notes))
+    if "runs" not in study:
+        runs = [Run({"run": name, **document}, path / "runs" / name, notes) for name, document in on_disk.items()]
+    elif on_disk:
+        notes.append(f"not in study.json and not shown: {words.listed(on_disk)}.")
+    label(runs)
+    return runs
+
+
+def _note_disagreement(name: str, document: dict[str, Any], stored: dict[str, Any], notes: list[str]) -> None:
+    ours, theirs = (words.finite(words.get(d, "clean", "accuracy")) for d in (document, stored))
+    if ours is not None and theirs is not None and abs(ours - theirs) > 1e-6:
+        notes.append(
+            f"{name}: study.json says {words.percent(ours)} clean accuracy, its metrics.json {words.percent(theirs)}; "
+            "the page shows study.json."
+        )
+
+
+def label(runs: list[Run]) -> None:
+    """Name each run by network and defence, and by background and seed only where they tell runs apart."""
+
+    def pair(run: Run) -> tuple[str, ...]:
+        return run.model, run.defence, str(run.metrics.get("background") or "full")
+
+    seeds = Counter(pair(run) for run in runs)
+    for run in runs:
+        background = str(run.metrics.get("background") or "full")
+        parts = [] if background == "full" else [f"background {background}"]
+        if seeds[pair(run)] > 1:
+            parts.append(f"seed {run.metrics.get('seed', words.DASH)}")
+        run.qualifier = ", ".join(parts)
+        run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if parts else "")

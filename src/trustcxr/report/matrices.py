@@ -1,0 +1,98 @@
+"""Confusion matrices: clean from the metrics, under the strongest attack again from the predictions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trustcxr.report import words
+from trustcxr.report.folder import Run
+from trustcxr.report.ranking import Headline
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell: the count, its share of the row, and how strongly it is shaded."""
+
+    text: str
+    small: str
+    alpha: str
+    deep: bool
+    right: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The answers for one true class."""
+
+    name: str
+    cells: list[Entry]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix with its condition."""
+
+    title: str
+    classes: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The matrices of one run."""
+
+    title: str
+    parts: list[Matrix]
+
+
+def of(run: Run, head: Headline) -> Pair | None:
+    """The matrices of a run; None where it has none."""
+    classes = [str(c) for c in run.metrics.get("classes") or head.classes]
+    clean = _numbers(run.clean("confusion"), len(classes))
+    parts = [_matrix("clean", classes, clean)] if clean else []
+    attacked = under_attack(run, head, len(classes))
+    if attacked:
+        name = head.names.get(head.strongest or "", "")
+        parts.append(_matrix(f"{name} at {words.epsilon(head.epsilon)}", classes, attacked))
+    return Pair(run.label, parts) if parts else None
+
+
+def under_attack(run: Run, head: Headline, classes: int) -> list[list[float]] | None:
+    """(C, C) counts, rows true, under the strongest headline attack, from predictions.parquet; None without it."""
+    import numpy as np
+
+    if head.strongest is None or head.epsilon is None or not run.attacked(head.strongest, head.epsilon):
+        return None
+    table = run.predictions()
+    if table is None:
+        return None
+    rows = table[(table["attack"] == head.strongest) & ((table["epsilon"] - head.epsilon).abs() < 1e-6)]
+    split = run.metrics.get("split")
+    rows = rows[rows["split"] == split] if split else rows
+    if rows.empty:
+        return None
+    answers = np.stack(rows["logits"].to_list()).argmax(axis=1)
+    found = np.zeros((classes, classes), dtype=int)
+    inside = (answers < classes) & (rows["label"].to_numpy() < classes)
+    np.add.at(found, (rows["label"].to_numpy()[inside], answers[inside]), 1)
+    return [[float(v) for v in row] for row in found]
+
+
+def _numbers(value: Any, classes: int) -> list[list[float]] | None:
+    if not isinstance(value, list) or len(value) != classes or not classes:
+        return None
+    rows = [[words.finite(v) or 0.0 for v in row] if isinstance(row, list) else [] for row in value]
+    return rows if all(len(row) == classes for row in rows) else None
+
+
+def _matrix(title: str, classes: list[str], numbers: list[list[float]]) -> Matrix:
+    total = sum(map(sum, numbers))
+    rows = []
+    for i, (name, row) in enumerate(zip(classes, numbers, strict=True)):
+        cells = []
+        for j, value in enumerate(row):
+            share = value / sum(row) if sum(row) else None
+            alpha = 0.85 * (share or 0.0)
+            small = words.percent(share, 0)
+            cells.append(Entry(words.count(value), small, f"{alpha:.3f}", alpha > 0.45, i == j))
+        rows.append(Row(name, cells))
+    return Matrix(f"{title}, n = {words.count(total)}", classes, rows)

@@ -1,0 +1,193 @@
+"""The page: gather what the study folder holds, and fill the template."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr import NOTICE, results
+from trustcxr.report import alarms, figures, folder, legends, matrices, panels, ranking, summary, tables, words
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_FOLDED_ABOVE = 6  # longer lists start folded; in print they are open
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, by its anchor and heading."""
+
+    key: str
+    title: str
+
+
+_SECTIONS = (
+    Section("summary", "Summary"),
+    Section("alarms", "Alarms"),
+    Section("leaderboard", "Leaderboard"),
+    Section("accuracy", "Clean and perturbed, at a glance"),
+    Section("epsilon", "Accuracy against epsilon"),
+    Section("confusion", "What is taken for what"),
+    Section("classes", "Class by class"),
+    Section("training", "Training curves"),
+    Section("explanations", "Where the networks look"),
+    Section("panels", "Heatmaps, side by side"),
+    Section("comparisons", "Standard against robust"),
+    Section("shortcuts", "Shortcuts"),
+    Section("data", "The data"),
+    Section("made", "How it was made"),
+)
+
+
+def write(study_folder: Path) -> Path:
+    """Write report.html into a study folder and return its path.
+
+    Reads study.json, and of each run metrics.json, history.csv, predictions.parquet, saliency.parquet and panels.npz;
+    a part that is missing leaves a dash or a line that says so. The page is one file without scripts or outside
+    addresses. Raises UserError where the folder holds no readable study.json.
+    """
+    found = folder.read(Path(study_folder))
+    page = render(found)
+    target = found.path / results.REPORT_FILE
+    with results.replacing(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+def render(found: folder.StudyFolder) -> str:
+    """The page as text. The same folder gives the same text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    head = ranking.headline(found.study, found.runs)
+    runs = ranking.ordered(found.runs, head)
+    style = Path(__file__).with_name("templates") / "report.css"
+    parts: dict[str, Any] = {
+        "css": Markup(style.read_text(encoding="utf-8")),
+        "head": head,
+        "folded_above": _FOLDED_ABOVE,
+    }
+    parts |= _front(found, runs, head) | _results(found, runs, head) | _looks(found, runs) | _provenance(found, runs)
+    parts["sections"] = [s for s in _SECTIONS if s.key != "shortcuts" or parts["shortcuts"] is not None]
+    parts["notes"] = found.notes  # last: reading the parts may have added to it
+    return environment.get_template("report.html.j2").render(parts)
+
+
+def _safe(svg: str | None) -> "Markup | None":
+    """Mark an SVG of figures.draw as markup; its texts were escaped when it was drawn."""
+    from markupsafe import Markup
+
+    return None if svg is None else Markup(svg)
+
+
+def _drawn(svgs: Iterable[str | None]) -> "list[Markup]":
+    return [mark for mark in map(_safe, svgs) if mark is not None]
+
+
+def _front(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any]:
+    """Title, notice, summary and alarms."""
+    study, findings = found.study, alarms.find(found, runs)
+    made = [
+        f"Study “{study.get('study', found.path.name)}”",
+        f"created {str(study.get('created') or words.DASH)[:16].replace('T', ' ')}",
+        f"TrustCXR {study.get('trustcxr') or words.DASH}",
+    ]
+    return {
+        "title": str(study.get("title") or study.get("study") or "A study of chest X-ray classifiers"),
+        "notice": str(study.get("notice") or NOTICE),
+        "meta": " · ".join(made),
+        "alarms": findings,
+        "tiles": summary.tiles(study, runs, head),
+        "paragraph": summary.paragraph(study, runs, head, findings),
+        "points": summary.points(study, runs, head),
+    }
+
+
+def _results(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any]:
+    """Leaderboard, accuracy figures, confusion, classes and training curves."""
+    strongest = head.names.get(head.strongest or "")
+    order = f"accuracy under {strongest} in whole percent, then clean accuracy" if strongest else "clean accuracy"
+    attacked = [run for run in runs if run.attacks]
+    epsilons = [float(e["epsilon"]) for run in runs for e in run.attacks if float(e["epsilon"]) > 0]
+    curves = ranking.by_model(attacked).items()
+    per_class = [(run, tables.per_class(run, head.classes)) for run in runs if run.clean("per_class")]
+    return {
+        "leaderboard": tables.leaderboard(runs, head),
+        "order_note": f"Ordered by {order}.",
+        "dots": _safe(figures.accuracy_dots(runs, head)) if runs else None,
+        "dots_legend": legends.accuracy(head),
+        "curves": _drawn(figures.epsilon_curves(m, group, f"eps{i}") for i, (m, group) in enumerate(curves)),
+        "curve_legend": legends.curves(attacked),
+        "uneven_axis": bool(epsilons) and figures.is_wide(epsilons),
+        "sweeps": tables.sweeps(attacked),
+        "matrices": [m for m in (matrices.of(run, head) for run in runs) if m is not None],
+        "per_class": [{"title": run.label, "table": table} for run, table in per_class],
+        "histories": _drawn(figures.training_curve(run, f"fit{i}") for i, run in enumerate(runs)),
+        "history_legend": legends.history(),
+    }
+
+
+def _looks(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
+    """Explanations, panels, comparisons and shortcuts."""
+    rows = words.records(found.study.get("comparisons"))
+    measures = list(dict.fromkeys(str(row.get("measure")) for row in rows))
+    forests = (
+        figures.forest(name, [row for row in rows if str(row.get("measure")) == name], f"forest{i}")
+        for i, name in enumerate(measures)
+    )
+    return {
+        "explanations": tables.explanations(runs),
+        "explanations_perturbed": tables.explanations(runs, perturbed=True),
+        "localisation": _safe(figures.explanation_dots(runs)),
+        "localisation_legend": legends.localisation(runs),
+        "gallery": panels.gallery(runs),
+        "colour_bar": panels.colour_bar(),
+        "comparisons": tables.comparisons(found.study),
+        "forests": _drawn(forests),
+        "shortcuts": tables.shortcuts(runs),
+    }
+
+
+def _provenance(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
+    """Data, recipe, hardware and times."""
+    import yaml
+
+    study = found.study
+    data, recipe = study.get("data"), study.get("recipe")
+    chosen = words.get(study, "selection", "count")
+    split = words.get(study, "selection", "split") or words.DASH
+    skipped = words.count(words.get(data, "skipped"))
+    size = words.count(words.get(data, "size"))
+    line = (
+        f"“{words.get(data, 'root_name') or words.DASH}”, layout {words.get(data, 'layout') or words.DASH}, pictures "
+        f"brought to {size} × {size} pixels. Files that could not be read and were left out: {skipped}."
+    )
+    groups = words.get(data, "groups")
+    if isinstance(groups, dict) and groups:
+        line += f" Groups (patients, where known): {', '.join(f'{k} {words.count(v)}' for k, v in groups.items())}."
+    hardware, versions = study.get("hardware"), study.get("versions")
+    facts = _facts(hardware)
+    facts += [("Time in all", words.seconds(study.get("seconds"))), ("TrustCXR", _fact(study.get("trustcxr")))]
+    facts += [fact for fact in _facts(versions) if fact[0] != "Trustcxr"]
+    return {
+        "data_line": line,
+        "counts": tables.counts(study, ranking.headline(study, runs).classes),
+        "facts": facts,
+        "training": tables.training(runs),
+        "selection": tables.selection(study),
+        "selection_line": f"The best {words.count(chosen)} on the split “{split}”, not on the test images.",
+        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
+    }
+
+
+def _facts(document: Any) -> list[tuple[str, str]]:
+    entries = document.items() if isinstance(document, dict) else []
+    return [(str(key).replace("_", " ").capitalize(), _fact(value)) for key, value in entries]
+
+
+def _fact(value: Any) -> str:
+    return words.DASH if value is None or value == "" else str(value)

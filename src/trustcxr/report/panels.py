@@ -1,0 +1,281 @@
+"""X-rays with the radiologists' contours, and heatmaps over them, as PNGs: one colour map, one overlay strength."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.report import words
+from trustcxr.report.folder import Run, read
+from trustcxr.report.ranking import by_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+COLOUR_MAP = "inferno"  # perceptually uniform; black at 0, so that an X-ray without evidence stays grey
+STRENGTH = 0.5  # opacity of the heatmap everywhere; never fitted to an image
+INFECTION, LUNG = "#00e5ff", "#ffd54a"
+_SIDE = 288  # pixels of a panel in the page, shown at about 180, so that it stays sharp on fine screens and in print
+_BUDGET = 2_900_000  # characters of pictures in the page; beyond it whole networks are left out, and it says so
+_PICTURES = 54  # pictures that one network may take; with many defences there are fewer X-rays
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the page with the lines under it."""
+
+    source: str  # a data: address
+    alt: str
+    title: str
+    lines: tuple[str, ...]
+    new_row: bool = False  # starts a row of networks, under the first heatmap
+
+
+@dataclass(frozen=True)
+class Example:
+    """One X-ray: its own picture and one heatmap for each run."""
+
+    heading: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What the page shows of panels.npz, and what it had to leave out."""
+
+    examples: tuple[Example, ...]
+    shown: tuple[str, ...]
+    left_out: tuple[str, ...]
+    columns: int  # pictures in a row: the X-ray and all defences of one network or more
+    split: str
+    infected: bool  # whether the images have infection masks; lung masks alone otherwise
+
+
+def overlay(image: "np.ndarray", saliency: "np.ndarray") -> "np.ndarray":
+    """Lay a heatmap over an X-ray.
+
+    image: (H, W) uint8; saliency: (H, W) float32 in [0, 1]. Returns (H, W, 3) float in [0, 1].
+    """
+    import matplotlib as mpl
+    import numpy as np
+
+    grey = np.repeat(image.astype(np.float32)[..., None] / 255, 3, axis=2)
+    heat = mpl.colormaps[COLOUR_MAP](np.clip(np.nan_to_num(saliency), 0, 1))[..., :3]
+    return (1 - STRENGTH) * grey + STRENGTH * heat
+
+
+def colour_bar() -> str:
+    """A CSS gradient of the colour map as it is, from 0 to 1."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_hex
+
+    stops = [to_hex(mpl.colormaps[COLOUR_MAP](i / 10)) for i in range(11)]
+    return f"linear-gradient(to right, {', '.join(stops)})"
+
+
+def picture(
+    image: "np.ndarray",
+    *,
+    saliency: "np.ndarray | None" = None,
+    infection: "np.ndarray | None" = None,
+    lung: "np.ndarray | None" = None,
+    filled: bool = False,
+    side: int = _SIDE,
+) -> "Image.Image":
+    """An X-ray, with a heatmap and contours where given, as an RGB image of side x side pixels.
+
+    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `filled` tints the infection too.
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+    from PIL import Image
+
+    figure = Figure(figsize=(side / 100, side / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    shown = overlay(image, saliency) if saliency is not None else np.repeat(image[..., None], 3, axis=2)
+    axes.imshow(shown, interpolation="bilinear", aspect="auto")
+    thick = side / 288
+    for mask, colour, width in ((lung, LUNG, 0.9), (infection, INFECTION, 1.2)):
+        if mask is not None and mask.shape == image.shape and mask.any():
+            padded = np.pad(mask.astype(np.float32), 1)  # so that a mask at the border closes too
+            grid = np.arange(-1, image.shape[0] + 1), np.arange(-1, image.shape[1] + 1)
+            lines = axes.contour(grid[1], grid[0], padded, [0.5], colors=[colour], linewidths=[width * thick])
+            lines.set_path_effects([withStroke(linewidth=(width + 1) * thick, foreground="#00000099")])
+            if filled and mask is infection:
+                axes.contourf(grid[1], grid[0], padded, [0.5, 1.5], colors=[colour], alpha=0.3)
+    axes.set_xlim(-0.5, image.shape[1] - 0.5)
+    axes.set_ylim(image.shape[0] - 0.5, -0.5)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def png(image: "Image.Image", *, step: int = 1) -> bytes:
+    """PNG bytes. With `step` 4 each colour is rounded to a multiple of 4, too little to see, at 60 % of the size."""
+    buffer = io.BytesIO()
+    shown = image if step == 1 else image.point(lambda value: min(round(value / step) * step, 255))
+    shown.save(buffer, "PNG", compress_level=7)
+    return buffer.getvalue()
+
+
+def _address(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _text(arrays: "dict[str, np.ndarray]", name: str, index: int) -> str:
+    return str(arrays[name][index]) if name in arrays and index < len(arrays[name]) else words.DASH
+
+
+def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarray | None":
+    return arrays[name][index] if name in arrays and index < len(arrays[name]) else None
+
+
+def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
+    infection, lung = _slice(arrays, "infection", index), _slice(arrays, "lung", index)
+    image = picture(arrays["image"][index], infection=infection, lung=lung)
+    name, share = _text(arrays, "class_name", index), _chance(infection)
+    lines = (f"true class: {name}", f"infection: {words.percent(share)} of the picture")
+    alt = f"Chest X-ray {number}, true class {name}, with the outlines of infection and lungs"
+    return Panel(_address(png(image)), alt, "X-ray", lines)
+
+
+def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
+    saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
+    image = picture(arrays["image"][index], saliency=saliency, infection=infection)
+    predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
+    energies = _slice(arrays, "infection_energy", index)
+    right = "" if words.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
+    lines = [
+        f"says {predicted}{right}",
+        f"infection energy {words.decimal(energies)}",
+        f"by chance {words.decimal(_chance(infection))}",
+    ]
+    if not saliency.any():
+        lines.append("blank map")
+    alt = f"Heatmap of {run.label} over X-ray {number}; it answers {predicted}"
+    return Panel(_address(png(image, step=4)), alt, run.label, tuple(lines))
+
+
+def _chance(infection: "np.ndarray | None") -> float | None:
+    return None if infection is None else float((infection > 0).mean())
+
+
+def gallery(runs: Sequence[Run], *, most: int = 6) -> Gallery | None:
+    """The first `most` X-rays of panels.npz, each with the heatmap of every run that fits.
+
+    Networks come in the order given, each with all its defences, until the page's budget of bytes is spent.
+    None where no run has panels.
+    """
+    groups = by_model([run for run in runs if run.panels is not None])
+    if not groups:
+        return None
+    first = next(iter(groups.values()))[0]
+    arrays = first.panels or {}
+    largest = max(map(len, groups.values()))
+    width = max(largest, 4 // largest * largest)
+    total = max(1, min(len(arrays["image"]), most, _PICTURES // (1 + largest)))
+    columns = [[_xray(arrays, i, i + 1) for i in range(total)]]
+    spent, used = _size(columns), 0
+    shown: list[str] = []
+    for model, group in groups.items():
+        same = [run for run in group if _same_images(arrays, run.panels or {})]
+        new = [[_heatmap(run, run.panels or {}, i, i + 1) for i in range(total)] for run in same]
+        if not new or (shown and spent + _size(new) > _BUDGET):
+            break
+        if used + len(new) > width:
+            new[0] = [replace(panel, new_row=True) for panel in new[0]]
+            used = 0
+        columns += new
+        spent, used = spent + _size(new), used + len(new)
+        shown.append(model)
+    names = [f"{i + 1}. {_text(arrays, 'sample_id', i)}" for i in range(total)]
+    return Gallery(
+        examples=tuple(Example(name, tuple(column[i] for column in columns)) for i, name in enumerate(names)),
+        shown=tuple(shown),
+        left_out=tuple(model for model in groups if model not in shown),
+        columns=1 + width,
+        split=str(first.metrics.get("split") or words.DASH),
+        infected="infection" in arrays and bool(arrays["infection"].any()),
+    )
+
+
+def _size(columns: list[list[Panel]]) -> int:
+    return sum(len(panel.source) for column in columns for panel in column)
+
+
+def _same_images(one: "dict[str, np.ndarray]", other: "dict[str, np.ndarray]") -> bool:
+    import numpy as np
+
+    return one["image"].shape == other.get("image", np.empty(0)).shape and bool((one["image"] == other["image"]).all())
+
+
+def readme_figure(
+    study_folder: Path, model: str, out_png: Path, *, index: int = 0, defence: str | None = None, width: int = 2000
+) -> Path:
+    """Write one row of four pictures: X-ray, infection mask, heatmap of the standard model, heatmap of a robust one.
+
+    `index` counts the panels, which were drawn at random; `defence` is the first robust one unless
+    given; `width` is in pixels, twice the 1000 at which it is meant to be shown. Raises UserError where the study
+    has no such panels.
+    """
+    runs = [run for run in read(Path(study_folder)).runs if run.panels is not None]
+    groups = by_model(runs)
+    if model not in groups:
+        raise unknown("model with panels in this study", model, groups or ["none: the study has no panels.npz"])
+    standard = next((run for run in groups[model] if run.defence == words.STANDARD), None)
+    robust = [run for run in groups[model] if run.defence != words.STANDARD and defence in (None, run.defence)]
+    if standard is None or not robust:
+        wanted = defence or "a robust one"
+        raise UserError(f"'{model}' needs panels of a standard run and of {wanted} in '{study_folder}': train both")
+    arrays = standard.panels or {}
+    if not 0 <= index < len(arrays["image"]):
+        raise UserError(
+            f"index {index} is outside the {len(arrays['image'])} panels: give 0 to {len(arrays['image']) - 1}"
+        )
+    if not _same_images(arrays, robust[0].panels or {}):
+        raise UserError(f"panels of {standard.name} and {robust[0].name} show other images: run the study again")
+    out_png = Path(out_png)
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    out_png.write_bytes(_row_of_four(standard, robust[0], index, width))
+    return out_png
+
+
+def _row_of_four(standard: Run, robust: Run, index: int, width: int) -> bytes:
+    from matplotlib.figure import Figure
+
+    arrays = standard.panels or {}
+    image, infection = arrays["image"][index], _slice(arrays, "infection", index)
+    side = round(width / 4)
+    columns: list[tuple[str, str, Any]] = [
+        ("Chest X-ray", _text(arrays, "class_name", index), picture(image, side=side)),
+        (
+            "Infection, by radiologists",
+            f"{words.percent(_chance(infection))} of the picture",
+            picture(image, infection=infection, filled=True, side=side),
+        ),
+    ]
+    for run, title in ((standard, "Standard training"), (robust, f"Robust training ({robust.defence})")):
+        own = run.panels or {}
+        under = f"infection energy {words.decimal(_slice(own, 'infection_energy', index))}, " + (
+            f"says {_text(own, 'predicted', index)}"
+        )
+        columns.append((title, under, picture(image, saliency=own["saliency"][index], infection=infection, side=side)))
+    figure = Figure(figsize=(10, 3.02), dpi=width / 10, facecolor="white")
+    for place, (title, under, shown) in enumerate(columns):
+        axes = figure.add_axes((place * 0.2513, 0.1, 0.246, 0.246 * 10 / 3.02))
+        axes.imshow(shown, interpolation="lanczos", aspect="auto")
+        axes.set_axis_off()
+        figure.text(place * 0.2513, 0.94, title, fontsize=11, fontweight="bold", color="#1b2430", parse_math=False)
+        figure.text(place * 0.2513, 0.03, under, fontsize=9, color="#566273", parse_math=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    from PIL import Image
+
+    return png(Image.open(buffer).convert("RGB"))

@@ -1,0 +1,288 @@
+"""The summary in plain words, made from the numbers alone, and able to say no."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from trustcxr.report import words
+from trustcxr.report.alarms import Findings
+from trustcxr.report.folder import Run
+from trustcxr.report.ranking import Headline, by_model, constant_answer, defences, shared_constant_answer
+
+_ATTACKS = {
+    "fgsm": "One step, the attack of the study’s own adversarial training. ",
+    "pgd": "Many small steps: a stronger attack, which FGSM training may not withstand. ",
+}
+_FEW = 4  # up to so many comparisons are told one by one
+Numbers = Callable[[Run], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A question in a word or two, and its answer in full."""
+
+    lead: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large figure: what it is, its value, its interval and count, and whose it is."""
+
+    title: str
+    value: str
+    interval: str
+    owner: str
+
+
+def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: Findings) -> str:
+    """The answer in one paragraph: the best when clean, under each attack, and whether robust heatmaps agree better."""
+    best = best_by(runs, clean_numbers)
+    if best is None:
+        return "This study holds no tested run yet, so there is nothing to say."
+    parts = [f"On X-rays as they are, the most accurate run was {best.label}: {figure(clean_numbers(best))}."]
+    if not head.attacks:
+        parts.append("No attack was measured, so nothing is known about robustness.")
+    else:
+        how = f"by at most {words.epsilon(head.epsilon)} ({head.grey_levels()} of 255 grey levels)"
+        told = [text for text in (_best_under(runs, head, name) for name in head.attacks) if text]
+        parts.append(f"When an attack may change every pixel {how}, the best was {'; '.join(told)}.")
+        parts += [text for text in (_constant(runs, head), _masked(runs, head, findings)) if text]
+    rows = energy_comparisons(study)
+    if rows:
+        parts.append(answer(rows))
+    elif any(run.saliency_methods() for run in runs):
+        parts.append("Whether robust heatmaps agree better with the radiologists’ masks was not compared.")
+    else:
+        parts.append("Where the networks look was not measured.")
+    return " ".join(parts)
+
+
+def clean_numbers(run: Run) -> dict[str, Any]:
+    """The numbers of the unperturbed test images."""
+    document = run.metrics.get("clean")
+    return document if isinstance(document, dict) else {}
+
+
+def under(head: Headline, attack: str) -> Numbers:
+    """A function to the numbers of one attack at the headline's epsilon."""
+    return lambda run: run.attacked(attack, head.epsilon)
+
+
+def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
+    """The run with the highest accuracy; None where no run has one."""
+    scored = [run for run in runs if words.finite(numbers(run).get("accuracy")) is not None]
+    return max(scored, key=lambda run: float(numbers(run)["accuracy"])) if scored else None
+
+
+def figure(entry: dict[str, Any]) -> str:
+    """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
+    inside = words.between(entry.get("accuracy_ci"), 1, scale=100)
+    brackets = (f"95\u00a0% CI {inside}, " if inside else "") + f"n\u00a0=\u00a0{words.count(entry.get('n'))}"
+    return f"{words.percent(entry.get('accuracy'))} ({brackets})"
+
+
+def _best_under(runs: list[Run], head: Headline, attack: str) -> str:
+    best = best_by(runs, under(head, attack))
+    return f"{best.label} under {head.names[attack]}, {figure(under(head, attack)(best))}" if best else ""
+
+
+def _constant(runs: list[Run], head: Headline) -> str:
+    """Whether even the best run under the strongest attack is no better than a constant answer."""
+    best = best_by(runs, under(head, head.strongest)) if head.strongest else None
+    if best is None or head.strongest is None:
+        return ""
+    entry, constant = under(head, head.strongest)(best), constant_answer(best)
+    ci = words.interval(entry.get("accuracy_ci"))
+    low = ci[0] if ci else words.finite(entry.get("accuracy"))
+    if constant is None or low is None:
+        return ""
+    verb = "is" if low > constant else "is not shown to be"
+    name = head.names[head.strongest]
+    return f"Under {name} that {verb} better than always giving the commonest class ({words.percent(constant)})."
+
+
+def _masked(runs: list[Run], head: Headline, findings: Findings) -> str:
+    if not {"fgsm", "pgd"} <= set(head.attacks):
+        return ""
+    number = findings.runs_with("gradient_masking")
+    if not number:
+        return "In no run does FGSM accuracy exceed PGD accuracy by more than ten points."
+    of = words.plural(len(runs), "run")
+    gap = f"In {number} of {of} FGSM accuracy exceeds PGD accuracy by more than ten points"
+    return f"{gap}: there, resistance to FGSM is not robustness."
+
+
+def points(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Point]:
+    """The same in detail, a point per question: what was tested, clean, each attack, heatmaps."""
+    if not runs:
+        return []
+    found = [Point("What was tested", _scope(runs, head)), Point("X-rays as they are", _rivals(runs, clean_numbers))]
+    for attack in head.attacks:
+        moves = [m for m in (_moves(runs, head, attack, defence) for defence in defences(runs)) if m]
+        text = _ATTACKS.get(attack, "") + (f"{_capital('; '.join(moves))}. " if moves else "")
+        lead = f"Under {head.names[attack]}, epsilon {words.epsilon(head.epsilon)}"
+        found.append(Point(lead, text + _rivals(runs, under(head, attack))))
+    heatmaps = _heatmaps(study, runs)
+    return [*found, Point("Heatmaps", heatmaps)] if heatmaps else found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _scope(runs: list[Run], head: Headline) -> str:
+    sizes = sorted({n for n in (words.finite(run.clean("n")) for run in runs) if n is not None})
+    images = words.listed([words.count(n) for n in sizes])
+    names = defences(runs)
+    text = (
+        f"{words.plural(len(by_model(runs)), 'network')}, {words.plural(len(names), 'way')} of training "
+        f"({words.listed(names)}), {words.plural(len(runs), 'run')} in all, on {images} X-rays of the split "
+        f"“{head.split}”."
+    )
+    constant = shared_constant_answer(runs)
+    return text if constant is None else f"{text} The commonest class is {words.percent(constant)} of them."
+
+
+def _rivals(runs: list[Run], numbers: Numbers) -> str:
+    """How many runs have an interval that reaches the best one's: whether it is settled who is first."""
+    best = best_by(runs, numbers)
+    if best is None:
+        return "Not measured."
+    mine = words.interval(numbers(best).get("accuracy_ci"))
+    others = [words.interval(numbers(run).get("accuracy_ci")) for run in runs if run is not best]
+    if mine is None or not others:
+        return f"The best was {best.label}."
+    overlapping = sum(pair is not None and pair[1] >= mine[0] for pair in others)
+    if not overlapping:
+        return f"The best was {best.label}; no other run’s interval overlaps with its own."
+    who = "that of one other run" if overlapping == 1 else f"those of {overlapping} other runs"
+    return f"The best was {best.label}; its interval and {who} overlap, so who is first is not settled."
+
+
+def _moves(runs: list[Run], head: Headline, attack: str, defence: str) -> str:
+    """`standard training: 82.3 % fell to 34.4 %`, or medians and the range where there are several such runs."""
+    pairs = []
+    for run in runs:
+        before, after = (
+            words.finite(d.get("accuracy")) for d in (clean_numbers(run), run.attacked(attack, head.epsilon))
+        )
+        if run.defence == defence and before is not None and after is not None:
+            pairs.append((before, after))
+    if not pairs:
+        return ""
+    what = "standard training" if defence == words.STANDARD else f"training with {defence}"
+    if len(pairs) == 1:
+        return f"with {what} accuracy went from {words.percent(pairs[0][0])} to {words.percent(pairs[0][1])}"
+    lows = sorted(after for _, after in pairs)
+    return (
+        f"with {what} ({len(pairs)} runs) median accuracy went from {words.percent(median(b for b, _ in pairs))} to "
+        f"{words.percent(median(lows))} (lowest {words.percent(lows[0])}, highest {words.percent(lows[-1])})"
+    )
+
+
+def energy_comparisons(study: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons of infection energy that have a difference."""
+    rows = [c for c in words.records(study.get("comparisons")) if str(c.get("measure")).startswith("infection_energy")]
+    return [c for c in rows if words.finite(c.get("difference")) is not None]
+
+
+def verdict(comparison: dict[str, Any]) -> str:
+    """`higher`, `lower` or `not settled`: whether the interval of the difference leaves zero out, and on which side."""
+    pair = words.interval(comparison.get("difference_ci"))
+    if pair is None or pair[0] <= 0 <= pair[1]:
+        return "not settled"
+    return "higher" if pair[0] > 0 else "lower"
+
+
+def answer(rows: list[dict[str, Any]]) -> str:
+    """Whether robust heatmaps agree better with the masks: yes, partly or no, with counts and images."""
+    found = [verdict(row) for row in rows]
+    higher, lower, total = found.count("higher"), found.count("lower"), len(rows)
+    sizes = sorted({n for n in (words.finite(row.get("n")) for row in rows) if n is not None})
+    images = f" ({words.listed([words.count(n) for n in sizes])} infected X-rays)" if sizes else ""
+    made = "the one comparison made" if total == 1 else f"{total} comparisons"
+    if higher == total:
+        where = made if total == 1 else f"all {made}"
+        return f"Robust heatmaps agree better with the radiologists’ masks in {where}{images}."
+    if higher:
+        return (
+            f"Robust heatmaps agree better with the radiologists’ masks in {higher} of {made}{images}, worse in "
+            f"{lower}, and {total - higher - lower} are not settled."
+        )
+    where = made if total == 1 else f"any of {made}"
+    worse = "" if not lower else "; they agree worse" if total == 1 else f"; in {lower} they agree worse"
+    return f"That robust heatmaps agree better with the radiologists’ masks was not seen in {where}{images}{worse}."
+
+
+def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
+    rows, measured = energy_comparisons(study), [run for run in runs if run.saliency_methods()]
+    if len(rows) <= _FEW:
+        parts = [_one_comparison(row) for row in rows]
+    else:
+        values = sorted(float(row["difference"]) for row in rows)
+        ends = f"lowest {words.signed(values[0])}, highest {words.signed(values[-1])}"
+        parts = [
+            f"Energy inside the infection masks, robust minus standard: median {words.signed(median(values))} ({ends})."
+        ]
+    return " ".join([*parts, _beside_chance(measured)]).strip()
+
+
+def _one_comparison(row: dict[str, Any]) -> str:
+    found = {"higher": "it rose", "lower": "it fell", "not settled": "no difference is shown"}[verdict(row)]
+    inside = words.between(row.get("difference_ci"))
+    interval = f", 95\u00a0% CI {inside}" if inside else ""
+    p_value = words.p_value(row.get("p_value"))
+    p_value = p_value if p_value.startswith("<") else f"=\u00a0{p_value}"
+    n = words.count(row.get("n"))
+    return (
+        f"{row.get('model', words.DASH)}: energy inside the infection masks {words.decimal(row.get('standard'))} with "
+        f"standard training, {words.decimal(row.get('robust'))} with {row.get('defence', 'robust training')} "
+        f"(difference {words.signed(row['difference'])}{interval}, p\u00a0{p_value}, n\u00a0=\u00a0{n}): {found}."
+    )
+
+
+def chance_verdict(document: dict[str, Any], measure: str = "infection_energy") -> str:
+    """Where the whole interval lies: `above` or `below` chance, `around` it, or `` where a number is missing."""
+    pair, chance = words.interval(document.get(f"{measure}_ci")), words.finite(document.get(f"{measure}_chance"))
+    if pair is None or chance is None:
+        return ""
+    return "above" if pair[0] > chance else "below" if pair[1] < chance else "around"
+
+
+def _beside_chance(runs: list[Run]) -> str:
+    found = [chance_verdict(next(iter(run.saliency_methods().values()))) for run in runs]
+    known = [v for v in found if v]
+    if not known:
+        return "Chance was not measured beside it." if runs else ""
+    return (
+        "A map without knowledge would have the mask’s share of the picture. The energy’s whole interval lies above "
+        f"that in {known.count('above')} of {words.plural(len(known), 'run')}, below it in {known.count('below')}."
+    )
+
+
+def tiles(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Tile]:
+    """Best clean accuracy, best under each headline attack, and in how many comparisons heatmaps got better."""
+    found = [_tile("Best clean accuracy", runs, clean_numbers)]
+    for attack in head.attacks[:2]:
+        title = f"Best under {head.names[attack]} at {words.epsilon(head.epsilon)}"
+        found.append(_tile(title, runs, under(head, attack)))
+    rows = energy_comparisons(study)
+    if rows:
+        better = sum(verdict(row) == "higher" for row in rows)
+        worse = sum(verdict(row) == "lower" for row in rows)
+        detail = f"worse in {worse}, not settled in {len(rows) - better - worse}"
+        whose = "infection energy, interval clear of zero"
+        found.append(Tile("Robust heatmaps agree better in", f"{better} of {len(rows)}", detail, whose))
+    return [tile for tile in found if tile is not None]
+
+
+def _tile(title: str, runs: list[Run], numbers: Numbers) -> Tile | None:
+    best = best_by(runs, numbers)
+    if best is None:
+        return None
+    entry = numbers(best)
+    inside = words.between(entry.get("accuracy_ci"), 1, scale=100)
+    detail = (f"95\u00a0% CI {inside}, " if inside else "") + f"n = {words.count(entry.get('n'))}"
+    return Tile(title, words.percent(entry.get("accuracy")), detail, best.label)

@@ -1,0 +1,59 @@
+"""The leaderboard for the terminal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.report import words
+from trustcxr.report.folder import Run, label
+from trustcxr.report.ranking import headline, ordered
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def leaderboard(study: dict[str, Any]) -> "Table":
+    """A rich table of at most 100 columns from the document of study.json.
+
+    Figures are percent, with the 95 % interval in whole percent; a dash is a value that was not measured.
+    """
+    from rich.table import Table
+
+    runs = [Run(document, Path(), []) for document in words.records(study.get("runs"))]
+    label(runs)
+    head = headline(study, runs)
+    attacks = (head.attacks or ("fgsm", "pgd"))[:3]
+    title = f"Accuracy in % (95 % interval), split {head.split}"
+    if head.attacks:
+        title += f", attacks at epsilon {words.epsilon(head.epsilon)}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.title_style = "bold"
+    table.add_column("Model", overflow="fold", max_width=22)
+    table.add_column("Defence", overflow="fold", max_width=16)
+    for name in ["Clean", *[head.names.get(a, words.attack(a)) for a in attacks]]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ["F1", "AUROC", "ECE", "n"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in ordered(runs, head):
+        entries = [run.metrics.get("clean"), *[run.attacked(a, head.epsilon) for a in attacks]]
+        table.add_row(
+            _plain(run.model),
+            _plain(f"{run.defence}, {run.qualifier}" if run.qualifier else run.defence),
+            *[_share(entry) for entry in entries],
+            words.decimal(run.clean("f1_macro"), 2),
+            words.decimal(run.clean("auroc_macro"), 2),
+            words.decimal(run.clean("ece"), 2),
+            words.count(run.clean("n")),
+        )
+    return table
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _share(entry: Any) -> str:
+    pair = words.interval(words.get(entry, "accuracy_ci"))
+    inside = f" ({100 * pair[0]:.0f}–{100 * pair[1]:.0f})" if pair else ""
+    return words.hundred(words.get(entry, "accuracy")) + inside

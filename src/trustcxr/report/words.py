@@ -1,0 +1,135 @@
+"""How the report writes numbers and names. A value that is missing is a dash; nothing is ever made up for it."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+DASH = "–"
+MINUS = "−"
+STANDARD = "standard"
+_ATTACKS = {"fgsm": "FGSM", "fgsm-rs": "FGSM-RS", "pgd": "PGD", "worst-case": "worst case", "square": "Square"}
+_METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float, or None where it is no finite number."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def interval(value: Any) -> tuple[float, float] | None:
+    """A (low, high) pair of finite numbers, or None."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        return None
+    low, high = finite(value[0]), finite(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def get(document: Any, *keys: str) -> Any:
+    """The value under nested keys of a JSON document, or None where any of them is missing."""
+    for key in keys:
+        if not isinstance(document, dict):
+            return None
+        document = document.get(key)
+    return document
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """The dictionaries of a JSON list; an empty list for anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def decimal(value: Any, digits: int = 3) -> str:
+    """0.123 with a true minus sign, or a dash."""
+    number = finite(value)
+    if number is None:
+        return DASH
+    return f"{number + 0.0:.{digits}f}".replace("-", MINUS) if round(number, digits) else f"{0:.{digits}f}"
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    """+0.012 or −0.012, or a dash."""
+    text = decimal(value, digits)
+    return text if text == DASH or text.startswith(MINUS) or not float(text) else "+" + text
+
+
+def hundred(value: Any, digits: int = 1) -> str:
+    """A share of one as a figure out of a hundred, without the sign: 0.823 is 82.3."""
+    number = finite(value)
+    return DASH if number is None else decimal(100 * number, digits)
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """82.3 % (with a space that does not break), or a dash."""
+    text = hundred(value, digits)
+    return text if text == DASH else f"{text}\u00a0%"
+
+
+def between(value: Any, digits: int = 3, *, scale: float = 1.0) -> str:
+    """An interval as medical journals write it, `0.10 to 0.20`, or an empty string."""
+    pair = interval(value)
+    return "" if pair is None else f"{decimal(scale * pair[0], digits)} to {decimal(scale * pair[1], digits)}"
+
+
+def count(value: Any) -> str:
+    """12,345, or a dash."""
+    number = finite(value)
+    return DASH if number is None else f"{number:,.0f}"
+
+
+def p_value(value: Any) -> str:
+    """Two significant figures, `< 0.001` below that, or a dash."""
+    number = finite(value)
+    if number is None:
+        return DASH
+    if number < 0.001:
+        return "<\u00a00.001"
+    return f"{number:.3f}" if number < 0.01 else f"{number:.2f}"
+
+
+def epsilon(value: Any) -> str:
+    """An epsilon without trailing zeros: 0.02."""
+    number = finite(value)
+    return DASH if number is None else f"{number:.6g}"
+
+
+def seconds(value: Any) -> str:
+    """As the terminal writes it: 42 s, 3 min 20 s, 2 h 5 min; or a dash."""
+    from trustcxr.console import duration
+
+    number = finite(value)
+    return DASH if number is None else duration(number)
+
+
+def attack(name: Any, steps: Any = None) -> str:
+    """FGSM, or PGD-20 where the number of steps is known."""
+    label = _ATTACKS.get(str(name), str(name))
+    number = finite(steps)
+    return label if number is None or name == "fgsm" else f"{label}-{number:.0f}"
+
+
+def method(name: Any) -> str:
+    """The published name of a saliency method."""
+    return _METHODS.get(str(name), str(name))
+
+
+def measure(name: Any) -> str:
+    """A measure's key as words: infection_energy is `infection energy`."""
+    known = {"infection_iou": "infection IoU", "stability_ssim": "stability (SSIM)", "ece": "calibration error"}
+    return known.get(str(name), str(name).replace("_", " "))
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(items: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = list(items)
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else DASH

@@ -1,0 +1,222 @@
+"""A small study folder as study.py writes it, with seeded random numbers: what the tests of the report read.
+
+Predictions are drawn first and every metric is computed from them, so that the files agree with each other.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trustcxr import metrics
+
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+# How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
+SKILL = {"standard": (0.82, 0.34, 0.004), "fgsm": (0.72, 0.62, 0.10), "pgd": (0.66, 0.58, 0.52)}
+EPSILONS = (0.005, 0.01, 0.02)
+
+
+def make_study(
+    folder: Path,
+    *,
+    models: tuple[str, ...] = ("ResNet18", "tf_efficientnet_lite0"),
+    defences: tuple[str, ...] = ("standard", "fgsm"),
+    classes: tuple[str, ...] = CLASSES,
+    images: int = 90,
+    epsilons: tuple[float, ...] = EPSILONS,
+    attacks: tuple[str, ...] = ("fgsm", "pgd"),
+    saliency: bool = True,
+    panels: int = 2,
+    side: int = 48,
+    epochs: int = 8,
+    resamples: int = 100,
+) -> Path:
+    """Write study.json and the files of every run into `folder`."""
+    random = np.random.default_rng(7)
+    runs = []
+    pictures = _pictures(random, panels, side, classes[0])
+    for number, model in enumerate(models):
+        gift = 0.02 * (len(models) / 2 - number) / max(len(models), 2)
+        for defence in defences:
+            name = f"{model.lower()}-{defence}-s0"
+            home = folder / "runs" / _file_name(name)
+            home.mkdir(parents=True)
+            table = _predictions(random, defence, gift, classes, images, epsilons, attacks)
+            table.to_parquet(home / "predictions.parquet", index=False)
+            document = {
+                "run": _file_name(name), "model": model, "defence": defence, "background": "full", "seed": 0,
+                "classes": list(classes), "split": "Test",
+                **metrics.from_predictions(table, classes, resamples=resamples),
+                "corruptions": [], "saliency": _saliency(random, defence, images // 3) if saliency else {},
+            }  # fmt: skip
+            document["alarms"] = metrics.alarms(document)
+            (home / "metrics.json").write_text(json.dumps(_plain(document)))
+            _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
+            if panels:
+                np.savez(home / "panels.npz", **_heatmaps(random, pictures, defence, classes))
+            training = {"epochs": epochs, "best_epoch": epochs - 2, "seconds": 212.0, "parameters": 3_374_275}
+            monitor = {"monitor": "val_accuracy", "best_value": 0.8, "stopped": "epochs"}
+            runs.append(document | {"training": training | monitor})
+    (folder / "study.json").write_text(json.dumps(_plain(_study(runs, models, classes, epsilons, saliency))))
+    return folder
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def _plain(value: Any) -> Any:
+    """NaN as null, as study.json has it."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _predictions(
+    random: np.random.Generator, defence: str, gift: float, classes: tuple[str, ...], images: int,
+    epsilons: tuple[float, ...], attacks: tuple[str, ...],
+) -> pd.DataFrame:  # fmt: skip
+    labels = np.arange(images) % len(classes)
+    luck = random.random(images)
+    clean, fgsm, pgd = (min(s + gift, 1.0) for s in SKILL.get(defence, SKILL["standard"]))
+    names = [f"Test/{classes[k]}/image_{i:03}.png" for i, k in enumerate(labels)]
+    common = {
+        "sample_id": names,
+        "group": names,
+        "split": "Test",
+        "class": [classes[k] for k in labels],
+        "label": labels,
+    }
+    parts = [("clean", 0.0, 0, clean)]
+    for attack in attacks:
+        end = {"fgsm": fgsm, "pgd": pgd}.get(attack, pgd)
+        for e in epsilons:
+            share = clean * (max(end, 1e-3) / clean) ** (e / 0.02)
+            parts.append((attack, e, 20 if attack == "pgd" else 1, share))
+    frames = []
+    for attack, epsilon, steps, share in parts:
+        right = luck < share
+        answer = np.where(right, labels, (labels + 1 + random.integers(len(classes) - 1, size=images)) % len(classes))
+        logits = random.normal(0, 0.7, (images, len(classes)))
+        logits[np.arange(images), answer] = logits.max(axis=1) + random.exponential(1.5, images) + 0.01
+        extra = {"attack": attack, "epsilon": epsilon, "steps": steps, "logits": list(logits.astype(np.float32))}
+        frames.append(pd.DataFrame(common | extra))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _saliency(random: np.random.Generator, defence: str, count: int) -> dict[str, Any]:
+    values = {"infection_energy": 0.115, "infection_iou": 0.10, "pointing_hit_rate": 0.09, "lung_energy": 0.21}
+    chance = {"infection_energy": 0.121, "infection_iou": 0.11, "pointing_hit_rate": 0.121, "lung_energy": 0.231}
+    document: dict[str, Any] = {
+        "target": "label",
+        "condition": "clean",
+        "n": count,
+        "without_mask": 3,
+        "null_map_rate": 0.0,
+    }
+    for name, value in values.items():
+        value = value * random.uniform(0.8, 1.3) * (1.4 if defence == "pgd" else 1.0)
+        document |= {name: value, f"{name}_ci": [value * 0.88, value * 1.13], f"{name}_chance": chance[name]}
+    document |= {"stability_ssim": random.uniform(0.4, 0.9)}
+    document["stability_ssim_ci"] = [document["stability_ssim"] - 0.04, document["stability_ssim"] + 0.04]
+    return {"gradcam": document}
+
+
+def _history(random: np.random.Generator, defence: str, epochs: int) -> pd.DataFrame:
+    clean, fgsm, pgd = SKILL.get(defence, SKILL["standard"])
+    grow = 1 - np.exp(-np.arange(1, epochs + 1) / 2.5)
+    noise = random.normal(0, 0.015, (4, epochs))
+    return pd.DataFrame(
+        {
+            "epoch": np.arange(epochs), "train_loss": 1.1 - 0.8 * grow, "learning_rate": 5e-4, "epsilon": 0.02,
+            "train_accuracy": (clean + 0.1) * grow + noise[0], "val_accuracy": clean * grow + noise[1],
+            "val_fgsm_accuracy": np.clip(fgsm * grow + noise[2], 0, 1),
+            "val_pgd_accuracy": np.clip(pgd * grow + noise[3] * (pgd > 0.05), 0, 1),
+            "seconds": 26.0 * np.arange(1, epochs + 1),
+        }
+    )  # fmt: skip
+
+
+def _pictures(random: np.random.Generator, count: int, side: int, name: str) -> dict[str, np.ndarray]:
+    y, x = np.mgrid[0:side, 0:side] / side
+    lungs = np.hypot((x - 0.3) / 0.16, (y - 0.5) / 0.33) < 1
+    lungs |= np.hypot((x - 0.7) / 0.16, (y - 0.5) / 0.33) < 1
+    image, infection = np.empty((count, side, side), np.uint8), np.empty((count, side, side), np.uint8)
+    for i in range(count):
+        spot = np.hypot(x - random.uniform(0.25, 0.35), y - random.uniform(0.5, 0.7)) < random.uniform(0.08, 0.15)
+        grey = 170 - 110 * lungs + 70 * (spot & lungs) + random.normal(0, 9, (side, side))
+        image[i], infection[i] = np.clip(grey, 0, 255), spot & lungs
+    return {
+        "image": image, "infection": infection, "lung": np.repeat(lungs[None], count, 0).astype(np.uint8),
+        "sample_id": np.array([f"Test/{name}/image_{i:03}.png" for i in range(count)], dtype=str),
+        "class_name": np.array([name] * count, dtype=str),
+    }  # fmt: skip
+
+
+def _heatmaps(
+    random: np.random.Generator, pictures: dict[str, np.ndarray], defence: str, classes: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    count, side, _ = pictures["image"].shape
+    y, x = np.mgrid[0:side, 0:side] / side
+    maps = np.empty((count, side, side), np.float32)
+    for i in range(count):
+        cx, cy = (0.3, 0.6) if defence == "pgd" else random.uniform(0.1, 0.9, 2)
+        maps[i] = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 0.03)
+    energy = (maps * pictures["infection"]).sum((1, 2)) / maps.sum((1, 2))
+    predicted = np.array([classes[int(k)] for k in random.integers(len(classes), size=count)], dtype=str)
+    return pictures | {"saliency": maps, "predicted": predicted, "infection_energy": energy.astype(np.float32)}
+
+
+def _comparisons(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for standard in (r for r in runs if r["defence"] == "standard"):
+        for robust in (r for r in runs if r["model"] == standard["model"] and r is not standard):
+            pairs = [("clean accuracy", standard["clean"]["accuracy"], robust["clean"]["accuracy"], 0.05)]
+            for a, b in zip(standard["attacks"], robust["attacks"], strict=True):
+                if a["epsilon"] == 0.02:
+                    pairs.append((f"{a['attack']} accuracy @{a['epsilon']:g}", a["accuracy"], b["accuracy"], 0.05))
+            if standard["saliency"]:
+                a, b = standard["saliency"]["gradcam"], robust["saliency"]["gradcam"]
+                names = ("infection_energy", "infection_iou", "pointing_hit_rate")
+                pairs += [(name, a[name], b[name], 0.012) for name in names]
+            for measure, before, after, half in pairs:
+                gap = after - before
+                p_value = float(np.exp(-((gap / half) ** 2)))
+                rows.append(
+                    {
+                        "model": standard["model"], "measure": measure, "standard": before, "robust": after,
+                        "defence": robust["defence"], "difference": gap, "difference_ci": [gap - half, gap + half],
+                        "n": 30 if half < 0.05 else standard["clean"]["n"], "p_value": p_value,
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def _study(
+    runs: list[dict[str, Any]], models: tuple[str, ...], classes: tuple[str, ...], epsilons: tuple[float, ...],
+    saliency: bool,
+) -> dict[str, Any]:  # fmt: skip
+    counts = {split: dict.fromkeys(classes, n) for split, n in (("Train", 600), ("Val", 90), ("Test", 30))}
+    ranking = [{"model": m, "value": 0.83 - 0.004 * i, "chosen": i < 6} for i, m in enumerate(models)]
+    recipe = {
+        "name": "fixture", "data": {"size": 96}, "models": list(models),
+        "defences": [{"name": "fgsm", "epsilon": 0.02}], "evaluation": {"attacks": [{"epsilons": list(epsilons)}]},
+    }  # fmt: skip
+    return {
+        "study": "fixture", "title": "Adversarial training on chest X-rays: a fixture of the tests",
+        "created": "2025-11-25T01:02:03+00:00", "trustcxr": "0.1.0",
+        "hardware": {"processor": "a processor", "cores": 2, "accelerator": None}, "seconds": 1812.4,
+        "data": {
+            "root_name": "covidqu-mini", "layout": "covidqu", "counts": counts, "skipped": 1, "size": 96,
+            "infection_masks": {"Train": 400, "Val": 80, "Test": 30},
+        },
+        "recipe": recipe, "classes": list(classes),
+        "selection": {"split": "Val", "by": "accuracy", "count": min(6, len(models)), "ranking": ranking},
+        "runs": runs, "comparisons": _comparisons(runs),
+        "alarms": [{"run": r["run"]} | a for r in runs for a in r["alarms"]],
+        "notice": "Research software. Not for diagnosis.",
+    }  # fmt: skip

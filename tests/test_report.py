@@ -1,0 +1,442 @@
+"""The report: self-contained, honest about what is missing, and with the numbers of study.json."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from study_fixture import CLASSES, make_study
+from trustcxr import report
+from trustcxr.errors import UserError
+from trustcxr.report import alarms, figures, folder, panels, ranking, summary, tables, words
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, tables by their region's label, and the visible text."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[list[float]]]] = {}
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self._label = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        if found.get("role") == "region":
+            self._label = str(found["aria-label"])
+        if tag == "tr":
+            self.tables.setdefault(self._label, []).append([])
+        if tag in ("td", "th") and self._label in self.tables:
+            self.tables[self._label][-1].append([])
+        if tag == "data":
+            self.tables[self._label][-1][-1].append(float(str(found["value"])))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [str(v) for k, v in attrs if k == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = make_study(tmp_path_factory.mktemp("study"))
+    report.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(study: Path) -> str:
+    return (study / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def _document(study: Path) -> dict[str, Any]:
+    return json.loads((study / "study.json").read_text())
+
+
+def test_page_is_self_contained(text: str, page: Page) -> None:
+    assert len(text.encode()) < 5_000_000
+    assert not re.search(r"(https?|ftp|wss?|file):", text, re.I)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+        assert "url(" not in (attributes.get("style") or "").replace("url(#", "")
+    style = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert style is not None
+    assert not re.search(r"url\(|@import|javascript:", style[1])
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy).startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert "<metadata" not in text
+
+
+def test_page_is_well_formed_and_described(text: str, page: Page) -> None:
+    assert not page.open
+    assert len(page.ids) == len(set(page.ids)), "an id stands twice"
+    anchors = [str(a["href"])[1:] for t, a in page.tags if t in ("a", "use") and str(a.get("href")).startswith("#")]
+    anchors += re.findall(r"url\(#([^)]+)\)", text)
+    assert anchors
+    assert set(anchors) <= set(page.ids)
+    images = [a for t, a in page.tags if t == "img"]
+    assert len(images) == 2 * (1 + 4)
+    assert all(a.get("alt") for a in images)
+    assert all(a.get("aria-label") or a.get("aria-hidden") for t, a in page.tags if t == "svg")
+    assert page.text.count("Research software. Not for diagnosis.") == 2
+    assert page.text.index("Research software") < page.text.index("Summary\n")
+
+
+def test_leaderboard_has_the_numbers_of_study_json(study: Path, page: Page) -> None:
+    header, *rows = page.tables["Leaderboard"]
+    assert len(header) == 9
+    shown = {tuple(v for cell in row for v in cell) for row in rows}
+    expected = set()
+    for run in _document(study)["runs"]:
+        clean = run["clean"]
+        attacked = [
+            next(a["accuracy"] for a in run["attacks"] if a["attack"] == name and a["epsilon"] == 0.02)
+            for name in ("fgsm", "pgd")
+        ]
+        expected.add(
+            (clean["accuracy"], *attacked, clean["f1_macro"], clean["auroc_macro"], clean["ece"], float(clean["n"]))
+        )
+    assert shown == expected
+    best = _document(study)["runs"][0]["clean"]
+    low, high = best["accuracy_ci"]
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in page.text
+
+
+def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) -> None:
+    document = _document(study)
+    differences = [row[5][0] for row in page.tables["Standard against robust"][1:]]
+    assert differences == [c["difference"] for c in document["comparisons"]]
+    energies = sorted(row[3][0] for row in page.tables["Explanations beside chance"][1:])
+    assert energies == sorted(r["saliency"]["gradcam"]["infection_energy"] for r in document["runs"])
+    sweep = sorted(v for row in page.tables["Accuracy at each epsilon"][1:] for cell in row[3:-1] for v in cell)
+    assert sweep == sorted(a["accuracy"] for r in document["runs"] for a in r["attacks"])
+    counts = [[v for cell in row for v in cell] for row in page.tables["Images per split and class"][1:]]
+    assert counts[0] == [600, 600, 600, 1800, 400]
+    training = [row[2][0] for row in page.tables["Training"][1:]]
+    assert training == [3_374_275] * 4
+
+
+def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
+    from trustcxr.report import matrices
+
+    found = folder.read(study)
+    head = ranking.headline(found.study, found.runs)
+    for run in found.runs:
+        counted = matrices.under_attack(run, head, len(CLASSES))
+        assert counted is not None
+        accuracy = np.trace(counted) / np.sum(counted)
+        assert accuracy == pytest.approx(run.attacked("pgd", 0.02)["accuracy"])
+
+
+def test_page_is_the_same_each_time(study: Path, text: str) -> None:
+    assert report.write(study).read_text(encoding="utf-8") == text
+    assert not list(study.glob(".report*"))
+
+
+def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
+    bare = make_study(tmp_path / "bare", attacks=(), saliency=False, panels=0, models=("ResNet18",))
+    words_shown = Page(report.write(bare).read_text()).text
+    assert "nothing is known about robustness" in words_shown
+    assert "No explanations were measured" in words_shown
+    assert "gradient masking in 2 runs without both FGSM and PGD" in words_shown
+    assert words.DASH in words_shown
+    assert "None" not in words_shown
+    assert "nan" not in words_shown.split()
+    for file in (*bare.glob("runs/*/history.csv"), *bare.glob("runs/*/predictions.parquet")):
+        file.unlink()
+    assert "No training history was found" in Page(report.write(bare).read_text()).text
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"runs": []},
+        {"runs": [{}]},
+        {"runs": [{"run": "a", "clean": None, "attacks": [{"attack": "fgsm"}, 3], "saliency": {"gradcam": {}}}]},
+        {"runs": "no", "classes": "no", "data": [], "comparisons": {}, "selection": 1, "hardware": 2, "recipe": [1]},
+        {"runs": [{"clean": {"accuracy": float("nan"), "accuracy_ci": [None, 1], "confusion": [[1]], "per_class": 3}}]},
+        {"comparisons": [{}], "alarms": [{}, "x"], "failures": [{}], "runs": [{"saliency": {"x": {"perturbed": 1}}}]},
+    ],
+)
+def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, Any]) -> None:
+    (tmp_path / "study.json").write_text(json.dumps(document))
+    shown = Page(report.write(tmp_path).read_text())
+    assert "How it was made" in shown.text
+    report.leaderboard(document)
+
+
+def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",))
+    home = path / "runs" / "resnet18-fgsm-s0"
+    for name in ("history.csv", "predictions.parquet", "panels.npz", "metrics.json"):
+        (home / name).write_bytes(b"\x00broken")
+    np.savez(path / "runs" / "resnet18-standard-s0" / "panels.npz", image=np.array([{"code": 1}], dtype=object))
+    shown = Page(report.write(path).read_text()).text
+    for name in ("predictions.parquet", "panels.npz", "metrics.json"):
+        assert f"resnet18-fgsm-s0/{name} could not be read" in shown
+    assert "resnet18-standard-s0/panels.npz could not be read" in shown, "a pickle must not be loaded"
+    assert "No heatmaps were kept" in shown
+
+
+def test_values_are_escaped(tmp_path: Path) -> None:
+    classes = ("<b>bold</b>", '$x_1$ & "q"', "<img src=x onerror=alert(1)>")
+    path = make_study(tmp_path / "s", models=("<script>alert(1)</script>",), classes=classes)
+    document = _document(path)
+    document["title"] = "</title><script>alert(2)</script>"
+    document["recipe"]["name"] = "</pre><script>"
+    document["alarms"] = [{"kind": "<i>", "text": "<u>u</u>"}]
+    document["runs"][0]["alarms"] = [{"kind": "</style>", "text": "<u>v</u>"}]
+    (path / "study.json").write_text(json.dumps(document))
+    text = report.write(path).read_text()
+    shown = Page(text)
+    assert {tag for tag, _ in shown.tags}.isdisjoint({"script", "u", "pre script"})
+    assert "<b>bold" not in text
+    assert not any(a.get("src") == "x" or "onerror" in a for _, a in shown.tags)
+    assert "<b>bold</b>" in shown.text
+    assert '$x_1$ & "q"' in shown.text
+    assert "<script>alert(1)</script>" in shown.text
+
+
+def test_missing_study_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"study\.json") as problem:
+        report.write(tmp_path)
+    assert "\n" not in str(problem.value)
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(UserError) as problem:
+        report.write(tmp_path)
+    assert "\n" not in str(problem.value)
+
+
+def _run(**document: Any) -> folder.Run:
+    run = folder.Run({"model": "m", "defence": "fgsm", **document}, Path("nowhere"), [])
+    folder.label([run])
+    return run
+
+
+def _attack(name: str, epsilon: float, accuracy: float) -> dict[str, Any]:
+    return {"attack": name, "epsilon": epsilon, "accuracy": accuracy}
+
+
+def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
+    gap = _run(attacks=[_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.01)])
+    fine = _run(attacks=[_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.53)])
+    assert "62.0" in str(alarms.gradient_masking(gap))
+    assert alarms.gradient_masking(fine) is None
+    rises = _run(attacks=[_attack("pgd", 0.01, 0.3), _attack("pgd", 0.02, 0.4)])
+    falls = _run(attacks=[_attack("pgd", 0.02, 0.3), _attack("pgd", 0.01, 0.4)])
+    assert "30.0" in str(alarms.rising_with_epsilon(rises))
+    assert alarms.rising_with_epsilon(falls) is None
+
+
+def test_overfitting_is_seen_in_the_history(tmp_path: Path) -> None:
+    rows = "epoch,val_fgsm_accuracy,val_pgd_accuracy\n0,0.4,0.38\n1,0.5,0.45\n2,0.8,{last}\n"
+    for last, expected in ((0.02, True), (0.44, False)):
+        (tmp_path / "history.csv").write_text(rows.format(last=last))
+        run = _run()
+        run.folder = tmp_path
+        assert bool(alarms.catastrophic_overfitting(run)) is expected
+
+
+def test_figures_that_do_not_match_the_predictions_raise_an_alarm(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    document = _document(path)
+    document["runs"][0]["clean"]["accuracy"] = 0.99
+    (path / "study.json").write_text(json.dumps(document))
+    shown = Page(report.write(path).read_text()).text
+    assert "Figures that do not match the predictions" in shown
+    assert "99.00\u00a0% stated" in shown
+    assert "its metrics.json" in shown
+
+
+def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
+    document = _document(study)
+    masked = {a["run"] for a in document["alarms"] if a["kind"] == "gradient_masking"}
+    assert len(masked) == 4
+    assert len(re.findall(r"%\sunder FGSM, ", page.text)) == len(masked)
+    assert document["alarms"][0]["text"] not in page.text, "the report's own line says it already"
+    found = folder.read(study)
+    found.study["alarms"] = [{"kind": "new", "text": "said by the study alone"}]
+    groups = alarms.find(found, found.runs).groups
+    assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([[0.01, 0.03], [0.02, 0.05]], "agree better with the radiologists’ masks in all 2"),
+        ([[-0.01, 0.03], [-0.04, 0.05]], "was not seen in any of 2"),
+        ([[-0.03, -0.01], [-0.04, 0.05]], "in 1 they agree worse"),
+        ([[0.01, 0.03], [-0.04, -0.02]], "in 1 of 2"),
+        ([None, None], "was not seen in any of 2"),
+    ],
+)
+def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) -> None:
+    rows = [{"measure": "infection_energy", "difference": 0.1, "difference_ci": ci, "n": 120} for ci in intervals]
+    assert expected in summary.answer(rows)
+    assert "120 infected X-rays" in summary.answer(rows)
+
+
+def test_order_rests_on_the_strongest_attack() -> None:
+    def run(name: str, clean: float, fgsm: float, pgd: float) -> folder.Run:
+        attacks = [_attack("fgsm", 0.02, fgsm), _attack("pgd", 0.02, pgd)]
+        return folder.Run({"model": name, "clean": {"accuracy": clean}, "attacks": attacks}, Path(), [])
+
+    runs = [run("masked", 0.7, 0.9, 0.001), run("standard", 0.9, 0.3, 0.0), run("robust", 0.6, 0.5, 0.4)]
+    head = ranking.headline({}, runs)
+    assert [r.model for r in ranking.ordered(runs, head)] == ["robust", "standard", "masked"]
+
+
+def test_headline_epsilon_is_the_recipes() -> None:
+    runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.005, 0.01, 0.02)])]
+    assert ranking.headline({"recipe": {"defences": [{"name": "fgsm", "epsilon": 0.01}]}}, runs).epsilon == 0.01
+    assert ranking.headline({"recipe": {"defences": [{"name": "fgsm", "epsilon": 0.3}]}}, runs).epsilon == 0.02
+    assert ranking.headline({}, runs).epsilon == 0.02
+    assert ranking.headline({}, []).epsilon is None
+
+
+def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    document = _document(path)
+    document["runs"][0]["shortcuts"] = {
+        "lungs_blacked_out": {"accuracy": 0.57, "accuracy_ci": [0.53, 0.61], "n": 90},
+        "border_only": 0.4,
+    }
+    (path / "study.json").write_text(json.dumps(document))
+    shown = Page(report.write(path).read_text())
+    rows = [row for row in shown.tables["Shortcuts"][1:] if row[3]]
+    assert [row[3:5] for row in rows] == [[[0.57], [0.4]]]
+    assert "53.0 to 61.0" in shown.text
+    assert tables.shortcuts([_run()]) is None
+
+
+def test_two_classes_and_other_defences(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", classes=("COVID", "Normal"), defences=("standard", "pgd", "own"), models=("a_b",))
+    shown = Page(report.write(path).read_text())
+    assert "a_b · own" in shown.text
+
+
+def test_svg_keeps_text_and_ids_apart() -> None:
+    runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": 0.6})]
+    one, two = (figures.epsilon_curves("$m_1$ <b>", runs, key) for key in ("k1", "k2"))
+    assert "$m_1$ &lt;b&gt;" in one
+    assert "xmlns" not in one
+    assert not set(re.findall(r' id="([^"]+)"', one)) & set(re.findall(r' id="([^"]+)"', two))
+
+
+def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
+    image = np.full((4, 4), 200, np.uint8)
+    shown = panels.overlay(image, np.zeros((4, 4), np.float32))
+    assert np.ptp(shown, axis=2).max() < 0.01
+    half, full = (panels.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
+    assert full.sum() > half.sum() > shown.sum()
+
+
+def test_readme_figure(study: Path, tmp_path: Path) -> None:
+    out = report.readme_figure(study, "ResNet18", tmp_path / "new" / "figure.png")
+    with Image.open(out) as image:
+        assert image.size[0] == 2000
+        assert 550 < image.size[1] < 650
+        pixels = np.asarray(image)
+    colourful = np.ptp(pixels.astype(int), axis=2) > 40
+    quarters = [part.mean() for part in np.array_split(colourful[100:500], 4, axis=1)]
+    assert quarters[0] < 0.01 < min(quarters[1:]), "an X-ray is grey, a mask and heatmaps are not"
+    with pytest.raises(UserError, match="ResNet18"):
+        report.readme_figure(study, "ResNet81", out)
+    with pytest.raises(UserError, match="trades"):
+        report.readme_figure(study, "ResNet18", out, defence="trades")
+    with pytest.raises(UserError, match="index"):
+        report.readme_figure(study, "ResNet18", out, index=9)
+
+
+def test_terminal_leaderboard_fits_100_columns(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    models = ("InceptionResNetV2", "tf_efficientnetv2_b0", "[bold]x")
+    path = make_study(tmp_path / "s", models=models, panels=0, images=120)
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(report.leaderboard(_document(path)))
+    lines = console.export_text().rstrip("\n").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) == 2 + 6, "a row each, none wrapped"
+    assert any(line.startswith("[bold]x") for line in lines)
+    for run in _document(path)["runs"]:
+        assert f"{100 * run['clean']['accuracy']:.1f}" in "\n".join(lines)
+
+
+def test_numbers_as_words() -> None:
+    assert words.percent(0.8229) == "82.3\u00a0%"
+    assert words.percent(None) == words.percent(float("nan")) == words.percent("x") == words.DASH
+    assert words.signed(-0.0004) == "0.000"
+    assert words.signed(0.012) == "+0.012"
+    assert words.signed(-0.012) == "−0.012"
+    assert words.p_value(0.0001) == "<\u00a00.001"
+    assert words.between([0.1, None]) == ""
+    assert words.attack("pgd", 20) == "PGD-20"
+    assert words.attack("fgsm", 1) == "FGSM"
+
+
+@pytest.mark.slow
+def test_the_papers_size_fits(tmp_path: Path) -> None:
+    names = tuple(f"Network{i:02}" for i in range(21))
+    path = make_study(tmp_path / "s", models=names, images=90, panels=6, side=224, resamples=20)
+    assert report.write(path).stat().st_size < 5_000_000
+
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's console was not looked at")
+def test_no_error_in_the_browsers_console(study: Path, tmp_path: Path) -> None:
+    page = study / "report.html"
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("</main>", '<script>1</script><img src="file:///x.png"></main>'))
+    assert _console(page, tmp_path / "a") == []
+    assert len(_console(broken, tmp_path / "b")) >= 2, "the check sees what the policy blocks"
+
+
+def _console(page: Path, profile: Path) -> list[str]:
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr",
+        "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "<main>" in done.stdout
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
