@@ -1,0 +1,65 @@
+"""Small networks and images that train in seconds, for the tests of attacks, defences and statistics."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr import defences
+
+SIDE = 20
+
+
+def images_and_labels(count: int, *, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images (count, 1, SIDE, SIDE) in [0, 1]: a faint pattern for each class under noise. Labels (count,)."""
+    patterns = torch.rand((classes, 1, SIDE // 4, SIDE // 4), generator=torch.Generator().manual_seed(99)) - 0.5
+    patterns = F.interpolate(patterns, scale_factor=4, mode="bilinear")
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    noise = torch.randn((count, 1, SIDE, SIDE), generator=generator)
+    return (0.5 + 0.2 * patterns[labels] + 0.12 * noise).clamp(0, 1), labels
+
+
+class SmallNet(nn.Module):
+    """Two convolutions with BatchNorm, dropout, a linear layer: pixel space to logits."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+        )
+        self.head = nn.Linear(16 * (SIDE // 4) ** 2, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images - 0.5))
+
+
+@lru_cache
+def trained(defence: str = "standard", *, classes: int = 3, epsilon: float = 0.03) -> SmallNet:
+    """A SmallNet after some steps of a defence, in evaluation mode. Shared by tests: leave it as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = SmallNet(classes)
+        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for step in range(80):
+            batch, labels = images_and_labels(64, classes=classes, seed=1000 + step)
+            loss, _ = defences.get(defence)(model, batch, labels, epsilon=epsilon, clean_share=0.0, mode="eval")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images that the model gets right."""
+    return float((model(images).argmax(1) == labels).float().mean())

@@ -1,0 +1,457 @@
+"""Attacks against the libraries that do the same, and against what an attack must never do to a model."""
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from small_networks import SIDE, SmallNet, accuracy, images_and_labels, trained
+from trustcxr import attacks
+from trustcxr.errors import UserError
+
+ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": attacks.fgsm, "pgd": attacks.pgd}
+EPSILON, STEPS = 0.03, 10
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, Tensor]:
+    return images_and_labels(200, seed=5)
+
+
+@pytest.fixture(params=["standard", "fgsm"])
+def model(request: pytest.FixtureRequest) -> SmallNet:
+    return trained(request.param)
+
+
+def foolbox_model(model: nn.Module) -> Any:
+    import foolbox
+
+    return foolbox.PyTorchModel(model, bounds=(0, 1))
+
+
+# --- the same as other libraries -------------------------------------------------------------------------------------
+
+
+def test_fgsm_is_identical_to_torchattacks(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    import torchattacks
+
+    images, labels = batch
+    theirs = torchattacks.FGSM(model, eps=EPSILON)(images, labels)
+    model.eval()
+    assert torch.equal(attacks.fgsm(model, images, labels, epsilon=EPSILON), theirs)
+
+
+def test_fgsm_is_identical_to_foolbox(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    from foolbox.attacks import LinfFastGradientAttack
+
+    images, labels = batch
+    _, theirs, _ = LinfFastGradientAttack(random_start=False)(foolbox_model(model), images, labels, epsilons=EPSILON)
+    ours = attacks.fgsm(model, images, labels, epsilon=EPSILON)
+    # Foolbox clips the perturbation once more around the image, which may move the last bit.
+    assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_pgd_agrees_with_torchattacks(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    import torchattacks
+
+    images, labels = batch
+    step = EPSILON / 4
+    torch.manual_seed(0)
+    theirs = torchattacks.PGD(model, eps=EPSILON, alpha=step, steps=STEPS, random_start=True)(images, labels)
+    model.eval()
+    ours = attacks.pgd(model, images, labels, epsilon=EPSILON, steps=STEPS, step_size=step)
+    assert abs(accuracy(model, ours, labels) - accuracy(model, theirs, labels)) <= 0.01
+    fixed = torchattacks.PGD(model, eps=EPSILON, alpha=step, steps=STEPS, random_start=False)(images, labels)
+    model.eval()
+    ours = attacks.pgd(model, images, labels, epsilon=EPSILON, steps=STEPS, step_size=step, random_start=False)
+    # Where a gradient is about zero its sign may differ.
+    assert float((ours - fixed).abs().gt(1e-5).float().mean()) < 0.002
+
+
+def test_pgd_agrees_with_foolbox(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    from foolbox.attacks import LinfPGD
+
+    images, labels = batch
+    step = EPSILON / 4
+    torch.manual_seed(0)
+    attack = LinfPGD(abs_stepsize=step, steps=STEPS, random_start=True)
+    _, _, misled = attack(foolbox_model(model), images, labels, epsilons=EPSILON)
+    ours = attacks.pgd(model, images, labels, epsilon=EPSILON, steps=STEPS, step_size=step)
+    assert abs(accuracy(model, ours, labels) - (1 - float(misled.float().mean()))) <= 0.01
+
+
+def test_captum_needs_probabilities_where_ours_needs_logits(batch: tuple[Tensor, Tensor]) -> None:
+    """Trap 4: Captum's FGSM takes the logarithm of a probability; ours takes logits, and refuses probabilities."""
+    from captum.robust import FGSM
+
+    model, (images, labels) = trained(), batch
+    probabilities = nn.Sequential(model, nn.Softmax(dim=1)).eval()
+    theirs = FGSM(probabilities, lower_bound=0, upper_bound=1).perturb(images, epsilon=EPSILON, target=labels)
+    ours = attacks.fgsm(model, images, labels, epsilon=EPSILON)
+    differ = (ours - theirs).abs().gt(1e-6).float().mean((1, 2, 3))
+    unsure = probabilities(images).amax(1) < 0.99  # where the model is sure their gradient is rounded away
+    assert int(unsure.sum()) > 10
+    assert float(differ[unsure].max()) < 0.02
+    assert float(differ[~unsure].mean()) > float(differ[unsure].mean())
+    for attack in ATTACKS.values():
+        with pytest.raises(UserError, match="probabilities; it must return logits"):
+            attack(probabilities, images, labels, epsilon=EPSILON)
+
+
+# --- strength --------------------------------------------------------------------------------------------------------
+
+
+def test_sweep_falls_to_zero_and_pgd_is_at_least_as_strong(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    """Trap 7: robust accuracy falls with epsilon and reaches about zero; PGD is at least as strong as FGSM."""
+    images, labels = batch
+    clean = accuracy(model, images, labels)
+    assert clean > 0.95
+    falls: dict[str, list[float]] = {"fgsm": [clean], "pgd": [clean]}
+    for epsilon in (0.01, 0.03, 0.05, 0.1, 0.2):
+        for name, attack in ATTACKS.items():
+            falls[name].append(accuracy(model, attack(model, images, labels, epsilon=epsilon), labels))
+    for name, values in falls.items():
+        assert all(b <= a + 0.005 for a, b in itertools.pairwise(values)), (name, values)
+        assert values[-1] <= 0.02
+    assert all(p <= f for p, f in zip(falls["pgd"], falls["fgsm"], strict=True))
+
+
+def test_white_box_is_at_least_as_strong_as_transfer(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    victim, surrogate = trained("fgsm"), trained("standard")
+    white = accuracy(victim, attacks.pgd(victim, images, labels, epsilon=0.05), labels)
+    transferred = accuracy(victim, attacks.pgd(surrogate, images, labels, epsilon=0.05), labels)
+    assert white < transferred
+
+
+def test_adversarial_training_helped() -> None:
+    images, labels = images_and_labels(200, seed=6)
+    robust = [
+        accuracy(m, attacks.pgd(m, images, labels, epsilon=EPSILON), labels) for m in map(trained, ("standard", "fgsm"))
+    ]
+    assert robust[1] > robust[0] + 0.1
+
+
+def test_stop_when_wrong_loses_no_victim_and_saves_gradients(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    seen = {False: 0, True: 0}
+    verdicts = {}
+    for stop in (False, True):
+
+        def count(_: nn.Module, inputs: tuple[Tensor], stop: bool = stop) -> None:
+            seen[stop] += len(inputs[0])
+
+        handle = model.register_forward_pre_hook(count)
+        found = attacks.pgd(model, images, labels, epsilon=0.05, steps=STEPS, stop_when_wrong=stop)
+        handle.remove()
+        with torch.no_grad():
+            verdicts[stop] = model(found).argmax(1) != labels
+        assert float((found - images).abs().max()) <= 0.05 + 1e-6
+    assert bool((verdicts[True] | ~verdicts[False]).all())
+    assert float((verdicts[True] ^ verdicts[False]).float().mean()) <= 0.01
+    assert seen[True] < 0.9 * seen[False]
+
+
+def test_restarts_help_and_keep_what_was_found(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    model = trained("fgsm")
+    options: dict[str, Any] = {"epsilon": 0.04, "steps": 2, "step_size": 0.01}
+    accuracies, broken = [], torch.zeros(len(images), dtype=torch.bool)
+    for restarts in (1, 2, 6):
+        found = attacks.pgd(model, images, labels, restarts=restarts, **options)
+        now = model(found).argmax(1) != labels
+        assert bool((now | ~broken).all()), "an image that was misled is right again after more restarts"
+        broken = now
+        accuracies.append(accuracy(model, found, labels))
+    assert accuracies[2] < accuracies[0]
+
+
+# --- contract --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_epsilon_zero_changes_nothing(name: str, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    assert torch.equal(ATTACKS[name](trained(), images, labels, epsilon=0.0), images)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("epsilon", [0.02, 0.3, 1.0])
+def test_result_is_within_epsilon_and_in_range(name: str, epsilon: float) -> None:
+    images, labels = images_and_labels(32)
+    images = ((images - 0.5) * 4 + 0.5).clamp(0, 1)  # many pixels at 0 and 1
+    assert bool((images == 0).any())
+    assert bool((images == 1).any())
+    found = ATTACKS[name](trained(), images, labels, epsilon=epsilon)
+    assert found.shape == images.shape
+    assert found.dtype == images.dtype
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 1
+    assert float((found - images).abs().max()) <= epsilon + 1e-6
+    assert float((found - images).abs().max()) > epsilon * 0.9
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_caller_images_are_untouched_and_result_has_no_gradient(name: str) -> None:
+    images, labels = images_and_labels(8)
+    before = images.clone()
+    images.requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ATTACKS[name](trained(), images, labels, epsilon=EPSILON)
+    assert not found.requires_grad
+    assert images.grad is None
+    assert torch.equal(images.detach(), before)
+
+
+class Stateful(nn.Module):
+    """All that an attack can disturb: BatchNorm, a frozen one, InstanceNorm with statistics, dropout, a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.InstanceNorm2d(4, track_running_stats=True))
+        self.frozen = nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * SIDE * SIDE, 3))
+        self.register_buffer("calls", torch.zeros(()))
+        self.frozen.weight.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return self.head(self.frozen(self.second(self.first(images))))
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        "flags": {name: module.training for name, module in model.named_modules()},
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "same tensors": {name: value.data_ptr() for name, value in model.state_dict(keep_vars=True).items()},
+        "needs gradient": {name: p.requires_grad for name, p in model.named_parameters()},
+        "gradients": {name: p.grad is None for name, p in model.named_parameters()},
+        "tracking": [getattr(m, "track_running_stats", None) for m in model.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+    }
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_model_is_left_as_it_was_found(name: str, mode: attacks.Mode) -> None:
+    """Trap 2: a frozen BatchNorm stays frozen; no statistic, counter, gradient or random state moves."""
+    torch.manual_seed(0)
+    model = Stateful().train()
+    model.frozen.eval()
+    images, labels = images_and_labels(8)
+    before, state = snapshot(model), torch.get_rng_state()
+    ATTACKS[name](model, images, labels, epsilon=EPSILON, mode=mode)
+    after = snapshot(model)
+    for key in before:
+        if key != "state":
+            assert before[key] == after[key], key
+    for key, value in before["state"].items():
+        assert torch.equal(value, after["state"][key]), key
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_model_is_left_as_it_was_found_after_a_failure(name: str) -> None:
+    model = Stateful().train()
+    model.frozen.eval()
+    images, labels = images_and_labels(8)
+    before = snapshot(model)["flags"]
+    with pytest.raises(UserError, match="3 classes"):
+        ATTACKS[name](model, images, labels + 5, epsilon=EPSILON, mode="train")
+    assert snapshot(model)["flags"] == before
+    assert float(model.calls) == 0
+
+
+def test_mode_train_attacks_batch_statistics() -> None:
+    torch.manual_seed(0)
+    model = SmallNet()
+    images, labels = images_and_labels(16)
+    moved = [attacks.fgsm(model, images, labels, epsilon=EPSILON, mode=mode) for mode in ("eval", "train")]
+    assert not torch.equal(*moved)
+    model.train()
+    model.body[-1].p = 0.0
+    leaf = images.clone().requires_grad_(True)
+    F.cross_entropy(model(leaf), labels).backward()
+    expected = (images + EPSILON * leaf.grad.sign()).clamp(0, 1)
+    assert torch.equal(attacks.fgsm(model, images, labels, epsilon=EPSILON, mode="train"), expected)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(name: str, context: Callable[[], Any], batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    expected = ATTACKS[name](trained(), images, labels, epsilon=EPSILON)
+    with context():
+        made_here = images * 1.0, labels.clone()
+        found = ATTACKS[name](trained(), *made_here, epsilon=EPSILON)
+    assert torch.equal(found.clone(), expected)
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_works_under_autocast(name: str, context: Callable[[], Any], batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    model = trained("fgsm")
+    with context(), torch.autocast("cpu", torch.bfloat16):
+        model(images)  # fills autocast's cache of weights
+        found = ATTACKS[name](model, images, labels, epsilon=0.05)
+    assert found.dtype == torch.float32
+    full = ATTACKS[name](model, images, labels, epsilon=0.05)
+    assert abs(accuracy(model, found.clone(), labels) - accuracy(model, full, labels)) <= 0.03
+
+
+def test_gradient_survives_a_confident_model_in_half_precision() -> None:
+    """A loss averaged over the batch underflows in float16 where a summed one does not."""
+    images, labels = images_and_labels(64)
+    model = trained()
+    full = attacks.fgsm(model, images, labels, epsilon=EPSILON)
+    half = attacks.fgsm(copy.deepcopy(model).half(), images.half(), labels, epsilon=EPSILON)
+    assert half.dtype == torch.float16
+    assert float(((half.float() - images).sign() == (full - images).sign()).float().mean()) > 0.98
+
+
+def test_pgd_is_seeded(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    made = []
+    for global_seed, seed in ((0, 3), (1, 3), (0, 4)):
+        torch.manual_seed(global_seed)
+        made.append(attacks.pgd(trained(), images, labels, epsilon=EPSILON, steps=2, step_size=0.001, seed=seed))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_pgd_step_is_two_and_a_half_radii_over_the_steps(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    options: dict[str, Any] = {"epsilon": EPSILON, "steps": STEPS, "random_start": False}
+    chosen = attacks.pgd(trained(), images, labels, **options)
+    assert torch.equal(chosen, attacks.pgd(trained(), images, labels, step_size=2.5 * EPSILON / STEPS, **options))
+    assert not torch.equal(chosen, attacks.pgd(trained(), images, labels, step_size=EPSILON / STEPS, **options))
+
+
+class Watched(TorchDispatchMode):
+    """Counts what the backward pass of a convolution or a linear layer computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.inputs, self.products = 0, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default:
+            inputs, weights, _ = args[-1]
+            self.inputs += inputs
+            self.weights += weights
+        self.products += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_attack_computes_no_weight_gradient(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    model = trained()
+    with Watched() as attack:
+        attacks.fgsm(model, images, labels, epsilon=EPSILON)
+    # Two convolutions and a linear layer, each with the gradient of its input alone.
+    assert (attack.inputs, attack.weights, attack.products) == (2, 0, 1)
+    with Watched() as plain:
+        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+    assert len(gradients) == 10
+    assert (plain.weights, plain.products) == (2, 2)
+
+
+def test_works_for_two_and_many_classes_and_other_shapes() -> None:
+    for classes in (2, 5):
+        model = trained(classes=classes)
+        images, labels = images_and_labels(40, classes=classes, seed=9)
+        found = attacks.pgd(model, images, labels, epsilon=0.1, steps=5)
+        assert accuracy(model, found, labels) < accuracy(model, images, labels) - 0.3
+    mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    assert attacks.fgsm(mean, torch.rand(2, 3, 7, 11), torch.tensor([0, 3]), epsilon=0.1).shape == (2, 3, 7, 11)
+
+
+# --- errors: one line, what is wrong and what to do ------------------------------------------------------------------
+
+
+def bad_inputs() -> Iterator[Any]:
+    images, labels = images_and_labels(4)
+    hole = images.clone()
+    hole[0, 0, 0, 0] = float("nan")
+    yield pytest.param(images * 255, labels, 0.02, r"in \[0, 1\] \(pixel space\).*span \[", id="grey levels")
+    yield pytest.param((images - 0.5) * 2048, labels, 0.02, r"in \[0, 1\]", id="torchxrayvision's range (trap 6)")
+    yield pytest.param(images - 0.5, labels, 0.02, r"in \[0, 1\]", id="normalised")
+    yield pytest.param(hole, labels, 0.02, r"in \[0, 1\].*nan", id="NaN")
+    yield pytest.param(images[:, 0], labels, 0.02, r"\(B, 1, H, W\)", id="no channel")
+    yield pytest.param((images * 255).to(torch.uint8), labels, 0.02, "floats", id="uint8")
+    yield pytest.param(images, labels[:3], 0.02, "4 images but labels of shape", id="few labels")
+    yield pytest.param(images, labels[:, None], 0.02, "labels of shape", id="labels of two dimensions")
+    yield pytest.param(images, labels.float(), 0.02, "whole numbers", id="float labels")
+    yield pytest.param(images, labels.clamp(min=3), 0.02, "3 classes", id="a label too large")
+    yield pytest.param(images, labels - 3, 0.02, "3 classes", id="negative labels")
+    yield pytest.param(images, labels, 4, r"outside \[0, 1\].*4/255 = 0.01569", id="epsilon in grey levels")
+    yield pytest.param(images, labels, -0.1, r"outside \[0, 1\].*255$", id="negative epsilon")
+    yield pytest.param(images, labels, float("nan"), r"outside \[0, 1\]", id="epsilon NaN")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(("images", "labels", "epsilon", "message"), [*bad_inputs()])
+def test_wrong_input_is_one_line(name: str, images: Tensor, labels: Tensor, epsilon: float, message: str) -> None:
+    with pytest.raises(UserError, match=message) as problem:
+        ATTACKS[name](trained(), images, labels, epsilon=epsilon)
+    assert "\n" not in str(problem.value)
+
+
+class Returns(nn.Module):
+    def __init__(self, what: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, images: Tensor) -> Any:
+        return self.what(images)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: x.flatten(2),
+        lambda x: x.mean((1, 2, 3)),
+        lambda x: x.mean((2, 3)),
+        lambda x: (x.flatten(1), None),
+        lambda x: x.flatten(1)[:2],
+    ],
+    ids=["three dimensions", "one dimension", "one class", "a tuple", "another batch"],
+)
+def test_model_that_gives_no_logits(name: str, what: Callable[[Tensor], Any]) -> None:
+    images, labels = images_and_labels(4)
+    with pytest.raises(UserError, match=r"must return logits \(B, 2 or more classes\)"):
+        ATTACKS[name](Returns(what), images, labels, epsilon=0.02)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"restarts": 0},
+        {"step_size": 0.0},
+        {"step_size": -0.1},
+        {"stop_when_wrong": True, "mode": "train"},
+    ],
+)
+def test_pgd_options_that_make_no_climb(options: dict[str, Any]) -> None:
+    images, labels = images_and_labels(4)
+    with pytest.raises(UserError, match="pgd: "):
+        attacks.pgd(trained(), images, labels, epsilon=0.02, **options)
+
+
+def test_get_suggests_the_nearest_name() -> None:
+    assert attacks.get("pgd") is attacks.pgd
+    with pytest.raises(UserError, match="unknown attack 'fgms': did you mean fgsm"):
+        attacks.get("fgms")
