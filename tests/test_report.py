@@ -265,6 +265,12 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
     assert alarms.rising_with_epsilon(falls) is None
 
 
+def test_a_constant_network_raises_an_alarm() -> None:
+    clean = {"accuracy": 0.35, "confusion": [[10, 0], [10, 10]]}
+    assert "66.7" in str(alarms.no_better_than_constant(_run(clean=clean | {"accuracy_ci": [0.3, 0.8]})))
+    assert alarms.no_better_than_constant(_run(clean=clean | {"accuracy_ci": [0.7, 0.8]})) is None
+
+
 def test_overfitting_is_seen_in_the_history(tmp_path: Path) -> None:
     rows = "epoch,val_fgsm_accuracy,val_pgd_accuracy\n0,0.4,0.38\n1,0.5,0.45\n2,0.8,{last}\n"
     for last, expected in ((0.02, True), (0.44, False)):
@@ -311,6 +317,37 @@ def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) 
     rows = [{"measure": "infection_energy", "difference": 0.1, "difference_ci": ci, "n": 120} for ci in intervals]
     assert expected in summary.answer(rows)
     assert "120 infected X-rays" in summary.answer(rows)
+
+
+def test_a_tie_is_told() -> None:
+    runs = [folder.Run({"model": m, "clean": {"accuracy": 0.5}}, Path(), []) for m in "abc"]
+    folder.label(runs)
+    head = ranking.headline({}, runs)
+    told = summary.paragraph({}, runs, head, alarms.Findings([], [], []))
+    assert "and 2 others with the same figure" in told
+
+
+def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
+    import pandas as pd
+
+    run = _run(saliency={"gradcam": {"infection_energy": 0.1, "n": 3}})
+    run.folder = tmp_path
+    rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "saliency.parquet")
+    assert "n\u00a0=\u00a02" in tables.explanations([run]).rows[0][3].beside
+
+
+def test_failed_runs_and_seeds_are_told(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    document = _document(path)
+    document["failures"] = [{"run": "vgg16-fgsm-s0", "reason": "train: out of memory"}]
+    document["runs"].append(document["runs"][0] | {"seed": 1, "run": "resnet18-standard-s1"})
+    document["runs"][1]["background"] = "swap"
+    (path / "study.json").write_text(json.dumps(document))
+    shown = Page(report.write(path).read_text()).text
+    assert "vgg16-fgsm-s0: train: out of memory" in shown
+    assert "ResNet18 · standard (seed 1)" in shown
+    assert "ResNet18 · fgsm (background swap)" in shown
 
 
 def test_order_rests_on_the_strongest_attack() -> None:
@@ -408,6 +445,9 @@ def test_numbers_as_words() -> None:
     assert words.signed(-0.012) == "−0.012"
     assert words.p_value(0.0001) == "<\u00a00.001"
     assert words.between([0.1, None]) == ""
+    assert words.between([-0.002, -0.0002]) == "−0.002 to 0.000"
+    assert words.between([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
+    assert words.between([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
     assert words.attack("pgd", 20) == "PGD-20"
     assert words.attack("fgsm", 1) == "FGSM"
 

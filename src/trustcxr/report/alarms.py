@@ -7,11 +7,17 @@ from typing import Any
 from trustcxr.metrics import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.folder import Run, StudyFolder
+from trustcxr.report.ranking import constant_answer
 
 RISE = 0.02  # accuracy that rises by more than this from one epsilon to the next: masked gradients, as in metrics.py
 COLLAPSE = 0.20  # PGD accuracy on validation lost while FGSM accuracy is not: catastrophic overfitting
 
 KINDS = {
+    "no_better_than_constant": (
+        "No better than a constant answer",
+        "On unperturbed X-rays the network is not shown to do better than always giving the commonest class. Its other "
+        "figures, robustness and heatmaps among them, say nothing.",
+    ),
     "gradient_masking": (
         "Gradient masking",
         "Accuracy under FGSM exceeds accuracy under PGD at the same epsilon by more than ten points. The stronger "
@@ -136,7 +142,19 @@ def inconsistent(run: Run) -> str | None:
     return f"{run.label}: {words.percent(stated, 2)} stated, {words.percent(again, 2)} from the predictions"
 
 
+def no_better_than_constant(run: Run) -> str | None:
+    """Whether the interval of clean accuracy reaches down to what one and the same answer to everything would have."""
+    constant, pair = constant_answer(run), words.interval(run.clean("accuracy_ci"))
+    if constant is None or pair is None or pair[0] > constant:
+        return None
+    return (
+        f"{run.label}: {words.percent(run.clean('accuracy'))} clean (95\u00a0% CI "
+        f"{words.between(run.clean('accuracy_ci'), 1, scale=100)}), a constant answer {words.percent(constant)}"
+    )
+
+
 _CHECKS = {
+    "no_better_than_constant": no_better_than_constant,
     "gradient_masking": gradient_masking,
     "catastrophic_overfitting": catastrophic_overfitting,
     "rising_with_epsilon": rising_with_epsilon,

@@ -68,6 +68,14 @@ class Run:
         found = self.metrics.get("saliency")
         return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
+    def measured(self, method: str, *, perturbed: bool) -> dict[str, int]:
+        """How many images each measure has a value for, from saliency.parquet; empty without it."""
+        table = self.saliency
+        if table is None or not {"method", "condition", "measure", "value"} <= set(table):
+            return {}
+        rows = table[(table["method"] == method) & ((table["condition"] == "clean") != perturbed)]
+        return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
+
     def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
         path = self.folder / name
         if not path.is_file():

@@ -11,8 +11,8 @@ from trustcxr.report.folder import Run
 from trustcxr.report.ranking import Headline, by_model, constant_answer, defences, shared_constant_answer
 
 _ATTACKS = {
-    "fgsm": "One step, the attack of the study’s own adversarial training. ",
-    "pgd": "Many small steps: a stronger attack, which FGSM training may not withstand. ",
+    "fgsm": "A single step, the weakest of these attacks. ",
+    "pgd": "Many small steps: a stronger attack, which training against a single step may not withstand. ",
 }
 _FEW = 4  # up to so many comparisons are told one by one
 Numbers = Callable[[Run], dict[str, Any]]
@@ -41,7 +41,8 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
     best = best_by(runs, clean_numbers)
     if best is None:
         return "This study holds no tested run yet, so there is nothing to say."
-    parts = [f"On X-rays as they are, the most accurate run was {best.label}: {figure(clean_numbers(best))}."]
+    name = named(best, runs, clean_numbers)
+    parts = [f"On X-rays as they are, the most accurate run was {name}: {figure(clean_numbers(best))}."]
     if not head.attacks:
         parts.append("No attack was measured, so nothing is known about robustness.")
     else:
@@ -76,6 +77,14 @@ def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
     return max(scored, key=lambda run: float(numbers(run)["accuracy"])) if scored else None
 
 
+def named(best: Run, runs: list[Run], numbers: Numbers) -> str:
+    """The best run's label, and how many others have the very same accuracy."""
+    mine = float(numbers(best)["accuracy"])
+    values = [words.finite(numbers(run).get("accuracy")) for run in runs if run is not best]
+    same = sum(value is not None and abs(value - mine) < 1e-9 for value in values)
+    return f"{best.label} (and {words.plural(same, 'other')} with the same figure)" if same else best.label
+
+
 def figure(entry: dict[str, Any]) -> str:
     """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
     inside = words.between(entry.get("accuracy_ci"), 1, scale=100)
@@ -85,7 +94,10 @@ def figure(entry: dict[str, Any]) -> str:
 
 def _best_under(runs: list[Run], head: Headline, attack: str) -> str:
     best = best_by(runs, under(head, attack))
-    return f"{best.label} under {head.names[attack]}, {figure(under(head, attack)(best))}" if best else ""
+    if best is None:
+        return ""
+    numbers = under(head, attack)
+    return f"{named(best, runs, numbers)} under {head.names[attack]}, {figure(numbers(best))}"
 
 
 def _constant(runs: list[Run], head: Headline) -> str:
@@ -231,7 +243,7 @@ def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
 
 def _one_comparison(row: dict[str, Any]) -> str:
     found = {"higher": "it rose", "lower": "it fell", "not settled": "no difference is shown"}[verdict(row)]
-    inside = words.between(row.get("difference_ci"))
+    inside = words.between(row.get("difference_ci"), reveal=True)
     interval = f", 95\u00a0% CI {inside}" if inside else ""
     p_value = words.p_value(row.get("p_value"))
     p_value = p_value if p_value.startswith("<") else f"=\u00a0{p_value}"

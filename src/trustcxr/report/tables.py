@@ -127,12 +127,16 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
             if not isinstance(document, dict):
                 continue
             cells = [*_names(run), Cell(words.method(method), _condition(document, whole_document))]
+            measured = run.measured(method, perturbed=perturbed)
             for name in _EXPLANATION:
                 value = plain(document.get(name), 3, document.get(f"{name}_ci"))
                 sign, note = {"above": ("> ", "good"), "below": ("< ", "bad")}.get(
                     chance_verdict(document, name), ("", "")
                 )
                 beside = f"{sign}chance {words.decimal(document.get(f'{name}_chance'))}"
+                n = measured.get(name)
+                if n is not None and n != words.finite(document.get("n")):
+                    beside += f", n\u00a0=\u00a0{n}"
                 cells.append(Cell(value.text, value.small, beside, value.value, note))
             without = words.finite(document.get("without_mask"))
             left_out = f"{words.count(without)} without mask left out" if without else ""
@@ -190,7 +194,7 @@ def comparisons(study: dict[str, Any]) -> Table:
                 cell(c.get("standard")),
                 cell(c.get("robust")),
                 Cell(words.signed(None if difference is None else scale * difference, digits), value=difference),
-                Cell(words.between(c.get("difference_ci"), digits, scale=scale) or words.DASH),
+                Cell(words.between(c.get("difference_ci"), digits, scale=scale, reveal=True) or words.DASH),
                 Cell(words.p_value(c.get("p_value")), value=words.finite(c.get("p_value"))),
                 whole(c.get("n")),
                 Cell(found, note={"higher": "good", "lower": "bad"}.get(found, "quiet")),

@@ -70,10 +70,18 @@ def percent(value: Any, digits: int = 1) -> str:
     return text if text == DASH else f"{text}\u00a0%"
 
 
-def between(value: Any, digits: int = 3, *, scale: float = 1.0) -> str:
-    """An interval as medical journals write it, `0.10 to 0.20`, or an empty string."""
+def between(value: Any, digits: int = 3, *, scale: float = 1.0, reveal: bool = False) -> str:
+    """An interval as medical journals write it, `0.10 to 0.20`, or an empty string.
+
+    `reveal`: more digits where a bound that is not zero would be written as zero, and hide on which side it lies.
+    """
     pair = interval(value)
-    return "" if pair is None else f"{decimal(scale * pair[0], digits)} to {decimal(scale * pair[1], digits)}"
+    if pair is None:
+        return ""
+    ends = [scale * end for end in pair]
+    while reveal and digits < 6 and any(end and not round(end, digits) for end in ends):
+        digits += 1
+    return " to ".join(decimal(end, digits) for end in ends)
 
 
 def count(value: Any) -> str:
