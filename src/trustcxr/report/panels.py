@@ -254,7 +254,7 @@ def _row_of_four(standard: Run, robust: Run, index: int, width: int) -> bytes:
     image, infection = arrays["image"][index], _slice(arrays, "infection", index)
     side = round(width / 4)
     columns: list[tuple[str, str, Any]] = [
-        ("Chest X-ray", _text(arrays, "class_name", index), picture(image, side=side)),
+        ("Chest X-ray", f"true class: {_text(arrays, 'class_name', index)}", picture(image, side=side)),
         (
             "Infection, by radiologists",
             f"{words.percent(_chance(infection))} of the picture",
@@ -263,17 +263,17 @@ def _row_of_four(standard: Run, robust: Run, index: int, width: int) -> bytes:
     ]
     for run, title in ((standard, "Standard training"), (robust, f"Robust training ({robust.defence})")):
         own = run.panels or {}
-        under = f"infection energy {words.decimal(_slice(own, 'infection_energy', index))}, " + (
-            f"says {_text(own, 'predicted', index)}"
-        )
+        energy = f"infection energy {words.decimal(_slice(own, 'infection_energy', index))}"
+        under = f"says {_text(own, 'predicted', index)}\n{energy}, by chance {words.decimal(_chance(infection))}"
         columns.append((title, under, picture(image, saliency=own["saliency"][index], infection=infection, side=side)))
-    figure = Figure(figsize=(10, 3.02), dpi=width / 10, facecolor="white")
+    figure = Figure(figsize=(10, 3.16), dpi=width / 10, facecolor="white")
     for place, (title, under, shown) in enumerate(columns):
-        axes = figure.add_axes((place * 0.2513, 0.1, 0.246, 0.246 * 10 / 3.02))
+        axes = figure.add_axes((place * 0.2513, 0.138, 0.246, 0.246 * 10 / 3.16))
         axes.imshow(shown, interpolation="lanczos", aspect="auto")
         axes.set_axis_off()
-        figure.text(place * 0.2513, 0.94, title, fontsize=11, fontweight="bold", color="#1b2430", parse_math=False)
-        figure.text(place * 0.2513, 0.03, under, fontsize=9, color="#566273", parse_math=False)
+        figure.text(place * 0.2513, 0.938, title, fontsize=11, fontweight="bold", color="#1b2430", parse_math=False)
+        style: dict[str, Any] = {"fontsize": 8.5, "color": "#4c5868", "va": "top", "linespacing": 1.35}
+        figure.text(place * 0.2513, 0.118, under, parse_math=False, **style)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     from PIL import Image
