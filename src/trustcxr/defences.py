@@ -1,6 +1,7 @@
 """How a model is trained to hold up: one loss for each defence.
 
 Each is (model, images, labels, *, epsilon, ...) -> (loss, logits). Images are (B, 1, H, W) in [0, 1], labels (B,).
+`label_smoothing` in [0, 1] is of the loss alone: the attack climbs the plain cross-entropy of the true label.
 The logits are those of the images that the loss was taken on, for the training accuracy.
 """
 
@@ -25,6 +26,7 @@ class Defence(Protocol):
         epsilon: float,
         clean_share: float,
         mode: attacks.Mode,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """The loss (scalar) and the logits (B, C)."""
         ...
@@ -38,10 +40,11 @@ def standard(
     epsilon: float = 0.0,
     clean_share: float = 1.0,
     mode: attacks.Mode = "eval",
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the images as they are."""
     logits = model(images)
-    return F.cross_entropy(logits, labels), logits
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits
 
 
 def fgsm(
@@ -52,6 +55,7 @@ def fgsm(
     epsilon: float,
     clean_share: float = 0.0,
     mode: attacks.Mode = "eval",
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """FGSM adversarial training (Goodfellow et al. 2015).
 
@@ -60,9 +64,10 @@ def fgsm(
     """
     adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon, mode=mode)
     logits = model(adversarial)
-    loss = F.cross_entropy(logits, labels)
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if clean_share > 0:
-        loss = clean_share * F.cross_entropy(model(images), labels) + (1 - clean_share) * loss
+        clean = F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+        loss = clean_share * clean + (1 - clean_share) * loss
     return loss, logits
 
 
