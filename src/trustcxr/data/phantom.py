@@ -5,8 +5,7 @@ Normal: neither. Exposure is drawn apart from the class, so no global grey level
 class: the same patient on the same day with another disease. Not a simulation of physics, and no substitute for films.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr.console import track
-from trustcxr.data.phantom_anatomy import Array, Patient, Thorax, coordinates, draw_patient, lay_out
+from trustcxr.data.phantom_anatomy import (
+    CLASSES,
+    Array,
+    Patient,
+    Thorax,
+    coordinates,
+    draw_patient,
+    enlarge,
+    lay_out,
+)
+from trustcxr.data.phantom_shortcuts import PLANT, SHORTCUTS, Shortcut, parse_shortcut
 from trustcxr.errors import UserError, unknown
 
-CLASSES = ("COVID-19", "Non-COVID", "Normal")
-SHORTCUTS = ("marker", "border", "brightness", "scanner_noise", "tube")
+__all__ = ["CLASSES", "SHORTCUTS", "SPLITS", "Film", "Shortcut", "parse_shortcut", "render", "write"]
 SPLITS = ("Train", "Val", "Test")
 _COARSE = 56  # lesions and scatter are drawn on this grid and enlarged
 _FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
@@ -41,8 +49,14 @@ class Film:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def render(class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str] = ()) -> Film:
-    """One film of size x size pixels; every shortcut named is planted. UserError for an unknown class or shortcut."""
+def render(
+    class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str] = (), *, conspicuity: float = 1.0
+) -> Film:
+    """One film of size x size pixels; every shortcut named is planted.
+
+    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real films; 2 is plain to see. UserError for
+    an unknown class or shortcut.
+    """
     if class_name not in CLASSES:
         raise unknown("class", class_name, CLASSES)
     for name in shortcuts:
@@ -54,12 +68,12 @@ def render(class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str]
     patient = draw_patient(anatomy)
     thorax = lay_out(patient, size)
     density, infected = _lesion(class_name, thorax, patient, disease, size)
-    attenuation = thorax.attenuation + density
+    attenuation = thorax.attenuation + np.float32(conspicuity) * density
     film = _expose(attenuation, exposure, size, grain=2.5 if "scanner_noise" in shortcuts else 1.0)
     marks: dict[str, NDArray[np.uint8]] = {}
     for name in SHORTCUTS:
         if name in shortcuts:
-            film, mark = _PLANT[name](film, np.random.default_rng([seed, 3, SHORTCUTS.index(name)]), thorax)
+            film, mark = PLANT[name](film, np.random.default_rng([seed, 3, SHORTCUTS.index(name)]), thorax)
             marks[name] = mark.astype(np.uint8)
     image = (np.clip(film, 0, 1) * 255 + 0.5).astype(np.uint8)
     parameters = {"class": class_name, "seed": seed, "shortcuts": list(marks), **asdict(patient)}
@@ -69,24 +83,9 @@ def render(class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str]
 # --- lesions ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=32)
-def _enlarger(size: int, coarse: int) -> Array:
-    """(size, coarse) weights of linear interpolation between the centres of coarse cells."""
-    position = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
-    low = np.minimum(position.astype(int), coarse - 2)
-    weights = np.zeros((size, coarse), np.float32)
-    weights[np.arange(size), low] = 1 - (position - low)
-    weights[np.arange(size), low + 1] = position - low
-    return weights
-
-
-def _enlarge(grid: Array, size: int) -> Array:
-    return np.asarray(_enlarger(size, grid.shape[0]) @ grid @ _enlarger(size, grid.shape[1]).T, np.float32)
-
-
 def _cloud(random: np.random.Generator, cells: int, size: int) -> Array:
     """Smooth noise (size, size), about standard normal, with `cells` bumps across."""
-    return _enlarge(random.standard_normal((cells, cells), np.float32), size)
+    return enlarge(random.standard_normal((cells, cells), np.float32), size)
 
 
 def _lesion(
@@ -107,7 +106,7 @@ def _lesion(
     ragged = 0.9 * _cloud(random, 9, _COARSE) + 0.6 * _cloud(random, 18, _COARSE) + 0.4 * _cloud(random, 36, _COARSE)
     extent += (0.15 if covid else 0.2) * ragged * np.minimum(extent * 4, 1)
     softness = random.uniform(0.35, 0.6) if covid else random.uniform(0.4, 0.7)
-    density = np.clip((_enlarge(extent, size) - 0.45) * np.float32(1 / softness) + 0.5, 0, 1)
+    density = np.clip((enlarge(extent, size) - 0.45) * np.float32(1 / softness) + 0.5, 0, 1)
     density *= density * (3 - 2 * density)
     infected = (density > 0.25) & thorax.lung
     grain = 1 + (0.22 if covid else 0.10) * _cloud(random, min(_COARSE, size // 4), size)
@@ -181,96 +180,7 @@ def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: f
     return film
 
 
-# --- shortcuts -------------------------------------------------------------------------------------------------------
-
-_GLYPHS = {
-    "R": ("11110", "10001", "10001", "11110", "10100", "10010", "10001"),
-    "L": ("10000", "10000", "10000", "10000", "10000", "10000", "11111"),
-}
-Planted = tuple[Array, NDArray[np.bool_]]
-
-
-def _marker(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    size = film.shape[0]
-    glyph = np.array([[int(c) for c in row] for row in _GLYPHS["R" if random.random() < 0.5 else "L"]], np.float32)
-    height = max(int(size * random.uniform(0.065, 0.09)), 7)
-    width = max(height * 5 // 7, 5)
-    letter = _enlarger(height, 7) @ glyph @ _enlarger(width, 5).T > 0.5
-    top = int(size * random.uniform(0.03, 0.08))
-    left = int(size * random.uniform(0.03, 0.08))
-    mark = np.zeros(film.shape, bool)
-    mark[top : top + height, left : left + width] = letter
-    return np.where(mark, np.float32(random.uniform(0.92, 1.0)), film), mark
-
-
-def _border(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    size = film.shape[0]
-    mark = np.ones(film.shape, bool)
-    top, bottom, left, right = (max(int(size * random.uniform(0.02, 0.06)), 1) for _ in range(4))
-    mark[top : size - bottom, left : size - right] = False
-    return np.where(mark, np.float32(0.0), film), mark
-
-
-def _brightness(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    return film + np.float32(random.uniform(0.12, 0.18)), np.ones(film.shape, bool)
-
-
-def _scanner_noise(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    """Grain is added in _expose; here the scanner's line pattern."""
-    lines = random.normal(0, 0.012, (1, film.shape[1])).astype(np.float32)
-    return film + lines, np.ones(film.shape, bool)
-
-
-def _tube(film: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
-    """A catheter from the neck down beside the spine, turning at its tip."""
-    size = film.shape[0]
-    side = 1 if random.random() < 0.5 else -1
-    end, bend = random.uniform(-0.1, 0.5), random.uniform(-0.25, 0.25)
-    height = np.clip(thorax.v + 1.0, 0, None)
-    path = side * (0.05 + 0.06 * np.sin(2.2 * height)) + bend * np.clip(thorax.v - end + 0.3, 0, None) ** 2
-    off = np.abs(thorax.u - path)
-    width = max(0.013, 1.2 / size)
-    mark = (off < width) & (thorax.v < end)
-    strength = np.where(off < width * 0.45, np.float32(0.05), np.float32(0.12))  # denser walls, lighter lumen
-    return film + strength * mark, mark
-
-
-_PLANT = {
-    "marker": _marker,
-    "border": _border,
-    "brightness": _brightness,
-    "scanner_noise": _scanner_noise,
-    "tube": _tube,
-}
-
-
 # --- a data set on disk ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shortcut:
-    """Plant `kind` on `share` (0..1) of the films of one class, and on none of the others."""
-
-    kind: str
-    share: float
-    class_name: str = CLASSES[0]
-
-
-def parse_shortcut(text: str) -> Shortcut:
-    """ "marker=0.9" or "marker:Normal=0.9" -> Shortcut; without a class, COVID-19. UserError for anything else."""
-    name, equals, number = text.partition("=")
-    kind, colon, class_name = name.strip().partition(":")
-    if kind not in SHORTCUTS:
-        raise unknown("shortcut", kind, SHORTCUTS)
-    if colon and class_name not in CLASSES:
-        raise unknown("class", class_name, CLASSES)
-    try:
-        share = float(number) if equals else 1.0
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"shortcut '{text}': the share after '=' is a number from 0 to 1, as in {kind}=0.9")
-    return Shortcut(kind, share, class_name if colon else CLASSES[0])
 
 
 def write(
@@ -280,20 +190,21 @@ def write(
     size: int = 256,
     seed: int = 0,
     shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]] = (),
+    conspicuity: float = 1.0,
     workers: int = 1,
 ) -> Path:
     """Write a data set of synthetic X-rays in COVID-QU-Ex's layout, with a manifest.csv, and return its folder.
 
     counts: split -> films of **each** class. shortcuts: for all splits, or split -> shortcuts. Every film is a patient
-    of its own, and the same (counts, size, seed, shortcuts) give the same bytes whatever the workers. Both diseases
-    have exact infection masks; those of Normal are empty. UserError where `out` holds something already.
+    of its own, and the same arguments give the same bytes whatever the workers. Both diseases have exact infection
+    masks; those of Normal are empty. `conspicuity` is as in `render`. UserError where `out` holds something already.
     """
     import pandas as pd
 
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
-    jobs = _jobs(counts or {"Train": 200, "Val": 50, "Test": 50}, seed, shortcuts)
+    jobs = _jobs(counts or {"Train": 200, "Val": 50, "Test": 50}, seed, shortcuts, conspicuity)
     for split, class_name in {(job.split, job.class_name) for job in jobs}:
         for part, kinds in _PARTS.items():
             for kind in kinds:
@@ -319,12 +230,14 @@ class _Job:
     number: int  # within its class, from 1
     seed: int
     shortcuts: tuple[str, ...]
+    conspicuity: float
 
 
 def _jobs(
     counts: Mapping[str, int],
     seed: int,
     shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]],
+    conspicuity: float,
 ) -> list[_Job]:
     for split in [*counts, *(shortcuts if isinstance(shortcuts, Mapping) else ())]:
         if split not in SPLITS:
@@ -344,7 +257,7 @@ def _jobs(
             for names in planted:
                 started[class_name] += 1
                 film_seed = (seed * len(CLASSES) + place) * 10_000_019 + started[class_name]
-                jobs.append(_Job(split, class_name, started[class_name], film_seed, tuple(names)))
+                jobs.append(_Job(split, class_name, started[class_name], film_seed, tuple(names), conspicuity))
     return jobs
 
 
@@ -353,36 +266,37 @@ def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) ->
         for chunk in chunks:
             yield _write_films(chunk, folder, size)
         return
-    import multiprocessing
+    import joblib
 
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_write_films, chunks, [folder] * len(chunks), [size] * len(chunks))
+    pool = joblib.Parallel(workers, backend="loky", return_as="generator", batch_size=1, pre_dispatch=4 * workers)
+    yield from pool(joblib.delayed(_write_films)(chunk, folder, size) for chunk in chunks)
 
 
 def _write_films(jobs: list[_Job], folder: Path, size: int) -> list[dict[str, Any]]:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1):  # the matrix products are small: a second thread only waits
+        return [row for job in jobs for row in _write_film(job, folder, size)]
+
+
+def _write_film(job: _Job, folder: Path, size: int) -> Iterator[dict[str, Any]]:
     from PIL import Image
 
-    rows: list[dict[str, Any]] = []
-    for job in jobs:
-        film = render(job.class_name, job.seed, size, job.shortcuts)
-        name = _FILE_NAMES[job.class_name].format(job.number)
-        pictures = {
-            "images": film.image,
-            "lung masks": film.lung_mask * 255,
-            "infection masks": film.infection_mask * 255,
-        }
-        saved: dict[str, Path] = {}
-        for part, kinds in _PARTS.items():
-            base = Path(part, part, job.split, job.class_name)
-            for kind in kinds:
-                path = folder / base / kind / name
-                if kind in saved:
-                    path.write_bytes(saved[kind].read_bytes())
-                else:
-                    Image.fromarray(pictures[kind]).save(path, compress_level=1)
-                    saved[kind] = path
-            rows.append(_row(job, film, (base / "images" / name).as_posix(), part))
-    return rows
+    film = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
+    name = _FILE_NAMES[job.class_name].format(job.number)
+    masks = {"lung masks": film.lung_mask * 255, "infection masks": film.infection_mask * 255}
+    pictures = {"images": film.image, **masks}
+    saved: dict[str, Path] = {}
+    for part, kinds in _PARTS.items():
+        base = Path(part, part, job.split, job.class_name)
+        for kind in kinds:
+            path = folder / base / kind / name
+            if kind in saved:
+                path.write_bytes(saved[kind].read_bytes())
+            else:
+                Image.fromarray(pictures[kind]).save(path, compress_level=1)
+                saved[kind] = path
+        yield _row(job, film, (base / "images" / name).as_posix(), part)
 
 
 def _row(job: _Job, film: Film, path: str, part: str) -> dict[str, Any]:
@@ -396,7 +310,8 @@ def _row(job: _Job, film: Film, path: str, part: str) -> dict[str, Any]:
         "patient_id": patient,
         "view": film.parameters["view"],
         "group_id": patient,
-        "seed": job.seed,  # render(class, seed, size, shortcuts) gives this film, its masks and its marks again
+        "conspicuity": job.conspicuity,
+        "seed": job.seed,  # with it, render() gives this film, its masks and its marks again
         **{f"shortcut_{name}": int(name in film.marks) for name in SHORTCUTS},
         "lung_fraction": round(float(film.lung_mask.mean()), 5),
         "infection_fraction": round(float(film.infection_mask.mean()), 5),

@@ -15,6 +15,7 @@ Array = NDArray[np.float32]
 _SPAN, _STEPS = 2.0, 512  # curves are tables over [-2, 2] with this many entries a unit
 _TREE_SCALE = 110  # pixels a patient unit in a vessel tree
 _TREES = 24
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,22 @@ class Thorax:
     vessels: Array  # 0..1: bronchi and vessels as they branch from the hila
     attenuation: Array  # without any lesion
     borders: "Borders"
+
+
+@lru_cache(maxsize=32)
+def enlarger(size: int, coarse: int) -> Array:
+    """(size, coarse) weights of linear interpolation between the centres of coarse cells."""
+    position = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
+    low = np.minimum(position.astype(int), coarse - 2)
+    weights = np.zeros((size, coarse), np.float32)
+    weights[np.arange(size), low] = 1 - (position - low)
+    weights[np.arange(size), low + 1] = position - low
+    return weights
+
+
+def enlarge(grid: Array, size: int) -> Array:
+    """A coarse grid (h, w) as (size, size), linear between the centres of its cells."""
+    return np.asarray(enlarger(size, grid.shape[0]) @ grid @ enlarger(size, grid.shape[1]).T, np.float32)
 
 
 @lru_cache(maxsize=8)

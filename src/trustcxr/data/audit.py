@@ -1,0 +1,327 @@
+"""Can this data set be trusted? `audit(path)` reads every file and says what is there and what is wrong with it."""
+
+import sys
+import time
+import types
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trustcxr.data import audit_findings, confounds, duplicates
+from trustcxr.data.audit_findings import SEVERITIES, Finding
+from trustcxr.data.audit_scan import Scan, scan
+from trustcxr.data.confounds import Association, Probe
+from trustcxr.data.layouts import read_manifest
+from trustcxr.data.manifest import Manifest
+
+# Images of COVID-QU-Ex (Tahir et al. 2021, doi:10.34740/kaggle/dsv/3122898), each class over all splits.
+PUBLISHED = {
+    "COVID-QU-Ex": {"COVID-19": 11956, "Non-COVID": 11263, "Normal": 10701},
+    "its infection part": {"COVID-19": 2913, "Non-COVID": 1457, "Normal": 1456},
+}
+_KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
+_SHOWN = 3  # files named under a finding in the terminal
+_HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
+
+
+@dataclass
+class Audit:
+    """What an audit found. `to_dict()` for JSON, `text()` for the terminal, `clean_manifest()` for what to go on with.
+
+    Attributes:
+        manifest: the data set.
+        counts: {split: {class: images}}.
+        published: [{part, count, of, per_class: {class: [count, published]}, text}], empty unless it is COVID-QU-Ex.
+        files: {"formats": {name: n}, "modes": ..., "sizes": ...} of the images, and {"masks": {kind: {n, empty}}}.
+        findings: worst first.
+        probes, associations: what tells the classes apart.
+        pairs: DataFrame first, second (rows of the manifest), exact, distance, correlation: the same film twice.
+        unreadable: (N,) bool.
+    """
+
+    manifest: Manifest
+    counts: dict[str, dict[str, int]]
+    published: list[dict[str, Any]]
+    files: dict[str, Any]
+    findings: list[Finding]
+    probes: list[Probe]
+    associations: list[Association]
+    pairs: pd.DataFrame
+    unreadable: np.ndarray
+    seconds: float = 0.0
+    dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def of(self, severity: str) -> list[Finding]:
+        """The findings of one severity: fault, leak, warning or note."""
+        return [f for f in self.findings if f.severity == severity]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the data can be trusted, in a sentence or three."""
+        parts = []
+        if faults := self.of("fault"):
+            parts.append(f"Mend it first: {_joined(f.text for f in faults)}.")
+        if leaks := self.of("leak"):
+            parts.append(f"Results on it would flatter: {_joined(f.text for f in leaks)}.")
+        beyond = [p for p in self.probes if p.view in confounds.WITHOUT_LUNGS and p.above_chance]
+        if beyond:
+            best = max(beyond, key=lambda p: p.accuracy)
+            parts.append(
+                f"A model can score {best.accuracy:.2f} (chance {best.chance:.2f}) from {_SOURCES[best.view]}: "
+                "high accuracy on these data is no proof that it reads the lungs."
+            )
+        others = [f for f in self.of("warning") if f.kind != "confound"]
+        if others:
+            parts.append(f"Look at this: {_joined(f.text for f in others)}.")
+        if parts:
+            return " ".join(parts)
+        looked = "faults, leaks and confounds" if self.probes else "faults and leaks (too few images for confounds)"
+        return f"Nothing found of the {looked} that were looked for."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "data": self.manifest.root.name,
+            "layout": self.manifest.layout,
+            "classes": list(self.manifest.classes),
+            "images": len(self.manifest.table),
+            "counts": self.counts,
+            "published": self.published,
+            "files": self.files,
+            "notes": self.manifest.notes,
+            "probes": [p.to_dict() for p in self.probes],
+            "associations": [a.to_dict() for a in self.associations],
+            "findings": [f.to_dict() for f in self.findings],
+            "verdict": self.verdict,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def text(self) -> str:
+        """A summary for the terminal."""
+        lines = [f"{self.manifest.root.name}: {len(self.manifest.table):,} images, layout {self.manifest.layout}", ""]
+        lines += [*_count_table(self.counts, self.manifest.classes), ""]
+        lines += [p["text"] for p in self.published]
+        lines += self.file_lines()
+        lines += self.manifest.notes
+        if self.probes:
+            lines += ["", *_probe_table(self.probes)]
+        lines += ["", "Found" if self.findings else "Found nothing wrong"]
+        for finding in self.findings:
+            lines.append(f"  {_HEADS[finding.severity]:8} {finding.text}")
+            for item in finding.items[:_SHOWN]:
+                lines.append(f"             {_item_line(item)}")
+            if len(finding.items) > _SHOWN:
+                lines.append(f"             and {len(finding.items) - _SHOWN:,} more")
+        return "\n".join([*lines, "", f"Verdict  {self.verdict}"])
+
+    def file_lines(self) -> list[str]:
+        """What the files are, in lines: formats, colour modes, sizes, masks."""
+        return _file_lines(self.files)
+
+    def write_page(self, path: str | Path) -> Path:
+        """Write the audit as one HTML page with a contact sheet of each finding."""
+        from trustcxr.data.audit_page import write_page
+
+        return write_page(self, path)
+
+    def clean_manifest(self) -> Manifest:
+        """The manifest without what cannot be read, what leaks between splits, and what carries two classes.
+
+        What leaks stays in Test, else in Val. What was taken out, and why, is then in `dropped` (the manifest's
+        columns and `dropped`, the reason); `write_clean` puts both in one file.
+        """
+        table = self.manifest.table
+        reasons = np.full(len(table), None, dtype=object)
+        reasons[self.unreadable] = "cannot be read"
+        films = self.pairs[["first", "second"]].to_numpy(np.int64)
+        _mark_conflicts(table, duplicates.clusters(len(table), films), reasons)
+        ties = [films, *(_chain(table[column]) for column in ("patient", "group"))]
+        _mark_leaks(table, duplicates.clusters(len(table), np.concatenate(ties)), reasons)
+        out = pd.notna(reasons)
+        self.dropped = table[out].assign(dropped=reasons[out]).reset_index(drop=True)
+        return self.manifest.select(~out)
+
+    def write_clean(self, path: str | Path) -> Manifest:
+        """Write clean_manifest() as .parquet or .csv, with what was dropped and why in a column `dropped`."""
+        clean = self.clean_manifest()
+        clean.write(path, dropped=self.dropped)
+        return clean
+
+
+def audit(
+    data: str | Path | Manifest,
+    *,
+    layout: str = "auto",
+    workers: int | None = None,
+    probes: bool = True,
+    seed: int = 0,
+) -> Audit:
+    """Read every file of a data set and look for faults, leaks between splits, and confounds.
+
+    `data` is a folder, a list of images or a Manifest; `layout` as in read_manifest; `workers` the processes that read
+    (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for a folder that is not
+    understood; a file that cannot be read is a finding.
+    """
+    started = time.perf_counter()
+    manifest = data if isinstance(data, Manifest) else read_manifest(data, layout=layout)
+    read = scan(manifest, workers=workers)
+    digests = [d if isinstance(d, str) else None for d in read.files["pixels"]]
+    pairs = duplicates.find_duplicates(digests, read.hashes, read.thumbs, seed=seed)
+    same_film = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
+    tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
+    linked = confounds.associations(manifest, read)
+    published, surplus = _against_published(manifest)
+    findings = [
+        *audit_findings.file_findings(manifest, read),
+        *audit_findings.mask_findings(manifest, read, same_film),
+        *audit_findings.leak_findings(manifest, pairs),
+        *audit_findings.confound_findings(tried, linked),
+        *surplus,
+    ]
+    findings.sort(key=lambda f: SEVERITIES.index(f.severity))
+    files = _file_summary(read)
+    seconds = time.perf_counter() - started
+    counts = manifest.counts()
+    return Audit(manifest, counts, published, files, findings, tried, linked, pairs, ~read.readable, seconds)
+
+
+def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The counts beside the published ones, for COVID-QU-Ex; a finding where there are more than were published."""
+    table = manifest.table
+    known = next(iter(PUBLISHED.values()))
+    if manifest.layout != "covidqu" or set(manifest.classes) != set(known) or (table["source"] == "phantom").all():
+        return [], []
+    in_infection = table["infection_mask"].notna()
+    lines, surplus = [], []
+    for part, rows in zip(PUBLISHED, (~in_infection | True, in_infection), strict=True):
+        counts = table[rows]["class"].value_counts()
+        per_class = {c: [int(counts.get(c, 0)), n] for c, n in PUBLISHED[part].items()}
+        count, total = sum(n for n, _ in per_class.values()), sum(PUBLISHED[part].values())
+        if not count:
+            continue
+        more = [c for c, (n, of) in per_class.items() if n > of]
+        said = "all of" if all(n == of for n, of in per_class.values()) else "a subset of"
+        classes = ", ".join(f"{c} {n:,} of {of:,}" for c, (n, of) in per_class.items())
+        text = f"{count:,} images: {'not' if more else said} the {total:,} published in {part} ({classes})"
+        line = {"part": part, "said": "more than" if more else said, "count": count, "of": total}
+        lines.append(line | {"per_class": per_class, "text": text})
+        if more:
+            told = f"more images of {', '.join(more)} than were published in {part}"
+            surplus.append(Finding("more_than_published", "warning", told, len(more)))
+    return lines, surplus
+
+
+def _file_summary(read: Scan) -> dict[str, Any]:
+    files = read.files[read.readable]
+    sizes = Counter(f"{w:.0f} x {h:.0f}" for w, h in zip(files["width"], files["height"], strict=True))
+    masks = {}
+    for kind, table in read.masks.items():
+        masks[kind] = {"n": int(table["digest"].notna().sum()), "empty": int((table["share"] == 0).sum())}
+    return {
+        "formats": dict(Counter(f or "?" for f in files["format"]).most_common()),
+        "modes": dict(Counter(m or "?" for m in files["mode"]).most_common()),
+        "sizes": dict(sizes.most_common(12)),
+        "different_sizes": len(sizes),
+        "masks": masks,
+    }
+
+
+def _chain(values: "pd.Series[Any]") -> np.ndarray:
+    """Pairs (M, 2) of rows that tie together all rows of the same known value."""
+    order = np.argsort(pd.factorize(values)[0], kind="stable")
+    codes = pd.factorize(values)[0][order]
+    same = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
+    return np.stack([order[:-1][same], order[1:][same]], axis=1)
+
+
+def _mark_conflicts(table: pd.DataFrame, films: np.ndarray, reasons: np.ndarray) -> None:
+    labels = table["class"].groupby(films).transform("nunique").to_numpy()
+    reasons[labels > 1] = "the same image carries two classes"
+
+
+def _mark_leaks(table: pd.DataFrame, tied: np.ndarray, reasons: np.ndarray) -> None:
+    """Of the rows that hang together over several splits, keep those of Test, else of Val."""
+    split, sample = table["split"].to_numpy(str), table["sample_id"].to_numpy(str)
+    still = np.flatnonzero(pd.isna(reasons))
+    places = pd.DataFrame({"cluster": tied[still], "split": split[still]}).drop_duplicates()["cluster"].value_counts()
+    for cluster in places.index[places > 1]:
+        members = still[tied[still] == cluster]
+        splits = set(split[members])
+        kept = next((s for s in _KEEP_FIRST if s in splits), min(splits))
+        inside = split[members] == kept
+        reason = f"the same film, patient or group as {sample[members[inside][0]]} in {kept}"
+        reasons[members[~inside]] = reason
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+_ORDER = {"Train": 0, "Val": 1, "Test": 2}
+_SOURCES = {
+    "lungs blanked": "the film without its lungs",
+    "outer frame": "the outer frame of the film",
+    "lung shape": "the shape of the lung mask",
+    "grey levels": "the film's overall brightness",
+}
+
+
+def _joined(texts: Any) -> str:
+    return "; ".join(texts)
+
+
+def _count_table(counts: dict[str, dict[str, int]], classes: tuple[str, ...]) -> list[str]:
+    rows = [["", *classes, "all"]]
+    for split, of_class in sorted(counts.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0])):
+        rows.append([split, *(f"{of_class[c]:,}" for c in classes), f"{sum(of_class.values()):,}"])
+    if len(counts) > 1:
+        totals = [sum(of_class[c] for of_class in counts.values()) for c in classes]
+        rows.append(["all", *(f"{t:,}" for t in totals), f"{sum(totals):,}"])
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+        for r in rows
+    ]
+
+
+def _file_lines(files: dict[str, Any]) -> list[str]:
+    def listed(name: str) -> str:
+        return ", ".join(f"{k} {n:,}" for k, n in list(files[name].items())[:4])
+
+    lines = [
+        f"formats: {listed('formats')}; colour modes: {listed('modes')}; "
+        + (
+            f"size {next(iter(files['sizes']))}"
+            if files["different_sizes"] == 1
+            else f"{files['different_sizes']:,} sizes, most often {listed('sizes')}"
+        )
+    ]
+    lines += [f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()]
+    return lines
+
+
+def _probe_table(probes: list[Probe]) -> list[str]:
+    head = f"A linear probe tells the classes apart ({probes[0].how}; balanced accuracy, chance {probes[0].chance:.2f})"
+    width = max(len(p.view) for p in probes)
+    rows = [
+        f"  {p.view.ljust(width)}  {p.accuracy:.2f}  [{p.accuracy_ci[0]:.2f}, {p.accuracy_ci[1]:.2f}]" for p in probes
+    ]
+    return [head, *rows]
+
+
+def _item_line(item: dict[str, Any]) -> str:
+    other = f" and {item['other_id']}" if "other_id" in item else ""
+    detail = f": {item['detail']}" if item.get("detail") else ""
+    return f"{item['sample_id']}{other}{detail}"
+
+
+class _Callable(types.ModuleType):
+    """Lets `trustcxr.data.audit(path)` be called, although `trustcxr.data.audit` is this module."""
+
+    def __call__(self, *args: Any, **options: Any) -> Audit:
+        return audit(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,264 @@
+"""The faults that a scan shows, each as one finding: what, how bad, how many, which."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trustcxr.data.audit_scan import Scan
+from trustcxr.data.confounds import WITHOUT_LUNGS, Association, Probe
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+
+SEVERITIES = ("fault", "leak", "warning", "note")
+_STRONG, _WEAK = 0.3, 0.1  # Cramér's V
+_EMPTY_CLASS = 0.95  # from this share of empty masks on, a class is one whose masks are empty
+_USUAL = 0.9  # from this share of images with a mask on, an image without one lacks it
+_OUTSIDE = 0.2  # an infection mask with more than this share outside the lungs
+
+
+@dataclass
+class Finding:
+    """One thing wrong: `kind` is a fixed word, `text` says it in words, `items` are the files it is about.
+
+    An item has sample_id and path, mostly `detail`, and where it is about a pair, other_id and other_path.
+    """
+
+    kind: str
+    severity: str
+    text: str
+    count: int
+    items: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def found(kind: str, severity: str, text: str, items: Iterable[Any]) -> list[Finding]:
+    """One finding, or none where there are no items (dicts).
+
+    In the text, `#` becomes their number, and of `[image|images]` the one that goes with it stays.
+    """
+    listed = list(items)
+    if not listed:
+        return []
+    told = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if len(listed) == 1 else r"\2", text)
+    return [Finding(kind, severity, told.replace("#", f"{len(listed):,}", 1), len(listed), listed)]
+
+
+def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
+    """Files that cannot be read, and names that lie about the format."""
+    samples = manifest.table[["sample_id", "path"]].to_dict("records")
+    facts = scan.files.to_dict("records")
+    broken = [s | {"detail": f["fault"]} for s, f in zip(samples, facts, strict=True) if f["fault"]]
+    lying = [
+        s | {"detail": f"is {f['format']}"}
+        for s, f in zip(samples, facts, strict=True)
+        if not f["fault"] and f["named"] and f["format"] and f["named"] != f["format"]
+    ]
+    return [
+        *found("unreadable", "fault", "# [image|images] cannot be read", broken),
+        *found(
+            "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
+        ),
+    ]
+
+
+def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list[Finding]:
+    """Masks missing, unreadable, of another size, not binary, empty or full, or another image's.
+
+    same_film: (N,) cluster of each sample's duplicates; the same mask on the same film is no fault of the mask.
+    """
+    findings: list[Finding] = []
+    if manifest.layout == "covidqu":
+        findings += found(
+            "mask_missing",
+            "fault",
+            "# [mask is missing, or has|masks are missing, or have] no image",
+            _unpaired(manifest.root),
+        )
+    for kind, masks in scan.masks.items():
+        table = manifest.table.join(masks.drop(columns=["outside"]).assign(outside=masks["outside"]))
+        table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], film=same_film)
+        findings += _findings_of_kind(kind, table, scan.readable, manifest.layout)
+    return findings
+
+
+def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Finding]:
+    column = kind + MASK_SUFFIX
+    has = table[column].notna()
+    good = has & table["fault"].isna()
+    other_size = (
+        good & readable & ((table["width"] != table["image_width"]) | (table["height"] != table["image_height"]))
+    )
+    grey = good & (table["binary"] == False)  # noqa: E712 - the column holds None too
+    empty = good & (table["share"] == 0)
+    emptiness = empty.groupby(table["class"]).transform("sum") / good.groupby(table["class"]).transform("sum")
+    should_be_empty = (emptiness >= _EMPTY_CLASS) & (kind != "lung")
+    outside = good & (table["outside"] > _OUTSIDE) & (kind == "infection")
+    twice = table["digest"].where(good & ~empty).map(lambda d: d if isinstance(d, str) else None)
+    owners = table[twice.notna()].groupby(twice[twice.notna()])["film"].transform("nunique")
+    shared = owners.index[owners > 1]
+
+    def items(rows: Any, detail: Any = None) -> list[dict[str, Any]]:
+        chosen = table.loc[rows]
+        return [
+            {"sample_id": r["sample_id"], "path": r["path"], "mask": r[column]}
+            | ({} if detail is None else {"detail": detail(r)})
+            for r in chosen.to_dict("records")
+        ]
+
+    def sizes(r: dict[str, Any]) -> str:
+        mine, its = (f"{int(r[f'{of}width'])} x {int(r[f'{of}height'])}" for of in ("", "image_"))
+        return f"mask {mine}, image {its}"
+
+    result = []
+    if layout != "covidqu":
+        expected = has.mean() > _USUAL
+        if expected or kind == "lung":
+            severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
+            result += found("mask_missing", severity, f"# [image has|images have] no {kind} mask, {said}", items(~has))
+    result += found(
+        "mask_unreadable", "fault", f"# {kind} [mask|masks] cannot be read", items(has & ~good, lambda r: r["fault"])
+    )
+    result += found(
+        "mask_size", "fault", f"# {kind} [mask is|masks are] not of the image's size", items(other_size, sizes)
+    )
+    result += found(
+        "mask_not_binary", "fault", f"# {kind} [mask holds|masks hold] more than two grey levels", items(grey)
+    )
+    result += found(
+        "mask_empty",
+        "fault",
+        f"# {kind} [mask is|masks are] empty, where others of the class are not",
+        items(empty & ~should_be_empty),
+    )
+    result += found(
+        "mask_unexpected",
+        "warning",
+        f"# {kind} [mask marks|masks mark] something, where others of the class are empty",
+        items(good & ~empty & should_be_empty),
+    )
+    result += found(
+        "mask_full",
+        "fault",
+        f"# {kind} [mask covers|masks cover] the whole image",
+        items(good & (table["share"] > 0.98)),
+    )
+    result += found(
+        "mask_shared", "fault", f"# {kind} [mask is|masks are] the very mask of another image", items(shared)
+    )
+    result += found(
+        "mask_outside",
+        "warning",
+        f"# {kind} [mask lies|masks lie] to more than a fifth outside the lungs",
+        items(outside, lambda r: f"{r['outside']:.0%} outside"),
+    )
+    return result
+
+
+def _unpaired(root: Path) -> list[dict[str, Any]]:
+    """Images without a mask in a mask folder beside theirs, and masks without an image (COVID-QU-Ex's layout)."""
+    items = []
+    for folder, names, _ in os.walk(root):
+        if "images" not in names:
+            continue
+        images = _stems(f"{folder}/images")
+        for masks_folder in (n for n in names if n.lower().endswith("masks")):
+            masks = _stems(f"{folder}/{masks_folder}")
+            for detail, lost in (
+                (f"no file in '{masks_folder}'", images.keys() - masks.keys()),
+                (f"in '{masks_folder}', but no image", masks.keys() - images.keys()),
+            ):
+                for stem in sorted(lost):
+                    name = images.get(stem) or masks[stem]
+                    sub = "images" if stem in images else masks_folder
+                    path = os.path.relpath(f"{folder}/{sub}/{name}", root).replace(os.sep, "/")
+                    items.append({"sample_id": name, "path": path, "detail": detail})
+    return items
+
+
+def _stems(folder: str) -> dict[str, str]:
+    return {os.path.splitext(e.name)[0]: e.name for e in os.scandir(folder) if not e.name.startswith(".")}
+
+
+def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
+    """The same film, patient or group in two splits; the same film twice in one, or under two classes."""
+    table = manifest.table
+    split, label = table["split"].to_numpy(str), table["class"].to_numpy(str)
+    first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
+    across = split[first] != split[second]
+    labels_differ = label[first] != label[second]
+    exact = pairs["exact"].to_numpy(bool)
+
+    def items(rows: np.ndarray) -> list[dict[str, Any]]:
+        listed = []
+        for i in np.flatnonzero(rows):
+            pair, one, other = pairs.iloc[i], table.iloc[first[i]], table.iloc[second[i]]
+            item = {"sample_id": one["sample_id"], "path": one["path"]}
+            item |= {"other_id": other["sample_id"], "other_path": other["path"]}
+            alike = f"correlation {pair['correlation']:.3f}, {pair['distance']} of 256 bits differ"
+            listed.append(item | {"detail": "same pixels" if pair["exact"] else alike})
+        return listed
+
+    return [
+        *found("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
+        *found("leak_near", "leak", "# [pair|pairs] of nearly identical images across splits", items(across & ~exact)),
+        *found("label_conflict", "fault", "# [pair|pairs] of the same image under two classes", items(labels_differ)),
+        *_tied(table, "patient", "leak_patient", "# [patient|patients] with images in several splits"),
+        *_tied(table, "group", "leak_group", "# [group|groups] of tied images in several splits"),
+        *found("repeated", "note", "# [pair|pairs] of the same image within a split", items(~across & ~labels_differ)),
+    ]
+
+
+def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Finding]:
+    known = table[table[column].notna()]
+    if column == "group":  # a group that is a patient is said once, as the patient
+        known = known[known["group"].to_numpy(str) != known["patient"].fillna("").to_numpy(str)]
+    places = known[[column, "split"]].drop_duplicates()[column].value_counts()
+    items = []
+    for name in sorted(map(str, places.index[places > 1])):
+        members = known[known[column] == name]
+        where = sorted(set(members["split"]))
+        detail = f"{column} {name}: {len(members)} images in {' and '.join(where)}"
+        one = members.iloc[0]
+        other = members[members["split"] != one["split"]].iloc[0]
+        item = {"sample_id": one["sample_id"], "path": one["path"], "detail": detail}
+        item |= {"other_id": other["sample_id"], "other_path": other["path"]}
+        items.append(item | {"members": members["sample_id"].tolist()})
+    return found(kind, "leak", text, items)
+
+
+def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Finding]:
+    """What tells the classes apart without the lungs, and what is known of the films that goes with the class."""
+    findings = []
+    for probe in probes:
+        if probe.view in WITHOUT_LUNGS and probe.above_chance:
+            low, high = probe.accuracy_ci
+            text = (
+                f"a linear probe tells the classes from {_PHRASES[probe.view]}: balanced accuracy {probe.accuracy:.2f} "
+                f"[{low:.2f}, {high:.2f}], chance {probe.chance:.2f}"
+            )
+            findings.append(Finding("confound", "warning", text, 1))
+    for link in linked:
+        if link.cramers_v < _WEAK or link.p_value > 0.001:
+            continue
+        known = "" if link.known == link.n else f" (known for {link.known:,} of {link.n:,})"
+        strength = "strongly" if link.cramers_v >= _STRONG else "weakly"
+        text = f"the {link.column}{known} goes {strength} with the class: Cramér's V {link.cramers_v:.2f}"
+        severity = "warning" if link.cramers_v >= _STRONG else "note"
+        findings.append(Finding("association", severity, text, 1))
+    return findings
+
+
+_PHRASES = {
+    "lungs blanked": "films with the lungs blanked out",
+    "outer frame": "the outer frame alone",
+    "lung shape": "the shape of the lung mask alone",
+    "grey levels": "global grey levels alone",
+}

@@ -1,0 +1,98 @@
+"""An audit as one self-contained HTML page: the verdict, the classes side by side, a contact sheet of each finding."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trustcxr import NOTICE
+from trustcxr.console import duration, track
+from trustcxr.data.audit import Audit
+from trustcxr.data.audit_findings import Finding
+from trustcxr.data.confounds import VIEWS, WITHOUT_LUNGS
+from trustcxr.data.images import UnreadableImage, read_image, resize_image
+from trustcxr.errors import UserError
+
+SIDE = 128  # pixels of a picture
+_SHOWN, _FILMS, _MEAN_OF = 24, 6, 200
+
+
+def write_page(audit: Audit, path: str | Path) -> Path:
+    """Write the page to `path` and return it. Reads again the images that it shows. UserError where it cannot write."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("trustcxr.data", "templates"), autoescape=True)
+    manifest, document = audit.manifest, audit.to_dict()
+    listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
+    order = {"Train": 0, "Val": 1, "Test": 2}
+    page = environment.get_template("audit.html.j2").render(
+        name=manifest.root.name,
+        images=len(manifest.table),
+        layout=manifest.layout,
+        seconds=duration(audit.seconds),
+        notice=NOTICE,
+        verdict=audit.verdict,
+        good=not any(audit.of(s) for s in ("fault", "leak", "warning")),
+        classes=manifest.classes,
+        counts=sorted(audit.counts.items(), key=lambda item: (order.get(item[0], 9), item[0])),
+        lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
+        probes=document["probes"],
+        views=VIEWS,
+        without=WITHOUT_LUNGS,
+        sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
+        mean_of=_MEAN_OF,
+        findings=listed,
+        side=SIDE,
+    )
+    file = Path(path)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(page, encoding="utf-8")
+        part.replace(file)
+    except OSError as fault:
+        raise UserError(f"{path}: the page cannot be written there ({fault.strerror})") from None
+    return file
+
+
+def _with_pictures(finding: Finding, root: Path) -> dict[str, Any]:
+    pictures = []
+    for item in finding.items[:_SHOWN]:
+        paths = [item["path"], item.get("other_path") or item.get("mask")]
+        read = [_picture(root / p) for p in paths if p]
+        images = [_source(p) for p in read if p is not None]
+        names = " and ".join(n for n in (item["sample_id"], item.get("other_id")) if n)
+        pictures.append({"images": images, "caption": f"{names} {item.get('detail', '')}".strip()})
+    more = max(len(finding.items) - _SHOWN, 0)
+    return {"severity": finding.severity, "text": finding.text, "pictures": pictures, "more": more}
+
+
+def _class_sheet(audit: Audit, name: str) -> list[tuple[str, str]]:
+    rows = np.flatnonzero((audit.manifest.table["class"] == name).to_numpy() & ~audit.unreadable)
+    if not len(rows):
+        return []
+    chosen = np.random.default_rng(0).permutation(rows)[:_MEAN_OF]
+    table = audit.manifest.table.iloc[chosen]
+    read = [(_picture(audit.manifest.root / p), str(s)) for p, s in zip(table["path"], table["sample_id"], strict=True)]
+    films = [(picture, sample) for picture, sample in read if picture is not None]
+    mean = np.mean([picture for picture, _ in films], axis=0).astype(np.uint8)
+    shown = [(_source(picture), sample) for picture, sample in films[:_FILMS]]
+    return [(_source(mean), f"mean of {len(films)}"), *shown]
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    """The image squeezed to SIDE x SIDE, None where it cannot be read."""
+    try:
+        return resize_image(read_image(path), SIDE)
+    except UnreadableImage:
+        return None
+
+
+def _source(picture: np.ndarray) -> str:
+    """A picture as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

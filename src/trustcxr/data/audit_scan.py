@@ -1,0 +1,226 @@
+"""Reading every file of a data set once, and keeping what the audit asks of it: facts, a hash, small pictures."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from trustcxr.data.images import UnreadableImage, quiet, read_image
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+
+THUMB, PROBE, HASH_BITS = 64, 32, 256
+_CHUNK = 64
+_FEW = 400  # below this many images, starting worker processes costs more than it saves
+_DARK, _LIGHT = 10, 245
+_FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".tif": "TIFF", ".png": "PNG", ".tiff": "TIFF"}
+_FORMAT_OF |= {".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".jp2": "JPEG2000", ".pgm": "PPM", ".ppm": "PPM"}
+_FORMAT_OF |= {".pnm": "PPM", ".dcm": "DICOM", ".dicom": "DICOM", ".dic": "DICOM"}
+
+
+@dataclass
+class Scan:
+    """What was read. Every array and table has one row a sample, in the manifest's order.
+
+    Attributes:
+        files: DataFrame fault (None, or why the image cannot be read), format, mode, width, height, named (the format
+            that the name promises, None where it promises nothing known), pixels (a digest of the decoded image).
+        hashes: (N, 32) uint8, 256 packed bits: the DCT perceptual hash.
+        thumbs: (N, 64, 64) uint8, the image squeezed.
+        blanked: (N, 32, 32) uint8, the image with the lungs at 0; all 0 where there is no usable lung mask.
+        lungs: (N, 32, 32) uint8, the image with all but the lungs at 0, likewise.
+        shapes: (N, 32, 32) uint8, the lung mask, 0 to 255.
+        grey: (N, 7) float32: mean, standard deviation, quartiles, share of nearly black and of nearly white pixels.
+        masks: kind of mask -> DataFrame fault, width, height, binary, share (0..1), digest, outside (the share of the
+            mask that lies outside the lung mask, NaN where that is unknown); rows of samples without one are NaN.
+    """
+
+    files: pd.DataFrame
+    hashes: np.ndarray
+    thumbs: np.ndarray
+    blanked: np.ndarray
+    lungs: np.ndarray
+    shapes: np.ndarray
+    grey: np.ndarray
+    masks: dict[str, pd.DataFrame]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """bool (N,): the image could be read."""
+        return self.files["fault"].isna().to_numpy()
+
+    @property
+    def has_lungs(self) -> np.ndarray:
+        """bool (N,): the image and a lung mask of its size could be read, and the mask is not empty."""
+        if "lung" not in self.masks:
+            return np.zeros(len(self.files), bool)
+        lung = self.masks["lung"]
+        same = (lung["width"] == self.files["width"]) & (lung["height"] == self.files["height"])
+        return self.readable & (lung["fault"].isna() & same & (lung["share"] > 0)).to_numpy()
+
+
+def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
+    """Read every image and mask once, in `workers` processes (default: one a core), with progress."""
+    import joblib
+
+    from trustcxr.console import Progress
+
+    kinds = list(manifest.mask_kinds)
+    columns = {"image": manifest.table["path"].tolist()}
+    columns |= {kind: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
+    count = len(manifest.table)
+    starts = range(0, count, _CHUNK)
+    workers = workers or joblib.cpu_count()
+    pool = joblib.Parallel(
+        n_jobs=workers,
+        backend="threading" if count < _FEW or workers == 1 else "loky",
+        return_as="generator",
+        pre_dispatch=4 * workers,
+        batch_size=1,
+    )
+    jobs = (
+        joblib.delayed(_read_rows)(str(manifest.root), {k: v[i : i + _CHUNK] for k, v in columns.items()})
+        for i in starts
+    )
+    found = _Found(count, kinds)
+    with Progress("Reading every file", count) as bar:
+        for start, chunk in zip(starts, pool(jobs), strict=True):
+            found.add(start, chunk)
+            bar.advance(len(chunk))
+    return found.scan()
+
+
+@dataclass
+class _Read:
+    """What one sample's files gave."""
+
+    facts: dict[str, Any]
+    pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in its order
+    masks: dict[str, dict[str, Any]]
+
+
+class _Found:
+    """The arrays that the chunks are copied into as they come."""
+
+    def __init__(self, count: int, kinds: list[str]) -> None:
+        self.facts: list[dict[str, Any]] = []
+        self.masks: dict[str, list[dict[str, Any]]] = {k: [] for k in kinds}
+        self.arrays: tuple[np.ndarray, ...] = (
+            np.zeros((count, HASH_BITS // 8), np.uint8),
+            np.zeros((count, THUMB, THUMB), np.uint8),
+            np.zeros((count, PROBE, PROBE), np.uint8),
+            np.zeros((count, PROBE, PROBE), np.uint8),
+            np.zeros((count, PROBE, PROBE), np.uint8),
+            np.zeros((count, 7), np.float32),
+        )
+
+    def add(self, start: int, chunk: list[_Read]) -> None:
+        for row, read in enumerate(chunk, start):
+            self.facts.append(read.facts)
+            for kind, table in self.masks.items():
+                table.append(read.masks[kind])
+            if read.pictures is not None:
+                for array, value in zip(self.arrays, read.pictures, strict=True):
+                    array[row] = value
+
+    def scan(self) -> Scan:
+        hashes, thumbs, blanked, lungs, shapes, grey = self.arrays
+        masks = {kind: _table(rows) for kind, rows in self.masks.items()}
+        return Scan(_table(self.facts), hashes, thumbs, blanked, lungs, shapes, grey, masks)
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A table in which what is not known of a text or a truth stays None, whatever pandas makes of it otherwise."""
+    texts = ("fault", "format", "mode", "named", "pixels", "binary", "digest")
+    names = rows[0] if rows else {}
+    return pd.DataFrame({n: pd.Series([r[n] for r in rows], dtype=object if n in texts else float) for n in names})
+
+
+def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[_Read]:
+    """Read a few samples. Runs in a worker."""
+    return [_read_one(root, dict(zip(paths, row, strict=True))) for row in zip(*paths.values(), strict=True)]
+
+
+def _read_one(root: str, paths: dict[str, str | None]) -> _Read:
+    file = Path(root, str(paths["image"]))
+    facts, image = _read_file(file)
+    grey = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "image"}
+    lung = next((pixels for kind, (_, pixels) in grey.items() if kind == "lung"), None)
+    for kind, (mask_facts, pixels) in grey.items():
+        known = kind != "lung" and pixels is not None and lung is not None and pixels.shape == lung.shape
+        if known and pixels is not None and pixels.any():
+            mask_facts["outside"] = float(pixels[lung == 0].sum() / pixels.sum())
+    masks = {kind: mask_facts for kind, (mask_facts, _) in grey.items()}
+    return _Read(facts, None if image is None else _pictures(image, lung), masks)
+
+
+def _read_file(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
+    facts: dict[str, Any] = {"fault": None, "format": None, "mode": None, "width": 0, "height": 0, "pixels": None}
+    facts["named"] = _FORMAT_OF.get(file.suffix.lower())
+    facts["format"], facts["mode"] = _what_it_is(file)
+    try:
+        image = read_image(file)
+    except UnreadableImage as fault:
+        return facts | {"fault": str(fault)}, None
+    facts["height"], facts["width"] = image.shape
+    facts["pixels"] = _digest(image)
+    return facts, image
+
+
+def _what_it_is(file: Path) -> tuple[str | None, str | None]:
+    """The format and PIL's mode, told from the content; None where it is not known."""
+    try:
+        data = file.read_bytes()
+        if data[128:132] == b"DICM":
+            return "DICOM", None
+        with quiet(), Image.open(io.BytesIO(data)) as image:
+            return image.format, image.mode
+    except Exception:  # what is wrong with the file is said where it is read
+        return None, None
+
+
+def _digest(pixels: np.ndarray) -> str:
+    shape = f"{pixels.shape}".encode()
+    return hashlib.blake2b(shape + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()
+
+
+def _read_mask(root: str, path: str | None) -> tuple[dict[str, Any], np.ndarray | None]:
+    facts: dict[str, Any] = {"fault": None, "width": np.nan, "height": np.nan, "binary": None, "share": np.nan}
+    facts |= {"digest": None, "outside": np.nan}
+    if path is None:
+        return facts, None
+    try:
+        grey = read_image(Path(root, path))
+    except UnreadableImage as fault:
+        return facts | {"fault": str(fault)}, None
+    levels = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+    top = int(levels[-1])
+    mask = (grey >= (1 if top <= 1 else 128)).astype(np.uint8)
+    facts["height"], facts["width"] = grey.shape
+    facts["binary"] = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
+    facts["share"], facts["digest"] = float(mask.mean()), _digest(mask)
+    return facts, mask
+
+
+def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    import imagehash
+
+    thumb = _small(image, THUMB)
+    # Zauner 2010: the signs of an image's lowest DCT coefficients about their median, here 16 x 16 of them.
+    bits = imagehash.phash(Image.fromarray(thumb), hash_size=16).hash
+    parts = [np.zeros((PROBE, PROBE), np.uint8)] * 3
+    if lung is not None and lung.shape == image.shape:
+        # Blanked before it is made small: what rounding leaves of a lung would be told apart by a probe.
+        parts = [_small(part, PROBE) for part in (image * (1 - lung), image * lung, lung * 255)]
+    quartiles = np.percentile(image, [25, 50, 75])
+    dark, light = np.mean(image < _DARK), np.mean(image > _LIGHT)
+    grey = np.array([image.mean(), image.std(), *quartiles, dark, light], np.float32)
+    return np.packbits(bits.ravel()), thumb, *parts, grey
+
+
+def _small(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

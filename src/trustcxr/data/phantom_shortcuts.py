@@ -1,0 +1,99 @@
+"""What can be planted in a synthetic X-ray for a model to learn instead of the disease. Each knows its own mask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustcxr.data.phantom_anatomy import CLASSES, Array, Thorax, enlarger
+from trustcxr.errors import UserError, unknown
+
+SHORTCUTS = ("marker", "border", "brightness", "scanner_noise", "tube")
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Plant `kind` on `share` (0..1) of the films of one class, and on none of the others."""
+
+    kind: str
+    share: float
+    class_name: str = CLASSES[0]
+
+
+def parse_shortcut(text: str) -> Shortcut:
+    """ "marker=0.9" or "marker:Normal=0.9" -> Shortcut; without a class, COVID-19. UserError for anything else."""
+    name, equals, number = text.partition("=")
+    kind, colon, class_name = name.strip().partition(":")
+    if kind not in SHORTCUTS:
+        raise unknown("shortcut", kind, SHORTCUTS)
+    if colon and class_name not in CLASSES:
+        raise unknown("class", class_name, CLASSES)
+    try:
+        share = float(number) if equals else 1.0
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"shortcut '{text}': the share after '=' is a number from 0 to 1, as in {kind}=0.9")
+    return Shortcut(kind, share, class_name if colon else CLASSES[0])
+
+
+_GLYPHS = {
+    "R": ("11110", "10001", "10001", "11110", "10100", "10010", "10001"),
+    "L": ("10000", "10000", "10000", "10000", "10000", "10000", "11111"),
+}
+Planted = tuple[Array, NDArray[np.bool_]]
+
+
+def _marker(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    size = film.shape[0]
+    glyph = np.array([[int(c) for c in row] for row in _GLYPHS["R" if random.random() < 0.5 else "L"]], np.float32)
+    height = max(int(size * random.uniform(0.065, 0.09)), 7)
+    width = max(height * 5 // 7, 5)
+    letter = enlarger(height, 7) @ glyph @ enlarger(width, 5).T > 0.5
+    top = int(size * random.uniform(0.03, 0.08))
+    left = int(size * random.uniform(0.03, 0.08))
+    mark = np.zeros(film.shape, bool)
+    mark[top : top + height, left : left + width] = letter
+    return np.where(mark, np.float32(random.uniform(0.92, 1.0)), film), mark
+
+
+def _border(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    size = film.shape[0]
+    mark = np.ones(film.shape, bool)
+    top, bottom, left, right = (max(int(size * random.uniform(0.02, 0.06)), 1) for _ in range(4))
+    mark[top : size - bottom, left : size - right] = False
+    return np.where(mark, np.float32(0.0), film), mark
+
+
+def _brightness(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    return film + np.float32(random.uniform(0.12, 0.18)), np.ones(film.shape, bool)
+
+
+def _scanner_noise(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    """Grain is added in _expose; here the scanner's line pattern."""
+    lines = random.normal(0, 0.012, (1, film.shape[1])).astype(np.float32)
+    return film + lines, np.ones(film.shape, bool)
+
+
+def _tube(film: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
+    """A catheter from the neck down beside the spine, turning at its tip."""
+    size = film.shape[0]
+    side = 1 if random.random() < 0.5 else -1
+    end, bend = random.uniform(-0.1, 0.5), random.uniform(-0.25, 0.25)
+    height = np.clip(thorax.v + 1.0, 0, None)
+    path = side * (0.05 + 0.06 * np.sin(2.2 * height)) + bend * np.clip(thorax.v - end + 0.3, 0, None) ** 2
+    off = np.abs(thorax.u - path)
+    width = max(0.013, 1.2 / size)
+    mark = (off < width) & (thorax.v < end)
+    strength = np.where(off < width * 0.45, np.float32(0.05), np.float32(0.12))  # denser walls, lighter lumen
+    return film + strength * mark, mark
+
+
+PLANT: dict[str, Callable[[Array, np.random.Generator, Thorax], Planted]] = {
+    "marker": _marker,
+    "border": _border,
+    "brightness": _brightness,
+    "scanner_noise": _scanner_noise,
+    "tube": _tube,
+}

@@ -1,0 +1,316 @@
+"""The audit finds what is planted in a data set, and nothing that is not."""
+
+import html
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import trustcxr as tx
+from trustcxr.data import confounds, duplicates, phantom
+from trustcxr.data.audit import Audit, audit
+from trustcxr.data.audit_scan import scan
+from trustcxr.data.layouts import read_manifest
+from trustcxr.errors import UserError
+
+PART = Path("Lung Segmentation Data", "Lung Segmentation Data")
+
+
+@dataclass
+class Planted:
+    """The faults planted in a copy of a data set: sample ids, or names of patients."""
+
+    leaks: set[str] = field(default_factory=set)
+    truncated: set[str] = field(default_factory=set)
+    masks: dict[str, set[str]] = field(default_factory=dict)
+    patients: set[str] = field(default_factory=set)
+
+
+def _png(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("L"))
+
+
+def _same(image: np.ndarray) -> np.ndarray:
+    return image
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    side = image.shape[0] * 3 // 4
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _compressed(image: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=60)
+    return np.asarray(Image.open(buffer))
+
+
+def _brighter(image: np.ndarray) -> np.ndarray:
+    return np.clip(image * 1.1, 0, 255).astype(np.uint8)
+
+
+CHANGES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (_same, _resized, _compressed, _brighter)
+
+
+def plant(root: Path, seed: int = 0, *, duplicates: int = 20, truncated: int = 10, patients: int = 5) -> Planted:
+    """Plant faults in the lung part of a COVID-QU-Ex folder, in place; 2 wrong masks of each of 5 kinds."""
+    random = np.random.default_rng(seed)
+    manifest = read_manifest(root)
+    table = manifest.table[manifest.table["infection_mask"].isna()] if "covidqu" in root.name else manifest.table
+    if table.empty:
+        table = manifest.table
+    train = list(table["sample_id"][table["split"] == "Train"])
+    chosen = [str(s) for s in random.permutation(train)[: duplicates + truncated + 10 + patients]]
+    planted = Planted()
+
+    def place(sample: str, kind: str) -> Path:
+        split, name, file = sample.split("/")
+        return root / PART / split / name / kind / file
+
+    def replace(path: Path, pixels: np.ndarray) -> None:
+        path.unlink(missing_ok=True)  # it may be a link to the original
+        Image.fromarray(pixels).save(path)
+
+    for i in range(duplicates):
+        sample = chosen.pop()
+        change = CHANGES[i % len(CHANGES)]
+        split, name, file = sample.split("/")
+        copy = f"{'Test' if i % 2 else 'Val'}/{name}/copy_{i}_{file}"
+        replace(place(copy, "images"), change(_png(place(sample, "images"))))
+        mask = _png(place(sample, "lung masks"))
+        replace(place(copy, "lung masks"), _resized(mask) // 128 * 255 if change is _resized else mask)
+        planted.leaks.add(copy)
+    for _ in range(truncated):
+        sample = chosen.pop()
+        data = place(sample, "images").read_bytes()
+        place(sample, "images").unlink()
+        place(sample, "images").write_bytes(data[: int(len(data) * random.uniform(0.1, 0.8))])
+        planted.truncated.add(sample)
+    for kind in ("mask_missing", "mask_size", "mask_not_binary", "mask_empty", "mask_shared"):
+        pair = [chosen.pop(), chosen.pop()]
+        for sample in pair:
+            path = place(sample, "lung masks")
+            mask = _png(path)
+            if kind == "mask_missing":
+                path.unlink()
+            elif kind == "mask_size":
+                replace(path, mask[: len(mask) // 2])
+            elif kind == "mask_not_binary":
+                replace(path, mask // 2 + 20)
+            elif kind == "mask_empty":
+                replace(path, mask * 0)
+            else:
+                replace(path, _png(place(pair[1], "lung masks")))
+        planted.masks[kind] = set(pair)
+    rows = pd.read_csv(root / "manifest.csv", dtype=str, keep_default_na=False)
+    test_paths = list(rows["path"][(rows["split"] == "Test") & (rows["set"] == "lung")])
+    for i in range(patients):
+        sample = chosen.pop()
+        split, name, file = sample.split("/")
+        path = (PART / split / name / "images" / file).as_posix()
+        rows.loc[rows["path"].isin([path, test_paths[7 * i]]), "patient_id"] = f"planted:{i}"
+        planted.patients.add(f"planted:{i}")
+    (root / "manifest.csv").unlink()
+    rows.to_csv(root / "manifest.csv", index=False)
+    return planted
+
+
+def check(found: Audit, planted: Planted) -> None:
+    """Recall at least 95 % of each kind of fault, false alarms below 1 % of the samples."""
+    by_kind = {f.kind: f for f in found.findings}
+
+    def ids(*kinds: str) -> set[str]:
+        items = [i for k in kinds if k in by_kind for i in by_kind[k].items]
+        return {i["sample_id"] for i in items} | {i["other_id"] for i in items if "other_id" in i}
+
+    def recall(wanted: set[str], got: set[str]) -> float:
+        return len(wanted & got) / len(wanted)
+
+    samples = len(found.manifest.table)
+    leaked = ids("leak_exact", "leak_near")
+    assert recall(planted.leaks, leaked) >= 0.95
+    assert by_kind["leak_exact"].count == sum(1 for i in range(len(planted.leaks)) if i % 4 == 0)
+    pairs = by_kind["leak_exact"].items + by_kind["leak_near"].items
+    false_leaks = [p for p in pairs if not {p["sample_id"], p["other_id"]} & planted.leaks]
+    assert len(false_leaks) < 0.01 * samples
+    assert ids("unreadable") == planted.truncated
+    for kind, wanted in planted.masks.items():
+        got = ids(kind)
+        if kind == "mask_missing":
+            wanted = {s.split("/")[-1] for s in wanted}
+        assert recall(wanted, got) >= 0.95, kind
+        assert len(got - wanted) < 0.01 * samples, kind
+    said = " ".join(i["detail"] for i in by_kind["leak_patient"].items)
+    assert by_kind["leak_patient"].count == len(planted.patients)
+    assert all(p in said for p in planted.patients)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counts = {"Train": 30, "Val": 12, "Test": 25}
+    return phantom.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
+
+
+@pytest.fixture(scope="module")
+def planted(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Planted, Audit]:
+    root = Path(shutil.copytree(clean, tmp_path_factory.mktemp("planted") / "phantom"))
+    shutil.rmtree(root / "Infection Segmentation Data")
+    faults = plant(root)
+    return root, faults, audit(root, workers=1)
+
+
+def test_clean_synthetic_films_raise_no_alarm(clean: Path) -> None:
+    found = audit(clean, workers=1)
+    assert [f for f in found.findings if f.severity in ("fault", "leak")] == []
+    assert {f.kind for f in found.findings} <= {"confound"}
+    assert found.counts["Train"] == {"COVID-19": 30, "Non-COVID": 30, "Normal": 30}
+    assert found.published == []  # synthetic films are no subset of what was published
+    assert found.files["masks"]["infection"] == {"n": 3 * 67, "empty": 67}
+
+
+def test_every_planted_fault_is_found_and_no_other(planted: tuple[Path, Planted, Audit]) -> None:
+    _, faults, found = planted
+    check(found, faults)
+    assert "Mend it first" in found.verdict
+    assert "would flatter" in found.verdict
+    assert "10 images cannot be read" in found.text()
+
+
+def test_the_json_document_is_plain(planted: tuple[Path, Planted, Audit]) -> None:
+    document = json.loads(json.dumps(planted[2].to_dict(), allow_nan=False))
+    assert document["verdict"] == planted[2].verdict
+    assert {f["kind"] for f in document["findings"]} >= {"unreadable", "leak_exact", "mask_empty", "leak_patient"}
+    assert str(planted[0].parent) not in json.dumps(document)
+
+
+def test_the_clean_manifest_has_no_leak_and_says_what_was_dropped(
+    planted: tuple[Path, Planted, Audit], tmp_path: Path
+) -> None:
+    _, faults, found = planted
+    found.write_clean(tmp_path / "clean.parquet")
+    again = read_manifest(tmp_path / "clean.parquet")
+    kept = set(again.table["sample_id"])
+    assert not kept & faults.truncated
+    assert len(kept) + len(found.dropped) == len(found.manifest.table)
+    assert found.dropped["dropped"].notna().all()
+    rest = audit(again, workers=1, probes=False)
+    assert not rest.of("leak")
+    # What leaks is taken out of training; the test images that came with the data all stay.
+    assert {s for s in found.manifest.table["sample_id"] if s.startswith("Test/")} <= kept
+    written = pd.read_parquet(tmp_path / "clean.parquet")
+    assert written["dropped"].notna().sum() == len(found.dropped)
+
+
+def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted, Audit], tmp_path: Path) -> None:
+    page = planted[2].write_page(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(html.escape(f.text, quote=False) in html.unescape(page) for f in planted[2].findings)
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from outside
+    assert page.count("<figure") > 50
+    assert str(planted[0].parent) not in page
+    with pytest.raises(UserError):
+        planted[2].write_page("/dev/null/page.html")
+
+
+def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> None:
+    counts = {"Train": 60, "Test": 30}
+    plain = audit(phantom.write(tmp_path / "plain", counts, size=64), workers=1)
+    marked = audit(phantom.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1)
+    frame = {name: next(p for p in a.probes if p.view == "outer frame") for name, a in (("p", plain), ("m", marked))}
+    assert frame["m"].accuracy > 0.6 > 0.5 > frame["p"].accuracy
+    assert any("outer frame" in f.text for f in marked.of("warning"))
+    assert "no proof that it reads the lungs" in marked.verdict
+
+
+def test_tx_data_audit_can_be_called_and_bad_input_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError):
+        tx.data.audit(tmp_path / "empty")  # type: ignore[operator]
+
+
+def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
+    for i in range(24):
+        film = phantom.render(phantom.CLASSES[i % 2], i, 64)
+        path = tmp_path / "cts" / ("a" if i % 2 else "b") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(film.image).save(path, "JPEG" if i == 3 else "PNG")
+    (tmp_path / "cts" / "b" / "broken.png").write_bytes(b"no image at all")
+    found = audit(tmp_path / "cts", workers=1)
+    kinds = {f.kind: f for f in found.findings}
+    assert set(kinds) <= {"name_lies", "unreadable", "confound"}
+    assert kinds["name_lies"].items[0]["sample_id"] == "a/3.png"
+    assert kinds["unreadable"].count == 1
+    assert all(np.isclose(p.chance, 0.5) for p in found.probes)
+    assert found.clean_manifest().counts() == {"All": {"a": 12, "b": 12}}
+
+
+def test_the_same_film_under_two_classes_is_dropped(tmp_path: Path) -> None:
+    film = phantom.render("Normal", 1, 64).image
+    for name, seed in (("a", 0), ("a", 1), ("b", 2), ("b", 1)):
+        path = tmp_path / "x" / name / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(film if seed == 1 else phantom.render("Normal", seed, 64).image).save(path)
+    found = audit(tmp_path / "x", workers=1)
+    assert [f.kind for f in found.of("fault")] == ["label_conflict"]
+    assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
+
+
+def test_hashes_find_changed_films_among_many_others() -> None:
+    """The candidates must not miss what a comparison of every film with every other finds."""
+    import imagehash
+
+    films = [phantom.render(phantom.CLASSES[i % 3], i, 64).image for i in range(150)]
+    films += [_compressed(f) for f in films[:15]] + [_brighter(f) for f in films[15:30]]
+    hashes = np.stack([np.packbits(imagehash.phash(Image.fromarray(f), hash_size=16).hash.ravel()) for f in films])
+    thumbs = np.stack(films)
+    pairs = duplicates.find_duplicates([str(i) for i in range(len(films))], hashes, thumbs)
+    every = np.array([(i, j) for i in range(len(films)) for j in range(i + 1, len(films))])
+    bits = np.unpackbits(hashes, axis=1).astype(int)
+    distance = np.abs(bits[every[:, 0]] - bits[every[:, 1]]).sum(1)
+    alike = (distance <= duplicates.MAX_DISTANCE) & (
+        duplicates.detail_correlation(thumbs, every) >= duplicates.MIN_CORRELATION
+    )
+    assert set(map(tuple, pairs[["first", "second"]].to_numpy())) == set(map(tuple, every[alike]))
+    assert set(zip(pairs["first"], pairs["second"], strict=True)) >= {(i, 150 + i) for i in range(30)}
+
+
+def test_probe_views_are_what_they_say(clean: Path) -> None:
+    read = scan(read_manifest(clean), workers=1)
+    rows = np.arange(5)
+    full, blanked, lungs = (
+        confounds.features(v, read, rows).reshape(5, 32, 32) for v in ("full image", "lungs blanked", "lungs only")
+    )
+    shape = confounds.features("lung shape", read, rows).reshape(5, 32, 32)
+    assert np.abs(blanked[shape == 255]).max() == 0  # deep in the lungs nothing is left
+    assert np.abs(full[shape == 0] - blanked[shape == 0]).max() <= 6  # resized by two ways
+    assert lungs[shape == 0].max() == 0
+    assert confounds.features("outer frame", read, rows).shape == (5, 32 * 32 - 26 * 26)
+
+
+@pytest.mark.slow
+def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Path) -> None:
+    found = audit(covidqu, workers=2)
+    published = {"full image": 0.70, "lungs blanked": 0.67, "outer frame": 0.60, "lung shape": 0.57}
+    published |= {"lungs only": 0.59, "grey levels": 0.53}
+    got = {p.view: p.accuracy for p in found.probes}
+    assert got.keys() == published.keys()
+    for view, value in published.items():
+        assert got[view] == pytest.approx(value, abs=0.05), view
+    assert not found.of("fault")
+    assert not found.of("leak")
+    assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
+    assert found.seconds < 90
+
+
+@pytest.mark.slow
+def test_real_films_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) -> None:
+    root = tmp_path / "covidqu-planted"
+    shutil.copytree(covidqu, root, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()))
+    faults = plant(root)
+    check(audit(root, workers=2, probes=False), faults)
