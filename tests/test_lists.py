@@ -129,6 +129,7 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     assert again.root == tmp_path / "out"
     assert all((again.root / p).is_file() for p in [*again.table["path"], again.table["lung_mask"][0]])
     assert again.table["infection_mask"].tolist() == [None, None]
+    assert all(v is None or isinstance(v, str) for v in again.table.to_numpy().ravel())
     assert again.notes == ["1 samples are marked as dropped"]
     written = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
     assert written["dropped"].dropna().tolist() == ["the same film as sample 7"]

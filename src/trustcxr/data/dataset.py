@@ -32,8 +32,8 @@ class Dataset:
     """
 
     def __init__(self, manifest: Manifest, store: Store, split: str | None, classes: Sequence[str]) -> None:
-        gone = {f["row"] for f in store.skipped}
-        kept = np.array([i not in gone for i in range(len(manifest.table))], dtype=bool)
+        kept = np.ones(len(manifest.table), dtype=bool)
+        kept[[f["row"] for f in store.skipped]] = False
         splits = manifest.table["split"].to_numpy()
         chosen = kept if split is None else kept & (splits == split)
         rows = np.flatnonzero(chosen[kept])

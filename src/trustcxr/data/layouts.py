@@ -73,13 +73,12 @@ def what_is_there(folder: Path) -> str:
 
 
 def _folders(folder: str | Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir())
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
 
 
 def _files(folder: str | Path) -> list[str]:
     """The image files in a folder, told by their names' suffixes."""
-    names = (e.name for e in os.scandir(folder))
-    return sorted(n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith("."))
+    return sorted(n for n in os.listdir(folder) if n[n.rfind(".") :].lower() in SUFFIXES and n[0] != ".")
 
 
 class _Masks:
@@ -97,14 +96,15 @@ class _Masks:
 # COVID-QU-Ex ---------------------------------------------------------------------------------------------------------
 
 
-def _class_folders(folder: Path) -> list[str]:
-    return [c for c in _folders(folder) if (folder / c / "images").is_dir()]
+def _class_folders(folder: Path, names: list[str] | None = None) -> list[str]:
+    return [c for c in (_folders(folder) if names is None else names) if (folder / c / "images").is_dir()]
 
 
 def _splits_of_part(folder: Path) -> list[tuple[str, Path]]:
     """The (split, folder) pairs of one part; the folder itself may be a split, or have none."""
-    splits = [(s, folder / n) for n in _folders(folder) if (s := split_name(n)) and _class_folders(folder / n)]
-    if splits or not _class_folders(folder):
+    names = _folders(folder)
+    splits = [(s, folder / n) for n in names if (s := split_name(n)) and _class_folders(folder / n)]
+    if splits or not _class_folders(folder, names):
         return splits
     return [(split_name(folder.name) or NO_SPLIT, folder)]
 
@@ -220,10 +220,16 @@ def read_folders(root: Path) -> Manifest | None:
                 for kind in kinds
                 if (root / str(masks_at) / kind / name).is_dir()
             }
+            ids = f"{split}/{name}" if splits else name
             for file in files:
-                record: Record = {"class": name, "split": split, "path": f"{prefix}{name}/{file}"}
-                record |= {column: found.get(file) for column, found in masks.items()}
-                record["sample_id"] = f"{split}/{name}/{file}" if splits else f"{name}/{file}"
+                record: Record = {
+                    "sample_id": f"{ids}/{file}",
+                    "path": f"{prefix}{name}/{file}",
+                    "class": name,
+                    "split": split,
+                }
+                for column, found in masks.items():
+                    record[column] = found.get(file)
                 records.append(record)
     if not records:
         return None

@@ -160,7 +160,7 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
 
 def _rows(chosen: dict[str, list[Any]]) -> Iterable[dict[str, Any]]:
     for values in zip(*chosen.values(), strict=True):
-        row = {k: None if v is None or v != v else str(v).strip() for k, v in zip(chosen, values, strict=True)}
+        row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
         if row["path"] and row["class"]:
             yield row
 

@@ -117,16 +117,16 @@ class Manifest:
 
 
 def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, notes: list[str]) -> Manifest:
-    """Build a manifest from one mapping a sample (missing keys and empty values become None).
+    """Build a manifest from one mapping a sample, of texts and None; a missing key is None.
 
     Raises UserError where there is no sample at all or a sample_id occurs twice.
     """
     rows = sorted(records, key=lambda r: (r["split"], r["class"], r["sample_id"]))
     if not rows:
         raise UserError(f"{root}: no image found")
-    names = list(COLUMNS)
-    names += sorted({k for r in rows for k in r if k.endswith(MASK_SUFFIX)} - set(COLUMNS))
-    columns: dict[str, list[Any]] = {n: [_known(r.get(n)) for r in rows] for n in names}
+    there: set[str] = set().union(*rows)
+    names = [*COLUMNS, *sorted(n for n in there - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
+    columns: dict[str, list[Any]] = {n: [r.get(n) for r in rows] if n in there else [None] * len(rows) for n in names}
     patients, samples = columns["patient"], columns["sample_id"]
     columns["group"] = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]
     if len(set(samples)) != len(samples):
@@ -150,7 +150,8 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
     incomplete = table[list(NEEDED)].map(_known).isna().any(axis=1)
     if incomplete.any():
         raise UserError(f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}")
-    records: Any = table.to_dict("records")
+    texts = {str(c): [_known(v) for v in table[c]] for c in table.columns}
+    records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     return from_records(records, file.parent, "manifest", notes)
 
 
