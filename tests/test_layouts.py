@@ -141,6 +141,19 @@ def test_a_folder_that_is_not_understood_is_one_line(tmp_path: Path) -> None:
         read_manifest(tmp_path / "photos")
 
 
+def test_a_folder_of_data_sets_is_not_one_but_says_where_they_are(small_covidqu: Path) -> None:
+    with pytest.raises(UserError, match=rf"did you mean {small_covidqu}\?$"):
+        read_manifest(small_covidqu.parent)
+
+
+def test_dicom_files_need_no_suffix(tmp_path: Path) -> None:
+    for name in ("1.2.840.7", "IM0001"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "a/notes").write_text("no image")
+    assert read_manifest(tmp_path).table["path"].tolist() == ["a/1.2.840.7", "a/IM0001"]
+
+
 def test_a_class_of_covidqu_is_not_mistaken_for_class_folders(small_covidqu: Path) -> None:
     with pytest.raises(UserError, match=r"found images/, lung masks/") as caught:
         read_manifest(small_covidqu / LUNG / "Test/COVID-19")

@@ -52,6 +52,8 @@ def test_pixels_and_masks_are_those_of_the_files(films: Path, tmp_path: Path) ->
         expected = np.asarray(mask.resize((32, 32), Image.Resampling.NEAREST)) > 127
     assert np.array_equal(data.masks("lung")[0], expected)
     assert not data.masks("lung")[3:].any()
+    with pytest.raises(UserError, match="unknown kind of mask 'longs': did you mean lung"):
+        data.masks("longs")
     assert not data.masks("infection").any()
     assert not data.has_mask("infection").any()
 
@@ -175,6 +177,14 @@ store._CHUNK, store._FEW = 4, 0  # processes, although there is little to do
 data = load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2)
 print(int(data.images.sum()))
 """
+
+
+def test_a_store_that_lost_its_end_is_said_to_be_damaged(films: Path, tmp_path: Path) -> None:
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    file = next((tmp_path / "cache").rglob("images.u8"))
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(UserError, match="damaged store"):
+        load_dataset(films, "Train", 32, cache=tmp_path / "cache")
 
 
 def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.store import Store, open_store
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
 
 
 class Dataset:
@@ -46,7 +46,11 @@ class Dataset:
         self.notes = list(manifest.notes)
         mine = [f for f in store.skipped if split is None or splits[f["row"]] == split]
         self.skipped = pd.DataFrame(mine, columns=["sample_id", "path", "reason"])
-        masks = [f | {"kind": f["file"]} for f in store.bad_masks if split is None or splits[f["row"]] == split]
+        masks = [
+            f | {"kind": f["file"].removesuffix(MASK_SUFFIX)}
+            for f in store.bad_masks
+            if split is None or splits[f["row"]] == split
+        ]
         self.bad_masks = pd.DataFrame(masks, columns=["sample_id", "kind", "path", "reason"])
 
     def __len__(self) -> int:
@@ -74,6 +78,8 @@ class Dataset:
 
         Read with pread, not through the memory map, so that an epoch over a large data set leaves no pages resident.
         """
+        if not hasattr(os, "preadv"):  # Windows
+            return np.array(self.images[np.asarray(indices)])
         out = np.empty((len(indices), 1, self.size, self.size), np.uint8)
         file, step = self._file.fileno(), self.size**2
         for image, index in zip(out, indices, strict=True):
@@ -112,16 +118,21 @@ class Dataset:
     def masks(self, kind: str) -> np.ndarray:
         """Masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; all 0 where there is none."""
         if kind not in self._store.kinds:
+            self._check_kind(kind)
             return np.broadcast_to(np.uint8(0), (len(self), self.size, self.size))
-        return self._store.map(kind)[self._start : self._stop]
+        return self._store.map(kind + MASK_SUFFIX)[self._start : self._stop]
 
     def has_mask(self, kind: str) -> np.ndarray:
         """bool (N,): whether a sample has a readable mask of that kind (which may be empty)."""
-        if kind + MASK_SUFFIX not in self.table:
-            return np.zeros(len(self), dtype=bool)
+        self._check_kind(kind)
         has = self.table[kind + MASK_SUFFIX].notna().to_numpy(copy=True)
         broken = set(self.bad_masks["sample_id"][self.bad_masks["kind"] == kind])
         return has & ~self.table["sample_id"].isin(broken).to_numpy() if broken else has
+
+    def _check_kind(self, kind: str) -> None:
+        if kind + MASK_SUFFIX not in self.table:
+            kinds = [str(c).removesuffix(MASK_SUFFIX) for c in self.table.columns if str(c).endswith(MASK_SUFFIX)]
+            raise unknown("kind of mask", kind, kinds)
 
 
 def load_dataset(

@@ -14,7 +14,8 @@ MAX_PIXELS = 64_000_000  # detectors give up to 20 million, film digitisers 60; 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
-DECODER = "1"  # part of every store's key: raise it when the same file would decode to other pixels
+DECODER = "2"  # part of every store's key: raise it when the same file would decode to other pixels
+_DICOM = b"DICM"  # at byte 128
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -61,7 +62,7 @@ def _read(path: str | Path) -> Image.Image:
     """A file as a Pillow image of mode L, in memory. Raises UnreadableImage."""
     try:
         with open(path, "rb") as file, quiet():
-            if file.read(132)[128:] == b"DICM":
+            if file.read(132)[128:] == _DICOM:
                 from trustcxr.data.dicom import read_dicom
 
                 return Image.fromarray(read_dicom(path))
@@ -140,6 +141,15 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is a DICOM file, by its content."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == _DICOM
+    except OSError:
+        return False
 
 
 def _not_an_image(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trustcxr.data.images import SUFFIXES
+from trustcxr.data.images import SUFFIXES, is_dicom
 from trustcxr.data.lists import NO_SPLIT, read_covidx, read_list
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, from_records, split_name
 from trustcxr.errors import UserError, unknown
@@ -53,7 +53,9 @@ def read_manifest(
         manifest = read_list(root, columns=columns, images=images) if name == "list" else reader(root)
         if manifest is not None:
             return manifest
-    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}")
+    inside = [n for n in _folders(root)[:20] if _parts(root / n) or read_folders(root / n)] if root.is_dir() else []
+    hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
+    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}{hint}")
 
 
 def _beside(side_car: Path) -> Manifest | None:
@@ -77,8 +79,11 @@ def _folders(folder: str | Path) -> list[str]:
 
 
 def _files(folder: str | Path) -> list[str]:
-    """The image files in a folder, told by their names' suffixes."""
-    return sorted(n for n in os.listdir(folder) if n[n.rfind(".") :].lower() in SUFFIXES and n[0] != ".")
+    """The image files in a folder, told by their names; where none is, the DICOM files, told by their content."""
+    names = os.listdir(folder)
+    images = [n for n in names if n[n.rfind(".") :].lower() in SUFFIXES and n[0] != "."]
+    # DICOM files often have no suffix, or a number's.
+    return sorted(images or [n for n in names if is_dicom(f"{folder}/{n}")])
 
 
 class _Masks:
@@ -110,11 +115,11 @@ def _splits_of_part(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _parts(root: Path) -> list[Path]:
-    """The folders that hold Train/Val/Test: the given one, or those one, two or three levels below it."""
+    """The folders that hold Train/Val/Test: the given one, or those one or two levels below it."""
     if not root.is_dir():
         return []
     level = [root]
-    for _ in range(4):
+    for _ in range(3):
         parts = [f for f in level if _splits_of_part(f)]
         if parts:
             return parts
@@ -122,7 +127,7 @@ def _parts(root: Path) -> list[Path]:
     return []
 
 
-def _part_records(part: Path, root: Path, infection: bool) -> Iterator[Record]:
+def _part_records(part: Path, root: Path) -> Iterator[Record]:
     """One record an image of a part."""
     for split, split_folder in _splits_of_part(part):
         for name in _class_folders(split_folder):
@@ -138,7 +143,6 @@ def _part_records(part: Path, root: Path, infection: bool) -> Iterator[Record]:
                 record: Record = {"class": name, "split": split, "file": file, "path": f"{relative}images/{file}"}
                 record |= {column: found.get(file) for column, found in masks.items()}
                 record["sample_id"] = f"{split}/{name}/{file}"
-                record["infection_part"] = infection
                 yield record
 
 
@@ -154,8 +158,8 @@ def read_covidqu(root: Path) -> Manifest | None:
     if not parts:
         return None
     for part in parts:
-        in_infection = "infection" in part.relative_to(root.parent.parent).as_posix().lower()
-        (infection if in_infection else lung).extend(_part_records(part, root, in_infection))
+        records = list(_part_records(part, root))
+        (infection if any("infection_mask" in r for r in records) else lung).extend(records)
     notes: list[str] = []
     records = _joined(lung, infection, root, notes)
     _join_side_car(records, root, _home(root), notes, splits=False)

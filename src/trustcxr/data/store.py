@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Store:
     resize: str
 
     def map(self, name: str = "images") -> np.ndarray:
-        """`images` or a kind of mask, memory-mapped read-only: uint8 (count, size, size)."""
+        """`images` or `<kind>_mask`, memory-mapped read-only: uint8 (count, size, size)."""
         return np.memmap(self.folder / f"{name}.u8", np.uint8, "r", shape=(self.count, self.size, self.size))
 
 
@@ -86,9 +87,10 @@ def _opened(folder: Path) -> Store:
     index = json.loads((folder / "index.json").read_text())
     index["kinds"] = tuple(index["kinds"])
     store = Store(folder, **index)
-    for name in ("images", *store.kinds):
-        if os.path.getsize(folder / f"{name}.u8") != store.count * store.size**2:
-            raise UserError(f"{folder}: damaged store ({name}.u8 has another length); delete the folder and try again")
+    for name in ("images", *(k + MASK_SUFFIX for k in store.kinds)):
+        file = folder / f"{name}.u8"
+        if not file.exists() or file.stat().st_size != store.count * store.size**2:
+            raise UserError(f"{folder}: damaged store ({name}.u8 is not whole); delete that folder and try again")
     return store
 
 
@@ -153,7 +155,7 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
     work.mkdir(parents=True, exist_ok=True)
     count, kinds = len(manifest.table), manifest.mask_kinds
     columns = {"images": manifest.table["path"].tolist()}
-    columns |= {kind: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
+    columns |= {kind + MASK_SUFFIX: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
     if not (work / "compacting").exists():
         for name in columns:
             with open(work / f"{name}.u8", "ab") as file:
@@ -280,9 +282,8 @@ def _decode_column(
     faults: list[dict[str, Any]],
 ) -> None:
     read = read_image_at if name == "images" else read_mask_at
-    # Written with pwrite, not through a memory map: a full disk is then an error and not a bus error.
-    file = os.open(f"{work}/{name}.u8", os.O_WRONLY)
-    try:
+    # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
+    with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
         for row, path in zip(rows, column, strict=True):
             if path is None:
                 continue
@@ -293,15 +294,13 @@ def _decode_column(
                 continue
             if name == "images" or pixels.any():  # an empty mask stays a hole
                 _write(file, np.ascontiguousarray(pixels), row * size**2)
-    finally:
-        os.close(file)
 
 
-def _write(file: int, pixels: np.ndarray, offset: int) -> None:
+def _write(file: FileIO, pixels: np.ndarray, offset: int) -> None:
     data = memoryview(pixels.data).cast("B")
+    file.seek(offset)
     while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
+        data = data[file.write(data) :]
 
 
 def _read_faults(work: Path) -> list[dict[str, Any]]:
@@ -323,13 +322,13 @@ def _compact(file: Path, count: int, row_bytes: int, bad: set[int]) -> None:
         return
     rows = np.memmap(file, np.uint8, "r", shape=(count, row_bytes))
     new = file.with_suffix(".compact")
-    with open(new, "wb") as target:
+    with open(new, "wb", buffering=0) as target:
         target.truncate((count - len(bad)) * row_bytes)
         at = 0
         for row in range(count):
             if row in bad:
                 continue
             if rows[row].any():
-                _write(target.fileno(), rows[row], at)
+                _write(target, rows[row], at)
             at += row_bytes
     new.replace(file)
