@@ -1,0 +1,299 @@
+"""Saliency against masks, and against other saliency: figures for each image of a batch.
+
+Everywhere: saliency is (B, H, W) in [0, 1]; masks are (B, H, W), 0 outside and anything else inside; results are (B,),
+float64, on the device of the saliency. An image whose mask is empty has no result: NaN, to be left out and counted. A
+null map (the same everywhere, or not finite) is a miss, 0, and `null_map` finds it. What a map that knows nothing would
+score is `chance`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trustcxr.errors import UserError, unknown
+
+# Differences smaller than this say nothing about place (saliency has its maximum at 1).
+_FLAT = 1e-6
+_OTSU_BINS = 256
+_SSIM_WINDOW = 11
+
+
+def null_map(saliency: Tensor) -> Tensor:
+    """Whether each map says nothing: the same everywhere, or not finite. (B, H, W) -> (B,), bool."""
+    return _flat(_maps(saliency))
+
+
+def energy_inside(saliency: Tensor, mask: Tensor, *, within: Tensor | None = None) -> Tensor:
+    """The share of the saliency that lies inside the mask, [0, 1]: the energy-based pointing game.
+
+    Wang et al. 2020 (Score-CAM); relevance mass accuracy in Arras et al. 2022. `within`, a second mask: only what lies
+    inside it counts, above and below the line, as for infection given lung. There an image where the two masks do not
+    meet is NaN, and one without saliency inside `within` is a miss.
+    """
+    maps, inside = _pair(saliency, mask)
+    field = torch.ones_like(inside) if within is None else _pair(saliency, within)[1]
+    inside = inside & field
+    total = (maps * field).sum(dim=1).clamp(min=torch.finfo(maps.dtype).tiny)
+    return _scored((maps * inside).sum(dim=1) / total, maps, inside)
+
+
+def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:
+    """Whether the maximum of the map lies inside the mask, 0 or 1: the pointing game, Zhang et al. 2018.
+
+    Where several pixels share the maximum, all of them must lie inside: the answer then hangs on no order of pixels,
+    and a plateau is never flattered. `tolerance`, in pixels: how far from the mask is still a hit (15 in that paper;
+    none here, since infection masks are large).
+    """
+    maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
+    at_peak = maps == maps.amax(dim=1, keepdim=True)
+    return _scored((inside | ~at_peak).all(dim=1), maps, inside)
+
+
+def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
+    """Intersection over union, [0, 1], of the mask and the pixels above `threshold` (one, or (B,), one an image)."""
+    maps, inside = _pair(saliency, mask)
+    on = _above(saliency, threshold)
+    union = (on | inside).sum(dim=1).double().clamp(min=1)
+    return _scored((on & inside).sum(dim=1) / union, maps, inside)
+
+
+def iou_otsu(saliency: Tensor, mask: Tensor) -> Tensor:
+    """Intersection over union, [0, 1], at each map's own threshold (Otsu 1979; cheXlocalize, Saporta et al. 2022)."""
+    return iou(saliency, mask, otsu_threshold(saliency))
+
+
+def iou_at_mask_area(saliency: Tensor, mask: Tensor) -> Tensor:
+    """Intersection over union of the mask and as many of the most salient pixels as the mask has, [0, 1].
+
+    No threshold to choose, and a map is not punished for being wide. Pixels that tie for the last places count in part,
+    as if those places were drawn among them.
+    """
+    share = rank_accuracy(saliency, mask)
+    return share / (2 - share)
+
+
+def rank_accuracy(saliency: Tensor, mask: Tensor) -> Tensor:
+    """The share of the M most salient pixels that lie inside a mask of M pixels, [0, 1].
+
+    Relevance rank accuracy, Arras et al. 2022. Ties as in `iou_at_mask_area`.
+    """
+    maps, inside = _pair(saliency, mask)
+    area = inside.sum(dim=1)
+    share = (_top(maps, area) * inside).sum(dim=1) / area.clamp(min=1)
+    return _scored(share, maps, inside)
+
+
+def pixel_auroc(saliency: Tensor, mask: Tensor) -> Tensor:
+    """Area under the ROC curve of saliency as a classifier of pixels, [0, 1]; NaN where the mask is empty or full.
+
+    The probability that a pixel inside is more salient than one outside, ties half (Hanley and McNeil 1982). A null map
+    is all ties: 0.5.
+    """
+    maps, inside = _pair(saliency, mask)
+    positive = inside.sum(dim=1).to(maps.dtype)
+    negative = maps.shape[1] - positive
+    ranks = (_average_ranks(maps) * inside).sum(dim=1)
+    area = (ranks - positive * (positive + 1) / 2) / (positive * negative).clamp(min=1)
+    return area.masked_fill((positive == 0) | (negative == 0), torch.nan)
+
+
+def average_precision(saliency: Tensor, mask: Tensor) -> Tensor:
+    """Average precision of saliency as a classifier of pixels, [0, 1], as scikit-learn defines it.
+
+    A null map has one threshold only, and the precision there is the mask's share of the area: chance.
+    """
+    maps, inside = _pair(saliency, mask)
+    order = maps.sort(dim=1)
+    # For each pixel: how many are at least as salient, and how many of those lie inside.
+    first = torch.searchsorted(order.values, maps.contiguous())
+    below = functional.pad(inside.gather(1, order.indices).to(maps.dtype).cumsum(dim=1), (1, 0)).gather(1, first)
+    positive = inside.sum(dim=1, keepdim=True)
+    precision = (positive - below) / (maps.shape[1] - first)
+    value = (precision * inside).sum(dim=1) / positive[:, 0].clamp(min=1)
+    return value.masked_fill(~inside.any(dim=1), torch.nan)
+
+
+MEASURES: dict[str, Callable[..., Tensor]] = {
+    f.__name__: f
+    for f in (
+        energy_inside,
+        pointing_hit,
+        iou,
+        iou_otsu,
+        iou_at_mask_area,
+        rank_accuracy,
+        pixel_auroc,
+        average_precision,
+    )
+}
+
+
+def chance(
+    measure: str | Callable[..., Tensor],
+    saliency: Tensor,
+    mask: Tensor,
+    *,
+    within: Tensor | None = None,
+    threshold: float | Tensor | None = None,
+) -> Tensor:
+    """What a map that knows nothing would score on these masks by this measure (its name or the function): (B,).
+
+    For energy, the pointing game, rank accuracy and average precision: the mask's share of the area (of `within`, if
+    given). For an IoU: that of K random pixels, K being as many as are on in this map, with the intersection at its
+    expected K M / N. `threshold` is that of `iou`. For the pointing game with a tolerance, give the mask that `grow`
+    makes. NaN where the mask is empty.
+
+    A stricter standard is the same measure of `centre_prior` and of the lung mask itself.
+    """
+    name = measure if isinstance(measure, str) else getattr(measure, "__name__", str(measure))
+    if name not in MEASURES:
+        raise unknown("measure", name, MEASURES)
+    inside = _pair(saliency, mask)[1]
+    field = torch.ones_like(inside) if within is None else _pair(saliency, within)[1]
+    inside = inside & field
+    area, pixels = inside.sum(dim=1).double(), field.sum(dim=1).clamp(min=1)
+    share = area / pixels
+    if name == "pixel_auroc":
+        share = torch.full_like(share, 0.5).masked_fill(area == pixels, torch.nan)
+    elif name.startswith("iou"):
+        on = area
+        if name != "iou_at_mask_area":
+            level = otsu_threshold(saliency) if name == "iou_otsu" else threshold
+            if level is None:
+                raise UserError("the chance of iou needs its threshold")
+            on = (_above(saliency, level) & field).sum(dim=1)
+        both = on * area / pixels
+        share = both / (on + area - both).clamp(min=1)
+    return share.masked_fill(area == 0, torch.nan)
+
+
+# One map against another: how much of it is left after the image has changed.
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of two maps, [-1, 1], identical 1 (Wang et al. 2004, torchmetrics' Gaussian window of 11).
+
+    NaN where both maps are null: nothing there to be stable.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    first, second = _same_shape(a, b)
+    if min(a.shape[1:]) < _SSIM_WINDOW:
+        raise UserError(f"SSIM needs maps of at least {_SSIM_WINDOW} pixels a side; got {tuple(a.shape[1:])}")
+    one, other = (m.reshape(a.shape)[:, None] for m in (first, second))
+    value = structural_similarity_index_measure(one, other, data_range=1.0, reduction="none")
+    assert isinstance(value, Tensor)
+    return value.reshape(-1).masked_fill(_flat(first) & _flat(second), torch.nan)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation of the pixels of two maps, [-1, 1] (so used by Adebayo et al. 2018).
+
+    0 where one map is null: nothing of the other is left in it. NaN where both are.
+    """
+    first, second = _same_shape(a, b)
+    ranks = [_average_ranks(m) for m in (first, second)]
+    one, other = (r - r.mean(dim=1, keepdim=True) for r in ranks)
+    scale = (one.norm(dim=1) * other.norm(dim=1)).clamp(min=1)
+    return _compared((one * other).sum(dim=1) / scale, first, second)
+
+
+def top_tenth_overlap(a: Tensor, b: Tensor) -> Tensor:
+    """The share of one map's most salient tenth of pixels that is in the other's too, [0, 1] (Ghorbani et al. 2019).
+
+    Chance is 0.1. Ties as in `iou_at_mask_area`; null maps as in `rank_correlation`.
+    """
+    first, second = _same_shape(a, b)
+    tenth = torch.full(first.shape[:1], max(round(first.shape[1] / 10), 1), device=first.device)
+    both = torch.minimum(_top(first, tenth), _top(second, tenth)).sum(dim=1) / tenth
+    return _compared(both, first, second)
+
+
+# Parts
+
+
+def otsu_threshold(saliency: Tensor) -> Tensor:
+    """Otsu's threshold of each map over 256 bins, as scikit-image computes it. (B, H, W) -> (B,), float64."""
+    maps = _maps(saliency)
+    low, high = maps.amin(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)
+    edges = low + (high - low) * torch.linspace(0, 1, _OTSU_BINS + 1, dtype=maps.dtype, device=maps.device)
+    centres = (edges[:, 1:] + edges[:, :-1]) / 2
+    bins = (torch.searchsorted(edges, maps.contiguous(), right=True) - 1).clamp(0, _OTSU_BINS - 1)
+    counts = torch.zeros_like(centres).scatter_add_(1, bins, torch.ones_like(maps))
+    lower, lower_sum = counts.cumsum(dim=1), (counts * centres).cumsum(dim=1)
+    upper, upper_sum = lower[:, -1:] - lower, lower_sum[:, -1:] - lower_sum
+    # How far apart the two sides' means are, weighted by their sizes.
+    gap = lower_sum / lower.clamp(min=1) - upper_sum / upper.clamp(min=1)
+    best = (lower * upper * gap**2).argmax(dim=1, keepdim=True)
+    return centres.gather(1, best)[:, 0]
+
+
+def grow(mask: Tensor, radius: int) -> Tensor:
+    """Masks (B, H, W) grown by a disc of `radius` pixels, bool: for a pointing game with a tolerance."""
+    if mask.ndim != 3 or radius < 0:
+        raise UserError(f"growing a mask takes (B, H, W) and a radius of 0 or more; got {tuple(mask.shape)}, {radius}")
+    offset = torch.arange(-radius, radius + 1, device=mask.device) ** 2
+    disc = ((offset[:, None] + offset[None, :]) <= radius**2).float()
+    return functional.conv2d((mask != 0).float()[:, None], disc[None, None], padding=radius)[:, 0] > 0.5
+
+
+def _maps(saliency: Tensor) -> Tensor:
+    """(B, H, W) -> (B, H W), float64; a map with anything in it that is not finite becomes all zeros, a null map."""
+    if saliency.ndim != 3:
+        raise UserError(f"saliency must be (B, H, W) in [0, 1]; got {tuple(saliency.shape)}")
+    maps = saliency.detach().double().flatten(1)
+    maps = torch.where(maps.isfinite().all(dim=1, keepdim=True), maps, 0.0)
+    if maps.numel() and (maps.min() < -_FLAT or maps.max() > 1 + _FLAT):
+        raise UserError(f"saliency must lie in [0, 1]; it reaches from {maps.min():.3g} to {maps.max():.3g}")
+    return maps
+
+
+def _pair(saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    if mask.shape != saliency.shape:
+        raise UserError(
+            f"masks {tuple(mask.shape)} do not fit saliency {tuple(saliency.shape)}: resize them to it by nearest first"
+        )
+    return _maps(saliency), (mask != 0).flatten(1).to(saliency.device)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.shape != b.shape:
+        raise UserError(f"maps of different shapes cannot be compared: {tuple(a.shape)} and {tuple(b.shape)}")
+    return _maps(a), _maps(b)
+
+
+def _above(saliency: Tensor, threshold: float | Tensor) -> Tensor:
+    # A plain number is meant in the precision of the map: 0.4 is not above 0.4.
+    level = threshold if isinstance(threshold, Tensor) else torch.tensor(threshold, dtype=saliency.dtype)
+    return _maps(saliency) > level.to(saliency.device, torch.float64).reshape(-1, 1)
+
+
+def _flat(maps: Tensor) -> Tensor:
+    return maps.amax(dim=1) - maps.amin(dim=1) <= _FLAT
+
+
+def _scored(value: Tensor, maps: Tensor, inside: Tensor) -> Tensor:
+    return value.to(maps.dtype).masked_fill(_flat(maps), 0.0).masked_fill(~inside.any(dim=1), torch.nan)
+
+
+def _compared(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    one, other = _flat(first), _flat(second)
+    return value.masked_fill(one | other, 0.0).masked_fill(one & other, torch.nan)
+
+
+def _average_ranks(maps: Tensor) -> Tensor:
+    """Ranks from 1 within each row; tied values share the mean of their ranks."""
+    order, maps = maps.sort(dim=1).values, maps.contiguous()
+    first, last = torch.searchsorted(order, maps), torch.searchsorted(order, maps, right=True)
+    return (first + last + 1).to(maps.dtype) / 2
+
+
+def _top(maps: Tensor, count: Tensor) -> Tensor:
+    """Membership, 0 to 1, of each pixel in the `count` most salient ones; ties for the last places share them."""
+    ranked = maps.sort(dim=1, descending=True).values
+    last = ranked.gather(1, (count.long()[:, None] - 1).clamp(min=0))
+    above, tied = maps > last, maps == last
+    places = count[:, None] - above.sum(dim=1, keepdim=True)
+    return above + tied * (places / tied.sum(dim=1, keepdim=True).to(maps.dtype))

@@ -1,0 +1,281 @@
+"""Measures of saliency: by hand, against scikit-image, scikit-learn and SciPy, and on the traps of others."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
+from skimage.filters import threshold_otsu
+from skimage.morphology import dilation, disk
+from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_score
+from torch import Tensor
+
+from trustcxr.errors import UserError
+from trustcxr.explain import centre_prior, measures, random_map
+
+# 2 x 3 maps that can be worked out by hand.
+MAP = torch.tensor([[[0.0, 0.2, 1.0], [0.4, 0.4, 0.0]]])
+MASK = torch.tensor([[[0, 1, 1], [0, 1, 0]]])
+AGAINST_MASK = [m for name, m in measures.MEASURES.items() if name != "iou"]
+NAMES = [m.__name__ for m in AGAINST_MASK]
+
+
+@pytest.fixture
+def maps() -> Tensor:
+    return random_map(6, 24, 32, seed=5)
+
+
+@pytest.fixture
+def masks() -> Tensor:
+    """Blobs, as lesions are, of about a tenth to a half of the area."""
+    return (random_map(6, 24, 32, seed=6) > torch.linspace(0.45, 0.8, 6)[:, None, None]).to(torch.uint8)
+
+
+# By hand
+
+
+def test_energy_is_the_share_of_saliency_inside() -> None:
+    assert measures.energy_inside(MAP, MASK).item() == pytest.approx(1.6 / 2.0)
+
+
+def test_energy_within_counts_only_what_lies_inside_the_second_mask() -> None:
+    lung = torch.tensor([[[1, 1, 0], [1, 1, 1]]])
+    assert measures.energy_inside(MAP, MASK, within=lung).item() == pytest.approx(0.6 / 1.0)
+    assert measures.chance("energy_inside", MAP, MASK, within=lung).item() == pytest.approx(2 / 5)
+    elsewhere = torch.tensor([[[1, 0, 0], [0, 0, 0]]])
+    assert measures.energy_inside(MAP, MASK, within=elsewhere).isnan().item()  # no infection there
+    assert measures.chance("energy_inside", MAP, MASK, within=elsewhere).isnan().item()
+    dark = torch.tensor([[[0, 0, 0], [0, 0, 1]]])
+    assert measures.energy_inside(MAP, dark, within=dark).item() == 0  # infection, and no saliency, there
+
+
+def test_pointing_hits_where_the_maximum_lies_inside() -> None:
+    assert measures.pointing_hit(MAP, MASK).tolist() == [1]
+    assert measures.pointing_hit(MAP, 1 - MASK).tolist() == [0]
+
+
+def test_a_shared_maximum_hits_only_if_all_of_it_lies_inside() -> None:
+    shared = torch.tensor([[[0.0, 1.0, 1.0], [0.4, 0.4, 0.0]]]).expand(2, 2, 3)
+    mask = torch.tensor([[[0, 1, 1], [0, 0, 0]], [[0, 1, 0], [1, 1, 1]]])
+    assert measures.pointing_hit(shared, mask).tolist() == [1, 0]
+
+
+def test_pointing_tolerance_is_a_distance_from_the_mask() -> None:
+    saliency, mask = torch.zeros(1, 20, 20), torch.zeros(1, 20, 20)
+    saliency[0, 10, 10], mask[0, 13, 14] = 1, 1  # 5 pixels away
+    hits = [measures.pointing_hit(saliency, mask, tolerance=t).item() for t in (0, 4, 5, 6)]
+    assert hits == [0, 0, 1, 1]
+
+
+def test_iou_counts_pixels_above_the_threshold() -> None:
+    assert measures.iou(MAP, MASK, 0.3).item() == pytest.approx(2 / 4)
+    assert measures.iou(MAP, MASK, 0.4).item() == pytest.approx(1 / 3)
+    assert measures.iou(MAP.expand(2, 2, 3), MASK.expand(2, 2, 3), torch.tensor([0.3, 0.1])).tolist() == [2 / 4, 3 / 4]
+
+
+def test_rank_accuracy_and_iou_at_the_masks_area_share_out_ties() -> None:
+    # Three places: 1.0, and two of the pixels at 0.4, of which one lies inside.
+    assert measures.rank_accuracy(MAP, MASK).item() == pytest.approx(2 / 3)
+    assert measures.iou_at_mask_area(MAP, MASK).item() == pytest.approx(2 / 4)
+    # Two places: 1.0, and one of two pixels at 0.4, of which one lies inside: 1.5 of 2 on average.
+    two = torch.tensor([[[0, 0, 1], [0, 1, 0]]])
+    assert measures.rank_accuracy(MAP, two).item() == pytest.approx(1.5 / 2)
+    assert measures.iou_at_mask_area(MAP, two).item() == pytest.approx(1.5 / 2.5)
+
+
+def test_chance_is_the_share_of_the_area_and_for_iou_that_of_as_many_random_pixels() -> None:
+    for name in ("energy_inside", "pointing_hit", "rank_accuracy", "average_precision"):
+        assert measures.chance(name, MAP, MASK).item() == pytest.approx(3 / 6)
+    assert measures.chance("pixel_auroc", MAP, MASK).item() == 0.5
+    assert measures.chance("iou", MAP, MASK, threshold=0.5).item() == pytest.approx(0.5 / (1 + 3 - 0.5))
+    assert measures.chance(measures.iou_at_mask_area, MAP, MASK).item() == pytest.approx(1.5 / (3 + 3 - 1.5))
+    level = measures.otsu_threshold(MAP).item()
+    above = int((level < MAP).sum())
+    assert measures.chance(measures.iou_otsu, MAP, MASK).item() == pytest.approx((above / 2) / (above + 3 - above / 2))
+    with pytest.raises(UserError, match="needs its threshold"):
+        measures.chance("iou", MAP, MASK)
+
+
+def test_random_maps_score_chance(masks: Tensor) -> None:
+    count = 1500
+    saliency = torch.rand((count, 24, 32), generator=torch.Generator().manual_seed(0))
+    mask = masks[2:3].expand_as(saliency)
+    for measure in AGAINST_MASK:
+        value = measure(saliency, mask)
+        wanted = measures.chance(measure, saliency, mask).mean().item()
+        error = max(value.std().item() / count**0.5, 1e-9)
+        # The expected ratio is not quite the ratio of expectations (iou), nor is precision linear: 1 % for that.
+        assert abs(value.mean().item() - wanted) < 4 * error + 0.01 * wanted, measure.__name__
+
+
+# Against scikit-image, scikit-learn, SciPy, torchmetrics
+
+
+def test_otsu_threshold_and_iou_are_those_of_scikit_image(maps: Tensor, masks: Tensor) -> None:
+    for power in (1, 3, 0.3):
+        saliency = (maps.double() ** power).clamp(0, 1)
+        ours = measures.otsu_threshold(saliency)
+        theirs = [threshold_otsu(m) for m in saliency.numpy()]
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-12)
+        for i, value in enumerate(measures.iou_otsu(saliency, masks)):
+            wanted = jaccard_score(masks[i].numpy().ravel(), saliency[i].numpy().ravel() > theirs[i])
+            assert value.item() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_otsu_of_coarse_maps_is_that_of_scikit_image(maps: Tensor) -> None:
+    coarse = torch.cat([(maps.double() * levels).round() / levels for levels in (1, 2, 5, 255)])
+    theirs = [threshold_otsu(m) for m in coarse.numpy()]
+    np.testing.assert_allclose(measures.otsu_threshold(coarse).numpy(), theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [0, 7])
+def test_auroc_and_average_precision_are_those_of_scikit_learn(levels: int, maps: Tensor, masks: Tensor) -> None:
+    saliency = (maps * levels).round() / levels if levels else maps  # with ties, and without
+    for i in range(len(maps)):
+        truth, score = masks[i].numpy().ravel(), saliency[i].numpy().ravel()
+        assert measures.pixel_auroc(saliency, masks)[i].item() == pytest.approx(roc_auc_score(truth, score), abs=1e-9)
+        wanted = average_precision_score(truth, score)
+        assert measures.average_precision(saliency, masks)[i].item() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_rank_correlation_is_that_of_scipy(maps: Tensor) -> None:
+    a, b = maps[:3], ((maps[3:] + maps[:3]) * 3).round() / 6  # with ties
+    wanted = [spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(measures.rank_correlation(a, b).numpy(), wanted, atol=1e-9)
+
+
+def test_ssim_is_the_formula_of_the_paper(maps: Tensor) -> None:
+    a, b = maps[:3], (maps[:3] * 0.7 + maps[3:] * 0.3).clamp(0, 1)
+
+    def blur(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, 1.5, truncate=3.5, mode="mirror")
+
+    for x, y, ours in zip(a.double().numpy(), b.double().numpy(), measures.ssim(a, b), strict=True):
+        mean_x, mean_y = blur(x), blur(y)
+        var_x, var_y, both = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+        top = (2 * mean_x * mean_y + 0.01**2) * (2 * both + 0.03**2)
+        bottom = (mean_x**2 + mean_y**2 + 0.01**2) * (var_x + var_y + 0.03**2)
+        assert ours.item() == pytest.approx((top / bottom).mean(), abs=1e-6)
+
+
+def test_a_grown_mask_is_that_of_scikit_image(masks: Tensor) -> None:
+    for radius in (1, 4):
+        grown = measures.grow(masks, radius)
+        for ours, mask in zip(grown.numpy(), masks.numpy(), strict=True):
+            assert np.array_equal(ours, dilation(mask, disk(radius)) > 0)
+
+
+# The traps of others (ANCHORS, 3 and 10)
+
+
+@pytest.mark.parametrize("measure", AGAINST_MASK, ids=NAMES)
+def test_an_image_without_a_mask_has_no_result(measure: object, maps: Tensor, masks: Tensor) -> None:
+    masks[1] = 0
+    for value in (measure(maps, masks), measures.chance(measure, maps, masks)):
+        assert value.isnan().tolist() == [False, True, False, False, False, False]
+    assert measures.iou(maps, masks, 0.5).isnan().tolist() == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        measures.energy_inside,
+        measures.pointing_hit,
+        measures.iou_otsu,
+        measures.iou_at_mask_area,
+        measures.rank_accuracy,
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0, float("nan"), float("inf")])
+def test_a_null_map_is_a_miss_and_is_counted(value: float, measure: object, maps: Tensor) -> None:
+    maps[2] = value
+    maps[3, 0, 0] = float("nan")
+    everything = torch.ones_like(maps)
+    everything[:, 0, 0] = 0
+    scores = measure(maps, everything)
+    assert scores[2:4].tolist() == [0, 0]
+    assert (scores[[0, 1, 4, 5]] > 0).all()
+    assert measures.null_map(maps).tolist() == [False, False, True, True, False, False]
+
+
+def test_a_null_map_classifies_pixels_at_chance(masks: Tensor) -> None:
+    nothing = torch.zeros(masks.shape)
+    assert measures.pixel_auroc(nothing, masks).tolist() == [0.5] * 6
+    torch.testing.assert_close(
+        measures.average_precision(nothing, masks), measures.chance("average_precision", nothing, masks)
+    )
+
+
+def test_a_full_mask_leaves_auroc_undefined(maps: Tensor) -> None:
+    full = torch.ones_like(maps)
+    assert measures.pixel_auroc(maps, full).isnan().all()
+    assert measures.chance("pixel_auroc", maps, full).isnan().all()
+    assert measures.energy_inside(maps, full).tolist() == pytest.approx([1.0] * 6)
+
+
+def test_a_large_mask_flatters_and_chance_says_so() -> None:
+    large = torch.zeros(1, 40, 40)
+    large[:, 4:36, 4:36] = 1
+    for control in (random_map(1, 40, 40), centre_prior(40, 40)[None]):
+        assert measures.energy_inside(control, large).item() > 0.6
+    assert measures.chance("energy_inside", large, large).item() == pytest.approx(0.64)
+
+
+# Stability
+
+
+def test_a_map_is_like_itself(maps: Tensor) -> None:
+    for measure in (measures.ssim, measures.rank_correlation, measures.top_tenth_overlap):
+        torch.testing.assert_close(measure(maps, maps), torch.ones(6, dtype=torch.float64))
+        assert (measure(maps, maps.flip(0)) < 0.9).all()
+
+
+def test_null_maps_are_not_called_stable(maps: Tensor) -> None:
+    gone = maps.clone()
+    gone[:3] = 0
+    before = maps.clone()
+    before[0] = 0
+    for measure in (measures.rank_correlation, measures.top_tenth_overlap, measures.ssim):
+        value = measure(before, gone)
+        assert value.isnan().tolist() == [True, False, False, False, False, False]
+        assert (value[1:3] < 0.5).all()
+        assert value[3:].tolist() == pytest.approx([1, 1, 1])
+    assert measures.rank_correlation(before, gone)[1:3].tolist() == [0, 0]
+    assert measures.top_tenth_overlap(gone, before)[1:3].tolist() == [0, 0]
+
+
+def test_overlap_of_the_top_tenth_by_hand() -> None:
+    a = torch.arange(40.0).reshape(1, 5, 8) / 39  # the top tenth is pixels 36 to 39
+    b = a.clone()
+    b[0, 4, 4] = 0.0  # pixel 36 makes room for pixel 35
+    assert measures.top_tenth_overlap(a, b).item() == 3 / 4
+    assert measures.top_tenth_overlap(a, 1 - a).item() == 0
+    b[0, 0, 0] = b[0, 4, 3]  # pixel 0 ties with pixel 35 for the last place
+    c = b.clone()
+    c[0, 0, 0] = 0.0
+    assert measures.top_tenth_overlap(b, c).item() == 3.5 / 4
+
+
+# Bad input
+
+
+def test_shapes_and_ranges_that_do_not_fit_are_named(maps: Tensor, masks: Tensor) -> None:
+    for call, words in (
+        (lambda: measures.energy_inside(maps, masks[:, :12]), r"masks \(6, 12, 32\) do not fit .* by nearest"),
+        (lambda: measures.energy_inside(maps[0], masks[0]), r"must be \(B, H, W\)"),
+        (lambda: measures.energy_inside(maps * 255, masks), r"must lie in \[0, 1\]; it reaches from"),
+        (lambda: measures.energy_inside(maps - 0.5, masks), r"must lie in \[0, 1\]"),
+        (lambda: measures.ssim(maps, maps[:3]), "different shapes"),
+        (lambda: measures.ssim(maps[:, :8], maps[:, :8]), "at least 11 pixels"),
+        (lambda: measures.chance("energy_insid", maps, masks), "did you mean energy_inside"),
+        (lambda: measures.chance(measures.ssim, maps, masks), "unknown measure 'ssim'"),
+        (lambda: measures.grow(masks, -1), "radius of 0 or more"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+
+
+def test_any_value_but_zero_is_inside(maps: Tensor, masks: Tensor) -> None:
+    for other in (masks.bool(), masks * 255, masks.float()):
+        for measure in AGAINST_MASK:
+            assert torch.equal(measure(maps, other), measure(maps, masks))
