@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -81,8 +82,8 @@ def architecture(name: str) -> str:
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    if timm.is_model(name):
-        return name
+    if timm.is_model(name.lower()):
+        return name.lower()
     every = [*PAPER_MODELS, *timm.list_models()]
     complaint = str(unknown("model", name, every)).split("valid: ")[0]
     raise UserError(f"{complaint}valid: {', '.join(PAPER_MODELS)}, or any timm architecture")
@@ -144,14 +145,15 @@ def _from_hub(arch: str, classes: int) -> nn.Module:
 
 @contextmanager
 def _no_pointless_retries() -> Iterator[None]:
-    # Without a network the hub client retries for 46 seconds; where its host has no address, use its cache only.
+    # Without a network the hub client retries for 46 seconds; where its host does not answer, use its cache only.
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    try:
-        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
+    before, hub = constants.HF_HUB_OFFLINE, urlparse(constants.ENDPOINT)
+    if hub.scheme not in getproxies():  # through a proxy the host cannot be tried from here
+        try:
+            socket.create_connection((hub.hostname, hub.port or (443 if hub.scheme == "https" else 80)), 3).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
@@ -175,18 +177,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"weights '{path}': expected a table of tensors by name, found something else")
-    # A Classifier's own file names the network's weights net.*, and carries its normalisation.
-    return {k.removeprefix("net."): v for k, v in state.items() if k not in ("mean", "std")}
+    # DataParallel names weights module.*; a Classifier's own file names them net.*, and carries its normalisation.
+    return {k.removeprefix("module.").removeprefix("net."): v for k, v in state.items() if k not in ("mean", "std")}
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
     config: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    firsts = config["first_conv"]
+    firsts: Any = config.get("first_conv") or []
     for first in [firsts] if isinstance(firsts, str) else firsts:
         key = f"{first}.weight"
         if key in state and state[key].shape[1] == 3:
             state[key] = adapt_input_conv(1, state[key])
-    heads = config["classifier"]
+    heads: Any = config.get("classifier") or []
     head_keys = tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
     own = net.state_dict()
     head = [k for k in state if k.startswith(head_keys)]

