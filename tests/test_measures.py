@@ -36,6 +36,7 @@ def masks() -> Tensor:
 
 def test_energy_is_the_share_of_saliency_inside() -> None:
     assert measures.energy_inside(MAP, MASK).item() == pytest.approx(1.6 / 2.0)
+    assert measures.energy_inside(MAP / 10, MASK).item() == pytest.approx(1.6 / 2.0)
 
 
 def test_energy_within_counts_only_what_lies_inside_the_second_mask() -> None:
@@ -92,6 +93,9 @@ def test_chance_is_the_share_of_the_area_and_for_iou_that_of_as_many_random_pixe
     level = measures.otsu_threshold(MAP).item()
     above = int((level < MAP).sum())
     assert measures.chance(measures.iou_otsu, MAP, MASK).item() == pytest.approx((above / 2) / (above + 3 - above / 2))
+    lung = torch.tensor([[[1, 1, 0], [1, 1, 1]]])  # two of the mask's pixels, and two of the three above 0.3
+    within = measures.chance("iou", MAP, MASK, threshold=0.3, within=lung).item()
+    assert within == pytest.approx((2 * 2 / 5) / (2 + 2 - 2 * 2 / 5))
     with pytest.raises(UserError, match="needs its threshold"):
         measures.chance("iou", MAP, MASK)
 
@@ -228,6 +232,8 @@ def test_a_map_is_like_itself(maps: Tensor) -> None:
     for measure in (measures.ssim, measures.rank_correlation, measures.top_tenth_overlap):
         torch.testing.assert_close(measure(maps, maps), torch.ones(6, dtype=torch.float64))
         assert (measure(maps, maps.flip(0)) < 0.9).all()
+    coarse = maps.round()  # all ties
+    torch.testing.assert_close(measures.top_tenth_overlap(coarse, coarse), torch.ones(6, dtype=torch.float64))
 
 
 def test_null_maps_are_not_called_stable(maps: Tensor) -> None:
