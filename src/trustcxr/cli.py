@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click import ClickException
 
 from trustcxr import NOTICE, __version__
 from trustcxr.errors import UserError
@@ -26,6 +25,10 @@ app.add_typer(data_app, name="data")
 
 Data = Annotated[Path, typer.Option("--data", help="Folder of X-rays: COVID-QU-Ex as published, or class folders.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 
@@ -36,7 +39,10 @@ def main() -> None:
     except UserError as problem:
         print(f"trustcxr: {' '.join(str(problem).split())}", file=sys.stderr)
         sys.exit(2)
-    except ClickException as problem:  # a missing or unknown option, a value of the wrong kind
+    except Exception as problem:
+        if not hasattr(problem, "format_message"):
+            raise
+        # Typer's own complaint: a missing or unknown option, a value of the wrong kind.
         at = getattr(problem, "ctx", None)
         hint = f"; see {at.command_path} --help" if at else ""
         print(f"trustcxr: {' '.join(problem.format_message().split())}{hint}", file=sys.stderr)
@@ -139,12 +145,15 @@ def evaluate(
         list[float] | None, typer.Option(help="L-infinity radius in [0, 1]; repeatable. 0.02 unless said.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
+    label: Labels = None,
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
     from trustcxr import runs
 
-    document, folder = runs.evaluate(run, data, split=split, attacks=attack, epsilons=epsilon, steps=steps)
+    document, folder = runs.evaluate(
+        run, data, split=split, attacks=attack, epsilons=epsilon, steps=steps, labels=_label_map(label)
+    )
     if json:
         return _print_json(document)
     _print_rows(f"{document['run']} on {document['split']} ({document['clean']['n']} images)", runs.rows(document))
@@ -161,12 +170,13 @@ def explain(
     method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam or layercam.")] = "gradcam",
     split: Annotated[str | None, typer.Option(help="Split to explain; the run's test split unless said.")] = None,
     epsilon: Annotated[float, typer.Option(help="Of the FGSM image against which stability is measured.")] = 0.02,
+    label: Labels = None,
     json: Json = False,
 ) -> None:
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
     from trustcxr import runs
 
-    document, folder = runs.explain(run, data, method=method, split=split, epsilon=epsilon)
+    document, folder = runs.explain(run, data, method=method, split=split, epsilon=epsilon, labels=_label_map(label))
     if json:
         return _print_json(document)
     part = document["saliency"][method]
@@ -220,6 +230,49 @@ def predict(
         raise typer.Exit(2)
 
 
+@data_app.command(
+    "check", epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html --clean out/clean.parquet"
+)
+def data_check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of X-rays, a list of images, or a manifest.")],
+    html: Annotated[Path | None, typer.Option(help="Write one page with pictures of each finding.")] = None,
+    clean: Annotated[Path | None, typer.Option(help="Write a manifest (.parquet or .csv) without what leaks.")] = None,
+    probes: Annotated[bool, typer.Option(help="Look for confounds: what gives the class away.")] = True,
+    json: Json = False,
+) -> None:
+    """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
+    from trustcxr.data.audit import audit
+
+    found = audit(path, probes=probes)
+    if html:
+        found.write_page(html)
+    if clean:
+        found.write_clean(clean)
+    if json:
+        return _print_json(found.to_dict() | {"notice": NOTICE})
+    print(found.text())
+    for written in (html, clean):
+        if written:
+            print(f"written to {written}")
+    print(NOTICE)
+    return None
+
+
+@data_app.command("download", epilog="Example: trustcxr data download covidqu --to COVID-QU-Ex")
+def data_download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="covidqu.")],
+    to: Annotated[Path | None, typer.Option(help="Folder to keep it in; kagglehub's own cache unless said.")] = None,
+) -> None:
+    """Bring a public data set through kagglehub; this is the one data command that uses the network."""
+    from trustcxr.data.download import download_covidqu
+    from trustcxr.errors import unknown
+
+    if name != "covidqu":
+        raise unknown("data set", name, ["covidqu"])
+    folder = download_covidqu(to)
+    print(f"{folder}\nnext: trustcxr data check '{folder}'")
+
+
 @data_app.command("phantom", epilog="Example: trustcxr data phantom out/phantom --per-class 100")
 def data_phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, in COVID-QU-Ex's layout.")],
@@ -260,6 +313,16 @@ def _finish_study(document: dict[str, Any], out: Path) -> None:
         raise typer.Exit(1)
 
 
+def _label_map(pairs: list[str] | None) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for pair in pairs or []:
+        label, equals, name = pair.partition("=")
+        if not equals or not label:
+            raise UserError(f"--label {pair}: write label=class, such as pneumonia=Non-COVID; label= leaves it out")
+        found[label] = name or None
+    return found
+
+
 def _print_json(document: Any) -> None:
     from trustcxr.results import to_json
 
@@ -271,10 +334,9 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(
-            name, justify="left" if isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() else "right"
-        )
+    for name, value in rows[0].items():
+        words = isinstance(value, str) and not value[:1].isdigit()
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)

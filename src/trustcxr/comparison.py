@@ -10,6 +10,7 @@ from trustcxr import results
 from trustcxr.metrics import CLEAN, logits_of
 from trustcxr.statistics import paired
 
+MAIN_METHOD = "gradcam"  # of several saliency methods measured on one run; without it the first
 HIGHER_IS_BETTER = ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy", "stability_ssim")
 
 
@@ -26,8 +27,9 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
         for measure in first:
             if measure not in second:
                 continue
-            both = first[measure].join(second[measure], lsuffix="_standard", rsuffix="_robust", how="inner")
-            result = paired(both["value_standard"], both["value_robust"], both["group_standard"], resamples=resamples)
+            shared = first[measure].index.intersection(second[measure].index)
+            before, after = first[measure].loc[shared], second[measure].loc[shared]
+            result = paired(before["value"], after["value"], before["group"], resamples=resamples)
             found.append(
                 {
                     "model": document["model"],
@@ -53,6 +55,8 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
     predictions = results.read_table(folder / results.PREDICTIONS_FILE)
     for (attack, epsilon), rows in predictions.groupby(["attack", "epsilon"], sort=False):
         name = "clean accuracy" if attack == CLEAN else f"{attack} accuracy @{epsilon:g}"
+        if "steps" in rows:  # of one attack with several numbers of steps the strongest counts
+            rows = rows[rows["steps"] == rows["steps"].max()]
         right = (logits_of(rows).argmax(1) == rows["label"].to_numpy()).astype(float)
         tables[name] = pd.DataFrame(
             {"value": right, "group": rows["group"].to_numpy()}, index=rows["sample_id"].to_numpy()
@@ -60,7 +64,10 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
     if (folder / results.SALIENCY_FILE).is_file():
         saliency = results.read_table(folder / results.SALIENCY_FILE)
         kept = saliency[saliency["measure"].isin(HIGHER_IS_BETTER)]
-        kept = kept[(kept["condition"] == CLEAN) | (kept["measure"] == "stability_ssim")]
+        methods = list(dict.fromkeys(kept["method"]))
+        kept = kept[kept["method"] == (MAIN_METHOD if MAIN_METHOD in methods else methods[0])] if methods else kept
+        stability = (kept["measure"] == "stability_ssim") & (kept["condition"] == "fgsm")
+        kept = kept[(kept["condition"] == CLEAN) | stability]
         for measure, rows in kept.groupby("measure", sort=False):
             values = np.asarray(rows["value"], dtype=float)
             tables[str(measure)] = pd.DataFrame(

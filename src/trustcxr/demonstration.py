@@ -9,7 +9,8 @@ from trustcxr.console import say
 from trustcxr.data import phantom
 from trustcxr.study import Study
 
-FILMS_PER_CLASS = {"Train": 160, "Val": 40, "Test": 60}
+FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
+CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 
 def run(out: Path) -> dict[str, Any]:
@@ -20,6 +21,6 @@ def run(out: Path) -> dict[str, Any]:
         say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
         partial = out / ".phantom-unfinished"
         shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
-        phantom.write(partial, FILMS_PER_CLASS, size=128)
+        phantom.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
         partial.rename(data)
     return Study(recipes.load_study("demo"), data, out, engines.get("local")).run()

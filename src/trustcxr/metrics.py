@@ -1,6 +1,5 @@
 """Predictions -> metrics: every number in metrics.json comes from a table, and can be computed from it again."""
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
 CLEAN = "clean"
 MASKING_GAP = 0.10  # FGSM accuracy above PGD accuracy by more than this is an alarm
+RISE = 0.02  # accuracy that a stronger attack adds is an alarm from here on
 
 
 def logits_of(table: "pd.DataFrame") -> Floats:
@@ -27,7 +27,8 @@ def classification(
     """Accuracy, precision, recall, F1, AUROC (macro and per class), calibration error, confusion, with intervals.
 
     `logits` (N, C), `labels` (N,). Precision, recall and F1 of a class that is never predicted, or absent, count as 0,
-    as in scikit-learn; AUROC is one class against the rest, averaged over the classes.
+    as in scikit-learn; AUROC is one class against the rest, averaged over the classes that are there, and
+    NaN for a class that is not.
     """
     count = len(classes)
     bootstrap = Bootstrap.over(groups, resamples=resamples)
@@ -42,7 +43,7 @@ def classification(
     figures["auroc"] = areas
     whole = {
         "accuracy": figures.pop("accuracy"),
-        **{f"{name}_macro": values.mean(1) for name, values in figures.items()},
+        **{f"{name}_macro": _macro(values) for name, values in figures.items()},
         "ece": statistics.calibration_error(bootstrap.totals(statistics.calibration_bins(probabilities, labels))),
     }
     document: dict[str, Any] = {}
@@ -75,6 +76,12 @@ def _from_confusion(confusion: Floats) -> dict[str, Floats]:
     }
 
 
+def _macro(values: Floats) -> Floats:
+    """Mean over the classes that have a value in the sample itself (row 0): (R + 1, C) -> (R + 1,)."""
+    known = np.isfinite(values[0])
+    return values[:, known].mean(1) if known.any() else np.full(len(values), np.nan)
+
+
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> dict[str, Any]:
     """The parts "clean" and "attacks" of metrics.json from the predictions of one run and one split."""
     clean = predictions[predictions["attack"] == CLEAN].set_index("sample_id")
@@ -83,11 +90,12 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
         "clean": classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
         "attacks": [],
     }
-    # An image that the model gets wrong as it is counts as broken under every attack.
+    # Success is counted over the images that the model gets right as they are.
     clean_right = clean["label"] == logits_of(clean).argmax(1)
     perturbed = predictions[predictions["attack"] != CLEAN]
-    for key, rows in perturbed.groupby(["attack", "epsilon"], sort=True):
-        attack, epsilon = key  # type: ignore[misc]
+    keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
+    for _, rows in perturbed.groupby(keys, sort=True):
+        attack, epsilon = rows["attack"].iloc[0], float(rows["epsilon"].iloc[0])
         logits, own = logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
         right = logits.argmax(1) == own
         bootstrap = Bootstrap.over(rows["group"], resamples=resamples)
@@ -97,7 +105,7 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
         document["attacks"].append(
             {
                 "attack": attack,
-                "epsilon": float(epsilon),
+                "epsilon": epsilon,
                 "accuracy": float(means[0]),
                 "accuracy_ci": interval(means),
                 "success_rate": float((~right)[was_right].mean()) if was_right.any() else float("nan"),
@@ -110,33 +118,38 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
 
 
 def alarms(document: dict[str, Any]) -> list[dict[str, str]]:
-    """What a reader must not miss: masked gradients, and robust accuracy that rises with epsilon (ANCHORS, trap 7)."""
-    found = []
-    by_attack: dict[str, dict[float, float]] = {}
+    """What a reader must not miss: masked gradients, and attacks that are too weak to be believed (ANCHORS, trap 7).
+
+    Kinds: "gradient_masking" (FGSM accuracy well above PGD accuracy), "weak_attack" (PGD accuracy above FGSM accuracy),
+    "rising_with_epsilon" (accuracy that rises with the radius; the clean images are radius 0).
+    """
+    sweeps: dict[str, dict[float, float]] = {}
     for row in document["attacks"]:
-        by_attack.setdefault(row["attack"], {})[row["epsilon"]] = row["accuracy"]
-    steps = next((row["steps"] for row in document["attacks"] if row["attack"] == "pgd"), None)
-    n, split = document["clean"]["n"], document.get("split", "")
-    for epsilon, single in sorted(by_attack.get("fgsm", {}).items()):
-        iterated = by_attack.get("pgd", {}).get(epsilon)
-        if iterated is not None and single - iterated > MASKING_GAP:
-            found.append(
-                {
-                    "kind": "gradient_masking",
-                    "text": f"at epsilon {epsilon:g} accuracy is {single:.1%} under FGSM but {iterated:.1%} "
-                    f"under PGD-{steps} ({n} {split + ' ' if split else ''}images): FGSM overstates how robust this model is",
-                }
+        name = row["attack"].upper() + (f"-{row['steps']}" if "steps" in row else "")
+        sweeps.setdefault(name, {})[row["epsilon"]] = row["accuracy"]
+    where = f"{document['clean']['n']} {document.get('split', '')} images".replace("  ", " ")
+    found = []
+    for name, accuracies in sweeps.items():
+        for epsilon, iterated in sorted(accuracies.items()) if name.startswith("PGD") else ():
+            single = sweeps.get("FGSM", {}).get(epsilon, float("nan"))
+            figures = (
+                f"at epsilon {epsilon:g} accuracy is {single:.1%} under FGSM but {iterated:.1%} under {name} ({where})"
             )
-    for attack, accuracies in sorted(by_attack.items()):
-        radii = sorted(accuracies)
-        rises = [(a, b) for a, b in pairwise(radii) if accuracies[b] > accuracies[a] + 0.02]
-        if rises:
-            small, large = rises[0]
-            found.append(
-                {
-                    "kind": "rising_with_epsilon",
-                    "text": f"accuracy under {attack.upper()} rises from {accuracies[small]:.1%} at epsilon "
-                    f"{small:g} to {accuracies[large]:.1%} at {large:g}: a larger radius cannot help, so the attack is failing",
-                }
-            )
+            if single - iterated > MASKING_GAP:
+                text = f"{figures}: FGSM overstates how robust this model is"
+                found.append({"kind": "gradient_masking", "text": text})
+            elif iterated - single > RISE:
+                text = f"{figures}: a stronger attack cannot help a model, so PGD is failing here"
+                found.append({"kind": "weak_attack", "text": text})
+    for name, accuracies in sorted(sweeps.items()):
+        lowest = (0.0, document["clean"]["accuracy"])
+        for epsilon, accuracy in sorted(accuracies.items()):
+            if accuracy > lowest[1] + RISE:
+                text = (
+                    f"accuracy under {name} rises from {lowest[1]:.1%} at epsilon {lowest[0]:g} to {accuracy:.1%} at "
+                    f"{epsilon:g}: a larger radius cannot help, so the attack is failing"
+                )
+                found.append({"kind": "rising_with_epsilon", "text": text})
+                break
+            lowest = min(lowest, (epsilon, accuracy), key=lambda pair: pair[1])
     return found

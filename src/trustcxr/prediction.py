@@ -76,7 +76,7 @@ def answer(run: evaluation.Run, film: np.ndarray, *, epsilon: float, heatmap: Pa
 
 def as_input(film: np.ndarray, size: int) -> Tensor:
     """A film (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
-    return torch.from_numpy(files.resize_image(film, size)).float().div_(255)[None, None]
+    return torch.from_numpy(np.array(files.resize_image(film, size))).float().div_(255)[None, None]
 
 
 def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:

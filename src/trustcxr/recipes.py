@@ -31,6 +31,16 @@ class DataRecipe(_Strict):
 
     size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
     splits: Splits = Splits()
+    labels: dict[str, str | None] = Field(
+        default_factory=dict, description="the data set's label -> the class it is; null leaves it out"
+    )
+    resize: Literal["squeeze", "pad"] = Field(
+        "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
+    )
+
+    def reading(self) -> dict[str, Any]:
+        """The options that `load_dataset` takes."""
+        return {"size": self.size, "labels": self.labels, "resize": self.resize}
 
 
 class Augment(_Strict):

@@ -1,6 +1,6 @@
 """One run at a time: what `train`, `evaluate` and `explain` do with a folder of images and the folder of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
             say(f"{folder}: already trained")
             return results.read_json(folder / results.TRAINING_FILE)
     names = run.data.splits
-    parts = [load_dataset(data, split=split, size=run.data.size) for split in (names.train, names.val)]
+    parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     report_skipped(parts[0])
     return training.fit(run, parts[0], parts[1], folder)
 
@@ -66,11 +66,12 @@ def evaluate(
     attacks: Sequence[str] | None = None,
     epsilons: Sequence[float] | None = None,
     steps: int = 20,
+    labels: Mapping[str, str | None] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in."""
     conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), epsilons or (0.02,), steps=steps)
     run = evaluation.load_run(folder)
-    dataset, place = _open(run, data, split)
+    dataset, place = _open(run, data, split, labels)
     predictions = evaluation.predict(run, dataset, conditions)
     document = evaluation.describe(run, predictions)
     if (place / results.SALIENCY_FILE).is_file():
@@ -81,7 +82,13 @@ def evaluate(
 
 
 def explain(
-    folder: Path, data: Path, *, method: str = "gradcam", split: str | None = None, epsilon: float = 0.02
+    folder: Path,
+    data: Path,
+    *,
+    method: str = "gradcam",
+    split: str | None = None,
+    epsilon: float = 0.02,
+    labels: Mapping[str, str | None] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Saliency of a run measured on a data set; other methods measured there before are kept."""
     import pandas as pd
@@ -91,7 +98,7 @@ def explain(
     check_epsilon(epsilon)
     cam.method(method)
     run = evaluation.load_run(folder)
-    dataset, place = _open(run, data, split)
+    dataset, place = _open(run, data, split, labels)
     table = scoring.score(run, dataset, method=method, epsilon=epsilon)
     path = place / results.SALIENCY_FILE
     if path.is_file():
@@ -100,19 +107,22 @@ def explain(
     results.write_table(path, table)
     metrics_file = place / results.METRICS_FILE
     if not metrics_file.is_file():
-        evaluate(folder, data, split=split)
+        evaluate(folder, data, split=split, labels=labels)
     document = results.read_json(metrics_file)
     document["saliency"] = scoring.summarise(table, images=len(dataset))
     results.write_json(metrics_file, document)
     return document, place
 
 
-def _open(run: evaluation.Run, data: Path, split: str | None) -> tuple["Dataset", Path]:
+def _open(
+    run: evaluation.Run, data: Path, split: str | None, labels: Mapping[str, str | None] | None
+) -> tuple["Dataset", Path]:
     """The data set in the run's size and classes, and where its results go: the run's folder for its own test split."""
     home = results.read_yaml(run.folder / results.RUN_FILE).get("data", {}).get("root_name")
     own = data.resolve().name == home
+    options = run.recipe.data.reading() | ({"labels": dict(labels)} if labels else {})
     wanted = split or (run.recipe.data.splits.test if own else None)
-    dataset = load_dataset(data, split=wanted, size=run.size, classes=run.classes)
+    dataset = load_dataset(data, split=wanted, classes=run.classes, **options)
     report_skipped(dataset)
     if own and wanted == run.recipe.data.splits.test:
         return dataset, run.folder

@@ -10,6 +10,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 BINS = 15  # of the calibration error
+_CHUNK = 64  # resamples at a time, which fit the processor's cache
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,18 @@ class Bootstrap:
         _, member = np.unique(np.asarray(groups), return_inverse=True)
         count = int(member.max()) + 1 if len(member) else 0
         random = np.random.default_rng(seed)
-        drawn = (
-            random.multinomial(count, np.full(count, 1 / count), size=resamples) if count else np.zeros((resamples, 0))
-        )
-        return cls(np.vstack([np.ones((1, count)), drawn]), member)
+        weights = np.ones((resamples + 1, count))
+        for row in weights[1:]:
+            row[:] = np.bincount(random.integers(count, size=count), minlength=count) if count else ()
+        return cls(weights, member)
 
     def totals(self, values: ArrayLike) -> Floats:
         """Sums of `values` (N, ...) in each resample: (R + 1, ...)."""
         rows = np.asarray(values, dtype=float)
-        flat = rows.reshape(len(rows), -1)
+        flat = rows.reshape(len(rows), int(np.prod(rows.shape[1:])))
         by_group = np.zeros((self.weights.shape[1], flat.shape[1]))
         np.add.at(by_group, self.member, flat)
-        return (self.weights @ by_group).reshape(-1, *rows.shape[1:])
+        return (self.weights @ by_group).reshape(len(self.weights), *rows.shape[1:])
 
     def means(self, values: ArrayLike) -> Floats:
         """Means of `values` (N,) in each resample, over the rows that are not NaN: (R + 1,)."""
@@ -49,9 +50,9 @@ class Bootstrap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.totals(np.where(known, rows, 0.0)) / self.totals(known)
 
-    def row_weights(self) -> Floats:
+    def row_weights(self) -> NDArray[np.uint16]:
         """How often each row is in each resample: (R + 1, N)."""
-        return self.weights[:, self.member]
+        return self.weights.astype(np.uint16)[:, self.member]
 
 
 def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
@@ -104,14 +105,22 @@ def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Floats:
     `scores` (N,), `positive` (N,) bool, `weights` (R, N) -> (R,); NaN where a resample has one class alone.
     """
     score, is_positive, weight = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool), np.asarray(weights)
+    if len(score) == 0:
+        return np.full(len(weight), np.nan)
     _, level = np.unique(score, return_inverse=True)
     order = np.argsort(level, kind="stable")
     starts = np.flatnonzero(np.diff(level[order], prepend=-1))
-    up = np.add.reduceat(np.where(is_positive, weight, 0.0)[:, order], starts, axis=1)
-    down = np.add.reduceat(np.where(is_positive, 0.0, weight)[:, order], starts, axis=1)
-    below = np.cumsum(down, axis=1) - down
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (up * (below + down / 2)).sum(1) / (up.sum(1) * down.sum(1))
+    positives = is_positive[order].astype(float)
+    areas = np.empty(len(weight))
+    for first in range(0, len(weight), _CHUNK):
+        ordered = weight[first : first + _CHUNK, order].astype(float)
+        up = np.add.reduceat(ordered * positives, starts, axis=1)
+        down = np.add.reduceat(ordered, starts, axis=1) - up
+        below = np.cumsum(down, axis=1) - down
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area = (up * (below + down / 2)).sum(1) / (up.sum(1) * down.sum(1))
+        areas[first : first + _CHUNK] = area
+    return areas
 
 
 @dataclass(frozen=True)

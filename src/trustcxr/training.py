@@ -24,7 +24,7 @@ from trustcxr.recipes import RunRecipe
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-WATCH_IMAGES = 256  # validation images that PGD is run on after every epoch
+WATCH_IMAGES = 128  # validation images that PGD is run on after every epoch
 WATCH_STEPS = 10
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Watch._overfits
 
@@ -74,6 +74,7 @@ class Fitting(pl.LightningModule):
             epsilon=self.epsilon(self.global_step),
             clean_share=options.clean_share,
             mode=options.mode,
+            label_smoothing=training.label_smoothing,
         )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")

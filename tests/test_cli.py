@@ -1,0 +1,201 @@
+"""The command line as a user meets it: what it prints, what it leaves behind, how it complains."""
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from trustcxr import cli, results
+from trustcxr.data import phantom
+
+
+@dataclass
+class Done:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, expect: int = 0) -> Done:
+    """The command as a user starts it, in this process: starting Python and torch anew each time would take minutes."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["trustcxr", *(str(a) for a in arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv = before
+    assert (ended.value.code or 0) == expect, out.getvalue() + err.getvalue()
+    return Done(out.getvalue(), err.getvalue())
+
+
+def complaint(*arguments: object) -> str:
+    """The one line with which a wrong input is refused."""
+    done = run(*arguments, expect=2)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("trustcxr: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.strip().endswith(lines[0])
+    return lines[0]
+
+
+def test_python_minus_m_is_the_command() -> None:
+    command = [sys.executable, "-m", "trustcxr", "evaluate", "nowhere", "--data", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("trustcxr: nowhere: no such run folder")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic data set in COVID-QU-Ex's layout."""
+    return phantom.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=64)
+
+
+@pytest.fixture(scope="module")
+def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run trained for a moment through the command line."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--model", "resnet10t", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
+    done = run("train", "--data", films, *options, "--out", out)
+    assert "best val_accuracy" in done.stdout
+    return out
+
+
+def test_train_writes_what_the_design_says(trained: Path) -> None:
+    names = {p.name for p in trained.iterdir()}
+    assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
+    content = results.read_yaml(trained / "run.yaml")
+    assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
+    assert {"trustcxr", "torch", "timm", "python"} <= set(content["versions"])
+    history = pd.read_csv(trained / "history.csv")
+    assert len(history) == 4
+    assert history["val_accuracy"].between(0, 1).all()
+
+
+def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
+    options = ["--model", "resnet10t", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
+    before = (trained / "model.safetensors").stat().st_mtime_ns
+    assert "already trained" in run("train", "--data", films, *options, "--out", trained).stderr
+    assert (trained / "model.safetensors").stat().st_mtime_ns == before
+    changed = complaint("train", "--data", films, "--model", "resnet18", "--weights", "none", "--out", trained)
+    assert "another run" in changed
+
+
+def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> None:
+    done = run("evaluate", trained, "--data", films, "--epsilon", 0.01, "--epsilon", 0.05, "--steps", 3, "--json")
+    document = json.loads(done.stdout)
+    assert document == results.read_json(trained / "metrics.json")
+    assert {"run", "classes", "split", "clean", "attacks", "corruptions", "saliency"} <= set(document)
+    assert document["clean"]["n"] == 15
+    assert [(a["attack"], a["epsilon"]) for a in document["attacks"]] == [
+        ("fgsm", 0.01),
+        ("fgsm", 0.05),
+        ("pgd", 0.01),
+        ("pgd", 0.05),
+    ]
+    for part in (document["clean"], *document["attacks"]):
+        low, high = part["accuracy_ci"]
+        assert 0 <= low <= part["accuracy"] <= high <= 1
+    table = pd.read_parquet(trained / "predictions.parquet")
+    assert len(table) == 15 * 5
+    clean = table[table["attack"] == "clean"]
+    right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]
+    assert document["clean"]["accuracy"] == pytest.approx(right.mean())
+
+
+def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path, films: Path, tmp_path: Path) -> None:
+    run("evaluate", trained, "--data", films, "--attack", "fgsm")
+    before = (trained / "metrics.json").read_bytes()
+    other = phantom.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
+    assert "9 images" in run("evaluate", trained, "--data", other, "--attack", "fgsm").stdout
+    assert (trained / "metrics.json").read_bytes() == before
+    assert (trained / "evaluations" / "elsewhere-all" / "metrics.json").is_file()
+
+
+def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
+    document = json.loads(run("explain", trained, "--data", films, "--json").stdout)
+    part = document["saliency"]["gradcam"]
+    assert part["n"] == 10
+    assert part["without_mask"] == 5
+    for measure in ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy"):
+        assert 0 <= part[measure] <= 1
+        assert 0 <= part[f"{measure}_chance"] < 1
+    assert -1 <= part["stability_ssim"] <= 1
+    table = pd.read_parquet(trained / "saliency.parquet")
+    energy = table[(table["measure"] == "infection_energy") & (table["condition"] == "clean")]["value"]
+    assert part["infection_energy"] == pytest.approx(energy.mean())
+
+
+def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, films: Path, tmp_path: Path) -> None:
+    source = next((films / "Lung Segmentation Data").rglob("Test/COVID-19/images/*.png"))
+    film = tmp_path / "chest film.png"
+    shutil.copy(source, film)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(film.read_bytes()[:200])
+    done = run("predict", trained, film, "--json")
+    (answer,) = json.loads(done.stdout)["images"]
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert answer["predicted"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert set(answer["survives"]) == {"fgsm", "pgd-20"}
+    with Image.open(tmp_path / "chest film.heatmap.png") as heatmap:
+        assert heatmap.size == Image.open(film).size
+    words = run("predict", trained, film, broken, expect=2).stdout
+    assert "Not for diagnosis" in words
+    assert "broken.png: not read" in words
+    assert "chest film.png: " in words
+
+
+def test_phantom_and_report_help_and_models() -> None:
+    listed = json.loads(run("models", "--json").stdout)
+    assert len(listed) == 21
+    assert {"model": "ResNet50", "timm": "resnet50", "parameters": 25_557_032 - 2_049_000 + 6_147 - 6_272} in listed
+    for command in cli.app.registered_commands:
+        name = (command.name or command.callback.__name__).replace("_", "-")
+        text = CliRunner().invoke(cli.app, [name, "--help"]).stdout
+        assert f"Example: trustcxr {name}" in " ".join(text.split())
+
+
+def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "notes.txt").write_text("sun")
+    out = tmp_path / "never"
+    wrong_data = complaint(
+        "train", "--data", tmp_path / "holiday", "--model", "resnet18", "--weights", "none", "--out", out
+    )
+    assert "notes.txt" in wrong_data
+    assert "Lung Segmentation Data" in wrong_data
+    assert "did you mean" in complaint("train", "--data", films, "--model", "ResNet5", "--out", out)
+    assert "ResNet50" in complaint("train", "--data", films, "--model", "ResNet5", "--out", out)
+    assert "valid: standard, fgsm" in complaint(
+        "train", "--data", films, "--model", "resnet18", "--defence", "fsgm", "--out", out
+    )
+    assert "outside [0, 1]" in complaint("evaluate", trained, "--data", films, "--epsilon", "5")
+    assert "valid: fgsm, pgd" in complaint("evaluate", trained, "--data", films, "--attack", "pdg")
+    assert "not a trained run" in complaint("evaluate", films, "--data", films)
+    assert "no such run folder" in complaint("explain", tmp_path / "gone", "--data", films)
+    assert "Missing" in complaint("train", "--data", films)
+    assert "no such study folder" in complaint("report", tmp_path / "gone")
+    assert "no such image" in complaint("predict", trained, tmp_path / "gone.png")
+    assert "valid: demo, paper, quick" in complaint("study", "quik", "--data", films, "--out", out)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nmodels: [resnet18]\ntraining: {epoch: 3}\n")
+    unknown_key = complaint("study", recipe, "--data", films, "--out", out)
+    assert "mine.yaml" in unknown_key
+    assert "training.epoch" in unknown_key
+    assert "did you mean epochs" in unknown_key
+    recipe.write_text("name: [mine\n")
+    assert "not readable as YAML" in complaint("study", recipe, "--data", films, "--out", out)
+    assert not out.exists()

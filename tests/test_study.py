@@ -1,0 +1,165 @@
+"""The protocol end to end, on synthetic films: what it writes, that it goes on, that it chooses on validation alone."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from trustcxr import engines, metrics, recipes, results, training
+from trustcxr.data import phantom
+from trustcxr.errors import UserError
+from trustcxr.study import Study
+
+RECIPE = {
+    "name": "tiny",
+    "data": {"size": 32},
+    "models": [{"name": "resnet10t", "weights": "none"}, {"name": "mobilenetv3_small_050", "weights": "none"}],
+    "training": {"epochs": 1, "batch_size": 12},
+    "selection": {"count": 1},
+    "defences": [{"name": "fgsm", "epsilon": 0.02}],
+    "evaluation": {
+        "attacks": [{"name": "fgsm", "epsilons": [0.01, 0.02]}, {"name": "pgd", "epsilons": [0.02], "steps": 2}],
+        "bootstrap": 100,
+    },
+    "explanation": {"panels": 2},
+}
+
+
+def tiny(**changes: object) -> recipes.StudyRecipe:
+    return recipes.validate(recipes.StudyRecipe, RECIPE | changes, "test")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
+
+
+@pytest.fixture(scope="module")
+def done(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "tiny"
+    Study(tiny(), films, out, engines.get("local")).run()
+    return out
+
+
+def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
+    document = results.read_json(done / "study.json")
+    names = [run["run"] for run in document["runs"]]
+    assert len(names) == 3
+    assert sum(run["defence"] == "fgsm" for run in document["runs"]) == 1
+    for run in document["runs"]:
+        folder = done / "runs" / run["run"]
+        for name in (
+            "run.yaml",
+            "model.safetensors",
+            "history.csv",
+            "predictions.parquet",
+            "saliency.parquet",
+            "metrics.json",
+        ):
+            assert (folder / name).is_file()
+        assert run["split"] == "Test"
+        assert [(a["attack"], a["epsilon"]) for a in run["attacks"]] == [("fgsm", 0.01), ("fgsm", 0.02), ("pgd", 0.02)]
+        again = metrics.from_predictions(
+            results.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
+        )
+        assert again["clean"]["accuracy_ci"] == pytest.approx(run["clean"]["accuracy_ci"])
+        assert [a["accuracy"] for a in again["attacks"]] == pytest.approx([a["accuracy"] for a in run["attacks"]])
+    assert document["notice"] == "Research software. Not for diagnosis."
+    assert document["data"]["counts"]["Test"] == {"COVID-19": 5, "Non-COVID": 5, "Normal": 5}
+    measured = {row["measure"] for row in document["comparisons"]}
+    assert {"clean accuracy", "fgsm accuracy @0.02", "pgd accuracy @0.02", "infection_energy"} <= measured
+
+
+def test_the_best_are_chosen_on_validation(done: Path) -> None:
+    document = results.read_json(done / "study.json")
+    selection = document["selection"]
+    assert selection["split"] == "Val"
+    values = [row["value"] for row in selection["ranking"]]
+    assert values == sorted(values, reverse=True)
+    assert [row["chosen"] for row in selection["ranking"]] == [True, False]
+    for row in selection["ranking"]:
+        table = results.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
+        assert set(table["split"]) == {"Val"}
+        assert (metrics.logits_of(table).argmax(1) == table["label"]).mean() == pytest.approx(row["value"])
+    robust = next(run for run in document["runs"] if run["defence"] == "fgsm")
+    assert robust["model"] == selection["ranking"][0]["model"]
+
+
+def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "fit", never)
+    stamps = {p: p.stat().st_mtime_ns for p in done.glob("runs/*/*") if p.is_file()}
+    before = results.read_json(done / "study.json")
+    after = Study(tiny(), films, done, engines.get("local")).run()
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    assert after["runs"] == before["runs"]
+
+
+def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = training.fit, []
+
+    def cut_off(recipe: recipes.RunRecipe, *rest: object, **options: object) -> object:
+        calls.append(recipe.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(recipe, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "fit", cut_off)
+    study = Study(tiny(), films, tmp_path / "tiny", engines.get("local"))
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert not (tmp_path / "tiny" / "study.json").exists()
+    document = Study(tiny(), films, tmp_path / "tiny", engines.get("local")).run()
+    assert calls[0] not in calls[1:]
+    finished = results.read_json(done / "study.json")
+    assert [r["clean"]["accuracy"] for r in document["runs"]] == [r["clean"]["accuracy"] for r in finished["runs"]]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -> None:
+    with pytest.raises(UserError, match=r"different in recipe\.training\.epochs"):
+        Study(tiny(training={"epochs": 2, "batch_size": 12}), films, done, engines.get("local")).run()
+
+
+def test_one_run_that_fails_does_not_lose_the_study(films: Path, tmp_path: Path) -> None:
+    models = [
+        {"name": "resnet10t", "weights": "none"},
+        {"name": "resnet18", "weights": str(tmp_path / "gone.safetensors")},
+    ]
+    document = Study(tiny(models=models), films, tmp_path / "out", engines.get("local")).run()
+    assert [f["run"] for f in document["failures"]] == ["resnet18-standard-s0"]
+    assert "gone.safetensors" in document["failures"][0]["reason"]
+    assert len(document["runs"]) == 2
+
+
+def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
+    films = phantom.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    victims = sorted(films.rglob("Train/Normal/images/*.png"))
+    for victim in [p for p in victims if p.name == victims[0].name]:
+        victim.write_bytes(victim.read_bytes()[:100])
+    recipe = tiny(models=[{"name": "resnet10t", "weights": "none"}], defences=[])
+    document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    assert document["data"]["skipped"] == 1
+    assert document["data"]["counts"]["Train"]["Normal"] == 8
+
+
+def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
+    films = phantom.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    import shutil
+
+    for folder in films.rglob("Non-COVID"):
+        shutil.rmtree(folder)
+    document = Study(
+        tiny(models=[{"name": "resnet10t", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
+    ).run()
+    assert document["classes"] == ["COVID-19", "Normal"]
+    assert all(len(run["clean"]["confusion"]) == 2 for run in document["runs"])
+
+
+def test_training_saw_no_test_image(done: Path, films: Path) -> None:
+    tables = [pd.read_parquet(p) for p in done.glob("runs/*/validation.parquet")]
+    assert {split for t in tables for split in t["split"]} == {"Val"}
+    tested = pd.read_parquet(next(done.glob("runs/*/predictions.parquet")))
+    assert set(tested["split"]) == {"Test"}
+    assert not set(tested["sample_id"]) & {s for t in tables for s in t["sample_id"]}
