@@ -1,0 +1,285 @@
+"""Every figure of metrics.json against scikit-learn or torchmetrics, and again from the table on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics as sk
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from trustcxr import metrics, results
+from trustcxr.statistics import softmax
+
+NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
+
+
+def answers(classes: int, *, count: int = 200, skill: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (count, classes) as float32 and labels (count,)."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, count)
+    logits = random.normal(size=(count, classes))
+    logits[np.arange(count), labels] += skill
+    return logits.astype(np.float32), labels
+
+
+def table(
+    classes: int = 3, *, conditions: dict[tuple[str, float, int], float] | None = None, group: int = 1
+) -> pd.DataFrame:
+    """predictions.parquet as evaluation.py writes it: clean, then each (attack, epsilon, steps) with a skill."""
+    skills = {("clean", 0.0, 0): 1.5, **(conditions or {})}
+    tables = []
+    for number, ((attack, epsilon, steps), skill) in enumerate(skills.items()):
+        logits, _ = answers(classes, skill=skill, seed=number)
+        _, labels = answers(classes, seed=0)
+        logits = np.asarray(logits)
+        logits[np.arange(200), labels] += skill if number else 0
+        tables.append(
+            pd.DataFrame(
+                {
+                    "sample_id": [f"Test/{i}.png" for i in range(200)],
+                    "group": [f"patient {i // group}" for i in range(200)],
+                    "split": "Test",
+                    "class": [NAMES[classes][k] for k in labels],
+                    "label": labels,
+                    "attack": attack,
+                    "epsilon": epsilon,
+                    "steps": steps,
+                    "logits": list(logits),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+# --- against other libraries -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_classification_agrees_with_scikit_learn(classes: int) -> None:
+    logits, labels = answers(classes)
+    names = NAMES[classes]
+    found = metrics.classification(logits, labels, np.arange(200), names, resamples=100)
+    predicted, probabilities = logits.argmax(1), softmax(logits)
+    common: dict[str, Any] = {"labels": range(classes), "average": "macro", "zero_division": 0}
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert found["precision_macro"] == pytest.approx(sk.precision_score(labels, predicted, **common))
+    assert found["recall_macro"] == pytest.approx(sk.recall_score(labels, predicted, **common))
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(labels, predicted, **common))
+    areas = [sk.roc_auc_score(labels == k, probabilities[:, k]) for k in range(classes)]
+    assert found["auroc_macro"] == pytest.approx(np.mean(areas))
+    if classes > 2:
+        assert found["auroc_macro"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr"))
+    ece = multiclass_calibration_error(torch.tensor(probabilities), torch.tensor(labels), classes, n_bins=15)
+    assert found["ece"] == pytest.approx(float(ece), abs=1e-6)
+    assert found["confusion"] == sk.confusion_matrix(labels, predicted, labels=range(classes)).tolist()
+    assert (found["n"], found["groups"]) == (200, 200)
+    each = sk.precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
+    for k, name in enumerate(names):
+        own = found["per_class"][name]
+        assert [own["precision"], own["recall"], own["f1"], own["n"]] == pytest.approx([column[k] for column in each])
+        assert own["auroc"] == pytest.approx(areas[k])
+
+
+def test_intervals_agree_with_resampling_by_hand() -> None:
+    """The same resamples, each measured by scikit-learn."""
+    logits, labels = answers(3, count=90)
+    groups = np.repeat(np.arange(45), 2)
+    found = metrics.classification(logits, labels, groups, NAMES[3], resamples=120)
+    from trustcxr.statistics import Bootstrap
+
+    weights = Bootstrap.over(groups, resamples=120).row_weights()[1:]
+    predicted, probabilities = logits.argmax(1), softmax(logits)
+    by_hand: dict[str, list[float]] = {"accuracy": [], "f1_macro": [], "auroc_macro": [], "recall_macro": []}
+    for weight in weights:
+        rows = np.repeat(np.arange(90), weight)
+        common: dict[str, Any] = {"labels": range(3), "average": "macro", "zero_division": 0}
+        by_hand["accuracy"].append(sk.accuracy_score(labels[rows], predicted[rows]))
+        by_hand["f1_macro"].append(sk.f1_score(labels[rows], predicted[rows], **common))
+        by_hand["recall_macro"].append(sk.recall_score(labels[rows], predicted[rows], **common))
+        by_hand["auroc_macro"].append(sk.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr"))
+    for name, values in by_hand.items():
+        assert found[f"{name}_ci"] == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist()), name
+    covid = found["per_class"]["COVID-19"]
+    assert covid["recall_ci"][0] <= covid["recall"] <= covid["recall_ci"][1]
+
+
+def test_an_absent_class_and_one_never_predicted() -> None:
+    logits, labels = answers(3)
+    labels = np.where(labels == 2, 1, labels)  # no Normal in the data
+    logits[:, 1] = -9  # Non-COVID is never the answer
+    found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100)
+    common: dict[str, Any] = {"labels": range(3), "average": "macro", "zero_division": 0}
+    assert found["precision_macro"] == pytest.approx(sk.precision_score(labels, logits.argmax(1), **common))
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(labels, logits.argmax(1), **common))
+    assert found["per_class"]["Non-COVID"]["precision"] == found["per_class"]["Non-COVID"]["recall"] == 0
+    absent = found["per_class"]["Normal"]
+    assert absent["n"] == 0
+    assert np.isnan([absent["auroc"], *absent["auroc_ci"]]).all()
+    present = [found["per_class"][name]["auroc"] for name in NAMES[3][:2]]
+    assert found["auroc_macro"] == pytest.approx(np.mean(present))
+    assert np.isfinite(found["auroc_macro_ci"]).all()
+
+
+def test_one_class_alone_has_no_auroc() -> None:
+    logits, labels = answers(3)
+    found = metrics.classification(logits, np.zeros_like(labels), np.arange(200), NAMES[3], resamples=100)
+    assert np.isnan(found["auroc_macro"])
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == 0).mean())
+
+
+def test_groups_widen_every_interval() -> None:
+    logits, labels = (np.repeat(part, 8, axis=0) for part in answers(3, count=40))
+    alone = metrics.classification(logits, labels, np.arange(320), NAMES[3], resamples=400)
+    patients = metrics.classification(logits, labels, np.repeat(np.arange(40), 8), NAMES[3], resamples=400)
+    assert (alone["groups"], patients["groups"]) == (320, 40)
+    for name in ("accuracy", "f1_macro", "auroc_macro", "ece"):
+        assert np.diff(patients[f"{name}_ci"])[0] > 1.8 * np.diff(alone[f"{name}_ci"])[0], name
+        assert patients[name] == pytest.approx(alone[name])
+
+
+# --- from the table --------------------------------------------------------------------------------------------------
+
+SWEEP = {("fgsm", 0.02, 1): 0.4, ("pgd", 0.02, 20): 0.1, ("fgsm", 0.01, 1): 0.8, ("pgd", 0.01, 20): 0.5}
+
+
+def test_attacks_of_a_table() -> None:
+    predictions = table(conditions=SWEEP)
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
+    assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found["attacks"]] == [
+        ("fgsm", 0.01, None),
+        ("fgsm", 0.02, None),
+        ("pgd", 0.01, 20),
+        ("pgd", 0.02, 20),
+    ]
+    clean = predictions[predictions["attack"] == "clean"]
+    was_right = np.stack(clean["logits"]).argmax(1) == clean["label"].to_numpy()
+    assert found["clean"]["accuracy"] == pytest.approx(was_right.mean())
+    for row in found["attacks"]:
+        own = predictions[(predictions["attack"] == row["attack"]) & (predictions["epsilon"] == row["epsilon"])]
+        right = np.stack(own["logits"]).argmax(1) == own["label"].to_numpy()
+        assert row["accuracy"] == pytest.approx(right.mean())
+        assert row["success_rate"] == pytest.approx((was_right & ~right).sum() / was_right.sum())
+        assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
+        ece = multiclass_calibration_error(
+            torch.tensor(softmax(np.stack(own["logits"]))), torch.tensor(own["label"].to_numpy()), 3, n_bins=15
+        )
+        assert row["ece"] == pytest.approx(float(ece), abs=1e-6)
+        assert row["n"] == 200
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    predictions = table(conditions=SWEEP, group=4)
+    shuffled = predictions.sample(frac=1, random_state=1)
+    first, second = (metrics.from_predictions(part, NAMES[3], resamples=100) for part in (predictions, shuffled))
+    for one, other in zip([first["clean"], *first["attacks"]], [second["clean"], *second["attacks"]], strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            if name not in ("confusion", "per_class", "attack"):
+                assert one[name] == pytest.approx(other[name]), name
+
+
+def test_pgd_with_two_numbers_of_steps_is_two_attacks() -> None:
+    predictions = table(conditions={("pgd", 0.02, 10): 0.8, ("pgd", 0.02, 20): 0.1})
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=100)["attacks"]
+    assert [(row["steps"], row["n"]) for row in found] == [(10, 200), (20, 200)]
+    assert found[0]["accuracy"] > found[1]["accuracy"]
+
+
+def test_intervals_under_attack_are_over_groups() -> None:
+    widths = []
+    for group in (1, 20):
+        found = metrics.from_predictions(table(conditions=SWEEP, group=group), NAMES[3], resamples=100)
+        assert found["clean"]["groups"] == 200 // group
+        widths.append([np.diff(row["accuracy_ci"])[0] for row in found["attacks"]])
+    assert not np.allclose(*widths)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_any_number_of_classes(classes: int) -> None:
+    found = metrics.from_predictions(table(classes, conditions=SWEEP), NAMES[classes], resamples=100)
+    assert len(found["clean"]["confusion"]) == classes
+    assert len(found["attacks"]) == 4
+
+
+def test_metrics_on_disk_are_computed_again_exactly(tmp_path: Path) -> None:
+    predictions = table(conditions=SWEEP, group=3)
+    document = metrics.from_predictions(predictions, NAMES[3], resamples=300)
+    results.write_table(tmp_path / "predictions.parquet", predictions)
+    results.write_json(tmp_path / "metrics.json", document)
+    again = metrics.from_predictions(results.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300)
+    assert json.loads(results.to_json(again)) == results.read_json(tmp_path / "metrics.json")
+
+
+def test_logits_of_an_empty_table() -> None:
+    assert metrics.logits_of(table().iloc[:0]).shape == (0, 0)
+
+
+# --- alarms ----------------------------------------------------------------------------------------------------------
+
+
+def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
+    listed = [
+        {"attack": attack, "epsilon": epsilon, "accuracy": accuracy} | ({"steps": 20} if attack == "pgd" else {})
+        for attack, epsilon, accuracy in rows
+    ]
+    return {"clean": {"accuracy": clean, "n": 570}, "split": "Test", "attacks": listed}
+
+
+def kinds(found: list[dict[str, str]]) -> list[str]:
+    return [alarm["kind"] for alarm in found]
+
+
+def test_an_honest_sweep_raises_no_alarm() -> None:
+    honest = document(0.9, ("fgsm", 0.01, 0.6), ("fgsm", 0.02, 0.4), ("pgd", 0.01, 0.52), ("pgd", 0.02, 0.31))
+    assert metrics.alarms(honest) == []
+    assert metrics.alarms(document(0.9)) == []
+    assert metrics.alarms(document(0.9, ("pgd", 0.02, 0.0))) == []
+
+
+def test_masked_gradients_are_an_alarm_in_words() -> None:
+    found = metrics.alarms(document(0.61, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.0)))
+    assert kinds(found) == ["gradient_masking"]
+    text = found[0]["text"]
+    for part in ("epsilon 0.02", "61.0% under FGSM", "0.0% under PGD-20", "570 Test images", "overstates"):
+        assert part in text
+    assert "\n" not in text
+
+
+def test_the_gap_must_be_more_than_ten_points_at_the_same_epsilon() -> None:
+    assert metrics.alarms(document(0.9, ("fgsm", 0.02, 0.59), ("pgd", 0.02, 0.50))) == []
+    assert kinds(metrics.alarms(document(0.9, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.50)))) == ["gradient_masking"]
+    assert metrics.alarms(document(0.9, ("fgsm", 0.01, 0.8), ("pgd", 0.02, 0.1))) == []
+
+
+def test_the_strongest_pgd_is_what_counts() -> None:
+    both = document(0.9, ("fgsm", 0.02, 0.6), ("pgd", 0.02, 0.58), ("pgd", 0.02, 0.2))
+    both["attacks"][1]["steps"] = 2
+    found = metrics.alarms(both)
+    assert kinds(found) == ["gradient_masking"]
+    assert "under PGD-20" in found[0]["text"]
+
+
+def test_pgd_weaker_than_fgsm_is_an_alarm() -> None:
+    assert kinds(metrics.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)))) == ["weak_attack"]
+    assert metrics.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.31))) == []
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_accuracy_that_rises_with_epsilon_is_an_alarm(attack: str) -> None:
+    found = metrics.alarms(document(0.9, (attack, 0.05, 0.7), (attack, 0.01, 0.5), (attack, 0.02, 0.55)))
+    assert kinds(found) == ["rising_with_epsilon"]
+    assert "from 50.0% at epsilon 0.01 to 55.0% at 0.02" in found[0]["text"]
+    assert attack.upper() in found[0]["text"]
+    assert metrics.alarms(document(0.9, (attack, 0.01, 0.5), (attack, 0.02, 0.51))) == []
+
+
+def test_a_slow_rise_and_one_above_clean_are_seen() -> None:
+    slow = [("fgsm", 0.01 * k, 0.4 + 0.015 * k) for k in range(1, 6)]
+    assert kinds(metrics.alarms(document(0.9, *slow))) == ["rising_with_epsilon"]
+    above = metrics.alarms(document(0.6, ("fgsm", 0.02, 0.7)))
+    assert kinds(above) == ["rising_with_epsilon"]
+    assert "from 60.0% at epsilon 0 to 70.0%" in above[0]["text"]

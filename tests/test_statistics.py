@@ -1,0 +1,223 @@
+"""Intervals, tests, calibration and ROC areas against SciPy, scikit-learn and torchmetrics."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from trustcxr import statistics
+from trustcxr.statistics import Bootstrap, auroc, interval, mean_interval, paired, softmax
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# --- bootstrap -------------------------------------------------------------------------------------------------------
+
+
+def test_row_zero_is_the_sample_itself() -> None:
+    bootstrap = Bootstrap.over(["b", "a", "b", "c"], resamples=50)
+    assert bootstrap.weights.shape == (51, 3)
+    assert np.all(bootstrap.weights[0] == 1)
+    assert np.all(bootstrap.weights.sum(1) == 3)
+    assert np.array_equal(bootstrap.member, [1, 0, 1, 2])
+    assert not np.all(Bootstrap.over(np.arange(30), resamples=20).weights[1:] == 1, axis=1).any()
+    values = np.array([1.0, 2.0, 4.0, 8.0])
+    assert bootstrap.means(values)[0] == values.mean()
+    assert bootstrap.totals(values)[0] == values.sum()
+
+
+def test_totals_and_means_count_whole_groups() -> None:
+    groups = np.array(["p1", "p1", "p2", "p3"])
+    bootstrap = Bootstrap.over(groups, resamples=20, seed=3)
+    values = np.array([1.0, 3.0, 10.0, 100.0])
+    for weight, total, mean, rows in zip(
+        bootstrap.weights, bootstrap.totals(values), bootstrap.means(values), bootstrap.row_weights(), strict=True
+    ):
+        again = np.repeat(weight, [2, 1, 1])
+        assert np.array_equal(rows, again)
+        assert total == pytest.approx((again * values).sum())
+        assert mean == pytest.approx((again * values).sum() / again.sum())
+
+
+def test_totals_keep_the_shape_of_a_row(random: np.random.Generator) -> None:
+    values = random.normal(size=(7, 2, 3))
+    totals = Bootstrap.over(np.arange(7), resamples=5).totals(values)
+    assert totals.shape == (6, 2, 3)
+    assert np.allclose(totals[0], values.sum(0))
+
+
+@pytest.mark.parametrize("kind", ["share", "skewed"])
+def test_interval_agrees_with_scipy(kind: str, random: np.random.Generator) -> None:
+    values = (random.random(300) < 0.8).astype(float) if kind == "share" else random.exponential(size=300)
+    ours = mean_interval(values, np.arange(300), resamples=4000)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    assert ours[0] == pytest.approx(values.mean())
+    width = theirs.high - theirs.low
+    assert ours[1] == pytest.approx([theirs.low, theirs.high], abs=0.1 * width)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    covered = 0
+    for trial in range(200):
+        values = np.random.default_rng(trial).random(100) < 0.7
+        _, (low, high) = mean_interval(values, np.arange(100), resamples=300, seed=trial)
+        covered += low <= 0.7 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_groups_widen_the_interval_of_repeated_rows(random: np.random.Generator) -> None:
+    """Ten copies of 40 patients are 40 patients, not 400."""
+    values = np.repeat((random.random(40) < 0.7).astype(float), 10)
+    patients = np.repeat(np.arange(40), 10)
+    _, alone = mean_interval(values, np.arange(400))
+    _, together = mean_interval(values, patients)
+    _, once = mean_interval(values[::10], np.arange(40))
+    assert (together[1] - together[0]) > 2.5 * (alone[1] - alone[0])
+    assert together == pytest.approx(once, abs=0.03)
+
+
+def test_seed_decides_the_resamples(random: np.random.Generator) -> None:
+    values = random.random(50)
+    first, again, other = (mean_interval(values, np.arange(50), seed=seed)[1] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_unknown_values_are_left_out() -> None:
+    values = np.array([0.0, 1.0, np.nan, 1.0, np.nan])
+    mean, (low, high) = mean_interval(values, np.arange(5))
+    assert mean == pytest.approx(2 / 3)
+    assert 0 <= low <= mean <= high <= 1
+    # A whole group without a value: resamples of it alone have none, and do not count.
+    mean, (low, high) = mean_interval([np.nan, 0.5], ["a", "b"])
+    assert (mean, low, high) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
+def test_no_values_have_no_interval(values: list[float]) -> None:
+    mean, limits = mean_interval(values, np.arange(len(values)))
+    assert np.isnan([mean, *limits]).all()
+
+
+def test_interval_leaves_out_row_zero() -> None:
+    assert interval([1000.0, *np.linspace(0, 1, 101)]) == pytest.approx([0.025, 0.975])
+    assert interval([1000.0, *np.linspace(0, 1, 101)], level=0.5) == pytest.approx([0.25, 0.75])
+
+
+# --- probabilities, calibration, ROC ---------------------------------------------------------------------------------
+
+
+def test_softmax_agrees_with_torch_and_does_not_overflow(random: np.random.Generator) -> None:
+    logits = np.vstack([random.normal(size=(5, 3)), [[1e4, 0.0, -1e4]]])
+    assert np.allclose(softmax(logits), torch.tensor(logits).softmax(1).numpy())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_calibration_error_agrees_with_torchmetrics(classes: int, random: np.random.Generator) -> None:
+    logits = random.normal(size=(400, classes)) * 2
+    labels = random.integers(0, classes, 400)
+    probabilities = softmax(logits)
+    ours = statistics.calibration_error(statistics.calibration_bins(probabilities, labels).sum(0))
+    theirs = multiclass_calibration_error(
+        torch.tensor(probabilities), torch.tensor(labels), num_classes=classes, n_bins=15, norm="l1"
+    )
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
+    assert float(ours) > 0.1
+
+
+def test_calibration_error_of_known_cases() -> None:
+    sure = np.array([[1.0, 0.0]] * 4)
+    assert statistics.calibration_error(statistics.calibration_bins(sure, [0] * 4).sum(0)) == 0
+    assert statistics.calibration_error(statistics.calibration_bins(sure, [1] * 4).sum(0)) == 1
+    assert np.isnan(statistics.calibration_error(np.zeros((15, 3))))
+    # Two bins whose errors would cancel without the absolute value.
+    mixed = np.array([[0.9, 0.1], [0.6, 0.4]])
+    error = statistics.calibration_error(statistics.calibration_bins(mixed, [1, 0]).sum(0))
+    assert error == pytest.approx((0.9 + 0.4) / 2)
+
+
+@pytest.mark.parametrize("decimals", [8, 1], ids=["no ties", "many ties"])
+def test_auroc_agrees_with_scikit_learn_in_every_resample(decimals: int, random: np.random.Generator) -> None:
+    positive = random.random(150) < 0.4
+    scores = np.round(random.random(150) * 0.7 + 0.3 * positive, decimals)
+    weights = Bootstrap.over(np.arange(150), resamples=150).row_weights()
+    ours = auroc(scores, positive, weights)
+    theirs = [roc_auc_score(positive, scores, sample_weight=weight) for weight in weights]
+    assert np.allclose(ours, theirs, atol=1e-9)
+
+
+def test_auroc_of_one_class_alone_is_unknown() -> None:
+    assert np.isnan(auroc([0.1, 0.2], [True, True], np.ones((1, 2)))).all()
+    assert np.isnan(auroc([], [], np.ones((3, 0)))).all()
+    assert np.isnan(auroc([0.1, 0.2], [True, False], [[2, 0]])).all()
+    assert auroc([0.5, 0.5], [True, False], np.ones((1, 2)))[0] == 0.5
+
+
+# --- paired tests ----------------------------------------------------------------------------------------------------
+
+
+def test_mcnemar_is_exact() -> None:
+    first = np.array([1] * 30 + [0] * 12 + [1] * 3 + [0] * 5, dtype=float)
+    second = np.array([1] * 30 + [1] * 12 + [0] * 3 + [0] * 5, dtype=float)
+    result = paired(first, second, np.arange(50))
+    gained, lost = 12, 3
+    # Written out: twice the tail of a binomial with a fair coin.
+    tail = sum(float(stats.binom.pmf(k, gained + lost, 0.5)) for k in range(lost + 1))
+    assert result.p_value == pytest.approx(2 * tail)
+    assert (result.first, result.second) == (33 / 50, 42 / 50)
+    assert result.difference == pytest.approx(9 / 50)
+    assert result.improved == 12 / 50
+    assert result.n == 50
+    assert result.difference_ci[0] > 0
+
+
+def test_wilcoxon_agrees_with_scipy(random: np.random.Generator) -> None:
+    first = random.random(80)
+    second = first + random.normal(0.05, 0.2, 80)
+    result = paired(first, second, np.arange(80))
+    assert result.p_value == pytest.approx(float(stats.wilcoxon(second, first).pvalue))
+    assert result.difference == pytest.approx(float((second - first).mean()))
+    assert result.difference_ci[0] < result.difference < result.difference_ci[1]
+
+
+def test_same_figures_are_no_difference(random: np.random.Generator) -> None:
+    for values in (random.random(20), (random.random(20) > 0.5).astype(float)):
+        result = paired(values, values, np.arange(20))
+        assert (result.difference, result.p_value, result.difference_ci) == (0, 1, [0, 0])
+
+
+def test_direction_is_second_minus_first() -> None:
+    result = paired(np.zeros(20), np.r_[np.ones(15), np.zeros(5)], np.arange(20))
+    assert result.difference == 0.75
+    assert result.p_value < 0.001
+    assert paired(np.r_[np.ones(15), np.zeros(5)], np.zeros(20), np.arange(20)).difference == -0.75
+
+
+def test_pairs_with_an_unknown_half_are_left_out() -> None:
+    result = paired([1, np.nan, 0, 0.5], [0.5, 1, np.nan, 1], ["a", "b", "c", "d"])
+    assert result.n == 2
+    assert (result.first, result.second, result.difference) == (0.75, 0.75, 0)
+    nothing = paired([np.nan], [1.0], ["a"])
+    assert nothing.n == 0
+    assert np.isnan([nothing.difference, nothing.p_value, *nothing.difference_ci]).all()
+
+
+def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) -> None:
+    change = np.repeat(random.normal(0.1, 0.3, 30), 8)
+    before = np.repeat(random.random(30), 8)
+    alone = paired(before, before + change, np.arange(240)).difference_ci
+    together = paired(before, before + change, np.repeat(np.arange(30), 8)).difference_ci
+    assert together[1] - together[0] > 2 * (alone[1] - alone[0])
+
+
+def test_statistics_and_results_need_no_torch() -> None:
+    code = "import sys, trustcxr.statistics, trustcxr.results, trustcxr.metrics; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
