@@ -22,6 +22,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 def measure(root: Path, limit: int, workers: int) -> None:
     """Audit the first `limit` samples of each class and split in equal shares; print one JSON line."""
     import numpy as np
+    from joblib.externals.loky import get_reusable_executor
 
     from trustcxr.data import audit_findings, audit_scan, confounds, duplicates
     from trustcxr.data.layouts import read_manifest
@@ -41,6 +42,8 @@ def measure(root: Path, limit: int, workers: int) -> None:
     timed("manifest")
     scan = audit_scan.scan(manifest, workers=workers)
     timed("reading every file")
+    get_reusable_executor().shutdown(wait=True)  # the memory of workers is known once they have ended
+    timed.since = time.perf_counter()  # type: ignore[attr-defined]
     digests = [d if isinstance(d, str) else None for d in scan.files["pixels"]]
     pairs = duplicates.find_duplicates(digests, scan.hashes, scan.thumbs)
     timed("duplicates")

@@ -4,6 +4,7 @@ import html
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,53 @@ def test_every_planted_fault_is_found_and_no_other(planted: tuple[Path, Planted,
     assert "Mend it first" in found.verdict
     assert "would flatter" in found.verdict
     assert "10 images cannot be read" in found.text()
+
+
+def test_masks_that_lie_about_the_disease(clean: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(clean, tmp_path / "phantom"))
+    masks = root / "Infection Segmentation Data" / "Infection Segmentation Data" / "Train"
+    full = np.full((96, 96), 255, np.uint8)
+    outside = np.zeros((96, 96), np.uint8)
+    outside[:8] = 255
+    for name, mask in (("Normal/infection masks/Normal (1).png", outside), ("Normal/lung masks/Normal (2).png", full)):
+        Image.fromarray(mask).save(masks / name)
+        Image.fromarray(mask).save(root / PART / "Train" / name) if "lung" in name else None
+    Image.fromarray(outside).save(masks / "COVID-19" / "infection masks" / "covid_1.png")
+    Image.fromarray(outside * 0).save(masks / "COVID-19" / "infection masks" / "covid_2.png")
+    (masks / "COVID-19" / "infection masks" / "covid_3.png").write_bytes(b"PNG, said the name")
+    found = audit(root, workers=1, probes=False)
+    got = {f.kind: {i["sample_id"] for i in f.items} for f in found.findings}
+    normal, covid = "Train/Normal/Normal ({}).png", "Train/COVID-19/covid_{}.png"
+    assert got == {
+        "mask_unexpected": {normal.format(1)},
+        "mask_full": {normal.format(2)},
+        "mask_outside": {normal.format(1), covid.format(1)},
+        "mask_shared": {normal.format(1), covid.format(1)},
+        "mask_empty": {covid.format(2)},
+        "mask_unreadable": {covid.format(3)},
+    }
+
+
+def test_source_and_view_that_go_with_the_class_are_said(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(clean, tmp_path / "phantom"))
+    rows = pd.read_csv(root / "manifest.csv", dtype=str)
+    rows["source_repo"] = np.where(rows["class"] == "COVID-19", "hospital A", "hospital B")
+    rows.to_csv(root / "manifest.csv", index=False)
+    found = audit(root, workers=1, probes=False)
+    linked = {a.column: a for a in found.associations}
+    assert linked["source"].cramers_v == pytest.approx(1.0)
+    assert linked["view"].cramers_v < 0.2  # drawn apart from the class
+    assert [f.kind for f in found.of("warning")] == ["association"]
+    assert "Cramér's V 1.00" in found.verdict
+    assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
+    classes = phantom.CLASSES
+    few = {"COVID-QU-Ex": dict.fromkeys(classes, 10), "its infection part": dict.fromkeys(classes, 67)}
+    monkeypatch.setattr(sys.modules["trustcxr.data.audit"], "PUBLISHED", few)
+    found = audit(root, workers=1, probes=False)
+    assert [p["said"] for p in found.published] == ["more than", "all of"]
+    assert "more_than_published" in {f.kind for f in found.of("warning")}
 
 
 def test_the_json_document_is_plain(planted: tuple[Path, Planted, Audit]) -> None:
