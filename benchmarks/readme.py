@@ -110,8 +110,8 @@ def write_rows(study: dict[str, Any], path: Path) -> None:
                 writer.writerow(about + row)
             for method, part in run["saliency"].items():
                 for key in [k for k in part if f"{k}_ci" in part]:
-                    row = [method, 0, "", key, part[key], *part[f"{key}_ci"], part.get(f"{key}_chance", ""), part["n"]]
-                    writer.writerow(about + row)
+                    chance = part.get(f"{key}_chance", "")
+                    writer.writerow([*about, method, 0, "", key, part[key], *part[f"{key}_ci"], chance, part["n"]])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from trustcxr import engines, metrics, recipes, results, training
 from trustcxr.data import phantom
@@ -163,3 +165,23 @@ def test_training_saw_no_test_image(done: Path, films: Path) -> None:
     tested = pd.read_parquet(next(done.glob("runs/*/predictions.parquet")))
     assert set(tested["split"]) == {"Test"}
     assert not set(tested["sample_id"]) & {s for t in tables for s in t["sample_id"]}
+
+
+def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path) -> None:
+    from trustcxr import evaluation
+    from trustcxr.data import load_dataset
+
+    for run in results.read_json(done / "study.json")["runs"]:
+        assert set(run["shortcuts"]) == {"lungs_blacked_out", "lungs_only", "border_only"}
+        assert all(part["n"] == 15 and 0 <= part["accuracy"] <= 1 for part in run["shortcuts"].values())
+        assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}
+    data = load_dataset(films, split="Test", size=32)
+    rows = np.arange(4)
+    images = torch.ones(4, 1, 32, 32)
+    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in evaluation._views(data, rows, images)}
+    lungs = data.masks("lung")[:4]
+    assert lungs.any()
+    np.testing.assert_array_equal(views["lungs_blacked_out"], 1 - lungs)
+    np.testing.assert_array_equal(views["lungs_only"], lungs)
+    assert views["border_only"][:, 3:-3, 3:-3].max() == 0
+    assert views["border_only"][:, :3].min() == 1

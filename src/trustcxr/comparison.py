@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr import results
-from trustcxr.metrics import CLEAN, logits_of
+from trustcxr.metrics import CLEAN, VIEWS, logits_of
 from trustcxr.statistics import paired
 
 MAIN_METHOD = "gradcam"  # of several saliency methods measured on one run; without it the first
@@ -54,7 +54,7 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
     tables: dict[str, pd.DataFrame] = {}
     predictions = results.read_table(folder / results.PREDICTIONS_FILE)
     for (attack, epsilon), rows in predictions.groupby(["attack", "epsilon"], sort=False):
-        name = "clean accuracy" if attack == CLEAN else f"{attack} accuracy @{epsilon:g}"
+        name = f"{attack} accuracy" if attack in (CLEAN, *VIEWS) else f"{attack} accuracy @{epsilon:g}"
         if "steps" in rows:  # of one attack with several numbers of steps the strongest counts
             rows = rows[rows["steps"] == rows["steps"].max()]
         right = (logits_of(rows).argmax(1) == rows["label"].to_numpy()).astype(float)

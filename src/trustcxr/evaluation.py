@@ -1,23 +1,28 @@
 """A run and a data set -> predictions -> metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from trustcxr import attacks, metrics, models, results
 from trustcxr.console import Progress
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
-from trustcxr.metrics import CLEAN
+from trustcxr.metrics import CLEAN, VIEWS
 from trustcxr.recipes import AttackRecipe, RunRecipe, validate
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
+
+Condition = tuple[str, float, int]  # attack or view, epsilon, steps
+BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
 
 
 @dataclass
@@ -81,40 +86,69 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
 def predict(
     run: Run, dataset: "Dataset", conditions: Sequence[AttackRecipe] = (), *, batch_size: int = 64
 ) -> pd.DataFrame:
-    """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet."""
-    plan = [(attack, epsilon) for attack in conditions for epsilon in attack.epsilons]
-    found: dict[tuple[str, float, int], list[np.ndarray]] = {}
-    batches = loader(dataset, batch_size)
-    with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * (1 + len(plan))) as bar:
-        for number, (raw, labels, _) in enumerate(batches):
-            images = to_pixels(raw.to(run.device)).contiguous(memory_format=torch.channels_last)
-            targets = labels.to(run.device)
-            found.setdefault((CLEAN, 0.0, 0), []).append(_logits(run, images))
-            bar.advance()
-            for attack, epsilon in plan:
-                options = (
-                    {"steps": attack.steps, "stop_when_wrong": True, "seed": number} if attack.name == "pgd" else {}
-                )
-                perturbed = attacks.get(attack.name)(run.model, images, targets, epsilon=epsilon, **options)
-                steps = attack.steps if attack.name == "pgd" else 1
-                found.setdefault((attack.name, epsilon, steps), []).append(_logits(run, perturbed))
-                bar.advance(note=f"{attack.name} {epsilon:g}")
-    common = {
-        "sample_id": dataset.sample_ids,
-        "group": dataset.groups,
-        "split": dataset.splits,
-        "class": [dataset.classes[k] for k in dataset.labels],
-        "label": np.asarray(dataset.labels),
-    }
-    return pd.concat(
-        [
-            pd.DataFrame(
-                common | {"attack": name, "epsilon": epsilon, "steps": steps, "logits": list(np.concatenate(parts))}
-            )
-            for (name, epsilon, steps), parts in found.items()
-        ],
-        ignore_index=True,
+    """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
+
+    Where the data has lung masks, also with the lungs blacked out, with the lungs alone and with the border alone:
+    these stand in the column `attack` too, at epsilon 0.
+    """
+    about = pd.DataFrame(
+        {
+            "sample_id": dataset.sample_ids,
+            "group": dataset.groups,
+            "split": dataset.splits,
+            "class": [dataset.classes[k] for k in dataset.labels],
+            "label": np.asarray(dataset.labels),
+        }
     )
+    batches = loader(dataset, batch_size)
+    pieces: dict[Condition, list[pd.DataFrame]] = {}
+    steps = 1 + sum(len(attack.epsilons) for attack in conditions)
+    with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * steps) as bar:
+        for number, (raw, labels, places) in enumerate(batches):
+            images = to_pixels(raw.to(run.device)).contiguous(memory_format=torch.channels_last)
+            rows = places.numpy()
+            versions = chain(
+                [((CLEAN, 0.0, 0), rows, images)],
+                ((name, rows, p) for name, p in _attacked(run, images, labels.to(run.device), conditions, seed=number)),
+                _views(dataset, rows, images),
+            )
+            for condition, kept, pixels in versions:
+                piece = about.iloc[kept].assign(logits=list(_logits(run, pixels)))
+                pieces.setdefault(condition, []).append(piece)
+                if condition[0] not in VIEWS:
+                    bar.advance(note=f"{condition[0]} {condition[1]:g}")
+    tables = [
+        pd.concat(parts).assign(attack=name, epsilon=epsilon, steps=steps)
+        for (name, epsilon, steps), parts in pieces.items()
+    ]
+    columns = [*about.columns, "attack", "epsilon", "steps", "logits"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _attacked(
+    run: Run, images: Tensor, labels: Tensor, conditions: Sequence[AttackRecipe], *, seed: int
+) -> Iterator[tuple[Condition, Tensor]]:
+    for attack in conditions:
+        options: dict[str, Any] = {}
+        if attack.name == "pgd":
+            options = {"steps": attack.steps, "stop_when_wrong": True, "seed": seed}
+        for epsilon in attack.epsilons:
+            perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
+            yield (attack.name, epsilon, options.get("steps", 1)), perturbed
+
+
+def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
+    """Images with the lungs blacked out, with the lungs alone, with the border alone; those that have a lung mask."""
+    has = dataset.has_mask("lung")[rows]
+    if not has.any():
+        return
+    kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
+    lungs = torch.from_numpy(np.array(dataset.masks("lung")[kept])).to(pixels)[:, None]
+    border = torch.ones_like(pixels)
+    width = round(BORDER * pixels.shape[-1])
+    border[..., width:-width, width:-width] = 0
+    for name, visible in zip(VIEWS, (1 - lungs, lungs, border), strict=True):
+        yield (name, 0.0, 0), kept, pixels * visible
 
 
 def _logits(run: Run, images: torch.Tensor) -> np.ndarray:

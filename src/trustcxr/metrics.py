@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLEAN = "clean"
+# What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
+VIEWS = ("lungs_blacked_out", "lungs_only", "border_only")
 MASKING_GAP = 0.10  # FGSM accuracy above PGD accuracy by more than this is an alarm
 RISE = 0.02  # accuracy that a stronger attack adds is an alarm from here on
 
@@ -83,16 +85,25 @@ def _macro(values: Floats) -> Floats:
 
 
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> dict[str, Any]:
-    """The parts "clean" and "attacks" of metrics.json from the predictions of one run and one split."""
+    """The parts "clean", "shortcuts" and "attacks" of metrics.json from the predictions of one run and one split."""
     clean = predictions[predictions["attack"] == CLEAN].set_index("sample_id")
     labels = clean["label"].to_numpy(dtype=np.int64)
     document: dict[str, Any] = {
         "clean": classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
+        "shortcuts": {},
         "attacks": [],
     }
+    for view in VIEWS:
+        rows = predictions[predictions["attack"] == view]
+        if len(rows):
+            means = Bootstrap.over(rows["group"], resamples=resamples).means(
+                logits_of(rows).argmax(1) == rows["label"].to_numpy()
+            )
+            part = {"accuracy": float(means[0]), "accuracy_ci": interval(means), "n": len(rows)}
+            document["shortcuts"][view] = part
     # Success is counted over the images that the model gets right as they are.
     clean_right = clean["label"] == logits_of(clean).argmax(1)
-    perturbed = predictions[predictions["attack"] != CLEAN]
+    perturbed = predictions[~predictions["attack"].isin([CLEAN, *VIEWS])]
     keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
     for _, rows in perturbed.groupby(keys, sort=True):
         attack, epsilon = rows["attack"].iloc[0], float(rows["epsilon"].iloc[0])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 VALIDATION_FILE = "validation.parquet"
+TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 
 
 class Study:
@@ -36,8 +37,8 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Carry out the protocol and return study.json."""
-        started = time.monotonic()
         self._claim_folder()
+        self._clock = time.monotonic()
         datasets = self._read_data()
         baselines = [
             run_recipe(self.recipe, model, DefenceRecipe(), seed)
@@ -64,7 +65,7 @@ class Study:
         ]
         defended = self._each("train", defended, self._train)
         finished = self._each("test", [*baselines, *defended], self._test)
-        document = self._document(finished, ranking, datasets, time.monotonic() - started)
+        document = self._document(finished, ranking, datasets, self._seconds())
         results.write_json(self.folder / results.STUDY_RESULTS, document)
         return document
 
@@ -104,6 +105,7 @@ class Study:
         for number, run in enumerate(runs, 1):
             say(f"[{verb} {number}/{len(runs)}] {run.name}")
             (outcome,) = self.engine.map(work, [run])
+            self._seconds()
             if isinstance(outcome, Failure):
                 self.failures.append(Failure(run.name, f"{verb}: {outcome.reason}"))
             else:
@@ -111,6 +113,16 @@ class Study:
         if runs and not good:
             raise UserError(f"study {self.recipe.name}: no run could be worked on ({verb}); {self.failures[-1].reason}")
         return good
+
+    def _seconds(self) -> float:
+        """Time worked on this study, also before it was last cut off."""
+        path = self.folder / TIME_FILE
+        now = time.monotonic()
+        total = now - self._clock + (float(path.read_text()) if path.is_file() else 0.0)
+        self._clock = now
+        with results.replacing(path) as temporary:
+            temporary.write_text(f"{total:.1f}")
+        return total
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
