@@ -1,5 +1,6 @@
 """Saliency (where a model looks) and its measures against radiologists' masks."""
 
+from trustcxr.explain import measures
 from trustcxr.explain.cam import METHODS, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, method
 from trustcxr.explain.controls import centre_prior, random_map
 
@@ -10,6 +11,7 @@ __all__ = [
     "grad_cam_plus_plus",
     "hires_cam",
     "layer_cam",
+    "measures",
     "method",
     "random_map",
 ]

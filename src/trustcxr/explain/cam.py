@@ -1,31 +1,20 @@
 """Grad-CAM and its relatives, a batch at a time, on the device, at little more than the cost of a forward pass."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trustcxr.errors import UserError, unknown
+from trustcxr.explain.common import SaliencyMethod, Target, as_found, check_images, target_classes, to_saliency
 
-Target = int | Tensor | None
 Layer = str | nn.Module | None
-# A map whose values differ by less than this share of its peak says nothing about place.
-_FLAT = 1e-6
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
 _HALF_PRECISION_SCALE = 1024.0
-
-
-class SaliencyMethod(Protocol):
-    """What every method of this package is: (model, images, target) -> saliency."""
-
-    def __call__(self, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-        """Images (B, C, H, W) -> saliency (B, H, W), float32, in [0, 1]."""
 
 
 def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
@@ -111,22 +100,12 @@ def _layer_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
 def _cam(
     combine: Callable[[Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, target: Target, layer: Layer
 ) -> Tensor:
-    if x.ndim != 4 or not x.is_floating_point():
-        raise UserError(f"images must be float, (B, 1, H, W), in [0, 1]; got {x.dtype}, {tuple(x.shape)}")
+    check_images(x)
     height, width = x.shape[-2:]
     features, gradient = _feature_map_and_gradient(model, x, target, _find_layer(model, layer))
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         arrange = _arrangement(features, height, width, model)
-        return _to_saliency(combine(arrange(features), arrange(gradient)), height, width)
-
-
-def _to_saliency(raw: Tensor, height: int, width: int) -> Tensor:
-    positive = raw.float().clamp(min=0)
-    large = functional.interpolate(positive[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    peak = large.amax(dim=(1, 2), keepdim=True)
-    low = large.amin(dim=(1, 2), keepdim=True)
-    # False for infinity and NaN too: a model that overflows gives a null map, not a broken one.
-    return torch.where(peak - low > _FLAT * peak, large / peak, 0.0)
+        return to_saliency(combine(arrange(features), arrange(gradient)), height, width)
 
 
 def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -151,7 +130,7 @@ def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer
         # A copy, because what follows may work in place.
         return leaf.to(output.dtype, copy=True)
 
-    with _as_found(model, x), torch.inference_mode(False), torch.no_grad():
+    with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
         handle = layer.register_forward_hook(start_gradient)
         try:
             logits = model(x.clone() if x.is_inference() else x)
@@ -163,48 +142,11 @@ def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer
             raise UserError("the model must return logits (B, C), one row an image")
         leaf = leaves[0]
         scale = _HALF_PRECISION_SCALE if logits.dtype == torch.float16 else 1.0
-        score = logits.gather(1, _classes(target, logits)[:, None]).float().sum() * scale
+        score = logits.gather(1, target_classes(target, logits)[:, None]).float().sum() * scale
         gradient = torch.autograd.grad(score, leaf, allow_unused=True)[0] if score.requires_grad else None
         if gradient is None:
             raise UserError("the logits do not depend on the layer's output: choose another layer")
         return leaf.detach(), gradient / scale
-
-
-@contextmanager
-def _as_found(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Eval mode inside; outside, every module's own mode, the random state and autocast's cache as they were."""
-    training = [module for module in model.modules() if module.training]
-    cached = torch.is_autocast_cache_enabled()
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            # Before torch 2.10 autocast keeps weights cast without gradients, and a training step would then use them.
-            torch.set_autocast_cache_enabled(False)
-            # Flag by flag: a module's own train() may do more than set it.
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
-            torch.set_autocast_cache_enabled(cached)
-
-
-def _classes(target: Target, logits: Tensor) -> Tensor:
-    images, classes = logits.shape
-    if target is None:
-        return logits.argmax(dim=1)
-    wanted = torch.as_tensor(target, device=logits.device)
-    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
-        raise UserError(f"a target is a class number, 0 to {classes - 1}; got {wanted.dtype}")
-    if wanted.ndim == 0:
-        wanted = wanted.expand(images)
-    if wanted.shape != (images,):
-        raise UserError(f"targets: one for each of the {images} images, or one for all; got {tuple(wanted.shape)}")
-    outside = wanted[(wanted < 0) | (wanted >= classes)]
-    if len(outside):
-        raise UserError(f"target {int(outside[0])} is outside the model's {classes} classes: 0 to {classes - 1}")
-    return wanted.long()
 
 
 def _find_layer(model: nn.Module, layer: Layer) -> nn.Module:
