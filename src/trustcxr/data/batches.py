@@ -31,7 +31,7 @@ class _Rows(TorchDataset):
 
 
 class BatchRows(Sampler[list[int]]):
-    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` draws every class equally often."""
+    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class BatchRows(Sampler[list[int]]):
 
     def _order(self) -> np.ndarray:
         count = len(self.labels)
-        if not self.shuffle:
+        if not (self.shuffle or self.balanced):
             return np.arange(count)
         random = np.random.default_rng([self.seed, self.epoch])
         if not self.balanced:
@@ -133,6 +133,6 @@ def augment(
     )
     grid = F.affine_grid(transform, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
-    gain, offset = 1 + draw(contrast), draw(brightness)
+    gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
     return ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)

@@ -1,0 +1,286 @@
+"""Order of the batches, and augmentation against torchvision's."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
+
+from trustcxr.data.batches import BatchRows, augment, loader, to_pixels
+
+NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
+
+
+class Pixels:
+    """A data set of which image i is all of grey level i."""
+
+    def __init__(self, labels: np.ndarray, size: int = 4) -> None:
+        self.labels, self.size = np.asarray(labels), size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: list[int]) -> np.ndarray:
+        grey = np.asarray(rows, dtype=np.uint8)[:, None, None, None]
+        return np.broadcast_to(grey, (len(rows), 1, self.size, self.size)).copy()
+
+
+def order(sampler: BatchRows, epoch: int = 0) -> list[int]:
+    sampler.set_epoch(epoch)
+    return [row for batch in sampler for row in batch]
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_shuffling_rows_come_in_order() -> None:
+    batches = list(BatchRows(np.zeros(10), 4))
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    labels = np.zeros(50)
+    first = order(BatchRows(labels, 8, shuffle=True, seed=3), 2)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    sampler = BatchRows(labels, 8, shuffle=True, seed=3)
+    order(sampler, 0)
+    order(sampler, 1)
+    assert order(sampler, 2) == first, "epochs before this one must not matter: a resumed run is the same run"
+    assert sorted(first) == list(range(50))
+    assert order(BatchRows(labels, 8, shuffle=True, seed=3), 3) != first
+    assert order(BatchRows(labels, 8, shuffle=True, seed=4), 2) != first
+    # Neither do the batch size nor what is dropped: only where the order is cut.
+    assert order(BatchRows(labels, 16, shuffle=True, seed=3), 2) == first
+    assert order(BatchRows(labels, 16, shuffle=True, seed=3, drop_last=True), 2) == first[:48]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_balanced_draws_every_class_equally_often(shuffle: bool) -> None:
+    labels = np.array([0] * 90 + [1] * 9 + [2] * 21)
+    rows = order(BatchRows(labels, 16, shuffle=shuffle, balanced=True))
+    assert len(rows) == 120
+    assert np.bincount(labels[rows]).tolist() == [40, 40, 40]
+    drawn = np.bincount(rows, minlength=120)
+    assert drawn[:90].max() == 1
+    assert set(drawn[90:99]) == {4, 5}, "every film of a rare class is drawn before any is drawn again"
+    assert set(drawn[99:]) == {1, 2}
+    assert np.bincount(labels[rows[:60]], minlength=3).min() > 10, "classes are mixed"
+    assert rows != order(BatchRows(labels, 16, shuffle=shuffle, balanced=True), 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "drop", "sizes"),
+    [
+        (10, 4, False, [4, 4, 2]),
+        (10, 4, True, [4, 4]),
+        (8, 4, True, [4, 4]),
+        (4, 4, True, [4]),
+        (3, 4, True, [3]),  # a data set of one short batch is not dropped whole
+        (1, 4, False, [1]),
+        (5, 4, True, [4]),
+    ],
+)
+def test_sizes_of_batches(count: int, size: int, drop: bool, sizes: list[int]) -> None:
+    sampler = BatchRows(np.zeros(count), size, shuffle=True, drop_last=drop)
+    assert [len(batch) for batch in sampler] == sizes
+    assert len(sampler) == len(sizes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_gives_pixels_labels_and_rows(workers: int) -> None:
+    dataset: Any = Pixels(np.array([0, 1, 2, 1, 0, 2, 2]))
+    batches = loader(dataset, 3, shuffle=True, seed=5, workers=workers)
+    assert len(batches) == 3
+    batches.sampler.set_epoch(4)
+    seen = list(batches)
+    rows = torch.cat([part[2] for part in seen]).tolist()
+    assert rows == order(BatchRows(dataset.labels, 3, shuffle=True, seed=5), 4)
+    for images, labels, chosen in seen:
+        assert images.dtype == torch.uint8
+        assert images.shape == (len(chosen), 1, 4, 4)
+        assert torch.equal(images[:, 0, 0, 0].long(), chosen)
+        assert labels.dtype == torch.long
+        assert torch.equal(labels, torch.as_tensor(dataset.labels)[chosen])
+
+
+def test_lightning_picks_the_epoch(tmp_path: Any) -> None:
+    import pytorch_lightning as pl
+
+    class Recorder(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.rows: list[list[int]] = []
+
+        def on_train_epoch_start(self) -> None:
+            self.rows.append([])
+
+        def training_step(self, batch: Any, number: int) -> Tensor:
+            self.rows[-1] += batch[2].tolist()
+            return self.weight.sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    dataset: Any = Pixels(np.zeros(12, dtype=int))
+    module = Recorder()
+    pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    ).fit(module, loader(dataset, 4, shuffle=True, seed=1))
+    assert module.rows == [order(BatchRows(dataset.labels, 4, shuffle=True, seed=1), epoch) for epoch in range(3)]
+
+
+# --- pixels and augmentation -----------------------------------------------------------------------------------------
+
+
+def test_to_pixels_is_in_zero_to_one() -> None:
+    raw = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    pixels = to_pixels(raw)
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, vision.convert_image_dtype(raw, torch.float32))
+    assert int(raw.max()) == 255, "the raw images stay as they are"
+
+
+@pytest.fixture
+def films() -> Tensor:
+    """Smooth images, so that two ways of interpolating agree."""
+    coarse = torch.rand((6, 1, 6, 6), generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, 48, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_zero_ranges_are_the_identity(films: Tensor) -> None:
+    assert torch.allclose(augment(films, seeded(), **NOTHING), films, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_shape_dtype_and_range_are_kept(films: Tensor, dtype: torch.dtype) -> None:
+    before = films.to(dtype, copy=True)
+    images = before.clone()
+    changed = augment(images, seeded(), rotation=45, shift=0.3, scale=0.5, brightness=0.5, contrast=0.9, flip=0.5)
+    assert (changed.shape, changed.dtype) == (images.shape, dtype)
+    assert 0 <= float(changed.min()) < float(changed.max()) <= 1
+    assert torch.equal(images, before)
+
+
+def on_the_right(images: Tensor) -> Tensor:
+    """Share of the bright pixels that lie in the right half of the picture: (B,)."""
+    bright = (images > images.amax((1, 2, 3), keepdim=True) / 2 + images.amin((1, 2, 3), keepdim=True) / 2).float()
+    return bright[..., images.shape[-1] // 2 :].sum((1, 2, 3)) / bright.sum((1, 2, 3))
+
+
+def test_defaults_change_every_image_and_mirror_none() -> None:
+    """A heart on the left stays on the left: no flips unless asked for."""
+    images = torch.zeros(200, 1, 32, 32)
+    images[:, :, 12:20, 20:28] = 1
+    changed = augment(images, seeded())
+    assert float(on_the_right(changed).min()) > 0.9
+    assert bool(((changed - images).abs().amax((1, 2, 3)) > 0.01).all())
+    mirrored = augment(images, seeded(), flip=0.5)
+    assert 0.35 < float((on_the_right(mirrored) < 0.5).float().mean()) < 0.65
+
+
+def test_flip_mirrors_left_to_right(films: Tensor) -> None:
+    assert torch.allclose(augment(films, seeded(), **NOTHING | {"flip": 1.0}), films.flip(-1), atol=1e-5)
+
+
+def test_generator_decides(films: Tensor) -> None:
+    torch.manual_seed(0)
+    first = augment(films, seeded(1))
+    torch.manual_seed(9)
+    assert torch.equal(first, augment(films, seeded(1)))
+    assert not torch.equal(first, augment(films, seeded(2)))
+    assert not torch.allclose(first[0] - films[0], first[1] - films[1]), "each image has draws of its own"
+
+
+def shifted_draw(seed: int, number: int, skip: int) -> Tensor:
+    """The draws in [-1, 1] that augment makes after `skip` draws."""
+    generator = seeded(seed)
+    for _ in range(skip):
+        torch.rand(number, generator=generator)
+    return torch.rand(number, generator=generator) * 2 - 1
+
+
+def test_rotation_agrees_with_torchvision(films: Tensor) -> None:
+    ours = augment(films, seeded(4), **NOTHING | {"rotation": 20.0})
+    angles = 20 * shifted_draw(4, len(films), 0)
+    for image, angle, changed in zip(films, angles.tolist(), ours, strict=True):
+        theirs = vision.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
+        assert torch.allclose(changed[:, 4:-4, 4:-4], theirs[:, 4:-4, 4:-4], atol=0.02), angle
+    assert float(angles.abs().max()) > 10
+
+
+def test_scale_and_shift_agree_with_torchvision(films: Tensor) -> None:
+    side = films.shape[-1]
+    ours = augment(films, seeded(4), **NOTHING | {"scale": 0.3})
+    zooms = 1 + 0.3 * shifted_draw(4, len(films), 1)
+    for image, zoom, changed in zip(films, zooms.tolist(), ours, strict=True):
+        theirs = vision.affine(image, 0, [0, 0], zoom, [0.0], InterpolationMode.BILINEAR)
+        inside = slice(12, -12)
+        assert torch.allclose(changed[:, inside, inside], theirs[:, inside, inside], atol=0.02), zoom
+    moved = augment(films, seeded(4), **NOTHING | {"shift": 0.1})
+    across = 0.1 * side * shifted_draw(4, len(films), 3)
+    down = 0.1 * side * shifted_draw(4, len(films), 4)
+    for image, right, below, changed in zip(films, across.tolist(), down.tolist(), moved, strict=True):
+        exact = ndimage.shift(image[0].numpy(), (-below, -right), order=1)
+        assert np.allclose(changed[0, 8:-8, 8:-8], exact[8:-8, 8:-8], atol=0.02), (right, below)
+
+
+def test_rotation_and_scale_together_agree_with_torchvision(films: Tensor) -> None:
+    ours = augment(films, seeded(4), **NOTHING | {"rotation": 30.0, "scale": 0.4})
+    angles, zooms = 30 * shifted_draw(4, len(films), 0), 1 + 0.4 * shifted_draw(4, len(films), 1)
+    for image, angle, zoom, changed in zip(films, angles.tolist(), zooms.tolist(), ours, strict=True):
+        theirs = vision.affine(image, -angle, [0, 0], zoom, [0.0], InterpolationMode.BILINEAR)
+        assert torch.allclose(changed[:, 16:-16, 16:-16], theirs[:, 16:-16, 16:-16], atol=0.02), (angle, zoom)
+
+
+def test_what_comes_in_from_outside_is_black() -> None:
+    white = torch.ones(64, 1, 32, 32)
+    moved = augment(white, seeded(), **NOTHING | {"shift": 0.3})
+    assert float(moved.amin((1, 2, 3)).median()) == 0
+    assert float(moved.mean()) < 0.95
+
+
+def test_brightness_adds_and_contrast_keeps_the_mean(films: Tensor) -> None:
+    middle = films * 0.3 + 0.35  # far from black and white, so that nothing is clamped
+    brighter = augment(middle, seeded(4), **NOTHING | {"brightness": 0.2})
+    added = (brighter - middle).flatten(1)
+    assert torch.allclose(added, added[:, :1].expand_as(added), atol=1e-5)
+    assert torch.allclose(added[:, 0], 0.2 * shifted_draw(4, len(films), 6), atol=1e-5)
+    sharper = augment(middle, seeded(4), **NOTHING | {"contrast": 0.5})
+    assert torch.allclose(sharper.mean((1, 2, 3)), middle.mean((1, 2, 3)), atol=1e-5)
+    gain = 1 + 0.5 * shifted_draw(4, len(films), 5)
+    assert torch.allclose(sharper.std((1, 2, 3)), middle.std((1, 2, 3)) * gain, atol=1e-5)
+
+
+def test_draws_fill_their_range() -> None:
+    grey = torch.full((4000, 1, 2, 2), 0.5)
+    levels = augment(grey, seeded(), **NOTHING | {"brightness": 0.1})[:, 0, 0, 0]
+    assert float(levels.min()) == pytest.approx(0.4, abs=0.002)
+    assert float(levels.max()) == pytest.approx(0.6, abs=0.002)
+    assert all(abs(b - a - 0.05) < 0.01 for a, b in pairwise(levels.quantile(torch.linspace(0, 1, 5)).tolist()))
+
+
+def test_augment_recipe_has_the_same_defaults(films: Tensor) -> None:
+    from trustcxr.recipes import Augment
+
+    options = SimpleNamespace(**Augment().model_dump())
+    assert options.flip == 0
+    assert torch.equal(augment(films, seeded(), **vars(options)), augment(films, seeded()))
