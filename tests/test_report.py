@@ -268,7 +268,23 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
 def test_a_constant_network_raises_an_alarm() -> None:
     clean = {"accuracy": 0.35, "confusion": [[10, 0], [10, 10]]}
     assert "66.7" in str(alarms.no_better_than_constant(_run(clean=clean | {"accuracy_ci": [0.3, 0.8]})))
-    assert alarms.no_better_than_constant(_run(clean=clean | {"accuracy_ci": [0.7, 0.8]})) is None
+    good, bad = (_run(clean=clean | {"accuracy_ci": [low, 0.8]}) for low in (0.7, 0.3))
+    assert alarms.no_better_than_constant(good) is None
+    head = ranking.headline({}, [good, bad])
+    assert [row[2].note for row in tables.leaderboard([good, bad], head).rows] == ["", "bad"]
+    findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), [good, bad])
+    assert "In 1 of 2 runs that is not shown" in summary.paragraph({}, [good, bad], head, findings)
+
+
+def test_summary_counts_masking_at_the_epsilon_it_speaks_of() -> None:
+    clean = {"accuracy": 0.8}
+    one = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.1)]
+    two = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55), _attack("fgsm", 0.3, 0.3), _attack("pgd", 0.3, 0.0)]
+    runs = [_run(clean=clean, attacks=entries) for entries in (one, two)]
+    head = ranking.headline({}, runs)
+    findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), runs)
+    assert findings.runs_with("gradient_masking") == 2
+    assert "In 1 of 2 runs FGSM accuracy exceeds" in summary.paragraph({}, runs, head, findings)
 
 
 def test_overfitting_is_seen_in_the_history(tmp_path: Path) -> None:
@@ -306,7 +322,7 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
 @pytest.mark.parametrize(
     ("intervals", "expected"),
     [
-        ([[0.01, 0.03], [0.02, 0.05]], "agree better with the radiologists’ masks in all 2"),
+        ([[0.01, 0.03], [0.02, 0.05]], "agree better with the infection masks in all 2"),
         ([[-0.01, 0.03], [-0.04, 0.05]], "was not seen in any of 2"),
         ([[-0.03, -0.01], [-0.04, 0.05]], "in 1 they agree worse"),
         ([[0.01, 0.03], [-0.04, -0.02]], "in 1 of 2"),
@@ -450,6 +466,8 @@ def test_numbers_as_words() -> None:
     assert words.between([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
     assert words.attack("pgd", 20) == "PGD-20"
     assert words.attack("fgsm", 1) == "FGSM"
+    assert words.measure("pgd accuracy @0.02") == "PGD accuracy at 0.02"
+    assert words.measure("infection_energy") == "infection energy"
 
 
 @pytest.mark.slow
@@ -477,6 +495,6 @@ def _console(page: Path, profile: Path) -> list[str]:
         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr",
         "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "<main>" in done.stdout
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]

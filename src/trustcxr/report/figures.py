@@ -280,7 +280,7 @@ def explanation_dots(runs: list[Run]) -> str | None:
                     error, colour = _error(value, document.get(f"{name}_ci")), defence_colour(run.defence)
                     axes.errorbar(value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5, clip_on=False)
             axes.set_xlim(left=0)
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=3)
 
     alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
     return draw(760, 74 + 24 * len(measured), plot, alt=alt, key="localisation")

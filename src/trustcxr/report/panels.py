@@ -256,7 +256,7 @@ def _row_of_four(standard: Run, robust: Run, index: int, width: int) -> bytes:
     columns: list[tuple[str, str, Any]] = [
         ("Chest X-ray", f"true class: {_text(arrays, 'class_name', index)}", picture(image, side=side)),
         (
-            "Infection, by radiologists",
+            "Infection mask",
             f"{words.percent(_chance(infection))} of the picture",
             picture(image, infection=infection, filled=True, side=side),
         ),

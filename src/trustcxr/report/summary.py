@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from trustcxr.metrics import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
 from trustcxr.report.folder import Run
@@ -43,18 +44,22 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
         return "This study holds no tested run yet, so there is nothing to say."
     name = named(best, runs, clean_numbers)
     parts = [f"On X-rays as they are, the most accurate run was {name}: {figure(clean_numbers(best))}."]
+    constant = findings.runs_with("no_better_than_constant")
+    if constant:
+        of = words.plural(len(runs), "run")
+        parts.append(f"In {constant} of {of} that is not shown to be better than always giving the commonest class.")
     if not head.attacks:
         parts.append("No attack was measured, so nothing is known about robustness.")
     else:
         how = f"by at most {words.epsilon(head.epsilon)} ({head.grey_levels()} of 255 grey levels)"
         told = [text for text in (_best_under(runs, head, name) for name in head.attacks) if text]
         parts.append(f"When an attack may change every pixel {how}, the best was {'; '.join(told)}.")
-        parts += [text for text in (_constant(runs, head), _masked(runs, head, findings)) if text]
+        parts += [text for text in (_constant(runs, head), _masked(runs, head)) if text]
     rows = energy_comparisons(study)
     if rows:
         parts.append(answer(rows))
     elif any(run.saliency_methods() for run in runs):
-        parts.append("Whether robust heatmaps agree better with the radiologists’ masks was not compared.")
+        parts.append("Whether robust heatmaps agree better with the infection masks was not compared.")
     else:
         parts.append("Where the networks look was not measured.")
     return " ".join(parts)
@@ -115,13 +120,16 @@ def _constant(runs: list[Run], head: Headline) -> str:
     return f"Under {name} that {verb} better than always giving the commonest class ({words.percent(constant)})."
 
 
-def _masked(runs: list[Run], head: Headline, findings: Findings) -> str:
-    if not {"fgsm", "pgd"} <= set(head.attacks):
+def _masked(runs: list[Run], head: Headline) -> str:
+    """In how many runs FGSM flatters at the headline's epsilon; the alarms look at every epsilon."""
+    pairs = [[words.finite(under(head, name)(run).get("accuracy")) for name in ("fgsm", "pgd")] for run in runs]
+    gaps = [fgsm - pgd for fgsm, pgd in pairs if fgsm is not None and pgd is not None]
+    if not gaps:
         return ""
-    number = findings.runs_with("gradient_masking")
+    number = sum(gap > MASKING_GAP for gap in gaps)
     if not number:
         return "In no run does FGSM accuracy exceed PGD accuracy by more than ten points."
-    of = words.plural(len(runs), "run")
+    of = words.plural(len(gaps), "run")
     gap = f"In {number} of {of} FGSM accuracy exceeds PGD accuracy by more than ten points"
     return f"{gap}: there, resistance to FGSM is not robustness."
 
@@ -217,15 +225,15 @@ def answer(rows: list[dict[str, Any]]) -> str:
     made = "the one comparison made" if total == 1 else f"{total} comparisons"
     if higher == total:
         where = made if total == 1 else f"all {made}"
-        return f"Robust heatmaps agree better with the radiologists’ masks in {where}{images}."
+        return f"Robust heatmaps agree better with the infection masks in {where}{images}."
     if higher:
         return (
-            f"Robust heatmaps agree better with the radiologists’ masks in {higher} of {made}{images}, worse in "
+            f"Robust heatmaps agree better with the infection masks in {higher} of {made}{images}, worse in "
             f"{lower}, and {total - higher - lower} are not settled."
         )
     where = made if total == 1 else f"any of {made}"
     worse = "" if not lower else "; they agree worse" if total == 1 else f"; in {lower} they agree worse"
-    return f"That robust heatmaps agree better with the radiologists’ masks was not seen in {where}{images}{worse}."
+    return f"That robust heatmaps agree better with the infection masks was not seen in {where}{images}{worse}."
 
 
 def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:

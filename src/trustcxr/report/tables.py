@@ -1,11 +1,12 @@
 """The page's tables as plain rows: every cell knows its text, its exact value, and the small print under it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trustcxr.report import words
+from trustcxr.report.alarms import no_better_than_constant
 from trustcxr.report.folder import Run
-from trustcxr.report.ranking import Headline
+from trustcxr.report.ranking import Headline, constant_answer
 from trustcxr.report.summary import chance_verdict, verdict
 
 
@@ -64,10 +65,14 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         attacked = f"attacks {words.listed([words.count(c) for c in fewer])}" if fewer else ""
         drawn = words.finite(run.clean("groups"))
         groups = f"{words.count(drawn)} groups" if drawn is not None and drawn != clean_n else ""
+        clean = share(run.clean("accuracy"), run.clean("accuracy_ci"))
+        constant = constant_answer(run) if no_better_than_constant(run) else None
+        if constant is not None:
+            clean = replace(clean, beside=f"constant answer {words.hundred(constant)}", note="bad")
         rows.append(
             [
                 *_names(run),
-                share(run.clean("accuracy"), run.clean("accuracy_ci")),
+                clean,
                 *[share(e.get("accuracy"), e.get("accuracy_ci")) for e in entries],
                 plain(run.clean("f1_macro"), 3, run.clean("f1_macro_ci")),
                 plain(run.clean("auroc_macro"), 3, run.clean("auroc_macro_ci")),

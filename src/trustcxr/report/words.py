@@ -1,6 +1,7 @@
 """How the report writes numbers and names. A value that is missing is a dash; nothing is ever made up for it."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -127,7 +128,10 @@ def method(name: Any) -> str:
 
 
 def measure(name: Any) -> str:
-    """A measure's key as words: infection_energy is `infection energy`."""
+    """A measure's key as words: `infection energy`; `pgd accuracy @0.02` is `PGD accuracy at 0.02`."""
+    attacked = re.fullmatch(r"(\S+) accuracy @(\S+)", str(name))
+    if attacked:
+        return f"{attack(attacked[1])} accuracy at {attacked[2]}"
     known = {"infection_iou": "infection IoU", "stability_ssim": "stability (SSIM)", "ece": "calibration error"}
     return known.get(str(name), str(name).replace("_", " "))
 
