@@ -3,6 +3,7 @@
 from trustcxr.explain import measures
 from trustcxr.explain.cam import METHODS, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, method
 from trustcxr.explain.controls import centre_prior, random_map
+from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
 
 __all__ = [
     "METHODS",
@@ -10,8 +11,11 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "hires_cam",
+    "integrated_gradients",
     "layer_cam",
     "measures",
     "method",
+    "occlusion",
     "random_map",
+    "smooth_grad",
 ]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.explain.common import SaliencyMethod, Target, as_found, check_images, target_classes, to_saliency
+from trustcxr.explain.controls import centre_saliency, random_saliency
+from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
 
 Layer = str | nn.Module | None
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
@@ -59,11 +61,17 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
     return _cam(_layer_cam_map, model, x, target, layer)
 
 
+# Every method by the name that commands and tables use; the last two are the controls.
 METHODS: dict[str, SaliencyMethod] = {
     "gradcam": grad_cam,
     "gradcam++": grad_cam_plus_plus,
     "hirescam": hires_cam,
     "layercam": layer_cam,
+    "integrated-gradients": integrated_gradients,
+    "smoothgrad": smooth_grad,
+    "occlusion": occlusion,
+    "random": random_saliency,
+    "centre": centre_saliency,
 }
 
 

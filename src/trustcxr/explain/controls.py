@@ -1,8 +1,12 @@
 """Maps that know nothing of the model: what a saliency method has to beat (ANCHORS: infection masks are large)."""
 
+from zlib import crc32
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from trustcxr.explain.common import Target, check_images
 
 
 def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int = 7) -> Tensor:
@@ -27,3 +31,17 @@ def centre_prior(height: int, width: int) -> Tensor:
     columns = (torch.arange(width) - (width - 1) / 2) / (width / 4)
     prior = torch.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / 2)
     return prior / prior.amax()
+
+
+def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """`random_map` as a saliency method: seeded by each image's pixels, so that batches do not matter."""
+    check_images(x)
+    seeds = [crc32(image.detach().float().cpu().numpy().tobytes()) for image in x]
+    maps = [random_map(1, *x.shape[-2:], seed=seed) for seed in seeds]
+    return torch.cat([torch.zeros(0, *x.shape[-2:]), *maps]).to(x.device)
+
+
+def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """`centre_prior` as a saliency method: the same map for every image."""
+    check_images(x)
+    return centre_prior(*x.shape[-2:]).to(x.device).repeat(len(x), 1, 1)

@@ -1,0 +1,89 @@
+"""Saliency pixel by pixel, through captum: integrated gradients, SmoothGrad, occlusion. Extra `captum`.
+
+The contract is that of `cam.grad_cam`: the model is left as found, the same result comes twice, and every caller's
+gradient mode will do. These cost many forward or backward passes where a CAM costs one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+from trustcxr.explain.common import Target, as_found, check_images, target_classes, to_saliency
+
+
+def integrated_gradients(
+    model: nn.Module, x: Tensor, target: Target = None, *, baseline: float = 0.0, steps: int = 32
+) -> Tensor:
+    """Integrated gradients (Sundararajan et al. 2017): gradients summed on the way from a flat image to this one.
+
+    `baseline`: the grey level of the flat image, 0 for black. `steps`: points on the way, a forward and a backward pass
+    each. Saliency is the size of each pixel's part in the logit, whichever its sign. All else as `grad_cam`.
+    """
+
+    def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
+        method = captum.IntegratedGradients(model)
+        # One batch's worth of memory, however many steps.
+        return method.attribute(
+            images, baselines=baseline, target=classes, n_steps=steps, internal_batch_size=max(len(images), 1)
+        ).abs()
+
+    return _attribution(attribute, model, x, target)
+
+
+def smooth_grad(
+    model: nn.Module, x: Tensor, target: Target = None, *, noise: float = 0.1, samples: int = 16, seed: int = 0
+) -> Tensor:
+    """SmoothGrad (Smilkov et al. 2017): the gradient's size, after its mean over noisy copies of the image.
+
+    `noise`: standard deviation in pixel space. `samples`: copies, a forward and a backward pass each. `seed`: the noise
+    is the same every time. All else as `grad_cam`.
+    """
+
+    def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
+        method = captum.NoiseTunnel(captum.Saliency(model))
+        options = {"nt_type": "smoothgrad", "nt_samples": samples, "nt_samples_batch_size": 1, "stdevs": noise}
+        return method.attribute(images, target=classes, abs=False, **options).abs()
+
+    return _attribution(attribute, model, x, target, seed=seed)
+
+
+def occlusion(
+    model: nn.Module, x: Tensor, target: Target = None, *, window: int | None = None, stride: int | None = None
+) -> Tensor:
+    """Occlusion (Zeiler and Fergus 2014): how far the logit falls where a square of the image is hidden.
+
+    `window`: pixels a side; an eighth of the image's shorter side unless said. `stride`: half a window unless said. The
+    square is as grey as the image on average, so that it is no bright or dark mark itself. All else as `grad_cam`.
+    """
+    check_images(x)
+    side = window or max(min(x.shape[-2:]) // 8, 1)
+    step = stride or max(side // 2, 1)
+
+    def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
+        grey = images.mean(dim=(1, 2, 3), keepdim=True).expand_as(images)
+        shapes = {"sliding_window_shapes": (images.shape[1], side, side), "strides": (images.shape[1], step, step)}
+        return captum.Occlusion(model).attribute(images, baselines=grey, target=classes, **shapes)
+
+    return _attribution(attribute, model, x, target)
+
+
+def _attribution(
+    attribute: Callable[[Any, Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, target: Target, *, seed: int = 0
+) -> Tensor:
+    try:
+        import captum.attr as captum
+    except ImportError as problem:
+        raise UserError("this saliency method comes through captum: pip install 'trustcxr[captum]'") from problem
+    check_images(x)
+    with as_found(model, x.device, seed=seed), torch.inference_mode(False):
+        # A copy: captum marks its input as requiring a gradient, and an inference tensor cannot be marked.
+        images = x.detach().clone()
+        with torch.no_grad():
+            classes = target_classes(target, model(images))
+        if not len(images):
+            return images.new_zeros((0, *images.shape[-2:]), dtype=torch.float32)
+        evidence = attribute(captum, images, classes).detach().float().sum(dim=1)
+    return to_saliency(evidence, *x.shape[-2:])

@@ -1,0 +1,211 @@
+"""Saliency through captum and the controls: the contract of every method, and models whose answer is known."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trustcxr import explain
+from trustcxr.errors import UserError
+
+CAPTUM = ["integrated-gradients", "smoothgrad", "occlusion"]
+SHARED = [*CAPTUM, "random", "centre", "gradcam", "layercam"]
+
+
+class Linear(nn.Module):
+    """Logits are weighted sums of the pixels: the truth about each pixel is its weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight, self.cam_layer = nn.Parameter(weight), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bchw,khw->bk", self.cam_layer(x), self.weight)
+
+
+class Small(nn.Module):
+    """A CNN with a BatchNorm and a Dropout to be disturbed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.cam_layer, self.head = nn.Identity(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cam_layer(self.body(x)).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def weight() -> Tensor:
+    return torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(3, 1, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+def scaled(maps: Tensor) -> Tensor:
+    return maps / maps.amax(dim=(1, 2), keepdim=True)
+
+
+def test_integrated_gradients_of_a_linear_model_are_weight_times_distance_from_the_baseline(
+    weight: Tensor, x: Tensor
+) -> None:
+    for baseline in (0.0, 0.5):
+        maps = explain.integrated_gradients(Linear(weight), x, 1, baseline=baseline)
+        torch.testing.assert_close(maps, scaled((weight[1] * (x[:, 0] - baseline)).abs()))
+
+
+def test_smooth_grad_of_a_linear_model_is_the_size_of_the_weight(weight: Tensor, x: Tensor) -> None:
+    maps = explain.smooth_grad(Linear(weight), x, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(maps, scaled(weight.abs()))
+
+
+class Power(Linear):
+    """Logits are sums of the pixels' powers: what a pixel adds, and its gradient, are known at every value."""
+
+    power = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bchw,khw->bk", x**self.power, self.weight)
+
+
+def test_integrated_gradients_add_up_to_what_each_pixel_adds(weight: Tensor, x: Tensor) -> None:
+    model = Power(weight)
+    model.power = 6
+    wanted = scaled((weight[2] * (x[:, 0] ** 6 - 0.5**6)).abs())
+    torch.testing.assert_close(explain.integrated_gradients(model, x, 2, baseline=0.5), wanted)
+    coarse = explain.integrated_gradients(model, x, 2, baseline=0.5, steps=1)
+    assert not torch.allclose(coarse, wanted, atol=0.01)
+
+
+def test_smooth_grad_averages_before_it_takes_the_size(x: Tensor) -> None:
+    # The gradient is twice the pixel: a mean over noise gives it back, a mean of sizes does not.
+    model, dim = Power(torch.ones(3, 16, 24)), torch.full_like(x, 0.01)
+    dim[..., 0, 0] = 0.2
+    maps = explain.smooth_grad(model, dim, 0, samples=400)
+    assert maps[:, 4:, 4:].mean() < 0.1  # the mean size of the noise alone would be 0.4
+    assert torch.equal(maps[:, 0, 0], torch.ones(3))
+    noisy = explain.smooth_grad(model, dim, 0, samples=400, noise=0.3)
+    assert noisy[:, 4:, 4:].mean() > maps[:, 4:, 4:].mean() * 1.3
+
+
+def test_smooth_grad_takes_other_noise_from_another_seed(small: Small, x: Tensor) -> None:
+    assert torch.equal(explain.smooth_grad(small, x, 0), explain.smooth_grad(small, x, 0, seed=0))
+    assert not torch.equal(explain.smooth_grad(small, x, 0), explain.smooth_grad(small, x, 0, seed=1))
+
+
+def test_occlusion_finds_the_square_that_the_answer_hangs_on(x: Tensor) -> None:
+    weight = torch.zeros(3, 16, 24)
+    weight[1, 8:12, 16:20] = 1.0
+    bright = torch.full_like(x, 0.2)
+    bright[..., 8:12, 16:20] = 0.9
+    maps = explain.occlusion(Linear(weight), bright, 1, window=4, stride=2)
+    torch.testing.assert_close(maps[:, 9:11, 17:19], torch.ones(3, 2, 2))
+    assert (maps[:, :6] == 0).all()
+    assert (maps[:, :, :14] == 0).all()
+    # Evidence against a class is no saliency for it.
+    assert torch.equal(explain.occlusion(Linear(-weight), bright, 1), torch.zeros(3, 16, 24))
+
+
+def test_occlusion_hides_with_the_mean_grey(x: Tensor) -> None:
+    # To a model that adds up all pixels only what is brighter than the mean is evidence.
+    halves = torch.full_like(x, 0.2)
+    halves[..., 12:] = 0.8
+    maps = explain.occlusion(Linear(torch.ones(3, 16, 24)), halves, 0)
+    assert (maps[:, :, :10] == 0).all()
+    assert (maps[:, :, 14:] > 0).all()
+
+
+def test_occlusion_squares_are_an_eighth_of_the_side_unless_said(small: Small, x: Tensor) -> None:
+    assert torch.equal(explain.occlusion(small, x, 0), explain.occlusion(small, x, 0, window=2, stride=1))
+    assert not torch.equal(explain.occlusion(small, x, 0), explain.occlusion(small, x, 0, window=4))
+
+
+# The contract, for every method
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_maps_are_in_the_unit_interval_and_the_same_twice(name: str, small: Small, x: Tensor) -> None:
+    method = explain.method(name)
+    maps = method(small, x, 1)
+    assert maps.shape == (3, 16, 24)
+    assert maps.dtype == torch.float32
+    assert not maps.requires_grad
+    assert maps.min() >= 0
+    assert set(maps.amax(dim=(1, 2)).tolist()) <= {0.0, 1.0}
+    torch.manual_seed(99)
+    assert torch.equal(method(small, x, 1), maps)
+    assert method(small, x[:0], 1).shape == (0, 16, 24)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_model_and_the_random_state_are_left_as_found(name: str, small: Small, x: Tensor) -> None:
+    small.train()
+    small.body[1].eval()
+    small.head.weight.grad = torch.ones_like(small.head.weight)
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    flags, state, hooks = [m.training for m in small.modules()], torch.get_rng_state(), list(small.modules())
+    explain.method(name)(small, x, 0)
+    assert [m.training for m in small.modules()] == flags
+    assert all(torch.equal(before[k], v) for k, v in small.state_dict().items())
+    assert torch.equal(small.head.weight.grad, torch.ones_like(small.head.weight))
+    assert small.head.bias.grad is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in hooks)
+    assert not x.requires_grad
+    explain.method(name)(small, x.requires_grad_(), 0)
+    assert x.requires_grad
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_callers_without_gradients_get_the_same_map(name: str, small: Small, x: Tensor) -> None:
+    wanted = explain.method(name)(small, x, 1)
+    with torch.no_grad():
+        assert torch.equal(explain.method(name)(small, x, 1), wanted)
+    with torch.inference_mode():
+        assert torch.equal(explain.method(name)(small, x * 1.0, 1), wanted)
+
+
+@pytest.mark.parametrize("name", CAPTUM)
+def test_target_none_is_the_predicted_class(name: str, small: Small, x: Tensor) -> None:
+    with torch.no_grad():
+        small.head.weight.mul_(20)
+    predicted = small.eval()(x).argmax(dim=1)
+    method = explain.method(name)
+    assert torch.equal(method(small, x), method(small, x, predicted))
+    assert not torch.equal(method(small, x), method(small, x, (predicted + 1) % 3))
+
+
+@pytest.mark.parametrize("name", CAPTUM)
+def test_bad_input_is_named(name: str, small: Small, x: Tensor) -> None:
+    with pytest.raises(UserError, match="target 3 is outside the model's 3 classes"):
+        explain.method(name)(small, x, 3)
+    with pytest.raises(UserError, match="must be float"):
+        explain.method(name)(small, (x * 255).to(torch.uint8))
+
+
+@pytest.mark.parametrize("name", CAPTUM)
+def test_without_captum_one_line_says_what_to_install(
+    name: str, small: Small, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(UserError, match=r"pip install 'trustcxr\[captum\]'"):
+        explain.method(name)(small, x)
+
+
+def test_controls_as_methods_do_not_know_the_model(small: Small, x: Tensor) -> None:
+    random = explain.method("random")(small, x)
+    assert torch.equal(random[1:2], explain.method("random")(small, x[1:2]))
+    assert not torch.equal(random[0], random[1])
+    assert torch.equal(explain.method("centre")(small, x), explain.centre_prior(16, 24).expand(3, 16, 24))
