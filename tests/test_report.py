@@ -273,7 +273,7 @@ def test_a_constant_network_raises_an_alarm() -> None:
     head = ranking.headline({}, [good, bad])
     assert [row[2].note for row in tables.leaderboard([good, bad], head).rows] == ["", "bad"]
     findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), [good, bad])
-    assert "In 1 of 2 runs that is not shown" in summary.paragraph({}, [good, bad], head, findings)
+    assert "In 1 of 2 runs clean accuracy is not shown" in summary.paragraph({}, [good, bad], head, findings)
 
 
 def test_summary_counts_masking_at_the_epsilon_it_speaks_of() -> None:

@@ -47,7 +47,9 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
     constant = findings.runs_with("no_better_than_constant")
     if constant:
         of = words.plural(len(runs), "run")
-        parts.append(f"In {constant} of {of} that is not shown to be better than always giving the commonest class.")
+        parts.append(
+            f"In {constant} of {of} clean accuracy is not shown to be better than always giving the commonest class."
+        )
     if not head.attacks:
         parts.append("No attack was measured, so nothing is known about robustness.")
     else:
