@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data import load_dataset, read_image, read_mask, store
+from trustcxr.data import decoding, load_dataset, read_image, read_mask, store
 from trustcxr.errors import UserError
 
 
@@ -95,7 +95,7 @@ def test_a_changed_file_never_meets_the_old_store(films: Path, tmp_path: Path) -
 
 def test_nothing_is_decoded_twice(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_dataset(films, "Train", 32, cache=tmp_path / "cache")
-    monkeypatch.setattr(store, "read_image_at", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding, "read_image_at", lambda *_: pytest.fail("decoded again"))
     assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache")) == 6
 
 
@@ -131,7 +131,7 @@ def test_an_unknown_split_names_those_there_are(films: Path) -> None:
 
 
 def test_a_build_that_was_cut_off_goes_on(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, real, decoded = tmp_path / "cache", store.read_image_at, []
+    cache, real, decoded = tmp_path / "cache", decoding.read_image_at, []
     monkeypatch.setattr(store, "_CHUNK", 2)
 
     def read(limit: int, path: str, *how: Any) -> np.ndarray:
@@ -140,16 +140,39 @@ def test_a_build_that_was_cut_off_goes_on(films: Path, tmp_path: Path, monkeypat
         decoded.append(path)
         return real(path, *how)
 
-    monkeypatch.setattr(store, "read_image_at", partial(read, 7))
+    monkeypatch.setattr(decoding, "read_image_at", partial(read, 7))
     with pytest.raises(KeyboardInterrupt):
         load_dataset(films, "Train", 32, cache=cache, workers=1)
     assert [f.suffix for f in (cache / "stores").iterdir() if f.is_dir()] == [".building"]
-    monkeypatch.setattr(store, "read_image_at", partial(read, 99))
+    monkeypatch.setattr(decoding, "read_image_at", partial(read, 99))
     data = load_dataset(films, "Train", 32, cache=cache, workers=1)
     assert 12 < len(decoded) <= 14  # at most the chunk that was being decoded is done again
     fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
     assert np.array_equal(data.images, fresh.images)
     assert np.array_equal(data.masks("lung"), fresh.masks("lung"))
+
+
+@pytest.mark.parametrize("moment", ["replace", "rename"])
+def test_a_build_cut_off_at_its_very_end_is_finished(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    (films / "Train/a/0.png").write_bytes(b"")  # so that rows move
+    (films / "Train/masks/lung/a/1.png").write_bytes((films / "Train/masks/lung/a/2.png").read_bytes())
+    Image.new("L", (30, 40)).save(films / "Train/masks/lung/a/2.png")  # an empty mask, which stays a hole
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, moment, cut)
+        with pytest.raises(KeyboardInterrupt):
+            load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
+    assert np.array_equal(data.images, fresh.images)
+    assert np.array_equal(data.masks("lung"), fresh.masks("lung"))
+    assert data.skipped["path"].tolist() == ["Train/a/0.png"]
+    assert sorted(f.name for f in data._store.folder.iterdir()) == ["images.u8", "index.json", "lung_mask.u8"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_store(
@@ -161,7 +184,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "_write", full)
+    monkeypatch.setattr(decoding, "write_at", full)
     with pytest.raises(UserError, match=r"no space left.*TRUSTCXR_CACHE") as caught:
         load_dataset(films, "Train", 24, cache=cache, workers=1)
     assert "\n" not in str(caught.value)
@@ -201,9 +224,9 @@ def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path
 
 SLOW = """
 import time
-from trustcxr.data import store
-read = store.read_image_at
-store.read_image_at = lambda *how: time.sleep(0.3) or read(*how)
+from trustcxr.data import decoding
+read = decoding.read_image_at
+decoding.read_image_at = lambda *how: time.sleep(0.3) or read(*how)
 """
 
 

@@ -14,14 +14,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trustcxr.console import Progress, say
-from trustcxr.data.images import DECODER, UnreadableImage, read_image_at, read_mask_at
+from trustcxr.data.decoding import decode_rows, write_at
+from trustcxr.data.images import DECODER
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.errors import UserError, unknown
 
@@ -181,9 +181,10 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
         "bad_masks": [f for f in faults if f["file"] != "images" and f["row"] not in bad],
     }
     (work / "index.json").write_text(json.dumps(index, indent=1))
-    for name in ("done.u8", "faults.jsonl", "compacting"):
-        (work / name).unlink(missing_ok=True)
     work.rename(folder)
+    # Only now: a build that is cut off before it has its name must still know what it had done.
+    for name in ("done.u8", "faults.jsonl", "compacting"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _forget(work: Path) -> None:
@@ -256,54 +257,6 @@ def _workers_lost() -> Iterator[None]:
         ) from None
 
 
-def decode_rows(
-    work: str, root: str, rows: list[int], paths: dict[str, list[str | None]], size: int, resize: str
-) -> tuple[list[int], list[dict[str, Any]], int | None]:
-    """Decode some rows of every column into the store being built. Runs in a worker.
-
-    Returns the rows, the unreadable files among them, and the error number where they could not be written.
-    """
-    faults: list[dict[str, Any]] = []
-    try:
-        for name, column in paths.items():
-            _decode_column(work, root, rows, name, column, size, resize, faults)
-    except OSError as fault:
-        return rows, faults, fault.errno or errno.EIO
-    return rows, faults, None
-
-
-def _decode_column(
-    work: str,
-    root: str,
-    rows: list[int],
-    name: str,
-    column: list[str | None],
-    size: int,
-    resize: str,
-    faults: list[dict[str, Any]],
-) -> None:
-    read = read_image_at if name == "images" else read_mask_at
-    # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
-    with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
-        for row, path in zip(rows, column, strict=True):
-            if path is None:
-                continue
-            try:
-                pixels = read(f"{root}/{path}", size, resize)
-            except UnreadableImage as fault:
-                faults.append({"row": row, "file": name, "reason": str(fault)})
-                continue
-            if name == "images" or pixels.any():  # an empty mask stays a hole
-                _write(file, np.ascontiguousarray(pixels), row * size**2)
-
-
-def _write(file: FileIO, pixels: np.ndarray, offset: int) -> None:
-    data = memoryview(pixels.data).cast("B")
-    file.seek(offset)
-    while data:
-        data = data[file.write(data) :]
-
-
 def _read_faults(work: Path) -> list[dict[str, Any]]:
     """The faults found, once each, in row order (a build that was cut off may have met one twice)."""
     lines = (work / "faults.jsonl").read_text().splitlines() if (work / "faults.jsonl").exists() else []
@@ -330,6 +283,6 @@ def _compact(file: Path, count: int, row_bytes: int, bad: set[int]) -> None:
             if row in bad:
                 continue
             if rows[row].any():
-                _write(target, rows[row], at)
+                write_at(target, rows[row], at)
             at += row_bytes
     new.replace(file)
