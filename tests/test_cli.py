@@ -133,6 +133,7 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     for measure in ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy"):
         assert 0 <= part[measure] <= 1
         assert 0 <= part[f"{measure}_chance"] < 1
+        assert 0 <= part[f"{measure}_centre"] <= 1
     assert -1 <= part["stability_ssim"] <= 1
     table = pd.read_parquet(trained / "saliency.parquet")
     energy = table[(table["measure"] == "infection_energy") & (table["condition"] == "clean")]["value"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 from trustcxr import engines, metrics, recipes, results, training
@@ -125,14 +126,30 @@ def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -
 
 
 def test_one_run_that_fails_does_not_lose_the_study(films: Path, tmp_path: Path) -> None:
-    models = [
-        {"name": "resnet10t", "weights": "none"},
-        {"name": "resnet18", "weights": str(tmp_path / "gone.safetensors")},
-    ]
+    alien = tmp_path / "alien.safetensors"
+    safetensors.torch.save_file({"something.else": torch.zeros(3)}, alien)
+    models = [{"name": "resnet10t", "weights": "none"}, {"name": "resnet18", "weights": str(alien)}]
     document = Study(tiny(models=models), films, tmp_path / "out", engines.get("local")).run()
     assert [f["run"] for f in document["failures"]] == ["resnet18-standard-s0"]
-    assert "gone.safetensors" in document["failures"][0]["reason"]
+    assert "alien.safetensors" in document["failures"][0]["reason"]
     assert len(document["runs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": [{"name": "ResNet5"}]}, "did you mean"),
+        ({"models": [{"name": "resnet10t", "weights": "gone.safetensors"}]}, "no such file"),
+        ({"defences": [{"name": "fsgm"}]}, "valid: standard, fgsm"),
+        ({"explanation": {"method": "gradcan"}}, "gradcam"),
+    ],
+)
+def test_what_a_recipe_asks_for_in_vain_is_said_before_any_work(
+    changes: dict[str, object], words: str, films: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Study(tiny(**changes), films, tmp_path / "out", engines.get("local")).run()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:

@@ -181,5 +181,6 @@ def conditions(names: Sequence[str], epsilons: Sequence[float], *, steps: int = 
     """Attack recipes from names and radii as typed on the command line."""
     for name in names:
         attacks.get(name)
-    radii = tuple(attacks.check_epsilon(e) for e in epsilons)
-    return tuple(AttackRecipe.model_validate({"name": name, "epsilons": radii, "steps": steps}) for name in names)
+    radii = tuple(attacks.check_epsilon(e) for e in dict.fromkeys(epsilons))
+    unique = dict.fromkeys(names)
+    return tuple(AttackRecipe.model_validate({"name": name, "epsilons": radii, "steps": steps}) for name in unique)

@@ -59,7 +59,7 @@ class TrainingRecipe(_Strict):
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0, lt=100)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.5, ge=0)
@@ -200,17 +200,38 @@ def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: {unknown('key', key, _siblings(kind, first['loc']))}") from None
+            complaint = str(unknown("key", first["loc"][-1], _siblings(kind, first["loc"])))
+            raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
         raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
-    if isinstance(recipe, StudyRecipe):  # training keys of models and defences are checked with the study's
-        for model in recipe.models:
-            for defence in (DefenceRecipe(), *recipe.defences):
-                try:
-                    run_recipe(recipe, model, defence, 0)
-                except UserError as problem:
-                    raise UserError(f"{where}: {problem}") from None
+    if isinstance(recipe, StudyRecipe):
+        try:
+            _check_study(recipe)
+        except UserError as problem:
+            raise UserError(f"{where}: {problem}") from None
     return recipe
+
+
+def _check_study(recipe: StudyRecipe) -> None:
+    """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
+    for model in recipe.models:
+        for defence in (DefenceRecipe(), *recipe.defences):
+            run_recipe(recipe, model, defence, 0)
+    attacks = recipe.evaluation.attacks
+    listed: dict[str, list[object]] = {
+        "models": [model.name.lower() for model in recipe.models],
+        "defences": ["standard", *(defence.name for defence in recipe.defences)],  # the baselines are standard
+        "seeds": list(recipe.seeds),
+        "evaluation.attacks": [
+            f"{a.name} at {epsilon:g}" + (f" with {a.steps} steps" if a.name == "pgd" else "")
+            for a in attacks
+            for epsilon in a.epsilons
+        ],
+    }
+    for key, names in listed.items():
+        if twice := [name for name in names if names.count(name) > 1]:
+            hint = "; the baselines are standard already" if twice[0] == "standard" else ""
+            raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")
 
 
 def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:

@@ -115,11 +115,12 @@ def check_run(folder: Path) -> Path:
     missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
-        hint = (
-            f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
-            if runs
-            else "give the folder of a run"
-        )
+        if runs:
+            hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
+        elif (folder / RUN_FILE).is_file():
+            hint = "its training is not finished: run the same command again"
+        else:
+            hint = "give the folder of a run"
         raise UserError(f"{folder}: not a trained run ({' and '.join(missing)} missing): {hint}")
     return folder
 
@@ -161,5 +162,7 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write named arrays as .npz (numbers and text only, so that nothing needs unpickling)."""
     import numpy as np
 
+    if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
+        raise TypeError(f"{path.name}: {objects[0]} is neither numbers nor text")
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        np.savez_compressed(temporary, **arrays)

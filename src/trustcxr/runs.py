@@ -36,7 +36,7 @@ def recipe(
 
 def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     """Train a run into `folder`, or go on with it; its training.json."""
-    from trustcxr import training
+    from trustcxr import models, training
 
     if (folder / results.RUN_FILE).is_file():
         before = results.read_yaml(folder / results.RUN_FILE).get("recipe")
@@ -45,6 +45,8 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
         if (folder / results.TRAINING_FILE).is_file():
             say(f"{folder}: already trained")
             return results.read_json(folder / results.TRAINING_FILE)
+    # Weights that cannot be had are said before the images are decoded.
+    models.build(run.model.name, classes=2, weights=run.model.weights)
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     report_skipped(parts[0])

@@ -37,6 +37,7 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Carry out the protocol and return study.json."""
+        self._check_recipe()
         self._claim_folder()
         self._clock = time.monotonic()
         datasets = self._read_data()
@@ -68,6 +69,19 @@ class Study:
         document = self._document(finished, ranking, datasets, self._seconds())
         results.write_json(self.folder / results.STUDY_RESULTS, document)
         return document
+
+    def _check_recipe(self) -> None:
+        """Names that nobody knows and files that are not there are said before hours of work, not after."""
+        from trustcxr import defences, models
+        from trustcxr.explain import cam
+
+        for model in self.recipe.models:
+            models.architecture(model.name)
+            if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
+                raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
+        for defence in self.recipe.defences:
+            defences.get(defence.name)
+        cam.method(self.recipe.explanation.method)
 
     def _claim_folder(self) -> None:
         path = self.folder / results.STUDY_FILE

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -175,7 +176,7 @@ class Watch(pl.Callback):
 
     def _overfits(self, row: dict[str, float]) -> bool:
         """Catastrophic overfitting (Wong et al. 2020): PGD accuracy falls at once while FGSM accuracy stays."""
-        if self.recipe.defence.name == "standard" or self.best["best_pgd"] < 1 / 3 + 0.1:
+        if self.recipe.defence.name == "standard" or self.best["best_pgd"] < 1 / len(self.val.classes) + 0.1:
             return False
         fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
         return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
@@ -252,7 +253,7 @@ def fit(
     checkpoints = folder / "checkpoint"
     torch.manual_seed(recipe.seed)
     classes, training = train.classes, recipe.training
-    resumed = (checkpoints / "last.ckpt").is_file()
+    resumed = _can_resume(checkpoints / "last.ckpt")
     weights = "none" if resumed or start_from else recipe.model.weights
     model = models.build(recipe.model.name, classes=len(classes), weights=weights)
     if start_from is not None and not resumed:
@@ -282,14 +283,27 @@ def fit(
         )
         try:
             trainer.fit(module, batches, ckpt_path=checkpoints / "last.ckpt" if resumed else None, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C, after which it would ignore the next
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
         except FloatingPointError as problem:
             watch.stopped = f"numbers: {problem}"
             if watch.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
             say(f"{recipe.name}: {problem}; the weights of epoch {watch.best['epoch']} are kept")
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     return _finish(folder, recipe, watch, model)
+
+
+def _can_resume(checkpoint: Path) -> bool:
+    if not checkpoint.is_file():
+        return False
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as problem:
+        raise UserError(
+            f"{checkpoint}: cannot be read as tensors alone ({type(problem).__name__}); delete {checkpoint.parent} to start anew"
+        ) from None
+    return True
 
 
 def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module) -> dict[str, Any]:

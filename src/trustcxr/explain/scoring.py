@@ -1,5 +1,6 @@
 """A run and a data set -> saliency of every annotated image -> its measures against the masks."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from trustcxr import attacks
 from trustcxr.console import Progress
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, measures
+from trustcxr.explain import cam, controls, measures
 from trustcxr.statistics import Bootstrap, interval
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
     from trustcxr.evaluation import Run
 
 CLEAN = "clean"
-AGAINST_MASK = {"infection": ("infection_energy", "infection_iou", "pointing_hit_rate"), "lung": ("lung_energy",)}
+COLUMNS = ("value", "chance", "centre")  # a measure of the map, what chance has, what the centre of the image has
+AGAINST_MASK: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "infection": {
+        "infection_energy": measures.energy_inside,
+        "infection_iou": measures.iou_otsu,
+        "pointing_hit_rate": measures.pointing_hit,
+    },
+    "lung": {"lung_energy": measures.energy_inside},
+}
 
 
 def annotated(dataset: "Dataset") -> np.ndarray:
@@ -55,39 +64,30 @@ def score(
                 (CLEAN, 0.0, images, clean),
                 ("fgsm", epsilon, perturbed, shaken),
             ):
-                figures = _measure(dataset, some, maps)
+                table = _measure(dataset, some, maps)
                 if condition != CLEAN:
-                    figures["stability_ssim"] = (_numbers(measures.ssim(clean, maps)), None)
-                common = _about(run, dataset, some, pixels) | {
-                    "method": method,
-                    "condition": condition,
-                    "epsilon": radius,
-                }
+                    table.append(("stability_ssim", measures.ssim(clean, maps), None, None))
+                common = _about(run, dataset, some, pixels)
+                common |= {"method": method, "condition": condition, "epsilon": radius}
                 tables += [
-                    pd.DataFrame(
-                        common | {"measure": name, "value": value, "chance": np.nan if chance is None else chance}
-                    )
-                    for name, (value, chance) in figures.items()
+                    pd.DataFrame(common | {"measure": name, **dict(zip(COLUMNS, map(_numbers, columns), strict=True))})
+                    for name, *columns in table
                 ]
             bar.advance(len(some))
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure(dataset: "Dataset", rows: np.ndarray, maps: Tensor) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    found: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
-    functions = {
-        "infection_energy": measures.energy_inside,
-        "infection_iou": measures.iou_otsu,
-        "pointing_hit_rate": measures.pointing_hit,
-        "lung_energy": measures.energy_inside,
-    }
-    for kind, names in AGAINST_MASK.items():
+def _measure(
+    dataset: "Dataset", rows: np.ndarray, maps: Tensor
+) -> list[tuple[str, Tensor, Tensor | None, Tensor | None]]:
+    """(measure, its values, by chance, of a map that always looks at the centre), each (B,)."""
+    found: list[tuple[str, Tensor, Tensor | None, Tensor | None]] = []
+    centre = controls.centre_prior(*maps.shape[1:]).to(maps.device).expand_as(maps)
+    for kind, functions in AGAINST_MASK.items():
         mask = torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(maps.device)
-        for name in names:
-            function = functions[name]
-            found[name] = (_numbers(function(maps, mask)), _numbers(measures.chance(function, maps, mask)))
-    found["null_map"] = (_numbers(measures.null_map(maps)), None)
-    return found
+        for name, function in functions.items():
+            found.append((name, function(maps, mask), measures.chance(function, maps, mask), function(centre, mask)))
+    return [*found, ("null_map", measures.null_map(maps), None, None)]
 
 
 def _about(run: "Run", dataset: "Dataset", rows: np.ndarray, pixels: Tensor) -> dict[str, Any]:
@@ -104,12 +104,12 @@ def _about(run: "Run", dataset: "Dataset", rows: np.ndarray, pixels: Tensor) -> 
     }
 
 
-def _numbers(values: Tensor) -> np.ndarray:
-    return values.double().cpu().numpy()
+def _numbers(values: Tensor | None) -> Any:
+    return np.nan if values is None else values.double().cpu().numpy()
 
 
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, Any]:
-    """The part "saliency" of metrics.json: for each method every measure's mean, interval and chance.
+    """The part "saliency" of metrics.json: for each method every measure's mean, interval, chance and centre prior.
 
     Measures are of the clean images, and again under "perturbed" for the perturbed ones. `images` is how many there
     were in all; those without a mask are left out and counted.
@@ -136,8 +136,9 @@ def _means(rows: pd.DataFrame, resamples: int) -> dict[str, Any]:
         name = "null_map_rate" if measure == "null_map" else str(measure)
         means = Bootstrap.over(values["group"], resamples=resamples).means(values["value"])
         part |= {name: float(means[0]), f"{name}_ci": interval(means)}
-        if values["chance"].notna().any():
-            part[f"{name}_chance"] = float(values["chance"].mean())
+        for control in ("chance", "centre"):
+            if control in values and values[control].notna().any():
+                part[f"{name}_{control}"] = float(values[control].mean())
     return part
 
 

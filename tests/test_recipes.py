@@ -1,0 +1,206 @@
+"""Recipes: those that ship, and one line for whatever is wrong in one of the user's own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trustcxr import recipes
+from trustcxr.errors import UserError
+from trustcxr.recipes import DefenceRecipe, ModelRecipe, RunRecipe, StudyRecipe, TrainingRecipe
+
+
+def load(tmp_path: Path, **keys: Any) -> StudyRecipe:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": "mine", "models": ["resnet18"]} | keys))
+    return recipes.load_study(path)
+
+
+def complaint(tmp_path: Path, **keys: Any) -> str:
+    with pytest.raises(UserError) as problem:
+        load(tmp_path, **keys)
+    message = str(problem.value)
+    assert "\n" not in message
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}: ")
+    return message
+
+
+# --- what ships ------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipes_that_ship() -> None:
+    assert {"demo", "paper", "quick"} <= set(recipes.shipped())
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
+    from trustcxr import attacks, defences, models
+    from trustcxr.explain import METHODS
+
+    recipe = recipes.load_study(name)
+    assert recipe.name == name
+    assert recipe.title
+    for model in recipe.models:
+        models.architecture(model.name)
+    for defence in recipe.defences:
+        defences.get(defence.name)
+    for attack in recipe.evaluation.attacks:
+        attacks.get(attack.name)
+    assert recipe.explanation.method in METHODS
+    # PGD stands beside FGSM at every radius, from the first day.
+    radii = {a.name: set(a.epsilons) for a in recipe.evaluation.attacks}
+    assert radii["fgsm"] == radii["pgd"]
+    assert 0.02 in radii["pgd"]
+    assert recipe.training.augment.flip == 0
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    from trustcxr.models import PAPER_MODELS
+
+    recipe = recipes.load_study("paper")
+    assert [model.name for model in recipe.models] == list(PAPER_MODELS)
+    assert {model.weights for model in recipe.models} == {"imagenet"}
+    assert (recipe.selection.count, recipe.selection.by, recipe.data.size) == (6, "accuracy", 224)
+    assert [(d.name, d.epsilon) for d in recipe.defences] == [("fgsm", 0.02)]
+
+
+@pytest.mark.parametrize("name", ["demo", "quick"])
+def test_recipes_that_run_here_need_no_hub(name: str) -> None:
+    from trustcxr.models import _PACKAGED
+
+    for model in recipes.load_study(name).models:
+        assert model.weights == "none" or model.name in _PACKAGED
+
+
+# --- one line for what is wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"trainig": {}}, ["unknown key 'trainig'", "did you mean training?"]),
+        ({"data": {"sise": 96}}, ["unknown key 'data.sise'", "did you mean size"]),
+        ({"training": {"epoch": 3}}, ["unknown key 'training.epoch'", "did you mean epochs"]),
+        ({"training": {"augment": {"rotate": 3}}}, ["'training.augment.rotate'", "did you mean rotation"]),
+        ({"models": [{"name": "vgg16", "wieghts": "none"}]}, ["'models.0.wieghts'", "did you mean weights"]),
+        ({"defences": [{"nam": "fgsm"}]}, ["'defences.0.nam'", "did you mean name"]),
+        ({"training": {"epochs": 0}}, ["key 'training.epochs'", "greater than or equal to 1", "not 0"]),
+        ({"training": {"epochs": 2.5}}, ["key 'training.epochs'", "not 2.5"]),
+        ({"training": {"batch_size": "many"}}, ["key 'training.batch_size'", "not 'many'"]),
+        ({"training": {"learning_rate": float("inf")}}, ["key 'training.learning_rate'", "not inf"]),
+        ({"training": {"augment": {"rotation": float("nan")}}}, ["key 'training.augment.rotation'", "not nan"]),
+        ({"training": {"precision": "16"}}, ["key 'training.precision'", "'bf16-mixed'"]),
+        ({"defences": [{"name": "fgsm", "epsilon": 4}]}, ["key 'defences.0.epsilon'", "less than or equal to 1"]),
+        ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, -1]}]}}, ["attacks.0.epsilons.1", "not -1"]),
+        ({"evaluation": {"attacks": [{"name": "pdg"}]}}, ["evaluation.attacks.0.name", "'fgsm' or 'pgd'", "'pdg'"]),
+        ({"selection": {"by": "acc"}}, ["key 'selection.by'", "'accuracy'"]),
+        ({"models": []}, ["key 'models'", "at least 1"]),
+        ({"seeds": []}, ["key 'seeds'", "at least 1"]),
+        ({"training": None}, ["key 'training'"]),
+        ({"models": [3]}, ["key 'models.0'", "not 3"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(keys: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
+    message = complaint(tmp_path, **keys)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"models": [{"name": "vgg16", "training": {"epoch": 1}}]}, ["training of vgg16", "did you mean epochs"]),
+        ({"defences": [{"name": "fgsm", "training": {"epochs": 0}}]}, ["training of resnet18, fgsm", "'epochs'"]),
+    ],
+)
+def test_training_keys_of_models_and_defences_are_checked_at_once(
+    keys: dict[str, Any], parts: list[str], tmp_path: Path
+) -> None:
+    message = complaint(tmp_path, **keys)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"models": ["ResNet18", "resnet18"]}, "key 'models': resnet18 is there twice"),
+        ({"defences": ["fgsm", {"name": "fgsm", "epsilon": 0.01}]}, "key 'defences': fgsm is there twice"),
+        ({"defences": ["standard"]}, "key 'defences': standard is there twice; the baselines are standard already"),
+        ({"seeds": [0, 1, 0]}, "key 'seeds': 0 is there twice"),
+        ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, 0.02]}]}}, "fgsm at 0.02 is there twice"),
+        ({"evaluation": {"attacks": [{"name": "pgd"}, {"name": "pgd"}]}}, "pgd at 0.02 with 20 steps is there twice"),
+    ],
+)
+def test_what_would_be_the_same_run_twice_is_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """Two runs of one name would share one folder: the second would be taken for done."""
+    assert text in complaint(tmp_path, **keys)
+
+
+def test_attacks_that_only_look_alike_are_fine(tmp_path: Path) -> None:
+    attacks = [{"name": "pgd", "steps": 10}, {"name": "pgd", "steps": 20}, {"name": "fgsm", "epsilons": [0.01, 0.02]}]
+    assert len(load(tmp_path, evaluation={"attacks": attacks}).evaluation.attacks) == 3
+    assert load(tmp_path, defences=[]).defences == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("a: [", "not readable as YAML"), ("- 1", "found list"), ("", "found NoneType"), ("é".encode("latin1"), "YAML")],
+)
+def test_a_file_that_is_no_recipe(content: str | bytes, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=text) as problem:
+        recipes.load_study(path)
+    assert "\n" not in str(problem.value)
+    assert str(path) in str(problem.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown recipe 'quik': did you mean quick\?.*or a path that ends in \.yaml"):
+        recipes.load_study("quik")
+    with pytest.raises(UserError, match="no such recipe file"):
+        recipes.load_study(tmp_path / "gone.yaml")
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_most_special_training_key_wins() -> None:
+    study = StudyRecipe(
+        name="s",
+        models=("resnet18",),
+        training=TrainingRecipe(epochs=5, batch_size=8, learning_rate=0.1, patience=3),
+    )
+    model = ModelRecipe(name="resnet18", training={"epochs": 6, "batch_size": 16})
+    defence = DefenceRecipe(name="fgsm", training={"epochs": 7, "augment": {"rotation": 1.0}})
+    run = recipes.run_recipe(study, model, defence, 4)
+    assert (run.training.epochs, run.training.batch_size, run.training.learning_rate) == (7, 16, 0.1)
+    assert run.training.patience == 3
+    assert run.training.augment.rotation == 1.0
+    assert (run.seed, run.data, run.name) == (4, study.data, "resnet18-fgsm-s4")
+    plain = recipes.run_recipe(study, model, DefenceRecipe(), 0)
+    assert (plain.training.epochs, plain.name) == (6, "resnet18-standard-s0")
+
+
+def test_a_model_may_be_its_name_alone(tmp_path: Path) -> None:
+    recipe = load(tmp_path, models=["VGG16", {"name": "resnet18", "weights": "none"}], defences=["fgsm"])
+    assert [(m.name, m.weights) for m in recipe.models] == [("VGG16", "imagenet"), ("resnet18", "none")]
+    assert recipe.defences[0].epsilon == 0.02
+
+
+def test_a_recipe_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
+    recipe = recipes.load_study("demo")
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert recipes.load_study(path) == recipe
+    run = recipes.run_recipe(recipe, recipe.models[0], recipe.defences[0], 0)
+    assert recipes.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
+
+
+def test_numbers_as_yaml_1_1_reads_them(tmp_path: Path) -> None:
+    """1e-4 without a point is text to YAML 1.1; here it is a number all the same."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nmodels: [resnet18]\ntraining: {learning_rate: 1e-4}\n")
+    assert recipes.load_study(path).training.learning_rate == 1e-4

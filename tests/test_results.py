@@ -1,0 +1,248 @@
+"""Run and study folders: written whole or not at all, and one line for a folder that is not one."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from trustcxr import results
+from trustcxr.errors import UserError
+
+NAN = float("nan")
+
+
+# --- written whole or not at all -------------------------------------------------------------------------------------
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    results.write_json(path, {"accuracy": 1})
+    with pytest.raises(RuntimeError), results.replacing(path) as temporary:
+        temporary.write_text("half a docu")
+        raise RuntimeError
+    assert results.read_json(path) == {"accuracy": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "broken"),
+    [
+        ("m.json", results.write_json, {"a": object()}),
+        ("run.yaml", results.write_yaml, {"a": object()}),
+        ("t.parquet", results.write_table, pd.DataFrame({"a": [1, "x", object()]})),
+        ("p.npz", results.write_arrays, {"a": np.array([object()])}),
+    ],
+)
+def test_what_cannot_be_written_leaves_the_old_file(name: str, write: Any, broken: Any, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("as it was")
+    with pytest.raises(Exception):  # noqa: B017, PT011 (each writer has its own)
+        write(path, broken)
+    assert path.read_text() == "as it was"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def _write_for_ever(path: Path) -> None:
+    for number in range(10**9):
+        results.write_json(path, {"number": number, "filling": ["x" * 100] * 2000})
+
+
+def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,), daemon=True)
+    writer.start()
+    deadline = time.monotonic() + 30
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(20):
+        assert len(results.read_json(path)["filling"]) == 2000
+        time.sleep(0.002)
+    assert writer.pid
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    assert len(results.read_json(path)["filling"]) == 2000
+
+
+def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
+    results.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
+    assert (tmp_path / "runs" / "a" / "metrics.json").is_file()
+
+
+def test_once_does_nothing_twice(tmp_path: Path) -> None:
+    path, calls = tmp_path / "done.json", []
+
+    def make() -> None:
+        calls.append(1)
+        results.write_json(path, {})
+
+    assert results.once(path, make)
+    assert not results.once(path, make)
+    assert calls == [1]
+
+
+# --- documents and tables --------------------------------------------------------------------------------------------
+
+
+def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
+    content = {
+        "nan": NAN,
+        "infinite": [float("inf"), -float("inf")],
+        "numpy": np.float32(0.5),
+        "whole": np.int64(3),
+        "truth": np.bool_(True),
+        "array": np.array([[1.0, NAN]]),
+        "pair": (1, NAN),
+        "epsilons": {0.02: np.float64("nan")},
+        "text": "é, NaN",
+        "none": None,
+    }
+    results.write_json(tmp_path / "m.json", content)
+    text = (tmp_path / "m.json").read_text(encoding="utf-8")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in a JSON document")
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "nan": None,
+        "infinite": [None, None],
+        "numpy": 0.5,
+        "whole": 3,
+        "truth": True,
+        "array": [[1.0, None]],
+        "pair": [1, None],
+        "epsilons": {"0.02": None},
+        "text": "é, NaN",
+        "none": None,
+    }
+    assert text.endswith("}\n")
+
+
+def test_numbers_come_back_exactly(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random(50)
+    results.write_json(tmp_path / "m.json", {"values": values})
+    assert results.read_json(tmp_path / "m.json")["values"] == values.tolist()
+
+
+def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
+    content = {"name": "é", "classes": ("COVID-19", "Normal"), "rate": 1e-4, "nothing": NAN, "recipe": {"b": 1, "a": 2}}
+    results.write_yaml(tmp_path / "run.yaml", content)
+    again = results.read_yaml(tmp_path / "run.yaml")
+    assert again == {**content, "classes": ["COVID-19", "Normal"], "nothing": None}
+    assert list(again) == list(content)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables_come_back(ending: str, tmp_path: Path) -> None:
+    table = pd.DataFrame({"epoch": [0, 1], "val_accuracy": [0.5, NAN], "name": ["a,b", "é"]}, index=[7, 9])
+    path = tmp_path / f"history.{ending}"
+    results.write_table(path, table)
+    pd.testing.assert_frame_equal(results.read_table(path), table.reset_index(drop=True))
+
+
+def test_logits_come_back_as_float32(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    path = tmp_path / "predictions.parquet"
+    results.write_table(path, pd.DataFrame({"logits": list(logits)}))
+    again = np.stack(results.read_table(path)["logits"])
+    assert again.dtype == np.float32
+    assert np.array_equal(again, logits)
+
+
+def test_arrays_need_no_unpickling(tmp_path: Path) -> None:
+    arrays = {"image": np.zeros((2, 3, 3), np.uint8), "sample_id": np.array(["a", "é"])}
+    results.write_arrays(tmp_path / "panels.npz", arrays)
+    with np.load(tmp_path / "panels.npz", allow_pickle=False) as again:
+        assert sorted(again) == ["image", "sample_id"]
+        assert again["sample_id"].tolist() == ["a", "é"]
+    with pytest.raises(TypeError, match="names is neither numbers nor text"):
+        results.write_arrays(tmp_path / "panels.npz", {"names": np.array(["a", None])})
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "broken"),
+    [
+        (results.read_json, "metrics.json", b"{'a': 1"),
+        (results.read_json, "metrics.json", b"\xff\xfe\xfd"),
+        (results.read_yaml, "run.yaml", b"a: [1"),
+        (results.read_yaml, "run.yaml", b"- 1"),
+        (results.read_yaml, "run.yaml", b"!!python/object/apply:os.system ['true']"),
+        (results.read_table, "t.parquet", b"PAR1 not really"),
+        (results.read_table, "t.csv", b""),
+    ],
+)
+def test_a_broken_file_is_one_line_with_its_path(read: Any, name: str, broken: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with pytest.raises(UserError, match="no such file"):
+        read(path)
+    path.write_bytes(broken)
+    with pytest.raises(UserError) as problem:
+        read(path)
+    assert str(path) in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_a_run_folder_is_one(tmp_path: Path) -> None:
+    assert results.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ((), r"run.yaml and model.safetensors missing\): give the folder of a run"),
+        (("model.safetensors",), r"\(run.yaml missing\): give the folder of a run"),
+        (
+            ("run.yaml", "checkpoint/last.ckpt"),
+            r"model.safetensors missing\): its training is not finished: run the same",
+        ),
+        (("study.yaml", "runs/vgg-s0/run.yaml", "runs/a-s0/run.yaml"), "it is a study; its runs are a-s0, vgg-s0 in"),
+    ],
+)
+def test_a_folder_that_is_no_run(names: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=text) as problem:
+        results.check_run(touch(tmp_path, *names))
+    assert "\n" not in str(problem.value)
+    assert str(tmp_path) in str(problem.value)
+
+
+@pytest.mark.parametrize("check", [results.check_run, results.check_study])
+def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such (run|study) folder.*trustcxr study"):
+        check(tmp_path / "gone")
+    with pytest.raises(UserError, match="no such"):
+        check(touch(tmp_path, "file") / "file")
+
+
+def test_a_study_folder_is_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give the folder that `trustcxr study --out` wrote"):
+        results.check_study(tmp_path)
+    with pytest.raises(UserError, match="started but not finished: run the same `trustcxr study` again"):
+        results.check_study(touch(tmp_path, "study.yaml"))
+    assert results.check_study(touch(tmp_path, "study.json")) == tmp_path
+
+
+def test_versions_name_what_a_result_depends_on() -> None:
+    import torch
+
+    import trustcxr
+
+    found = results.versions()
+    assert found["trustcxr"] == trustcxr.__version__
+    assert found["torch"] == torch.__version__
+    assert "unknown" not in found.values()
