@@ -221,3 +221,16 @@ def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) 
 def test_statistics_and_results_need_no_torch() -> None:
     code = "import sys, trustcxr.statistics, trustcxr.results, trustcxr.metrics; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_share_of_none_or_all_has_an_interval_too() -> None:
+    """0 of 300: the exact upper bound is 1 - 0.025 ** (1 / 300), about the rule of three; groups count once."""
+    bootstrap = statistics.Bootstrap.over(np.arange(300), resamples=100)
+    low, high = statistics.share_interval(bootstrap, bootstrap.means(np.zeros(300)))
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert statistics.share_interval(bootstrap, bootstrap.means(np.ones(300))) == pytest.approx([1 - high, 1])
+    pairs = statistics.Bootstrap.over(np.arange(300) // 2, resamples=100)
+    assert statistics.share_interval(pairs, pairs.means(np.zeros(300)))[1] == pytest.approx(1 - 0.025 ** (1 / 150))
+    some = bootstrap.means(np.arange(300) < 30)
+    assert statistics.share_interval(bootstrap, some) == statistics.interval(some)

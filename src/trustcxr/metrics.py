@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.statistics import Bootstrap, Floats, interval
+from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,8 @@ def classification(
     }
     document: dict[str, Any] = {}
     for name, values in whole.items():
-        document |= {name: float(values[0]), f"{name}_ci": interval(values)}
+        ends = share_interval(bootstrap, values) if name == "accuracy" else interval(values)
+        document |= {name: float(values[0]), f"{name}_ci": ends}
     document |= {
         "n": len(labels),
         "groups": int(bootstrap.weights.shape[1]),
@@ -96,11 +97,10 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     for view in VIEWS:
         rows = predictions[predictions["attack"] == view]
         if len(rows):
-            means = Bootstrap.over(rows["group"], resamples=resamples).means(
-                logits_of(rows).argmax(1) == rows["label"].to_numpy()
-            )
-            part = {"accuracy": float(means[0]), "accuracy_ci": interval(means), "n": len(rows)}
-            document["shortcuts"][view] = part
+            bootstrap = Bootstrap.over(rows["group"], resamples=resamples)
+            means = bootstrap.means(logits_of(rows).argmax(1) == rows["label"].to_numpy())
+            ends = share_interval(bootstrap, means)
+            document["shortcuts"][view] = {"accuracy": float(means[0]), "accuracy_ci": ends, "n": len(rows)}
     # Success is counted over the images that the model gets right as they are.
     clean_right = clean["label"] == logits_of(clean).argmax(1)
     perturbed = predictions[~predictions["attack"].isin([CLEAN, *VIEWS])]
@@ -118,7 +118,7 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
                 "attack": attack,
                 "epsilon": epsilon,
                 "accuracy": float(means[0]),
-                "accuracy_ci": interval(means),
+                "accuracy_ci": share_interval(bootstrap, means),
                 "success_rate": float((~right)[was_right].mean()) if was_right.any() else float("nan"),
                 "ece": float(statistics.calibration_error(calibration.sum(0))),
                 "n": len(rows),

@@ -65,6 +65,19 @@ def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
     return [float(v) for v in np.quantile(rest, [tail, 1 - tail])]
 
 
+def share_interval(bootstrap: Bootstrap, resampled: ArrayLike, level: float = LEVEL) -> list[float]:
+    """Interval [low, high] of a share of rows.
+
+    By bootstrap; where the share is 0 or 1 every resample agrees, so there it is the exact binomial interval (Clopper
+    and Pearson 1934) with each group counted once: none of 300 right is not proof that none ever will be.
+    """
+    share, groups = float(np.asarray(resampled)[0]), bootstrap.weights.shape[1]
+    if share not in (0.0, 1.0) or not groups:
+        return interval(resampled, level)
+    bounds = stats.binomtest(round(share * groups), groups).proportion_ci(level, method="exact")
+    return [float(bounds.low), float(bounds.high)]
+
+
 def mean_interval(
     values: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, list[float]]:

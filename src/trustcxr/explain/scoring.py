@@ -13,7 +13,7 @@ from trustcxr.console import Progress
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, controls, measures
-from trustcxr.statistics import Bootstrap, interval
+from trustcxr.statistics import Bootstrap, interval, share_interval
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -134,8 +134,10 @@ def _means(rows: pd.DataFrame, resamples: int) -> dict[str, Any]:
     part: dict[str, Any] = {}
     for measure, values in rows.groupby("measure", sort=False):
         name = "null_map_rate" if measure == "null_map" else str(measure)
-        means = Bootstrap.over(values["group"], resamples=resamples).means(values["value"])
-        part |= {name: float(means[0]), f"{name}_ci": interval(means)}
+        bootstrap = Bootstrap.over(values["group"], resamples=resamples)
+        means = bootstrap.means(values["value"])
+        share = measure in ("null_map", "pointing_hit_rate")
+        part |= {name: float(means[0]), f"{name}_ci": (share_interval(bootstrap, means) if share else interval(means))}
         for control in ("chance", "centre"):
             if control in values and values[control].notna().any():
                 part[f"{name}_{control}"] = float(values[control].mean())
