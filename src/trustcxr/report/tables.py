@@ -155,8 +155,11 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
 
 
 def _title(measure: str) -> str:
-    text = words.measure(measure)
-    return text[0].upper() + text[1:]
+    return _capital(words.measure(measure))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _condition(document: dict[str, Any], whole_document: dict[str, Any]) -> str:
@@ -190,7 +193,7 @@ def comparisons(study: dict[str, Any]) -> Table:
         cell = share if out_of_hundred else plain
         scale, digits = (100, 1) if out_of_hundred else (1, 3)
         difference = words.finite(c.get("difference"))
-        found = verdict(c)
+        found = "the same" if words.interval(c.get("difference_ci")) == (0.0, 0.0) else verdict(c)
         rows.append(
             [
                 Cell(str(c.get("model") or words.DASH)),
@@ -264,7 +267,7 @@ def selection(study: dict[str, Any]) -> Table | None:
         chosen = Cell("chosen", note="good") if entry.get("chosen") else Cell("not chosen", note="quiet")
         rows.append([Cell(str(place)), Cell(str(entry.get("model") or words.DASH)), value, chosen])
     unit = ", %" if all(_is_share(e.get("value")) for e in ranking) else ""
-    return Table(["Rank", "Model", f"{words.measure(by).capitalize()}{unit}", ""], rows)
+    return Table(["Rank", "Model", f"{_capital(words.measure(by))}{unit}", ""], rows)
 
 
 def _is_share(value: Any) -> bool:

@@ -9,6 +9,7 @@ DASH = "–"
 MINUS = "−"
 STANDARD = "standard"
 _ATTACKS = {"fgsm": "FGSM", "fgsm-rs": "FGSM-RS", "pgd": "PGD", "worst-case": "worst case", "square": "Square"}
+_ABBREVIATED = {"val": "validation", "pgd": "PGD", "fgsm": "FGSM", "f1": "F1", "auroc": "AUROC"}
 _METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
 
 
@@ -132,8 +133,11 @@ def measure(name: Any) -> str:
     attacked = re.fullmatch(r"(\S+) accuracy @(\S+)", str(name))
     if attacked:
         return f"{attack(attacked[1])} accuracy at {attacked[2]}"
+    part = re.fullmatch(r"((?:lungs|border|silhouette).*) accuracy", str(name))
+    if part:
+        return f"accuracy, {part[1]}"
     known = {"infection_iou": "infection IoU", "stability_ssim": "stability (SSIM)", "ece": "calibration error"}
-    return known.get(str(name), str(name).replace("_", " "))
+    return known.get(str(name)) or " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -1,0 +1,140 @@
+"""What the report works out itself: alarms, order, summary, and numbers as words."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trustcxr.report import alarms, figures, folder, ranking, summary, tables, words
+
+
+def _run(**document: Any) -> folder.Run:
+    run = folder.Run({"model": "m", "defence": "fgsm", **document}, Path("nowhere"), [])
+    folder.label([run])
+    return run
+
+
+def _attack(name: str, epsilon: float, accuracy: float) -> dict[str, Any]:
+    return {"attack": name, "epsilon": epsilon, "accuracy": accuracy}
+
+
+def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
+    gap = _run(attacks=[_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.01)])
+    fine = _run(attacks=[_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.53)])
+    assert "62.0" in str(alarms.gradient_masking(gap))
+    assert alarms.gradient_masking(fine) is None
+    rises = _run(attacks=[_attack("pgd", 0.01, 0.3), _attack("pgd", 0.02, 0.4)])
+    falls = _run(attacks=[_attack("pgd", 0.02, 0.3), _attack("pgd", 0.01, 0.4)])
+    assert "30.0" in str(alarms.rising_with_epsilon(rises))
+    assert alarms.rising_with_epsilon(falls) is None
+
+
+def test_a_constant_network_raises_an_alarm() -> None:
+    clean = {"accuracy": 0.35, "confusion": [[10, 0], [10, 10]]}
+    assert "66.7" in str(alarms.no_better_than_constant(_run(clean=clean | {"accuracy_ci": [0.3, 0.8]})))
+    good, bad = (_run(clean=clean | {"accuracy_ci": [low, 0.8]}) for low in (0.7, 0.3))
+    assert alarms.no_better_than_constant(good) is None
+    head = ranking.headline({}, [good, bad])
+    assert [row[2].note for row in tables.leaderboard([good, bad], head).rows] == ["", "bad"]
+    findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), [good, bad])
+    assert "In 1 of 2 runs clean accuracy is not shown" in summary.paragraph({}, [good, bad], head, findings)
+
+
+def test_summary_counts_masking_at_the_epsilon_it_speaks_of() -> None:
+    clean = {"accuracy": 0.8}
+    one = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.1)]
+    two = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55), _attack("fgsm", 0.3, 0.3), _attack("pgd", 0.3, 0.0)]
+    runs = [_run(clean=clean, attacks=entries) for entries in (one, two)]
+    head = ranking.headline({}, runs)
+    findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), runs)
+    assert findings.runs_with("gradient_masking") == 2
+    assert "In 1 of 2 runs FGSM accuracy exceeds" in summary.paragraph({}, runs, head, findings)
+
+
+def test_overfitting_is_seen_in_the_history(tmp_path: Path) -> None:
+    rows = "epoch,val_fgsm_accuracy,val_pgd_accuracy\n0,0.4,0.38\n1,0.5,0.45\n2,0.8,{last}\n"
+    for last, expected in ((0.02, True), (0.44, False)):
+        (tmp_path / "history.csv").write_text(rows.format(last=last))
+        run = _run()
+        run.folder = tmp_path
+        assert bool(alarms.catastrophic_overfitting(run)) is expected
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([[0.01, 0.03], [0.02, 0.05]], "agree better with the infection masks in all 2"),
+        ([[-0.01, 0.03], [-0.04, 0.05]], "was not seen in any of 2"),
+        ([[-0.03, -0.01], [-0.04, 0.05]], "in 1 they agree worse"),
+        ([[0.01, 0.03], [-0.04, -0.02]], "in 1 of 2"),
+        ([None, None], "was not seen in any of 2"),
+    ],
+)
+def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) -> None:
+    rows = [{"measure": "infection_energy", "difference": 0.1, "difference_ci": ci, "n": 120} for ci in intervals]
+    assert expected in summary.answer(rows)
+    assert "120 infected X-rays" in summary.answer(rows)
+
+
+def test_a_tie_is_told() -> None:
+    runs = [folder.Run({"model": m, "clean": {"accuracy": 0.5}}, Path(), []) for m in "abc"]
+    folder.label(runs)
+    head = ranking.headline({}, runs)
+    told = summary.paragraph({}, runs, head, alarms.Findings([], [], []))
+    assert "and 2 others with the same figure" in told
+
+
+def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
+    import pandas as pd
+
+    run = _run(saliency={"gradcam": {"infection_energy": 0.1, "n": 3}})
+    run.folder = tmp_path
+    rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "saliency.parquet")
+    assert "n\u00a0=\u00a02" in tables.explanations([run]).rows[0][3].beside
+
+
+def test_order_rests_on_the_strongest_attack() -> None:
+    def run(name: str, clean: float, fgsm: float, pgd: float) -> folder.Run:
+        attacks = [_attack("fgsm", 0.02, fgsm), _attack("pgd", 0.02, pgd)]
+        return folder.Run({"model": name, "clean": {"accuracy": clean}, "attacks": attacks}, Path(), [])
+
+    runs = [run("masked", 0.7, 0.9, 0.001), run("standard", 0.9, 0.3, 0.0), run("robust", 0.6, 0.5, 0.4)]
+    head = ranking.headline({}, runs)
+    assert [r.model for r in ranking.ordered(runs, head)] == ["robust", "standard", "masked"]
+
+
+def test_headline_epsilon_is_the_recipes() -> None:
+    runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.005, 0.01, 0.02)])]
+    assert ranking.headline({"recipe": {"defences": [{"name": "fgsm", "epsilon": 0.01}]}}, runs).epsilon == 0.01
+    assert ranking.headline({"recipe": {"defences": [{"name": "fgsm", "epsilon": 0.3}]}}, runs).epsilon == 0.02
+    assert ranking.headline({}, runs).epsilon == 0.02
+    assert ranking.headline({}, []).epsilon is None
+
+
+def test_svg_keeps_text_and_ids_apart() -> None:
+    runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": 0.6})]
+    one, two = (figures.epsilon_curves("$m_1$ <b>", runs, key) for key in ("k1", "k2"))
+    assert "$m_1$ &lt;b&gt;" in one
+    assert "xmlns" not in one
+    assert not set(re.findall(r' id="([^"]+)"', one)) & set(re.findall(r' id="([^"]+)"', two))
+
+
+def test_numbers_as_words() -> None:
+    assert words.percent(0.8229) == "82.3\u00a0%"
+    assert words.percent(None) == words.percent(float("nan")) == words.percent("x") == words.DASH
+    assert words.signed(-0.0004) == "0.000"
+    assert words.signed(0.012) == "+0.012"
+    assert words.signed(-0.012) == "−0.012"
+    assert words.p_value(0.0001) == "<\u00a00.001"
+    assert words.between([0.1, None]) == ""
+    assert words.between([-0.002, -0.0002]) == "−0.002 to 0.000"
+    assert words.between([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
+    assert words.between([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
+    assert words.attack("pgd", 20) == "PGD-20"
+    assert words.attack("fgsm", 1) == "FGSM"
+    assert words.measure("pgd accuracy @0.02") == "PGD accuracy at 0.02"
+    assert words.measure("infection_energy") == "infection energy"
+    assert words.measure("val_pgd_accuracy") == "validation PGD accuracy"
+    assert words.measure("lungs blacked out accuracy") == "accuracy, lungs blacked out"
