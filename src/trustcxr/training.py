@@ -205,7 +205,9 @@ class Bar(pl.Callback):
         if self.bar is not None:
             self.bar.__exit__()
 
-    on_exception = on_fit_end  # type: ignore[assignment]
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        """Close it."""
+        self.on_fit_end(trainer, module)
 
     def _note(self) -> str:
         if not self.watch.history:
@@ -300,9 +302,8 @@ def _can_resume(checkpoint: Path) -> bool:
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as problem:
-        raise UserError(
-            f"{checkpoint}: cannot be read as tensors alone ({type(problem).__name__}); delete {checkpoint.parent} to start anew"
-        ) from None
+        reason = f"cannot be read as tensors alone ({type(problem).__name__})"
+        raise UserError(f"{checkpoint}: {reason}; delete {checkpoint.parent} to start anew") from None
     return True
 
 

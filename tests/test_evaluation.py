@@ -1,0 +1,302 @@
+"""A run and a data set become predictions, and predictions become metrics: each checked by another way to it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.metrics import accuracy_score, f1_score
+
+from trustcxr import attacks, evaluation, metrics, models, results, training
+from trustcxr.data import load_dataset, phantom
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.recipes import AttackRecipe, RunRecipe, validate
+
+MODEL = "test_resnet"
+PLAN = (
+    AttackRecipe(name="fgsm", epsilons=(0.01, 0.03)),
+    AttackRecipe(name="pgd", epsilons=(0.03,), steps=3),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with synthetic films, and a run trained on them for two epochs."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    phantom.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
+    train, val = (films(folder, split) for split in ("Train", "Val"))
+    content = {
+        "model": {"name": MODEL, "weights": "none"},
+        "data": {"size": 32},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3},
+    }
+    training.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
+    return folder
+
+
+def films(folder: Path, split: str, **options: Any) -> Any:
+    return load_dataset(folder / "phantom", split=split, size=32, cache=folder / "cache", workers=1, **options)
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> evaluation.Run:
+    return evaluation.load_run(place / "run", on="cpu")
+
+
+@pytest.fixture(scope="module")
+def test_films(place: Path) -> Any:
+    return films(place, "Test")
+
+
+@pytest.fixture(scope="module")
+def table(run: evaluation.Run, test_films: Any) -> pd.DataFrame:
+    return evaluation.predict(run, test_films, PLAN, batch_size=8)
+
+
+def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0) -> pd.DataFrame:
+    return table[(table["attack"] == attack) & (table["epsilon"] == epsilon)]
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, test_films: Any) -> None:
+    wanted = ["sample_id", "group", "split", "class", "label", "attack", "epsilon", "steps", "logits"]
+    assert list(table) == wanted
+    conditions = [("clean", 0.0, 0), ("fgsm", 0.01, 1), ("fgsm", 0.03, 1), ("pgd", 0.03, 3)]
+    conditions += [(view, 0.0, 0) for view in metrics.VIEWS]
+    counts = table.groupby(["attack", "epsilon", "steps"]).size()
+    assert counts.to_dict() == dict.fromkeys(conditions, 21)
+    for _, rows in table.groupby(["attack", "epsilon"]):
+        assert sorted(rows["sample_id"]) == sorted(test_films.sample_ids)
+        by_name = dict(zip(test_films.sample_ids, test_films.labels, strict=True))
+        assert [by_name[name] for name in rows["sample_id"]] == rows["label"].tolist()
+        assert [test_films.classes[k] for k in rows["label"]] == rows["class"].tolist()
+    assert set(table["split"]) == {"Test"}
+    logits = np.stack(table["logits"])
+    assert logits.shape == (21 * 7, 3)
+    assert logits.dtype == np.float32
+
+
+def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
+    pixels, labels = to_pixels(torch.from_numpy(np.array(test_films.images))), torch.from_numpy(test_films.labels)
+    versions = {
+        ("clean", 0.0): pixels,
+        ("fgsm", 0.01): attacks.fgsm(run.model, pixels, labels, epsilon=0.01),
+        ("fgsm", 0.03): attacks.fgsm(run.model, pixels, labels, epsilon=0.03),
+    }
+    for (attack, epsilon), images in versions.items():
+        with torch.inference_mode():
+            expected = run.model(images)
+        found = torch.from_numpy(np.stack(part(table, attack, epsilon)["logits"]))
+        assert torch.allclose(found, expected, atol=1e-4), (attack, epsilon)
+    first = attacks.pgd(run.model, pixels[:8], labels[:8], epsilon=0.03, steps=3, stop_when_wrong=True, seed=0)
+    with torch.inference_mode():
+        expected = run.model(first)
+    found = torch.from_numpy(np.stack(part(table, "pgd", 0.03)["logits"]))[:8]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_views_show_what_they_say(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
+    pixels = to_pixels(torch.from_numpy(np.array(test_films.images)))
+    lungs = torch.from_numpy(np.array(test_films.masks("lung"))).float()[:, None]
+    for view, visible in (("lungs_blacked_out", 1 - lungs), ("lungs_only", lungs)):
+        with torch.inference_mode():
+            expected = run.model(pixels * visible)
+        assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
+
+
+def test_batch_size_and_training_mode_change_nothing(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
+    run.model.train()
+    try:
+        again = evaluation.predict(run, test_films, PLAN[:1], batch_size=21)
+        assert run.model.training
+    finally:
+        run.model.eval()
+    for attack, epsilon in (("clean", 0.0), ("fgsm", 0.03)):
+        found = [np.stack(part(t, attack, epsilon)["logits"]) for t in (table, again)]
+        assert np.allclose(*found, atol=1e-4)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_is_the_designs(run: evaluation.Run, table: pd.DataFrame) -> None:
+    document = evaluation.describe(run, table, resamples=100)
+    about = {key: document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")}
+    assert about == {
+        "run": f"{MODEL}-standard-s0",
+        "model": MODEL,
+        "defence": "standard",
+        "seed": 0,
+        "background": "full",
+        "split": "Test",
+        "classes": ["COVID-19", "Non-COVID", "Normal"],
+    }
+    for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc_macro", "ece"):
+        low, high = document["clean"][f"{name}_ci"]
+        assert low <= high
+        assert isinstance(document["clean"][name], float)
+    assert [(a["attack"], a["epsilon"], a["n"]) for a in document["attacks"]] == [
+        ("fgsm", 0.01, 21),
+        ("fgsm", 0.03, 21),
+        ("pgd", 0.03, 21),
+    ]
+    assert document["attacks"][2]["steps"] == 3
+    assert (document["corruptions"], document["saliency"]) == ([], {})
+    clean = part(table, "clean")
+    predicted = np.stack(clean["logits"]).argmax(1)
+    assert document["clean"]["accuracy"] == pytest.approx(accuracy_score(clean["label"], predicted))
+    theirs = f1_score(clean["label"], predicted, average="macro", labels=range(3), zero_division=0)
+    assert document["clean"]["f1_macro"] == pytest.approx(theirs)
+
+
+def test_metrics_come_again_from_the_tables_on_disk(run: evaluation.Run, table: pd.DataFrame, tmp_path: Path) -> None:
+    results.write_table(tmp_path / "predictions.parquet", table)
+    results.write_json(tmp_path / "metrics.json", evaluation.describe(run, table, resamples=150))
+    again = evaluation.describe(run, results.read_table(tmp_path / "predictions.parquet"), resamples=150)
+    results.write_json(tmp_path / "again.json", again)
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
+
+
+def test_alarms_of_training_stand_in_the_document(run: evaluation.Run, table: pd.DataFrame) -> None:
+    text = "catastrophic overfitting at epoch 3: ..."
+    run.training["alarm"] = text
+    try:
+        document = evaluation.describe(run, table, resamples=100)
+    finally:
+        del run.training["alarm"]
+    assert {"kind": "catastrophic_overfitting", "text": text} in document["alarms"]
+
+
+# --- data of other kinds ---------------------------------------------------------------------------------------------
+
+
+def test_two_classes(place: Path, tmp_path: Path) -> None:
+    """Nothing assumes three classes: films without Non-COVID are trained on, attacked and measured."""
+    data = tmp_path / "phantom"
+    shutil.copytree(place / "phantom", data)
+    for folder in [*data.rglob("Non-COVID")]:
+        shutil.rmtree(folder)
+    (data / "manifest.csv").unlink()
+    train, val, test = (
+        load_dataset(data, split=split, size=32, cache=tmp_path / "cache", workers=1)
+        for split in ("Train", "Val", "Test")
+    )
+    assert train.classes == ("COVID-19", "Normal")
+    content = {
+        "model": {"name": MODEL, "weights": "none"},
+        "defence": "fgsm",
+        "data": {"size": 32},
+        "training": {"epochs": 1, "batch_size": 16},
+    }
+    content["defence"] = {"name": "fgsm"}
+    training.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
+    run = evaluation.load_run(tmp_path / "run")
+    found = evaluation.predict(run, test, PLAN)
+    assert np.stack(found["logits"]).shape[1] == 2
+    document = evaluation.describe(run, found, resamples=100)
+    assert document["classes"] == ["COVID-19", "Normal"]
+    assert np.array(document["clean"]["confusion"]).shape == (2, 2)
+    assert 0 <= document["clean"]["auroc_macro"] <= 1
+
+
+def test_a_data_set_with_fewer_classes_than_the_run(run: evaluation.Run, place: Path, tmp_path: Path) -> None:
+    for name in ("COVID-19", "Normal"):
+        (tmp_path / "external" / name).mkdir(parents=True)
+        for source in sorted((place / "phantom").rglob(f"Test/{name}/images/*"))[:4]:
+            shutil.copy(source, tmp_path / "external" / name / source.name)
+    outside = load_dataset(tmp_path / "external", size=32, classes=run.classes, cache=tmp_path / "cache", workers=1)
+    found = evaluation.predict(run, outside, PLAN[:1])
+    assert set(found["class"]) == {"COVID-19", "Normal"}
+    assert set(found["label"]) == {0, 2}
+    assert "lungs_only" not in set(found["attack"]), "no masks, no views"
+    document = evaluation.describe(run, found, resamples=100)
+    assert document["clean"]["per_class"]["Non-COVID"]["n"] == 0
+    assert np.isfinite(document["clean"]["auroc_macro"])
+
+
+# --- run folders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(place: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(place / "run", tmp_path / "run")
+
+
+def test_load_run_knows_the_run(run: evaluation.Run) -> None:
+    assert (run.name, run.size, run.classes) == (f"{MODEL}-standard-s0", 32, ("COVID-19", "Non-COVID", "Normal"))
+    assert run.device == torch.device("cpu")
+    assert not run.model.training
+    assert run.metrics is None
+    assert run.training["epochs"] == 2
+
+
+def rewrite(folder: Path, **keys: Any) -> None:
+    content = results.read_yaml(folder / "run.yaml")
+    for key, value in keys.items():
+        content[key] = value
+        if value is None:
+            del content[key]
+    results.write_yaml(folder / "run.yaml", content)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"recipe": None}, "not the file of a run"),
+        ({"classes": None}, "not the file of a run"),
+        ({"classes": ["a", "b"]}, "not the weights of this model"),
+        ({"recipe": {"model": {"name": "resnet-18"}}}, "unknown model 'resnet-18': did you mean"),
+        ({"recipe": {"model": {"name": "test_vit"}}}, "not the weights of this model"),
+        ({"recipe": {"model": {"name": MODEL}, "sede": 1}}, "unknown key 'sede': did you mean seed"),
+        ({"recipe": "text"}, "run.yaml"),
+        ({"classes": 3}, "not the file of a run"),
+    ],
+)
+def test_a_run_whose_files_do_not_belong_together(keys: dict[str, Any], text: str, copied: Path) -> None:
+    rewrite(copied, **keys)
+    with pytest.raises(UserError, match=text) as problem:
+        evaluation.load_run(copied)
+    assert "\n" not in str(problem.value)
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
+    torch.save({"weights": Trap(tmp_path / "ran")}, copied / "model.safetensors")
+    with pytest.raises(UserError, match="not the weights of this model"):
+        evaluation.load_run(copied)
+    (copied / "run.yaml").write_text(f"!!python/object/apply:pathlib.Path.touch [{tmp_path / 'ran'}]")
+    with pytest.raises(UserError, match="not readable as YAML"):
+        evaluation.load_run(copied)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_without_a_tensor(copied: Path) -> None:
+    state = models.build(MODEL, classes=3).state_dict()
+    state.pop("net.fc.bias")
+    save_file(state, copied / "model.safetensors")
+    with pytest.raises(UserError, match=r"not the weights of this model.*") as problem:
+        evaluation.load_run(copied)
+    assert "\n" not in str(problem.value)
+
+
+def test_conditions_as_typed() -> None:
+    plan = evaluation.conditions(["fgsm", "pgd", "fgsm"], [0.02, 0.01, 0.02], steps=7)
+    assert [(a.name, a.epsilons, a.steps) for a in plan] == [("fgsm", (0.02, 0.01), 7), ("pgd", (0.02, 0.01), 7)]
+    with pytest.raises(UserError, match="unknown attack 'pdg': did you mean pgd"):
+        evaluation.conditions(["pdg"], [0.02])
+    with pytest.raises(UserError, match=r"epsilon 4 is outside \[0, 1\]"):
+        evaluation.conditions(["pgd"], [4.0])

@@ -1,0 +1,501 @@
+"""Training on a handful of synthetic films: the same seed is the same run, whether or not it was cut off."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trustcxr import defences, evaluation, models, results, training
+from trustcxr.data import load_dataset, phantom
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.recipes import RunRecipe, validate
+
+MODEL = "test_resnet"  # timm's own network for tests
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """48 films to train on and 24 to validate, 32 pixels."""
+    folder = tmp_path_factory.mktemp("films")
+    data = phantom.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
+    train, val = (
+        load_dataset(data, split=split, size=32, cache=folder / "cache", workers=1) for split in ("Train", "Val")
+    )
+    return train, val
+
+
+def recipe(defence: str | dict[str, Any] = "standard", seed: int = 0, **options: Any) -> RunRecipe:
+    content = {
+        "model": {"name": MODEL, "weights": "none"},
+        "defence": {"name": defence} if isinstance(defence, str) else defence,
+        "seed": seed,
+        "data": {"size": 32},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "warmup_epochs": 0} | options,
+    }
+    return validate(RunRecipe, content, "test")
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture
+def rising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation figures that rise, so that the last epoch is the one that is kept."""
+    figures = {"val_accuracy": 0.3, "val_fgsm_accuracy": 0.4, "val_pgd_accuracy": 0.35}
+
+    def validate_(*_: Any) -> dict[str, float]:
+        for name in figures:
+            figures[name] += 0.01
+        return dict(figures)
+
+    monkeypatch.setattr(training, "validate", validate_)
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, ...]]) -> None:
+    """Validation figures by epoch: (accuracy) or (accuracy, under FGSM, under PGD)."""
+    names = ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
+    left = iter(rows)
+    monkeypatch.setattr(training, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
+
+
+# --- what a run leaves behind ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("defence", ["standard", "fgsm"])
+def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any], tmp_path: Path) -> None:
+    summary = training.fit(recipe(defence), *films, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "history.csv",
+        "model.safetensors",
+        "run.yaml",
+        "training.json",
+    ]
+    assert results.read_json(tmp_path / "training.json") == summary
+    history = results.read_table(tmp_path / "history.csv")
+    common = ["epoch", "train_loss", "learning_rate", "epsilon", "train_accuracy", "val_accuracy"]
+    robust = ["val_fgsm_accuracy", "val_pgd_accuracy"] if defence == "fgsm" else []
+    assert list(history) == [*common, *robust, "seconds"]
+    assert history["epoch"].tolist() == [0, 1]
+    shares = history[[c for c in history if c.endswith("accuracy")]].to_numpy()
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert history["seconds"].is_monotonic_increasing
+    assert summary["epochs"] == 2
+    assert summary["stopped"] == "epochs"
+    assert summary["monitor"] == ("val_accuracy" if defence == "standard" else "val_pgd_accuracy")
+    best = history.set_index("epoch").loc[summary["best_epoch"]]
+    assert summary["best_value"] == pytest.approx(best[summary["monitor"]])
+    about = results.read_yaml(tmp_path / "run.yaml")
+    assert about["classes"] == ["COVID-19", "Non-COVID", "Normal"]
+    assert about["name"] == f"{MODEL}-{defence}-s0"
+    assert about["data"] == {"root_name": "phantom", "split": "Train", "images": 48}
+    assert validate(RunRecipe, about["recipe"], "run.yaml") == recipe(defence)
+    assert set(about["versions"]) >= {"trustcxr", "torch", "timm"}
+
+
+def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: Path) -> None:
+    """Loss falls and training accuracy rises: a gradient, a schedule or a label that is wrong would show here."""
+    flat = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
+    training.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
+    history = results.read_table(tmp_path / "history.csv")
+    assert history["train_loss"].iloc[-1] < 0.6 * history["train_loss"].iloc[0]
+    assert history["train_accuracy"].iloc[-1] > 0.75
+
+
+def test_kept_weights_are_those_of_the_best_epoch(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Tensor] = []
+    real = training.save_weights
+    pixels = to_pixels(torch.from_numpy(np.array(films[1].images)))
+
+    def spy(model: nn.Module, path: Path) -> None:
+        model_mode = model.training
+        with torch.inference_mode():
+            kept.append(model.eval()(pixels))
+        model.train(model_mode)
+        real(model, path)
+
+    monkeypatch.setattr(training, "save_weights", spy)
+    made_up(monkeypatch, [(0.4,), (0.7,), (0.5,), (0.7,)])
+    summary = training.fit(recipe(epochs=4), *films, tmp_path)
+    assert (summary["best_epoch"], summary["best_value"]) == (1, 0.7)
+    assert len(kept) == 2, "only epochs that are better than all before"
+    run = evaluation.load_run(tmp_path, on="cpu")
+    with torch.inference_mode():
+        assert torch.equal(run.model(pixels), kept[1]), "load_run gives back the very logits"
+    assert not run.model.training
+    assert run.classes == films[0].classes
+    assert (run.size, run.name) == (32, f"{MODEL}-standard-s0")
+    assert run.training == summary
+
+
+def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
+    summary = training.fit(recipe(epochs=3), *films, tmp_path)
+    run, val = evaluation.load_run(tmp_path, on="cpu"), films[1]
+    with torch.inference_mode():
+        predicted = run.model(to_pixels(torch.from_numpy(np.array(val.images)))).argmax(1).numpy()
+    assert float((predicted == val.labels).mean()) == pytest.approx(summary["best_value"])
+
+
+# --- the same seed is the same run -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rising")
+def test_same_seed_same_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
+    for name, seed, noise in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
+        torch.manual_seed(noise)
+        np.random.seed(noise)  # noqa: NPY002
+        training.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+class PowerCut(Exception):
+    """The machine goes off."""
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, step: int, problem: type[BaseException] = PowerCut) -> list[int]:
+    """Let training fail at a step; the steps that were done are listed."""
+    real, done = training.Fitting.training_step, []
+
+    def training_step(self: training.Fitting, batch: Any, number: int) -> Tensor:
+        if self.global_step == step:
+            raise problem
+        done.append(self.global_step)
+        return real(self, batch, number)
+
+    monkeypatch.setattr(training.Fitting, "training_step", training_step)
+    return done
+
+
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "standard": ("standard", {}),
+    "fgsm with a ramp": ({"name": "fgsm", "epsilon": 0.05, "ramp": 0.8, "clean_share": 0.3}, {}),
+    "averaged, warm-up, balanced": ("standard", {"averaging": 0.9, "warmup_epochs": 1.5, "balanced": True}),
+    "bf16": ("fgsm", {"precision": "bf16-mixed"}),
+}
+
+
+@pytest.mark.usefixtures("rising")
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c == "bf16" else []) for c in CASES])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
+    defence, options = CASES[case]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    training.fit(recipe(defence, epochs=3, **options), *films, whole)
+    with pytest.MonkeyPatch.context() as patch:
+        done = cut_at(patch, 4)  # three steps an epoch: in the middle of the second
+        with pytest.raises(PowerCut):
+            training.fit(recipe(defence, epochs=3, **options), *films, parts)
+        assert done == [0, 1, 2, 3]
+    assert not (parts / "training.json").exists()
+    assert not (parts / "model.safetensors").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        done = cut_at(patch, -1)
+        summary = training.fit(recipe(defence, epochs=3, **options), *films, parts)
+        assert done == [3, 4, 5, 6, 7, 8], "the first epoch is not trained again"
+    assert same(weights(whole), weights(parts))
+    histories = [results.read_table(folder / "history.csv") for folder in (whole, parts)]
+    assert histories[0].drop(columns=["seconds", *VALIDATED]).equals(histories[1].drop(columns=["seconds", *VALIDATED]))
+    assert histories[1]["seconds"].is_monotonic_increasing
+    assert summary["epochs"] == 3
+
+
+VALIDATED = ["val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"]  # made up here
+
+
+def test_resuming_takes_up_the_best_epoch(films: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        made_up(patch, [(0.9,), (0.2,)])
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            training.fit(recipe(epochs=3), *films, tmp_path)
+        first = load_file(tmp_path / "checkpoint" / "best.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        made_up(patch, [(0.3,), (0.4,)])
+        summary = training.fit(recipe(epochs=3), *films, tmp_path)
+    assert (summary["best_epoch"], summary["best_value"]) == (0, 0.9)
+    assert same(weights(tmp_path), first)
+
+
+def test_control_c_says_so_and_the_run_goes_on_later(films: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            training.fit(recipe(), *films, tmp_path)
+    assert not (tmp_path / "training.json").exists(), "a run that was stopped is not taken for done"
+    assert training.fit(recipe(), *films, tmp_path)["epochs"] == 2
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled_when_a_run_goes_on(films: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            training.fit(recipe(), *films, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
+    with pytest.raises(UserError, match=r"last\.ckpt.*cannot be read.*delete"):
+        training.fit(recipe(), *films, tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+
+
+# --- when training stops ---------------------------------------------------------------------------------------------
+
+
+def test_training_stops_early(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, [(0.5,), (0.6,), (0.6,), (0.4,), (0.9,)])
+    summary = training.fit(recipe(epochs=5, patience=2), *films, tmp_path)
+    assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("early", 4, 1)
+
+
+def test_patience_starts_when_the_ramp_is_over(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, [(0.6, 0.5, 0.5), *[(0.6, 0.45, 0.45)] * 5])
+    defence = {"name": "fgsm", "ramp": 0.5}
+    summary = training.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
+    assert (summary["stopped"], summary["epochs"]) == ("early", 5)  # the ramp ends with epoch 3
+    history = results.read_table(tmp_path / "history.csv")
+    assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1000))
+
+    def breaks(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        loss, logits = defences.standard(model, images, labels, **options)
+        return (loss * math.nan if next(calls) == 4 else loss), logits
+
+    monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
+    summary = training.fit(recipe(epochs=3), *films, tmp_path)
+    assert summary["stopped"].startswith("numbers: the loss is nan at step 4")
+    assert (summary["epochs"], summary["best_epoch"]) == (1, 0)
+    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
+    evaluation.load_run(tmp_path)
+
+
+def test_a_loss_that_is_no_number_at_once_is_one_line(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(model: nn.Module, images: Tensor, labels: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        logits = model(images)
+        return logits.sum() * math.inf, logits
+
+    monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
+    with pytest.raises(UserError, match=r"in the first epoch; lower training\.learning_rate") as problem:
+        training.fit(recipe(), *films, tmp_path)
+    assert "\n" not in str(problem.value)
+    assert not (tmp_path / "training.json").exists()
+
+
+# --- robust runs -----------------------------------------------------------------------------------------------------
+
+
+def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> training.Watch:
+    return training.Watch(folder, films[1], recipe(defence, **options))
+
+
+def test_catastrophic_overfitting_stops_training_and_is_said(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 8: FGSM accuracy stays while PGD accuracy falls to nothing."""
+    made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
+    summary = training.fit(recipe("fgsm", epochs=6), *films, tmp_path)
+    assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
+    for part in ("catastrophic overfitting at epoch 2", "from 55.0% to 2.0%", "90.0%", "epoch 1 are kept"):
+        assert part in summary["alarm"]
+    assert "\n" not in summary["alarm"]
+    run = evaluation.load_run(tmp_path)
+    assert run.training["alarm"] == summary["alarm"]
+
+
+@pytest.mark.parametrize(
+    ("best_pgd", "fgsm", "pgd", "overfits"),
+    [
+        (0.55, 0.90, 0.02, True),
+        (0.55, 0.90, 0.50, False),  # PGD accuracy held
+        (0.55, 0.10, 0.02, False),  # both fell: that is another fault
+        (0.40, 0.90, 0.02, False),  # PGD accuracy never was above chance
+        (0.55, 0.42, 0.38, False),
+    ],
+)
+def test_what_is_catastrophic(
+    best_pgd: float, fgsm: float, pgd: float, overfits: bool, films: tuple[Any, Any], tmp_path: Path
+) -> None:
+    seen = watch(films, tmp_path)
+    seen.best["best_pgd"] = best_pgd
+    row = {"val_accuracy": 0.8, "val_fgsm_accuracy": fgsm, "val_pgd_accuracy": pgd}
+    assert seen._overfits(row) is overfits
+
+
+def test_chance_depends_on_the_number_of_classes(films: tuple[Any, Any], tmp_path: Path) -> None:
+    seen = watch(films, tmp_path)
+    row = {"val_accuracy": 0.8, "val_fgsm_accuracy": 0.9, "val_pgd_accuracy": 0.0}
+    seen.best["best_pgd"] = 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen.val, "classes", ("negative", "positive"))
+        assert not seen._overfits(row), "half right of two classes is chance"
+    seen.best["best_pgd"] = 0.4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen.val, "classes", tuple("abcde"))
+        assert seen._overfits(row), "0.4 of five classes is twice chance"
+
+
+def test_a_robust_run_is_judged_by_pgd(films: tuple[Any, Any], tmp_path: Path) -> None:
+    """FGSM accuracy only breaks ties: it rewards masked gradients."""
+    seen = watch(films, tmp_path)
+
+    def score(fgsm: float, pgd: float) -> float:
+        return seen._score({"val_accuracy": 0.9, "val_fgsm_accuracy": fgsm, "val_pgd_accuracy": pgd}, 3)
+
+    assert score(0.5, 0.50) > score(0.9, 0.45)
+    assert score(0.6, 0.50) > score(0.5, 0.50)
+    assert score(0.6, 0.10) > score(0.5, 0.20), "below chance PGD accuracy tells nothing"
+    assert watch(films, tmp_path, "standard")._score({"val_accuracy": 0.7}, 3) == 0.7
+
+
+def test_epsilon_grows_over_the_ramp() -> None:
+    def epsilons(ramp: float) -> list[float]:
+        made = recipe({"name": "fgsm", "epsilon": 0.1, "ramp": ramp}, epochs=2)
+        module = training.Fitting(nn.Linear(1, 1), made, classes=3, steps_per_epoch=5)
+        return [module.epsilon(step) for step in range(10)]
+
+    assert epsilons(0.0) == [0.1] * 10
+    assert epsilons(0.5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, *[0.1] * 5])
+
+
+def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def spy(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        seen.append(options | {"training": model.training, "range": (float(images.min()), float(images.max()))})
+        return defences.fgsm(model, images, labels, **options)
+
+    monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
+    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25, "mode": "train"}
+    training.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
+    assert len(seen) == 3
+    for step in seen:
+        asked = {"epsilon": 0.04, "clean_share": 0.25, "mode": "train", "label_smoothing": 0.1, "training": True}
+        assert step.items() >= asked.items()
+        assert 0 <= step["range"][0] < step["range"][1] <= 1
+
+
+def test_validation_leaves_the_model_alone(films: tuple[Any, Any]) -> None:
+    torch.manual_seed(0)
+    model = models.build(MODEL, classes=3).train()
+    model.net.bn1.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    figures = training.validate(model, films[1], recipe("fgsm"), torch.device("cpu"))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert same(state, model.state_dict())
+    assert set(figures) == {"val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"}
+    assert figures["val_pgd_accuracy"] <= figures["val_fgsm_accuracy"] + 0.05
+    assert list(training.validate(model, films[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rising")
+def test_kept_weights_are_the_moving_average(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[dict[str, Tensor]] = []
+    real = training.Fitting.on_train_batch_end
+
+    def spy(self: training.Fitting, *inputs: Any) -> None:
+        steps.append({k: v.detach().clone() for k, v in self.model.state_dict().items()})
+        real(self, *inputs)
+
+    monkeypatch.setattr(training.Fitting, "on_train_batch_end", spy)
+    training.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
+    assert len(steps) == 6
+    expected = steps[0]
+    for step in steps[1:]:
+        expected = {k: 0.8 * expected[k] + 0.2 * step[k] for k in step}
+    kept = weights(tmp_path)
+    assert kept.keys() == expected.keys()
+    for name, value in kept.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, expected[name], atol=1e-5), name
+    assert not torch.allclose(kept["net.fc.weight"], steps[-1]["net.fc.weight"], atol=1e-5)
+
+
+@pytest.mark.usefixtures("rising")
+def test_a_run_may_start_from_another(films: tuple[Any, Any], tmp_path: Path) -> None:
+    training.fit(recipe(epochs=1), *films, tmp_path / "first")
+    still = recipe({"name": "fgsm", "start_from": "standard"}, epochs=1, learning_rate=1e-9)
+    training.fit(still, *films, tmp_path / "second", start_from=tmp_path / "first")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert torch.allclose(first["net.fc.weight"], second["net.fc.weight"], atol=1e-6)
+    assert results.read_yaml(tmp_path / "second" / "run.yaml")["started_from"] == "first"
+    with pytest.raises(UserError, match="not the weights of this model"):
+        training.fit(still, *films, tmp_path / "third", start_from=tmp_path / "nowhere")
+
+
+def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
+    training.fit(recipe(epochs=2, **options), *films, folder)
+    return results.read_table(folder / "history.csv")["learning_rate"].tolist()
+
+
+@pytest.mark.usefixtures("rising")
+def test_schedules(films: tuple[Any, Any], tmp_path: Path) -> None:
+    assert lr_of(films, tmp_path / "a", schedule="constant") == pytest.approx([2e-3, 2e-3])
+    middle, last = lr_of(films, tmp_path / "b", schedule="cosine")
+    assert 2e-4 < middle < 2e-3
+    assert last < 2e-5
+    warm = lr_of(films, tmp_path / "c", schedule="constant", warmup_epochs=2)
+    assert warm[0] == pytest.approx(2e-3 * 4 / 7)
+
+
+@pytest.mark.usefixtures("rising")
+def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path) -> None:
+    assert training.fit(recipe(epochs=1, batch_size=64), *films, tmp_path)["epochs"] == 1
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    training.save_weights(models.build(MODEL, classes=3), tmp_path / "w.safetensors")
+    again = models.build(MODEL, classes=3)
+    training.load_weights(again, tmp_path / "w.safetensors")
+    assert same(again.state_dict(), load_file(tmp_path / "w.safetensors"))
+    for other in (models.build(MODEL, classes=2), models.build("test_vit", classes=3)):
+        with pytest.raises(UserError, match="not the weights of this model") as problem:
+            training.load_weights(other, tmp_path / "w.safetensors")
+        assert "\n" not in str(problem.value)
+    torch.save({"trap": Trap(tmp_path / "ran")}, tmp_path / "pickle.safetensors")
+    with pytest.raises(UserError, match="not the weights of this model"):
+        training.load_weights(again, tmp_path / "pickle.safetensors")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(autouse=True)
+def _one_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
