@@ -81,10 +81,10 @@ def table(study: dict[str, Any]) -> str:
     lines += [
         "",
         f"<sub>`trustcxr study {study['study']} --data {data['root_name']}` (a reduced copy of the real COVID-QU-Ex): "
-        f"{n} {runs[0]['split']} images, {masks} of them with an infection mask; {data['size']} pixels; one seed; accuracy "
-        f"with 95 % bootstrap intervals over {runs[0]['clean']['groups']} patients or groups of images. Trained and tested "
-        f"in {study['seconds'] / 60:.0f} minutes on {hardware['cores']} cores ({hardware['processor']}), other work beside "
-        f"it. Alarms raised: {len(study['alarms'])}. Every figure: `results/`.</sub>",
+        f"{n} {runs[0]['split']} images, {masks} of them with an infection mask; {data['size']} pixels; one seed; "
+        f"accuracy with 95 % intervals over {runs[0]['clean']['groups']} patients or groups of images. Trained and "
+        f"tested in {study['seconds'] / 60:.0f} minutes on {hardware['cores']} cores ({hardware['processor']}). "
+        f"Alarms raised: {len(study['alarms'])}. Every figure: `results/`.</sub>",
         "",
     ]
     return "\n".join(lines)

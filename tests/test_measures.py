@@ -55,10 +55,10 @@ def test_pointing_hits_where_the_maximum_lies_inside() -> None:
     assert measures.pointing_hit(MAP, 1 - MASK).tolist() == [0]
 
 
-def test_a_shared_maximum_hits_only_if_all_of_it_lies_inside() -> None:
+def test_a_shared_maximum_hits_by_the_share_of_it_inside() -> None:
     shared = torch.tensor([[[0.0, 1.0, 1.0], [0.4, 0.4, 0.0]]]).expand(2, 2, 3)
     mask = torch.tensor([[[0, 1, 1], [0, 0, 0]], [[0, 1, 0], [1, 1, 1]]])
-    assert measures.pointing_hit(shared, mask).tolist() == [1, 0]
+    assert measures.pointing_hit(shared, mask).tolist() == [1, 0.5]
 
 
 def test_pointing_tolerance_is_a_distance_from_the_mask() -> None:

@@ -24,9 +24,14 @@ NAN = float("nan")
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     results.write_json(path, {"accuracy": 1})
-    with pytest.raises(RuntimeError), results.replacing(path) as temporary:
-        temporary.write_text("half a docu")
-        raise RuntimeError
+
+    def crash() -> None:
+        with results.replacing(path) as temporary:
+            temporary.write_text("half a docu")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        crash()
     assert results.read_json(path) == {"accuracy": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"], "nothing is left behind"
 
@@ -223,7 +228,7 @@ def test_a_folder_that_is_no_run(names: tuple[str, ...], text: str, tmp_path: Pa
 
 @pytest.mark.parametrize("check", [results.check_run, results.check_study])
 def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such (run|study) folder.*trustcxr study"):
+    with pytest.raises(UserError, match=r"no such (run|study) folder.*trustcxr study"):
         check(tmp_path / "gone")
     with pytest.raises(UserError, match="no such"):
         check(touch(tmp_path, "file") / "file")

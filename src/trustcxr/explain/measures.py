@@ -42,13 +42,13 @@ def energy_inside(saliency: Tensor, mask: Tensor, *, within: Tensor | None = Non
 def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:
     """Whether the maximum of the map lies inside the mask, 0 or 1: the pointing game, Zhang et al. 2018.
 
-    Where several pixels share the maximum, all of them must lie inside: the answer then hangs on no order of pixels,
-    and a plateau is never flattered. `tolerance`, in pixels: how far from the mask is still a hit (15 in that paper;
-    none here, since infection masks are large).
+    Where several pixels share the maximum (an upsampled map is flat at its corners), it is the share of them inside:
+    what picking one of them at random would have, so the answer hangs on no order of pixels and compares with chance.
+    `tolerance`, in pixels: how far from the mask is still a hit (15 in that paper; none here: the masks are large).
     """
     maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
     at_peak = maps == maps.amax(dim=1, keepdim=True)
-    return _scored((inside | ~at_peak).all(dim=1), maps, inside)
+    return _scored((inside & at_peak).sum(dim=1) / at_peak.sum(dim=1), maps, inside)
 
 
 def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
