@@ -1,0 +1,170 @@
+"""Is the saliency true to the model? Insertion, deletion and ROAD: hide what it points at, and watch the answer.
+
+These need no mask. A map is faithful to the extent that the model's answer falls when what it marks is hidden, and
+comes back when that alone is shown. Hold each figure against the same figure of `controls.random_map`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from trustcxr.errors import UserError
+from trustcxr.explain.common import Target, as_found, check_images, target_classes
+
+
+class Curve(NamedTuple):
+    """How the model's answer goes as more and more of the image is shown or hidden."""
+
+    share: Tensor
+    """(S,): the share of pixels shown or hidden, from 0 to 1."""
+    probability: Tensor
+    """(B, S): the probability of the class explained."""
+    area: Tensor
+    """(B,): the area under the curve, [0, 1]."""
+
+
+def insertion(
+    model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, *, steps: int = 20, blur: float | None = None
+) -> Curve:
+    """Show the most salient pixels first, from a blurred image on: a high area is good (Petsiuk et al. 2018, RISE).
+
+    `x`: images (B, 1, H, W) in [0, 1]. `saliency`: (B, H, W). `target`: as in `grad_cam`; None for the class predicted
+    on the whole image. `steps`: how many pieces are shown one after the other, a forward pass each. `blur`: the
+    standard deviation of the blur in pixels; a tenth of the shorter side unless said, so that no lesion is left.
+
+    Pixels that are equally salient come in an order drawn once for all, not from top to bottom. The model is left as
+    found. Raises UserError for shapes that do not fit and for a target outside the classes.
+    """
+    return _curve(model, x, saliency, target, steps, blur, show=True)
+
+
+def deletion(
+    model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, *, steps: int = 20, blur: float | None = None
+) -> Curve:
+    """Blur the most salient pixels first: a low area is good (Petsiuk et al. 2018, RISE). All else as `insertion`."""
+    return _curve(model, x, saliency, target, steps, blur, show=False)
+
+
+def road(
+    model: nn.Module,
+    x: Tensor,
+    saliency: Tensor,
+    target: Target = None,
+    *,
+    shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
+    noise: float = 0.01,
+    seed: int = 0,
+) -> Tensor:
+    """ROAD, remove and debias (Rong et al. 2022): (B,), [-0.5, 0.5]; high is good, 0 is chance.
+
+    By how much more the probability falls without the most salient pixels than without as many of the least salient,
+    halved, mean over `shares` of pixels removed (the grad-cam package's ROADCombined, of probabilities).
+
+    A removed pixel becomes the weighted mean of its neighbours plus `noise` (standard deviation in pixel space): unlike
+    a grey patch, what is removed does not show by its outline. All else as `insertion`.
+    """
+    _check(x, saliency)
+    with as_found(model, x.device), torch.no_grad():
+        classes = target_classes(target, model(x))
+        order = _most_salient_first(saliency)
+        falls = []
+        for share in shares:
+            count = round(share * order.shape[1])
+            after = []
+            for gone in (order[:, :count], order[:, order.shape[1] - count :]):
+                removed = torch.zeros_like(order, dtype=torch.bool).scatter_(1, gone, True).reshape(saliency.shape)
+                after.append(_probability(model, impute(x, removed, noise=noise, seed=seed), classes))
+            falls.append((after[1] - after[0]) / 2)
+        return torch.stack(falls).mean(dim=0)
+
+
+def impute(x: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
+    """Images with their removed pixels filled in from what is left: ROAD's noisy linear imputation.
+
+    `x`: (B, C, H, W). `removed`: (B, H, W), bool. Every removed pixel is the mean of its eight neighbours, those that
+    touch by a side counting twice: one sparse linear system an image. `noise`: standard deviation of what is added. An
+    image all of whose pixels are removed becomes its own mean.
+    """
+    check_images(x)
+    filled = x.detach().double().cpu().numpy().copy()
+    for image, hole in zip(filled, removed.cpu().numpy(), strict=True):
+        if hole.all():
+            image[:] = image.mean(axis=(1, 2), keepdims=True)
+        elif hole.any():
+            image[:, hole] = _harmonic_fill(image, hole).T
+        # The same draw for every image, so that batches do not matter.
+        random = np.random.default_rng(seed).standard_normal((len(image), hole.sum()))
+        image[:, hole] = np.clip(image[:, hole] + noise * random, 0, 1)
+    return torch.from_numpy(filled).to(x.device, x.dtype)
+
+
+# A neighbour by a side counts twice as much as one by a corner.
+_NEIGHBOURS = [(dy, dx, 1 / 6 if dy == 0 or dx == 0 else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+
+
+def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Values (N, C) of the N pixels of the hole, each the weighted mean of its neighbours inside the image."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.linalg import spsolve
+
+    height, width = hole.shape
+    rows, columns = np.nonzero(hole)
+    unknown = np.arange(len(rows))
+    number = np.full(hole.shape, -1)
+    number[hole] = unknown
+    weights = np.zeros(len(rows))
+    known = np.zeros((len(rows), len(image)))
+    entries = []
+    for dy, dx, weight in _NEIGHBOURS:
+        y, x = rows + dy, columns + dx
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        weights += weight * inside
+        at, y, x = unknown[inside], y[inside], x[inside]
+        other = number[y, x]
+        known[at] += np.where(other < 0, weight, 0.0)[:, None] * image[:, y, x].T
+        entries.append((at[other >= 0], other[other >= 0], np.full((other >= 0).sum(), -weight)))
+    entries.append((unknown, unknown, weights))
+    i, j, values = (np.concatenate(part) for part in zip(*entries, strict=True))
+    system = coo_matrix((values, (i, j)), shape=(len(rows), len(rows))).tocsc()
+    return spsolve(system, known).reshape(known.shape)
+
+
+def _curve(
+    model: nn.Module, x: Tensor, saliency: Tensor, target: Target, steps: int, blur: float | None, *, show: bool
+) -> Curve:
+    _check(x, saliency)
+    if steps < 1:
+        raise UserError(f"steps must be 1 or more; got {steps}")
+    sigma = blur or min(x.shape[-2:]) / 10
+    with as_found(model, x.device), torch.no_grad():
+        classes = target_classes(target, model(x))
+        blurred = gaussian_blur(x, [2 * round(2 * sigma) + 1] * 2, [sigma] * 2)
+        before, after = (blurred, x) if show else (x, blurred)
+        place = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
+        share = torch.linspace(0, 1, steps + 1, device=x.device)
+        points = [
+            _probability(model, torch.where(place < part * saliency[0].numel(), after, before), classes)
+            for part in share.tolist()
+        ]
+        probability = torch.stack(points, dim=1)
+        return Curve(share, probability, torch.trapezoid(probability, share, dim=1))
+
+
+def _check(x: Tensor, saliency: Tensor) -> None:
+    check_images(x)
+    if saliency.shape != (len(x), *x.shape[-2:]):
+        raise UserError(f"saliency {tuple(saliency.shape)} does not fit images {tuple(x.shape)}: (B, H, W) of the same")
+
+
+def _most_salient_first(saliency: Tensor) -> Tensor:
+    """Pixel numbers (B, H W); equal ones in an order that is random but always the same."""
+    flat = saliency.flatten(1)
+    shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
+    return shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+
+
+def _probability(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    return model(x).float().softmax(dim=1).gather(1, classes[:, None])[:, 0]
