@@ -48,7 +48,7 @@ def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tenso
     """
     maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
     at_peak = maps == maps.amax(dim=1, keepdim=True)
-    return _scored((inside & at_peak).sum(dim=1) / at_peak.sum(dim=1), maps, inside)
+    return _scored((inside & at_peak).sum(dim=1).double() / at_peak.sum(dim=1), maps, inside)
 
 
 def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
