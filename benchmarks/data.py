@@ -163,13 +163,19 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         results[f"store, {workers} workers, images/s"] = ours
         results[f"store against ImageFolder, times ({workers} workers)"] = ours / theirs
     decoded = sorted(small.rglob("*.png"))
-    before, built, after = decode_with_pil(decoded), build_store(middle, cache), decode_with_pil(decoded)
-    results["one process, PIL alone, images/s"] = (before + after) / 2
-    results[f"one process of {cores} threads, PIL alone, images/s"] = decode_with_pil(decoded, cores)
-    results["building the store, images/s (10,000)"] = built
-    results["building, share of cores x one process"] = built / ((before + after) / 2 * cores)
     large = class_folders(files, work / "large", options.many)
-    results[f"building the store, images/s ({options.many:,})"] = build_store(large, cache)
+    # PIL before, between and after, since what else a machine does changes from minute to minute.
+    alone = [decode_with_pil(decoded)]
+    threaded = decode_with_pil(decoded, cores)
+    built = {}
+    for count, folder in ((10_000, middle), (options.many, large)):
+        built[count] = build_store(folder, cache)
+        alone.append(decode_with_pil(decoded))
+    results["one process, PIL alone, images/s"] = sum(alone) / len(alone)
+    results[f"one process of {cores} threads, PIL alone, images/s"] = threaded
+    for count, speed in built.items():
+        results[f"building a store of {count:,}, images/s"] = speed
+        results[f"building, share of cores x one process ({count:,})"] = speed / (sum(alone) / len(alone) * cores)
     results["growth of resident memory in an epoch, MB"], results["epoch, images/s"] = epoch_growth(large, cache)
     results["startup on a built store, seconds"] = startup(large, cache)
     return results

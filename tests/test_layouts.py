@@ -1,6 +1,8 @@
 """Folders become manifests: COVID-QU-Ex whole and in parts, class folders, side-cars, and folders that are neither."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,8 @@ def test_a_copy_elsewhere_has_the_same_sample_ids(small_covidqu: Path, tmp_path:
     shutil.copytree(small_covidqu, tmp_path / "copy")
     one, two = read_manifest(small_covidqu).table, read_manifest(tmp_path / "copy").table
     assert np.array_equal(one["sample_id"], two["sample_id"])
+
+
+def test_importing_the_data_package_imports_neither_pandas_nor_pillow() -> None:
+    code = "import sys, trustcxr.data; print([m for m in ('pandas', 'PIL', 'torch', 'joblib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -19,7 +19,7 @@ def film(path: Path) -> None:
 def covidx(tmp_path: Path) -> Path:
     root = tmp_path / "covidx"
     rows = {
-        "train": ["3 SARS-10.1148rg.png pneumonia cohen", "COVID-00003b b.jpg COVID-19 fig1"],
+        "train": ["3 SARS-10.1148rg.png pneumonia cohen", "COVID-00003b b.jpg COVID-19"],
         "test": ["19 ARDSSevere.png normal cohen", "7 gone.png normal rsna"],
     }
     for split, lines in rows.items():
@@ -38,7 +38,7 @@ def test_covidx_as_published(covidx: Path) -> None:
     found = manifest.table[["path", "class", "split", "patient", "source"]].values.tolist()
     assert found == [
         ["test/ARDSSevere.png", "normal", "Test", "19", "cohen"],
-        ["train/b.jpg", "COVID-19", "Train", "COVID-00003b", "fig1"],
+        ["train/b.jpg", "COVID-19", "Train", "COVID-00003b", None],
         ["train/SARS-10.1148rg.png", "pneumonia", "Train", "3", "cohen"],
     ]
     assert any("gone.png" in n for n in manifest.notes)

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,12 @@ def read_table(file: Path) -> "pd.DataFrame":
             return pd.read_parquet(file).astype(object)
         with open(file, encoding="utf-8-sig") as lines:
             head = lines.readline()
-        separator = "," if "," in head else "\t" if "\t" in head else r"\s+"
-        # A space-separated list has no header: its places are its names.
-        header = None if separator == r"\s+" else 0
-        return pd.read_csv(
-            file, sep=separator, header=header, dtype=str, keep_default_na=False, encoding="utf-8-sig", comment=None
-        )
+        if "," not in head and "\t" not in head:
+            # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
+            rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+            return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
+        separator = "," if "," in head else "\t"
+        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise UserError(f"{file}: not a readable table ({reason})") from None
@@ -116,7 +117,7 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     for columns in PUBLISHED.values():
         if all(isinstance(c, str) and c in there for o, c in columns.items() if o in ("path", "class")):
             return columns
-    if there[0] == 0 and len(there) in (3, 4):
+    if there and there[0] == 0 and len(there) in (3, 4):
         return {k: v for k, v in PUBLISHED["covidx"].items() if int(v) < len(there)}
     lowered = {str(c).strip().lower(): c for c in there}
     found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
