@@ -328,6 +328,17 @@ def test_hashes_find_changed_films_among_many_others() -> None:
     assert set(zip(pairs["first"], pairs["second"], strict=True)) >= {(i, 150 + i) for i in range(30)}
 
 
+def test_a_thousand_films_that_are_all_alike_hang_together_in_bounded_work() -> None:
+    random = np.random.default_rng(0)
+    film = phantom.render("Normal", 0, 64).image
+    thumbs = np.broadcast_to(film, (1000, 64, 64))
+    hashes = np.broadcast_to(random.integers(0, 256, 32, dtype=np.uint8), (1000, 32)).copy()
+    hashes[np.arange(1000), random.integers(0, 32, 1000)] ^= 1  # each a bit apart from the others
+    pairs = duplicates.find_duplicates([str(i) for i in range(1000)], hashes, thumbs)
+    assert len(pairs) < 100 * 1000
+    assert len(set(duplicates.clusters(1000, pairs[["first", "second"]].to_numpy()))) == 1
+
+
 def test_probe_views_are_what_they_say(clean: Path) -> None:
     read = scan(read_manifest(clean), workers=1)
     rows = np.arange(5)

@@ -14,7 +14,7 @@ MAX_DISTANCE = (
     32  # bits of 256; what is re-compressed, resized or brightened differs in at most 14, others in 26 or more
 )
 MIN_CORRELATION = 0.9  # of local detail; the same film has at least 0.96, another patient's at most 0.87
-_TABLES, _KEY_BITS = 64, 24
+_TABLES, _KEY_BITS, _NEIGHBOURS = 64, 24, 16
 _BATCH = 1024
 _POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.uint16)
 Pairs = NDArray[np.int64]
@@ -70,12 +70,11 @@ def _candidates(hashes: np.ndarray, seed: int) -> Pairs:
         telling = np.arange(bits.shape[1])
     random = np.random.default_rng(seed)
     weights = (1 << np.arange(_KEY_BITS)).astype(np.int64)
-    found: list[NDArray[np.int64]] = []
+    codes = np.zeros(0, np.int64)
     for _ in range(_TABLES):
         chosen = random.choice(telling, min(_KEY_BITS, len(telling)), replace=False)
         keys = bits[:, chosen] @ weights[: len(chosen)]
-        found.append(_within_buckets(keys, len(hashes), hashes))
-    codes = np.unique(np.concatenate(found))
+        codes = np.union1d(codes, _within_buckets(keys, len(hashes), hashes))
     return np.stack([codes // len(hashes), codes % len(hashes)], axis=1)
 
 
@@ -87,16 +86,15 @@ def _within_buckets(keys: NDArray[np.int64], count: int, hashes: np.ndarray) -> 
     position = np.arange(count)
     ends = np.searchsorted(ordered, ordered, side="right")
     alive = position
-    step = 1
-    # Pair each film with the next one of its bucket, then with the one after, and so on: as many steps as films.
-    while True:
+    # Pair each film with the next one of its bucket, then with the one after, and so on. A bucket of more holds
+    # films that are all alike (blank ones, slices of one scan): they hang together without every pair being looked at.
+    for step in range(1, _NEIGHBOURS + 1):
         alive = alive[alive + step < ends[alive]]
         if not len(alive):
             break
         pairs = np.sort(np.stack([order[alive], order[alive + step]], axis=1), axis=1)
         near = _distances(hashes, pairs) <= MAX_DISTANCE
         codes.append(pairs[near, 0] * count + pairs[near, 1])
-        step += 1
     return np.concatenate(codes) if codes else np.zeros(0, np.int64)
 
 
