@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,3 +99,22 @@ def test_get_suggests_the_nearest_name() -> None:
     assert defences.get("fgsm") is defences.fgsm
     with pytest.raises(UserError, match="unknown defence 'standart': did you mean standard"):
         defences.get("standart")
+
+
+@pytest.mark.parametrize("name", ["standard", "fgsm"])
+def test_class_weights_reach_the_loss(name: str) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    from trustcxr.training import class_weights
+
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    weights = class_weights(labels, 3)
+    np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(3), y=labels), rtol=1e-6)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    images, target = torch.rand(8, 1, 8, 8), torch.from_numpy(labels)
+    options = {"epsilon": 0.02, "clean_share": 0.0, "mode": "eval"}
+    loss, logits = defences.get(name)(model, images, target, class_weights=weights, **options)
+    assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, target, weight=weights)))
+    plain, _ = defences.get(name)(model, images, target, **options)
+    assert float(loss) != pytest.approx(float(plain), abs=1e-4)

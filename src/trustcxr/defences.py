@@ -1,7 +1,7 @@
 """How a model is trained to hold up: one loss for each defence.
 
 Each is (model, images, labels, *, epsilon, ...) -> (loss, logits). Images are (B, 1, H, W) in [0, 1], labels (B,).
-`label_smoothing` in [0, 1] is of the loss alone: the attack climbs the plain cross-entropy of the true label.
+`label_smoothing` in [0, 1] and `class_weights` (C,) are of the loss alone: the attack climbs the plain cross-entropy.
 The logits are those of the images that the loss was taken on, for the training accuracy.
 """
 
@@ -27,6 +27,7 @@ class Defence(Protocol):
         clean_share: float,
         mode: attacks.Mode,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss (scalar) and the logits (B, C)."""
         ...
@@ -41,10 +42,11 @@ def standard(
     clean_share: float = 1.0,
     mode: attacks.Mode = "eval",
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the images as they are."""
     logits = model(images)
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits
+    return F.cross_entropy(logits, labels, weight=class_weights, label_smoothing=label_smoothing), logits
 
 
 def fgsm(
@@ -56,6 +58,7 @@ def fgsm(
     clean_share: float = 0.0,
     mode: attacks.Mode = "eval",
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """FGSM adversarial training (Goodfellow et al. 2015).
 
@@ -64,9 +67,9 @@ def fgsm(
     """
     adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon, mode=mode)
     logits = model(adversarial)
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(logits, labels, weight=class_weights, label_smoothing=label_smoothing)
     if clean_share > 0:
-        clean = F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+        clean = F.cross_entropy(model(images), labels, weight=class_weights, label_smoothing=label_smoothing)
         loss = clean_share * clean + (1 - clean_share) * loss
     return loss, logits
 

@@ -68,6 +68,7 @@ class TrainingRecipe(_Strict):
     label_smoothing: Fraction = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     balanced: bool = Field(False, description="draw every class equally often")
+    class_weights: bool = Field(False, description="weigh the loss of each class against how many images it has")
     augment: Augment = Augment()
 
 

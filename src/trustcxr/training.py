@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -33,11 +34,21 @@ OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Watch._overfits
 class Fitting(pl.LightningModule):
     """One defence applied to one model."""
 
-    def __init__(self, model: nn.Module, recipe: RunRecipe, *, classes: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: RunRecipe,
+        *,
+        classes: int,
+        steps_per_epoch: int,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
         self.defence = defences.get(recipe.defence.name)
         self.robust = recipe.defence.name != "standard"
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.average = _average(model, recipe.training.averaging)
         self.sums: dict[str, float] = {}
 
@@ -76,6 +87,7 @@ class Fitting(pl.LightningModule):
             clean_share=options.clean_share,
             mode=options.mode,
             label_smoothing=training.label_smoothing,
+            class_weights=self.class_weights,
         )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")
@@ -264,7 +276,13 @@ def fit(
     batches = loader(
         train, training.batch_size, shuffle=True, seed=recipe.seed, balanced=training.balanced, drop_last=True
     )
-    module = Fitting(model, recipe, classes=len(classes), steps_per_epoch=len(batches))
+    module = Fitting(
+        model,
+        recipe,
+        classes=len(classes),
+        steps_per_epoch=len(batches),
+        class_weights=class_weights(train.labels, len(classes)) if training.class_weights else None,
+    )
     watch = Watch(folder, val, recipe)
     save = pl.callbacks.ModelCheckpoint(
         checkpoints, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
@@ -348,6 +366,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(load_file(path))
     except Exception as problem:
         raise UserError(f"{path}: not the weights of this model ({str(problem).splitlines()[0]})") from problem
+
+
+def class_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Weights (C,) inverse to how many images each class has, 1 on average: scikit-learn's "balanced"."""
+    counts = torch.bincount(torch.as_tensor(labels), minlength=classes)
+    return len(labels) / (classes * counts.clamp(min=1)).float()
 
 
 def _write_recipe(
