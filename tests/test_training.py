@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -213,6 +214,49 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
 
 
 VALIDATED = ["val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"]  # made up here
+
+
+@pytest.mark.usefixtures("rising")
+def test_dropout_is_the_same_in_a_run_that_was_cut_off(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random state of a step depends on seed and step alone, whatever was drawn before."""
+
+    def build(name: str, *, classes: int, weights: str) -> nn.Module:
+        net = timm.create_model(name, num_classes=classes, in_chans=1, drop_rate=0.5)
+        return models.Classifier(net, mean=0.5, std=0.25)
+
+    monkeypatch.setattr(models, "build", build)
+    training.fit(recipe(epochs=2), *films, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            training.fit(recipe(epochs=2), *films, tmp_path / "parts")
+    torch.rand(17)
+    training.fit(recipe(epochs=2), *films, tmp_path / "parts")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.usefixtures("rising")
+def test_augmentation_depends_on_seed_and_step(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    asked: list[dict[str, float]] = []
+    real = training.augment
+
+    def spy(images: Tensor, generator: torch.Generator, **options: float) -> Tensor:
+        seen.append(generator.initial_seed())
+        asked.append(options)
+        return real(images, generator, **options)
+
+    monkeypatch.setattr(training, "augment", spy)
+    for seed in (0, 0, 1):
+        training.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
+    first, again, other = seen[:6], seen[6:12], seen[12:]
+    assert first == again
+    assert len({*first, *other}) == 12
+    assert all(options == recipe(augment={"rotation": 3.0}).training.augment.model_dump() for options in asked)
 
 
 def test_resuming_takes_up_the_best_epoch(films: tuple[Any, Any], tmp_path: Path) -> None:

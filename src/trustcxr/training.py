@@ -67,15 +67,17 @@ class Fitting(pl.LightningModule):
         return self.model if self.average is None else self.average.module
 
     def on_train_epoch_start(self) -> None:
-        """The random state of an epoch depends on seed and epoch alone, so that a resumed run is the same run."""
-        torch.manual_seed(self.recipe.seed * 100_003 + self.current_epoch)
+        """Start the sums of an epoch."""
         self.sums = {}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step of the defence on a batch."""
         images, labels, _ = batch
         training = self.recipe.training
-        generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_003 + self.global_step)
+        # The random state of a step depends on seed and step alone, so that a resumed run is the same run.
+        state = (self.recipe.seed + 1) * 1_000_003 + self.global_step
+        torch.manual_seed(state)
+        generator = torch.Generator().manual_seed(state)
         pixels = augment(to_pixels(images), generator, **training.augment.model_dump())
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         options = self.recipe.defence
