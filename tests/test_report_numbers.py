@@ -138,3 +138,10 @@ def test_numbers_as_words() -> None:
     assert words.measure("infection_energy") == "infection energy"
     assert words.measure("val_pgd_accuracy") == "validation PGD accuracy"
     assert words.measure("lungs blacked out accuracy") == "accuracy, lungs blacked out"
+
+
+def test_the_centre_prior_stands_beside_chance_where_it_was_measured() -> None:
+    part = {"infection_energy": 0.2, "infection_energy_ci": [0.1, 0.3], "infection_energy_chance": 0.12, "n": 9}
+    with_centre = str(tables.explanations([_run(saliency={"gradcam": part | {"infection_energy_centre": 0.345}})]).rows)
+    assert "centre 0.345" in with_centre
+    assert "centre" not in str(tables.explanations([_run(saliency={"gradcam": part})]).rows)

@@ -139,6 +139,8 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                     chance_verdict(document, name), ("", "")
                 )
                 beside = f"{sign}chance {words.decimal(document.get(f'{name}_chance'))}"
+                if words.finite(document.get(f"{name}_centre")) is not None:
+                    beside += f", centre {words.decimal(document.get(f'{name}_centre'))}"
                 n = measured.get(name)
                 if n is not None and n != words.finite(document.get("n")):
                     beside += f", n\u00a0=\u00a0{n}"
