@@ -278,7 +278,7 @@ def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
     torch.save({"weights": Trap(tmp_path / "ran")}, copied / "model.safetensors")
     with pytest.raises(UserError, match="not the weights of this model"):
         evaluation.load_run(copied)
-    (copied / "run.yaml").write_text(f"!!python/object/apply:pathlib.Path.touch [{tmp_path / 'ran'}]")
+    (copied / "run.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']")
     with pytest.raises(UserError, match="not readable as YAML"):
         evaluation.load_run(copied)
     assert not (tmp_path / "ran").exists()

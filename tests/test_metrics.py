@@ -171,6 +171,21 @@ def test_attacks_of_a_table() -> None:
         assert row["n"] == 200
 
 
+def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None:
+    """Trap 9: accuracy with the lungs blacked out, with the lungs alone and from the border."""
+    views = {(view, 0.0, 0): skill for view, skill in zip(metrics.VIEWS, (0.2, 0.9, 0.1), strict=True)}
+    predictions = table(conditions=views | SWEEP, group=2)
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
+    assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]
+    assert list(found["shortcuts"]) == list(metrics.VIEWS)
+    for view, part in found["shortcuts"].items():
+        own = predictions[predictions["attack"] == view]
+        assert part["accuracy"] == pytest.approx((np.stack(own["logits"]).argmax(1) == own["label"]).mean())
+        assert part["accuracy_ci"][0] < part["accuracy"] < part["accuracy_ci"][1]
+        assert part["n"] == 200
+    assert metrics.from_predictions(table(conditions=SWEEP), NAMES[3], resamples=100)["shortcuts"] == {}
+
+
 def test_order_of_rows_does_not_matter() -> None:
     predictions = table(conditions=SWEEP, group=4)
     shuffled = predictions.sample(frac=1, random_state=1)
