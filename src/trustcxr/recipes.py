@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trustcxr.errors import UserError, unknown
+from trustcxr.results import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -182,15 +182,7 @@ def load_study(recipe: str | Path) -> StudyRecipe:
 
 def read(kind: type[Model], path: Path) -> Model:
     """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
-    return validate(kind, content, str(path))
+    return validate(kind, read_yaml(path, what="recipe file"), str(path))
 
 
 def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:

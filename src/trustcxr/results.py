@@ -74,16 +74,16 @@ def write_yaml(path: Path, content: Any) -> None:
         temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML document with keys and values; UserError where it is missing or broken."""
+def read_yaml(path: Path, *, what: str = "file") -> dict[str, Any]:
+    """One YAML document with keys and values; UserError where it is missing or broken. `what` is its name there."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such {what}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values")
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
 
 
