@@ -507,6 +507,21 @@ def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
 
 
 @pytest.mark.usefixtures("rising")
+def test_batches_are_as_the_recipe_says(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    real = training.loader
+    monkeypatch.setattr(training, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
+    for balanced in (True, False):
+        training.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))
+    assert [(o["shuffle"], o["seed"], o["balanced"], o["drop_last"]) for o in asked] == [
+        (True, 3, True, True),
+        (True, 3, False, True),
+    ]
+
+
+@pytest.mark.usefixtures("rising")
 def test_schedules(films: tuple[Any, Any], tmp_path: Path) -> None:
     assert lr_of(films, tmp_path / "a", schedule="constant") == pytest.approx([2e-3, 2e-3])
     middle, last = lr_of(films, tmp_path / "b", schedule="cosine")
