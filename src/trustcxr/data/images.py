@@ -16,6 +16,7 @@ SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff",
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
 DECODER = "2"  # part of every store's key: raise it when the same file would decode to other pixels
 _DICOM = b"DICM"  # at byte 128
+_ORIENTED = frozenset(["exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"])  # where a PNG may say it
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -104,6 +105,8 @@ def _grey(image: Image.Image) -> Image.Image:
 
 def _turn_upright(image: Image.Image) -> None:
     """Apply the EXIF orientation; damaged EXIF in a sound image says nothing about orientation."""
+    if image.format == "PNG" and not _ORIENTED.intersection(image.info):
+        return  # most films by far: not to look further saves time
     with suppress(SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)
 
