@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trustcxr import cli, results
-from trustcxr.data import phantom
+from trustcxr.data import load_dataset, phantom
 
 
 @dataclass
@@ -208,3 +208,26 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     recipe.write_text("name: [mine\n")
     assert "not readable as YAML" in complaint("study", recipe, "--data", films, "--out", out)
     assert not out.exists()
+
+
+def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: Path, tmp_path: Path) -> None:
+    rows = load_dataset(films, size=32).table
+    table = pd.DataFrame({"Picture": rows["path"], "Diagnosis read": rows["class"], "Fold": rows["split"].str.lower()})
+    listed = tmp_path / "hospital.csv"
+    table.to_csv(listed, index=False)
+    how = ["--images", films]
+    for pair in ("path=Picture", "class=Diagnosis read", "split=Fold"):
+        how += ["--column", pair]
+    checked = json.loads(run("data", "check", listed, *how, "--no-probes", "--json").stdout)
+    assert checked["images"] == len(rows)
+    out = tmp_path / "run"
+    options = ["--model", "resnet10t", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+    run("train", "--data", listed, *how, *options, "--out", out)
+    # The run knows how its list is read, and tests on its own test split alone.
+    document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)
+    assert (document["split"], document["clean"]["n"]) == ("Test", 15)
+    wrong = complaint(
+        "data", "check", listed, "--images", films, "--column", "path=Image Index", "--column", "class=Fold"
+    )
+    assert "no column 'Image Index'; found Picture, Diagnosis read, Fold" in wrong
+    assert "write word=column" in complaint("data", "check", listed, "--column", "path=Picture", "--column", "Fold")

@@ -23,12 +23,22 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data, make some, or bring it here.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Data = Annotated[Path, typer.Option("--data", help="Folder of X-rays: COVID-QU-Ex as published, or class folders.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
 ]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index'; repeatable.",
+    ),
+]
+Images = Annotated[Path | None, typer.Option("--images", help="Of a list: the folder of its images, if elsewhere.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 
@@ -111,6 +121,9 @@ def train(
     ] = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
     from trustcxr import runs
@@ -129,6 +142,7 @@ def train(
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None},
+        data={"labels": _label_map(label), **_listing(column, images)},
     )
     summary = runs.train(recipe, data, out)
     print(f"{out}: best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs")
@@ -146,13 +160,22 @@ def evaluate(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
     label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
     from trustcxr import runs
 
     document, folder = runs.evaluate(
-        run, data, split=split, attacks=attack, epsilons=epsilon, steps=steps, labels=_label_map(label)
+        run,
+        data,
+        split=split,
+        attacks=attack,
+        epsilons=epsilon,
+        steps=steps,
+        labels=_label_map(label),
+        listing=_listing(column, images),
     )
     if json:
         return _print_json(document)
@@ -171,12 +194,22 @@ def explain(
     split: Annotated[str | None, typer.Option(help="Split to explain; the run's test split unless said.")] = None,
     epsilon: Annotated[float, typer.Option(help="Of the FGSM image against which stability is measured.")] = 0.02,
     label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
     json: Json = False,
 ) -> None:
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
     from trustcxr import runs
 
-    document, folder = runs.explain(run, data, method=method, split=split, epsilon=epsilon, labels=_label_map(label))
+    document, folder = runs.explain(
+        run,
+        data,
+        method=method,
+        split=split,
+        epsilon=epsilon,
+        labels=_label_map(label),
+        listing=_listing(column, images),
+    )
     if json:
         return _print_json(document)
     part = document["saliency"][method]
@@ -238,12 +271,14 @@ def data_check(
     html: Annotated[Path | None, typer.Option(help="Write one page with pictures of each finding.")] = None,
     clean: Annotated[Path | None, typer.Option(help="Write a manifest (.parquet or .csv) without what leaks.")] = None,
     probes: Annotated[bool, typer.Option(help="Look for confounds: what gives the class away.")] = True,
+    column: Columns = None,
+    images: Images = None,
     json: Json = False,
 ) -> None:
     """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
     from trustcxr.data.audit import audit
 
-    found = audit(path, probes=probes)
+    found = audit(path, probes=probes, **_listing(column, images))
     if html:
         found.write_page(html)
     if clean:
@@ -321,6 +356,26 @@ def _label_map(pairs: list[str] | None) -> dict[str, str | None]:
             raise UserError(f"--label {pair}: write label=class, such as pneumonia=Non-COVID; label= leaves it out")
         found[label] = name or None
     return found
+
+
+def _listing(columns: list[str] | None, images: Path | None) -> dict[str, Any]:
+    """How a list of images is read, as typed: the name of a published list, or word=column pairs."""
+    found: dict[str, Any] = {}
+    if images is not None:
+        found["images"] = str(images)
+    if not columns:
+        return found
+    if len(columns) == 1 and "=" not in columns[0]:
+        return found | {"columns": columns[0]}
+    mapping: dict[str, str | int] = {}
+    for pair in columns:
+        word, equals, column = pair.partition("=")
+        if not equals or not word or not column:
+            raise UserError(
+                f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna"
+            )
+        mapping[word] = int(column) if column.isdigit() else column
+    return found | {"columns": mapping}
 
 
 def _print_json(document: Any) -> None:

@@ -37,10 +37,19 @@ class DataRecipe(_Strict):
     resize: Literal["squeeze", "pad"] = Field(
         "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
     )
+    layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
+    columns: str | dict[str, str | int] | None = Field(
+        None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or place)"
+    )
+    images: str | None = Field(None, description="of a list: the folder of its images; the list's own unless said")
 
     def reading(self) -> dict[str, Any]:
         """The options that `load_dataset` takes."""
-        return {"size": self.size, "labels": self.labels, "resize": self.resize}
+        return {"size": self.size, "labels": self.labels, "resize": self.resize, **self.listing()}
+
+    def listing(self) -> dict[str, Any]:
+        """How the data set itself is understood: the options that `read_manifest` takes."""
+        return {"layout": self.layout, "columns": self.columns, "images": self.images}
 
 
 class Augment(_Strict):

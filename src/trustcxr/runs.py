@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr import evaluation, recipes, results
 from trustcxr.console import say
-from trustcxr.data import load_dataset
+from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, scoring
 from trustcxr.recipes import RunRecipe
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 def recipe(
-    *, model: str, weights: str, defence: dict[str, Any], size: int, seed: int, training: dict[str, Any]
+    *,
+    model: str,
+    weights: str,
+    defence: dict[str, Any],
+    size: int,
+    seed: int,
+    training: dict[str, Any],
+    data: dict[str, Any] | None = None,
 ) -> RunRecipe:
     """The recipe of a run from what was typed; UserError for what it cannot be."""
     from trustcxr import attacks, defences, models
@@ -28,7 +35,7 @@ def recipe(
         "model": {"name": model, "weights": weights},
         "defence": defence,
         "seed": seed,
-        "data": {"size": size},
+        "data": {"size": size} | (data or {}),
         "training": training,
     }
     return recipes.validate(RunRecipe, content, "options")
@@ -69,11 +76,12 @@ def evaluate(
     epsilons: Sequence[float] | None = None,
     steps: int = 20,
     labels: Mapping[str, str | None] | None = None,
+    listing: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in."""
     conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), epsilons or (0.02,), steps=steps)
     run = evaluation.load_run(folder)
-    dataset, place = _open(run, data, split, labels)
+    dataset, place = _open(run, data, split, labels, listing)
     predictions = evaluation.predict(run, dataset, conditions)
     document = evaluation.describe(run, predictions)
     if (place / results.SALIENCY_FILE).is_file():
@@ -91,6 +99,7 @@ def explain(
     split: str | None = None,
     epsilon: float = 0.02,
     labels: Mapping[str, str | None] | None = None,
+    listing: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Saliency of a run measured on a data set; other methods measured there before are kept."""
     import pandas as pd
@@ -100,7 +109,7 @@ def explain(
     check_epsilon(epsilon)
     cam.method(method)
     run = evaluation.load_run(folder)
-    dataset, place = _open(run, data, split, labels)
+    dataset, place = _open(run, data, split, labels, listing)
     table = scoring.score(run, dataset, method=method, epsilon=epsilon)
     path = place / results.SALIENCY_FILE
     if path.is_file():
@@ -109,7 +118,7 @@ def explain(
     results.write_table(path, table)
     metrics_file = place / results.METRICS_FILE
     if not metrics_file.is_file():
-        evaluate(folder, data, split=split, labels=labels)
+        evaluate(folder, data, split=split, labels=labels, listing=listing)
     document = results.read_json(metrics_file)
     document["saliency"] = scoring.summarise(table, images=len(dataset))
     results.write_json(metrics_file, document)
@@ -117,16 +126,26 @@ def explain(
 
 
 def _open(
-    run: evaluation.Run, data: Path, split: str | None, labels: Mapping[str, str | None] | None
+    run: evaluation.Run,
+    data: Path,
+    split: str | None,
+    labels: Mapping[str, str | None] | None,
+    listing: Mapping[str, Any] | None,
 ) -> tuple["Dataset", Path]:
     """The data set in the run's size and classes, and where its results go: the run's folder for its own test split."""
     home = results.read_yaml(run.folder / results.RUN_FILE).get("data", {}).get("root_name")
-    own = data.resolve().name == home
-    options = run.recipe.data.reading() | ({"labels": dict(labels)} if labels else {})
-    wanted = split or (run.recipe.data.splits.test if own else None)
-    dataset = load_dataset(data, split=wanted, classes=run.classes, **options)
+    recipe = run.recipe.data
+    try:
+        manifest = read_manifest(data, **(recipe.listing() | dict(listing or {})))
+    except UserError:
+        # Another hospital's data need not look like those that the run was trained on.
+        manifest = read_manifest(data, **dict(listing or {}))
+    own = manifest.root.name == home
+    options = {"size": run.size, "resize": recipe.resize, "labels": dict(labels or {}) or recipe.labels}
+    wanted = split or (recipe.splits.test if own else None)
+    dataset = load_dataset(manifest, split=wanted, classes=run.classes, **options)
     report_skipped(dataset)
-    if own and wanted == run.recipe.data.splits.test:
+    if own and wanted == recipe.splits.test:
         return dataset, run.folder
     return dataset, run.folder / "evaluations" / f"{dataset.root.name}-{wanted or 'all'}"
 

@@ -4,6 +4,7 @@ import sys
 import time
 import types
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,18 +157,22 @@ def audit(
     data: str | Path | Manifest,
     *,
     layout: str = "auto",
+    columns: str | Mapping[str, str | int] | None = None,
+    images: str | Path | None = None,
     workers: int | None = None,
     probes: bool = True,
     seed: int = 0,
 ) -> Audit:
     """Read every file of a data set and look for faults, leaks between splits, and confounds.
 
-    `data` is a folder, a list of images or a Manifest; `layout` as in read_manifest; `workers` the processes that read
-    (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for a folder that is not
-    understood; a file that cannot be read is a finding.
+    `data` is a folder, a list of images or a Manifest; `layout`, `columns` and `images` as in read_manifest; `workers`
+    the processes that read (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for
+    a folder that is not understood; a file that cannot be read is a finding.
     """
     started = time.perf_counter()
-    manifest = data if isinstance(data, Manifest) else read_manifest(data, layout=layout)
+    manifest = (
+        data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)
+    )
     read = scan(manifest, workers=workers)
     digests = [d if isinstance(d, str) else None for d in read.files["pixels"]]
     pairs = duplicates.find_duplicates(digests, read.hashes, read.thumbs, seed=seed)
