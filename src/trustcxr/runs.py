@@ -141,9 +141,15 @@ def _open(
         # Another hospital's data need not look like those that the run was trained on.
         manifest = read_manifest(data, **dict(listing or {}))
     own = manifest.root.name == home
-    options = {"size": run.size, "resize": recipe.resize, "labels": dict(labels or {}) or recipe.labels}
     wanted = split or (recipe.splits.test if own else None)
-    dataset = load_dataset(manifest, split=wanted, classes=run.classes, **options)
+    dataset = load_dataset(
+        manifest,
+        wanted,
+        run.size,
+        classes=run.classes,
+        resize=recipe.resize,
+        labels=dict(labels or {}) or recipe.labels,
+    )
     report_skipped(dataset)
     if own and wanted == recipe.splits.test:
         return dataset, run.folder
