@@ -1,0 +1,125 @@
+"""What goes wrong with real X-rays, on a batch in pixel space, at severities 1 to 5.
+
+Severity 1 is just visible; at 5 a radiologist could still read the film. The tables are written for films of 224 pixels
+and scaled by the side, so that a severity means the same film at every size: a blurred film made smaller looks like a
+small film blurred. Every random number of an image comes from (seed, name, the image's key) alone: neither its
+neighbours, nor its place in the batch, nor the device change what becomes of it, and at every severity it is the same
+draw, only stronger.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trustcxr.corruptions import acquisition, artefacts
+from trustcxr.corruptions.draws import Draws
+from trustcxr.errors import UserError, unknown
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One thing that goes wrong. `about` says what, in a few words; an artefact knows where it is."""
+
+    name: str
+    about: str
+    apply: Callable[[Tensor, int, Draws], tuple[Tensor, Tensor | None]]
+    is_artefact: bool = False
+
+
+def _acquired(name: str, about: str) -> Corruption:
+    function = getattr(acquisition, name)
+    return Corruption(name, about, lambda images, severity, draws: (function(images, severity, draws), None))
+
+
+def _drawn(name: str, about: str) -> Corruption:
+    function = getattr(artefacts, name)
+    return Corruption(name, about, lambda *given: artefacts.paint(function, *given), is_artefact=True)
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    c.name: c
+    for c in (
+        _acquired("gaussian_noise", "noise of the detector's electronics"),
+        _acquired("poisson_noise", "too small a dose: quantum noise"),
+        _acquired("defocus_blur", "out of focus, as a photographed film is"),
+        _acquired("motion_blur", "the patient breathed or moved"),
+        _acquired("resolution", "made smaller and larger again"),
+        _acquired("jpeg", "compressed with loss"),
+        _acquired("contrast", "windowed too soft or too hard"),
+        _acquired("exposure", "too bright or too dark"),
+        _acquired("gamma", "another characteristic curve"),
+        _acquired("rotation", "the patient or the film was not straight"),
+        _drawn("letters", "side markers and words such as PORTABLE"),
+        _drawn("arrows", "arrows, as in teaching files and publications"),
+        _drawn("collimation_border", "the black border of the collimator"),
+        _drawn("leads_and_tubes", "ECG leads and tubes"),
+        _drawn("device", "a pacemaker and its leads"),
+    )
+}
+ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_artefact)
+
+
+def get(name: str) -> Corruption:
+    """The corruption of that name; UserError with the valid names for any other."""
+    if name not in CORRUPTIONS:
+        raise unknown("corruption", name, CORRUPTIONS)
+    return CORRUPTIONS[name]
+
+
+def check_severity(severity: int) -> int:
+    """The severity itself; UserError where it is not a whole number from 1 to 5."""
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise UserError(f"severity {severity}: choose a whole number from {SEVERITIES[0]} to {SEVERITIES[-1]}")
+    return int(severity)
+
+
+def corrupt(
+    images: Tensor, name: str, severity: int, *, seed: int = 0, keys: Sequence[int | str] | None = None
+) -> Tensor:
+    """Images (B, 1, H, W), float in [0, 1], with one of CORRUPTIONS at `severity` 1 to 5: the same shape and range.
+
+    `keys` (B) name the images: a sample's id, or its row in the data set; its place in the batch unless said. An image
+    comes out the same whatever batch it is in, so long as its key is the same.
+    Raises UserError for an unknown name, a severity outside 1 to 5, images outside [0, 1], or keys that do not fit.
+    """
+    return _applied(get(name), images, severity, seed, keys)[0]
+
+
+def artefact(
+    images: Tensor, name: str, severity: int, *, seed: int = 0, keys: Sequence[int | str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `corrupt` for one of ARTEFACTS, and where it was drawn: (images (B, 1, H, W), masks (B, H, W) bool).
+
+    Raises UserError as `corrupt` does, and for a corruption that is all over the image.
+    """
+    if not get(name).is_artefact:
+        raise unknown("artefact", name, ARTEFACTS)
+    changed, mask = _applied(get(name), images, severity, seed, keys)
+    assert mask is not None
+    return changed, mask
+
+
+@torch.no_grad()
+def _applied(
+    corruption: Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
+) -> tuple[Tensor, Tensor | None]:
+    _check(images)
+    names: Iterable[int | str] = range(len(images)) if keys is None else keys
+    draws = Draws(corruption.name, seed, names)
+    if len(draws) != len(images):
+        raise UserError(f"{corruption.name}: {len(images)} images but {len(draws)} keys; give one for each image")
+    changed, mask = corruption.apply(images.detach().float(), check_severity(severity), draws)
+    return changed.clamp(0, 1).to(images.dtype), mask
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point():
+        raise UserError(f"corruption: images must be floats (B, 1, H, W), not {images.dtype} {tuple(images.shape)}")
+    if images.numel():
+        low, high = (float(v) for v in images.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # a NaN fails this too
+            raise UserError(f"corruption: images must lie in [0, 1] (pixel space), but these span [{low:g}, {high:g}]")

@@ -1,0 +1,183 @@
+"""What goes wrong between the patient and the file: dose, focus, movement, size, compression, tone, position.
+
+Each is a function (images (B, 1, H, W) float32 in [0, 1], severity 1 to 5, draws) -> images, which the caller clamps.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from trustcxr.corruptions.draws import Draws
+
+WRITTEN_FOR = 224  # pixels of a side
+
+NOISE = (0.02, 0.035, 0.06, 0.09, 0.13)  # standard deviation
+QUANTA = (600.0, 250.0, 110.0, 55.0, 28.0)  # counted in a white pixel
+DEFOCUS = (1.2, 2.0, 3.0, 4.2, 6.0)  # radius of the disc that a point becomes, pixels
+MOTION = (4.0, 7.0, 11.0, 16.0, 22.0)  # length of the line that a point becomes, pixels
+COARSER = (1.6, 2.2, 3.0, 4.0, 5.5)  # times fewer pixels a side
+QUALITY = (40.0, 25.0, 17.0, 12.0, 9.0)  # of JPEG, 1 to 100
+CONTRAST = (1.25, 1.5, 1.85, 2.3, 2.9)  # times more or less
+EXPOSURE = (0.06, 0.12, 0.18, 0.24, 0.30)  # brighter or darker
+GAMMA = (1.25, 1.5, 1.9, 2.4, 3.0)  # exponent, or one over it
+ROTATION = (3.0, 6.0, 10.0, 15.0, 22.0)  # degrees, either way
+BREATH = 30.0  # degrees from upright within which a patient moves
+
+
+def scale(images: Tensor) -> float:
+    """The side of these images over that of the tables."""
+    return min(images.shape[-2:]) / WRITTEN_FOR
+
+
+def gaussian_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """The same noise in every pixel, whatever its brightness. Fewer pixels on the same film have less of it each."""
+    noise = draws.normal(*images.shape[1:]).to(images.device)
+    return torch.add(images, noise, alpha=NOISE[severity - 1] * scale(images))
+
+
+def poisson_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Counts of quanta in their normal approximation: mean x, variance x over the quanta of a white pixel."""
+    quanta = QUANTA[severity - 1] / scale(images) ** 2  # a pixel of a smaller film is larger, and collects more
+    noise = draws.normal(*images.shape[1:]).to(images.device)
+    return torch.addcmul(images, images.sqrt(), noise, value=quanta**-0.5)
+
+
+def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Each point becomes a disc."""
+    return convolve(images, disc(DEFOCUS[severity - 1] * scale(images)).to(images.device))
+
+
+def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Each point becomes a line; its direction is drawn for each image, near upright, as a chest breathes."""
+    angles = torch.deg2rad(90 + draws.uniform(-BREATH, BREATH))
+    return convolve(images, lines(MOTION[severity - 1] * scale(images), angles).to(images.device))
+
+
+def resolution(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Averaged to fewer pixels, and enlarged again."""
+    factor = 1 + (COARSER[severity - 1] - 1) * scale(images)
+    height, width = (max(round(n / factor), 1) for n in images.shape[-2:])
+    small = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(small, size=tuple(images.shape[-2:]), mode="bilinear", align_corners=False)
+
+
+def jpeg(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """JPEG's loss (ITU-T T.81) on any device: the cosine transform of 8 x 8 pixels, rounded to the quality's steps.
+
+    What follows in a file loses nothing, so the result is that of writing and reading one. A smaller film has more of
+    its content in each block, and its steps are finer in proportion.
+    """
+    steps = quantisation(QUALITY[severity - 1], scale(images)).to(images.device).flatten()
+    transform = _cosines().to(images.device)
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
+    rows, columns = (n // 8 for n in padded.shape[-2:])
+    levels = padded.mul(255).round_().sub_(128)
+    blocks = levels.reshape(-1, rows, 8, columns, 8).transpose(2, 3).reshape(-1, 64)
+    kept = (blocks @ transform.T).div_(steps).round_().mul_(steps)
+    levels = (kept @ transform).reshape(-1, rows, columns, 8, 8).transpose(2, 3).reshape(padded.shape)
+    return levels[..., :height, :width].round().add_(128).div_(255)
+
+
+def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """More or less contrast, as drawn for each image, about its own mean."""
+    factor = (CONTRAST[severity - 1] ** draws.signs()).to(images.device)[:, None, None, None]
+    return images.mean((1, 2, 3), keepdim=True).lerp(images, factor)
+
+
+def exposure(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Brighter or darker, as drawn for each image."""
+    return images + (EXPOSURE[severity - 1] * draws.signs()).to(images.device)[:, None, None, None]
+
+
+def gamma(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Raised to an exponent above or below 1, as drawn for each image."""
+    return images ** (GAMMA[severity - 1] ** draws.signs()).to(images.device)[:, None, None, None]
+
+
+def rotation(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Turned about the middle, either way; what comes in from outside is black."""
+    angle = torch.deg2rad(ROTATION[severity - 1] * draws.signs())
+    height, width = images.shape[-2:]
+    cos, sin, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rows = [
+        torch.stack([cos, -sin * height / width, none], 1),
+        torch.stack([sin * width / height, cos, none], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def convolve(images: Tensor, kernels: Tensor) -> Tensor:
+    """Images (B, 1, H, W) under kernels (1 or B, 1, K, K), K odd, by Fourier transform: the size of K costs nothing.
+
+    Beyond its edge an image goes on as its edge is.
+    """
+    reach = kernels.shape[-1] // 2
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (reach, reach, reach, reach), mode="replicate")
+    sides = [next_fast_len(n, real=True) for n in padded.shape[-2:]]
+    spectrum = torch.fft.rfft2(padded, s=sides) * torch.fft.rfft2(kernels, s=sides)
+    # The first 2 * reach rows and columns are where the transform wraps around.
+    return torch.fft.irfft2(spectrum, s=sides)[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
+
+
+@lru_cache(maxsize=32)
+def disc(radius: float, fineness: int = 11) -> Tensor:
+    """A disc of that radius in pixels, its edge shared among the pixels that it cuts: (1, 1, K, K), sum 1."""
+    reach = int(radius + 0.5) + 1
+    part = (torch.arange(fineness * (2 * reach + 1)) + 0.5) / fineness - reach - 0.5
+    inside = (part[:, None] ** 2 + part[None] ** 2 <= radius**2).float()
+    kernel = F.avg_pool2d(inside[None, None], fineness)
+    return kernel / kernel.sum() if kernel.sum() > 0 else _point(reach)
+
+
+def _point(reach: int) -> Tensor:
+    kernel = torch.zeros(1, 1, 2 * reach + 1, 2 * reach + 1)
+    kernel[..., reach, reach] = 1
+    return kernel
+
+
+def lines(length: float, angles: Tensor) -> Tensor:
+    """A line of that length in pixels in each direction (B,) in radians: (B, 1, K, K), sum 1."""
+    reach = int(length / 2) + 1
+    along = torch.linspace(-length / 2, length / 2, 4 * int(length) + 9)
+    place = torch.arange(-reach, reach + 1).float()
+    across, down = (
+        (1 - (place - (along[None] * direction[:, None])[..., None]).abs()).clamp(min=0)
+        for direction in (angles.cos(), angles.sin())
+    )
+    kernels = torch.einsum("bty,btx->byx", down, across)[:, None]
+    return kernels / kernels.sum((2, 3), keepdim=True)
+
+
+# ITU-T T.81, annex K: the luminance table from which encoders scale by quality.
+_LUMINANCE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+
+
+@lru_cache(maxsize=32)
+def quantisation(quality: float, finer: float = 1.0) -> Tensor:
+    """The steps (8, 8) of the cosine transform at a quality as libjpeg has it; `finer` below 1 makes them finer."""
+    percent = 5000 / quality if quality < 50 else 200 - 2 * quality
+    return ((torch.tensor(_LUMINANCE) * percent * finer + 50) / 100).floor().clamp(1, 255)
+
+
+@lru_cache(maxsize=1)
+def _cosines() -> Tensor:
+    """The orthonormal cosine transform of a block of 8 x 8 pixels, row by row: (64, 64)."""
+    place = torch.arange(8, dtype=torch.float64)
+    one = torch.cos((2 * place[None] + 1) * place[:, None] * torch.pi / 16) / 2
+    one[0] /= 2**0.5
+    return torch.kron(one, one).float()

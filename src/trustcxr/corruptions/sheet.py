@@ -1,0 +1,59 @@
+"""All corruptions at all severities of one film, on one picture: for the eye."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from trustcxr import corruptions, results
+from trustcxr.data import images as files
+from trustcxr.errors import UserError
+
+_LABEL, _GAP = 150, 4  # pixels
+_LEAST = 160  # films are shown at least so large
+
+
+def draw(film: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
+    """A row for each corruption, a column for each severity, the film (H, W) uint8 itself first."""
+    height, width = film.shape
+    zoom = -(-_LEAST // min(height, width))
+    names, columns = list(corruptions.CORRUPTIONS), 1 + len(corruptions.SEVERITIES)
+    step_x, step_y = zoom * width + _GAP, zoom * height + _GAP
+    page = Image.new("L", (_LABEL + columns * step_x, 24 + len(names) * step_y), 255)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for column, title in enumerate(["as it is", *(f"severity {s}" for s in corruptions.SEVERITIES)]):
+        pen.text((_LABEL + column * step_x, 3), title, fill=0, font=font)
+    pixels = torch.from_numpy(film.copy()).float().div_(255)[None, None]
+    for row, name in enumerate(names):
+        top = 24 + row * step_y
+        pen.multiline_text((4, top + 6), name.replace("_", "\n"), fill=0, font=font)
+        shown = [pixels, *(corruptions.corrupt(pixels, name, s, seed=seed) for s in corruptions.SEVERITIES)]
+        for column, image in enumerate(shown):
+            levels = image[0, 0].mul(255).round().byte().numpy()
+            tile = Image.fromarray(levels).resize((zoom * width, zoom * height), Image.Resampling.NEAREST)
+            page.paste(tile, (_LABEL + column * step_x, top))
+    return page
+
+
+def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0) -> Path:
+    """Write the sheet of a film of `size` pixels a side (a synthetic one unless said) as a picture.
+
+    Raises UserError where the film cannot be read or the picture cannot be written.
+    """
+    from trustcxr.data import phantom
+
+    if film is None:
+        picture = phantom.render("COVID-19", seed, size).image
+    else:
+        try:
+            picture = np.asarray(files.resize_image(files.read_image(film), size))
+        except (files.UnreadableImage, OSError) as problem:
+            raise UserError(f"{film}: not read ({problem}); give an image file") from None
+    try:
+        with results.replacing(out) as temporary:
+            draw(picture, seed=seed).save(temporary)
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{out}: the sheet cannot be written ({problem}); give a path that ends in .png") from None
+    return out
