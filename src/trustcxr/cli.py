@@ -330,6 +330,19 @@ def data_phantom(
     print(f"{out}: {total} synthetic films in the layout of COVID-QU-Ex. {NOTICE}")
 
 
+@data_app.command("corruptions", epilog="Example: trustcxr data corruptions out/corruptions.png")
+def data_corruptions(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write, such as corruptions.png.")],
+    film: Annotated[Path | None, typer.Option(help="An X-ray to show them on; a synthetic one unless said.")] = None,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the film in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same.")] = 0,
+) -> None:
+    """A sheet of every corruption at every severity, to look at."""
+    from trustcxr.corruptions import sheet
+
+    print(f"{sheet.write(out, size=size, film=film, seed=seed)}\n{NOTICE}")
+
+
 def _finish_study(document: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 

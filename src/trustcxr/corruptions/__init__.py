@@ -112,7 +112,10 @@ def _applied(
     draws = Draws(corruption.name, seed, names)
     if len(draws) != len(images):
         raise UserError(f"{corruption.name}: {len(images)} images but {len(draws)} keys; give one for each image")
-    changed, mask = corruption.apply(images.detach().float(), check_severity(severity), draws)
+    check_severity(severity)
+    if not len(images):
+        return images.detach().clone(), images.new_zeros(images[:, 0].shape, dtype=torch.bool)
+    changed, mask = corruption.apply(images.detach().float(), severity, draws)
     return changed.clamp(0, 1).to(images.dtype), mask
 
 

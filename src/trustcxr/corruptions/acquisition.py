@@ -65,7 +65,7 @@ def resolution(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def jpeg(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """JPEG's loss (ITU-T T.81) on any device: the cosine transform of 8 x 8 pixels, rounded to the quality's steps.
+    """JPEG's loss (ITU-T T.81), on any device: the cosines of 8 x 8 pixels, rounded to the steps of a quality.
 
     What follows in a file loses nothing, so the result is that of writing and reading one. A smaller film has more of
     its content in each block, and its steps are finer in proportion.
@@ -126,32 +126,25 @@ def convolve(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def disc(radius: float, fineness: int = 11) -> Tensor:
-    """A disc of that radius in pixels, its edge shared among the pixels that it cuts: (1, 1, K, K), sum 1."""
-    reach = int(radius + 0.5) + 1
-    part = (torch.arange(fineness * (2 * reach + 1)) + 0.5) / fineness - reach - 0.5
-    inside = (part[:, None] ** 2 + part[None] ** 2 <= radius**2).float()
-    kernel = F.avg_pool2d(inside[None, None], fineness)
-    return kernel / kernel.sum() if kernel.sum() > 0 else _point(reach)
-
-
-def _point(reach: int) -> Tensor:
-    kernel = torch.zeros(1, 1, 2 * reach + 1, 2 * reach + 1)
-    kernel[..., reach, reach] = 1
-    return kernel
+def disc(radius: float) -> Tensor:
+    """A disc of that radius in pixels: (1, 1, K, K), sum 1."""
+    side = torch.linspace(-radius, radius, 8 * int(radius) + 17)
+    down, across = (grid.flatten() for grid in torch.meshgrid(side, side, indexing="ij"))
+    inside = down**2 + across**2 <= radius**2 * (1 + 1e-6)
+    return _spread(down[None, inside], across[None, inside], int(radius) + 1)
 
 
 def lines(length: float, angles: Tensor) -> Tensor:
     """A line of that length in pixels in each direction (B,) in radians: (B, 1, K, K), sum 1."""
-    reach = int(length / 2) + 1
-    along = torch.linspace(-length / 2, length / 2, 4 * int(length) + 9)
+    along = torch.linspace(-length / 2, length / 2, 4 * int(length) + 9)[None]
+    return _spread(angles.sin()[:, None] * along, angles.cos()[:, None] * along, int(length / 2) + 1)
+
+
+def _spread(down: Tensor, across: Tensor, reach: int) -> Tensor:
+    """Points (B, N) in pixels from the middle, each shared among the four pixels about it: (B, 1, K, K), sum 1."""
     place = torch.arange(-reach, reach + 1).float()
-    across, down = (
-        (1 - (place - (along[None] * direction[:, None])[..., None]).abs()).clamp(min=0)
-        for direction in (angles.cos(), angles.sin())
-    )
-    kernels = torch.einsum("bty,btx->byx", down, across)[:, None]
-    return kernels / kernels.sum((2, 3), keepdim=True)
+    shares = [(1 - (place - points[..., None]).abs()).clamp(min=0) for points in (down, across)]
+    return torch.einsum("bny,bnx->byx", *shares)[:, None] / down.shape[1]
 
 
 # ITU-T T.81, annex K: the luminance table from which encoders scale by quality.

@@ -10,6 +10,7 @@ from math import ceil, cos, pi, sin
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -117,27 +118,27 @@ def letters(layer: Layer, random: np.random.Generator, severity: int) -> float:
 def arrows(layer: Layer, random: np.random.Generator, severity: int) -> float:
     """Arrows whose tips lie over the lungs; white, now and then black."""
     tone = 1.0 if random.random() < 0.8 else 0.0
+    long = ARROW[severity - 1]
     for _ in range(ARROW_COUNT[severity - 1]):
-        x, y = random.choice([0.3, 0.7]) + random.uniform(-0.1, 0.1), random.uniform(0.25, 0.7)
-        direction, long = random.uniform(0, 2 * pi), ARROW[severity - 1]
+        tip = np.array([random.choice([0.3, 0.7]) + random.uniform(-0.1, 0.1), random.uniform(0.25, 0.7)])
+        direction = random.uniform(0, 2 * pi)
         along = np.array([cos(direction), sin(direction)])
         beside = np.array([-along[1], along[0]])
-        tip = np.array([x, y])
         head = tip + 0.42 * long * along
-        layer.line([tuple(tip + long * along), tuple(head)], 0.13 * long, 1.0)
-        layer.polygon([tuple(tip), *(tuple(head + side * 0.19 * long * beside) for side in (1, -1))], 1.0)
+        layer.line([_point(tip + long * along), _point(head)], 0.13 * long, 1.0)
+        layer.polygon([_point(tip), *(_point(head + side * 0.19 * long * beside) for side in (1, -1))], 1.0)
     return tone
 
 
 def collimation_border(layer: Layer, random: np.random.Generator, severity: int) -> float:
     """Black outside a window whose edges are not quite straight to the film's."""
-    mean = BORDER[severity - 1]
+    mean, tone = BORDER[severity - 1], random.uniform(0.0, 0.03)
     left, top, right, bottom = mean * random.uniform(0.5, 1.5, 4)
     tilt = random.uniform(-0.35, 0.35) * mean
     window = [(left, top + tilt), (1 - right - tilt, top), (1 - right, 1 - bottom - tilt), (left + tilt, 1 - bottom)]
     layer.polygon([(0, 0), (1, 0), (1, 1), (0, 1)], 1.0)
     layer.polygon(window, 0.0)
-    return random.uniform(0.0, 0.03)
+    return tone
 
 
 def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) -> float:
@@ -146,20 +147,22 @@ def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) ->
     # On the shoulders and along the ribs, and the edge that each wire leaves by.
     spots = [(0.22, 0.22), (0.78, 0.22), (0.2, 0.78), (0.8, 0.76), (0.56, 0.62)]
     edges = [(0.0, 0.1), (1.0, 0.08), (0.0, 0.95), (1.0, 0.97), (0.66, 1.0)]
-    for number in random.permutation(len(spots))[: LEADS[severity - 1]]:
-        x, y = np.array(spots[number]) + random.uniform(-0.05, 0.05, 2)
-        out = np.clip(np.array(edges[number]) + random.uniform(-0.06, 0.06, 2), -0.02, 1.02)
-        bend = (np.array([x, y]) + out) / 2 + random.uniform(-0.16, 0.16, 2)
-        layer.line(curve([(x, y), tuple(bend), tuple(out)]), 0.008, opacity)
-        layer.disc((x, y), 0.026, 0.35 * opacity)
-        layer.disc((x, y), 0.011, min(1.25 * opacity, 1.0))
-    for number in range(TUBES[severity - 1]):
-        side = random.uniform(-0.02, 0.02)
-        end = (0.5 + side + random.uniform(-0.04, 0.08), random.uniform(0.4, 0.52) if number == 0 else 0.98)
+    order, shifts = random.permutation(len(spots)), random.uniform(-1, 1, (len(spots), 3, 2))
+    tone, tubes = random.uniform(0.9, 1.0), random.uniform(0, 1, (max(TUBES), 3))
+    for number in order[: LEADS[severity - 1]]:
+        start = np.array(spots[number]) + 0.05 * shifts[number, 0]
+        out = np.clip(np.array(edges[number]) + 0.06 * shifts[number, 1], -0.02, 1.02)
+        bend = (start + out) / 2 + 0.16 * shifts[number, 2]
+        layer.line(curve([_point(start), _point(bend), _point(out)]), 0.008, opacity)
+        layer.disc(_point(start), 0.026, 0.35 * opacity)
+        layer.disc(_point(start), 0.011, min(1.25 * opacity, 1.0))
+    for number, (sideways, aside, depth) in enumerate(tubes[: TUBES[severity - 1]]):
+        side = 0.04 * (sideways - 0.5)
+        end = (0.46 + side + 0.12 * aside, 0.4 + 0.12 * depth if number == 0 else 0.98)
         path = curve([(0.5 + side, -0.02), (0.5 - side + 0.02 * number, 0.3), end])
         layer.line(path, 0.02, 0.55 * opacity)
         layer.line(path, 0.011, 0.25 * opacity)  # its lumen is lighter than its walls
-    return random.uniform(0.9, 1.0)
+    return tone
 
 
 def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
@@ -167,7 +170,7 @@ def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
     wide = DEVICE[severity - 1]
     side = 1 if random.random() < 0.8 else -1  # the patient's left is on the right of the film
     x, y = 0.5 + side * random.uniform(0.24, 0.3), random.uniform(0.2, 0.27)
-    turn = random.uniform(-0.4, 0.4)
+    turn, tone = random.uniform(-0.4, 0.4), random.uniform(0.93, 1.0)
     for number in range(DEVICE_LEADS[severity - 1]):
         tip = (0.5 + random.uniform(0.0, 0.16), random.uniform(0.56, 0.72) - 0.1 * (number == 1))
         inlet = (0.5 + side * random.uniform(0.02, 0.06), 0.24 + 0.03 * number)
@@ -179,7 +182,11 @@ def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
     inside = [turned(p, turn) for p in rounded(0.4 * wide, 0.24 * wide)]
     layer.polygon([(x + a, y + b) for a, b in shape], 0.95)
     layer.polygon([(x + a, y + b + 0.06 * wide) for a, b in inside], 0.78)
-    return random.uniform(0.93, 1.0)
+    return tone
+
+
+def _point(pair: NDArray[np.float64]) -> Point:
+    return float(pair[0]), float(pair[1])
 
 
 def curve(points: Sequence[Point], count: int = 40) -> list[Point]:
