@@ -1,6 +1,8 @@
 """The loss of each defence, against the same loss written out by hand."""
 
 import copy
+import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
 from trustcxr.errors import UserError
+from trustcxr.recipes import DEFENCE_OPTIONS, DefenceRecipe
 
 
 @pytest.fixture
@@ -68,17 +71,76 @@ def test_fgsm_loss_reaches_the_weights_but_not_through_the_attack(
     assert model.training
 
 
+def options_of(name: str, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """What a defence must be told."""
+    options: dict[str, Any] = {"epsilon": 0.02} if "epsilon" in DEFENCE_OPTIONS[name] else {}
+    return options | ({"perturbation": torch.zeros_like(batch[0])} if name == "free" else {})
+
+
+def test_the_recipe_knows_what_each_defence_takes() -> None:
+    """A key that a defence does not use is an error: the table in recipes.py and the signatures must agree."""
+    assert DEFENCE_OPTIONS.keys() == defences.DEFENCES.keys()
+    # Of training, not of the loss; `clean` is the twin of separate_batchnorm, `perturbation` what `free` keeps.
+    not_the_loss = {"ramp", "replays", "separate_batchnorm", "evaluated_batchnorm"}
+    for name, defence in defences.DEFENCES.items():
+        parameters = inspect.signature(defence).parameters
+        takes = {p for p in parameters if p not in ("model", "images", "labels", "weighing", "clean", "perturbation")}
+        if name != "standard":
+            assert takes == set(DEFENCE_OPTIONS[name]) - not_the_loss, name
+        assert ("clean" in parameters) == ("separate_batchnorm" in DEFENCE_OPTIONS[name]), name
+        assert ("perturbation" in parameters) == ("replays" in DEFENCE_OPTIONS[name]), name
+        for key in takes & DefenceRecipe.model_fields.keys() - {"epsilon"} if name != "standard" else ():
+            assert parameters[key].default == DefenceRecipe.model_fields[key].default, (name, key)
+
+
 @pytest.mark.parametrize("name", defences.DEFENCES)
 def test_label_smoothing_reaches_the_loss(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
+    options = options_of(name, batch)
     # With smoothing 1 the label no longer counts.
     loss, logits = defences.get(name)(
-        model, images, labels, epsilon=0.02, clean_share=0.0, mode="eval", label_smoothing=1.0
+        model, images, labels, **options, label_smoothing=1.0, **({"beta": 0.0} if name == "trades" else {})
     )
+    if name == "trades":  # its cross-entropy is of the clean images
+        logits = model(images)
     assert torch.allclose(loss, -F.log_softmax(logits, dim=1).mean(), atol=1e-6)
     if name == "fgsm":
         both, _ = defences.fgsm(model, images, labels, epsilon=0.0, clean_share=0.5, label_smoothing=1.0)
         assert torch.allclose(both, -F.log_softmax(model(images), dim=1).mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", defences.DEFENCES)
+def test_every_defence_leaves_the_model_training_and_its_weights_with_gradients(
+    name: str, model: SmallNet, batch: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = batch
+    before = images.clone()
+    loss, logits = defences.get(name)(model, images, labels, **options_of(name, batch))
+    assert (loss.ndim, logits.shape) == (0, (16, 3))
+    loss.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    assert model.training
+    assert torch.equal(images, before)
+    counted = {int(m.num_batches_tracked) for m in model.body if isinstance(m, torch.nn.BatchNorm2d)}
+    assert counted == {2 if name == "trades" else 1}, "only passes of the loss count as batches"
+
+
+@pytest.mark.parametrize("name", defences.DEFENCES)
+def test_the_same_random_state_is_the_same_loss(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        twin = copy.deepcopy(model)
+        losses.append(float(defences.get(name)(twin, *batch, **options_of(name, batch))[0].detach()))
+    assert losses[0] == losses[1]
+    assert (losses[0] == losses[2]) == (name in ("standard", "fgsm", "free"))
+
+
+@pytest.mark.parametrize("name", ["fgsm-rs", "pgd", "trades", "mixup", "cutout", "gaussian"])
+def test_two_steps_in_a_row_draw_anew(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    """Attacks put the random state back: what a defence draws must not be put back with it."""
+    losses = {float(defences.get(name)(model, *batch, **options_of(name, batch))[0].detach()) for _ in range(3)}
+    assert len(losses) == 3
 
 
 def test_autocast_training_step_is_close_to_full_precision(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
@@ -101,7 +163,7 @@ def test_get_suggests_the_nearest_name() -> None:
         defences.get("standart")
 
 
-@pytest.mark.parametrize("name", ["standard", "fgsm"])
+@pytest.mark.parametrize("name", defences.DEFENCES)
 def test_class_weights_reach_the_loss(name: str) -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
@@ -113,8 +175,13 @@ def test_class_weights_reach_the_loss(name: str) -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     images, target = torch.rand(8, 1, 8, 8), torch.from_numpy(labels)
-    options = {"epsilon": 0.02, "clean_share": 0.0, "mode": "eval"}
-    loss, logits = defences.get(name)(model, images, target, class_weights=weights, **options)
-    assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, target, weight=weights)))
-    plain, _ = defences.get(name)(model, images, target, **options)
+    options = options_of(name, (images, target)) | ({"alpha": 1e-4} if name == "mixup" else {})
+    options |= {"beta": 0.0} if name == "trades" else {}
+    torch.manual_seed(3)
+    loss, logits = defences.get(name)(model, images, target, **copy.deepcopy(options), class_weights=weights)
+    torch.manual_seed(3)
+    plain, _ = defences.get(name)(model, images, target, **copy.deepcopy(options))
     assert float(loss) != pytest.approx(float(plain), abs=1e-4)
+    if name != "mixup":  # whose labels are mixed
+        logits = model(images) if name == "trades" else logits
+        assert float(loss) == pytest.approx(float(F.cross_entropy(logits, target, weight=weights)))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trustcxr import defences, evaluation, models, results, training
+from trustcxr import defences, evaluation, models, results, training, watching
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
@@ -61,14 +61,14 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
             figures[name] += 0.01
         return dict(figures)
 
-    monkeypatch.setattr(training, "validate", validate_)
+    monkeypatch.setattr(watching, "validate", validate_)
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, ...]]) -> None:
     """Validation figures by epoch: (accuracy) or (accuracy, under FGSM, under PGD)."""
     names = ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
     left = iter(rows)
-    monkeypatch.setattr(training, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
+    monkeypatch.setattr(watching, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
 
 
 # --- what a run leaves behind ----------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Tensor] = []
-    real = training.save_weights
+    real = watching.save_weights
     pixels = to_pixels(torch.from_numpy(np.array(films[1].images)))
 
     def spy(model: nn.Module, path: Path) -> None:
@@ -128,7 +128,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
         model.train(model_mode)
         real(model, path)
 
-    monkeypatch.setattr(training, "save_weights", spy)
+    monkeypatch.setattr(watching, "save_weights", spy)
     made_up(monkeypatch, [(0.4,), (0.7,), (0.5,), (0.7,)])
     summary = training.fit(recipe(epochs=4), *films, tmp_path)
     assert (summary["best_epoch"], summary["best_value"]) == (1, 0.7)
@@ -357,8 +357,8 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 # --- robust runs -----------------------------------------------------------------------------------------------------
 
 
-def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> training.Watch:
-    return training.Watch(folder, films[1], recipe(defence, **options))
+def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> watching.Watch:
+    return watching.Watch(folder, films[1], recipe(defence, **options))
 
 
 def test_catastrophic_overfitting_stops_training_and_is_said(
@@ -453,12 +453,12 @@ def test_validation_leaves_the_model_alone(films: tuple[Any, Any]) -> None:
     model.net.bn1.eval()
     before = {name: module.training for name, module in model.named_modules()}
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    figures = training.validate(model, films[1], recipe("fgsm"), torch.device("cpu"))
+    figures = watching.validate(model, films[1], recipe("fgsm"), torch.device("cpu"))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert same(state, model.state_dict())
     assert set(figures) == {"val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"}
     assert figures["val_pgd_accuracy"] <= figures["val_fgsm_accuracy"] + 0.05
-    assert list(training.validate(model, films[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
+    assert list(watching.validate(model, films[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -538,7 +538,7 @@ def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path)
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    training.save_weights(models.build(MODEL, classes=3), tmp_path / "w.safetensors")
+    watching.save_weights(models.build(MODEL, classes=3), tmp_path / "w.safetensors")
     again = models.build(MODEL, classes=3)
     training.load_weights(again, tmp_path / "w.safetensors")
     assert same(again.state_dict(), load_file(tmp_path / "w.safetensors"))

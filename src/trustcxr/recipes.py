@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.results import read_yaml
@@ -12,6 +12,21 @@ from trustcxr.results import read_yaml
 SHIPPED = Path(__file__).parent / "recipes"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Model = TypeVar("Model", bound="_Strict")
+
+# The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
+_ATTACK = ("epsilon", "ramp", "mode", "attack_precision")
+_SHARED = (*_ATTACK, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
+DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "standard": (),
+    "fgsm": _SHARED,
+    "fgsm-rs": _SHARED,
+    "free": ("epsilon", "ramp", "replays"),
+    "pgd": (*_SHARED, "steps"),
+    "trades": (*_ATTACK, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"),
+    "mixup": ("alpha",),
+    "cutout": ("size", "holes"),
+    "gaussian": ("sigma",),
+}
 
 
 class _Strict(BaseModel):
@@ -61,6 +76,7 @@ class Augment(_Strict):
     brightness: float = Field(0.1, ge=0, le=0.5, description="added to the pixels, either way")
     contrast: float = Field(0.1, ge=0, le=0.9, description="share of the contrast, either way")
     flip: Fraction = Field(0.0, description="share of images mirrored left to right; the heart has a side")
+    erase: Fraction = Field(0.0, description="share of images with one rectangle made an even grey")
 
 
 class TrainingRecipe(_Strict):
@@ -68,6 +84,7 @@ class TrainingRecipe(_Strict):
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(32, ge=2)
+    optimiser: Literal["adam", "adamw"] = Field("adam", description="the paper's is Adam; adamw decouples the decay")
     learning_rate: float = Field(5e-4, gt=0, lt=100)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -82,15 +99,56 @@ class TrainingRecipe(_Strict):
 
 
 class DefenceRecipe(_Strict):
-    """How a model is made robust. Training keys given here replace the study's."""
+    """How a model is made robust. Training keys given here replace the study's.
+
+    DEFENCE_OPTIONS says which keys a defence uses; one that it does not use must stay as it is.
+    """
 
     name: str = "standard"
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
     ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
     mode: Literal["eval", "train"] = Field("eval", description="mode of BatchNorm while the model is attacked")
+    attack_precision: Literal["same", "bf16"] = Field(
+        "same", description="bf16: the attack's passes alone, of which only the gradient's sign is used"
+    )
+    steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
+    beta: float = Field(6.0, ge=0, description="trades: weight of the divergence beside the clean loss")
+    replays: int = Field(
+        4, ge=1, le=100, description="free: optimiser steps on each batch, so that an epoch has so many times the steps"
+    )
+    alpha: float = Field(0.2, gt=0, description="mixup: of the Beta distribution that shares are drawn from")
+    size: float = Field(0.25, gt=0, le=1, description="cutout: side of a square as a share of the image's")
+    holes: int = Field(1, ge=1, le=100, description="cutout: squares in each image")
+    sigma: float = Field(0.05, gt=0, le=1, description="gaussian: standard deviation of the noise in pixel space")
+    separate_batchnorm: bool = Field(
+        False, description="clean and adversarial batches have BatchNorm layers of their own while training"
+    )
+    evaluated_batchnorm: Literal["adversarial", "clean"] = Field(
+        "adversarial", description="with separate_batchnorm: whose layers the model keeps; the others are not saved"
+    )
     start_from: Literal["scratch", "standard"] = Field("scratch", description="standard: the trained standard run")
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether training attacks the model, so that it is judged by its accuracy under attack."""
+        return "epsilon" in DEFENCE_OPTIONS.get(self.name, ("epsilon",))
+
+    @model_validator(mode="after")
+    def _used(self) -> "DefenceRecipe":
+        if self.name in DEFENCE_OPTIONS:
+            uses = DEFENCE_OPTIONS[self.name]
+            options = {key for keys in DEFENCE_OPTIONS.values() for key in keys}
+            for key, field in type(self).model_fields.items():
+                if key in options and key not in uses and getattr(self, key) != field.default:
+                    takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
+                    raise ValueError(f"defence {self.name} does not use {key}; {takes}")
+        if self.separate_batchnorm and self.name != "trades" and not 0 < self.clean_share < 1:
+            raise ValueError("separate_batchnorm needs clean images beside adversarial ones: clean_share in (0, 1)")
+        if self.evaluated_batchnorm == "clean" and not self.separate_batchnorm:
+            raise ValueError("evaluated_batchnorm: clean needs separate_batchnorm: true")
+        return self
 
 
 class ModelRecipe(_Strict):
@@ -98,7 +156,27 @@ class ModelRecipe(_Strict):
 
     name: str
     weights: str = "imagenet"
+    normalisation: Literal["batch", "frozen", "group"] = Field(
+        "batch", description="BatchNorm; BatchNorm with the statistics of its weights, never updated; or GroupNorm"
+    )
+    activation: Literal["own", "silu", "gelu", "softplus"] = Field(
+        "own", description="a smooth one in the place of each ReLU (softplus with beta 10)"
+    )
+    input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
     training: dict[str, Any] = Field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """What `models.build` is told beside name, classes and weights: the options that are not the default."""
+        names = ("normalisation", "activation", "input_blur")
+        return {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelRecipe":
+        if self.input_blur and self.input_blur % 2 == 0:
+            raise ValueError(f"input_blur must be odd, not {self.input_blur}: an even filter would shift the image")
+        if self.normalisation == "frozen" and self.weights == "none":
+            raise ValueError("normalisation: frozen needs trained weights, whose statistics it keeps; weights is none")
+        return self
 
 
 class Selection(_Strict):
@@ -125,11 +203,25 @@ class EvaluationRecipe(_Strict):
 
 
 class ExplanationRecipe(_Strict):
-    """How saliency is made and measured."""
+    """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""
 
-    method: str = "gradcam"
-    epsilon: Fraction = Field(0.02, description="of the FGSM image against which stability is measured")
-    panels: int = Field(6, ge=0, description="images drawn at random for the report")
+    methods: tuple[str, ...] = Field(
+        ("gradcam", "layercam"),
+        min_length=1,
+        description="names of saliency methods; a CAM of an earlier layer is layercam@-2 or layercam@layer3",
+    )
+    epsilon: Fraction = Field(0.02, description="of the FGSM and PGD images against which stability is measured")
+    corruptions: Literal["all"] | tuple[str, ...] = Field("all", description="under which stability is measured")
+    severity: int = Field(3, ge=1, le=5, description="of the corruptions")
+    sample: int = Field(40, ge=0, description="images drawn for PGD stability, faithfulness and sanity; 0: none")
+    panels: int = Field(6, ge=0, description="images drawn at random for the report; the best and worst come on top")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "method" in content and "methods" not in content:
+            return {k: v for k, v in content.items() if k != "method"} | {"methods": [content["method"]]}
+        return content
 
 
 def _as_model(value: object) -> object:
@@ -204,6 +296,8 @@ def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
         if first["type"] == "extra_forbidden":
             complaint = str(unknown("key", first["loc"][-1], _siblings(kind, first["loc"])))
             raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
+        if first["type"] == "value_error":  # ours, about several keys together
+            raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
         raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
     if isinstance(recipe, StudyRecipe):

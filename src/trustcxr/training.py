@@ -3,7 +3,6 @@
 import math
 import shutil
 import signal
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trustcxr import attacks, defences, models, results
-from trustcxr.console import Progress, duration, say
+from trustcxr import defences, models, results
+from trustcxr.console import duration, say
 from trustcxr.data.batches import Batch, augment, loader, to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes import RunRecipe
+from trustcxr.recipes import DEFENCE_OPTIONS, RunRecipe
+from trustcxr.twin_batchnorm import TwinBatchNorm
+from trustcxr.watching import WATCH_STEPS, Bar, Watch
+from trustcxr.weights import load_weights
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-
-WATCH_IMAGES = 128  # validation images that PGD is run on after every epoch
-WATCH_STEPS = 10
-OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Watch._overfits
 
 
 class Fitting(pl.LightningModule):
@@ -45,8 +41,12 @@ class Fitting(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
-        self.defence = defences.get(recipe.defence.name)
-        self.robust = recipe.defence.name != "standard"
+        self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
+        ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm")  # not the loss's
+        self.options = {k: getattr(recipe.defence, k) for k in DEFENCE_OPTIONS[recipe.defence.name] if k not in ours}
+        self.twin = TwinBatchNorm(model) if recipe.defence.separate_batchnorm else None
+        self.perturbation: Tensor | None
+        self.register_buffer("perturbation", _first_perturbation(recipe))
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.average = _average(model, recipe.training.averaging)
@@ -62,6 +62,26 @@ class Fitting(pl.LightningModule):
         ramp = self.recipe.defence.ramp * self.total_steps
         return self.recipe.defence.epsilon * (min(1.0, step / ramp) if ramp else 1.0)
 
+    def defence_options(self) -> dict[str, Any]:
+        """What the defence is told at this step, beside model, images and labels."""
+        options = self.options | {
+            "label_smoothing": self.recipe.training.label_smoothing,
+            "class_weights": self.class_weights,
+        }
+        if self.robust:
+            options["epsilon"] = self.epsilon(self.global_step)
+        if self.perturbation is not None:
+            options["perturbation"] = self.perturbation
+        if self.twin is not None:
+            options["clean"] = self.model if self.attacked() is self.twin else self.twin
+        return options
+
+    def attacked(self) -> nn.Module:
+        """What adversarial images go through: the model, or its twin where the model's BatchNorm is for clean ones."""
+        if self.twin is not None and self.recipe.defence.evaluated_batchnorm == "clean":
+            return self.twin
+        return self.model
+
     def candidate(self) -> nn.Module:
         """The model that is validated and kept: the averaged weights where there are any."""
         return self.model if self.average is None else self.average.module
@@ -73,30 +93,25 @@ class Fitting(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step of the defence on a batch."""
         images, labels, _ = batch
-        training = self.recipe.training
-        # The random state of a step depends on seed and step alone, so that a resumed run is the same run.
-        state = (self.recipe.seed + 1) * 1_000_003 + self.global_step
-        torch.manual_seed(state)
-        generator = torch.Generator().manual_seed(state)
-        pixels = augment(to_pixels(images), generator, **training.augment.model_dump())
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        options = self.recipe.defence
-        loss, logits = self.defence(
-            self.model,
-            pixels,
-            labels,
-            epsilon=self.epsilon(self.global_step),
-            clean_share=options.clean_share,
-            mode=options.mode,
-            label_smoothing=training.label_smoothing,
-            class_weights=self.class_weights,
-        )
+        pixels = self._pixels(images)
+        loss, logits = self.defence(self.attacked(), pixels, labels, **self.defence_options())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")
         right = (logits.detach().argmax(1) == labels).sum()
         for name, value in (("loss", loss.detach() * len(labels)), ("right", right), ("count", len(labels))):
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         return loss
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """A batch as the model sees it. The random state of a step depends on seed and step alone, so that a resumed
+        run is the same run; all replays of a batch are augmented alike."""
+        training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
+        torch.manual_seed(first + self.global_step)
+        generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
+        pixels = augment(to_pixels(images), generator, **training.augment.model_dump())
+        if not torch.isfinite(pixels).all():
+            raise FloatingPointError(f"a pixel is not a number at step {self.global_step}")
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the averaged weights."""
@@ -109,9 +124,9 @@ class Fitting(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam, with a warm-up and then a cosine to zero (or constant)."""
         training = self.recipe.training
-        optimiser = torch.optim.Adam(
-            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        trained = [*self.model.parameters(), *(self.twin.layers.parameters() if self.twin else ())]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimiser]
+        optimiser = kind(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
         warm = max(1.0, training.warmup_epochs * self.steps_per_epoch)
 
         def factor(step: int) -> float:
@@ -124,137 +139,6 @@ class Fitting(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class Watch(pl.Callback):
-    """Validates after every epoch, keeps the best weights, stops early, and notices catastrophic overfitting.
-
-    A standard run is judged by its accuracy on validation. A robust run is judged by its accuracy under PGD on a slice
-    of validation, above what a constant answer would have; FGSM accuracy only breaks ties (and decides where PGD
-    accuracy is never above chance), since FGSM accuracy alone rewards masked gradients.
-    """
-
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe) -> None:
-        self.folder, self.val, self.recipe = folder, val, recipe
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
-        self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
-        self.monitor = "val_accuracy" if recipe.defence.name == "standard" else "val_pgd_accuracy"
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"history": self.history, "best": self.best, "stopped": self.stopped, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a resumed run."""
-        self.history, self.best = state["history"], state["best"]
-        self.stopped, self.seconds = state["stopped"], state["seconds"]
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Validate, keep, and decide whether to go on."""
-        row = {
-            "epoch": module.current_epoch,
-            "train_loss": module.sums["loss"] / module.sums["count"],
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "epsilon": module.epsilon(module.global_step) if module.robust else 0.0,
-            "train_accuracy": module.sums["right"] / module.sums["count"],
-            **validate(module.candidate(), self.val, self.recipe, module.device),
-        }
-        self.seconds += time.monotonic() - self._started
-        row["seconds"] = self.seconds
-        self.history.append(row)
-        results.write_table(self.folder / results.HISTORY_FILE, pd.DataFrame(self.history))
-        if self._overfits(row):
-            self.stopped = "overfitting"
-            trainer.should_stop = True
-            return
-        score = self._score(row, module.classes)
-        # While epsilon still grows the figures are of an easier task: waiting does not count yet.
-        ramp_ends = self.recipe.defence.ramp * self.recipe.training.epochs if module.robust else 0
-        if score > self.best["score"]:
-            self.best.update(epoch=row["epoch"], score=score, value=row[self.monitor])
-            save_weights(module.candidate(), self.folder / "checkpoint" / "best.safetensors")
-        elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
-            self.stopped = "early"
-            trainer.should_stop = True
-        self.best["best_pgd"] = max(self.best["best_pgd"], row.get("val_pgd_accuracy", 0.0))
-
-    def _score(self, row: dict[str, float], classes: int) -> float:
-        if self.recipe.defence.name == "standard":
-            return row["val_accuracy"]
-        return max(row["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * row["val_fgsm_accuracy"]
-
-    def _overfits(self, row: dict[str, float]) -> bool:
-        """Catastrophic overfitting (Wong et al. 2020): PGD accuracy falls at once while FGSM accuracy stays."""
-        if self.recipe.defence.name == "standard" or self.best["best_pgd"] < 1 / len(self.val.classes) + 0.1:
-            return False
-        fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
-        return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
-
-
-class Bar(pl.Callback):
-    """One bar for the whole of training, with the time left."""
-
-    def __init__(self, name: str, watch: Watch) -> None:
-        self.name, self.watch = name, watch
-        self.bar: Progress | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Open it, at the step where a resumed run stands."""
-        self.bar = Progress(f"training {self.name}", module.total_steps).__enter__()
-        if module.global_step:
-            self.bar.advance(module.global_step)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        """One step further."""
-        if self.bar is not None:
-            self.bar.advance(1, note=self._note())
-
-    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Close it."""
-        if self.bar is not None:
-            self.bar.__exit__()
-
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        """Close it."""
-        self.on_fit_end(trainer, module)
-
-    def _note(self) -> str:
-        if not self.watch.history:
-            return ""
-        last = self.watch.history[-1]
-        under = f", PGD {last['val_pgd_accuracy']:.1%}" if "val_pgd_accuracy" in last else ""
-        return f"validation {last['val_accuracy']:.1%}{under}"
-
-
-@torch.no_grad()
-def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.device) -> dict[str, float]:
-    """Accuracy on validation; for a robust run also under FGSM and PGD on an even slice of it."""
-    right, epsilon = 0.0, recipe.defence.epsilon
-    with attacks.undisturbed(model):
-        for images, labels, _ in loader(val, 64):
-            right += float((model(_pixels(images, device)).argmax(1) == labels.to(device)).sum())
-    figures = {"val_accuracy": right / len(val)}
-    if recipe.defence.name == "standard":
-        return figures
-    rows = torch.linspace(0, len(val) - 1, min(WATCH_IMAGES, len(val))).long().unique().numpy()
-    hits = {"fgsm": 0.0, "pgd": 0.0}
-    for start in range(0, len(rows), 64):
-        some = rows[start : start + 64]
-        images = _pixels(torch.from_numpy(val.images[some]), device)
-        labels = torch.as_tensor(val.labels[some], device=device)
-        adversarial = {
-            "fgsm": attacks.fgsm(model, images, labels, epsilon=epsilon),
-            "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=WATCH_STEPS, stop_when_wrong=True),
-        }
-        with attacks.undisturbed(model):
-            for name, perturbed in adversarial.items():
-                hits[name] += float((model(perturbed).argmax(1) == labels).sum())
-    return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
 
 
 def fit(
@@ -271,12 +155,18 @@ def fit(
     classes, training = train.classes, recipe.training
     resumed = _can_resume(checkpoints / "last.ckpt")
     weights = "none" if resumed or start_from else recipe.model.weights
-    model = models.build(recipe.model.name, classes=len(classes), weights=weights)
+    model = models.build(recipe.model.name, classes=len(classes), weights=weights, **recipe.model.options())
     if start_from is not None and not resumed:
         load_weights(model, start_from / results.WEIGHTS_FILE)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = loader(
-        train, training.batch_size, shuffle=True, seed=recipe.seed, balanced=training.balanced, drop_last=True
+        train,
+        training.batch_size,
+        shuffle=True,
+        seed=recipe.seed,
+        balanced=training.balanced,
+        drop_last=True,
+        repeats=replays(recipe),
     )
     module = Fitting(
         model,
@@ -313,7 +203,7 @@ def fit(
             if watch.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
             say(f"{recipe.name}: {problem}; the weights of epoch {watch.best['epoch']} are kept")
-    return _finish(folder, recipe, watch, model)
+    return _finish(folder, recipe, watch, model, module.global_step)
 
 
 def _can_resume(checkpoint: Path) -> bool:
@@ -327,11 +217,12 @@ def _can_resume(checkpoint: Path) -> bool:
     return True
 
 
-def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module) -> dict[str, Any]:
+def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, steps: int) -> dict[str, Any]:
     with results.replacing(folder / results.WEIGHTS_FILE) as temporary:
         shutil.copyfile(folder / "checkpoint" / "best.safetensors", temporary)
     summary = {
         "epochs": len(watch.history),
+        "steps": steps,
         "best_epoch": int(watch.best["epoch"]),
         "seconds": watch.seconds,
         "parameters": models.count_parameters(model),
@@ -356,18 +247,9 @@ def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module) -> 
     return summary
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """The weights alone, as safetensors."""
-    with results.replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Weights from safetensors, every one of them; UserError where they do not fit."""
-    try:
-        model.load_state_dict(load_file(path))
-    except Exception as problem:
-        raise UserError(f"{path}: not the weights of this model ({str(problem).splitlines()[0]})") from problem
+def replays(recipe: RunRecipe) -> int:
+    """How many optimiser steps each batch has in a row: more than one in free adversarial training alone."""
+    return recipe.defence.replays if "replays" in DEFENCE_OPTIONS[recipe.defence.name] else 1
 
 
 def class_weights(labels: np.ndarray, classes: int) -> Tensor:
@@ -397,8 +279,11 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
-def _pixels(images: Tensor, device: torch.device) -> Tensor:
-    return to_pixels(images.to(device)).contiguous(memory_format=torch.channels_last)
+def _first_perturbation(recipe: RunRecipe) -> Tensor | None:
+    """Of free adversarial training: zeros, to be kept from step to step and in checkpoints."""
+    if "replays" not in DEFENCE_OPTIONS[recipe.defence.name]:
+        return None
+    return torch.zeros(recipe.training.batch_size, 1, recipe.data.size, recipe.data.size)
 
 
 @contextmanager

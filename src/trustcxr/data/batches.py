@@ -1,5 +1,6 @@
 """Batches from the pixel store: the order depends on seed and epoch alone; augmentation works on the whole batch."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,10 @@ class _Rows(TorchDataset):
 
 
 class BatchRows(Sampler[list[int]]):
-    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often."""
+    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often.
+
+    Each batch comes `repeats` times in a row.
+    """
 
     def __init__(
         self,
@@ -42,9 +46,11 @@ class BatchRows(Sampler[list[int]]):
         seed: int = 0,
         balanced: bool = False,
         drop_last: bool = False,
+        repeats: int = 1,
     ) -> None:
         self.labels, self.batch_size, self.seed, self.epoch = np.asarray(labels), batch_size, seed, 0
         self.shuffle, self.balanced, self.drop_last = shuffle, balanced, drop_last and len(labels) > batch_size
+        self.repeats = repeats
 
     def set_epoch(self, epoch: int) -> None:
         """Which shuffle comes next."""
@@ -52,12 +58,13 @@ class BatchRows(Sampler[list[int]]):
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.labels), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return (whole + (rest > 0 and not self.drop_last)) * self.repeats
 
     def __iter__(self) -> Iterator[list[int]]:
         rows = self._order().tolist()
         for i in range(len(self)):
-            yield rows[i * self.batch_size : (i + 1) * self.batch_size]
+            first = i // self.repeats * self.batch_size
+            yield rows[first : first + self.batch_size]
 
     def _order(self) -> np.ndarray:
         count = len(self.labels)
@@ -86,6 +93,7 @@ def loader(
     seed: int = 0,
     balanced: bool = False,
     drop_last: bool = False,
+    repeats: int = 1,
     workers: int = 0,
 ) -> DataLoader:
     """Batches (images uint8 (B, 1, H, W), labels (B,), rows (B,)) of a data set.
@@ -93,7 +101,15 @@ def loader(
     No worker processes are needed: a batch is one read of the memory map. `sampler.set_epoch(n)` (Lightning calls it)
     picks the shuffle of epoch n.
     """
-    rows = BatchRows(dataset.labels, batch_size, shuffle=shuffle, seed=seed, balanced=balanced, drop_last=drop_last)
+    rows = BatchRows(
+        dataset.labels,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        balanced=balanced,
+        drop_last=drop_last,
+        repeats=repeats,
+    )
     return DataLoader(
         _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
     )
@@ -114,11 +130,13 @@ def augment(
     brightness: float = 0.1,
     contrast: float = 0.1,
     flip: float = 0.0,
+    erase: float = 0.0,
 ) -> Tensor:
     """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
 
     `images` (B, 1, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a film's
     surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
+    `erase` makes a rectangle of a share of the images an even grey (Zhong et al. 2020, in pixel space).
     """
 
     def draw(spread: float) -> Tensor:
@@ -135,4 +153,18 @@ def augment(
     moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
     gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
-    return ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
+    lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
+    return _erase(lit, generator, erase) if erase else lit
+
+
+def _erase(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
+    """Rectangles of 2 to 33 % of the area, with sides 0.3 to 3.3 to one: the ranges of the paper."""
+    count, _, height, width = images.shape
+    chosen, area, aspect, down, across, grey = torch.rand((6, count, 1), generator=generator)
+    area, ratio = 0.02 + 0.31 * area, torch.exp((2 * aspect - 1) * math.log(3.3))
+    tall, wide = (height * (area * ratio).sqrt()).clamp(max=height), (width * (area / ratio).sqrt()).clamp(max=width)
+    top, left = down * (height - tall), across * (width - wide)
+    row, column = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    inside = ((row >= top) & (row < top + tall))[:, :, None] & ((column >= left) & (column < left + wide))[:, None]
+    inside &= (chosen < share)[:, :, None]
+    return torch.where(inside[:, None].to(images.device), grey.view(-1, 1, 1, 1).to(images), images)

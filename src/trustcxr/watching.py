@@ -1,0 +1,159 @@
+"""What looks on while a run is trained: validation after every epoch, the best weights kept, one bar."""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from trustcxr import attacks, results
+from trustcxr.console import Progress
+from trustcxr.data.batches import loader, to_pixels
+from trustcxr.recipes import RunRecipe
+from trustcxr.weights import save_weights
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+WATCH_IMAGES = 128  # validation images that PGD is run on after every epoch
+WATCH_STEPS = 10
+OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Watch._overfits
+
+
+class Watch(pl.Callback):
+    """Validates after every epoch, keeps the best weights, stops early, and notices catastrophic overfitting.
+
+    A run that no attack trained is judged by its accuracy on validation. One that an attack trained is judged by its
+    accuracy under PGD on a slice of validation, above what a constant answer would have; FGSM accuracy only breaks ties
+    (and decides where PGD accuracy is never above chance), since FGSM accuracy alone rewards masked gradients.
+    """
+
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe) -> None:
+        self.folder, self.val, self.recipe = folder, val, recipe
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
+        self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
+        self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"history": self.history, "best": self.best, "stopped": self.stopped, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a resumed run."""
+        self.history, self.best = state["history"], state["best"]
+        self.stopped, self.seconds = state["stopped"], state["seconds"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Validate, keep, and decide whether to go on."""
+        row = {
+            "epoch": module.current_epoch,
+            "train_loss": module.sums["loss"] / module.sums["count"],
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "epsilon": module.epsilon(module.global_step) if module.robust else 0.0,
+            "train_accuracy": module.sums["right"] / module.sums["count"],
+            **validate(module.candidate(), self.val, self.recipe, module.device),
+        }
+        self.seconds += time.monotonic() - self._started
+        row["seconds"] = self.seconds
+        self.history.append(row)
+        results.write_table(self.folder / results.HISTORY_FILE, pd.DataFrame(self.history))
+        if self._overfits(row):
+            self.stopped = "overfitting"
+            trainer.should_stop = True
+            return
+        score = self._score(row, module.classes)
+        # While epsilon still grows the figures are of an easier task: waiting does not count yet.
+        ramp_ends = self.recipe.defence.ramp * self.recipe.training.epochs if module.robust else 0
+        if score > self.best["score"]:
+            self.best.update(epoch=row["epoch"], score=score, value=row[self.monitor])
+            save_weights(module.candidate(), self.folder / "checkpoint" / "best.safetensors")
+        elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
+            self.stopped = "early"
+            trainer.should_stop = True
+        self.best["best_pgd"] = max(self.best["best_pgd"], row.get("val_pgd_accuracy", 0.0))
+
+    def _score(self, row: dict[str, float], classes: int) -> float:
+        if not self.recipe.defence.attacks:
+            return row["val_accuracy"]
+        return max(row["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * row["val_fgsm_accuracy"]
+
+    def _overfits(self, row: dict[str, float]) -> bool:
+        """Catastrophic overfitting (Wong et al. 2020): PGD accuracy falls at once while FGSM accuracy stays."""
+        if not self.recipe.defence.attacks or self.best["best_pgd"] < 1 / len(self.val.classes) + 0.1:
+            return False
+        fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
+        return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
+
+
+class Bar(pl.Callback):
+    """One bar for the whole of training, with the time left."""
+
+    def __init__(self, name: str, watch: Watch) -> None:
+        self.name, self.watch = name, watch
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Open it, at the step where a resumed run stands."""
+        self.bar = Progress(f"training {self.name}", module.total_steps).__enter__()
+        if module.global_step:
+            self.bar.advance(module.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        """One step further."""
+        if self.bar is not None:
+            self.bar.advance(1, note=self._note())
+
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Close it."""
+        if self.bar is not None:
+            self.bar.__exit__()
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        """Close it."""
+        self.on_fit_end(trainer, module)
+
+    def _note(self) -> str:
+        if not self.watch.history:
+            return ""
+        last = self.watch.history[-1]
+        under = f", PGD {last['val_pgd_accuracy']:.1%}" if "val_pgd_accuracy" in last else ""
+        return f"validation {last['val_accuracy']:.1%}{under}"
+
+
+@torch.no_grad()
+def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.device) -> dict[str, float]:
+    """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it."""
+    right, epsilon = 0.0, recipe.defence.epsilon
+    with attacks.undisturbed(model):
+        for images, labels, _ in loader(val, 64):
+            right += float((model(_pixels(images, device)).argmax(1) == labels.to(device)).sum())
+    figures = {"val_accuracy": right / len(val)}
+    if not recipe.defence.attacks:
+        return figures
+    rows = torch.linspace(0, len(val) - 1, min(WATCH_IMAGES, len(val))).long().unique().numpy()
+    hits = {"fgsm": 0.0, "pgd": 0.0}
+    for start in range(0, len(rows), 64):
+        some = rows[start : start + 64]
+        images = _pixels(torch.from_numpy(val.images[some]), device)
+        labels = torch.as_tensor(val.labels[some], device=device)
+        adversarial = {
+            "fgsm": attacks.fgsm(model, images, labels, epsilon=epsilon),
+            "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=WATCH_STEPS, stop_when_wrong=True),
+        }
+        with attacks.undisturbed(model):
+            for name, perturbed in adversarial.items():
+                hits[name] += float((model(perturbed).argmax(1) == labels).sum())
+    return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
+
+
+def _pixels(images: Tensor, device: torch.device) -> Tensor:
+    return to_pixels(images.to(device)).contiguous(memory_format=torch.channels_last)
