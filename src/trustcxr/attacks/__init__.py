@@ -1,28 +1,48 @@
 """Adversarial attacks in pixel space.
 
 One contract: (model, images, labels, *, epsilon, ...) -> adversarial images. Images are (B, 1, H, W), float, in [0, 1];
-labels are (B,), int; epsilon is the L-infinity radius in [0, 1]. The result is clamped to [0, 1], has no gradient, and
-the model is left exactly as it was found: mode of every module, gradients, running statistics, random state.
+labels are (B,), int; epsilon is the L-infinity radius in [0, 1] (of `pgd-l2` alone the L2 radius), or a tensor of radii
+that broadcasts to the images. The result is clamped to [0, 1], has no gradient, and the model is left exactly as it was
+found: mode of every module, gradients, running statistics, random state. The same seed gives the same images.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
+from trustcxr.attacks.auto_pgd import apgd
+from trustcxr.attacks.boundary import fab
 from trustcxr.attacks.contract import (
     Attack,
     Loss,
     Mode,
+    Precision,
     check_epsilon,
     check_input,
     cross_entropy,
     input_gradient,
     undisturbed,
 )
-from trustcxr.attacks.gradient import fgsm, pgd
+from trustcxr.attacks.distance import smallest_epsilon
+from trustcxr.attacks.gradient import fgsm, fgsm_rs, momentum, pgd, pgd_l2, transfer
+from trustcxr.attacks.random_search import square
+from trustcxr.attacks.suite import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import unknown
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd}
+ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "fgsm": fgsm,
+    "fgsm-rs": fgsm_rs,
+    "pgd": pgd,
+    "pgd-l2": pgd_l2,
+    "momentum": momentum,
+    "transfer": transfer,
+    "apgd-ce": apgd,
+    "apgd-margin": partial(apgd, loss="margin"),
+    "fab": fab,
+    "square": square,
+    "worst-case": worst_case,
+}
 
 
 def get(name: str) -> Callable[..., Tensor]:
@@ -37,12 +57,24 @@ __all__ = [
     "Attack",
     "Loss",
     "Mode",
+    "Precision",
+    "WorstCase",
+    "apgd",
     "check_epsilon",
     "check_input",
     "cross_entropy",
+    "fab",
     "fgsm",
+    "fgsm_rs",
     "get",
     "input_gradient",
+    "momentum",
     "pgd",
+    "pgd_l2",
+    "smallest_epsilon",
+    "square",
+    "transfer",
     "undisturbed",
+    "worst_case",
+    "worst_case_report",
 ]

@@ -1,7 +1,7 @@
 """What every attack keeps to: pixel space in and out, the model left as it was found, errors in one line."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 
 Mode = Literal["eval", "train"]
+Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
 
 
@@ -32,11 +33,17 @@ def check_epsilon(epsilon: float) -> float:
     return epsilon
 
 
-def check_input(images: Tensor, labels: Tensor, epsilon: float) -> None:
-    """UserError unless images are (B, 1 or more, H, W) floats in [0, 1], labels (B,) int, and epsilon in [0, 1]."""
-    check_epsilon(epsilon)
+def check_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> None:
+    """UserError unless images are (B, 1 or more, H, W) floats in [0, 1], labels (B,) int, and epsilon in [0, 1].
+
+    An epsilon for each image or pixel is a tensor that broadcasts to the images.
+    """
+    if not isinstance(epsilon, Tensor):
+        check_epsilon(epsilon)
     if images.ndim != 4 or not images.is_floating_point():
         raise UserError(f"attack: images must be floats (B, 1, H, W), not {images.dtype} {tuple(images.shape)}")
+    if isinstance(epsilon, Tensor):
+        _check_radii(epsilon, images)
     if labels.shape != images.shape[:1]:
         raise UserError(f"attack: {len(images)} images but labels of shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -45,6 +52,40 @@ def check_input(images: Tensor, labels: Tensor, epsilon: float) -> None:
         low, high = (float(v) for v in images.detach().aminmax())
         if not (low >= 0 and high <= 1):  # a NaN fails this too
             raise UserError(f"attack: images must lie in [0, 1] (pixel space), but these span [{low:g}, {high:g}]")
+
+
+def _check_radii(epsilon: Tensor, images: Tensor) -> None:
+    sizes = zip(reversed(epsilon.shape), reversed(images.shape), strict=False)
+    if epsilon.ndim > 4 or any(mine not in (1, theirs) for mine, theirs in sizes):
+        shapes = f"{tuple(epsilon.shape)} does not broadcast to {tuple(images.shape)}"
+        raise UserError(f"epsilon of shape {shapes}; a radius for each image is (B, 1, 1, 1)")
+    if epsilon.numel():
+        for end in epsilon.aminmax():
+            check_epsilon(float(end))
+
+
+def radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
+    """The radius of each image, (B, 1, 1, 1) or a map of it, so that it can be indexed by image."""
+    whole = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).detach()
+    whole = whole.reshape((1,) * (4 - whole.ndim) + whole.shape)
+    return whole.expand(len(images), *whole.shape[1:])
+
+
+def ball(images: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest pixels within the radius and [0, 1], each (B, 1, H, W)."""
+    return (images - radius).clamp(0, 1), (images + radius).clamp(0, 1)
+
+
+def between(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The images with each pixel moved into [low, high]."""
+    return torch.minimum(torch.maximum(images, low), high)
+
+
+def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
+    """A point drawn evenly from the L-infinity ball, clamped to [0, 1]."""
+    # Drawn on the CPU so that one seed gives the same start on every device.
+    noise = torch.rand(images.shape, generator=generator) * 2 - 1
+    return (images + radius * noise.to(images)).clamp(0, 1)
 
 
 @contextmanager
@@ -73,6 +114,13 @@ def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
+def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManager[object]:
+    """The precision of a search: bfloat16 autocast for "bf16", the caller's own for None."""
+    if precision not in (None, "bf16"):
+        raise UserError(f"attack: precision must be 'bf16' or None (the caller's own), not {precision!r}")
+    return nullcontext() if precision is None else torch.autocast(images.device.type, torch.bfloat16)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each image (B,), from logits (B, C) and labels (B,)."""
     return F.cross_entropy(logits, labels, reduction="none")
@@ -99,6 +147,35 @@ def input_gradient(
     return gradient, logits.detach()
 
 
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, C) in float32, without any gradient."""
+    with torch.no_grad():
+        return model(images).float()
+
+
+def misled(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    precision: Precision | None = None,
+    logits: Tensor | None = None,
+) -> Tensor:
+    """Whether the model is wrong on each image, (B,) bool.
+
+    `logits` are known ones, made in `precision`. What a lower precision calls wrong is looked at again in the caller's
+    own, so that no verdict rests on rounding.
+    """
+    if logits is None:
+        with lowered(precision, images):
+            logits = logits_of(model, images)
+    wrong = logits.argmax(1) != labels
+    if precision is not None and bool(wrong.any()):
+        rows = wrong.nonzero()[:, 0]
+        wrong[rows] = logits_of(model, images[rows]).argmax(1) != labels[rows]
+    return wrong
+
+
 def check_logits(logits: Tensor, labels: Tensor) -> None:
     """UserError unless the model gave logits (B, 2 or more classes) that the labels fit."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
@@ -113,3 +190,18 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     if bool(((values >= 0) & (values <= 1)).all() & ((values.sum(1) - 1).abs() < 1e-5).all()):
         # Cross-entropy of probabilities has gradients that vanish where the model is sure: the attack would flatter it.
         raise UserError("attack: the model returns probabilities; it must return logits (leave its softmax out)")
+
+
+def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, C) of the images as they are; UserError unless they are logits that the labels fit."""
+    with torch.no_grad():
+        logits = model(images)
+    check_logits(logits, labels)
+    return logits.float()
+
+
+def check_counts(attack: str, **counts: int) -> None:
+    """UserError unless every one of these options is at least 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{attack}: {name} must be at least 1, not {count}")

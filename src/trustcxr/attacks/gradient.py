@@ -1,23 +1,72 @@
-"""Attacks that follow the gradient in few steps: FGSM and PGD."""
+"""Attacks that follow the sign or the direction of the gradient: FGSM, PGD, momentum, and transfer of any of them."""
+
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import Mode, check_input, input_gradient, undisturbed
+from trustcxr.attacks.contract import (
+    Mode,
+    Precision,
+    ball,
+    between,
+    check_counts,
+    check_input,
+    checked_logits,
+    input_gradient,
+    lowered,
+    misled,
+    radii,
+    undisturbed,
+    uniform_start,
+)
 from trustcxr.errors import UserError
 
+Norm = Literal["linf", "l2"]
 
-def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, mode: Mode = "eval") -> Tensor:
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    mode: Mode = "eval",
+    precision: Precision | None = None,
+) -> Tensor:
     """Fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon up the cross-entropy.
 
-    `mode` "train" attacks the model with batch statistics, as some adversarial training does; nothing is updated.
+    `epsilon` may be a tensor that broadcasts to the images: a radius for each image or pixel. `mode` "train" attacks
+    the model with batch statistics, as some adversarial training does; nothing is updated. `precision` "bf16" runs the
+    attack's pass in bfloat16: only the sign of the gradient is used.
     Raises UserError for images outside [0, 1], labels that do not fit, or an epsilon outside [0, 1].
     """
     check_input(images, labels, epsilon)
     images = images.detach()
-    with undisturbed(model, mode):
+    with undisturbed(model, mode), lowered(precision, images):
         gradient, _ = input_gradient(model, images, labels, check=True)
-    return (images + epsilon * gradient.sign()).clamp(0, 1)
+    return (images + radii(epsilon, images) * gradient.sign()).clamp(0, 1)
+
+
+def fgsm_rs(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    seed: int = 0,
+    mode: Mode = "eval",
+    precision: Precision | None = None,
+) -> Tensor:
+    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); otherwise as fgsm."""
+    check_input(images, labels, epsilon)
+    images = images.detach()
+    radius = radii(epsilon, images)
+    start = uniform_start(images, radius, torch.Generator().manual_seed(seed))
+    with undisturbed(model, mode), lowered(precision, images):
+        gradient, _ = input_gradient(model, start, labels, check=True)
+    return between(start + 1.25 * radius * gradient.sign(), *ball(images, radius))
 
 
 def pgd(
@@ -25,24 +74,26 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     steps: int = 20,
     step_size: float | None = None,
     random_start: bool = True,
     restarts: int = 1,
+    norm: Norm = "linf",
     seed: int = 0,
     stop_when_wrong: bool = False,
     mode: Mode = "eval",
 ) -> Tensor:
-    """Projected gradient descent in the L-infinity ball (Madry et al. 2018).
+    """Projected gradient descent (Madry et al. 2018), in the L-infinity ball or, with `norm` "l2", in the L2 ball.
 
     `step_size` defaults to 2.5 * epsilon / steps. With several `restarts`, an image keeps the first start that misleads
     the model. With `stop_when_wrong` an image leaves the batch once the model is wrong on it: what the whole climb
     misleads stays misled, and on a model that is not robust most of the time is saved. It needs mode "eval", where an
-    image's verdict does not depend on its neighbours. The same `seed` gives the same images.
+    image's verdict does not depend on its neighbours. The same `seed` gives the same images. An L2 radius is the length
+    of the whole perturbation in pixel space, so it may exceed 1: up to the square root of the number of pixels.
     Raises UserError as fgsm does, and for steps, restarts or a step size that make no climb.
     """
-    check_input(images, labels, epsilon)
+    check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
     images = images.detach()
     if steps < 1 or restarts < 1:
         raise UserError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
@@ -50,7 +101,8 @@ def pgd(
         raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
     if stop_when_wrong and mode == "train":
         raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
-    step = 2.5 * epsilon / steps if step_size is None else step_size
+    radius = radii(epsilon, images)
+    step = radii(2.5 * epsilon / steps if step_size is None else step_size, images)
     generator = torch.Generator().manual_seed(seed)
     result = images.clone()
     todo = torch.arange(len(images), device=images.device)
@@ -58,16 +110,91 @@ def pgd(
         for restart in range(restarts):
             start = images[todo]
             if random_start:
-                # Drawn on the CPU so that one seed gives the same start on every device.
-                noise = torch.rand(start.shape, generator=generator) * 2 - 1
-                start = (start + epsilon * noise.to(start)).clamp(0, 1)
-            found = _climb(model, images[todo], start, labels[todo], epsilon, steps, step, stop_when_wrong)
+                draw = uniform_start if norm == "linf" else _l2_start
+                start = draw(start, radius[todo], generator)
+            found = _climb(
+                model,
+                images[todo],
+                start,
+                labels[todo],
+                radius=radius[todo],
+                step=step[todo],
+                steps=steps,
+                norm=norm,
+                stop_when_wrong=stop_when_wrong,
+            )
             result[todo] = found
             if restart + 1 < restarts:
-                todo = todo[_right(model, found, labels[todo])]
+                todo = todo[~misled(model, found, labels[todo])]
                 if len(todo) == 0:
                     break
     return result
+
+
+def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, **options: Any) -> Tensor:
+    """PGD in the L2 ball: `pgd` with norm "l2". Its epsilon is an L2 radius in pixel space and may exceed 1."""
+    return pgd(model, images, labels, epsilon=epsilon, norm="l2", **options)
+
+
+def momentum(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    steps: int = 10,
+    decay: float = 1.0,
+    stop_when_wrong: bool = False,
+    mode: Mode = "eval",
+) -> Tensor:
+    """Momentum iterative FGSM (Dong et al. 2018): steps of epsilon / steps along a decaying sum of gradients.
+
+    Meant to transfer to other models. Raises UserError as fgsm does, and for fewer steps than 1 or a negative decay.
+    """
+    check_input(images, labels, epsilon)
+    check_counts("momentum", steps=steps)
+    if not decay >= 0:
+        raise UserError(f"momentum: decay must be at least 0, not {decay:g}")
+    if stop_when_wrong and mode == "train":
+        raise UserError("momentum: stop_when_wrong needs mode 'eval'")
+    images = images.detach()
+    radius = radii(epsilon, images)
+    with undisturbed(model, mode):
+        return _climb(
+            model,
+            images,
+            images,
+            labels,
+            radius=radius,
+            step=radius / steps,
+            steps=steps,
+            decay=decay,
+            stop_when_wrong=stop_when_wrong,
+        )
+
+
+def transfer(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    source: nn.Module,
+    attack: str = "momentum",
+    **options: Any,
+) -> Tensor:
+    """Images that `attack` makes against another model, `source` (Papernot et al. 2016), to be judged on `model`.
+
+    `model` is only looked at to check that its classes are those of the source. UserError where they are not.
+    """
+    from trustcxr.attacks import get
+
+    check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
+    with undisturbed(model), undisturbed(source):
+        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, source)]
+    if counts[0] != counts[1]:
+        raise UserError(f"transfer: the model has {counts[0]} classes and the source {counts[1]}")
+    return get(attack)(source, images, labels, epsilon=epsilon, **options)
 
 
 def _climb(
@@ -75,13 +202,17 @@ def _climb(
     originals: Tensor,
     start: Tensor,
     labels: Tensor,
-    epsilon: float,
+    *,
+    radius: Tensor,
+    step: Tensor,
     steps: int,
-    step: float,
-    stop_when_wrong: bool,
+    norm: Norm = "linf",
+    decay: float | None = None,
+    stop_when_wrong: bool = False,
 ) -> Tensor:
-    low, high = (originals - epsilon).clamp(0, 1), (originals + epsilon).clamp(0, 1)
+    low, high = ball(originals, radius) if norm == "linf" else (None, None)
     result = start.clone()
+    velocity = torch.zeros_like(start, dtype=torch.float32)
     active = torch.arange(len(start), device=start.device)
     for number in range(steps):
         current = result[active]
@@ -91,11 +222,53 @@ def _climb(
             active, current, gradient = active[right], current[right], gradient[right]
             if len(active) == 0:
                 break
-        moved = current + step * gradient.sign()
-        result[active] = torch.minimum(torch.maximum(moved, low[active]), high[active])
+        if decay is not None:
+            scale = gradient.float().abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
+            velocity[active] = gradient = decay * velocity[active] + gradient / scale
+        if low is not None and high is not None:
+            moved = current + step[active] * gradient.sign().to(current)
+            result[active] = between(moved, low[active], high[active])
+        else:
+            moved = current + step[active] * _unit(gradient)
+            result[active] = _into_l2(moved, originals[active], radius[active])
     return result
 
 
-def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(images).argmax(1) == labels
+def _length(vectors: Tensor) -> Tensor:
+    """L2 norm of each image, (B, 1, 1, 1) in float32."""
+    return vectors.float().flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return (vectors.float() / _length(vectors).clamp(min=1e-30)).to(vectors)
+
+
+def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
+    change = moved - originals
+    shrink = (radius / _length(change).clamp(min=1e-30)).clamp(max=1).to(change)
+    # Clamping to [0, 1] only shortens the change, since the original lies inside.
+    return (originals + shrink * change).clamp(0, 1)
+
+
+def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
+    """A point drawn evenly from the L2 ball, clamped to [0, 1]."""
+    direction = _unit(torch.randn(images.shape, generator=generator))
+    share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, images[0].numel()))
+    return (images + radius * (share * direction).to(images)).clamp(0, 1)
+
+
+def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:
+    """0, an epsilon that passes, where the L2 radius is one; UserError otherwise."""
+    if isinstance(epsilon, Tensor):
+        if epsilon.numel() not in (1, len(images)):
+            raise UserError(f"pgd: an L2 radius is one number for each image, (B, 1, 1, 1), not {tuple(epsilon.shape)}")
+        ends = [float(end) for end in epsilon.aminmax()] if epsilon.numel() else [0.0]
+    else:
+        ends = [epsilon]
+    diagonal = math.sqrt(math.prod(images.shape[1:]))
+    for end in ends:
+        if not 0 <= end <= max(diagonal, 1.0):
+            raise UserError(
+                f"epsilon {end:g}: an L2 radius must lie in [0, {diagonal:g}], the diagonal of these images"
+            )
+    return 0.0

@@ -1,0 +1,246 @@
+"""Auto-PGD (Croce and Hein 2020): a climb that finds its own step size, on cross-entropy or on a margin."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.attacks.contract import (
+    Precision,
+    ball,
+    between,
+    check_counts,
+    check_input,
+    checked_logits,
+    cross_entropy,
+    input_gradient,
+    logits_of,
+    lowered,
+    misled,
+    radii,
+    undisturbed,
+    uniform_start,
+)
+from trustcxr.errors import UserError
+
+MAX_TARGETS = 9  # wrong classes that a targeted attack tries, the likeliest first
+_GAINING = 0.75  # share of the steps between two checkpoints that must raise the loss
+_KEEP = 0.75  # of a move is new; the rest repeats the last move
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    loss: Literal["ce", "margin"] = "ce",
+    target: Tensor | None = None,
+    steps: int = 50,
+    restarts: int = 1,
+    seed: int = 0,
+    precision: Precision | None = None,
+) -> Tensor:
+    """Auto-PGD in the L-infinity ball (Croce and Hein 2020, "Reliable evaluation of adversarial robustness").
+
+    `loss` "ce" climbs the cross-entropy; "margin" climbs logit of a wrong class - logit of the true one, which needs
+    two classes where the DLR loss needs four: toward `target` (B,) or, unless said, toward each wrong class in turn
+    (at most 9, the likeliest first). An image leaves the batch once it is misled; one that holds out comes back as the
+    input of highest loss. `precision` "bf16" searches in bfloat16 and confirms each finding in the caller's precision.
+    Raises UserError as fgsm does, and for options that make no climb.
+    """
+    check_input(images, labels, epsilon)
+    check_counts("apgd", steps=steps, restarts=restarts)
+    if loss not in ("ce", "margin"):
+        raise UserError(f"apgd: loss must be 'ce' or 'margin', not {loss!r}")
+    if target is not None:
+        _check_target(target, labels, loss)
+    images = images.detach()
+    radius = radii(epsilon, images)
+    generator = torch.Generator().manual_seed(seed)
+    with undisturbed(model):
+        logits = checked_logits(model, images, labels)
+        if target is not None and _highest(target) >= logits.shape[1]:
+            raise UserError(f"apgd: target {_highest(target)}, but the model has {logits.shape[1]} classes")
+        result, values = images.clone(), torch.full((len(images),), -math.inf, device=images.device)
+        todo = (logits.argmax(1) == labels).nonzero()[:, 0]
+        for _ in range(restarts):
+            for aim in _aims(logits, labels, loss, target):
+                if len(todo) == 0:
+                    break
+                start = uniform_start(images[todo], radius[todo], generator)
+                towards = None if aim is None else aim[todo]
+                found = climb(model, images[todo], start, labels[todo], towards, radius[todo], steps, precision)
+                better = found.misled | (found.values > values[todo])
+                result[todo[better]], values[todo[better]] = found.images[better], found.values[better]
+                todo = todo[~found.misled]
+    return result
+
+
+def wrong_classes(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """The wrong classes of each image, (B,) at a time, the likeliest first."""
+    order = logits.scatter(1, labels.long()[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+    for place in range(min(logits.shape[1] - 1, MAX_TARGETS)):
+        yield order[:, place]
+
+
+def margin(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """Logit of `target` - logit of the label, (B,)."""
+    # Clones: where the caller is in inference_mode these may not be saved for the backward pass.
+    pair = torch.stack([target.long().clone(), labels.long().clone()], 1)
+    both = logits.gather(1, pair)
+    return both[:, 0] - both[:, 1]
+
+
+@dataclass
+class Found:
+    """What a search ended with: images (B, 1, H, W), whether each misleads (B,), and the loss of each (B,)."""
+
+    images: Tensor
+    misled: Tensor
+    values: Tensor
+
+
+@dataclass
+class _Climbers:
+    """The images still in the batch; every field is indexed by image."""
+
+    places: Tensor  # in the batch that came in
+    labels: Tensor
+    target: Tensor
+    low: Tensor
+    high: Tensor
+    step: Tensor
+    now: Tensor
+    before: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_value: Tensor
+    last_value: Tensor
+    gains: Tensor  # steps since the last checkpoint that raised the loss
+    value_at_check: Tensor
+    halved_at_check: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[rows])
+
+
+def climb(
+    model: nn.Module,
+    images: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    target: Tensor | None,
+    radius: Tensor,
+    steps: int,
+    precision: Precision | None,
+) -> Found:
+    """One climb from `start`, toward `target` (B,) on the margin, or up the cross-entropy where it is None."""
+    on_margin = target is not None
+    low, high = ball(images, radius)
+    none = torch.full((len(images),), -math.inf, device=images.device)
+    found = Found(start.clone(), torch.zeros_like(none, dtype=torch.bool), none.clone())
+    c = _Climbers(
+        places=torch.arange(len(images), device=images.device),
+        labels=labels,
+        target=labels if target is None else target,
+        low=low,
+        high=high,
+        step=2 * radius,
+        now=start,
+        before=start,
+        best=start,
+        best_gradient=torch.zeros_like(start),
+        best_value=none,
+        last_value=none,
+        gains=torch.zeros_like(none),
+        value_at_check=none,
+        halved_at_check=torch.ones_like(none, dtype=torch.bool),
+    )
+    checkpoints = _checkpoints(steps)
+    since = 0
+    for number in range(steps + 1):
+
+        def loss(logits: Tensor, own: Tensor, c: _Climbers = c) -> Tensor:
+            return margin(logits, own, c.target) if on_margin else cross_entropy(logits, own)
+
+        with lowered(precision, images):
+            if number < steps:
+                gradient, logits = input_gradient(model, c.now, c.labels, loss=loss)
+            else:
+                gradient, logits = c.best_gradient, logits_of(model, c.now)
+        value = loss(logits.float(), c.labels.long())
+        wrong = misled(model, c.now, c.labels, precision=precision, logits=logits)
+        _note(c, value, gradient)
+        if bool(wrong.any()):
+            out = c.places[wrong]
+            found.images[out], found.misled[out], found.values[out] = c.now[wrong], True, value[wrong]
+            gradient = gradient[~wrong]
+            c.keep(~wrong)
+        if len(c.places) == 0 or number == steps:
+            break
+        if number in checkpoints:
+            gradient = _check(c, gradient, number - since)
+            since = number
+        ahead = between(c.now + c.step * gradient.sign().to(c.now), c.low, c.high)
+        new = between(c.now + _KEEP * (ahead - c.now) + (1 - _KEEP) * (c.now - c.before), c.low, c.high)
+        c.before, c.now = c.now, new if number else ahead
+    found.images[c.places], found.values[c.places] = c.best, c.best_value
+    return found
+
+
+def _note(c: _Climbers, value: Tensor, gradient: Tensor) -> None:
+    """Keep the best so far, and count whether this step rose."""
+    rose = value > c.best_value
+    where = rose[:, None, None, None]
+    c.best = torch.where(where, c.now, c.best)
+    c.best_gradient = torch.where(where, gradient.to(c.best_gradient), c.best_gradient)
+    c.best_value = torch.where(rose, value, c.best_value)
+    c.gains = c.gains + (value > c.last_value)
+    c.last_value = value
+
+
+def _check(c: _Climbers, gradient: Tensor, steps: int) -> Tensor:
+    """At a checkpoint: halve the step, and go back to the best, where the climb oscillates or stands; the gradient."""
+    halve = (c.gains < _GAINING * steps) | (~c.halved_at_check & (c.value_at_check >= c.best_value))
+    where = halve[:, None, None, None]
+    c.step = torch.where(where, c.step / 2, c.step)
+    c.now = torch.where(where, c.best, c.now)
+    c.before = torch.where(where, c.best, c.before)
+    c.last_value = torch.where(halve, c.best_value, c.last_value)
+    c.value_at_check, c.halved_at_check, c.gains = c.best_value, halve, torch.zeros_like(c.gains)
+    return torch.where(where, c.best_gradient.to(gradient), gradient)
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """The steps at which the step size is looked at: 22 % of them, then ever closer, 6 % apart at last."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return {math.ceil(share * steps) for share in shares[1:]}
+
+
+def _aims(logits: Tensor, labels: Tensor, loss: str, target: Tensor | None) -> Iterator[Tensor | None]:
+    if loss == "ce":
+        yield None
+    elif target is not None:
+        yield target
+    else:
+        yield from wrong_classes(logits, labels)
+
+
+def _check_target(target: Tensor, labels: Tensor, loss: str) -> None:
+    if loss != "margin":
+        raise UserError("apgd: a target needs loss 'margin'")
+    if target.shape != labels.shape or target.is_floating_point():
+        raise UserError(f"apgd: target must be whole numbers (B,), a class for each image, not {tuple(target.shape)}")
+    if bool((target == labels).any()) or bool((target < 0).any()):
+        raise UserError("apgd: target must be a wrong class for each image")
+
+
+def _highest(target: Tensor) -> int:
+    return int(target.max()) if target.numel() else 0

@@ -1,0 +1,142 @@
+"""FAB (Croce and Hein 2020): to the nearest point of the decision boundary, toward each wrong class."""
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.attacks.auto_pgd import margin, wrong_classes
+from trustcxr.attacks.contract import (
+    Precision,
+    ball,
+    between,
+    check_counts,
+    check_input,
+    checked_logits,
+    input_gradient,
+    lowered,
+    misled,
+    radii,
+    undisturbed,
+    uniform_start,
+)
+
+_OVERSHOOT = 1.05  # how far beyond the linearised boundary a move goes
+_PULL = 0.1  # the most that a move leans toward the original image
+_BACK = 0.9  # share of the perturbation that is left after a step back from an adversarial point
+
+
+def fab(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    steps: int = 50,
+    restarts: int = 1,
+    seed: int = 0,
+    precision: Precision | None = None,
+) -> Tensor:
+    """Fast adaptive boundary attack, L-infinity, targeted (Croce and Hein 2020, "Minimally distorted adversarial
+    examples with a fast adaptive boundary attack").
+
+    It looks for the smallest perturbation rather than the largest loss: each step goes to where the model, taken as
+    linear, would change its answer to a wrong class; every wrong class in turn (at most 9, the likeliest first). The
+    first start is the image itself, later `restarts` are drawn from the ball. An image leaves the batch once it is
+    misled within epsilon; one that holds out comes back as the nearest adversarial point, cut to the ball. `precision`
+    "bf16" searches in bfloat16 and confirms each finding in the caller's precision.
+    Raises UserError as fgsm does, and for fewer steps or restarts than 1.
+    """
+    check_input(images, labels, epsilon)
+    check_counts("fab", steps=steps, restarts=restarts)
+    images = images.detach()
+    radius = radii(epsilon, images)
+    generator = torch.Generator().manual_seed(seed)
+    with undisturbed(model):
+        logits = checked_logits(model, images, labels)
+        result = images.clone()
+        todo = (logits.argmax(1) == labels).nonzero()[:, 0]
+        for restart in range(restarts):
+            for aim in wrong_classes(logits, labels):
+                if len(todo) == 0:
+                    break
+                start = uniform_start(images[todo], radius[todo], generator) if restart else images[todo]
+                found, within = _approach(
+                    model, images[todo], start, labels[todo], aim[todo], radius[todo], steps, precision
+                )
+                result[todo] = found
+                todo = todo[~within]
+    return result
+
+
+def _approach(
+    model: nn.Module,
+    images: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    radius: Tensor,
+    steps: int,
+    precision: Precision | None,
+) -> tuple[Tensor, Tensor]:
+    """The nearest adversarial points found, cut to the ball, and whether they needed no cut."""
+    low, high = ball(images, radius)
+    nearest, distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
+    within = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    rows, now = torch.arange(len(images), device=images.device), start
+    for _ in range(steps):
+        original, own, aim = images[rows], labels[rows], target[rows]
+
+        def loss(logits: Tensor, labels: Tensor, aim: Tensor = aim) -> Tensor:
+            return margin(logits, labels, aim)
+
+        with lowered(precision, images):
+            gradient, logits = input_gradient(model, now, own, loss=loss)
+        gradient, gap = gradient.float(), loss(logits.float(), own)
+        here = _to_plane(now, gradient, -gap)
+        # The same plane, seen from the original image.
+        there = _to_plane(original, gradient, -gap - (gradient * (original - now)).flatten(1).sum(1))
+        far, near = _largest(here), _largest(there)
+        lean = (far / (far + near).clamp(min=1e-12)).clamp(max=_PULL)[:, None, None, None].to(now)
+        now = (1 - lean) * (now + _OVERSHOOT * here) + lean * (original + _OVERSHOOT * there)
+        now = now.clamp(0, 1)
+        wrong = misled(model, now, own, precision=precision)
+        if bool(wrong.any()):
+            length = _largest(now - original)
+            better = wrong & (length < distance[rows])
+            nearest[rows[better]], distance[rows[better]] = now[better], length[better]
+            inside = ((now >= low[rows]) & (now <= high[rows])).flatten(1).all(1)
+            within[rows] = wrong & inside
+            now = torch.where(wrong[:, None, None, None], original + _BACK * (now - original), now)
+            stay = ~within[rows]
+            rows, now = rows[stay], now[stay]
+            if len(rows) == 0:
+                break
+    return between(nearest, low, high), within
+
+
+def _to_plane(point: Tensor, weights: Tensor, need: Tensor) -> Tensor:
+    """The smallest L-infinity move from `point` that adds `need` (B,) to the sum of weights * pixels, inside [0, 1].
+
+    Where no such move exists, the one that adds most. Each pixel moves by the same length, or to the end of its range:
+    the gain is a concave, piecewise linear function of that length, solved by sorting the ranges.
+    """
+    side = weights.sign() * need.sign()[:, None, None, None]
+    room = torch.where(side > 0, 1 - point, point).float()
+    room = torch.where(side == 0, torch.zeros_like(room), room)
+    reach, order = room.flatten(1).sort(1)
+    slope = weights.abs().flatten(1).gather(1, order).double()
+    used = (slope * reach).cumsum(1)  # by pixels that have come to the end of their range
+    left = slope.sum(1, keepdim=True) - slope.cumsum(1)  # slope of those that still move
+    gain = used + left * reach
+    wanted = need.abs().double()[:, None]
+    place = torch.searchsorted(gain, wanted).clamp(max=gain.shape[1] - 1)
+    before = (place - 1).clamp(min=0)
+    first = place == 0
+    base = used.gather(1, before).masked_fill(first, 0)
+    moving = left.gather(1, before).where(~first, slope.sum(1, keepdim=True))
+    length = ((wanted - base) / moving.clamp(min=1e-300)).clamp(max=reach[:, -1:].double())
+    return side.to(point) * torch.minimum(length.to(room)[:, :, None, None], room).to(point)
+
+
+def _largest(change: Tensor) -> Tensor:
+    """L-infinity norm of each image, (B,)."""
+    return change.flatten(1).abs().amax(1)

@@ -1,0 +1,65 @@
+"""How far each image is from being misjudged: the smallest epsilon that flips it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.attacks.contract import check_epsilon, check_input, checked_logits, logits_of, undisturbed
+from trustcxr.errors import UserError
+
+_LADDER = (1 / 64, 1 / 16, 1 / 4, 1)  # shares of the highest radius, climbed before the bisection
+
+
+def smallest_epsilon(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: str = "pgd",
+    highest: float = 0.3,
+    tolerance: float = 5e-4,
+    **options: Any,
+) -> Tensor:
+    """The smallest L-infinity radius at which `attack` flips each image, (B,) float32, by bisection.
+
+    0 where the model is wrong as it is, infinity where nothing up to `highest` flips it. Every radius returned is one
+    at which an adversarial image was found, at most `tolerance` above one at which none was: an upper bound, as tight
+    as the attack is strong. The whole batch is halved at once, each image at a radius of its own. `options` go to the
+    attack, such as steps.
+    Raises UserError for an attack that has no L-infinity radius, and as that attack does.
+    """
+    from trustcxr.attacks import get
+
+    check_input(images, labels, highest)
+    if attack == "pgd-l2":
+        raise UserError("smallest_epsilon: pgd-l2 has no L-infinity radius; take pgd or another")
+    if not tolerance > 0:
+        raise UserError(f"smallest_epsilon: tolerance must be above 0, not {tolerance:g}")
+    run = get(attack)
+    images = images.detach()
+    if attack in ("pgd", "momentum"):
+        options = {"stop_when_wrong": True} | options
+    with undisturbed(model):
+        right = checked_logits(model, images, labels).argmax(1) == labels
+    fails = torch.zeros(len(images), device=images.device)
+    flips = torch.where(right, math.inf, 0.0)
+
+    def attempt(rows: Tensor, radius: Tensor) -> None:
+        size = radius.to(images)[:, None, None, None]
+        found = run(model, images[rows], labels[rows], epsilon=size, **options)
+        with undisturbed(model):
+            wrong = logits_of(model, found).argmax(1) != labels[rows]
+        # What was found may lie well inside the radius that was asked.
+        length = (found - images[rows]).flatten(1).abs().amax(1).float()
+        flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
+        fails[rows[~wrong]] = radius[~wrong]
+
+    for share in _LADDER:
+        rows = flips.isinf().nonzero()[:, 0]
+        if len(rows):
+            attempt(rows, torch.full((len(rows),), check_epsilon(highest) * share, device=images.device))
+    while len(rows := (flips.isfinite() & (flips - fails > tolerance)).nonzero()[:, 0]):
+        attempt(rows, (flips + fails)[rows] / 2)
+    return flips
