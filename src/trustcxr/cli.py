@@ -39,6 +39,10 @@ Columns = Annotated[
     ),
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Of a list: the folder of its images, if elsewhere.")]
+SALIENCY_METHODS = (
+    "gradcam, gradcam++, hirescam, layercam, integrated-gradients, smoothgrad, occlusion, random or centre; a CAM of "
+    "an earlier layer is layercam@-2 or layercam@NAME; repeatable. gradcam and layercam unless said."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 
@@ -190,9 +194,18 @@ def evaluate(
 def explain(
     run: RunFolder,
     data: Data,
-    method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam or layercam.")] = "gradcam",
+    method: Annotated[list[str] | None, typer.Option(help=SALIENCY_METHODS)] = None,
     split: Annotated[str | None, typer.Option(help="Split to explain; the run's test split unless said.")] = None,
-    epsilon: Annotated[float, typer.Option(help="Of the FGSM image against which stability is measured.")] = 0.02,
+    epsilon: Annotated[
+        float, typer.Option(help="Of the FGSM and PGD images against which stability is measured.")
+    ] = 0.02,
+    corruption: Annotated[
+        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. All unless said.")
+    ] = None,
+    severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
+    sample: Annotated[
+        int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
+    ] = 40,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -201,19 +214,25 @@ def explain(
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
     from trustcxr import runs
 
+    options = {
+        "methods": method,
+        "epsilon": epsilon,
+        "corruptions": corruption,
+        "severity": severity,
+        "sample": sample,
+    }
     document, folder = runs.explain(
         run,
         data,
-        method=method,
+        options={k: v for k, v in options.items() if v is not None},
         split=split,
-        epsilon=epsilon,
         labels=_label_map(label),
         listing=_listing(column, images),
     )
     if json:
         return _print_json(document)
-    part = document["saliency"][method]
-    _print_rows(f"{document['run']}, {method}: {part['n']} annotated images", runs.saliency_rows(part))
+    for name, part in document["saliency"].items():
+        _print_rows(f"{document['run']}, {name}: {part['n']} annotated images", runs.saliency_rows(part))
     print(f"written to {folder}\n{NOTICE}")
     return None
 

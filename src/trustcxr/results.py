@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,6 +94,26 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
+
+
+def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
+    """Write tables of the same columns one after the other into one Parquet file; one at a time is in memory."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with replacing(path) as temporary:
+        writer = None
+        try:
+            for table in tables:
+                if writer is None:
+                    schema = pa.Schema.from_pandas(table, preserve_index=False)
+                    writer = parquet.ParquetWriter(temporary, schema)
+                writer.write_table(pa.Table.from_pandas(table, schema=writer.schema, preserve_index=False))
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise ValueError(f"{path.name}: no table to write")
 
 
 def read_table(path: Path) -> "pd.DataFrame":

@@ -1,6 +1,6 @@
 """One run at a time: what `train`, `evaluate` and `explain` do with a folder of images and the folder of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +8,12 @@ from trustcxr import evaluation, recipes, results
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, scoring
-from trustcxr.recipes import RunRecipe
+from trustcxr.explain import scoring, summary
+from trustcxr.recipes import ExplanationRecipe, RunRecipe
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from trustcxr.data.dataset import Dataset
 
 
@@ -85,7 +87,7 @@ def evaluate(
     predictions = evaluation.predict(run, dataset, conditions)
     document = evaluation.describe(run, predictions)
     if (place / results.SALIENCY_FILE).is_file():
-        document["saliency"] = scoring.summarise(results.read_table(place / results.SALIENCY_FILE), images=len(dataset))
+        document["saliency"] = summary.summarise(results.read_table(place / results.SALIENCY_FILE), images=len(dataset))
     results.write_table(place / results.PREDICTIONS_FILE, predictions)
     results.write_json(place / results.METRICS_FILE, document)
     return document, place
@@ -95,34 +97,67 @@ def explain(
     folder: Path,
     data: Path,
     *,
-    method: str = "gradcam",
+    options: Mapping[str, Any] | None = None,
     split: str | None = None,
-    epsilon: float = 0.02,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Saliency of a run measured on a data set; other methods measured there before are kept."""
-    import pandas as pd
+    """Saliency of a run measured on a data set; other methods measured there before are kept.
 
-    from trustcxr.attacks import check_epsilon
-
-    check_epsilon(epsilon)
-    cam.method(method)
+    The table is written a batch at a time. `options`: keys of ExplanationRecipe. Thresholds are tuned on the run's
+    validation split where this is its own data; on other data those that were tuned there before are used.
+    """
+    wanted = recipes.validate(ExplanationRecipe, dict(options or {}), "options")
+    scoring.check_options(wanted)
     run = evaluation.load_run(folder)
+    scoring.check(run, wanted.methods)
     dataset, place = _open(run, data, split, labels, listing)
-    table = scoring.score(run, dataset, method=method, epsilon=epsilon)
+    levels = _thresholds(run, data, wanted.methods, labels, listing, own=place == run.folder)
     path = place / results.SALIENCY_FILE
-    if path.is_file():
-        before = results.read_table(path)
-        table = pd.concat([before[before["method"] != method], table], ignore_index=True)
-    results.write_table(path, table)
+    tables = scoring.batches(run, dataset, wanted, thresholds=levels)
+    results.write_batches(path, _with_before(tables, path, scoring.with_random(wanted.methods)))
     metrics_file = place / results.METRICS_FILE
     if not metrics_file.is_file():
         evaluate(folder, data, split=split, labels=labels, listing=listing)
     document = results.read_json(metrics_file)
-    document["saliency"] = scoring.summarise(table, images=len(dataset))
+    document["saliency"] = summary.summarise(results.read_table(path), images=len(dataset))
     results.write_json(metrics_file, document)
     return document, place
+
+
+def _with_before(tables: "Iterator[pd.DataFrame]", path: Path, methods: Sequence[str]) -> "Iterator[pd.DataFrame]":
+    """What `path` already holds of other methods, brought to the columns of the new tables; then these."""
+    first = next(tables)
+    if path.is_file():
+        before = results.read_table(path)
+        kept = before[~before["method"].isin(methods)].reindex(columns=first.columns)
+        yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
+    yield first
+    yield from tables
+
+
+def _thresholds(
+    run: evaluation.Run,
+    data: Path,
+    methods: Sequence[str],
+    labels: Mapping[str, str | None] | None,
+    listing: Mapping[str, Any] | None,
+    *,
+    own: bool,
+) -> dict[str, float]:
+    """Tuned on the run's own validation split; on other data as they were tuned there before, where they were."""
+    if own:
+        try:
+            validation, _ = _open(run, data, run.recipe.data.splits.val, labels, listing)
+        except UserError as problem:
+            say(f"no threshold is tuned: {problem}")
+            return {}
+        return scoring.tune(run, validation, methods)
+    if not (run.folder / results.SALIENCY_FILE).is_file():
+        return {}
+    before = results.read_table(run.folder / results.SALIENCY_FILE)
+    tuned = before.dropna(subset=["threshold"]) if "threshold" in before else before[:0]
+    return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}
 
 
 def _open(
@@ -188,12 +223,13 @@ def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
     """The saliency of one method as rows for the terminal."""
-    names = [key for key in part if f"{key}_ci" in part]
+    measured = part | part.get("faithfulness", {})
+    names = [key for key in measured if f"{key}_ci" in measured]
     return [
         {
             "measure": name.replace("_", " "),
-            "value": f"{_number(part[name])} [{_number(part[f'{name}_ci'][0])}, {_number(part[f'{name}_ci'][1])}]",
-            "chance": _number(part.get(f"{name}_chance")),
+            "value": f"{_number(measured[name])} [{', '.join(_number(end) for end in measured[f'{name}_ci'])}]",
+            **{beside: _number(measured.get(f"{name}_{beside}")) for beside in ("chance", "centre", "lung")},
         }
         for name in names
     ]

@@ -66,6 +66,7 @@ class Study:
         ]
         defended = self._each("train", defended, self._train)
         finished = self._each("test", [*baselines, *defended], self._test)
+        self._show(finished)
         document = self._document(finished, ranking, datasets, self._seconds())
         results.write_json(self.folder / results.STUDY_RESULTS, document)
         return document
@@ -73,7 +74,7 @@ class Study:
     def _check_recipe(self) -> None:
         """Names that nobody knows and files that are not there are said before hours of work, not after."""
         from trustcxr import defences, models
-        from trustcxr.explain import cam
+        from trustcxr.explain import scoring
 
         for model in self.recipe.models:
             models.architecture(model.name)
@@ -81,7 +82,7 @@ class Study:
                 raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
         for defence in self.recipe.defences:
             defences.get(defence.name)
-        cam.method(self.recipe.explanation.method)
+        scoring.check_options(self.recipe.explanation)
 
     def _claim_folder(self) -> None:
         path = self.folder / results.STUDY_FILE
@@ -184,7 +185,7 @@ class Study:
 
     def _test(self, run: RunRecipe) -> None:
         from trustcxr import evaluation
-        from trustcxr.explain import scoring
+        from trustcxr.explain import scoring, summary
 
         folder, test, recipe = self._run_folder(run), self.datasets["test"], self.recipe
         loaded = evaluation.load_run(folder)
@@ -195,17 +196,16 @@ class Study:
 
         def explain() -> None:
             options = recipe.explanation
-            table = scoring.score(loaded, test, method=options.method, epsilon=options.epsilon)
-            arrays = scoring.panels(loaded, test, count=options.panels, method=options.method)
-            results.write_arrays(folder / results.PANELS_FILE, arrays)
-            results.write_table(folder / results.SALIENCY_FILE, table)
+            levels = scoring.tune(loaded, self.datasets["val"], options.methods)
+            tables = scoring.batches(loaded, test, options, thresholds=levels)
+            results.write_batches(folder / results.SALIENCY_FILE, tables)
 
         def summarise() -> None:
             document = evaluation.describe(
                 loaded, results.read_table(folder / results.PREDICTIONS_FILE), resamples=recipe.evaluation.bootstrap
             )
             if (folder / results.SALIENCY_FILE).is_file():
-                document["saliency"] = scoring.summarise(
+                document["saliency"] = summary.summarise(
                     results.read_table(folder / results.SALIENCY_FILE),
                     images=len(test),
                     resamples=recipe.evaluation.bootstrap,
@@ -216,6 +216,21 @@ class Study:
         if test.has_mask("infection").any() or test.has_mask("lung").any():
             results.once(folder / results.SALIENCY_FILE, explain)
         results.once(folder / results.METRICS_FILE, summarise)
+
+    def _show(self, runs: list[RunRecipe]) -> None:
+        """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""
+        from trustcxr import evaluation
+        from trustcxr.explain import examples
+
+        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / results.SALIENCY_FILE).is_file()]
+        if all((folder / results.PANELS_FILE).is_file() for folder in folders):
+            return
+        test, options = self.datasets["test"], self.recipe.explanation
+        tables = [results.read_table(folder / results.SALIENCY_FILE) for folder in folders]
+        chosen = examples.choose(test, tables, count=options.panels, method=options.methods[0])
+        for folder in folders if chosen else ():
+            arrays = examples.panels(evaluation.load_run(folder), test, chosen, method=options.methods[0])
+            results.write_arrays(folder / results.PANELS_FILE, arrays)
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[dict[str, Any]], datasets: dict[str, "Dataset"], seconds: float

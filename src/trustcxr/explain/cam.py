@@ -1,7 +1,7 @@
 """Grad-CAM and its relatives, a batch at a time, on the device, at little more than the cost of a forward pass."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -14,17 +14,20 @@ from trustcxr.explain.common import SaliencyMethod, Target, as_found, check_imag
 from trustcxr.explain.controls import centre_saliency, random_saliency
 from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
 
-Layer = str | nn.Module | None
+Layer = str | int | nn.Module | None
+Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
 _HALF_PRECISION_SCALE = 1024.0
+_STABILISER = 1e-6
 
 
 def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017): each channel of the feature map weighted by its mean gradient.
 
     `x`: images (B, 1, H, W), float, in [0, 1]. `target`: the class explained; None for each image's predicted class,
-    one int for all, or a (B,) integer tensor. `layer`: whose output is read; None for `model.cam_layer`, a dotted
-    module name, or the module itself. Where a layer runs more than once, its last output is read.
+    one int for all, or a (B,) integer tensor. `layer`: whose output is read; None or -1 for `model.cam_layer`, -2 for
+    the last layer of the stage before (of twice the resolution), -3 and so on; a module's dotted name; or the module.
+    Where a layer runs more than once, its last output is read.
 
     Returns saliency (B, H, W), float32, on the device of `x`: positive evidence for the target, upsampled bilinearly,
     each map divided by its own maximum. A map without positive evidence, or the same everywhere (a null map), is all
@@ -37,7 +40,7 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer
 
 
 def grad_cam_plus_plus(
-    model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None, stabiliser: float = 1e-6
+    model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None, stabiliser: float = _STABILISER
 ) -> Tensor:
     """Grad-CAM++ (Chattopadhay et al. 2018): positive gradients, weighted pixel by pixel (its equation 19).
 
@@ -61,7 +64,8 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
     return _cam(_layer_cam_map, model, x, target, layer)
 
 
-# Every method by the name that commands and tables use; the last two are the controls.
+# Every method by the name that commands and tables use; the last two are the controls. A CAM may name the layer that it
+# reads: "layercam@-2", "gradcam@layer3".
 METHODS: dict[str, SaliencyMethod] = {
     "gradcam": grad_cam,
     "gradcam++": grad_cam_plus_plus,
@@ -75,11 +79,50 @@ METHODS: dict[str, SaliencyMethod] = {
 }
 
 
+CONTROLS = ("random", "centre")
+
+
 def method(name: str) -> SaliencyMethod:
-    """The saliency method of this name. Raises UserError, with the nearest names, where there is none."""
-    if name.lower() not in METHODS:
-        raise unknown("saliency method", name, METHODS)
-    return METHODS[name.lower()]
+    """The saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
+
+    Raises UserError, with the nearest names, where there is none; a layer is looked for when the model is there.
+    """
+    base, layer = parse(name)
+    return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)
+
+
+def parse(name: str) -> tuple[str, Layer]:
+    """ "layercam@-2" -> ("layercam", -2); the layer is None where the name has none."""
+    base, at, layer = name.strip().partition("@")
+    if base.lower() not in METHODS:
+        raise unknown("saliency method", base, METHODS)
+    if not at:
+        return base.lower(), None
+    if base.lower() not in _COMBINE:
+        raise UserError(f"'{name}': {base} reads no layer; those that do are {', '.join(_COMBINE)}")
+    if not layer:
+        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {base}@-2")
+    try:
+        return base.lower(), int(layer)
+    except ValueError:
+        return base.lower(), layer
+
+
+def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> dict[str, Tensor]:
+    """Saliency (B, H, W) of several methods by name; CAMs of one layer share one forward and one backward pass."""
+    check_images(x)
+    found: dict[str, Tensor] = {}
+    shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    for name in names:
+        base, layer = parse(name)
+        if base in _COMBINE:
+            module = find_layer(model, layer)
+            if module not in shared:
+                shared[module] = _feature_map_and_gradient(model, x, target, module)
+            found[name] = _saliency(_COMBINE[base], model, x, *shared[module])
+        else:
+            found[name] = METHODS[base](model, x, target)
+    return found
 
 
 # From a feature map and its gradient, both (B, K, h, w), to a map (B, h, w) whose sign still tells for from against.
@@ -105,12 +148,21 @@ def _layer_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.clamp(min=0) * features).sum(dim=1)
 
 
-def _cam(
-    combine: Callable[[Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, target: Target, layer: Layer
-) -> Tensor:
+_COMBINE: dict[str, Combine] = {
+    "gradcam": _grad_cam_map,
+    "gradcam++": partial(_grad_cam_plus_plus_map, stabiliser=_STABILISER),
+    "hirescam": _hires_cam_map,
+    "layercam": _layer_cam_map,
+}
+
+
+def _cam(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
     check_images(x)
+    return _saliency(combine, model, x, *_feature_map_and_gradient(model, x, target, find_layer(model, layer)))
+
+
+def _saliency(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
     height, width = x.shape[-2:]
-    features, gradient = _feature_map_and_gradient(model, x, target, _find_layer(model, layer))
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         arrange = _arrangement(features, height, width, model)
         return to_saliency(combine(arrange(features), arrange(gradient)), height, width)
@@ -157,28 +209,49 @@ def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer
         return leaf.detach(), gradient / scale
 
 
-def _find_layer(model: nn.Module, layer: Layer) -> nn.Module:
-    names = {name: module for name, module in model.named_modules() if name}
+def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
+    """The module that `grad_cam` reads for this `layer`. Raises UserError, with valid ones, where there is none."""
     if isinstance(layer, nn.Module):
         if not any(layer is module for module in model.modules()):
             raise UserError(f"the layer given ({type(layer).__name__}) is not part of the model: give one of its own")
         return layer
-    if layer is None:
-        net = getattr(model, "net", model)
-        blocks = getattr(net, "blocks", None)
-        # A transformer that classifies from its class token gives its last patches no gradient: read before they mix.
-        if getattr(net, "global_pool", None) == "token" and blocks is not None and hasattr(blocks[-1], "norm1"):
-            return blocks[-1].norm1
-        if isinstance(getattr(model, "cam_layer", None), nn.Module):
-            return model.cam_layer  # type: ignore[return-value]
-        raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
-    if layer in names:
-        return names[layer]
+    names = {name: module for name, module in model.named_modules() if name}
+    if layer is None or layer == -1:
+        return _last_map(model, names)
+    stages = _stages(model)
+    if isinstance(layer, int):
+        if -len(stages) <= layer <= -2:
+            return names[stages[layer]]
+        numbers = f"-1 to -{len(stages)}" if stages else "-1"
+        raise UserError(f"unknown layer {layer}: valid: {numbers}, or a name such as {_some(names)}")
+    for name in (layer, f"net.{layer}"):
+        if name in names:
+            return names[name]
     near = get_close_matches(layer, list(names), n=5, cutoff=0.5)
     raise UserError(
         f"unknown layer '{layer}': {'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
-        f"valid: {_some(names)}, or any name in model.named_modules()"
+        f"valid: {', '.join(stages) or _some(names)}, or any name in model.named_modules()"
     )
+
+
+def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
+    net = getattr(model, "net", model)
+    blocks = getattr(net, "blocks", None)
+    # A transformer that classifies from its class token gives its last patches no gradient: read before they mix.
+    if getattr(net, "global_pool", None) == "token" and blocks is not None and hasattr(blocks[-1], "norm1"):
+        return blocks[-1].norm1
+    if isinstance(getattr(model, "cam_layer", None), nn.Module):
+        return model.cam_layer  # type: ignore[return-value]
+    raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
+
+
+def _stages(model: nn.Module) -> list[str]:
+    """Names of the modules that end each stage of a timm network, the last stage last; empty for other networks."""
+    prefix = "net." if hasattr(model, "net") else ""
+    known = {name for name, _ in model.named_modules()}
+    listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
+    names = [f"{prefix}{stage['module']}" for stage in listed if isinstance(stage, dict) and "module" in stage]
+    return names if all(name in known for name in names) else []
 
 
 def _some(names: dict[str, nn.Module]) -> str:

@@ -1,13 +1,13 @@
 """Does the saliency depend on what the model has learnt? Cascading randomisation (Adebayo et al. 2018)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trustcxr.explain import measures
+from trustcxr.explain import cam, measures
 from trustcxr.explain.common import SaliencyMethod, Target, as_found, target_classes
 
 
@@ -37,18 +37,48 @@ def cascading_randomisation(
     about its scale and maps do not differ for that reason; statistics of BatchNorm stay. The model itself is not
     touched: a copy is. Yields a `Stage` a part.
     """
+    for part, (both,) in _cascade(
+        model, x, lambda network, classes: [method(network, x, classes)], target, depth, seed
+    ):
+        yield Stage(part, *both)
+
+
+def cascade(
+    model: nn.Module, x: Tensor, names: Sequence[str], target: Target = None, *, depth: int = 1, seed: int = 0
+) -> Iterator[tuple[str, dict[str, dict[str, Tensor]]]]:
+    """`cascading_randomisation` of several methods by name at once; CAMs of one layer share their passes.
+
+    Yields a part's name and, for each method, (B,) tensors `randomised_ssim`, `randomised_rank_correlation` and
+    `randomised_null`. A layer is given by name or number, so that it is found in the copy too.
+    """
+
+    def maps(network: nn.Module, classes: Tensor) -> list[Tensor]:
+        return list(cam.maps(network, x, classes, names).values())
+
+    keys = ("randomised_ssim", "randomised_rank_correlation", "randomised_null")
+    for part, found in _cascade(model, x, maps, target, depth, seed) if names else ():
+        yield part, {name: dict(zip(keys, values, strict=True)) for name, values in zip(names, found, strict=True)}
+
+
+def _cascade(
+    model: nn.Module,
+    x: Tensor,
+    maps: Callable[[nn.Module, Tensor], list[Tensor]],
+    target: Target,
+    depth: int,
+    seed: int,
+) -> Iterator[tuple[str, list[tuple[Tensor, Tensor, Tensor]]]]:
     with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
         classes = target_classes(target, model(x.clone()))
         network = deepcopy(model)
-    trained = method(network, x, classes)
+    trained = maps(network, classes)
     generator = torch.Generator().manual_seed(seed)
     for part, parameters in _parts(network, depth):
         with torch.no_grad():
             for parameter in parameters:
                 _randomise(parameter, generator)
-        maps = method(network, x, classes)
-        both = measures.ssim(trained, maps), measures.rank_correlation(trained, maps)
-        yield Stage(part, *both, measures.null_map(maps))
+        pairs = zip(trained, maps(network, classes), strict=True)
+        yield part, [(measures.ssim(a, b), measures.rank_correlation(a, b), measures.null_map(b)) for a, b in pairs]
 
 
 def _parts(model: nn.Module, depth: int) -> list[tuple[str, list[nn.Parameter]]]:

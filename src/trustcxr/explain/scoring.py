@@ -1,6 +1,8 @@
-"""A run and a data set -> saliency of every annotated image -> its measures against the masks."""
+"""A run and a data set -> saliency of every annotated image -> its measures, batch by batch: no map is kept."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,27 +10,75 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr import attacks
-from trustcxr.console import Progress
+from trustcxr import attacks, corruptions
+from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, controls, measures
-from trustcxr.statistics import Bootstrap, interval, share_interval
+from trustcxr.explain import cam, controls, faithfulness, measures, sanity
+from trustcxr.explain.changes import ATTACKED, CLEAN, Change, changes
+from trustcxr.recipes import ExplanationRecipe
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation import Run
 
-CLEAN = "clean"
-COLUMNS = ("value", "chance", "centre")  # a measure of the map, what chance has, what the centre of the image has
-AGAINST_MASK: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "infection": {
-        "infection_energy": measures.energy_inside,
-        "infection_iou": measures.iou_otsu,
-        "pointing_hit_rate": measures.pointing_hit,
-    },
-    "lung": {"lung_energy": measures.energy_inside},
-}
+RANDOM = "random"  # scored always: what a method that knows nothing of the model has
+CENTRE = "centre"
+REFERENCES = ("chance", CENTRE, "lung")  # beside each value: chance, the centre prior, the lung mask as the map
+RANDOMISED = "randomised:"  # before the name of the part that was made random last
+_LEVELS = np.round(np.arange(0.05, 0.951, 0.05), 2)  # thresholds tried when one is tuned
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Masks of a batch, (B, H, W) bool; all False where there is none."""
+
+    infection: Tensor
+    lung: Tensor
+
+    @property
+    def lesion(self) -> Tensor:
+        """The share of the lungs that the infection covers, (B,); NaN without a lung or an infection."""
+        lung, both = (m.flatten(1).sum(1).double() for m in (self.lung, self.lung & self.infection))
+        share = both / lung
+        return share.masked_fill(~self.infection.flatten(1).any(1), torch.nan)
+
+
+@dataclass
+class Rows:
+    """The table of one batch as it grows: one condition of one method after the other."""
+
+    about: dict[str, np.ndarray]
+    tables: list[pd.DataFrame] = field(default_factory=list)
+
+    def add(
+        self,
+        method: str,
+        condition: str,
+        found: Mapping[str, Tensor],
+        references: Mapping[str, Mapping[str, Tensor]] | None = None,
+        *,
+        change: Change | None = None,
+        predicted: np.ndarray | None = None,
+        threshold: float = np.nan,
+    ) -> None:
+        """Values (B,) by measure, and those of the references where there are any."""
+        count = len(self.about["sample_id"])
+        columns: dict[str, Any] = {name: np.tile(column, len(found)) for name, column in self.about.items()}
+        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(found))
+        columns |= {"method": method, "condition": condition}
+        columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
+        columns["measure"] = np.repeat(list(found), count)
+        columns["value"] = _stacked(found, found, count)
+        for name in REFERENCES:
+            columns[name] = _stacked(found, (references or {}).get(name, {}), count)
+        columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
+        self.tables.append(pd.DataFrame(columns))
+
+
+def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: int) -> np.ndarray:
+    columns = [values[n].double().cpu().numpy() if n in values else np.full(count, np.nan) for n in names]
+    return np.concatenate(columns) if columns else np.empty(0)
 
 
 def annotated(dataset: "Dataset") -> np.ndarray:
@@ -42,126 +92,285 @@ def annotated(dataset: "Dataset") -> np.ndarray:
 
 
 def score(
-    run: "Run", dataset: "Dataset", *, method: str = "gradcam", epsilon: float = 0.02, batch_size: int = 32
+    run: "Run",
+    dataset: "Dataset",
+    options: ExplanationRecipe | None = None,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
-    """The table of saliency.parquet: a row for each annotated image, condition and measure.
+    """The table of saliency.parquet: a row for each annotated image, method, condition and measure.
 
-    The class explained is the image's true class, whatever the model answers. Conditions are the clean image and its
-    FGSM perturbation at `epsilon`, against which stability is measured.
+    The class explained is the image's true class, whatever the model answers. `thresholds`: of each method's map, tuned
+    on validation by `tune`; without them there is no `infection_iou_tuned`. For many images see `batches`.
     """
-    saliency_of = cam.method(method)
-    rows = annotated(dataset)
-    tables = []
-    with Progress(f"explaining {run.name} on {len(rows)} images", len(rows)) as bar:
-        for start in range(0, len(rows), batch_size):
-            some = rows[start : start + batch_size]
-            images = to_pixels(torch.from_numpy(dataset.images[some]).to(run.device))
-            labels = torch.as_tensor(np.asarray(dataset.labels[some]), device=run.device)
-            clean = saliency_of(run.model, images, labels)
-            perturbed = attacks.fgsm(run.model, images, labels, epsilon=epsilon)
-            shaken = saliency_of(run.model, perturbed, labels)
-            for condition, radius, pixels, maps in (
-                (CLEAN, 0.0, images, clean),
-                ("fgsm", epsilon, perturbed, shaken),
-            ):
-                table = _measure(dataset, some, maps)
-                if condition != CLEAN:
-                    table.append(("stability_ssim", measures.ssim(clean, maps), None, None))
-                common = _about(run, dataset, some, pixels)
-                common |= {"method": method, "condition": condition, "epsilon": radius}
-                tables += [
-                    pd.DataFrame(common | {"measure": name, **dict(zip(COLUMNS, map(_numbers, columns), strict=True))})
-                    for name, *columns in table
-                ]
+    return pd.concat(batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True)
+
+
+def batches(
+    run: "Run",
+    dataset: "Dataset",
+    options: ExplanationRecipe | None = None,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    batch_size: int = 32,
+) -> Iterator[pd.DataFrame]:
+    """The table of `score` a batch of images at a time, so that memory does not grow with their number.
+
+    First all annotated images: measures against the masks on the clean and the FGSM image, and stability under FGSM and
+    every corruption. Then a sample of them drawn by seed (the same for every run): stability under PGD, faithfulness,
+    sanity.
+    """
+    options = options or ExplanationRecipe()
+    methods = with_random(options.methods)
+    check(run, methods)
+    rows, levels = annotated(dataset), dict(thresholds or {})
+    ways = changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
+    sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
+    say_masks(dataset, len(rows))
+    with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
+        for some in _slices(rows, batch_size):
+            yield _against_masks_and_stability(run, dataset, some, methods, levels, [w for w in ways if not w.dear])
             bar.advance(len(some))
-    return pd.concat(tables, ignore_index=True)
+        for some in _slices(sample, batch_size):
+            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear])
+            bar.advance(len(some))
 
 
-def _measure(
-    dataset: "Dataset", rows: np.ndarray, maps: Tensor
-) -> list[tuple[str, Tensor, Tensor | None, Tensor | None]]:
-    """(measure, its values, by chance, of a map that always looks at the centre), each (B,)."""
-    found: list[tuple[str, Tensor, Tensor | None, Tensor | None]] = []
-    centre = controls.centre_prior(*maps.shape[1:]).to(maps.device).expand_as(maps)
-    for kind, functions in AGAINST_MASK.items():
-        mask = torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(maps.device)
-        for name, function in functions.items():
-            found.append((name, function(maps, mask), measures.chance(function, maps, mask), function(centre, mask)))
-    return [*found, ("null_map", measures.null_map(maps), None, None)]
+def check_options(options: ExplanationRecipe) -> None:
+    """Raises UserError for a saliency method or a corruption that nobody knows; no model is needed."""
+    for name in options.methods:
+        cam.parse(name)
+    for name in () if options.corruptions == "all" else options.corruptions:
+        corruptions.get(name)
 
 
-def _about(run: "Run", dataset: "Dataset", rows: np.ndarray, pixels: Tensor) -> dict[str, Any]:
-    with torch.inference_mode(), attacks.undisturbed(run.model):
-        predicted = run.model(pixels).argmax(1).cpu().numpy()
-    true = [run.classes[k] for k in dataset.labels[rows]]
+def check(run: "Run", methods: Sequence[str]) -> None:
+    """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
+    for name in methods:
+        _, layer = cam.parse(name)
+        if layer is not None:
+            cam.find_layer(run.model, layer)
+
+
+def with_random(methods: Sequence[str]) -> tuple[str, ...]:
+    """These methods, each once, and the random map, which is scored always."""
+    return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
+
+
+def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _images(run: "Run", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
+    return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
+
+
+def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Masks:
+    kinds = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) != 0 for kind in ("infection", "lung"))
+    return Masks(*kinds)
+
+
+def about(run: "Run", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
+    """Columns (B,) that say which image it is, and how much of the lungs its lesion covers."""
+    true = np.array([run.classes[k] for k in dataset.labels[rows]])
     return {
         "sample_id": dataset.sample_ids[rows],
         "group": dataset.groups[rows],
         "split": dataset.splits[rows],
         "class": true,
-        "predicted": [run.classes[k] for k in predicted],
         "target": true,
+        "lesion": masks.lesion.cpu().numpy(),
     }
 
 
-def _numbers(values: Tensor | None) -> Any:
-    return np.nan if values is None else values.double().cpu().numpy()
+def predicted(run: "Run", images: Tensor) -> np.ndarray:
+    """Names of the classes that the model answers, (B,)."""
+    with torch.inference_mode(), attacks.undisturbed(run.model):
+        return np.array([run.classes[k] for k in run.model(images).argmax(1).cpu().numpy()])
 
 
-def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, Any]:
-    """The part "saliency" of metrics.json: for each method every measure's mean, interval, chance and centre prior.
+def _against_masks_and_stability(
+    run: "Run",
+    dataset: "Dataset",
+    rows: np.ndarray,
+    methods: Sequence[str],
+    thresholds: Mapping[str, float],
+    ways: Sequence[Change],
+) -> pd.DataFrame:
+    images, labels = _images(run, dataset, rows)
+    masks = _masks(dataset, rows, run.device)
+    table = Rows(about(run, dataset, rows, masks))
+    references = _references(masks, thresholds)
+    clean = cam.maps(run.model, images, labels, methods)
+    said = predicted(run, images)
+    for name, maps in clean.items():
+        level = thresholds.get(name)
+        beside = references | {"chance": by_chance(maps, masks, level)}
+        table.add(name, CLEAN, against_masks(maps, masks, level), beside, predicted=said, threshold=level or np.nan)
+    for way in ways:
+        pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
+        changed = cam.maps(run.model, pixels, labels, methods)
+        attacked = predicted(run, pixels) if way.condition == ATTACKED else None
+        for name, maps in changed.items():
+            add = partial(table.add, name, way.condition, change=way, predicted=attacked)
+            if way.condition == ATTACKED:
+                level = thresholds.get(name)
+                beside = references | {"chance": by_chance(maps, masks, level)}
+                add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
+            add(_stability(clean[name], maps))
+            if drawn is not None:
+                add(*_moved(clean[name], maps, drawn))
+    return pd.concat(table.tables, ignore_index=True)
 
-    Measures are of the clean images, and again under "perturbed" for the perturbed ones. `images` is how many there
-    were in all; those without a mask are left out and counted.
-    """
-    document: dict[str, Any] = {}
-    for method, rows in table.groupby("method", sort=True):
-        clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] != CLEAN]
-        n = clean["sample_id"].nunique()
-        part = _means(clean, resamples)
-        shaken = _means(perturbed, resamples)
-        part |= {key: shaken.pop(key) for key in list(shaken) if key.startswith("stability_ssim")}
-        document[str(method)] = part | {
-            "target": "label",
-            "n": n,
-            "without_mask": images - n,
-            "perturbed": shaken | {"attack": "fgsm", "epsilon": float(perturbed["epsilon"].max()), "n": n},
+
+def _on_the_sample(
+    run: "Run", dataset: "Dataset", rows: np.ndarray, methods: Sequence[str], ways: Sequence[Change]
+) -> pd.DataFrame:
+    images, labels = _images(run, dataset, rows)
+    table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)))
+    clean = cam.maps(run.model, images, labels, methods)
+    for way in ways:
+        pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
+        for name, maps in cam.maps(run.model, pixels, labels, methods).items():
+            table.add(name, way.condition, _stability(clean[name], maps), change=way)
+    for name, maps in clean.items():
+        curves = {
+            "insertion": faithfulness.insertion(run.model, images, maps, labels, steps=10).area,
+            "deletion": faithfulness.deletion(run.model, images, maps, labels, steps=10).area,
+            "road": faithfulness.road(run.model, images, maps, labels),
         }
-    return document
+        table.add(name, CLEAN, curves)
+    # A map that does not look at the model cannot change with it.
+    looking = [name for name in methods if cam.parse(name)[0] not in cam.CONTROLS]
+    for stage, values in sanity.cascade(run.model, images, looking, labels):
+        for name, found in values.items():
+            table.add(name, RANDOMISED + stage, found)
+    return pd.concat(table.tables, ignore_index=True)
 
 
-def _means(rows: pd.DataFrame, resamples: int) -> dict[str, Any]:
-    part: dict[str, Any] = {}
-    for measure, values in rows.groupby("measure", sort=False):
-        name = "null_map_rate" if measure == "null_map" else str(measure)
-        bootstrap = Bootstrap.over(values["group"], resamples=resamples)
-        means = bootstrap.means(values["value"])
-        share = measure in ("null_map", "pointing_hit_rate")
-        part |= {name: float(means[0]), f"{name}_ci": (share_interval(bootstrap, means) if share else interval(means))}
-        for control in ("chance", "centre"):
-            if control in values and values[control].notna().any():
-                part[f"{name}_{control}"] = float(values[control].mean())
-    return part
-
-
-def panels(
-    run: "Run", dataset: "Dataset", *, count: int, method: str = "gradcam", seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Arrays for the report's panels: `count` annotated images drawn at random by `seed`, the same for every run."""
-    rows = annotated(dataset)
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
-    images = to_pixels(torch.from_numpy(dataset.images[rows]).to(run.device))
-    labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
-    maps = cam.method(method)(run.model, images, labels)
-    about = _about(run, dataset, rows, images)
-    infection = np.array(dataset.masks("infection")[rows])
-    return {
-        "image": np.array(dataset.images[rows])[:, 0],
-        "infection": infection,
-        "lung": np.array(dataset.masks("lung")[rows]),
-        "saliency": maps.float().cpu().numpy(),
-        "sample_id": np.array(about["sample_id"], dtype=str),
-        "class_name": np.array(about["class"], dtype=str),
-        "predicted": np.array(about["predicted"], dtype=str),
-        "infection_energy": _numbers(measures.energy_inside(maps, torch.from_numpy(infection).to(maps.device))),
+def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
+    """Every measure (B,) of maps (B, H, W) against the masks; NaN where the mask is not there."""
+    infection, lung = masks.infection, masks.lung
+    found = {
+        "infection_energy": measures.energy_inside(maps, infection),
+        "infection_energy_given_lung": measures.energy_inside(maps, infection, within=lung),
+        "pointing_hit_rate": measures.pointing_hit(maps, infection),
+        "infection_iou": measures.iou_otsu(maps, infection),
+        "infection_iou_area": measures.iou_at_mask_area(maps, infection),
+        "infection_rank_accuracy": measures.rank_accuracy(maps, infection),
+        "infection_auroc": measures.pixel_auroc(maps, infection),
+        "infection_ap": measures.average_precision(maps, infection),
+        "lung_energy": measures.energy_inside(maps, lung),
+        "null_map": measures.null_map(maps),
     }
+    if threshold is not None:
+        found["infection_iou_tuned"] = measures.iou(maps, infection, threshold)
+    return found
+
+
+def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
+    """What maps that know nothing would have by the same measures."""
+    infection, lung = masks.infection, masks.lung
+    chance = partial(measures.chance, saliency=maps, mask=infection)
+    found = {
+        "infection_energy": chance("energy_inside"),
+        "infection_energy_given_lung": chance("energy_inside", within=lung),
+        "pointing_hit_rate": chance("pointing_hit"),
+        "infection_iou": chance("iou_otsu"),
+        "infection_iou_area": chance("iou_at_mask_area"),
+        "infection_rank_accuracy": chance("rank_accuracy"),
+        "infection_auroc": chance("pixel_auroc"),
+        "infection_ap": chance("average_precision"),
+        "lung_energy": measures.chance("energy_inside", maps, lung),
+    }
+    if threshold is not None:
+        found["infection_iou_tuned"] = chance("iou", threshold=threshold)
+    return found
+
+
+def _references(masks: Masks, thresholds: Mapping[str, float]) -> dict[str, dict[str, Tensor]]:
+    """The centre prior's and the lung mask's figures: they hang on the masks alone."""
+    centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
+    lung = against_masks(masks.lung.float(), masks, 0.5)
+    without = ~masks.lung.flatten(1).any(1)
+    return {
+        CENTRE: _without_null(against_masks(centre, masks, thresholds.get(CENTRE))),
+        "lung": _without_null({name: value.double().masked_fill(without, torch.nan) for name, value in lung.items()}),
+    }
+
+
+def _without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in found.items() if name != "null_map"}
+
+
+def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    return {
+        "stability_ssim": measures.ssim(before, after),
+        "stability_rank_correlation": measures.rank_correlation(before, after),
+        "stability_top_tenth": measures.top_tenth_overlap(before, after),
+    }
+
+
+def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The share of the saliency that lies on an artefact, and how much of it moved there; beside the area of it."""
+    on_it = measures.energy_inside(after, drawn)
+    gain = on_it - measures.energy_inside(before, drawn)
+    gain = gain.masked_fill(measures.null_map(before) & measures.null_map(after), torch.nan)
+    return (
+        {"artefact_energy": on_it, "artefact_gain": gain},
+        {"chance": {"artefact_energy": measures.chance("energy_inside", after, drawn)}},
+    )
+
+
+def tune(run: "Run", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32) -> dict[str, float]:
+    """The threshold of each method's maps, and of the centre prior, with the best mean IoU on this (validation) split.
+
+    As cheXlocalize does (Saporta et al. 2022). Empty where no image has an infection mask.
+    """
+    names = with_random(methods)
+    check(run, names)
+    rows = np.flatnonzero(dataset.has_mask("infection"))
+    totals: dict[str, np.ndarray] = {}
+    for some in _slices(rows, batch_size):
+        images, labels = _images(run, dataset, some)
+        infection = _masks(dataset, some, run.device).infection
+        if not infection.any():
+            continue
+        found = cam.maps(run.model, images, labels, names)
+        found[CENTRE] = controls.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
+        for name, maps in found.items():
+            sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]
+            totals[name] = totals.get(name, np.zeros(len(_LEVELS))) + sums
+    return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}
+
+
+def say_masks(dataset: "Dataset", measured: int) -> None:
+    """Say how many images have no mask, and how many masks are not as large as their image."""
+    if measured < len(dataset):
+        say(f"{len(dataset) - measured} of {len(dataset)} images have no mask to measure against and are left out")
+    if len(dataset.bad_masks):
+        first = dataset.bad_masks.iloc[0]
+        say(f"{len(dataset.bad_masks)} unreadable masks count as absent; the first: {first['path']}: {first['reason']}")
+    if other := masks_of_other_size(dataset):
+        say(f"{other} masks are not of their image's size: resized by nearest neighbour")
+
+
+def masks_of_other_size(dataset: "Dataset") -> int:
+    """How many masks have another size than their image's file; what cannot be opened here is not counted."""
+    from PIL import Image
+
+    def size(path: str) -> tuple[int, int] | None:
+        try:
+            with Image.open(dataset.root / path) as image:
+                return image.size
+        except OSError:
+            return None
+
+    count = 0
+    for kind in dataset.mask_kinds:
+        pairs = dataset.table[["path", f"{kind}_mask"]].dropna()
+        sizes = ((size(path), size(mask)) for path, mask in pairs.itertuples(index=False))
+        count += sum(one is not None and other is not None and one != other for one, other in sizes)
+    return count

@@ -1,0 +1,70 @@
+"""The X-rays that the report shows: drawn at random, and the best and worst by each main measure. Nobody picks them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from trustcxr.data.batches import to_pixels
+from trustcxr.explain import cam, measures
+from trustcxr.explain.changes import CLEAN
+from trustcxr.explain.scoring import annotated, predicted
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+    from trustcxr.evaluation import Run
+
+# Above chance, so that the best is not just the image with the largest lesion.
+MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")
+AT_RANDOM = "drawn at random"
+
+
+def choose(
+    dataset: "Dataset", tables: Sequence[pd.DataFrame], *, count: int, method: str, seed: int = 0
+) -> dict[int, str]:
+    """Rows of the data set to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN.
+
+    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, above chance,
+    so that all runs show the same images and none is favoured. An image chosen twice says so, and is shown once.
+    """
+    rows = annotated(dataset)
+    reasons = {int(row): [AT_RANDOM] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])}
+    place = {name: row for row, name in enumerate(dataset.sample_ids)}
+    for measure in MAIN if count else ():
+        kept = [t[(t["measure"] == measure) & (t["condition"] == CLEAN) & (t["method"] == method)] for t in tables]
+        found = pd.concat(kept) if kept else pd.DataFrame()
+        if not len(found):
+            continue
+        above = (found["value"] - found["chance"]).groupby(found["sample_id"]).mean().dropna()
+        for word, name in (("best", above.idxmax()), ("worst", above.idxmin())) if len(above) else ():
+            reasons.setdefault(place[str(name)], []).append(f"{word} {measure} above chance")
+    return {row: "; ".join(why) for row, why in reasons.items()}
+
+
+def panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
+    """Arrays for the report's panels of the rows `chosen`: image, masks, saliency, answers, figures, and why."""
+    rows = np.array(list(chosen), dtype=int)
+    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
+    labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
+    maps = cam.maps(run.model, images, labels, [method])[method]
+    infection = np.array(dataset.masks("infection")[rows])
+    mask = torch.from_numpy(infection).to(maps.device)
+    figures = {
+        "infection_energy": measures.energy_inside(maps, mask),
+        "infection_iou_area": measures.iou_at_mask_area(maps, mask),
+        "infection_auroc": measures.pixel_auroc(maps, mask),
+    }
+    return {
+        "image": np.array(dataset.images[rows])[:, 0],
+        "infection": infection,
+        "lung": np.array(dataset.masks("lung")[rows]),
+        "saliency": maps.float().cpu().numpy(),
+        "sample_id": np.array(dataset.sample_ids[rows], dtype=str),
+        "class_name": np.array([run.classes[k] for k in dataset.labels[rows]], dtype=str),
+        "predicted": np.array(predicted(run, images), dtype=str),
+        "why": np.array(list(chosen.values()), dtype=str),
+        "method": np.array([method] * len(rows), dtype=str),
+        **{name: values.double().cpu().numpy() for name, values in figures.items()},
+    }
