@@ -6,6 +6,7 @@ It says what to do, not where: an engine does the work. Every step that is done 
 import os
 import platform
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from trustcxr.console import duration, say
 from trustcxr.data import load_dataset
 from trustcxr.engines import Engine, Failure
 from trustcxr.errors import UserError
-from trustcxr.recipes import DefenceRecipe, RunRecipe, StudyRecipe, run_recipe
+from trustcxr.recipes import DefenceRecipe, RunRecipe, StudyRecipe, run_recipe, validate
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -89,6 +90,9 @@ class Study:
         content = {"data": self.data.resolve().name, "recipe": self.recipe.model_dump(mode="json")}
         if path.is_file():
             before = results.read_yaml(path)
+            with suppress(UserError):  # keys that are new since then have their default
+                kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
+                before["recipe"] = kept.model_dump(mode="json")
             if changed := _differences(before, content):
                 raise UserError(
                     f"{self.folder}: holds another study, different in {', '.join(changed[:5])}; choose another --out"
