@@ -295,7 +295,7 @@ def test_weights_without_a_tensor(copied: Path) -> None:
 
 def test_conditions_as_typed() -> None:
     plan = evaluation.conditions(["fgsm", "pgd", "fgsm"], [0.02, 0.01, 0.02], steps=7)
-    assert [(a.name, a.epsilons, a.steps) for a in plan] == [("fgsm", (0.02, 0.01), 7), ("pgd", (0.02, 0.01), 7)]
+    assert [(a.name, a.epsilons, a.steps) for a in plan] == [("fgsm", (0.02, 0.01), None), ("pgd", (0.02, 0.01), 7)]
     with pytest.raises(UserError, match="unknown attack 'pdg': did you mean pgd"):
         evaluation.conditions(["pdg"], [0.02])
     with pytest.raises(UserError, match=r"epsilon 4 is outside \[0, 1\]"):

@@ -93,7 +93,7 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"training": {"precision": "16"}}, ["key 'training.precision'", "'bf16-mixed'"]),
         ({"defences": [{"name": "fgsm", "epsilon": 4}]}, ["key 'defences.0.epsilon'", "less than or equal to 1"]),
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, -1]}]}}, ["attacks.0.epsilons.1", "not -1"]),
-        ({"evaluation": {"attacks": [{"name": "pdg"}]}}, ["evaluation.attacks.0.name", "'fgsm' or 'pgd'", "'pdg'"]),
+        ({"evaluation": {"attacks": [{"name": "pdg"}]}}, ["evaluation.attacks.0.name", "'fgsm', 'fgsm-rs', 'pgd'", "'pdg'"]),
         ({"selection": {"by": "acc"}}, ["key 'selection.by'", "'accuracy'"]),
         ({"models": []}, ["key 'models'", "at least 1"]),
         ({"seeds": []}, ["key 'seeds'", "at least 1"]),

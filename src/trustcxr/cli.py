@@ -158,11 +158,24 @@ def evaluate(
     run: RunFolder,
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to test on; the run's test split unless said.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="fgsm, pgd; repeatable. Both unless said.")] = None,
-    epsilon: Annotated[
-        list[float] | None, typer.Option(help="L-infinity radius in [0, 1]; repeatable. 0.02 unless said.")
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="fgsm, fgsm-rs, pgd, pgd-l2, momentum, transfer, apgd-ce, apgd-margin, fab, square, worst-case; "
+            "repeatable. fgsm and pgd unless said."
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of an attack's climb: 20 for pgd, 10 for momentum, 50 for the rest unless said.")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(help="Of square, also in worst-case. 1000 unless said.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Run whose adversarial images the attack transfer tries on this one.")
+    ] = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -178,6 +191,8 @@ def evaluate(
         attacks=attack,
         epsilons=epsilon,
         steps=steps,
+        queries=queries,
+        source=source,
         labels=_label_map(label),
         listing=_listing(column, images),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from trustcxr.console import Progress
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
-from trustcxr.recipes import AttackRecipe, RunRecipe, validate
+from trustcxr.recipes import ATTACK_OPTIONS, AttackRecipe, RunRecipe, validate
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -128,13 +129,38 @@ def predict(
 def _attacked(
     run: Run, images: Tensor, labels: Tensor, conditions: Sequence[AttackRecipe], *, seed: int
 ) -> Iterator[tuple[Condition, Tensor]]:
-    for attack in conditions:
-        options: dict[str, Any] = {}
-        if attack.name == "pgd":
-            options = {"steps": attack.steps, "stop_when_wrong": True, "seed": seed}
-        for epsilon in attack.epsilons:
+    """Every attack at every epsilon, the smallest first, so that worst-case keeps what was found within its radius."""
+    known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
+    for attack in sorted(conditions, key=lambda attack: attack.name == "worst-case"):
+        options = attack.options()
+        if attack.name in ("pgd", "pgd-l2", "momentum"):
+            options["stop_when_wrong"] = True
+        if attack.name not in ("fgsm", "momentum", "transfer"):
+            options["seed"] = seed
+        if attack.source is not None:
+            options["source"] = _source(run, attack.source)
+        for epsilon in sorted(attack.epsilons):
+            if attack.name == "worst-case":
+                options["start"] = [found for radius, found in known if radius <= epsilon]
             perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
-            yield (attack.name, epsilon, options.get("steps", 1)), perturbed
+            yield (attack.name, epsilon, attack.effort), perturbed
+            if attack.name != "pgd-l2":
+                known.append((epsilon, perturbed))
+
+
+def _source(run: Run, folder: str) -> models.Classifier:
+    """The model that transfer attacks; UserError unless it knows the classes of `run`."""
+    source = _loaded(folder, str(run.device))
+    if source.classes != run.classes:
+        listed = f"{', '.join(source.classes)} instead of {', '.join(run.classes)}"
+        raise UserError(f"{folder}: not a source for {run.name}: its classes are {listed}")
+    return source.model
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: str, on: str) -> Run:
+    """The run in that folder; kept, since every batch asks."""
+    return load_run(folder, on=on)
 
 
 def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
@@ -177,10 +203,22 @@ def describe(run: Run, predictions: pd.DataFrame, *, resamples: int = 2000) -> d
     return document
 
 
-def conditions(names: Sequence[str], epsilons: Sequence[float], *, steps: int = 20) -> tuple[AttackRecipe, ...]:
-    """Attack recipes from names and radii as typed on the command line."""
-    for name in names:
+def conditions(
+    names: Sequence[str],
+    epsilons: Sequence[float],
+    *,
+    steps: int | None = None,
+    queries: int | None = None,
+    source: str | Path | None = None,
+) -> tuple[AttackRecipe, ...]:
+    """Attack recipes from names and radii as typed on the command line; an option goes to the attacks that take it."""
+    given = {"steps": steps, "queries": queries, "source": None if source is None else str(source)}
+    if source is not None and "transfer" not in names:
+        raise UserError(f"source {source}: only the attack transfer has one; add it, or leave the source out")
+    found = []
+    for name in dict.fromkeys(names):
         attacks.get(name)
-    radii = tuple(attacks.check_epsilon(e) for e in dict.fromkeys(epsilons))
-    unique = dict.fromkeys(names)
-    return tuple(AttackRecipe.model_validate({"name": name, "epsilons": radii, "steps": steps}) for name in unique)
+        radii = [e if name == "pgd-l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]
+        options = {k: v for k, v in given.items() if k in ATTACK_OPTIONS[name]}
+        found.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
+    return tuple(found)

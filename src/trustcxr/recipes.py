@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -186,12 +186,76 @@ class Selection(_Strict):
     by: Literal["accuracy", "f1_macro", "auroc_macro"] = "accuracy"
 
 
-class AttackRecipe(_Strict):
-    """One attack of the evaluation."""
+AttackName = Literal[
+    "fgsm",
+    "fgsm-rs",
+    "pgd",
+    "pgd-l2",
+    "momentum",
+    "transfer",
+    "apgd-ce",
+    "apgd-margin",
+    "fab",
+    "square",
+    "worst-case",
+]
+# The options that each attack takes, and what they are unless said.
+ATTACK_OPTIONS: dict[str, dict[str, Any]] = {
+    "fgsm": {},
+    "fgsm-rs": {},
+    "pgd": {"steps": 20, "restarts": 1},
+    "pgd-l2": {"steps": 20, "restarts": 1},
+    "momentum": {"steps": 10},
+    "transfer": {"steps": 10, "source": None},
+    "apgd-ce": {"steps": 50, "restarts": 1, "precision": None},
+    "apgd-margin": {"steps": 50, "restarts": 1, "precision": None},
+    "fab": {"steps": 50, "restarts": 1, "precision": None},
+    "square": {"queries": 1000, "precision": None},
+    "worst-case": {"steps": 50, "queries": 1000, "restarts": 1, "precision": None},
+}
 
-    name: Literal["fgsm", "pgd"]
-    epsilons: tuple[Fraction, ...] = (0.02,)
-    steps: int = Field(20, ge=1, description="PGD only")
+
+class AttackRecipe(_Strict):
+    """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
+
+    name: AttackName
+    epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (0.02,), description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1"
+    )
+    steps: int | None = Field(None, ge=1, description="of the climb: 20 for PGD, 10 for momentum, 50 for the rest")
+    queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
+    restarts: int | None = Field(None, ge=1, description="climbs from different starts, 1 unless said")
+    precision: Literal["bf16"] | None = Field(None, description="bf16: search in bfloat16, confirm in full precision")
+    source: str | None = Field(None, description="folder of the run that transfer's images are made against")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, content: Any) -> Any:
+        """What the attack takes and was not said."""
+        taken = ATTACK_OPTIONS.get(str(content.get("name")), {}) if isinstance(content, dict) else {}
+        return {**content, **{k: v for k, v in taken.items() if content.get(k) is None}} if taken else content
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        taken = ATTACK_OPTIONS[self.name]
+        for option in ("steps", "queries", "restarts", "precision", "source"):
+            if getattr(self, option) is not None and option not in taken:
+                takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
+                raise ValueError(f"{self.name} has no option '{option}'; {takes}")
+        if self.name == "transfer" and self.source is None:
+            raise ValueError("transfer needs a source: the folder of the run that the images are made against")
+        if self.name != "pgd-l2" and any(e > 1 for e in self.epsilons):
+            raise ValueError(f"epsilon of {self.name} is an L-infinity radius in pixel space: at most 1")
+        return self
+
+    @property
+    def effort(self) -> int:
+        """Steps, or queries where it has none, or 1: what stands in the column `steps` of the predictions."""
+        return self.steps or self.queries or 1
+
+    def options(self) -> dict[str, Any]:
+        """The options that the attack takes, without the source."""
+        return {k: getattr(self, k) for k in ATTACK_OPTIONS[self.name] if k != "source"}
 
 
 class EvaluationRecipe(_Strict):
@@ -319,7 +383,8 @@ def _check_study(recipe: StudyRecipe) -> None:
         "defences": ["standard", *(defence.name for defence in recipe.defences)],  # the baselines are standard
         "seeds": list(recipe.seeds),
         "evaluation.attacks": [
-            f"{a.name} at {epsilon:g}" + (f" with {a.steps} steps" if a.name == "pgd" else "")
+            f"{a.name} at {epsilon:g}"
+            + (f" with {a.effort} {'steps' if a.steps else 'queries'}" if a.effort > 1 else "")
             for a in attacks
             for epsilon in a.epsilons
         ],

@@ -76,12 +76,16 @@ def evaluate(
     split: str | None = None,
     attacks: Sequence[str] | None = None,
     epsilons: Sequence[float] | None = None,
-    steps: int = 20,
+    steps: int | None = None,
+    queries: int | None = None,
+    source: Path | None = None,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in."""
-    conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), epsilons or (0.02,), steps=steps)
+    conditions = evaluation.conditions(
+        attacks or ("fgsm", "pgd"), epsilons or (0.02,), steps=steps, queries=queries, source=source
+    )
     run = evaluation.load_run(folder)
     dataset, place = _open(run, data, split, labels, listing)
     predictions = evaluation.predict(run, dataset, conditions)
