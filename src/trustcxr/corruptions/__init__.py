@@ -7,7 +7,7 @@ neighbours, nor its place in the batch, nor the device change what becomes of it
 draw, only stronger.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from trustcxr.corruptions.draws import Draws
 from trustcxr.errors import UserError, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
+_IN_CACHE = 4 * 224 * 224  # pixels
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,27 @@ def _applied(
     corruption: Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
 ) -> tuple[Tensor, Tensor | None]:
     _check(images)
-    names: Iterable[int | str] = range(len(images)) if keys is None else keys
-    draws = Draws(corruption.name, seed, names)
-    if len(draws) != len(images):
-        raise UserError(f"{corruption.name}: {len(images)} images but {len(draws)} keys; give one for each image")
     check_severity(severity)
-    if not len(images):
-        return images.detach().clone(), images.new_zeros(images[:, 0].shape, dtype=torch.bool)
-    changed, mask = corruption.apply(images.detach().float(), severity, draws)
-    return changed.clamp(0, 1).to(images.dtype), mask
+    names = list(range(len(images)) if keys is None else keys)
+    if len(names) != len(images):
+        raise UserError(f"{corruption.name}: {len(images)} images but {len(names)} keys; give one for each image")
+    changed = torch.empty_like(images, requires_grad=False)
+    mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.is_artefact else None
+    size = _piece(images)
+    for part in (slice(first, first + size) for first in range(0, len(images), size)):
+        draws = Draws(corruption.name, seed, names[part])
+        pixels, where = corruption.apply(images[part].detach().float(), severity, draws)
+        changed[part] = pixels.clamp_(0, 1)
+        if mask is not None and where is not None:
+            mask[part] = where
+    return changed, mask
+
+
+def _piece(images: Tensor) -> int:
+    """How many images to work on at a time: all on an accelerator; on a processor what stays in its cache."""
+    if images.device.type != "cpu":
+        return max(len(images), 1)
+    return max(_IN_CACHE // max(images[0].numel() if len(images) else 1, 1), 1)
 
 
 def _check(images: Tensor) -> None:

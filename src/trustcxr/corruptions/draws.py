@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,16 +28,29 @@ class Draws:
         """-1 or 1 for each image, evenly, (B,)."""
         return torch.where(self.uniform(0, 1) < 0.5, -1.0, 1.0)
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers for each image, (B, *shape)."""
-        drawn = torch.empty(len(self), *shape)
-        for image, generator in zip(drawn, self._generators, strict=True):
-            image.normal_(generator=generator)
-        return drawn
+    def normal(self, height: int, width: int) -> Tensor:
+        """Standard normal numbers for each image, (B, 1, height, width).
+
+        Each image cuts its own window, its signs turned as drawn, from one field of noise: that is many times as fast
+        as drawing every number anew. Within an image all are independent.
+        """
+        field = _field(height, width)
+        windows = torch.empty(len(self), 1, height, width)
+        for window, generator in zip(windows, self._generators, strict=True):
+            top, left, way = torch.randint(0, 1 << 30, (3,), generator=generator).tolist()
+            top, left = top % (height + 1), left % (width + 1)
+            torch.mul(field[top : top + height, left : left + width], 1.0 if way % 2 else -1.0, out=window[0])
+        return windows
 
     def numpy(self) -> list[np.random.Generator]:
         """A NumPy generator for each image: for what is drawn line by line."""
         return [np.random.default_rng(number) for number in self.seeds]
+
+
+@lru_cache(maxsize=4)
+def _field(height: int, width: int) -> Tensor:
+    """White noise of twice the height and width."""
+    return torch.randn(2 * height, 2 * width, generator=torch.Generator().manual_seed(2311_14227))
 
 
 def _digest(text: str) -> int:
