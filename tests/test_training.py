@@ -12,43 +12,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
 from trustcxr import defences, evaluation, models, results, training, watching
-from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import RunRecipe, validate
-
-MODEL = "test_resnet"  # timm's own network for tests
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
-    folder = tmp_path_factory.mktemp("films")
-    data = phantom.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
-    train, val = (
-        load_dataset(data, split=split, size=32, cache=folder / "cache", workers=1) for split in ("Train", "Val")
-    )
-    return train, val
-
-
-def recipe(defence: str | dict[str, Any] = "standard", seed: int = 0, **options: Any) -> RunRecipe:
-    content = {
-        "model": {"name": MODEL, "weights": "none"},
-        "defence": {"name": defence} if isinstance(defence, str) else defence,
-        "seed": seed,
-        "data": {"size": 32},
-        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "warmup_epochs": 0} | options,
-    }
-    return validate(RunRecipe, content, "test")
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    return make_films(tmp_path_factory.mktemp("films"))
 
 
 @pytest.fixture
@@ -62,13 +36,6 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
         return dict(figures)
 
     monkeypatch.setattr(watching, "validate", validate_)
-
-
-def made_up(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, ...]]) -> None:
-    """Validation figures by epoch: (accuracy) or (accuracy, under FGSM, under PGD)."""
-    names = ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
-    left = iter(rows)
-    monkeypatch.setattr(watching, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
 
 
 # --- what a run leaves behind ----------------------------------------------------------------------------------------
@@ -161,24 +128,6 @@ def test_same_seed_same_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
         training.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
-
-
-class PowerCut(Exception):
-    """The machine goes off."""
-
-
-def cut_at(monkeypatch: pytest.MonkeyPatch, step: int, problem: type[BaseException] = PowerCut) -> list[int]:
-    """Let training fail at a step; the steps that were done are listed."""
-    real, done = training.Fitting.training_step, []
-
-    def training_step(self: training.Fitting, batch: Any, number: int) -> Tensor:
-        if self.global_step == step:
-            raise problem
-        done.append(self.global_step)
-        return real(self, batch, number)
-
-    monkeypatch.setattr(training.Fitting, "training_step", training_step)
-    return done
 
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -109,7 +109,12 @@ def train(
     data: Data,
     model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    defence: Annotated[str, typer.Option(help="How it is made robust: standard, fgsm.")] = "standard",
+    defence: Annotated[
+        str,
+        typer.Option(
+            help="How it is made robust: standard, fgsm, fgsm-rs, free, pgd, trades, mixup, cutout or gaussian."
+        ),
+    ] = "standard",
     weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = "imagenet",
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
@@ -125,6 +130,14 @@ def train(
     ] = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other key of the recipe, such as defence.beta=3 or model.normalisation=group; repeatable.",
+        ),
+    ] = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -147,6 +160,7 @@ def train(
         seed=seed,
         training={k: v for k, v in training.items() if v is not None},
         data={"labels": _label_map(label), **_listing(column, images)},
+        options=set_ or (),
     )
     summary = runs.train(recipe, data, out)
     print(f"{out}: best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs")

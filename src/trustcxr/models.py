@@ -71,6 +71,7 @@ class Classifier(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
+        self.train(net.training)  # a loop need not call train() for the frozen layers to be frozen
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixel space (B, 1, H, W) in [0, 1] -> the range that the weights were trained on."""

@@ -1,9 +1,11 @@
 """What a study and a run are: pydantic models read from YAML. The recipes that ship are in recipes/."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trustcxr.errors import UserError, unknown
@@ -370,6 +372,29 @@ def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
         except UserError as problem:
             raise UserError(f"{where}: {problem}") from None
     return recipe
+
+
+def assign(content: dict[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
+    """A copy of `content` with keys set as typed: "defence.beta=3", the value read as YAML.
+
+    Raises UserError for a pair without a key or with a value that is not YAML. Whether it is a key, `validate` says.
+    """
+    result = copy.deepcopy(content)
+    for pair in pairs:
+        dotted, equals, text = pair.partition("=")
+        *parents, last = dotted.split(".")
+        if not equals or not all((*parents, last)):
+            raise UserError(f"--set {pair}: write KEY=VALUE, such as defence.beta=3 or training.augment.flip=0.5")
+        at = result
+        for parent in parents:
+            at = at.setdefault(parent, {})
+            if not isinstance(at, dict):
+                raise UserError(f"--set {pair}: '{parent}' holds a value, not keys")
+        try:
+            at[last] = yaml.safe_load(text)
+        except yaml.YAMLError as problem:
+            raise UserError(f"--set {pair}: not readable as YAML: {' '.join(str(problem).split())}") from None
+    return result
 
 
 def _check_study(recipe: StudyRecipe) -> None:

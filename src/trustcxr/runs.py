@@ -26,8 +26,12 @@ def recipe(
     seed: int,
     training: dict[str, Any],
     data: dict[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> RunRecipe:
-    """The recipe of a run from what was typed; UserError for what it cannot be."""
+    """The recipe of a run from what was typed; `options` are any of its keys, as "defence.beta=3", and win.
+
+    Raises UserError for what it cannot be.
+    """
     from trustcxr import attacks, defences, models
 
     models.architecture(model)
@@ -40,7 +44,7 @@ def recipe(
         "data": {"size": size} | (data or {}),
         "training": training,
     }
-    return recipes.validate(RunRecipe, content, "options")
+    return recipes.validate(RunRecipe, recipes.assign(content, options), "options")
 
 
 def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
@@ -48,14 +52,15 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     from trustcxr import models, training
 
     if (folder / results.RUN_FILE).is_file():
-        before = results.read_yaml(folder / results.RUN_FILE).get("recipe")
-        if before != run.model_dump(mode="json"):
+        before = results.read_yaml(folder / results.RUN_FILE).get("recipe") or {}
+        # Read as a recipe, so that keys that are new since then have their default.
+        if recipes.validate(RunRecipe, before, str(folder / results.RUN_FILE)) != run:
             raise UserError(f"{folder}: holds another run; choose another --out")
         if (folder / results.TRAINING_FILE).is_file():
             say(f"{folder}: already trained")
             return results.read_json(folder / results.TRAINING_FILE)
     # Weights that cannot be had are said before the images are decoded.
-    models.build(run.model.name, classes=2, weights=run.model.weights)
+    models.build(run.model.name, classes=2, weights=run.model.weights, **run.model.options())
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     report_skipped(parts[0])

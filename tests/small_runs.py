@@ -1,0 +1,70 @@
+"""Runs on a handful of synthetic films, for the tests of training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trustcxr import training, watching
+from trustcxr.data import load_dataset, phantom
+from trustcxr.recipes import RunRecipe, validate
+
+MODEL = "test_resnet"  # timm's own network for tests
+
+
+def make_films(folder: Path) -> tuple[Any, Any]:
+    """48 films to train on and 24 to validate, 32 pixels."""
+    data = phantom.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
+    train, val = (
+        load_dataset(data, split=split, size=32, cache=folder / "cache", workers=1) for split in ("Train", "Val")
+    )
+    return train, val
+
+
+def recipe(
+    defence: str | dict[str, Any] = "standard", seed: int = 0, model: dict[str, Any] | None = None, **options: Any
+) -> RunRecipe:
+    content = {
+        "model": {"name": MODEL, "weights": "none"} | (model or {}),
+        "defence": {"name": defence} if isinstance(defence, str) else defence,
+        "seed": seed,
+        "data": {"size": 32},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "warmup_epochs": 0} | options,
+    }
+    return validate(RunRecipe, content, "test")
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, ...]]) -> None:
+    """Validation figures by epoch: (accuracy) or (accuracy, under FGSM, under PGD)."""
+    names = ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
+    left = iter(rows)
+    monkeypatch.setattr(watching, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
+
+
+class PowerCut(Exception):
+    """The machine goes off."""
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, step: int, problem: type[BaseException] = PowerCut) -> list[int]:
+    """Let training fail at a step; the steps that were done are listed."""
+    real, done = training.Fitting.training_step, []
+
+    def training_step(self: training.Fitting, batch: Any, number: int) -> Tensor:
+        if self.global_step == step:
+            raise problem
+        done.append(self.global_step)
+        return real(self, batch, number)
+
+    monkeypatch.setattr(training.Fitting, "training_step", training_step)
+    return done

@@ -1,0 +1,155 @@
+"""Networks with other layers in the place of BatchNorm and ReLU, and with a blur at the input."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.ndimage import uniform_filter
+from torch import Tensor, nn
+
+from small_runs import MODEL, make_films, recipe, same, weights
+from trustcxr import attacks, evaluation, models, training
+from trustcxr.errors import UserError
+from trustcxr.explain import cam
+
+IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
+
+
+def count(model: nn.Module, kind: type | tuple[type, ...]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def built(name: str = MODEL, **options: Any) -> models.Classifier:
+    torch.manual_seed(0)
+    return models.build(name, classes=3, **options)
+
+
+@pytest.mark.parametrize("name", [MODEL, "resnet18", "test_efficientnet", "tf_efficientnet_lite0", "densenet121"])
+def test_group_norm_in_the_place_of_batchnorm(name: str) -> None:
+    own, model = built(name), built(name, normalisation="group")
+    norms = count(own, nn.modules.batchnorm._BatchNorm)
+    assert (count(model, nn.modules.batchnorm._BatchNorm), count(model, nn.GroupNorm)) == (0, norms)
+    assert models.count_parameters(model) == models.count_parameters(own), "the affine weights are kept"
+    assert count(model, (nn.ReLU, nn.ReLU6, nn.SiLU)) == count(own, (nn.ReLU, nn.ReLU6, nn.SiLU))
+    with torch.no_grad():
+        together = model.train()(IMAGES)
+        alone = torch.cat([model(image[None]) for image in IMAGES])
+    # Dropout and drop path are off in these networks: only batch statistics could tie images to each other.
+    assert torch.allclose(together, alone, atol=1e-4)
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            assert module.num_channels / module.num_groups >= 8 or module.num_groups == 1
+
+
+def test_group_norm_keeps_the_affine_weights_of_the_file(tmp_path: Path) -> None:
+    trained = built()
+    nn.init.constant_(trained.net.bn1.weight, 1.7)
+    nn.init.constant_(trained.net.bn1.bias, 0.3)
+    from safetensors.torch import save_file
+
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    model = built(weights=tmp_path / "w.safetensors", normalisation="group")
+    norm = model.net.bn1
+    assert torch.equal(norm.weight, torch.full_like(norm.weight, 1.7))
+    assert torch.equal(norm.bias, torch.full_like(norm.bias, 0.3))
+
+
+def test_frozen_batchnorm_keeps_its_statistics_in_training_and_trains_the_rest() -> None:
+    model = built(normalisation="frozen").train()
+    before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k or "tracked" in k}
+    model(IMAGES).sum().backward()
+    with attacks.undisturbed(model, "train"):
+        model(IMAGES)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    assert model.training
+    assert model.net.training
+    assert not model.net.bn1.training
+    assert model.net.bn1.weight.grad is not None
+    assert torch.equal(model(IMAGES), model.eval()(IMAGES))
+    assert built().train().net.bn1.training is not False
+
+
+@pytest.mark.parametrize(("name", "kind"), [("silu", nn.SiLU), ("gelu", nn.GELU), ("softplus", nn.Softplus)])
+def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
+    own, model = built("tf_efficientnet_lite0"), built("tf_efficientnet_lite0", activation=name)
+    relus = count(own, (nn.ReLU, nn.ReLU6))
+    assert relus > 20
+    assert (count(model, (nn.ReLU, nn.ReLU6)), count(model, kind)) == (0, relus)
+    assert same(own.state_dict(), model.state_dict())
+    x = torch.linspace(-5, 5, 101)
+    layer = next(m for m in model.modules() if isinstance(m, kind))
+    assert float((layer(x) - x.relu()).abs().max()) < 0.3
+
+
+def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
+    plain, model = built().eval(), built(input_blur=5).eval()
+    assert same(plain.state_dict(), model.state_dict())
+    images = IMAGES.double().numpy()[:, 0]
+    expected = torch.stack([torch.from_numpy(uniform_filter(image, 5)) for image in images]).float()[:, None]
+    inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    assert torch.allclose(model.blur(IMAGES)[inside], expected[inside], atol=1e-5)
+    assert torch.allclose(model.blur(torch.ones(1, 1, 9, 9)), torch.ones(1, 1, 9, 9)), "edges are not darkened"
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES), plain(model.blur(IMAGES)), atol=1e-5)
+    labels = torch.zeros(4, dtype=torch.long)
+    moved = attacks.fgsm(model, IMAGES, labels, epsilon=0.02) - IMAGES
+    assert float(moved.abs().max()) == pytest.approx(0.02, abs=1e-6), "the attack meets the blur, not its output"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalisation": "group", "activation": "silu", "input_blur": 3},
+        {"normalisation": "group", "input_blur": 5},
+        {"activation": "softplus"},
+    ],
+)
+def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Path) -> None:
+    films = make_films(tmp_path)
+    run = recipe("fgsm", model=options, epochs=1)
+    assert run.model.options() == options
+    training.fit(run, *films, tmp_path / "run")
+    loaded = evaluation.load_run(tmp_path / "run", on="cpu")
+    assert same(weights(tmp_path / "run"), loaded.model.state_dict())
+    assert (count(loaded.model, nn.GroupNorm) > 0) == ("normalisation" in options)
+    maps: Tensor = cam.grad_cam(loaded.model, IMAGES[..., :32, :32])
+    assert maps.shape == (4, 32, 32)
+
+
+def test_training_with_frozen_statistics(tmp_path: Path) -> None:
+    films = make_films(tmp_path)
+    training.fit(recipe(epochs=1), *films, tmp_path / "first")
+    frozen = {"normalisation": "frozen", "weights": str(tmp_path / "first" / "model.safetensors")}
+    training.fit(recipe("fgsm", model=frozen, averaging=0.5), *films, tmp_path / "second")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(first[k], second[k]) for k in first if "running" in k)
+    assert not torch.equal(first["net.bn1.weight"], second["net.bn1.weight"])
+    assert evaluation.load_run(tmp_path / "second").recipe.model.normalisation == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ({"normalisation": "layer"}, "key 'model.normalisation'"),
+        ({"normalisation": "frozen"}, "frozen needs trained weights"),
+        ({"activation": "tanh"}, "key 'model.activation'"),
+        ({"input_blur": 4}, "input_blur must be odd, not 4"),
+        ({"input_blur": -1}, "key 'model.input_blur'"),
+    ],
+)
+def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as problem:
+        recipe(model=model)
+    assert complaint in str(problem.value)
+
+
+def test_a_network_without_the_layer_is_refused() -> None:
+    with pytest.raises(UserError, match="needs a network with BatchNorm; test_vit has none"):
+        built("test_vit", normalisation="group")
+    with pytest.raises(UserError, match="stands in for ReLU; test_vit has none"):
+        built("test_vit", activation="silu")
+    with pytest.raises(UserError, match="unknown activation 'sillu': did you mean silu"):
+        built(activation="sillu")
+    with pytest.raises(UserError, match="unknown normalisation"):
+        built(normalisation="instance")

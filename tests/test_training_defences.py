@@ -1,0 +1,244 @@
+"""Each defence through whole runs: judged as it should be, the same after a cut, counted honestly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from trustcxr import attacks, defences, evaluation, models, results, training, watching
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.recipes import DEFENCE_OPTIONS, DefenceRecipe
+
+ATTACKED = ["fgsm", "fgsm-rs", "free", "pgd", "trades"]
+CHANGED = ["mixup", "cutout", "gaussian"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fgsm": {"ramp": 0.5, "clean_share": 0.5, "separate_batchnorm": True, "attack_precision": "bf16"},
+    "fgsm-rs": {"ramp": 0.8, "clean_share": 0.3, "separate_batchnorm": True, "evaluated_batchnorm": "clean"},
+    "free": {"ramp": 0.5, "replays": 2},
+    "pgd": {"steps": 2},
+    "trades": {"steps": 1, "beta": 3.0, "separate_batchnorm": True},
+    "cutout": {"holes": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """48 films to train on and 24 to validate, 32 pixels."""
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture
+def rising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation figures that rise, so that the last epoch is the one that is kept."""
+    made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
+
+
+def defence(name: str) -> dict[str, Any]:
+    return {"name": name} | OPTIONS.get(name, {})
+
+
+@pytest.mark.usefixtures("rising")
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
+    name: str, averaging: float, films: tuple[Any, Any], tmp_path: Path
+) -> None:
+    run = recipe(defence(name), averaging=averaging)
+    per_epoch = 6 if name == "free" else 3
+    training.fit(run, *films, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, per_epoch + 1)
+        with pytest.raises(PowerCut):
+            training.fit(run, *films, tmp_path / "parts")
+    torch.rand(7)
+    with pytest.MonkeyPatch.context() as patch:
+        done = cut_at(patch, -1)
+        summary = training.fit(run, *films, tmp_path / "parts")
+    assert done == list(range(per_epoch, 2 * per_epoch)), "the first epoch is not trained again"
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert (summary["epochs"], summary["steps"]) == (2, 2 * per_epoch)
+    assert evaluation.load_run(tmp_path / "parts").recipe == run
+    saved = weights(tmp_path / "whole")
+    assert saved.keys() == models.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
+
+
+@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, Any], tmp_path: Path) -> None:
+    summary = training.fit(recipe(defence(name), epochs=1), *films, tmp_path)
+    history = results.read_table(tmp_path / "history.csv")
+    assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
+    assert summary["monitor"] == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
+    assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
+
+
+@pytest.mark.parametrize("name", ATTACKED)
+def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
+    name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 8: the epoch before it is kept, and the run says so."""
+    kept: list[dict[str, Tensor]] = []
+    real = watching.save_weights
+
+    def spy(model: nn.Module, path: Path) -> None:
+        kept.append({k: v.clone() for k, v in model.state_dict().items()})
+        real(model, path)
+
+    monkeypatch.setattr(watching, "save_weights", spy)
+    made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
+    summary = training.fit(recipe({"name": name}, epochs=6, batch_size=24), *films, tmp_path)
+    assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
+    assert "catastrophic overfitting at epoch 2" in summary["alarm"]
+    assert same(weights(tmp_path), kept[1])
+
+
+def test_free_shows_each_batch_so_many_times_and_counts_them(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor, float]] = []
+
+    def spy(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        seen.append((images.clone(), options["perturbation"].clone(), options["epsilon"]))
+        return defences.free(model, images, labels, **options)
+
+    monkeypatch.setitem(defences.DEFENCES, "free", spy)
+    summary = training.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *films, tmp_path)
+    assert summary["steps"] == len(seen) == 2 * 3 * 3, "epochs, batches, replays"
+    for first in range(0, 18, 3):
+        assert torch.equal(seen[first][0], seen[first + 2][0]), "replays are of the same augmented images"
+    assert not torch.equal(seen[0][0], seen[3][0])
+    assert float(seen[0][1].abs().max()) == 0
+    moved = [float(perturbation.abs().max()) for _, perturbation, _ in seen]
+    assert all(m > 0 for m in moved[2:]), "kept between batches and epochs"
+    assert [e for _, _, e in seen] == pytest.approx([min(0.02, 0.02 * step / 9) for step in range(18)])
+    history = results.read_table(tmp_path / "history.csv")
+    assert history["learning_rate"].iloc[-1] < 1e-4, "the schedule ends with the last replay"
+
+
+@pytest.mark.parametrize("name", ["standard", *ATTACKED, *CHANGED])
+def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
+    name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+
+    def broken(images: Tensor) -> Tensor:
+        pixels = to_pixels(images)
+        if next(calls) == 4:
+            pixels[1, 0, 3, 3] = torch.nan
+        return pixels
+
+    monkeypatch.setattr(training, "to_pixels", broken)
+    made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
+    run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
+    summary = training.fit(run, *films, tmp_path)
+    assert summary["stopped"] == "numbers: a pixel is not a number at step 4"
+    assert (summary["epochs"], summary["best_epoch"], summary["steps"]) == (1, 0, 4)
+    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+def test_weights_that_are_no_numbers_stop_the_run(
+    name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attack meets the broken weights before the loss does."""
+    real = training.Fitting.training_step
+
+    def spoil(self: training.Fitting, batch: Any, number: int) -> Tensor:
+        if self.global_step == 4:
+            with torch.no_grad():
+                self.model.net.fc.weight.fill_(torch.nan)
+        return real(self, batch, number)
+
+    monkeypatch.setattr(training.Fitting, "training_step", spoil)
+    made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
+    run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
+    summary = training.fit(run, *films, tmp_path)
+    assert summary["stopped"].startswith("numbers: the loss is nan at step 4")
+    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
+
+
+@pytest.mark.usefixtures("rising")
+def test_the_twin_is_trained_and_not_saved(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules: list[training.Fitting] = []
+    real = training.Fitting.configure_optimizers
+    monkeypatch.setattr(training.Fitting, "configure_optimizers", lambda self: modules.append(self) or real(self))
+    for keeps in ("adversarial", "clean"):
+        run = {"name": "fgsm", "clean_share": 0.5, "separate_batchnorm": True, "evaluated_batchnorm": keeps}
+        training.fit(recipe(run), *films, tmp_path / keeps)
+        twin = modules[-1].twin
+        assert twin is not None
+        assert (modules[-1].attacked() is twin) == (keeps == "clean")
+        assert int(twin.layers[0].num_batches_tracked) == 6
+        assert int(modules[-1].model.net.bn1.num_batches_tracked) == 6
+        assert float((twin.layers[0].weight - 1).abs().max()) > 1e-4, "its affine weights are trained"
+        assert torch.equal(weights(tmp_path / keeps)["net.bn1.weight"], modules[-1].model.net.bn1.weight)
+        assert not torch.equal(twin.layers[0].running_mean, modules[-1].model.net.bn1.running_mean)
+    assert not same(weights(tmp_path / "adversarial"), weights(tmp_path / "clean"))
+
+
+def test_separate_batchnorm_needs_batchnorm(films: tuple[Any, Any], tmp_path: Path) -> None:
+    run = recipe({"name": "trades", "separate_batchnorm": True}, model={"name": "test_vit"})
+    with pytest.raises(UserError, match="no BatchNorm"):
+        training.fit(run, *films, tmp_path)
+
+
+@pytest.mark.usefixtures("rising")
+def test_adamw_decouples_the_decay(films: tuple[Any, Any], tmp_path: Path) -> None:
+    for kind in ("adam", "adamw"):
+        training.fit(recipe(optimiser=kind, epochs=1), *films, tmp_path / kind)
+        training.fit(recipe(optimiser=kind, epochs=1, weight_decay=0.5), *films, tmp_path / f"{kind} decay")
+    assert same(weights(tmp_path / "adam"), weights(tmp_path / "adamw"))
+    assert not same(weights(tmp_path / "adam decay"), weights(tmp_path / "adamw decay"))
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"name": "mixup", "epsilon": 0.03}, "defence mixup does not use epsilon; it takes alpha"),
+        ({"name": "standard", "ramp": 0.5}, "defence standard does not use ramp; it takes no options"),
+        ({"name": "fgsm", "steps": 7}, "defence fgsm does not use steps"),
+        ({"name": "pgd", "beta": 3}, "defence pgd does not use beta"),
+        ({"name": "free", "clean_share": 0.5}, "defence free does not use clean_share"),
+        ({"name": "trades", "clean_share": 0.5}, "defence trades does not use clean_share"),
+        ({"name": "trades", "beta": -1}, "key 'defence.beta'"),
+        ({"name": "pgd", "steps": 0}, "key 'defence.steps'"),
+        ({"name": "free", "replays": 0}, "key 'defence.replays'"),
+        ({"name": "mixup", "alpha": 0}, "key 'defence.alpha'"),
+        ({"name": "cutout", "size": 1.5}, "key 'defence.size'"),
+        ({"name": "gaussian", "sigma": 0}, "key 'defence.sigma'"),
+        ({"name": "fgsm", "separate_batchnorm": True}, "separate_batchnorm needs clean images"),
+        ({"name": "fgsm", "separate_batchnorm": True, "clean_share": 1.0}, "separate_batchnorm needs clean images"),
+        ({"name": "fgsm", "evaluated_batchnorm": "clean"}, "needs separate_batchnorm: true"),
+        ({"name": "fgsm", "attack_precision": "fp8"}, "key 'defence.attack_precision'"),
+    ],
+)
+def test_a_recipe_refuses_what_a_defence_does_not_use(content: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as problem:
+        recipe(content)
+    assert complaint in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
+    """run.yaml holds every key."""
+    for name in DEFENCE_OPTIONS:
+        run = recipe({"name": name})
+        assert DefenceRecipe.model_validate(run.defence.model_dump()) == run.defence
+        assert run.defence.attacks == (name in ATTACKED)
+
+
+def test_evaluation_never_sees_the_twin(films: tuple[Any, Any], tmp_path: Path) -> None:
+    run = {"name": "trades", "separate_batchnorm": True, "steps": 1}
+    training.fit(recipe(run, epochs=1), *films, tmp_path)
+    loaded = evaluation.load_run(tmp_path, on="cpu")
+    images = to_pixels(torch.from_numpy(films[1].batch([0, 1, 2])))
+    labels = torch.as_tensor(films[1].labels[:3])
+    assert attacks.fgsm(loaded.model, images, labels, epsilon=0.02).shape == images.shape

@@ -1,0 +1,86 @@
+"""Options of a training as they are typed and as batches meet them."""
+
+import numpy as np
+import pytest
+import torch
+
+from trustcxr import recipes, runs
+from trustcxr.data.batches import BatchRows, augment
+from trustcxr.errors import UserError
+
+STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_each_batch_comes_so_many_times_in_a_row() -> None:
+    labels = np.zeros(10, dtype=int)
+    once = list(BatchRows(labels, 4, shuffle=True, seed=3))
+    thrice = BatchRows(labels, 4, shuffle=True, seed=3, repeats=3)
+    assert len(thrice) == 9
+    assert list(thrice) == [rows for rows in once for _ in range(3)]
+    assert len(BatchRows(labels, 4, repeats=3, drop_last=True)) == 6
+    assert len(list(BatchRows(labels, 4, repeats=3, drop_last=True))) == 6
+
+
+def test_erasing_hides_one_rectangle_in_a_share_of_the_images() -> None:
+    images = torch.rand((400, 1, 32, 32), generator=generator()) * 0.9 + 0.05
+    same = augment(images, generator(1), **STILL)
+    erased = augment(images, generator(1), **STILL, erase=0.25)
+    changed = (erased != same)[:, 0]
+    hit = changed.any(2).any(1)
+    assert float(hit.float().mean()) == pytest.approx(0.25, abs=0.07)
+    greys = []
+    for picture, mask in zip(erased[hit, 0], changed[hit], strict=True):
+        rows, columns = mask.any(1), mask.any(0)
+        assert int(mask.sum()) == int(rows.sum() * columns.sum()), "a rectangle"
+        assert float(picture[mask].std()) < 1e-6 if int(mask.sum()) > 1 else True, "of one grey"
+        assert 0.01 < int(mask.sum()) / 1024 < 0.4
+        greys.append(float(picture[mask][0]))
+    assert 0 <= min(greys) < 0.1
+    assert 0.9 < max(greys) <= 1
+    assert torch.equal(erased, augment(images, generator(1), **STILL, erase=0.25))
+    assert torch.equal(same, augment(images, generator(1), **STILL, erase=0.0)), "old runs stay the same runs"
+
+
+def typed(*options: str, defence: str = "trades") -> recipes.RunRecipe:
+    return runs.recipe(
+        model="resnet18",
+        weights="none",
+        defence={"name": defence, "epsilon": 0.02, "ramp": 0.0, "clean_share": 0.0},
+        size=64,
+        seed=0,
+        training={},
+        options=options,
+    )
+
+
+def test_any_key_can_be_typed() -> None:
+    run = typed("defence.beta=3", "training.augment.flip=0.5", "model.normalisation=group", "training.balanced=true")
+    assert (run.defence.beta, run.training.augment.flip, run.model.normalisation) == (3.0, 0.5, "group")
+    assert run.training.balanced is True
+    assert run.training.augment.rotation == 10.0
+    assert typed("seed=3", "defence.epsilon=0.01").defence.epsilon == 0.01
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("defence.bta=3", "unknown key 'defence.bta': did you mean beta"),
+        ("defence.beta", "write KEY=VALUE"),
+        ("=3", "write KEY=VALUE"),
+        ("defence..beta=3", "write KEY=VALUE"),
+        ("defence.beta=[", "not readable as YAML"),
+        ("defence.beta.more=3", None),
+        ("seed.more=3", "'seed' holds a value, not keys"),
+        ("defence.beta=much", "key 'defence.beta'"),
+        ("defence=fgsm", "key 'defence'"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(option: str, complaint: str | None) -> None:
+    with pytest.raises(UserError) as problem:
+        typed(option)
+    assert (complaint or "defence.beta") in str(problem.value)
+    assert "\n" not in str(problem.value)
