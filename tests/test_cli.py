@@ -192,7 +192,7 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
         "train", "--data", films, "--model", "resnet18", "--defence", "fsgm", "--out", out
     )
     assert "outside [0, 1]" in complaint("evaluate", trained, "--data", films, "--epsilon", "5")
-    assert "valid: fgsm, pgd" in complaint("evaluate", trained, "--data", films, "--attack", "pdg")
+    assert "valid: fgsm, fgsm-rs, pgd, " in complaint("evaluate", trained, "--data", films, "--attack", "pdg")
     assert "not a trained run" in complaint("evaluate", films, "--data", films)
     assert "no such run folder" in complaint("explain", tmp_path / "gone", "--data", films)
     assert "Missing" in complaint("train", "--data", films)
