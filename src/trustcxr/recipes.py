@@ -12,17 +12,18 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.results import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
+Background = Literal["full", "swap", "mask", "crop"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Model = TypeVar("Model", bound="_Strict")
 
 # The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
-_ATTACK = ("epsilon", "ramp", "mode", "attack_precision")
+_ATTACK = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
 _SHARED = (*_ATTACK, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
 DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "standard": (),
     "fgsm": _SHARED,
     "fgsm-rs": _SHARED,
-    "free": ("epsilon", "ramp", "replays"),
+    "free": ("epsilon", "ramp", "epsilon_outside", "replays"),
     "pgd": (*_SHARED, "steps"),
     "trades": (*_ATTACK, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"),
     "mixup": ("alpha",),
@@ -97,6 +98,16 @@ class TrainingRecipe(_Strict):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     balanced: bool = Field(False, description="draw every class equally often")
     class_weights: bool = Field(False, description="weigh the loss of each class against how many images it has")
+    background: Background = Field(
+        "full",
+        description="of training images: full, swap (the lungs on another film's), mask (black) or crop (to the lungs)",
+    )
+    swap_share: Fraction = Field(
+        0.85, description="of training images whose background is changed; the others, like all test images, are not"
+    )
+    rrr: float = Field(
+        0.0, ge=0, description="weight of the squared gradient outside the lungs (right for the right reasons)"
+    )
     augment: Augment = Augment()
 
 
@@ -110,6 +121,9 @@ class DefenceRecipe(_Strict):
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
     ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
+    epsilon_outside: Fraction | None = Field(
+        None, description="radius outside the lungs while the model is attacked in training; it grows as epsilon does"
+    )
     mode: Literal["eval", "train"] = Field("eval", description="mode of BatchNorm while the model is attacked")
     attack_precision: Literal["same", "bf16"] = Field(
         "same", description="bf16: the attack's passes alone, of which only the gradient's sign is used"
@@ -130,6 +144,7 @@ class DefenceRecipe(_Strict):
         "adversarial", description="with separate_batchnorm: whose layers the model keeps; the others are not saved"
     )
     start_from: Literal["scratch", "standard"] = Field("scratch", description="standard: the trained standard run")
+    background: Background | None = Field(None, description="of its training; the study's unless said")
     training: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -260,10 +275,49 @@ class AttackRecipe(_Strict):
         return {k: getattr(self, k) for k in ATTACK_OPTIONS[self.name] if k != "source"}
 
 
+CORRUPTIONS = (
+    "gaussian_noise",
+    "poisson_noise",
+    "defocus_blur",
+    "motion_blur",
+    "resolution",
+    "jpeg",
+    "contrast",
+    "exposure",
+    "gamma",
+    "rotation",
+    "letters",
+    "arrows",
+    "collimation_border",
+    "leads_and_tubes",
+    "device",
+)
+
+
+class CorruptionsRecipe(_Strict):
+    """What real films suffer, at severities 1 to 5."""
+
+    names: Literal["all"] | tuple[str, ...] = "all"
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in () if self.names == "all" else self.names:
+            if name not in CORRUPTIONS:
+                raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
+        return self
+
+    def conditions(self) -> tuple[tuple[str, int], ...]:
+        """Every (name, severity), each once."""
+        names = CORRUPTIONS if self.names == "all" else dict.fromkeys(self.names)
+        return tuple((name, severity) for name in names for severity in sorted(set(self.severities)))
+
+
 class EvaluationRecipe(_Strict):
     """What a run is tested with."""
 
     attacks: tuple[AttackRecipe, ...] = (AttackRecipe(name="fgsm"), AttackRecipe(name="pgd"))
+    corruptions: CorruptionsRecipe | None = Field(None, description="{names: all or a list, severities: [1, 3, 5]}")
     batch_size: int = Field(64, ge=1)
     bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
 
@@ -279,7 +333,7 @@ class ExplanationRecipe(_Strict):
     epsilon: Fraction = Field(0.02, description="of the FGSM and PGD images against which stability is measured")
     corruptions: Literal["all"] | tuple[str, ...] = Field("all", description="under which stability is measured")
     severity: int = Field(3, ge=1, le=5, description="of the corruptions")
-    sample: int = Field(40, ge=0, description="images drawn for PGD stability, faithfulness and sanity; 0: none")
+    sample: int = Field(32, ge=0, description="images drawn for PGD stability, faithfulness and sanity; 0: none")
     panels: int = Field(6, ge=0, description="images drawn at random for the report; the best and worst come on top")
 
     @model_validator(mode="before")
@@ -320,13 +374,43 @@ class RunRecipe(_Strict):
 
     @property
     def name(self) -> str:
-        """The name of the run's folder: <model>-<defence>-s<seed>."""
-        return f"{self.model.name.lower()}-{self.defence.name}-s{self.seed}"
+        """The name of the run's folder: <model>-<defence>-s<seed>, or <model>-<background>-<defence>-s<seed>."""
+        return f"{self.model.name.lower()}-{_trained_how(self)}-s{self.seed}"
+
+    @property
+    def background(self) -> Background:
+        """How much it sees outside the lungs in training."""
+        return self.training.background
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether its training looks at lung masks."""
+        return self.background != "full" or self.training.rrr > 0 or self.defence.epsilon_outside is not None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RunRecipe":
+        if self.training.rrr and self.defence.name == "mixup":
+            raise ValueError("rrr needs the lungs of one image, and mixup shows two at once")
+        if self.defence.separate_batchnorm and self.model.normalisation != "batch":
+            raise ValueError(f"separate_batchnorm needs normalisation: batch, not {self.model.normalisation}")
+        if self.defence.background not in (None, self.training.background):
+            raise ValueError(
+                f"two backgrounds: defence.background {self.defence.background}, training.background "
+                f"{self.training.background}; set training.background"
+            )
+        return self
+
+
+def _trained_how(run: RunRecipe) -> str:
+    """The defence, after the background where that is not the whole image."""
+    return run.defence.name if run.background == "full" else f"{run.background}-{run.defence.name}"
 
 
 def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
     """The run of one model, defence and seed in a study: the most special training keys win."""
     merged = {**study.training.model_dump(), **model.training, **defence.training}
+    if defence.background is not None:
+        merged["background"] = defence.background
     training = validate(TrainingRecipe, merged, f"training of {model.name}, {defence.name}")
     return RunRecipe(model=model, defence=defence, seed=seed, data=study.data, training=training)
 
@@ -399,13 +483,13 @@ def assign(content: dict[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
 
 def _check_study(recipe: StudyRecipe) -> None:
     """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
+    trained_how: list[object] = []
     for model in recipe.models:
-        for defence in (DefenceRecipe(), *recipe.defences):
-            run_recipe(recipe, model, defence, 0)
+        trained_how = [_trained_how(run_recipe(recipe, model, d, 0)) for d in (DefenceRecipe(), *recipe.defences)]
     attacks = recipe.evaluation.attacks
     listed: dict[str, list[object]] = {
         "models": [model.name.lower() for model in recipe.models],
-        "defences": ["standard", *(defence.name for defence in recipe.defences)],  # the baselines are standard
+        "defences": trained_how,  # the baselines come first
         "seeds": list(recipe.seeds),
         "evaluation.attacks": [
             f"{a.name} at {epsilon:g}"
@@ -416,7 +500,7 @@ def _check_study(recipe: StudyRecipe) -> None:
     }
     for key, names in listed.items():
         if twice := [name for name in names if names.count(name) > 1]:
-            hint = "; the baselines are standard already" if twice[0] == "standard" else ""
+            hint = f"; the baselines are {twice[0]} already" if str(twice[0]).endswith("standard") else ""
             raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")
 
 

@@ -26,6 +26,10 @@ RANDOM = "random"  # scored always: what a method that knows nothing of the mode
 CENTRE = "centre"
 REFERENCES = ("chance", CENTRE, "lung")  # beside each value: chance, the centre prior, the lung mask as the map
 RANDOMISED = "randomised:"  # before the name of the part that was made random last
+_STEPS, _REMOVED = (
+    10,
+    (0.2, 0.4, 0.6),
+)  # of insertion and deletion; of ROAD: with more gone there is little to answer on
 _LEVELS = np.round(np.arange(0.05, 0.951, 0.05), 2)  # thresholds tried when one is tuned
 
 
@@ -209,9 +213,11 @@ def _against_masks_and_stability(
         level = thresholds.get(name)
         beside = references | {"chance": by_chance(maps, masks, level)}
         table.add(name, CLEAN, against_masks(maps, masks, level), beside, predicted=said, threshold=level or np.nan)
+    looking = _looking(methods)
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
-        changed = cam.maps(run.model, pixels, labels, methods)
+        # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
+        changed = cam.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looking)
         attacked = predicted(run, pixels) if way.condition == ATTACKED else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
@@ -230,24 +236,27 @@ def _on_the_sample(
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)))
-    clean = cam.maps(run.model, images, labels, methods)
+    clean, looking = cam.maps(run.model, images, labels, methods), _looking(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
-        for name, maps in cam.maps(run.model, pixels, labels, methods).items():
+        for name, maps in cam.maps(run.model, pixels, labels, looking).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
     for name, maps in clean.items():
         curves = {
-            "insertion": faithfulness.insertion(run.model, images, maps, labels, steps=10).area,
-            "deletion": faithfulness.deletion(run.model, images, maps, labels, steps=10).area,
-            "road": faithfulness.road(run.model, images, maps, labels),
+            "insertion": faithfulness.insertion(run.model, images, maps, labels, steps=_STEPS).area,
+            "deletion": faithfulness.deletion(run.model, images, maps, labels, steps=_STEPS).area,
+            "road": faithfulness.road(run.model, images, maps, labels, shares=_REMOVED),
         }
         table.add(name, CLEAN, curves)
-    # A map that does not look at the model cannot change with it.
-    looking = [name for name in methods if cam.parse(name)[0] not in cam.CONTROLS]
     for stage, values in sanity.cascade(run.model, images, looking, labels):
         for name, found in values.items():
             table.add(name, RANDOMISED + stage, found)
     return pd.concat(table.tables, ignore_index=True)
+
+
+def _looking(methods: Sequence[str]) -> list[str]:
+    """The methods whose maps come from the model."""
+    return [name for name in methods if cam.parse(name)[0] not in cam.CONTROLS]
 
 
 def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
