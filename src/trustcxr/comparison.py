@@ -1,76 +1,214 @@
-"""Standard against robust, paired over the same images."""
+"""Standard against robust, paired over the same images: measure by measure, corrected for how many were compared."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from trustcxr import results
 from trustcxr.metrics import CLEAN, VIEWS, logits_of
-from trustcxr.statistics import paired
+from trustcxr.statistics import Floats, paired
 
-MAIN_METHOD = "gradcam"  # of several saliency methods measured on one run; without it the first
-HIGHER_IS_BETTER = ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy", "stability_ssim")
+MAIN_METHOD = "gradcam"  # of several saliency methods the one that a summary speaks of; without it the first
+ATTACKED, CONTROL = "fgsm", "random"
+LEVEL = 0.05
+HIGHER_IS_BETTER = (
+    "infection_energy",
+    "infection_energy_given_lung",
+    "pointing_hit_rate",
+    "infection_iou",
+    "infection_iou_tuned",
+    "infection_iou_area",
+    "infection_rank_accuracy",
+    "infection_auroc",
+    "infection_ap",
+    "lung_energy",
+    "stability_ssim",
+    "corruption_ssim",
+    "artefact_ssim",
+    "insertion",
+    "road",
+)
+LOWER_IS_BETTER = ("artefact_gain", "deletion")
+# Without the lungs a model that reads them must fall; that is no matter of better or worse for a robust one.
+_NEITHER = ("lungs_blacked_out", "border_only", "silhouette_only")
+
+
+class Key(NamedTuple):
+    """A measure, and the saliency method that it is of; no method for accuracy."""
+
+    measure: str
+    method: str = ""
 
 
 def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> list[dict[str, Any]]:
-    """Every robust run of a study against the standard run of its model and seed, measure by measure."""
+    """Every other run of a study against the standard run of its model and seed, measure by measure.
+
+    A row says the means, their difference with its bootstrap interval over groups, the share of images improved, the
+    test's p-value and the same corrected (Holm 1979) for all comparisons of its kind (accuracy, or saliency) in the
+    study, and the verdict in words. Standard is the run without a defence and with the full background; where there is
+    none, that with the run's own background.
+    """
     about = {folder: results.read_json(folder / results.METRICS_FILE) for folder in folders}
-    standard = {(d["model"], d["seed"]): f for f, d in about.items() if d["defence"] == "standard"}
-    found = []
+    standard: dict[tuple[Any, ...], Path] = {}
     for folder, document in about.items():
-        base = standard.get((document["model"], document["seed"]))
-        if document["defence"] == "standard" or base is None:
+        if document["defence"] == "standard":
+            standard.setdefault((document["model"], document["seed"], _background(document)), folder)
+    found, known = [], {folder: figures(folder) for folder in folders}
+    for folder, document in about.items():
+        model, background = (document["model"], document["seed"]), _background(document)
+        base = standard.get((*model, "full")) or standard.get((*model, background))
+        if base is None or base == folder or (document["defence"], background) == ("standard", "full"):
             continue
-        first, second = figures(base), figures(folder)
-        for measure in first:
-            if measure not in second:
-                continue
-            shared = first[measure].index.intersection(second[measure].index)
-            before, after = first[measure].loc[shared], second[measure].loc[shared]
-            result = paired(before["value"], after["value"], before["group"], resamples=resamples)
-            found.append(
-                {
-                    "model": document["model"],
-                    "seed": document["seed"],
-                    "defence": document["defence"],
-                    "split": document["split"],
-                    "measure": measure,
-                    "standard": result.first,
-                    "robust": result.second,
-                    "difference": result.difference,
-                    "difference_ci": result.difference_ci,
-                    "improved": result.improved,
-                    "p_value": result.p_value,
-                    "n": result.n,
-                }
-            )
-    return found
+        for key, before in known[base].items():
+            if key in known[folder]:
+                found.append(_row(document, key, before, known[folder][key], resamples))
+    _correct(found)
+    return [row | {"verdict": sentence(row)} for row in found]
 
 
-def figures(folder: Path) -> dict[str, pd.DataFrame]:
-    """Per-image figures of a run by measure: tables of value and group, indexed by sample."""
-    tables: dict[str, pd.DataFrame] = {}
-    predictions = results.read_table(folder / results.PREDICTIONS_FILE)
-    for (attack, epsilon), rows in predictions.groupby(["attack", "epsilon"], sort=False):
+def _background(document: dict[str, Any]) -> str:
+    return str(document.get("background") or "full")
+
+
+def _row(
+    document: dict[str, Any], key: Key, first: pd.DataFrame, second: pd.DataFrame, resamples: int
+) -> dict[str, Any]:
+    shared = first.index.intersection(second.index)
+    before, after = first.loc[shared], second.loc[shared]
+    result = paired(before["value"], after["value"], before["group"], resamples=resamples)
+    better = direction(key.measure)
+    moved = np.asarray(after["value"] - before["value"], dtype=float)
+    improved = float((better * moved[np.isfinite(moved)] > 0).mean()) if result.n and better else result.improved
+    return {
+        "model": document["model"],
+        "seed": document["seed"],
+        "defence": document["defence"],
+        "background": _background(document),
+        "split": document["split"],
+        "measure": key.measure,
+        "method": key.method or None,
+        "better": {1: "higher", -1: "lower", 0: None}[better],
+        "standard": result.first,
+        "robust": result.second,
+        "difference": result.difference,
+        "difference_ci": result.difference_ci,
+        "improved": improved,
+        "p_value": result.p_value,
+        "n": result.n,
+    }
+
+
+def direction(measure: str) -> int:
+    """1 where more of a measure is better, -1 where less is, 0 where neither can be said."""
+    if measure.removesuffix(" accuracy") in _NEITHER:
+        return 0
+    return -1 if measure in LOWER_IS_BETTER else 1
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """p-values (N,) corrected for N comparisons so that any false one is as rare as with a single test (Holm 1979).
+
+    NaN stays NaN and does not count.
+    """
+    given = np.asarray(p_values, dtype=float)
+    corrected = np.full(given.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(given))
+    order = known[np.argsort(given[known], kind="stable")]
+    steps = given[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def _correct(rows: list[dict[str, Any]]) -> None:
+    """Adds p_corrected and how many comparisons it is corrected for."""
+    kinds: tuple[Callable[[dict[str, Any]], bool], ...] = (lambda r: r["method"] is None, lambda r: bool(r["method"]))
+    for kind in kinds:
+        family = [row for row in rows if kind(row)]
+        for row, p_value in zip(family, holm([row["p_value"] for row in family]), strict=True):
+            row |= {"p_corrected": float(p_value), "comparisons": len(family)}
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """`higher`, `lower` or `not settled`: which way the interval and the corrected test agree that it went."""
+    low, high = row["difference_ci"]
+    if not row["n"] or not np.isfinite(low) or low <= 0 <= high or not row["p_corrected"] < LEVEL:
+        return "not settled"
+    return "higher" if low > 0 else "lower"
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """The comparison in one sentence: yes, no or not settled, and by how much."""
+    name = row["measure"].replace("_", " ") + (f" ({row['method']})" if row["method"] else "")
+    if not row["n"]:
+        return f"Not settled: {name} was not measured on the same images."
+    went = outcome(row)
+    low, high = row["difference_ci"]
+    numbers = f"[{low:+.3f}, {high:+.3f}], n = {row['n']}, corrected p = {row['p_corrected']:.2g}"
+    if went == "not settled":
+        return f"Not settled: {name} changes by {row['difference']:+.3f} {numbers}."
+    answer = "Yes" if went == row["better"] else "No" if row["better"] else "Neither"
+    verb = "rises" if went == "higher" else "falls"
+    return f"{answer}: {name} {verb} by {abs(row['difference']):.3f} {numbers}."
+
+
+def figures(folder: Path) -> dict[Key, pd.DataFrame]:
+    """Per-image figures of a run: for each measure (and saliency method) a table of value and group, by sample."""
+    tables = _accuracies(results.read_table(folder / results.PREDICTIONS_FILE))
+    if (folder / results.SALIENCY_FILE).is_file():
+        tables |= _saliency(results.read_table(folder / results.SALIENCY_FILE))
+    return tables
+
+
+def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    right = (logits_of(predictions).argmax(1) == predictions["label"].to_numpy()).astype(float)
+    predictions = predictions.drop(columns="logits").assign(value=right)
+    tables: dict[Key, pd.DataFrame] = {}
+    corrupted = predictions["severity"].fillna(0) > 0 if "severity" in predictions else np.zeros(len(right), dtype=bool)
+    for (attack, epsilon), rows in predictions[~corrupted].groupby(["attack", "epsilon"], sort=False):
         name = f"{attack} accuracy" if attack in (CLEAN, *VIEWS) else f"{attack} accuracy @{epsilon:g}"
         if "steps" in rows:  # of one attack with several numbers of steps the strongest counts
             rows = rows[rows["steps"] == rows["steps"].max()]
-        right = (logits_of(rows).argmax(1) == rows["label"].to_numpy()).astype(float)
-        tables[name] = pd.DataFrame(
-            {"value": right, "group": rows["group"].to_numpy()}, index=rows["sample_id"].to_numpy()
-        )
-    if (folder / results.SALIENCY_FILE).is_file():
-        saliency = results.read_table(folder / results.SALIENCY_FILE)
-        kept = saliency[saliency["measure"].isin(HIGHER_IS_BETTER)]
-        methods = list(dict.fromkeys(kept["method"]))
-        kept = kept[kept["method"] == (MAIN_METHOD if MAIN_METHOD in methods else methods[0])] if methods else kept
-        stability = (kept["measure"] == "stability_ssim") & (kept["condition"] == "fgsm")
-        kept = kept[(kept["condition"] == CLEAN) | stability]
-        for measure, rows in kept.groupby("measure", sort=False):
-            values = np.asarray(rows["value"], dtype=float)
-            tables[str(measure)] = pd.DataFrame(
-                {"value": values, "group": rows["group"].to_numpy()}, index=rows["sample_id"].to_numpy()
-            )
+        tables[Key(name)] = rows.set_index("sample_id")[["value", "group"]]
+    if np.any(corrupted):  # an image's share of corruptions and severities that leave the answer right
+        tables[Key("corruptions accuracy")] = _means(predictions[corrupted])
     return tables
+
+
+def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    tables: dict[Key, pd.DataFrame] = {}
+    methods = [name for name in dict.fromkeys(table["method"]) if name != CONTROL]
+    for method in sorted(methods, key=lambda name: name != MAIN_METHOD):
+        rows = table[table["method"] == method]
+        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == ATTACKED)
+        kept = rows[(rows["condition"] == CLEAN) | stability]
+        named = {str(measure): _means(some) for measure, some in kept.groupby("measure", sort=False)}
+        if "severity" in rows:
+            named |= over_changes(rows)
+        tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
+    return tables
+
+
+def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
+
+    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
+    moved onto the artefact, mean over artefacts.
+    """
+    artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
+    drawn, stability = rows["condition"].isin(artefacts), rows["measure"] == "stability_ssim"
+    kinds = {
+        "corruption_ssim": stability & (rows["severity"] > 0) & ~drawn,
+        "artefact_ssim": stability & drawn,
+        "artefact_gain": rows["measure"] == "artefact_gain",
+    }
+    return {name: _means(rows[chosen]) for name, chosen in kinds.items() if chosen.any()}
+
+
+def _means(rows: pd.DataFrame) -> pd.DataFrame:
+    """An image's mean over its rows: value and group, by sample."""
+    by_sample = rows.assign(value=rows["value"].astype(float)).groupby("sample_id", sort=False)
+    return by_sample.agg(value=("value", "mean"), group=("group", "first"))

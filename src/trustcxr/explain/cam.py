@@ -88,7 +88,7 @@ def method(name: str) -> SaliencyMethod:
     Raises UserError, with the nearest names, where there is none; a layer is looked for when the model is there.
     """
     base, layer = parse(name)
-    return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)
+    return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)  # type: ignore[call-arg]
 
 
 def parse(name: str) -> tuple[str, Layer]:

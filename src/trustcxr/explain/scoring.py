@@ -326,7 +326,9 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
     """The share of the saliency that lies on an artefact, and how much of it moved there; beside the area of it."""
     on_it = measures.energy_inside(after, drawn)
     gain = on_it - measures.energy_inside(before, drawn)
-    gain = gain.masked_fill(measures.null_map(before) & measures.null_map(after), torch.nan)
+    # Where there is no saliency before, or none after, none has moved.
+    nothing = measures.null_map(before) | measures.null_map(after)
+    on_it, gain = (values.masked_fill(nothing, torch.nan) for values in (on_it, gain))
     return (
         {"artefact_energy": on_it, "artefact_gain": gain},
         {"chance": {"artefact_energy": measures.chance("energy_inside", after, drawn)}},

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trustcxr.comparison import over_changes
 from trustcxr.explain.changes import ATTACKED, CLEAN
 from trustcxr.explain.scoring import RANDOM, RANDOMISED, REFERENCES
 from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
@@ -127,35 +128,13 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]:
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Any]:
     """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
     found: dict[str, Any] = {}
-    for name, values in per_image(rows).items():
+    for name, values in over_changes(rows).items() if "severity" in rows else ():
         mean, ends = counts.mean(values["value"], values["group"])
         found |= {name: mean, f"{name}_ci": ends}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
         found["artefact_energy_chance"] = float(on_artefacts["chance"].mean())
     return found
-
-
-def per_image(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What an image has over all corruptions or artefacts of one method: value and group, indexed by sample.
-
-    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
-    moved onto the artefact, mean over artefacts.
-    """
-    if "severity" not in rows:
-        return {}
-    artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
-    drawn = rows["condition"].isin(artefacts)
-    kinds = {
-        "corruption_ssim": (rows["measure"] == "stability_ssim") & (rows["severity"] > 0) & ~drawn,
-        "artefact_ssim": (rows["measure"] == "stability_ssim") & drawn,
-        "artefact_gain": rows["measure"] == "artefact_gain",
-    }
-    return {
-        name: rows[chosen].groupby("sample_id", sort=False).agg(value=("value", "mean"), group=("group", "first"))
-        for name, chosen in kinds.items()
-        if chosen.any()
-    }
 
 
 def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]:
