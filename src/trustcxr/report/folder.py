@@ -73,7 +73,7 @@ class Run:
         table = self.saliency
         if table is None or not {"method", "condition", "measure", "value"} <= set(table):
             return {}
-        rows = table[(table["method"] == method) & ((table["condition"] == "clean") != perturbed)]
+        rows = table[(table["method"] == method) & (table["condition"] == ("fgsm" if perturbed else "clean"))]
         return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
 
     def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:

@@ -6,7 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr import NOTICE, results
-from trustcxr.report import alarms, figures, folder, legends, matrices, panels, ranking, summary, tables, words
+from trustcxr.report import (
+    alarms,
+    figures,
+    folder,
+    legends,
+    matrices,
+    panels,
+    ranking,
+    saliency,
+    saliency_figures,
+    summary,
+    tables,
+    words,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -134,9 +147,10 @@ def _results(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.He
 def _looks(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
     """Explanations, panels, comparisons and shortcuts."""
     rows = words.records(found.study.get("comparisons"))
-    measures = list(dict.fromkeys(str(row.get("measure")) for row in rows))
+    accuracies = [row for row in rows if not row.get("method")]
+    measures = list(dict.fromkeys(str(row.get("measure")) for row in accuracies))
     forests = (
-        figures.forest(name, [row for row in rows if str(row.get("measure")) == name], f"forest{i}")
+        figures.forest(name, [row for row in accuracies if str(row.get("measure")) == name], f"forest{i}")
         for i, name in enumerate(measures)
     )
     return {
@@ -144,6 +158,14 @@ def _looks(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
         "explanations_perturbed": tables.explanations(runs, perturbed=True),
         "localisation": _safe(figures.explanation_dots(runs)),
         "localisation_legend": legends.localisation(runs),
+        "all_measures": saliency.measures(runs),
+        "by_lesion": saliency.by_lesion(runs),
+        "stability": saliency.stability(runs),
+        "changes": saliency.changes(runs),
+        "faithfulness": saliency.faithfulness(runs),
+        "sanity": _drawn(saliency_figures.sanity(runs)),
+        "verdicts": saliency.verdicts(found.study),
+        "saliency_forests": [(name, _safe(svg)) for name, svg in saliency_figures.forests(rows)],
         "gallery": panels.gallery(runs),
         "colour_bar": panels.colour_bar(),
         "comparisons": tables.comparisons(found.study),

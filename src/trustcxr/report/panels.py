@@ -53,6 +53,7 @@ class Gallery:
     columns: int  # pictures in a row: the X-ray and all defences of one network or more
     split: str
     infected: bool  # whether the images have infection masks; lung masks alone otherwise
+    extremes: bool = False  # whether the best and worst by a measure are among them
 
 
 def overlay(image: "np.ndarray", saliency: "np.ndarray") -> "np.ndarray":
@@ -157,6 +158,9 @@ def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int)
         f"infection energy {words.decimal(energies)}",
         f"by chance {words.decimal(_chance(infection))}",
     ]
+    for name in ("infection_iou_area", "infection_auroc"):
+        if name in arrays:
+            lines.append(f"{words.measure(name)} {words.decimal(_slice(arrays, name, index))}")
     if not saliency.any():
         lines.append("blank map")
     alt = f"Heatmap of {run.label} over X-ray {number}; it answers {predicted}"
@@ -167,7 +171,7 @@ def _chance(infection: "np.ndarray | None") -> float | None:
     return None if infection is None else float((infection > 0).mean())
 
 
-def gallery(runs: Sequence[Run], *, most: int = 6) -> Gallery | None:
+def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
     """The first `most` X-rays of panels.npz, each with the heatmap of every run that fits.
 
     Networks come in the order given, each with all its defences, until the page's budget of bytes is spent.
@@ -195,7 +199,7 @@ def gallery(runs: Sequence[Run], *, most: int = 6) -> Gallery | None:
         columns += new
         spent, used = spent + _size(new), used + len(new)
         shown.append(model)
-    names = [f"{i + 1}. {_text(arrays, 'sample_id', i)}" for i in range(total)]
+    names = [f"{i + 1}. {_text(arrays, 'sample_id', i)}{_why(arrays, i)}" for i in range(total)]
     return Gallery(
         examples=tuple(Example(name, tuple(column[i] for column in columns)) for i, name in enumerate(names)),
         shown=tuple(shown),
@@ -203,7 +207,17 @@ def gallery(runs: Sequence[Run], *, most: int = 6) -> Gallery | None:
         columns=1 + width,
         split=str(first.metrics.get("split") or words.DASH),
         infected="infection" in arrays and bool(arrays["infection"].any()),
+        extremes=any("best" in _why(arrays, i) or "worst" in _why(arrays, i) for i in range(total)),
     )
+
+
+def _why(arrays: "dict[str, np.ndarray]", index: int) -> str:
+    """Why this X-ray is shown: ` – best infection energy above chance`."""
+    reasons = _text(arrays, "why", index)
+    if reasons == words.DASH:
+        return ""
+    told = [" ".join(words.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
+    return f" {words.DASH} {'; '.join(told)}"
 
 
 def _size(columns: list[list[Panel]]) -> int:

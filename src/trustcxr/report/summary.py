@@ -1,6 +1,6 @@
 """The summary in plain words, made from the numbers alone, and able to say no."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ _ATTACKS = {
     "fgsm": "A single step, the weakest of these attacks. ",
     "pgd": "Many small steps: a stronger attack, which training against a single step may not withstand. ",
 }
+_LEVEL = 0.05  # of the corrected p-value
 _FEW = 4  # up to so many comparisons are told one by one
 Numbers = Callable[[Run], dict[str, Any]]
 
@@ -205,15 +206,25 @@ def _moves(runs: list[Run], head: Headline, attack: str, defence: str) -> str:
 
 
 def energy_comparisons(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """The comparisons of infection energy that have a difference."""
-    rows = [c for c in words.records(study.get("comparisons")) if str(c.get("measure")).startswith("infection_energy")]
-    return [c for c in rows if words.finite(c.get("difference")) is not None]
+    """The comparisons of infection energy by the main saliency method that have a difference."""
+    rows = [c for c in words.records(study.get("comparisons")) if c.get("measure") == "infection_energy"]
+    main = main_method({str(c.get("method")): c for c in rows})
+    return [c for c in rows if str(c.get("method")) == main and words.finite(c.get("difference")) is not None]
+
+
+def main_method(methods: Mapping[str, Any]) -> str:
+    """Of several saliency methods the one that the summary speaks of: Grad-CAM, else the first."""
+    return "gradcam" if "gradcam" in methods else next(iter(methods), "")
 
 
 def verdict(comparison: dict[str, Any]) -> str:
-    """`higher`, `lower` or `not settled`: whether the interval of the difference leaves zero out, and on which side."""
+    """`higher`, `lower` or `not settled`: on which side of zero the interval of the difference lies.
+
+    Not settled too where the p-value, corrected for the number of comparisons, is not below 0.05.
+    """
     pair = words.interval(comparison.get("difference_ci"))
-    if pair is None or pair[0] <= 0 <= pair[1]:
+    corrected = words.finite(comparison.get("p_corrected"))
+    if pair is None or pair[0] <= 0 <= pair[1] or (corrected is not None and corrected >= _LEVEL):
         return "not settled"
     return "higher" if pair[0] > 0 else "lower"
 
@@ -274,7 +285,8 @@ def chance_verdict(document: dict[str, Any], measure: str = "infection_energy") 
 
 
 def _beside_chance(runs: list[Run]) -> str:
-    found = [chance_verdict(next(iter(run.saliency_methods().values()))) for run in runs]
+    methods = [run.saliency_methods() for run in runs]
+    found = [chance_verdict(of_run[main_method(of_run)]) for of_run in methods]
     known = [v for v in found if v]
     if not known:
         return "Chance was not measured beside it." if runs else ""

@@ -128,10 +128,13 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
     rows = []
     for run in runs:
         for method, whole_document in run.saliency_methods().items():
+            if method == "random" and run is not runs[0]:  # the same map for every run
+                continue
             document = whole_document.get("perturbed") if perturbed else whole_document
             if not isinstance(document, dict):
                 continue
-            cells = [*_names(run), Cell(words.method(method), _condition(document, whole_document))]
+            own = _names(run) if method != "random" else [Cell("any", note="quiet"), Cell(words.DASH)]
+            cells = [*own, Cell(words.method(method), _condition(document, whole_document))]
             measured = run.measured(method, perturbed=perturbed)
             for name in _EXPLANATION:
                 value = plain(document.get(name), 3, document.get(f"{name}_ci"))
@@ -139,8 +142,9 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                     chance_verdict(document, name), ("", "")
                 )
                 beside = f"{sign}chance {words.decimal(document.get(f'{name}_chance'))}"
-                if words.finite(document.get(f"{name}_centre")) is not None:
-                    beside += f", centre {words.decimal(document.get(f'{name}_centre'))}"
+                for reference in ("centre", "lung"):
+                    if words.finite(document.get(f"{name}_{reference}")) is not None and name != "lung_energy":
+                        beside += f", {reference} {words.decimal(document.get(f'{name}_{reference}'))}"
                 n = measured.get(name)
                 if n is not None and n != words.finite(document.get("n")):
                     beside += f", n\u00a0=\u00a0{n}"
@@ -199,18 +203,40 @@ def comparisons(study: dict[str, Any]) -> Table:
         rows.append(
             [
                 Cell(str(c.get("model") or words.DASH)),
-                Cell(str(c.get("defence") or words.DASH), seed),
-                Cell(words.measure(name) + (", %" if out_of_hundred else "")),
+                Cell(str(c.get("defence") or words.DASH), _apart(c, seed)),
+                Cell(words.measure(name) + (", %" if out_of_hundred else ""), _method(c)),
                 cell(c.get("standard")),
                 cell(c.get("robust")),
                 Cell(words.signed(None if difference is None else scale * difference, digits), value=difference),
                 Cell(words.between(c.get("difference_ci"), digits, scale=scale, reveal=True) or words.DASH),
-                Cell(words.p_value(c.get("p_value")), value=words.finite(c.get("p_value"))),
+                Cell(words.p_value(c.get("p_value")), _corrected(c), value=words.finite(c.get("p_value"))),
                 whole(c.get("n")),
-                Cell(found, note={"higher": "good", "lower": "bad"}.get(found, "quiet")),
+                Cell(found, note=_note(c, found)),
             ]
         )
     return Table(header, rows, heads=3)
+
+
+def _apart(comparison: dict[str, Any], seed: str) -> str:
+    background = str(comparison.get("background") or "full")
+    return ", ".join(part for part in ("" if background == "full" else f"background {background}", seed) if part)
+
+
+def _method(comparison: dict[str, Any]) -> str:
+    return words.method(comparison["method"]) if comparison.get("method") else ""
+
+
+def _corrected(comparison: dict[str, Any]) -> str:
+    corrected = words.finite(comparison.get("p_corrected"))
+    return "" if corrected is None else f"corrected {words.p_value(corrected)}"
+
+
+def _note(comparison: dict[str, Any], found: str) -> str:
+    """Green where the robust run is better, red where it is worse; of some measures less is better."""
+    better = comparison.get("better", "higher")
+    if found not in ("higher", "lower") or better is None:
+        return "quiet"
+    return "good" if found == better else "bad"
 
 
 def shortcuts(runs: list[Run]) -> Table | None:

@@ -10,7 +10,30 @@ MINUS = "−"
 STANDARD = "standard"
 _ATTACKS = {"fgsm": "FGSM", "fgsm-rs": "FGSM-RS", "pgd": "PGD", "worst-case": "worst case", "square": "Square"}
 _ABBREVIATED = {"val": "validation", "pgd": "PGD", "fgsm": "FGSM", "f1": "F1", "auroc": "AUROC"}
-_METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
+_METHODS = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "integrated-gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    "occlusion": "occlusion",
+    "random": "random map (control)",
+    "centre": "centre prior (control)",
+}
+_MEASURES = {
+    "infection_iou": "infection IoU",
+    "infection_iou_tuned": "infection IoU, tuned threshold",
+    "infection_iou_area": "infection IoU at the mask’s area",
+    "infection_auroc": "infection AUROC",
+    "infection_ap": "infection average precision",
+    "stability_ssim": "stability (SSIM)",
+    "corruption_ssim": "stability under corruptions (SSIM)",
+    "artefact_ssim": "stability under artefacts (SSIM)",
+    "artefact_gain": "saliency moved onto artefacts",
+    "road": "ROAD",
+    "ece": "calibration error",
+}
 
 
 def finite(value: Any) -> float | None:
@@ -124,8 +147,12 @@ def attack(name: Any, steps: Any = None) -> str:
 
 
 def method(name: Any) -> str:
-    """The published name of a saliency method."""
-    return _METHODS.get(str(name), str(name))
+    """The published name of a saliency method: Grad-CAM; `layercam@-2` is LayerCAM, stage −2."""
+    base, at, layer = str(name).partition("@")
+    known = _METHODS.get(base, base)
+    if not at:
+        return known
+    return f"{known}, stage {layer.replace('-', MINUS)}" if layer.startswith("-") else f"{known}, {layer}"
 
 
 def measure(name: Any) -> str:
@@ -136,8 +163,7 @@ def measure(name: Any) -> str:
     part = re.fullmatch(r"((?:lungs|border|silhouette).*) accuracy", str(name))
     if part:
         return f"accuracy, {part[1]}"
-    known = {"infection_iou": "infection IoU", "stability_ssim": "stability (SSIM)", "ece": "calibration error"}
-    return known.get(str(name)) or " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
+    return _MEASURES.get(str(name)) or " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

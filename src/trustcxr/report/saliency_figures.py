@@ -1,0 +1,117 @@
+"""Figures of the comparison of heatmaps and of their sanity check, drawn as those of figures.py."""
+
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.report import words
+from trustcxr.report.figures import INK, QUIET, RULE, _error, _rows, defence_colour, draw
+from trustcxr.report.folder import Run
+from trustcxr.report.saliency import documents
+from trustcxr.report.summary import main_method, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SHOWN = (
+    "infection_energy",
+    "infection_energy_given_lung",
+    "pointing_hit_rate",
+    "infection_iou_area",
+    "infection_auroc",
+    "lung_energy",
+    "stability_ssim",
+    "corruption_ssim",
+    "artefact_gain",
+    "insertion",
+    "deletion",
+    "road",
+)
+_COLUMNS = 4
+_COLOURS = {"better": "#00664a", "worse": "#b3261e", "not settled": QUIET}
+
+
+def forests(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """For each saliency method its name and one forest plot over models and measures."""
+    found = []
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows if row.get("method")))
+    for number, method in enumerate(methods):
+        mine = [r for r in rows if r.get("method") == method and words.finite(r.get("difference")) is not None]
+        drawn = forest(method, mine, f"forests{number}")
+        if drawn:
+            found.append((words.method(method), drawn))
+    return found
+
+
+def forest(method: str, rows: list[dict[str, Any]], key: str) -> str | None:
+    """Robust minus standard with intervals: a panel for each measure, a row for each comparison, zero marked."""
+    names = [name for name in _SHOWN if any(row.get("measure") == name for row in rows)]
+    if not names:
+        return None
+    labels = list(dict.fromkeys(_label(row) for row in rows))
+    lines = -(-len(names) // _COLUMNS)
+
+    def plot(figure: "Figure") -> None:
+        grid = list(figure.subplots(lines, _COLUMNS, sharey=True, squeeze=False).flat)
+        for axes, name in zip(grid, names, strict=False):
+            _rows(axes, labels)
+            axes.axvline(0, color=INK, lw=1)
+            for row in (r for r in rows if r.get("measure") == name):
+                value, place = float(row["difference"]), labels.index(_label(row))
+                colour = _COLOURS[_side(row)]
+                error = _error(value, row.get("difference_ci"))
+                axes.errorbar(value, place, xerr=error, fmt="o", color=colour, ms=5, lw=1.5)
+            reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
+            axes.set_xlim(-reach, reach)
+            axes.locator_params(axis="x", nbins=3)
+            axes.set_title(words.measure(name), fontsize=10, loc="left")
+        for axes in grid[len(names) :]:
+            axes.set_axis_off()
+
+    alt = (
+        f"Forest plot of {words.method(method)}, robust minus standard, over models and measures; numbers in the table."
+    )
+    return draw(860, lines * (70 + 24 * len(labels)), plot, alt=alt, key=key)
+
+
+def _label(row: dict[str, Any]) -> str:
+    background = str(row.get("background") or "full")
+    parts = [str(row.get("model") or words.DASH), str(row.get("defence") or words.DASH)]
+    return " · ".join(parts + ([background] if background != "full" else []))
+
+
+def _side(row: dict[str, Any]) -> str:
+    found = verdict(row)
+    if found == "not settled":
+        return found
+    return "better" if found == (row.get("better") or "higher") else "worse"
+
+
+def sanity(runs: list[Run]) -> list[str]:
+    """For each run how like the trained model's map is left as the network is made random, from the logits down."""
+    found = []
+    for number, run in enumerate(runs):
+        methods = [(m, d) for r, m, d in documents([run], control=False) if words.records(d.get("sanity"))]
+        if methods:
+            found.append(_cascade(run, methods, f"sanity{number}"))
+    return found
+
+
+def _cascade(run: Run, methods: list[tuple[str, dict[str, Any]]], key: str) -> str:
+    dashes = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+    main = main_method(dict(methods))
+    parts = [str(s.get("part")).removeprefix("net.") for s in words.records(dict(methods)[main].get("sanity"))]
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for (name, document), dash in zip(methods, dashes, strict=False):
+            values = [words.finite(stage.get("ssim")) for stage in words.records(document.get("sanity"))]
+            heights = [1.0, *(float("nan") if v is None else v for v in values)]
+            axes.plot(range(len(heights)), heights, color=defence_colour(run.defence), ls=dash, marker="o", ms=3.5)
+            axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize=8, color=INK)
+        axes.set_xticks(range(len(parts) + 1), ["trained", *parts], rotation=45, ha="right", fontsize=9)
+        axes.axhline(0, color=RULE, lw=0.7)
+        axes.set_ylim(-0.1, 1.05)
+        axes.set_title(run.label, fontsize=12, fontweight="bold", loc="left")
+        axes.set_ylabel("SSIM with the map before")
+
+    alt = f"SSIM of the heatmaps of {run.label} as its layers are made random; the ends stand in the table."
+    return draw(330, 250, plot, alt=alt, key=key)
