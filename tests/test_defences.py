@@ -81,7 +81,7 @@ def test_the_recipe_knows_what_each_defence_takes() -> None:
     """A key that a defence does not use is an error: the table in recipes.py and the signatures must agree."""
     assert DEFENCE_OPTIONS.keys() == defences.DEFENCES.keys()
     # Of training, not of the loss; `clean` is the twin of separate_batchnorm, `perturbation` what `free` keeps.
-    not_the_loss = {"ramp", "replays", "separate_batchnorm", "evaluated_batchnorm"}
+    not_the_loss = {"ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside"}
     for name, defence in defences.DEFENCES.items():
         parameters = inspect.signature(defence).parameters
         takes = {p for p in parameters if p not in ("model", "images", "labels", "weighing", "clean", "perturbation")}

@@ -226,7 +226,7 @@ ATTACK_OPTIONS: dict[str, dict[str, Any]] = {
     "transfer": {"steps": 10, "source": None},
     "apgd-ce": {"steps": 50, "restarts": 1, "precision": None},
     "apgd-margin": {"steps": 50, "restarts": 1, "precision": None},
-    "fab": {"steps": 50, "restarts": 1, "precision": None},
+    "fab": {"steps": 50, "restarts": 1},
     "square": {"queries": 1000, "precision": None},
     "worst-case": {"steps": 50, "queries": 1000, "restarts": 1, "precision": None},
 }
@@ -412,7 +412,8 @@ def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, s
     if defence.background is not None:
         merged["background"] = defence.background
     training = validate(TrainingRecipe, merged, f"training of {model.name}, {defence.name}")
-    return RunRecipe(model=model, defence=defence, seed=seed, data=study.data, training=training)
+    content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
+    return validate(RunRecipe, content, f"{model.name}, {defence.name}")
 
 
 def shipped() -> list[str]:

@@ -14,8 +14,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import defences, models, results
+from trustcxr import defences, models, results, right_reasons
 from trustcxr.console import duration, say
+from trustcxr.data import backgrounds
 from trustcxr.data.batches import Batch, augment, loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import DEFENCE_OPTIONS, RunRecipe
@@ -38,11 +39,13 @@ class Fitting(pl.LightningModule):
         classes: int,
         steps_per_epoch: int,
         class_weights: Tensor | None = None,
+        lungs: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
+        self.lungs = lungs  # (N, H, W) of 0 and 1, all 0 where there is no mask
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
-        ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm")  # not the loss's
+        ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCE_OPTIONS[recipe.defence.name] if k not in ours}
         self.twin = TwinBatchNorm(model) if recipe.defence.separate_batchnorm else None
         self.perturbation: Tensor | None
@@ -59,17 +62,31 @@ class Fitting(pl.LightningModule):
 
     def epsilon(self, step: int) -> float:
         """The radius at a step: it grows evenly from 0 over the first `ramp` of training."""
-        ramp = self.recipe.defence.ramp * self.total_steps
-        return self.recipe.defence.epsilon * (min(1.0, step / ramp) if ramp else 1.0)
+        return self.recipe.defence.epsilon * self._grown(step)
 
-    def defence_options(self) -> dict[str, Any]:
+    def radii(self, step: int, lungs: Tensor | None) -> float | Tensor:
+        """The radius at a step; with `epsilon_outside` one for each pixel (B, 1, H, W), by the lungs (B, 1, H, W).
+
+        An image without a lung mask has one radius everywhere.
+        """
+        outside = self.recipe.defence.epsilon_outside
+        if outside is None or lungs is None:
+            return self.epsilon(step)
+        inside = torch.where(backgrounds.has_lungs(lungs), lungs, 1.0)
+        return inside * self.epsilon(step) + (1 - inside) * outside * self._grown(step)
+
+    def _grown(self, step: int) -> float:
+        ramp = self.recipe.defence.ramp * self.total_steps
+        return min(1.0, step / ramp) if ramp else 1.0
+
+    def defence_options(self, lungs: Tensor | None = None) -> dict[str, Any]:
         """What the defence is told at this step, beside model, images and labels."""
         options = self.options | {
             "label_smoothing": self.recipe.training.label_smoothing,
             "class_weights": self.class_weights,
         }
         if self.robust:
-            options["epsilon"] = self.epsilon(self.global_step)
+            options["epsilon"] = self.radii(self.global_step, lungs)
         if self.perturbation is not None:
             options["perturbation"] = self.perturbation
         if self.twin is not None:
@@ -92,9 +109,14 @@ class Fitting(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step of the defence on a batch."""
-        images, labels, _ = batch
-        pixels = self._pixels(images)
-        loss, logits = self.defence(self.attacked(), pixels, labels, **self.defence_options())
+        images, labels, rows = batch
+        pixels, lungs = self._pixels(images, rows)
+        weight = self.recipe.training.rrr
+        with right_reasons.recorded(self.model, wanted=weight > 0) as passes:
+            loss, logits = self.defence(self.attacked(), pixels, labels, **self.defence_options(lungs))
+        if weight and lungs is not None:
+            outside = (1 - lungs) * backgrounds.has_lungs(lungs)
+            loss = loss + weight * right_reasons.penalty(passes, logits, outside)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")
         right = (logits.detach().argmax(1) == labels).sum()
@@ -102,16 +124,29 @@ class Fitting(pl.LightningModule):
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         return loss
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        """A batch as the model sees it. The random state of a step depends on seed and step alone, so that a resumed
-        run is the same run; all replays of a batch are augmented alike."""
+    def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A batch as the model sees it, with its lungs where the recipe needs them.
+
+        The random state of a step depends on seed and step alone, so that a resumed run is the same run; all replays of
+        a batch are augmented alike.
+        """
         training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
         torch.manual_seed(first + self.global_step)
         generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
-        pixels = augment(to_pixels(images), generator, **training.augment.model_dump())
+        pixels, lungs = to_pixels(images), None
+        if self.lungs is None:
+            pixels = augment(pixels, generator, **training.augment.model_dump())
+        else:
+            lungs = torch.from_numpy(np.asarray(self.lungs[rows.cpu().numpy()])).to(pixels)[:, None]
+            share, background = training.swap_share, training.background
+            if background == "crop":  # before augmentation, which would otherwise lose its shift and scale
+                pixels, lungs = backgrounds.crop(pixels, lungs, share=share, generator=generator)
+            both = augment(torch.cat([pixels, lungs], 1), generator, **training.augment.model_dump())
+            pixels, lungs = both[:, :1], both[:, 1:]
+            pixels = backgrounds.change(pixels, lungs, background, share=share, generator=generator)
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(f"a pixel is not a number at step {self.global_step}")
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.contiguous(memory_format=torch.channels_last), lungs
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the averaged weights."""
@@ -153,6 +188,7 @@ def fit(
     checkpoints = folder / "checkpoint"
     torch.manual_seed(recipe.seed)
     classes, training = train.classes, recipe.training
+    lungs, without = _lungs(train, recipe)
     resumed = _can_resume(checkpoints / "last.ckpt")
     weights = "none" if resumed or start_from else recipe.model.weights
     model = models.build(recipe.model.name, classes=len(classes), weights=weights, **recipe.model.options())
@@ -174,6 +210,7 @@ def fit(
         classes=len(classes),
         steps_per_epoch=len(batches),
         class_weights=class_weights(train.labels, len(classes)) if training.class_weights else None,
+        lungs=lungs,
     )
     watch = Watch(folder, val, recipe)
     save = pl.callbacks.ModelCheckpoint(
@@ -203,7 +240,23 @@ def fit(
             if watch.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
             say(f"{recipe.name}: {problem}; the weights of epoch {watch.best['epoch']} are kept")
-    return _finish(folder, recipe, watch, model, module.global_step)
+    counts = {"steps": module.global_step} | ({} if lungs is None else {"images_without_lung_mask": without})
+    return _finish(folder, recipe, watch, model, counts)
+
+
+def _lungs(train: "Dataset", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
+    """The lung masks (N, H, W) where training needs them, and how many images have none or an empty one."""
+    if not recipe.needs_lungs:
+        return None, 0
+    lungs = train.masks("lung") if "lung" in train.mask_kinds else np.zeros((len(train), 0, 0))
+    without = sum(not mask.any() for mask in lungs)
+    if without == len(train):
+        raise UserError(
+            f"{recipe.name}: background, rrr and epsilon_outside need lung masks, and no image of {train.root} has one"
+        )
+    if without:
+        say(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
+    return lungs, without
 
 
 def _can_resume(checkpoint: Path) -> bool:
@@ -217,12 +270,12 @@ def _can_resume(checkpoint: Path) -> bool:
     return True
 
 
-def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, steps: int) -> dict[str, Any]:
+def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, counts: dict[str, int]) -> dict[str, Any]:
     with results.replacing(folder / results.WEIGHTS_FILE) as temporary:
         shutil.copyfile(folder / "checkpoint" / "best.safetensors", temporary)
     summary = {
         "epochs": len(watch.history),
-        "steps": steps,
+        **counts,
         "best_epoch": int(watch.best["epoch"]),
         "seconds": watch.seconds,
         "parameters": models.count_parameters(model),
@@ -263,6 +316,7 @@ def _write_recipe(
 ) -> None:
     content = {
         "name": recipe.name,
+        "background": recipe.background,
         "classes": list(classes),
         "recipe": recipe.model_dump(mode="json"),
         "data": {"root_name": train.root.name, "split": recipe.data.splits.train, "images": len(train)},

@@ -134,9 +134,10 @@ def augment(
 ) -> Tensor:
     """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
 
-    `images` (B, 1, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a film's
-    surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
-    `erase` makes a rectangle of a share of the images an even grey (Zhong et al. 2020, in pixel space).
+    `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
+    film's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
+    `erase` makes a rectangle of a share of the images an even grey (Zhong et al. 2020, in pixel space). Channels
+    after the first are masks: they move with their image, and neither light nor erasing changes them.
     """
 
     def draw(spread: float) -> Tensor:
@@ -151,10 +152,12 @@ def augment(
     )
     grid = F.affine_grid(transform, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    moved, masks = moved[:, :1], moved[:, 1:]
     gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
     lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
-    return _erase(lit, generator, erase) if erase else lit
+    lit = _erase(lit, generator, erase) if erase else lit
+    return torch.cat([lit, masks], 1) if masks.shape[1] else lit
 
 
 def _erase(images: Tensor, generator: torch.Generator, share: float) -> Tensor:

@@ -1,0 +1,79 @@
+"""What a model sees outside the lungs in training: another film's background, black, or nothing at all.
+
+A model that may use the background will (DeGrave et al. 2021; Maguolo and Nanni 2021). These change training images
+alone: validation and test images, and those of a hospital, come as they are and without masks. That is why a share of
+the training images is left as it is too.
+
+Images are (B, 1, H, W), float, in [0, 1]; lungs (B, 1, H, W), 1 inside the lungs, all 0 where an image has no mask:
+such an image is left as it is.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EDGE = 0.03  # of the side: the lungs' edge falls from 1 to 0 over four times this, half of it inside
+MARGIN = 0.05  # around the lungs where the image is cropped to them, as a share of the side
+
+
+def crop(images: Tensor, lungs: Tensor, *, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A share of the images, and their lungs, cut to the square around the lungs and brought to their old size."""
+    chosen = _chosen(lungs, share, generator)
+    rows, columns = (lungs > 0.5).any(3)[:, 0], (lungs > 0.5).any(2)[:, 0]
+    (top, bottom), (left, right) = _ends(rows), _ends(columns)
+    half = torch.maximum(bottom - top, right - left) / 2 + 2 * MARGIN  # in grid_sample's [-1, 1]
+    zero = torch.zeros_like(half)
+    theta = torch.stack(
+        [torch.stack([half, zero, (left + right) / 2], 1), torch.stack([zero, half, (top + bottom) / 2], 1)], 1
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    both = F.grid_sample(torch.cat([images, lungs], 1), grid, padding_mode="zeros", align_corners=False)
+    both = torch.where(chosen, both, torch.cat([images, lungs], 1))
+    return both[:, :1], both[:, 1:]
+
+
+def change(images: Tensor, lungs: Tensor, background: str, *, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the images with the lungs, soft-edged by their mask, on another background.
+
+    "swap": that of another image of the batch, whatever its class; "mask": black; others leave the images as they are.
+    """
+    if background not in ("swap", "mask"):
+        return images
+    chosen = _chosen(lungs, share, generator)
+    behind = torch.zeros_like(images)
+    if background == "swap":
+        if len(images) < 2:
+            return images
+        # Batches are shuffled, so any shift pairs images at random, and never one with itself.
+        behind = images.roll(int(torch.randint(1, len(images), (), generator=generator)), 0)
+    visible = soften(lungs)
+    return torch.where(chosen, visible * images + (1 - visible) * behind, images)
+
+
+def soften(lungs: Tensor) -> Tensor:
+    """Masks (B, 1, H, W) with a soft edge: a mean filter of twice EDGE of the side, run twice."""
+    width = 2 * round(EDGE * lungs.shape[-1]) + 1
+    for _ in range(2):
+        lungs = F.avg_pool2d(lungs, width, 1, width // 2, count_include_pad=False)
+    return lungs
+
+
+def has_lungs(lungs: Tensor) -> Tensor:
+    """bool (B, 1, 1, 1): which images have a mask that is not empty."""
+    return (lungs > 0.5).flatten(1).any(1).view(-1, 1, 1, 1)
+
+
+def _chosen(lungs: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.rand(len(lungs), generator=generator) < share
+    return drawn.view(-1, 1, 1, 1).to(lungs.device) & has_lungs(lungs)
+
+
+def _ends(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last edge of what is inside (B, S), in [-1, 1]; the whole side where nothing is."""
+    side = inside.shape[1]
+    place = torch.arange(side, device=inside.device)
+    first = torch.where(inside, place, side).amin(1)
+    last = torch.where(inside, place, -1).amax(1) + 1
+    empty = last == 0
+    first, last = torch.where(empty, 0, first), torch.where(empty, side, last)
+    return first * 2 / side - 1, last * 2 / side - 1

@@ -1,0 +1,247 @@
+"""Runs that see another background in training, mind the gradient outside the lungs, or are attacked more there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from trustcxr import defences, evaluation, recipes, results, right_reasons, training, watching
+from trustcxr.data import load_dataset, phantom
+from trustcxr.errors import UserError
+from trustcxr.recipes import RunRecipe, StudyRecipe, validate
+
+STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """48 films to train on and 24 to validate, 32 pixels."""
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture(autouse=True)
+def _rising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation figures that rise, so that the last epoch is the one that is kept."""
+    made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
+
+
+Step = tuple[Tensor, Tensor, dict[str, Any]]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Images, labels and options of every step of `standard` and `fgsm`."""
+    seen: list[Step] = []
+
+    for name in ("standard", "fgsm"):
+        real = defences.DEFENCES[name]
+
+        def spy(
+            model: nn.Module, images: Tensor, labels: Tensor, real: Any = real, **options: Any
+        ) -> tuple[Tensor, Tensor]:
+            seen.append((images.clone(), labels, options))
+            return real(model, images, labels, **options)
+
+        monkeypatch.setitem(defences.DEFENCES, name, spy)
+    return seen
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "swap": ({"name": "standard"}, {"background": "swap"}),
+    "mask": ({"name": "mixup"}, {"background": "mask"}),
+    "crop and free": ({"name": "free", "replays": 2}, {"background": "crop"}),
+    "penalty": ({"name": "fgsm"}, {"rrr": 1.0}),
+    "penalty and twin": ({"name": "trades", "separate_batchnorm": True}, {"rrr": 0.1, "background": "swap"}),
+    "penalty and free": ({"name": "free", "replays": 2, "epsilon_outside": 0.1}, {"rrr": 0.1}),
+    "larger epsilon outside": ({"name": "pgd", "epsilon_outside": 0.1, "ramp": 0.5}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
+    defence, options = CASES[case]
+    run = recipe(defence, **options)
+    per_epoch = 6 if defence["name"] == "free" else 3
+    summary = training.fit(run, *films, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, per_epoch + 1)
+        with pytest.raises(PowerCut):
+            training.fit(run, *films, tmp_path / "parts")
+    training.fit(run, *films, tmp_path / "parts")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert summary["images_without_lung_mask"] == 0
+    about = results.read_yaml(tmp_path / "whole" / "run.yaml")
+    assert about["background"] == run.background
+    loaded = evaluation.load_run(tmp_path / "whole")
+    assert loaded.recipe == run
+    plain = training.fit(recipe(defence | {"epsilon_outside": None}), *films, tmp_path / "plain")
+    assert "images_without_lung_mask" not in plain
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "plain"))
+
+
+def test_swapped_images_have_their_own_lungs(films: tuple[Any, Any], tmp_path: Path, steps: list[Step]) -> None:
+    train, _ = films
+    order: list[Tensor] = []
+    real = training.Fitting.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training.Fitting,
+            "training_step",
+            lambda self, batch, number: order.append(batch[2]) or real(self, batch, number),
+        )
+        training.fit(recipe(background="swap", swap_share=1.0, augment=STILL, epochs=1), *films, tmp_path)
+    for (images, labels, _), rows in zip(steps, order, strict=True):
+        own = torch.from_numpy(train.batch(rows.tolist())).float() / 255
+        lungs = torch.from_numpy(np.array(train.masks("lung")[rows.numpy()]))[:, None].bool()
+        difference = (images - own).abs()
+        assert float(difference[~lungs].mean()) > 3 * float(difference[lungs].mean())
+        assert torch.equal(labels, torch.as_tensor(train.labels[rows.numpy()])), "the label is the lungs'"
+
+
+def test_validation_sees_films_as_they_are(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    seen: list[Tensor] = []
+    real = watching._pixels
+    monkeypatch.setattr(watching, "_pixels", lambda images, device: seen.append(images) or real(images, device))
+    training.fit(recipe(background="mask", swap_share=1.0, epochs=1), *films, tmp_path)
+    assert torch.equal(torch.cat(seen), torch.from_numpy(films[1].batch(range(len(films[1])))))
+
+
+def test_radii_are_larger_outside_the_lungs(films: tuple[Any, Any], tmp_path: Path, steps: list[Step]) -> None:
+    defence = {"name": "fgsm", "epsilon": 0.02, "epsilon_outside": 0.1, "ramp": 0.5}
+    training.fit(recipe(defence, augment=STILL), *films, tmp_path)
+    factors = [0, 1 / 3, 2 / 3, 1, 1, 1]
+    for (_, __, options), factor in zip(steps, factors, strict=True):
+        radii = options["epsilon"]
+        assert radii.shape == (16, 1, 32, 32)
+        assert float(radii.min()) == pytest.approx(0.02 * factor)
+        assert float(radii.max()) == pytest.approx(0.1 * factor)
+    module = training.Fitting(nn.Linear(1, 1), recipe(defence), classes=3, steps_per_epoch=3)
+    masks = torch.zeros(2, 1, 4, 4)
+    masks[0, ..., :2] = 1
+    radii = module.radii(6, masks)
+    assert float(radii[0, 0, 0, 0]) == pytest.approx(0.02)
+    assert float(radii[0, 0, 0, 3]) == pytest.approx(0.1)
+    assert float(radii[1].max()) == pytest.approx(0.02), "an image without a mask has one radius"
+    assert module.radii(6, None) == 0.02
+
+
+def test_the_penalty_is_of_the_pixels_outside(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outsides: list[Tensor] = []
+    real = right_reasons.penalty
+    monkeypatch.setattr(
+        right_reasons, "penalty", lambda p, logits, outside: outsides.append(outside) or real(p, logits, outside)
+    )
+    training.fit(recipe("fgsm", rrr=5.0, epochs=1), *films, tmp_path / "a")
+    share = 1 - float(np.mean(films[0].masks("lung")))
+    assert float(torch.cat(outsides).mean()) == pytest.approx(share, abs=0.05)
+    training.fit(recipe("fgsm", rrr=0.0, epochs=1), *films, tmp_path / "b")
+    assert len(outsides) == 3
+    losses = [results.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
+    assert losses[0] > losses[1] + 0.01
+
+
+def test_images_without_a_mask_are_left_as_they_are_and_counted(
+    tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = phantom.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
+    masks: dict[str, list[Path]] = {}  # films that have an infection mask are in the layout twice
+    for path in sorted(folder.rglob("Train/*/lung masks/*.png")):
+        masks.setdefault(path.name, []).append(path)
+    names = sorted(masks)
+    assert len(names) == 24
+
+    def lose(films: list[str]) -> None:
+        for name in films:
+            for path in masks[name]:
+                path.unlink()
+
+    lose(names[:10])
+    data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
+    options = {"background": "mask", "swap_share": 1.0, "augment": STILL, "batch_size": 24, "epochs": 1}
+    summary = training.fit(recipe(**options), *data, tmp_path / "run")
+    assert summary["images_without_lung_mask"] == 10
+    assert "10 of 24 training images have no lung mask" in capsys.readouterr().err
+    (images, _, __), *_ = steps
+    black = (images == 0).float().mean((1, 2, 3))
+    assert int((black > 0.2).sum()) == 14, "those with a mask are black outside the lungs"
+    lose(names[10:])
+    data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache2", workers=1) for s in ("Train", "Val")]
+    for run in (recipe(**options), recipe(rrr=1.0), recipe({"name": "pgd", "epsilon_outside": 0.1})):
+        with pytest.raises(UserError, match=r"need lung masks, and no image of .*phantom has one"):
+            training.fit(run, *data, tmp_path / "none")
+
+
+# --- names and recipes -----------------------------------------------------------------------------------------------
+
+
+def test_names_of_runs_hold_the_background() -> None:
+    assert recipe("fgsm").name == f"{MODEL}-fgsm-s0"
+    assert recipe("fgsm", background="swap").name == f"{MODEL}-swap-fgsm-s0"
+    assert recipe(seed=2, background="mask").name == f"{MODEL}-mask-standard-s2"
+
+
+def study(**keys: Any) -> StudyRecipe:
+    content = {"name": "test", "models": [{"name": MODEL, "weights": "none"}], **keys}
+    return validate(StudyRecipe, content, "study.yaml")
+
+
+def test_entries_of_a_study_may_have_a_background_of_their_own() -> None:
+    made = study(
+        defences=[
+            "fgsm",
+            {"name": "standard", "background": "swap"},
+            {"name": "fgsm", "background": "swap", "training": {"rrr": 2.0}},
+        ]
+    )
+    runs = [recipes.run_recipe(made, made.models[0], d, 0) for d in made.defences]
+    assert [run.name.removeprefix(MODEL) for run in runs] == ["-fgsm-s0", "-swap-standard-s0", "-swap-fgsm-s0"]
+    assert [run.background for run in runs] == ["full", "swap", "swap"]
+    assert runs[2].training.rrr == 2.0
+    assert validate(RunRecipe, runs[2].model_dump(mode="json"), "run.yaml") == runs[2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"defences": ["fgsm", {"name": "fgsm", "background": "full"}]}, "'defences': fgsm is there twice"),
+        ({"defences": [{"name": "standard"}]}, "standard is there twice; the baselines are standard already"),
+        (
+            {"training": {"background": "swap"}, "defences": [{"name": "standard", "background": "swap"}]},
+            "swap-standard is there twice; the baselines are swap-standard already",
+        ),
+        ({"defences": [{"name": "fgsm", "background": "swp"}]}, "key 'defences.0.background'"),
+        ({"training": {"swap_share": 2}}, "key 'training.swap_share'"),
+        ({"training": {"rrr": -1}}, "key 'training.rrr'"),
+        ({"defences": [{"name": "mixup", "training": {"rrr": 1}}]}, "rrr needs the lungs of one image"),
+        ({"defences": [{"name": "mixup", "epsilon_outside": 0.1}]}, "mixup does not use epsilon_outside"),
+        (
+            {
+                "models": [{"name": MODEL, "normalisation": "group"}],
+                "defences": [{"name": "trades", "separate_batchnorm": True}],
+            },
+            "separate_batchnorm needs normalisation: batch, not group",
+        ),
+    ],
+)
+def test_a_study_refuses_nonsense_before_any_work(keys: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as problem:
+        study(**keys)
+    assert complaint in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+def test_a_run_has_one_background() -> None:
+    with pytest.raises(UserError, match=r"two backgrounds: defence\.background swap, training\.background full"):
+        recipe({"name": "fgsm", "background": "swap"})
+    assert recipe({"name": "fgsm", "background": "swap"}, background="swap").background == "swap"
