@@ -116,6 +116,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
         "pgd": 30,
         "lungs_blacked_out": 15,
         "lungs_only": 15,
+        "silhouette_only": 15,
         "border_only": 15,
     }
     clean = table[table["attack"] == "clean"]

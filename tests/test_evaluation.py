@@ -11,17 +11,18 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from trustcxr import attacks, evaluation, metrics, models, results, training
+from trustcxr import attacks, corruptions, evaluation, metrics, models, results, training
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes import AttackRecipe, RunRecipe, validate
+from trustcxr.recipes import AttackRecipe, CorruptionsRecipe, RunRecipe, validate
 
 MODEL = "test_resnet"
 PLAN = (
     AttackRecipe(name="fgsm", epsilons=(0.01, 0.03)),
     AttackRecipe(name="pgd", epsilons=(0.03,), steps=3),
 )
+HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +56,32 @@ def test_films(place: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def table(run: evaluation.Run, test_films: Any) -> pd.DataFrame:
-    return evaluation.predict(run, test_films, PLAN, batch_size=8)
+    return evaluation.predict(run, test_films, PLAN, corruptions=HARM, batch_size=8)
 
 
-def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0) -> pd.DataFrame:
-    return table[(table["attack"] == attack) & (table["epsilon"] == epsilon)]
+def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int = 0) -> pd.DataFrame:
+    return table[(table["attack"] == attack) & (table["epsilon"] == epsilon) & (table["severity"] == severity)]
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
 def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, test_films: Any) -> None:
-    wanted = ["sample_id", "group", "split", "class", "label", "attack", "epsilon", "steps", "logits"]
-    assert list(table) == wanted
-    conditions = [("clean", 0.0, 0), ("fgsm", 0.01, 1), ("fgsm", 0.03, 1), ("pgd", 0.03, 3)]
-    conditions += [(view, 0.0, 0) for view in metrics.VIEWS]
-    counts = table.groupby(["attack", "epsilon", "steps"]).size()
+    about = ["sample_id", "group", "source", "split", "class", "label"]
+    assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "logits"]
+    conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
+    conditions += [(view, 0.0, 0, 0) for view in metrics.VIEWS]
+    conditions += [(name, 0.0, 0, severity) for name in HARM.names for severity in HARM.severities]
+    counts = table.groupby(["attack", "epsilon", "steps", "severity"]).size()
     assert counts.to_dict() == dict.fromkeys(conditions, 21)
-    for _, rows in table.groupby(["attack", "epsilon"]):
+    for _, rows in table.groupby(["attack", "epsilon", "severity"]):
         assert sorted(rows["sample_id"]) == sorted(test_films.sample_ids)
         by_name = dict(zip(test_films.sample_ids, test_films.labels, strict=True))
         assert [by_name[name] for name in rows["sample_id"]] == rows["label"].tolist()
         assert [test_films.classes[k] for k in rows["label"]] == rows["class"].tolist()
     assert set(table["split"]) == {"Test"}
     logits = np.stack(table["logits"])
-    assert logits.shape == (21 * 7, 3)
+    assert logits.shape == (21 * 12, 3)
     assert logits.dtype == np.float32
 
 
@@ -105,21 +107,36 @@ def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, test_films
 def test_views_show_what_they_say(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
     pixels = to_pixels(torch.from_numpy(np.array(test_films.images)))
     lungs = torch.from_numpy(np.array(test_films.masks("lung"))).float()[:, None]
-    for view, visible in (("lungs_blacked_out", 1 - lungs), ("lungs_only", lungs)):
+    shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the film
+    views = (("lungs_blacked_out", pixels * (1 - lungs)), ("lungs_only", pixels * lungs), ("silhouette_only", shapes))
+    for view, shown in views:
         with torch.inference_mode():
-            expected = run.model(pixels * visible)
+            expected = run.model(shown)
         assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
+
+
+def test_corrupted_images_are_corrupted_by_their_own_names(
+    run: evaluation.Run, test_films: Any, table: pd.DataFrame
+) -> None:
+    pixels = to_pixels(torch.from_numpy(np.array(test_films.images)))
+    for name in HARM.names:
+        for severity in HARM.severities:
+            changed = corruptions.corrupt(pixels, name, severity, keys=test_films.sample_ids.tolist())
+            with torch.inference_mode():
+                expected = run.model(changed)
+            found = torch.from_numpy(np.stack(part(table, name, severity=severity)["logits"]))
+            assert torch.allclose(found, expected, atol=1e-4), (name, severity)
 
 
 def test_batch_size_and_training_mode_change_nothing(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
     run.model.train()
     try:
-        again = evaluation.predict(run, test_films, PLAN[:1], batch_size=21)
+        again = evaluation.predict(run, test_films, PLAN[:1], corruptions=HARM, batch_size=21)
         assert run.model.training
     finally:
         run.model.eval()
-    for attack, epsilon in (("clean", 0.0), ("fgsm", 0.03)):
-        found = [np.stack(part(t, attack, epsilon)["logits"]) for t in (table, again)]
+    for attack, epsilon, severity in (("clean", 0.0, 0), ("fgsm", 0.03, 0), ("gaussian_noise", 0.0, 5)):
+        found = [np.stack(part(t, attack, epsilon, severity)["logits"]) for t in (table, again)]
         assert np.allclose(*found, atol=1e-4)
 
 
@@ -148,7 +165,11 @@ def test_the_document_is_the_designs(run: evaluation.Run, table: pd.DataFrame) -
         ("pgd", 0.03, 21),
     ]
     assert document["attacks"][2]["steps"] == 3
-    assert (document["corruptions"], document["saliency"]) == ([], {})
+    harmed = [(c["corruption"], c["severity"], c["n"]) for c in document["corruptions"]]
+    assert harmed == [(name, severity, 21) for name in HARM.names for severity in HARM.severities]
+    assert document["corruptions_mean"]["conditions"] == 4
+    assert document["saliency"] == {}
+    assert document["masking"]["masked"] in (True, False)
     clean = part(table, "clean")
     predicted = np.stack(clean["logits"]).argmax(1)
     assert document["clean"]["accuracy"] == pytest.approx(accuracy_score(clean["label"], predicted))

@@ -11,7 +11,7 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trustcxr import metrics, results
+from trustcxr import metrics, results, statistics
 from trustcxr.statistics import softmax
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
@@ -173,7 +173,7 @@ def test_attacks_of_a_table() -> None:
 
 def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None:
     """Trap 9: accuracy with the lungs blacked out, with the lungs alone and from the border."""
-    views = {(view, 0.0, 0): skill for view, skill in zip(metrics.VIEWS, (0.2, 0.9, 0.1), strict=True)}
+    views = {(view, 0.0, 0): skill for view, skill in zip(metrics.VIEWS, (0.2, 0.9, 0.4, 0.1), strict=True)}
     predictions = table(conditions=views | SWEEP, group=2)
     found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
     assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]
@@ -184,6 +184,110 @@ def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None
         assert part["accuracy_ci"][0] < part["accuracy"] < part["accuracy_ci"][1]
         assert part["n"] == 200
     assert metrics.from_predictions(table(conditions=SWEEP), NAMES[3], resamples=100)["shortcuts"] == {}
+
+
+CORRUPTED = [("jpeg", 1), ("jpeg", 5), ("device", 5)]
+
+
+def corrupted(group: int = 2) -> pd.DataFrame:
+    """Clean, an attack, and corruptions in their column `severity`."""
+    skills = {(name, 0.0, severity): 0.6 / severity for name, severity in CORRUPTED}  # severity stands for steps here
+    predictions = table(conditions=skills | SWEEP, group=group)
+    is_corruption = predictions["attack"].isin(["jpeg", "device"])
+    severity = predictions["steps"].where(is_corruption, 0)
+    return predictions.assign(severity=severity, steps=predictions["steps"].where(~is_corruption, 0))
+
+
+def test_corruptions_stand_apart_from_attacks() -> None:
+    predictions = corrupted()
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
+    assert {row["attack"] for row in found["attacks"]} == {"fgsm", "pgd"}
+    assert [(row["corruption"], row["severity"]) for row in found["corruptions"]] == CORRUPTED
+    clean = predictions[predictions["attack"] == "clean"]
+    before = np.stack(clean["logits"]).argmax(1)
+    shares, flips = [], []
+    for row in found["corruptions"]:
+        own = predictions[(predictions["attack"] == row["corruption"]) & (predictions["severity"] == row["severity"])]
+        answer = np.stack(own["logits"]).argmax(1)
+        assert row["accuracy"] == pytest.approx((answer == own["label"]).mean())
+        assert row["flip_rate"] == pytest.approx((answer != before).mean())
+        assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
+        assert row["n"] == 200
+        shares.append(answer == own["label"])
+        flips.append(answer != before)
+    mean = found["corruptions_mean"]
+    assert (mean["n"], mean["conditions"]) == (200, 3)
+    assert mean["accuracy"] == pytest.approx(np.mean(shares))
+    assert mean["flip_rate"] == pytest.approx(np.mean(flips))
+    within = np.mean(shares, axis=0)
+    by_hand = statistics.mean_interval(within, clean["group"], resamples=200)[1]
+    assert mean["accuracy_ci"] == pytest.approx(by_hand), "over images: conditions of one image are no new images"
+
+
+def test_corruptions_do_not_depend_on_the_order_of_rows() -> None:
+    predictions = corrupted()
+    first, second = (
+        metrics.from_predictions(part, NAMES[3], resamples=100)
+        for part in (predictions, predictions.sample(frac=1, random_state=3))
+    )
+    rows = {(row["corruption"], row["severity"]): row for row in second["corruptions"]}
+    for row in first["corruptions"]:
+        other = rows[(row["corruption"], row["severity"])]
+        for name in ("accuracy", "accuracy_ci", "flip_rate", "n"):
+            assert other[name] == pytest.approx(row[name]), name
+    for name, value in first["corruptions_mean"].items():
+        assert second["corruptions_mean"][name] == pytest.approx(value), name
+
+
+def test_a_table_without_corruptions_or_from_before_them() -> None:
+    for predictions in (table(conditions=SWEEP), table(conditions=SWEEP).assign(severity=0)):
+        found = metrics.from_predictions(predictions, NAMES[3], resamples=100)
+        assert found["corruptions"] == []
+        assert "corruptions_mean" not in found
+        assert len(found["attacks"]) == 4
+
+
+def test_accuracy_by_source_beside_a_constant_answer() -> None:
+    predictions = table(conditions=SWEEP)
+    sources = np.where(np.arange(200) < 50, "one", "other")
+    predictions["source"] = np.tile(sources, 5)
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=100)["by_source"]
+    clean = predictions[predictions["attack"] == "clean"]
+    right = np.stack(clean["logits"]).argmax(1) == clean["label"]
+    assert {name: part["n"] for name, part in found.items()} == {"one": 50, "other": 150}
+    for name, part in found.items():
+        own = clean[clean["source"] == name]
+        assert part["accuracy"] == pytest.approx(right[clean["source"] == name].mean())
+        assert part["constant_answer"] == pytest.approx(np.bincount(own["label"]).max() / len(own))
+    alone = metrics.from_predictions(predictions.assign(source="one"), NAMES[3], resamples=100)
+    assert alone["by_source"] == metrics.from_predictions(table(), NAMES[3], resamples=100)["by_source"] == {}
+
+
+def test_the_drop_from_internal_to_external() -> None:
+    internal, external = (
+        table(conditions=SWEEP, group=2),
+        table(conditions={("pgd", 0.02, 20): 0.02, ("fgsm", 0.3, 1): 1}),
+    )
+    external = external[external["sample_id"].str.len() < 12]  # 100 images, and other ones
+    found = metrics.drop_from_internal(internal, external, resamples=400)
+    assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found] == [
+        ("clean", 0.0, None),
+        ("pgd", 0.02, 20),
+    ]
+    for row in found:
+        parts = []
+        for side, predictions in (("internal", internal), ("external", external)):
+            own = predictions[(predictions["attack"] == row["attack"]) & (predictions["epsilon"] == row["epsilon"])]
+            right = (np.stack(own["logits"]).argmax(1) == own["label"]).to_numpy()
+            assert row[side] == pytest.approx(right.mean())
+            assert row[f"n_{side}"] == len(own)
+            parts.append((right.mean(), right.var() / len(right)))
+        drop, spread = parts[0][0] - parts[1][0], np.sqrt(parts[0][1] + parts[1][1])
+        assert row["drop"] == pytest.approx(drop)
+        # Against the normal interval of a difference of two independent shares.
+        low, high = row["drop_ci"]
+        assert low < drop < high
+        assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.3)
 
 
 def test_order_of_rows_does_not_matter() -> None:

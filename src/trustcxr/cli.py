@@ -130,6 +130,9 @@ def train(
     ] = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
+    background: Annotated[
+        str, typer.Option(help="Of training images: full, swap, mask or crop; all but full need lung masks.")
+    ] = "full",
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,7 +161,7 @@ def train(
         defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
         size=size,
         seed=seed,
-        training={k: v for k, v in training.items() if v is not None},
+        training={k: v for k, v in training.items() if v is not None} | {"background": background},
         data={"labels": _label_map(label), **_listing(column, images)},
         options=set_ or (),
     )
@@ -190,6 +193,16 @@ def evaluate(
     source: Annotated[
         Path | None, typer.Option(help="Run whose adversarial images the attack transfer tries on this one.")
     ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="At nine epsilons from 0 to 0.3: the whole curve.")] = False,
+    corruption: Annotated[
+        list[str] | None, typer.Option(help="all, or a name such as gaussian_noise or device; repeatable.")
+    ] = None,
+    severity: Annotated[
+        list[int] | None, typer.Option(help="Of the corruptions, 1 to 5; repeatable. All five unless said.")
+    ] = None,
+    shortcuts: Annotated[
+        bool, typer.Option("--shortcuts", help="Synthetic films again, planted shortcuts removed and moved.")
+    ] = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -207,12 +220,18 @@ def evaluate(
         steps=steps,
         queries=queries,
         source=source,
+        sweep=sweep,
+        corruptions=corruption,
+        severities=severity,
+        shortcuts=shortcuts,
         labels=_label_map(label),
         listing=_listing(column, images),
     )
     if json:
         return _print_json(document)
     _print_rows(f"{document['run']} on {document['split']} ({document['clean']['n']} images)", runs.rows(document))
+    for line in runs.remarks(document):
+        print(line)
     for alarm in document["alarms"]:
         print(f"ALARM: {alarm['text']}")
     print(f"written to {folder}\n{NOTICE}")
@@ -234,7 +253,7 @@ def explain(
     severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
     sample: Annotated[
         int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
-    ] = 40,
+    ] = 32,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,

@@ -12,17 +12,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr import attacks, metrics, models, results
+from trustcxr import attacks, calibration, masking, metrics, models, results
 from trustcxr.console import Progress
+from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
-from trustcxr.recipes import ATTACK_OPTIONS, AttackRecipe, RunRecipe, validate
+from trustcxr.recipes import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe, RunRecipe, validate
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-Condition = tuple[str, float, int]  # attack or view, epsilon, steps
+Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, steps, severity
+SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
+SILHOUETTE = (
+    0.25,
+    0.65,
+)  # grey of the lungs and of all else where only their shape is shown, as dark on grey as a film
 BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
 
 
@@ -85,50 +91,74 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
 
 
 def predict(
-    run: Run, dataset: "Dataset", conditions: Sequence[AttackRecipe] = (), *, batch_size: int = 64
+    run: Run,
+    dataset: "Dataset",
+    conditions: Sequence[AttackRecipe] = (),
+    *,
+    corruptions: CorruptionsRecipe | None = None,
+    views: bool = True,
+    batch_size: int = 64,
 ) -> pd.DataFrame:
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
-    Where the data has lung masks, also with the lungs blacked out, with the lungs alone and with the border alone:
-    these stand in the column `attack` too, at epsilon 0.
+    `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
+    `views`, where the data has lung masks: the lungs blacked out, the lungs alone, their silhouette, the border alone.
     """
-    about = pd.DataFrame(
-        {
-            "sample_id": dataset.sample_ids,
-            "group": dataset.groups,
-            "split": dataset.splits,
-            "class": [dataset.classes[k] for k in dataset.labels],
-            "label": np.asarray(dataset.labels),
-        }
-    )
+    about = _about(dataset)
     batches = loader(dataset, batch_size)
     pieces: dict[Condition, list[pd.DataFrame]] = {}
-    steps = 1 + sum(len(attack.epsilons) for attack in conditions)
+    named = corruptions.conditions() if corruptions else ()
+    steps = 1 + sum(len(attack.epsilons) for attack in conditions) + len(named)
     with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * steps) as bar:
         for number, (raw, labels, places) in enumerate(batches):
             images = to_pixels(raw.to(run.device)).contiguous(memory_format=torch.channels_last)
             rows = places.numpy()
+            attacked = _attacked(run, images, labels.to(run.device), conditions, seed=number)
             versions = chain(
-                [((CLEAN, 0.0, 0), rows, images)],
-                ((name, rows, p) for name, p in _attacked(run, images, labels.to(run.device), conditions, seed=number)),
-                _views(dataset, rows, images),
+                [((CLEAN, 0.0, 0, 0), rows, images)],
+                (((*name, 0), rows, pixels) for name, pixels in attacked),
+                _corrupted(images, about["sample_id"].iloc[rows].tolist(), rows, named),
+                _views(dataset, rows, images) if views else (),
             )
             for condition, kept, pixels in versions:
                 piece = about.iloc[kept].assign(logits=list(_logits(run, pixels)))
                 pieces.setdefault(condition, []).append(piece)
                 if condition[0] not in VIEWS:
-                    bar.advance(note=f"{condition[0]} {condition[1]:g}")
+                    bar.advance(note=f"{condition[0]} {condition[3] or condition[1]:g}")
     tables = [
-        pd.concat(parts).assign(attack=name, epsilon=epsilon, steps=steps)
-        for (name, epsilon, steps), parts in pieces.items()
+        pd.concat(parts).assign(attack=name, epsilon=epsilon, steps=steps, severity=severity)
+        for (name, epsilon, steps, severity), parts in pieces.items()
     ]
-    columns = [*about.columns, "attack", "epsilon", "steps", "logits"]
+    columns = [*about.columns, "attack", "epsilon", "steps", "severity", "logits"]
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _about(dataset: "Dataset") -> pd.DataFrame:
+    """What is known of every image: sample_id, group, source, split, class, label."""
+    return pd.DataFrame(
+        {
+            "sample_id": dataset.sample_ids,
+            "group": dataset.groups,
+            "source": dataset.table["source"].fillna("").astype(str).to_numpy(),
+            "split": dataset.splits,
+            "class": [dataset.classes[k] for k in dataset.labels],
+            "label": np.asarray(dataset.labels),
+        }
+    )
+
+
+def _corrupted(
+    images: Tensor, keys: Sequence[str], rows: np.ndarray, named: Sequence[tuple[str, int]]
+) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
+    """Every corruption at every severity; an image's own draw, whatever data set and batch it is in."""
+    for name, severity in named:
+        changed = corrupt(images, name, severity, keys=keys)
+        yield (name, 0.0, 0, severity), rows, changed.contiguous(memory_format=torch.channels_last)
 
 
 def _attacked(
     run: Run, images: Tensor, labels: Tensor, conditions: Sequence[AttackRecipe], *, seed: int
-) -> Iterator[tuple[Condition, Tensor]]:
+) -> Iterator[tuple[tuple[str, float, int], Tensor]]:
     """Every attack at every epsilon, the smallest first, so that worst-case keeps what was found within its radius."""
     known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == "worst-case"):
@@ -164,7 +194,7 @@ def _loaded(folder: str, on: str) -> Run:
 
 
 def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
-    """Images with the lungs blacked out, with the lungs alone, with the border alone; those that have a lung mask."""
+    """VIEWS of the images that have a lung mask: without the lungs, or with little else."""
     has = dataset.has_mask("lung")[rows]
     if not has.any():
         return
@@ -173,8 +203,10 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
     border = torch.ones_like(pixels)
     width = round(BORDER * pixels.shape[-1])
     border[..., width:-width, width:-width] = 0
-    for name, visible in zip(VIEWS, (1 - lungs, lungs, border), strict=True):
-        yield (name, 0.0, 0), kept, pixels * visible
+    shape = torch.where(lungs > 0, *SILHOUETTE)
+    shown = (pixels * (1 - lungs), pixels * lungs, shape, pixels * border)
+    for name, view in zip(VIEWS, shown, strict=True):
+        yield (name, 0.0, 0, 0), kept, view
 
 
 def _logits(run: Run, images: torch.Tensor) -> np.ndarray:
@@ -182,21 +214,28 @@ def _logits(run: Run, images: torch.Tensor) -> np.ndarray:
         return run.model(images).float().cpu().numpy()
 
 
-def describe(run: Run, predictions: pd.DataFrame, *, resamples: int = 2000) -> dict[str, Any]:
-    """The document of metrics.json (DESIGN.md), without saliency, from predictions of one split."""
+def describe(
+    run: Run, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
+) -> dict[str, Any]:
+    """The document of metrics.json (DESIGN.md), without saliency, from predictions of one split.
+
+    `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
+    """
     splits = sorted(predictions["split"].unique())
     document = {
         "run": run.name,
         "model": run.recipe.model.name,
         "defence": run.recipe.defence.name,
-        "background": "full",
+        "background": run.recipe.training.background,
         "seed": run.recipe.seed,
         "classes": list(run.classes),
         "split": "+".join(splits),
         **metrics.from_predictions(predictions, run.classes, resamples=resamples),
-        "corruptions": [],
         "saliency": {},
     }
+    document["masking"] = masking.verdict(document)
+    if validation is not None and len(validation):
+        document["calibration"] = calibration.describe(predictions, validation, resamples=resamples)
     document["alarms"] = metrics.alarms(document)
     if "alarm" in run.training:
         document["alarms"].append({"kind": "catastrophic_overfitting", "text": run.training["alarm"]})

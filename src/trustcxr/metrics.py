@@ -6,14 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
+from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CLEAN = "clean"
 # What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
-VIEWS = ("lungs_blacked_out", "lungs_only", "border_only")
+VIEWS = ("lungs_blacked_out", "lungs_only", "silhouette_only", "border_only")
+_ITERATED = (*(f"PGD-{digit}" for digit in "123456789"), "WORST-CASE")  # not PGD-L2, which has another radius
+ONE_STEP = ("fgsm", "fgsm-rs")  # attacks without a number of steps
 MASKING_GAP = 0.10  # FGSM accuracy above PGD accuracy by more than this is an alarm
 RISE = 0.02  # accuracy that a stronger attack adds is an alarm from here on
 
@@ -86,46 +88,140 @@ def _macro(values: Floats) -> Floats:
 
 
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> dict[str, Any]:
-    """The parts "clean", "shortcuts" and "attacks" of metrics.json from the predictions of one run and one split."""
-    clean = predictions[predictions["attack"] == CLEAN].set_index("sample_id")
+    """All of metrics.json that comes from the predictions of one run and one split.
+
+    Parts: "clean", "by_source" (where the images come from several), "shortcuts" (the views), "attacks", "corruptions"
+    and "corruptions_mean".
+    """
+    samples = Bootstraps(resamples=resamples)
+    clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
     labels = clean["label"].to_numpy(dtype=np.int64)
-    document: dict[str, Any] = {
-        "clean": classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
-        "shortcuts": {},
-        "attacks": [],
-    }
-    for view in VIEWS:
-        rows = predictions[predictions["attack"] == view]
-        if len(rows):
-            bootstrap = Bootstrap.over(rows["group"], resamples=resamples)
-            means = bootstrap.means(logits_of(rows).argmax(1) == rows["label"].to_numpy())
-            ends = share_interval(bootstrap, means)
-            document["shortcuts"][view] = {"accuracy": float(means[0]), "accuracy_ci": ends, "n": len(rows)}
-    # Success is counted over the images that the model gets right as they are.
-    clean_right = clean["label"] == logits_of(clean).argmax(1)
-    perturbed = predictions[~predictions["attack"].isin([CLEAN, *VIEWS])]
+    corrupted = severities(predictions) > 0
+    attacked = ~corrupted & ~predictions["attack"].isin([CLEAN, *VIEWS])
     keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
-    for _, rows in perturbed.groupby(keys, sort=True):
-        attack, epsilon = rows["attack"].iloc[0], float(rows["epsilon"].iloc[0])
-        logits, own = logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
-        right = logits.argmax(1) == own
-        bootstrap = Bootstrap.over(rows["group"], resamples=resamples)
-        means = bootstrap.means(right)
-        was_right = clean_right.loc[rows["sample_id"]].to_numpy()
-        calibration = statistics.calibration_bins(statistics.softmax(logits), own)
-        document["attacks"].append(
-            {
-                "attack": attack,
-                "epsilon": epsilon,
-                "accuracy": float(means[0]),
-                "accuracy_ci": share_interval(bootstrap, means),
-                "success_rate": float((~right)[was_right].mean()) if was_right.any() else float("nan"),
-                "ece": float(statistics.calibration_error(calibration.sum(0))),
-                "n": len(rows),
+    views = {view: predictions[predictions["attack"] == view] for view in VIEWS}
+    return {
+        "clean": classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
+        "by_source": _by_source(clean, samples),
+        "shortcuts": {view: accuracy(rows, samples) for view, rows in views.items() if len(rows)},
+        "attacks": [_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
+        **_corruptions(predictions[corrupted], shown, samples),
+    }
+
+
+def severities(predictions: "pd.DataFrame") -> Any:
+    """The severity of each row's corruption, 0 where there is none; tables from before corruptions have none."""
+    return predictions["severity"].fillna(0) if "severity" in predictions else predictions["epsilon"] * 0
+
+
+def clean_answers(predictions: "pd.DataFrame") -> "pd.DataFrame":
+    """By sample, on the unperturbed images: `answer` (a place among the classes) and `right`."""
+    clean = predictions[predictions["attack"] == CLEAN].set_index("sample_id")
+    answer = logits_of(clean).argmax(1) if len(clean) else np.zeros(0, int)
+    return clean[["label"]].assign(answer=answer, right=answer == clean["label"].to_numpy())
+
+
+def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
+    """accuracy, accuracy_ci and n of the rows of one condition."""
+    return _share("accuracy", right(rows), samples.over(rows["group"])) | {"n": len(rows)}
+
+
+def right(rows: "pd.DataFrame") -> NDArray[np.bool_]:
+    """Whether each row's answer is its label, (N,)."""
+    return logits_of(rows).argmax(1) == rows["label"].to_numpy(dtype=np.int64)
+
+
+def _share(name: str, values: Any, bootstrap: Bootstrap) -> dict[str, Any]:
+    means = bootstrap.means(values)
+    return {name: float(means[0]), f"{name}_ci": share_interval(bootstrap, means)}
+
+
+def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
+    """One attack at one epsilon. Its success is counted over the images that the model gets right as they are."""
+    attack, own = rows["attack"].iloc[0], right(rows)
+    was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
+    bins = statistics.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
+    found = accuracy(rows, samples)
+    return {
+        "attack": attack,
+        "epsilon": float(rows["epsilon"].iloc[0]),
+        **{key: found[key] for key in ("accuracy", "accuracy_ci")},
+        "success_rate": float((~own)[was_right].mean()) if was_right.any() else float("nan"),
+        "ece": float(statistics.calibration_error(bins.sum(0))),
+        "n": len(rows),
+    } | ({"steps": int(rows["steps"].iloc[0])} if "steps" in rows and attack not in ONE_STEP else {})
+
+
+def _corruptions(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
+    """ "corruptions": accuracy and flips, answers that are not those of the clean image, for each and severity.
+
+    "corruptions_mean": the same, averaged over all corruptions and severities within each image, so that its interval
+    is one over images.
+    """
+    if not len(rows):
+        return {"corruptions": []}
+    before = shown["answer"].loc[rows["sample_id"]].to_numpy()
+    table = rows.assign(right=right(rows), flipped=logits_of(rows).argmax(1) != before)
+    found = []
+    # Names in the order in which they were tested, which is the registry's.
+    for (name, _), part in table.groupby(["attack", "severity"], sort=False):
+        bootstrap = samples.over(part["group"])
+        document: dict[str, Any] = {"corruption": name, "severity": int(part["severity"].iloc[0])}
+        document |= _share("accuracy", part["right"], bootstrap)
+        found.append(document | {"flip_rate": float(part["flipped"].mean()), "n": len(part)})
+    means = table.groupby("sample_id", sort=False).agg({"right": "mean", "flipped": "mean", "group": "first"})
+    bootstrap = samples.over(means["group"])
+    mean = _share("accuracy", means["right"], bootstrap) | _share("flip_rate", means["flipped"], bootstrap)
+    return {"corruptions": found, "corruptions_mean": mean | {"n": len(means), "conditions": len(found)}}
+
+
+def _by_source(clean: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
+    """Accuracy of each source of the images, and of always giving its commonest class; empty for a single source."""
+    if "source" not in clean or clean["source"].nunique() < 2:
+        return {}
+    sources = clean["source"].fillna("")
+    found = {}
+    for name, rows in clean.groupby(sources):
+        constant = float(rows["label"].value_counts(normalize=True).max())
+        found[name or "unknown"] = accuracy(rows, samples) | {"constant_answer": constant}
+    return found
+
+
+def drop_from_internal(
+    internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000
+) -> list[dict[str, Any]]:
+    """What accuracy is lost from the run's own test images to others, clean and under each attack that both have.
+
+    The samples are different images, so each is resampled by itself; the interval is that of the difference.
+    """
+    ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
+    found = []
+    for key, (here, there) in _in_both(internal, external).items():
+        within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
+        attack, epsilon, steps = key
+        found.append(
+            {"attack": attack, "epsilon": epsilon}
+            | ({"steps": steps} if attack not in (CLEAN, *ONE_STEP) else {})
+            | {
+                "internal": float(within[0]),
+                "external": float(outside[0]),
+                "drop": float(within[0] - outside[0]),
+                "drop_ci": interval(within - outside),
+                "n_internal": len(here),
+                "n_external": len(there),
             }
-            | ({"steps": int(rows["steps"].iloc[0])} if "steps" in rows and attack != "fgsm" else {})
         )
-    return document
+    return found
+
+
+def _in_both(first: "pd.DataFrame", second: "pd.DataFrame") -> dict[tuple[str, float, int], Any]:
+    """The rows of both tables under the same attack, epsilon and steps; clean first."""
+    parts = []
+    for table in (first, second):
+        kept = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]
+        parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in kept.groupby(["attack", "epsilon", "steps"])})
+    shared = sorted(set(parts[0]) & set(parts[1]), key=lambda key: (key[0] != CLEAN, key))
+    return {key: (parts[0][key], parts[1][key]) for key in shared}
 
 
 def alarms(document: dict[str, Any]) -> list[dict[str, str]]:
@@ -141,7 +237,7 @@ def alarms(document: dict[str, Any]) -> list[dict[str, str]]:
     where = f"{document['clean']['n']} {document.get('split', '')} images".replace("  ", " ")
     found = []
     for name, accuracies in sweeps.items():
-        for epsilon, iterated in sorted(accuracies.items()) if name.startswith("PGD") else ():
+        for epsilon, iterated in sorted(accuracies.items()) if name.startswith(_ITERATED) else ():
             single = sweeps.get("FGSM", {}).get(epsilon, float("nan"))
             figures = (
                 f"at epsilon {epsilon:g} accuracy is {single:.1%} under FGSM but {iterated:.1%} under {name} ({where})"
@@ -150,7 +246,7 @@ def alarms(document: dict[str, Any]) -> list[dict[str, str]]:
                 text = f"{figures}: FGSM overstates how robust this model is"
                 found.append({"kind": "gradient_masking", "text": text})
             elif iterated - single > RISE:
-                text = f"{figures}: a stronger attack cannot help a model, so PGD is failing here"
+                text = f"{figures}: a stronger attack cannot help a model, so {name.split('-')[0]} is failing here"
                 found.append({"kind": "weak_attack", "text": text})
     for name, accuracies in sorted(sweeps.items()):
         lowest = (0.0, document["clean"]["accuracy"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
+VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import evaluation, recipes, results
+from trustcxr import evaluation, masking, metrics, planted, recipes, results
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.explain import scoring, summary
-from trustcxr.recipes import ExplanationRecipe, RunRecipe
+from trustcxr.recipes import CorruptionsRecipe, ExplanationRecipe, RunRecipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,22 +84,85 @@ def evaluate(
     steps: int | None = None,
     queries: int | None = None,
     source: Path | None = None,
+    sweep: bool = False,
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] | None = None,
+    shortcuts: bool = False,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in."""
-    conditions = evaluation.conditions(
-        attacks or ("fgsm", "pgd"), epsilons or (0.02,), steps=steps, queries=queries, source=source
-    )
+    """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in.
+
+    `sweep` adds the epsilons of a whole curve. `corruptions` are names, or "all". `shortcuts`: the films of synthetic
+    data drawn again, with their planted shortcut removed and moved. On data other than the run's own, what is lost from
+    its own test images is told wherever they were evaluated before.
+    """
+    radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
+    conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), radii, steps=steps, queries=queries, source=source)
+    corrupted = _corruptions(corruptions, severities)
     run = evaluation.load_run(folder)
     dataset, place = _open(run, data, split, labels, listing)
-    predictions = evaluation.predict(run, dataset, conditions)
-    document = evaluation.describe(run, predictions)
+    planted_shortcuts = planted.audit(run, dataset.root, split=_only(dataset)) if shortcuts else None
+    predictions = evaluation.predict(run, dataset, conditions, corruptions=corrupted)
+    document = evaluation.describe(
+        run, predictions, validation=_validation(run, data, place, set(dataset.splits), labels, listing)
+    )
+    internal = run.folder / results.PREDICTIONS_FILE
+    if place != run.folder and internal.is_file():
+        document["drop_from_internal"] = metrics.drop_from_internal(results.read_table(internal), predictions)
+    if planted_shortcuts is not None:
+        document["planted_shortcuts"] = planted_shortcuts
     if (place / results.SALIENCY_FILE).is_file():
         document["saliency"] = summary.summarise(results.read_table(place / results.SALIENCY_FILE), images=len(dataset))
     results.write_table(place / results.PREDICTIONS_FILE, predictions)
     results.write_json(place / results.METRICS_FILE, document)
     return document, place
+
+
+def _corruptions(names: Sequence[str] | None, severities: Sequence[int] | None) -> CorruptionsRecipe | None:
+    if not names and not severities:
+        return None
+    content = {
+        "names": "all" if not names or "all" in names else list(names),
+        "severities": list(severities or CorruptionsRecipe().severities),
+    }
+    return recipes.validate(CorruptionsRecipe, content, "--corruption and --severity")
+
+
+def _only(dataset: "Dataset") -> str:
+    return str(dataset.split or recipes.Splits().test)
+
+
+def _validation(
+    run: evaluation.Run,
+    data: Path,
+    place: Path,
+    tested: set[str],
+    labels: Mapping[str, str | None] | None,
+    listing: Mapping[str, Any] | None,
+) -> "pd.DataFrame | None":
+    """Predictions on the run's validation images, made now where they are at hand and were not made before."""
+    path = run.folder / results.VALIDATION_FILE
+    if path.is_file():
+        table = results.read_table(path)
+    elif place == run.folder:
+        try:
+            dataset, _ = _open(run, data, run.recipe.data.splits.val, labels, listing)
+        except UserError as problem:
+            say(f"calibration is not measured: {problem}")
+            return None
+        table = evaluation.predict(run, dataset, views=False)
+        results.write_table(path, table)
+    else:
+        return None
+    # A temperature fitted on the very images that it is judged by would flatter.
+    return (
+        None if place != run.folder and set(table["split"]) == tested and place.name.startswith(_root(run)) else table
+    )
+
+
+def _root(run: evaluation.Run) -> str:
+    return str(results.read_yaml(run.folder / results.RUN_FILE).get("data", {}).get("root_name"))
 
 
 def explain(
@@ -177,7 +240,7 @@ def _open(
     listing: Mapping[str, Any] | None,
 ) -> tuple["Dataset", Path]:
     """The data set in the run's size and classes, and where its results go: the run's folder for its own test split."""
-    home = results.read_yaml(run.folder / results.RUN_FILE).get("data", {}).get("root_name")
+    home = _root(run)
     recipe = run.recipe.data
     try:
         manifest = read_manifest(data, **(recipe.listing() | dict(listing or {})))
@@ -203,29 +266,50 @@ def _open(
 def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     """A metrics document as rows for the terminal."""
     clean = document["clean"]
-    lines = [
-        {
-            "condition": "clean",
-            "epsilon": "",
-            "accuracy": with_interval(clean, "accuracy"),
-            "macro F1": f"{clean['f1_macro']:.3f}",
-            "AUROC": _number(clean["auroc_macro"]),
-            "calibration error": f"{clean['ece']:.3f}",
-            "n": clean["n"],
-        }
-    ]
+    empty = dict.fromkeys(("condition", "epsilon", "accuracy", "macro F1", "AUROC", "calibration error", "n"), "")
+    figures = {
+        "accuracy": with_interval(clean, "accuracy"),
+        "macro F1": f"{clean['f1_macro']:.3f}",
+        "AUROC": _number(clean["auroc_macro"]),
+        "calibration error": f"{clean['ece']:.3f}",
+    }
+    lines: list[dict[str, Any]] = [empty | {"condition": "clean", "n": clean["n"]} | figures]
     for attack in document["attacks"]:
         name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
+        shown = {"accuracy": with_interval(attack, "accuracy"), "calibration error": f"{attack['ece']:.3f}"}
+        lines.append(empty | {"condition": name, "epsilon": f"{attack['epsilon']:g}", "n": attack["n"]} | shown)
+    if mean := document.get("corruptions_mean"):
+        worst = min(document["corruptions"], key=lambda row: row["accuracy"])
+        name = f"{mean['conditions']} corruptions, mean"
+        lines.append(empty | {"condition": name, "accuracy": with_interval(mean, "accuracy"), "n": mean["n"]})
+        name = f"worst: {worst['corruption']} {worst['severity']}"
+        lines.append(empty | {"condition": name, "accuracy": with_interval(worst, "accuracy"), "n": worst["n"]})
+    return lines
+
+
+def remarks(document: dict[str, Any]) -> list[str]:
+    """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
+    lines = [masking.sentence(document["masking"])]
+    for row in document.get("drop_from_internal", []):
+        name = row["attack"] + (f"-{row['steps']}" if "steps" in row else "")
+        at = f" at {row['epsilon']:g}" if row["epsilon"] else ""
+        low, high = row["drop_ci"]
+        ends = f"{row['internal']:.1%} internal, {row['external']:.1%} here"
+        lines.append(f"Drop from internal, {name}{at}: {row['drop']:.1%} [{low:.1%}, {high:.1%}] ({ends})")
+    for name, part in document.get("by_source", {}).items():
         lines.append(
-            {
-                "condition": name,
-                "epsilon": f"{attack['epsilon']:g}",
-                "accuracy": with_interval(attack, "accuracy"),
-                "macro F1": "",
-                "AUROC": "",
-                "calibration error": f"{attack['ece']:.3f}",
-                "n": attack["n"],
-            }
+            f"{name}: {with_interval(part, 'accuracy')}, n {part['n']}, constant {part['constant_answer']:.1%}"
+        )
+    for kind, part in document.get("planted_shortcuts", {}).items():
+        shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in planted.HOW)
+        lines.append(
+            f"Planted {kind} of {part['class']}, moved to {part['moved_to']}: {shown}; "
+            f"{part['follows']:.1%} follow it ({part['follows_before']:.1%} without it)"
+        )
+    if part := document.get("calibration"):
+        lines.append(
+            f"Calibration: temperature {part['temperature']:.2f} from {part['split']}; error on clean images "
+            f"{part['clean']['ece']:.3f}, {part['clean']['ece_scaled']:.3f} with it"
         )
     return lines
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -53,6 +53,23 @@ class Bootstrap:
     def row_weights(self) -> NDArray[np.uint16]:
         """How often each row is in each resample: (R + 1, N)."""
         return self.weights.astype(np.uint16)[:, self.member]
+
+
+class Bootstraps:
+    """Resamples by the groups of the rows, so that conditions over the same images share theirs. Keeps the last two."""
+
+    def __init__(self, *, resamples: int = 2000, seed: int = 0) -> None:
+        self.resamples, self.seed = resamples, seed
+        self._known: dict[tuple[str, ...], Bootstrap] = {}
+
+    def over(self, groups: ArrayLike) -> Bootstrap:
+        """The resamples for rows with these group names (N,)."""
+        key = tuple(np.asarray(groups).astype(str))
+        if key not in self._known:
+            if len(self._known) > 1:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = Bootstrap.over(key, resamples=self.resamples, seed=self.seed)
+        return self._known[key]
 
 
 def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
@@ -110,6 +127,33 @@ def calibration_error(totals: ArrayLike) -> Floats:
     sums = np.asarray(totals, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.abs(sums[..., 0] - sums[..., 1]).sum(-1) / sums[..., 2].sum(-1)
+
+
+def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
+    """Negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
+    rows, places = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
+    return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), places]
+
+
+TEMPERATURES = (0.05, 20.0)  # beyond these a fit has run away: all right, or nothing learned
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The number by which to divide logits (N, C) so that the labels (N,) are likeliest (Guo et al. 2017).
+
+    Answers and accuracy stay as they are; only the confidence changes. Within TEMPERATURES; NaN without rows.
+    """
+    rows = np.asarray(logits, dtype=float)
+    if not len(rows):
+        return float("nan")
+    # Convex in 1 / T, so the one minimum is found.
+    found = optimize.minimize_scalar(
+        lambda log: float(log_loss(rows / np.exp(log), labels).mean()),
+        bounds=tuple(np.log(TEMPERATURES)),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(np.exp(found.x))
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Floats:

@@ -25,7 +25,6 @@ from trustcxr.recipes import DefenceRecipe, RunRecipe, StudyRecipe, run_recipe, 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-VALIDATION_FILE = "validation.parquet"
 TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 
 
@@ -66,6 +65,7 @@ class Study:
             if run.model.name in chosen
         ]
         defended = self._each("train", defended, self._train)
+        defended = self._each("validate", defended, self._validate)
         finished = self._each("test", [*baselines, *defended], self._test)
         self._show(finished)
         document = self._document(finished, ranking, datasets, self._seconds())
@@ -152,7 +152,7 @@ class Study:
         folder = self._run_folder(run)
         start = None
         if run.defence.start_from == "standard":
-            start = self._run_folder(run.model_copy(update={"defence": DefenceRecipe()}))
+            start = self._run_folder(run_recipe(self.recipe, run.model, DefenceRecipe(), run.seed))
         results.once(
             folder / results.TRAINING_FILE,
             lambda: training.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
@@ -164,18 +164,17 @@ class Study:
         folder = self._run_folder(run)
 
         def make() -> None:
-            table = evaluation.predict(
-                evaluation.load_run(folder), self.datasets["val"], batch_size=self.recipe.evaluation.batch_size
-            )
-            results.write_table(folder / VALIDATION_FILE, table)
+            loaded, batch_size = evaluation.load_run(folder), self.recipe.evaluation.batch_size
+            table = evaluation.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
+            results.write_table(folder / results.VALIDATION_FILE, table)
 
-        results.once(folder / VALIDATION_FILE, make)
+        results.once(folder / results.VALIDATION_FILE, make)
 
     def _rank(self, baselines: list[RunRecipe]) -> list[dict[str, Any]]:
         by = self.recipe.selection.by
         values: dict[str, list[float]] = {}
         for run in baselines:
-            table = results.read_table(self._run_folder(run) / VALIDATION_FILE)
+            table = results.read_table(self._run_folder(run) / results.VALIDATION_FILE)
             figures = metrics.classification(
                 metrics.logits_of(table),
                 table["label"].to_numpy(),
@@ -195,7 +194,10 @@ class Study:
         loaded = evaluation.load_run(folder)
 
         def predict() -> None:
-            table = evaluation.predict(loaded, test, recipe.evaluation.attacks, batch_size=recipe.evaluation.batch_size)
+            options = recipe.evaluation
+            table = evaluation.predict(
+                loaded, test, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
+            )
             results.write_table(folder / results.PREDICTIONS_FILE, table)
 
         def explain() -> None:
@@ -206,7 +208,10 @@ class Study:
 
         def summarise() -> None:
             document = evaluation.describe(
-                loaded, results.read_table(folder / results.PREDICTIONS_FILE), resamples=recipe.evaluation.bootstrap
+                loaded,
+                results.read_table(folder / results.PREDICTIONS_FILE),
+                validation=results.read_table(folder / results.VALIDATION_FILE),
+                resamples=recipe.evaluation.bootstrap,
             )
             if (folder / results.SALIENCY_FILE).is_file():
                 document["saliency"] = summary.summarise(

@@ -1,0 +1,130 @@
+"""Synthetic films drawn again, a planted shortcut removed or moved to another class: does the model follow it?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trustcxr import attacks
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.statistics import Bootstrap, share_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trustcxr.evaluation import Run
+
+_COLUMN = "shortcut_"
+HOW = ("as_is", "removed", "moved")
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A shortcut that was planted on the films of one class, and the class that it is moved to."""
+
+    kind: str
+    carrier: str
+    moved_to: str
+
+
+def audit(run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000) -> dict[str, Any]:
+    """The part "planted_shortcuts" of metrics.json: {kind: accuracy as it is, removed and moved}.
+
+    `data` is a folder that `trustcxr data phantom` wrote. Its films are drawn again from their seeds: "as_is" with what
+    was planted, "removed" without this shortcut, "moved" with it on every film of another class and on none of its own.
+    "follows" is the share of the films that it was moved onto which are then taken for the class that it came from,
+    beside "follows_before", the same share of the same films without it. A model that never learned the shortcut has
+    the same accuracy throughout.
+    Raises UserError for data that are not synthetic, or on which nothing was planted.
+    """
+    table, shortcuts = _planted(data, run.classes)
+    films = table[table["split"] == split]
+    if films.empty:
+        raise UserError(f"{data}: no split '{split}'; there is {', '.join(sorted(set(table['split'])))}")
+    labels = np.array([run.classes.index(name) for name in films["class"]])
+    bootstrap = Bootstrap.over(films["group_id"], resamples=resamples)
+    side = _side(data / films["path"].iloc[0])
+    found: dict[str, Any] = {}
+    for shortcut in shortcuts:
+        answers = {how: _answers(run, films, side, _marks(films, shortcut, how), batch_size) for how in HOW}
+        onto = films["class"].to_numpy() == shortcut.moved_to
+        carrier = run.classes.index(shortcut.carrier)
+        document: dict[str, Any] = {"class": shortcut.carrier, "moved_to": shortcut.moved_to, "n": len(films)}
+        for how in HOW:
+            means = bootstrap.means(answers[how] == labels)
+            document[how] = {"accuracy": float(means[0]), "accuracy_ci": share_interval(bootstrap, means)}
+        document["follows"] = float((answers["moved"][onto] == carrier).mean())
+        document["follows_before"] = float((answers["removed"][onto] == carrier).mean())
+        found[shortcut.kind] = document
+    return found
+
+
+def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
+    """One row a film, and what was planted on any split: a model may have been trained on another than it is tested."""
+    import pandas as pd
+
+    file = data / "manifest.csv"
+    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    kinds = [str(c).removeprefix(_COLUMN) for c in table.columns if str(c).startswith(_COLUMN)]
+    if not kinds or "seed" not in table:
+        raise UserError(f"{data}: not synthetic X-rays, so no shortcut is known; `trustcxr data phantom` writes some")
+    table = table[table["class"].isin(classes)].drop_duplicates(["class", "seed"]).reset_index(drop=True)
+    shortcuts = []
+    for kind in kinds:
+        carriers = list(dict.fromkeys(table["class"][table[_COLUMN + kind] > 0]))
+        free = [name for name in classes if name not in carriers]
+        if carriers and free:
+            after = classes.index(carriers[0]) + 1
+            moved_to = next(name for name in [*classes[after:], *classes] if name in free)
+            shortcuts.append(Shortcut(kind, carriers[0], moved_to))
+    if not shortcuts:
+        raise UserError(f"{data}: no shortcut was planted; `trustcxr data phantom --shortcut marker=1.0` does")
+    return table, shortcuts
+
+
+def _marks(films: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
+    """What each film carries."""
+    kinds = [str(c).removeprefix(_COLUMN) for c in films.columns if str(c).startswith(_COLUMN)]
+    found = []
+    for row in films.to_dict("records"):
+        planted = [kind for kind in kinds if row[_COLUMN + kind]]
+        if how != "as_is":
+            planted = [kind for kind in planted if kind != shortcut.kind]
+        if how == "moved" and row["class"] == shortcut.moved_to:
+            planted.append(shortcut.kind)
+        found.append(tuple(planted))
+    return found
+
+
+def _answers(
+    run: "Run", films: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
+) -> np.ndarray:
+    rows, found = films.to_dict("records"), []
+    for first in range(0, len(rows), batch_size):
+        part = slice(first, first + batch_size)
+        pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
+        with torch.inference_mode(), attacks.undisturbed(run.model):
+            found.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _drawn(
+    rows: Sequence[Mapping[Any, Any]], side: int, marks: Sequence[tuple[str, ...]], run: "Run"
+) -> Iterator[np.ndarray]:
+    from trustcxr.data import phantom
+    from trustcxr.data.images import resize_image
+
+    for row, planted in zip(rows, marks, strict=True):
+        film = phantom.render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
+        yield np.array(resize_image(film.image, run.size))
+
+
+def _side(path: Path) -> int:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size[0]
