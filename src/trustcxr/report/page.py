@@ -191,6 +191,8 @@ def _provenance(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, 
     groups = words.get(data, "groups")
     if isinstance(groups, dict) and groups:
         line += f" Groups (patients, where known): {', '.join(f'{k} {words.count(v)}' for k, v in groups.items())}."
+    notes = words.get(data, "notes")
+    line += "".join(f" {str(note)[:1].upper()}{str(note)[1:]}." for note in notes) if isinstance(notes, list) else ""
     hardware, versions = study.get("hardware"), study.get("versions")
     facts = _facts(hardware)
     facts += [("Time in all", words.seconds(study.get("seconds"))), ("TrustCXR", _fact(study.get("trustcxr")))]

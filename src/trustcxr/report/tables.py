@@ -128,7 +128,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
     rows = []
     for run in runs:
         for method, whole_document in run.saliency_methods().items():
-            if method == "random" and run is not runs[0]:  # the same map for every run
+            if method == "random" and run is not runs[-1]:  # the same map for every run
                 continue
             document = whole_document.get("perturbed") if perturbed else whole_document
             if not isinstance(document, dict):
@@ -142,9 +142,8 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                     chance_verdict(document, name), ("", "")
                 )
                 beside = f"{sign}chance {words.decimal(document.get(f'{name}_chance'))}"
-                for reference in ("centre", "lung"):
-                    if words.finite(document.get(f"{name}_{reference}")) is not None and name != "lung_energy":
-                        beside += f", {reference} {words.decimal(document.get(f'{name}_{reference}'))}"
+                if words.finite(document.get(f"{name}_centre")) is not None:
+                    beside += f", centre {words.decimal(document.get(f'{name}_centre'))}"
                 n = measured.get(name)
                 if n is not None and n != words.finite(document.get("n")):
                     beside += f", n\u00a0=\u00a0{n}"
