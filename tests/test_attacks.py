@@ -4,6 +4,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,8 +17,30 @@ from small_networks import SIDE, SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.errors import UserError
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": attacks.fgsm, "pgd": attacks.pgd}
 EPSILON, STEPS = 0.03, 10
+# Those that take a mode, since training uses them.
+IN_TRAINING: dict[str, Callable[..., Tensor]] = {
+    name: attacks.get(name) for name in ("fgsm", "fgsm-rs", "pgd", "pgd-l2", "momentum")
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "pgd-l2": {"steps": 5},
+    "apgd-ce": {"steps": 5},
+    "apgd-margin": {"steps": 5},
+    "fab": {"steps": 5},
+    "square": {"queries": 20},
+    "worst-case": {"steps": 4, "queries": 10},
+}
+
+
+def through_itself(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    return attacks.transfer(model, images, labels, source=model, **options)
+
+
+# Every attack by name, with few steps.
+EVERY: dict[str, Callable[..., Tensor]] = {
+    name: partial(attack, **SMALL.get(name, {})) for name, attack in attacks.ATTACKS.items()
+} | {"transfer": through_itself}
+L_INFINITY = {name: attack for name, attack in EVERY.items() if name != "pgd-l2"}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +123,7 @@ def test_captum_needs_probabilities_where_ours_needs_logits(batch: tuple[Tensor,
     assert int(unsure.sum()) > 10
     assert float(differ[unsure].max()) < 0.02
     assert float(differ[~unsure].mean()) > float(differ[unsure].mean())
-    for attack in ATTACKS.values():
+    for attack in EVERY.values():
         with pytest.raises(UserError, match="probabilities; it must return logits"):
             attack(probabilities, images, labels, epsilon=EPSILON)
 
@@ -115,7 +138,8 @@ def test_sweep_falls_to_zero_and_pgd_is_at_least_as_strong(model: SmallNet, batc
     assert clean > 0.95
     falls: dict[str, list[float]] = {"fgsm": [clean], "pgd": [clean]}
     for epsilon in (0.01, 0.03, 0.05, 0.1, 0.2):
-        for name, attack in ATTACKS.items():
+        for name in falls:
+            attack = attacks.get(name)
             falls[name].append(accuracy(model, attack(model, images, labels, epsilon=epsilon), labels))
     for name, values in falls.items():
         assert all(b <= a + 0.005 for a, b in itertools.pairwise(values)), (name, values)
@@ -176,36 +200,37 @@ def test_restarts_help_and_keep_what_was_found(batch: tuple[Tensor, Tensor]) -> 
 # --- contract --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_epsilon_zero_changes_nothing(name: str, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    assert torch.equal(ATTACKS[name](trained(), images, labels, epsilon=0.0), images)
+    assert torch.equal(EVERY[name](trained(), images, labels, epsilon=0.0), images)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", L_INFINITY)
 @pytest.mark.parametrize("epsilon", [0.02, 0.3, 1.0])
 def test_result_is_within_epsilon_and_in_range(name: str, epsilon: float) -> None:
     images, labels = images_and_labels(32)
     images = ((images - 0.5) * 4 + 0.5).clamp(0, 1)  # many pixels at 0 and 1
     assert bool((images == 0).any())
     assert bool((images == 1).any())
-    found = ATTACKS[name](trained(), images, labels, epsilon=epsilon)
+    found = L_INFINITY[name](trained("fgsm"), images, labels, epsilon=epsilon)
     assert found.shape == images.shape
     assert found.dtype == images.dtype
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
     assert float((found - images).abs().max()) <= epsilon + 1e-6
-    assert float((found - images).abs().max()) > epsilon * 0.9
+    if name not in ("fab", "transfer", "worst-case"):  # the nearest point is closer; a white lung stops at 1
+        assert float((found - images).abs().max()) > epsilon * 0.9
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_caller_images_are_untouched_and_result_has_no_gradient(name: str) -> None:
     images, labels = images_and_labels(8)
     before = images.clone()
     images.requires_grad_(True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = ATTACKS[name](trained(), images, labels, epsilon=EPSILON)
+        found = EVERY[name](trained(), images, labels, epsilon=EPSILON)
     assert not found.requires_grad
     assert images.grad is None
     assert torch.equal(images.detach(), before)
@@ -242,7 +267,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", IN_TRAINING)
 def test_model_is_left_as_it_was_found(name: str, mode: attacks.Mode) -> None:
     """Trap 2: a frozen BatchNorm stays frozen; no statistic, counter, gradient or random state moves."""
     torch.manual_seed(0)
@@ -250,7 +275,7 @@ def test_model_is_left_as_it_was_found(name: str, mode: attacks.Mode) -> None:
     model.frozen.eval()
     images, labels = images_and_labels(8)
     before, state = snapshot(model), torch.get_rng_state()
-    ATTACKS[name](model, images, labels, epsilon=EPSILON, mode=mode)
+    IN_TRAINING[name](model, images, labels, epsilon=EPSILON, mode=mode)
     after = snapshot(model)
     for key in before:
         if key != "state":
@@ -260,14 +285,14 @@ def test_model_is_left_as_it_was_found(name: str, mode: attacks.Mode) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", IN_TRAINING)
 def test_model_is_left_as_it_was_found_after_a_failure(name: str) -> None:
     model = Stateful().train()
     model.frozen.eval()
     images, labels = images_and_labels(8)
     before = snapshot(model)["flags"]
     with pytest.raises(UserError, match="3 classes"):
-        ATTACKS[name](model, images, labels + 5, epsilon=EPSILON, mode="train")
+        IN_TRAINING[name](model, images, labels + 5, epsilon=EPSILON, mode="train")
     assert snapshot(model)["flags"] == before
     assert float(model.calls) == 0
 
@@ -286,28 +311,30 @@ def test_mode_train_attacks_batch_statistics() -> None:
     assert torch.equal(attacks.fgsm(model, images, labels, epsilon=EPSILON, mode="train"), expected)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_works_where_gradients_are_off(name: str, context: Callable[[], Any], batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    expected = ATTACKS[name](trained(), images, labels, epsilon=EPSILON)
+    expected = EVERY[name](trained(), images, labels, epsilon=EPSILON)
     with context():
         made_here = images * 1.0, labels.clone()
-        found = ATTACKS[name](trained(), *made_here, epsilon=EPSILON)
+        found = EVERY[name](trained(), *made_here, epsilon=EPSILON)
     assert torch.equal(found.clone(), expected)
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_works_under_autocast(name: str, context: Callable[[], Any], batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     model = trained("fgsm")
     with context(), torch.autocast("cpu", torch.bfloat16):
         model(images)  # fills autocast's cache of weights
-        found = ATTACKS[name](model, images, labels, epsilon=0.05)
+        found = EVERY[name](model, images, labels, epsilon=0.05)
+        # Judged where it was made: FAB's points lie so close to the boundary that rounding decides.
+        half = accuracy(model, found, labels)
     assert found.dtype == torch.float32
-    full = ATTACKS[name](model, images, labels, epsilon=0.05)
-    assert abs(accuracy(model, found.clone(), labels) - accuracy(model, full, labels)) <= 0.03
+    full = EVERY[name](model, images, labels, epsilon=0.05)
+    assert abs(half - accuracy(model, full, labels)) <= 0.03
 
 
 def test_gradient_survives_a_confident_model_in_half_precision() -> None:
@@ -400,11 +427,11 @@ def bad_inputs() -> Iterator[Any]:
     yield pytest.param(images, labels, float("nan"), r"outside \[0, 1\]", id="epsilon NaN")
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", L_INFINITY)
 @pytest.mark.parametrize(("images", "labels", "epsilon", "message"), [*bad_inputs()])
 def test_wrong_input_is_one_line(name: str, images: Tensor, labels: Tensor, epsilon: float, message: str) -> None:
     with pytest.raises(UserError, match=message) as problem:
-        ATTACKS[name](trained(), images, labels, epsilon=epsilon)
+        EVERY[name](trained(), images, labels, epsilon=epsilon)
     assert "\n" not in str(problem.value)
 
 
@@ -417,7 +444,7 @@ class Returns(nn.Module):
         return self.what(images)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(
     "what",
     [
@@ -432,7 +459,7 @@ class Returns(nn.Module):
 def test_model_that_gives_no_logits(name: str, what: Callable[[Tensor], Any]) -> None:
     images, labels = images_and_labels(4)
     with pytest.raises(UserError, match=r"must return logits \(B, 2 or more classes\)"):
-        ATTACKS[name](Returns(what), images, labels, epsilon=0.02)
+        EVERY[name](Returns(what), images, labels, epsilon=0.02)
 
 
 @pytest.mark.parametrize(

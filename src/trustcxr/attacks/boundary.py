@@ -5,14 +5,13 @@ from torch import Tensor, nn
 
 from trustcxr.attacks.auto_pgd import margin, wrong_classes
 from trustcxr.attacks.contract import (
-    Precision,
     ball,
     between,
     check_counts,
     check_input,
     checked_logits,
     input_gradient,
-    lowered,
+    logits_of,
     misled,
     radii,
     undisturbed,
@@ -33,7 +32,6 @@ def fab(
     steps: int = 50,
     restarts: int = 1,
     seed: int = 0,
-    precision: Precision | None = None,
 ) -> Tensor:
     """Fast adaptive boundary attack, L-infinity, targeted (Croce and Hein 2020, "Minimally distorted adversarial
     examples with a fast adaptive boundary attack").
@@ -41,8 +39,7 @@ def fab(
     It looks for the smallest perturbation rather than the largest loss: each step goes to where the model, taken as
     linear, would change its answer to a wrong class; every wrong class in turn (at most 9, the likeliest first). The
     first start is the image itself, later `restarts` are drawn from the ball. An image leaves the batch once it is
-    misled within epsilon; one that holds out comes back as the nearest adversarial point, cut to the ball. `precision`
-    "bf16" searches in bfloat16 and confirms each finding in the caller's precision.
+    misled within epsilon; one that holds out comes back as the nearest adversarial point, cut to the ball.
     Raises UserError as fgsm does, and for fewer steps or restarts than 1.
     """
     check_input(images, labels, epsilon)
@@ -52,17 +49,18 @@ def fab(
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model):
         logits = checked_logits(model, images, labels)
-        result = images.clone()
+        result, distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
         todo = (logits.argmax(1) == labels).nonzero()[:, 0]
         for restart in range(restarts):
             for aim in wrong_classes(logits, labels):
                 if len(todo) == 0:
                     break
                 start = uniform_start(images[todo], radius[todo], generator) if restart else images[todo]
-                found, within = _approach(
-                    model, images[todo], start, labels[todo], aim[todo], radius[todo], steps, precision
+                found, length, within = _approach(
+                    model, images[todo], start, labels[todo], aim[todo], radius[todo], steps
                 )
-                result[todo] = found
+                better = within | (length < distance[todo])
+                result[todo[better]], distance[todo[better]] = found[better], length[better]
                 todo = todo[~within]
     return result
 
@@ -75,42 +73,52 @@ def _approach(
     target: Tensor,
     radius: Tensor,
     steps: int,
-    precision: Precision | None,
-) -> tuple[Tensor, Tensor]:
-    """The nearest adversarial points found, cut to the ball, and whether they needed no cut."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest adversarial points found, cut to the ball; how far they were; whether they mislead when cut."""
     low, high = ball(images, radius)
     nearest, distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
     within = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     rows, now = torch.arange(len(images), device=images.device), start
-    for _ in range(steps):
+    for number in range(steps + 1):
         original, own, aim = images[rows], labels[rows], target[rows]
 
         def loss(logits: Tensor, labels: Tensor, aim: Tensor = aim) -> Tensor:
             return margin(logits, labels, aim)
 
-        with lowered(precision, images):
+        if number < steps:
             gradient, logits = input_gradient(model, now, own, loss=loss)
+        else:
+            gradient, logits = torch.zeros_like(now), logits_of(model, now)
         gradient, gap = gradient.float(), loss(logits.float(), own)
-        here = _to_plane(now, gradient, -gap)
-        # The same plane, seen from the original image.
-        there = _to_plane(original, gradient, -gap - (gradient * (original - now)).flatten(1).sum(1))
-        far, near = _largest(here), _largest(there)
-        lean = (far / (far + near).clamp(min=1e-12)).clamp(max=_PULL)[:, None, None, None].to(now)
-        now = (1 - lean) * (now + _OVERSHOOT * here) + lean * (original + _OVERSHOOT * there)
-        now = now.clamp(0, 1)
-        wrong = misled(model, now, own, precision=precision)
+        wrong = logits.argmax(1) != own
+        point = now
         if bool(wrong.any()):
             length = _largest(now - original)
-            better = wrong & (length < distance[rows])
+            inside = wrong & ((now >= low[rows]) & (now <= high[rows])).flatten(1).all(1)
+            better = inside | (wrong & (length < distance[rows]))
             nearest[rows[better]], distance[rows[better]] = now[better], length[better]
-            inside = ((now >= low[rows]) & (now <= high[rows])).flatten(1).all(1)
-            within[rows] = wrong & inside
-            now = torch.where(wrong[:, None, None, None], original + _BACK * (now - original), now)
+            within[rows] = inside
+            # A step back; the plane is still that of the adversarial point, which lies closer to the boundary.
+            point = torch.where(wrong[:, None, None, None], original + _BACK * (now - original), now)
             stay = ~within[rows]
-            rows, now = rows[stay], now[stay]
-            if len(rows) == 0:
-                break
-    return between(nearest, low, high), within
+            rows, now, point, original, gradient, gap = (t[stay] for t in (rows, now, point, original, gradient, gap))
+        if len(rows) == 0 or number == steps:
+            break
+        now = _move(point, now, original, gradient, gap)
+    nearest = between(nearest, low, high)
+    if len(rows):
+        within[rows] = misled(model, nearest[rows], labels[rows])
+    return nearest, distance, within
+
+
+def _move(point: Tensor, seen: Tensor, original: Tensor, gradient: Tensor, gap: Tensor) -> Tensor:
+    """From `point` beyond the plane where the margin, `gap` and `gradient` at `seen`, is 0; leaning to the original."""
+    here, there = (
+        _to_plane(base, gradient, -gap - (gradient * (base - seen)).flatten(1).sum(1)) for base in (point, original)
+    )
+    far, near = _largest(here), _largest(there)
+    lean = (far / (far + near).clamp(min=1e-12)).clamp(max=_PULL)[:, None, None, None].to(point)
+    return ((1 - lean) * (point + _OVERSHOOT * here) + lean * (original + _OVERSHOOT * there)).clamp(0, 1)
 
 
 def _to_plane(point: Tensor, weights: Tensor, need: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
 def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
     """A point drawn evenly from the L2 ball, clamped to [0, 1]."""
     direction = _unit(torch.randn(images.shape, generator=generator))
-    share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, images[0].numel()))
+    share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, math.prod(images.shape[1:])))
     return (images + radius * (share * direction).to(images)).clamp(0, 1)
 
 

@@ -40,7 +40,7 @@ def square(
     It starts from vertical stripes of +- epsilon, and then moves one square at a time to +- epsilon, ever smaller ones,
     keeping each move that narrows the margin between the true class and the best other. An image leaves the batch once
     it is misled. At most `queries` forward passes are spent on an image. `precision` "bf16" asks in bfloat16 and
-    confirms each finding in the caller's precision.
+    confirms each finding in the caller's precision; it finds a little less, since the image is rounded too.
     Raises UserError as fgsm does, and for fewer queries than 1.
     """
     check_input(images, labels, epsilon)
