@@ -63,6 +63,8 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     models.build(run.model.name, classes=2, weights=run.model.weights, **run.model.options())
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
+    for note in parts[0].notes:
+        say(note)
     report_skipped(parts[0])
     return training.fit(run, parts[0], parts[1], folder)
 

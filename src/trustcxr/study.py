@@ -106,6 +106,8 @@ class Study:
             role: load_dataset(self.data, split=split, **self.recipe.data.reading())
             for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
         }
+        for note in found["train"].notes:
+            say(note)
         skipped = found["train"].skipped
         if len(skipped):
             first = skipped.iloc[0]
@@ -288,6 +290,7 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> dict[str, Any]:
     return {
         "root_name": root.resolve().name,
         "layout": getattr(first, "layout", ""),
+        "notes": first.notes,
         "counts": counts,
         "skipped": len(first.skipped),
         "size": first.size,

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.data.lists import NO_SPLIT
+from trustcxr.data.manifest import MASK_SUFFIX, SHARES, Manifest
 from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, unknown
 
@@ -146,6 +147,7 @@ def load_dataset(
     columns: str | Mapping[str, str | int] | None = None,
     images: str | Path | None = None,
     resize: str = "squeeze",
+    split_seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
 ) -> Dataset:
@@ -156,6 +158,8 @@ def load_dataset(
     `columns` and `images` describe a list, as in `lists.read_list`. `size` is in pixels; `resize`,
     `cache` and `workers` are as in `store.open_store`.
 
+    Where the data have no splits, asking for Train, Val or Test divides them by `split_seed`, each class alike and the
+    samples of one group together (`Manifest.with_splits`); `notes` says so.
     Raises UserError for a folder that is not understood, a split that is not there, or a class not in `classes`.
     """
     manifest = (
@@ -163,6 +167,8 @@ def load_dataset(
     )
     if labels:
         manifest = manifest.with_labels(labels, known=classes or ())
+    if split in SHARES and manifest.splits == (NO_SPLIT,):
+        manifest = manifest.with_splits(seed=split_seed)
     if split is not None and split not in manifest.splits:
         raise UserError(f"{manifest.root}: no split '{split}'; there is {', '.join(manifest.splits)}")
     strange = [c for c in manifest.classes if c not in (classes or manifest.classes)]

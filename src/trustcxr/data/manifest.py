@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trustcxr.errors import UserError
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NEEDED = ("sample_id", "path", "class", "split")
 MASK_SUFFIX = "_mask"
+SHARES = {"Train": 0.64, "Val": 0.16, "Test": 0.20}  # of data that come without splits, as COVID-QU-Ex is divided
 _SPLITS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", "validation": "Val", "dev": "Val"}
 _SPLITS |= {"test": "Test", "testing": "Test"}
 
@@ -109,6 +111,32 @@ class Manifest:
         table = self.table.assign(**{"class": renamed})[renamed.notna()]
         records: Any = table.to_dict("records")
         return from_records(records, self.root, self.layout, notes)
+
+    def with_splits(self, *, seed: int = 0) -> "Manifest":
+        """The manifest divided into Train, Val and Test (SHARES), whatever splits it had.
+
+        Each class is divided alike, and samples of one group stay together: a group that holds several classes goes by
+        its commonest. The order in which groups are dealt out comes from their names and the seed alone.
+        """
+        commonest = self.table.groupby("group")["class"].agg(lambda names: names.mode().iloc[0])
+        sizes = self.table["group"].value_counts()
+        place: dict[str, str] = {}
+        for _, members in commonest.groupby(commonest):
+            order = sorted(members.index, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
+            total, dealt = int(sizes[order].sum()), 0
+            for name in order:
+                middle, reached = (dealt + sizes[name] / 2) / total, 0.0
+                for split, share in SHARES.items():
+                    reached += share
+                    if middle < reached or split == "Test":
+                        place[name] = split
+                        break
+                dealt += int(sizes[name])
+        records: Any = self.table.assign(split=self.table["group"].map(place)).to_dict("records")
+        shares = ", ".join(f"{share:.0%} {split}" for split, share in SHARES.items())
+        together = "classes alike, groups together" if len(sizes) < len(self.table) else "classes alike"
+        note = f"these data have no splits: they were divided by seed {seed} into {shares}, {together}"
+        return from_records(records, self.root, self.layout, [*self.notes, note])
 
     def select(self, keep: Any) -> "Manifest":
         """The manifest with only the rows where `keep` (boolean, one a row) is true."""
