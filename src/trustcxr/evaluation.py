@@ -254,6 +254,8 @@ def conditions(
     given = {"steps": steps, "queries": queries, "source": None if source is None else str(source)}
     if source is not None and "transfer" not in names:
         raise UserError(f"source {source}: only the attack transfer has one; add it, or leave the source out")
+    if source is not None:
+        results.check_run(Path(source))
     found = []
     for name in dict.fromkeys(names):
         attacks.get(name)

@@ -114,7 +114,7 @@ def worst_case_report(
             # The whole batch at once, as whoever judges the result will: rounding then falls alike.
             search.strike("start", search.todo, given.detach()[search.todo], logits_of(model, given)[search.todo])
         for name, attack in _attacks(model, steps, queries, restarts, seed, precision):
-            if len(rows := search.todo) == 0:
+            if len(rows := search.todo) == 0 or not bool(size.any()):
                 break
             tried = attack(images[rows], labels[rows], size[rows])
             search.strike(name, rows, tried, logits_of(model, tried))

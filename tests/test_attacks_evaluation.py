@@ -1,0 +1,190 @@
+"""Attacks by name: in recipes, as typed, and in the table of predictions."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from small_runs import make_films, recipe
+from trustcxr import attacks, evaluation, results, training
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.recipes import ATTACK_OPTIONS, AttackName, AttackRecipe, validate
+
+FAST: dict[str, dict[str, Any]] = {
+    name: {k: v for k, v in {"steps": 3, "queries": 5}.items() if k in options}
+    for name, options in ATTACK_OPTIONS.items()
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, trained for two epochs on synthetic films."""
+    folder = tmp_path_factory.mktemp("attacks")
+    train, val = make_films(folder)
+    for seed in (0, 1):
+        training.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> evaluation.Run:
+    return evaluation.load_run(place / "run0", on="cpu")
+
+
+@pytest.fixture(scope="module")
+def films(place: Path) -> Any:
+    from trustcxr.data import load_dataset
+
+    return load_dataset(place / "phantom", split="Val", size=32, cache=place / "cache", workers=1)
+
+
+def accuracies(table: pd.DataFrame) -> dict[tuple[str, float], float]:
+    right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
+    return table.assign(right=right).groupby(["attack", "epsilon"])["right"].mean().to_dict()
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_know_every_attack() -> None:
+    assert list(attacks.ATTACKS) == list(ATTACK_OPTIONS) == list(get_args(AttackName))
+
+
+@pytest.mark.parametrize("name", ATTACK_OPTIONS)
+def test_an_attack_has_the_options_that_it_takes(name: str) -> None:
+    extra = {"source": "out/run"} if name == "transfer" else {}
+    made = validate(AttackRecipe, {"name": name, **extra}, "test")
+    assert {k: v for k, v in made.model_dump().items() if k in ATTACK_OPTIONS[name]} == ATTACK_OPTIONS[name] | extra
+    assert made == AttackRecipe.model_validate(made.model_dump(mode="json")), "what was written is read again"
+    for option, value in {"steps": 7, "queries": 70, "restarts": 2, "precision": "bf16", "source": "x"}.items():
+        if option in ATTACK_OPTIONS[name]:
+            assert getattr(validate(AttackRecipe, {"name": name, **extra, option: value}, "test"), option) == value
+        else:
+            with pytest.raises(UserError, match=f"{name} has no option '{option}'; it takes "):
+                validate(AttackRecipe, {"name": name, **extra, option: value}, "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"name": "pgd", "steps": 0}, "'steps'.*greater than or equal to 1"),
+        ({"name": "square", "queries": 0}, "'queries'"),
+        ({"name": "worst-case", "restarts": 0}, "'restarts'"),
+        ({"name": "worst-case", "precision": "fp8"}, "'precision'.*'bf16'"),
+        ({"name": "transfer"}, "transfer needs a source"),
+        ({"name": "pgd", "epsilons": [2]}, "L-infinity radius in pixel space: at most 1"),
+        ({"name": "pgd-l2", "epsilons": [float("nan")]}, "epsilons"),
+        ({"name": "pgd-l2", "epsilons": [-1]}, "epsilons"),
+        ({"name": ["pgd"]}, "'name'"),
+    ],
+)
+def test_what_cannot_be_is_refused(content: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text) as problem:
+        validate(AttackRecipe, content, "test")
+    assert "\n" not in str(problem.value)
+
+
+def test_effort_tells_conditions_apart() -> None:
+    efforts = {name: AttackRecipe(name=name).effort for name in get_args(AttackName) if name != "transfer"}
+    assert efforts["fgsm"] == efforts["fgsm-rs"] == 1
+    assert efforts["pgd"] == 20
+    assert efforts["square"] == 1000
+    assert efforts["worst-case"] == 50
+
+
+# --- as typed --------------------------------------------------------------------------------------------------------
+
+
+def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
+    names = ["fgsm", "worst-case", "square", "transfer"]
+    plan = evaluation.conditions(names, [0.02], steps=7, queries=70, source=place / "run1")
+    assert [(a.name, a.steps, a.queries, a.source) for a in plan] == [
+        ("fgsm", None, None, None),
+        ("worst-case", 7, 70, None),
+        ("square", None, 70, None),
+        ("transfer", 7, None, str(place / "run1")),
+    ]
+    assert evaluation.conditions(["pgd-l2"], [2.0])[0].epsilons == (2.0,)
+    for given, text in (
+        ((["pgd", "pgd-l2"], [2.0]), r"epsilon 2 is outside \[0, 1\]"),
+        ((["transfer"], [0.02]), "transfer needs a source"),
+    ):
+        with pytest.raises(UserError, match=text):
+            evaluation.conditions(*given)
+    with pytest.raises(UserError, match="only the attack transfer has one"):
+        evaluation.conditions(["pgd"], [0.02], source=place / "run1")
+    with pytest.raises(UserError, match="nowhere"):
+        evaluation.conditions(["transfer"], [0.02], source=place / "nowhere")
+    with pytest.raises(UserError, match="'steps'"):
+        evaluation.conditions(["pgd"], [0.02], steps=0)
+
+
+# --- in the table ----------------------------------------------------------------------------------------------------
+
+
+def test_every_attack_has_its_rows(run: evaluation.Run, films: Any, place: Path) -> None:
+    plan = [
+        AttackRecipe(name=name, epsilons=(0.05, 0.01), **FAST[name], **extra)
+        for name in get_args(AttackName)
+        for extra in [{"source": str(place / "run1")} if name == "transfer" else {}]
+    ]
+    table = evaluation.predict(run, films, plan, views=False, batch_size=8)
+    counts = table[table["attack"] != "clean"].groupby(["attack", "epsilon", "steps"]).size().to_dict()
+    assert counts == {(a.name, epsilon, a.effort): len(films) for a in plan for epsilon in a.epsilons}
+    shares = accuracies(table)
+    for a in plan:
+        if a.name != "pgd-l2":
+            for epsilon in a.epsilons:
+                assert shares["worst-case", epsilon] <= shares[a.name, epsilon], "what another found is kept"
+    assert shares["worst-case", 0.05] <= shares["worst-case", 0.01] <= shares["clean", 0.0]
+    document = evaluation.describe(run, table, resamples=100)
+    assert {a["attack"] for a in document["attacks"]} == set(ATTACK_OPTIONS)
+
+
+def test_worst_case_keeps_what_a_smaller_radius_found(
+    run: evaluation.Run, films: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, list[float]]] = []
+    pixels = to_pixels(torch.from_numpy(np.array(films.images)))
+
+    def watched(model: Any, images: Any, labels: Any, *, epsilon: float, start: Any, **options: Any) -> Any:
+        assert torch.equal(images, pixels)
+        seen.append((epsilon, [round(float((known - images).abs().max()), 3) for known in start]))
+        return attacks.worst_case(model, images, labels, epsilon=epsilon, start=start, **options)
+
+    monkeypatch.setitem(attacks.ATTACKS, "worst-case", watched)
+    plan = [
+        AttackRecipe(name="worst-case", epsilons=(0.04, 0.02), steps=2, queries=2),
+        AttackRecipe(name="fgsm", epsilons=(0.01, 0.04)),
+        AttackRecipe(name="pgd-l2", epsilons=(0.02,), steps=2),
+    ]
+    evaluation.predict(run, films, plan, views=False)
+    assert [(epsilon, len(known)) for epsilon, known in seen] == [(0.02, 1), (0.04, 3)]
+    assert all(length <= epsilon + 1e-3 for epsilon, known in seen for length in known)
+
+
+def test_transfer_is_the_sources_images_judged_here(run: evaluation.Run, films: Any, place: Path) -> None:
+    pixels, labels = to_pixels(torch.from_numpy(np.array(films.images))), torch.from_numpy(films.labels)
+    source = evaluation.load_run(place / "run1", on="cpu")
+    made = attacks.momentum(source.model, pixels, labels, epsilon=0.05)
+    with torch.inference_mode():
+        expected = run.model(made)
+    plan = [AttackRecipe(name="transfer", epsilons=(0.05,), source=str(place / "run1"))]
+    table = evaluation.predict(run, films, plan, views=False)
+    found = torch.from_numpy(np.stack(table[table["attack"] == "transfer"]["logits"]))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_source_with_other_classes(run: evaluation.Run, films: Any, place: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = shutil.copytree(place / "run1", tmp_path / "other")
+    content = results.read_yaml(other / "run.yaml")
+    results.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
+    plan = [AttackRecipe(name="transfer", source=str(other))]
+    with pytest.raises(UserError, match=r"not a source for .*: its classes are a, b, c instead of COVID-19"):
+        evaluation.predict(run, films, plan, views=False)
