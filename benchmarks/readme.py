@@ -6,13 +6,13 @@ No number in the README is typed by hand: each is read from study.json, with its
 """
 
 import argparse
-import csv
 import re
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from benchmarks.tables import write_rows
 from trustcxr import report, results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,37 +88,6 @@ def table(study: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def write_rows(study: dict[str, Any], path: Path) -> None:
-    """Every figure of every run, one a row, with its condition, count and interval."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["run", "split", "condition", "epsilon", "steps", "measure", "value", "low", "high", "chance", "n"]
-        )
-        for run in study["runs"]:
-            about = [run["run"], run["split"]]
-            clean = run["clean"]
-            for key in [k for k in clean if f"{k}_ci" in clean]:
-                writer.writerow([*about, "clean", 0, "", key, clean[key], *clean[f"{key}_ci"], "", clean["n"]])
-            for a in run["attacks"]:
-                row = [
-                    a["attack"],
-                    a["epsilon"],
-                    a.get("steps", 1),
-                    "accuracy",
-                    a["accuracy"],
-                    *a["accuracy_ci"],
-                    "",
-                    a["n"],
-                ]
-                writer.writerow(about + row)
-            for method, part in run["saliency"].items():
-                for key in [k for k in part if f"{k}_ci" in part]:
-                    chance = part.get(f"{key}_chance", "")
-                    writer.writerow([*about, method, 0, "", key, part[key], *part[f"{key}_ci"], chance, part["n"]])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""Write the tables of results/ from a finished study: every figure as CSV, and each defence's robustness as a page.
+
+    trustcxr study robustness --data COVID-QU-Ex --out out/robustness
+    python -m benchmarks.tables out/robustness --external external-cxr
+
+No number is typed by hand: each is read from study.json or metrics.json, with its interval and its count.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trustcxr import results, runs
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+HEAD = ["run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--external", type=Path, help="data from elsewhere, on which every run is evaluated too")
+    given = parser.parse_args()
+    folder = results.check_study(given.study)
+    study = results.read_json(folder / results.STUDY_RESULTS)
+    outside = external(folder, study, given.external) if given.external else {}
+    name = f"{study['study']}-{study['data']['root_name']}"
+    write_rows(study, RESULTS / f"{name}.csv", outside)
+    text = page(study, outside, given.external.name if given.external else "")
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def external(folder: Path, study: dict[str, Any], data: Path) -> dict[str, dict[str, Any]]:
+    """Each run's metrics on the data from elsewhere: clean, FGSM and PGD at the largest epsilon of the study."""
+    epsilon = max(a["epsilon"] for a in study["runs"][0]["attacks"])
+    found = {}
+    for run in study["runs"]:
+        home = folder / "runs" / run["run"]
+        done = home / "evaluations" / f"{data.resolve().name}-all" / results.METRICS_FILE
+        found[run["run"]] = (
+            results.read_json(done)
+            if done.is_file()
+            else runs.evaluate(home, data, attacks=["fgsm", "pgd"], epsilons=[epsilon])[0]
+        )
+    return found
+
+
+def percent(part: dict[str, Any], key: str = "accuracy") -> str:
+    """A share with its interval, in percent."""
+    low, high = (100 * end for end in part[f"{key}_ci"])
+    return f"{100 * part[key]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def attacked(run: dict[str, Any], name: str, epsilon: float) -> dict[str, Any] | None:
+    """What a run has under an attack; None where it was not tried."""
+    return next((a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon), None)
+
+
+def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name: str) -> str:
+    """The study's robustness in Markdown."""
+    every = sorted({a["epsilon"] for a in study["runs"][0]["attacks"]})
+    first, hardware = study["runs"][0], study["hardware"]
+    lines = [
+        f"# {study['title'] or study['study']}",
+        "",
+        f"`trustcxr study {study['study']} --data {study['data']['root_name']} --out out/{study['study']}`, then "
+        f"`python -m benchmarks.tables out/{study['study']}"
+        + (f" --external {outside_name}`." if outside_name else "`."),
+        "",
+        f"{first['clean']['n']} {first['split']} images of {study['data']['root_name']}, {study['data']['size']} pixels; "
+        f"one seed; percent of images answered rightly, with 95 % intervals over {first['clean']['groups']} patients or "
+        f"groups of images. A constant answer has {100 / len(first['classes']):.1f}. Epsilon is L-infinity in pixel space. Training time in minutes on "
+        f"{hardware['cores']} cores ({hardware['processor']}). Research software, not for diagnosis.",
+        "",
+        *robustness(study["runs"], every[-1]),
+        "",
+        f"Attacks at epsilon {every[-1]:g}. Mean: over all corruptions and severities. `masked`: the verdict on the "
+        "gradients, whose reason stands in each run's metrics.json.",
+        "",
+    ]
+    for epsilon in every[:-1]:
+        lines += [f"## Epsilon {epsilon:g}", "", *at_epsilon(study["runs"], epsilon), ""]
+    if outside:
+        lines += [f"## Data from elsewhere: {outside_name}", "", *elsewhere(study["runs"], outside, every[-1]), ""]
+    return "\n".join(lines)
+
+
+def robustness(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
+    """One line a run: clean, attacks at the largest epsilon, corruptions, views, what it cost."""
+    attacks = _names(runs_, epsilon)
+    head = ["run", "epochs", "minutes", "clean", *attacks, "masked", "corruptions, mean", "lungs blacked out"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for run in runs_:
+        training, masking = run["training"], run.get("masking") or {}
+        cells = [
+            run["run"],
+            str(training["epochs"]),
+            f"{training['seconds'] / 60:.1f}",
+            percent(run["clean"]),
+            *_under(run, attacks, epsilon),
+            ("yes" if masking["masked"] else "no") if "masked" in masking else "",
+            percent(run["corruptions_mean"]) if "corruptions_mean" in run else "",
+            percent(run["shortcuts"]["lungs_blacked_out"]) if "lungs_blacked_out" in run["shortcuts"] else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def at_epsilon(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
+    """One line a run: the attacks at one epsilon."""
+    attacks = _names(runs_, epsilon)
+    lines = [f"| {' | '.join(['run', *attacks])} |", "| --- " * (len(attacks) + 1) + "|"]
+    return lines + [f"| {' | '.join([run['run'], *_under(run, attacks, epsilon)])} |" for run in runs_]
+
+
+def elsewhere(runs_: list[dict[str, Any]], outside: dict[str, dict[str, Any]], epsilon: float) -> list[str]:
+    """One line a run: accuracy on other data, and how far it fell."""
+    head = ["run", "clean", "n", "drop from internal", f"FGSM {epsilon:g}", f"PGD {epsilon:g}"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for run in runs_:
+        found = outside[run["run"]]
+        drop = next((d for d in found.get("drop_from_internal", []) if d["attack"] == "clean"), None)
+        cells = [run["run"], percent(found["clean"]), str(found["clean"]["n"]), percent(drop, "drop") if drop else ""]
+        lines.append(f"| {' | '.join(cells + _under(found, ['fgsm', 'pgd'], epsilon))} |")
+    return lines
+
+
+def _names(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
+    return list(dict.fromkeys(a["attack"] for run in runs_ for a in run["attacks"] if a["epsilon"] == epsilon))
+
+
+def _under(run: dict[str, Any], names: list[str], epsilon: float) -> list[str]:
+    return [percent(found) if (found := attacked(run, name, epsilon)) else "" for name in names]
+
+
+def write_rows(study: dict[str, Any], path: Path, outside: dict[str, dict[str, Any]] | None = None) -> None:
+    """Every figure of every run, one a row, with its condition, count and interval."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEAD)
+        for run in study["runs"]:
+            writer.writerows([run["run"], run["split"], *row] for row in rows(run))
+            if found := (outside or {}).get(run["run"]):
+                writer.writerows([run["run"], "external", *row] for row in rows(found))
+
+
+def rows(run: dict[str, Any]) -> Iterator[list[Any]]:
+    """(condition, epsilon, effort, measure, value, low, high, chance, n) of one document of metrics.json."""
+    clean = run["clean"]
+    for key in [k for k in clean if f"{k}_ci" in clean]:
+        yield ["clean", 0, "", key, clean[key], *clean[f"{key}_ci"], "", clean["n"]]
+    for view, part in run.get("shortcuts", {}).items():
+        yield [view, 0, "", "accuracy", part["accuracy"], *part["accuracy_ci"], "", part["n"]]
+    for a in run["attacks"]:
+        effort = a.get("steps", 1)
+        yield [a["attack"], a["epsilon"], effort, "accuracy", a["accuracy"], *a["accuracy_ci"], "", a["n"]]
+    for c in run.get("corruptions", []):
+        yield [c["corruption"], "", c["severity"], "accuracy", c["accuracy"], *c["accuracy_ci"], "", c["n"]]
+    if mean := run.get("corruptions_mean"):
+        yield ["corruptions_mean", "", "", "accuracy", mean["accuracy"], *mean["accuracy_ci"], "", mean["n"]]
+    for d in run.get("drop_from_internal", []):
+        yield [d["attack"], d["epsilon"], d.get("steps", ""), "drop", d["drop"], *d["drop_ci"], "", d["n_external"]]
+    for method, part in run["saliency"].items():
+        for key in [k for k in part if f"{k}_ci" in part]:
+            yield [method, 0, "", key, part[key], *part[f"{key}_ci"], part.get(f"{key}_chance", ""), part["n"]]
+
+
+if __name__ == "__main__":
+    main()
