@@ -70,9 +70,11 @@ def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name
         f"`python -m benchmarks.tables out/{study['study']}"
         + (f" --external {outside_name}`." if outside_name else "`."),
         "",
-        f"{first['clean']['n']} {first['split']} images of {study['data']['root_name']}, {study['data']['size']} pixels; "
-        f"one seed; percent of images answered rightly, with 95 % intervals over {first['clean']['groups']} patients or "
-        f"groups of images. A constant answer has {100 / len(first['classes']):.1f}. Epsilon is L-infinity in pixel space. Training time in minutes on "
+        f"{first['clean']['n']} {first['split']} images of {study['data']['root_name']}, "
+        f"{study['data']['size']} pixels; "
+        "one seed; percent of images answered rightly, with 95 % intervals over "
+        f"{first['clean']['groups']} patients or groups of images. A constant answer has "
+        f"{100 / len(first['classes']):.1f}. Epsilon is L-infinity in pixel space. Training time in minutes on "
         f"{hardware['cores']} cores ({hardware['processor']}). Research software, not for diagnosis.",
         "",
         *robustness(study["runs"], every[-1]),
