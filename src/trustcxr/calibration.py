@@ -42,20 +42,20 @@ def _condition(rows: "pd.DataFrame", temperature: float, samples: Bootstraps) ->
     bootstrap = samples.over(rows["group"])
     found: dict[str, Any] = {"accuracy": float(metrics.right(rows).mean())}
     for ending, scaled in (("", logits), ("_scaled", logits / temperature)):
-        found |= {f"{name}{ending}": value for name, value in _figures(scaled, labels, bootstrap).items()}
+        found |= _figures(scaled, labels, bootstrap, ending)
     return found | {"n": len(rows)}
 
 
-def _figures(logits: Floats, labels: Any, bootstrap: Bootstrap) -> dict[str, Any]:
+def _figures(logits: Floats, labels: Any, bootstrap: Bootstrap, ending: str) -> dict[str, Any]:
     probabilities = statistics.softmax(logits)
     totals = bootstrap.totals(statistics.calibration_bins(probabilities, labels))
     errors = statistics.calibration_error(totals)
     return {
-        "ece": float(errors[0]),
-        "ece_ci": interval(errors),
-        "log_loss": float(statistics.log_loss(logits, labels).mean()),
-        "confidence": float(probabilities.max(1).mean()),
-        "bins": [
+        f"ece{ending}": float(errors[0]),
+        f"ece{ending}_ci": interval(errors),
+        f"log_loss{ending}": float(statistics.log_loss(logits, labels).mean()),
+        f"confidence{ending}": float(probabilities.max(1).mean()),
+        f"bins{ending}": [
             {"confidence": float(confidence / count), "accuracy": float(correct / count), "n": int(count)}
             for confidence, correct, count in totals[0]
             if count

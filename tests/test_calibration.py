@@ -1,0 +1,107 @@
+"""Temperature scaling and calibration under attack, against scikit-learn, torch and numbers known beforehand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from trustcxr import calibration, statistics
+from trustcxr.statistics import softmax
+
+
+def drawn(count: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (count, 3) `sharpness` times those from which the labels (count,) were truly drawn."""
+    random = np.random.default_rng(seed)
+    honest = random.normal(0, 1.5, (count, 3))
+    labels = np.array([random.choice(3, p=p) for p in softmax(honest)])
+    return honest * sharpness, labels
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_the_temperature_is_what_the_logits_were_sharpened_by(sharpness: float) -> None:
+    logits, labels = drawn(6000, sharpness, 0)
+    assert statistics.fit_temperature(logits, labels) == pytest.approx(sharpness, rel=0.08)
+
+
+def test_the_temperature_is_the_one_of_gradient_descent() -> None:
+    logits, labels = drawn(300, 2.0, 1)
+    log = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(torch.tensor(logits) / log.exp(), torch.tensor(labels))
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    assert statistics.fit_temperature(logits, labels) == pytest.approx(float(log.detach().exp()), rel=1e-3)
+
+
+def test_log_loss_is_scikit_learns() -> None:
+    logits, labels = drawn(200, 2.0, 2)
+    found = statistics.log_loss(logits, labels)
+    assert found.shape == (200,)
+    assert found.mean() == pytest.approx(log_loss(labels, softmax(logits)))
+    assert np.isfinite(statistics.log_loss(np.array([[1e4, -1e4]]), np.array([1]))).all()
+
+
+def test_a_fit_that_runs_away_stops_at_a_bound() -> None:
+    labels = np.arange(30) % 3
+    # All right: the sharper the better, until the loss is nothing.
+    assert 0.05 < statistics.fit_temperature(10 * np.eye(3)[labels], labels) < 0.4
+    assert statistics.fit_temperature(10 * np.eye(3)[labels], (labels + 1) % 3) == pytest.approx(20, rel=0.02)
+    assert np.isnan(statistics.fit_temperature(np.zeros((0, 3)), np.zeros(0)))
+
+
+def table(logits: np.ndarray, labels: np.ndarray, split: str = "Test", **keys: object) -> pd.DataFrame:
+    about = {"attack": "clean", "epsilon": 0.0, "steps": 0, "severity": 0} | keys
+    names = [f"{split}/{i}" for i in range(len(labels))]
+    rows = {"sample_id": names, "group": names, "split": split, "label": labels, "logits": list(logits)}
+    return pd.DataFrame(rows).assign(**about)
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Test predictions, clean and under attack, of a network that is twice too sure; and validation predictions."""
+    validation = table(*drawn(2000, 2.0, 3), split="Val")
+    logits, labels = drawn(1500, 2.0, 4)
+    attacked = logits.copy()
+    attacked[np.arange(1500), labels] -= 2.5
+    parts = [
+        table(logits, labels),
+        table(attacked, labels, attack="pgd", epsilon=0.02, steps=20),
+        table(attacked, labels, attack="lungs_only"),
+        table(attacked, labels, attack="jpeg", severity=3),
+    ]
+    extra = table(np.zeros((2000, 3)), validation["label"].to_numpy(), split="Val", attack="pgd", epsilon=0.02, steps=2)
+    return pd.concat(parts), pd.concat([validation, extra])
+
+
+def test_calibration_before_and_after_on_clean_images_and_under_attack(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    predictions, validation = tables
+    found = calibration.describe(predictions, validation, resamples=200)
+    assert found["temperature"] == pytest.approx(2, rel=0.1)
+    assert (found["split"], found["n"]) == ("Val", 2000)
+    assert [(part["attack"], part["epsilon"], part["steps"]) for part in found["attacks"]] == [("pgd", 0.02, 20)]
+    for part, attack in ((found["clean"], "clean"), (found["attacks"][0], "pgd")):
+        own = predictions[predictions["attack"] == attack]
+        logits, labels = np.stack(own["logits"]), own["label"].to_numpy()
+        for ending, scaled in (("", logits), ("_scaled", logits / found["temperature"])):
+            ece = multiclass_calibration_error(torch.tensor(softmax(scaled)), torch.tensor(labels), 3, n_bins=15)
+            assert part[f"ece{ending}"] == pytest.approx(float(ece), abs=1e-6)
+            assert part[f"ece{ending}_ci"][0] <= part[f"ece{ending}_ci"][1]
+            assert part[f"log_loss{ending}"] == pytest.approx(log_loss(labels, softmax(scaled)))
+            bins = part[f"bins{ending}"]
+            assert sum(row["n"] for row in bins) == 1500 == part["n"]
+            again = sum(abs(row["confidence"] - row["accuracy"]) * row["n"] for row in bins) / 1500
+            assert again == pytest.approx(part[f"ece{ending}"])
+            confidence = sum(row["confidence"] * row["n"] for row in bins) / 1500
+            assert confidence == pytest.approx(part[f"confidence{ending}"])
+        assert part["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert found["clean"]["ece_scaled"] < 0.5 * found["clean"]["ece"]
+    assert found["attacks"][0]["ece_scaled"] > 3 * found["clean"]["ece_scaled"], "it was fitted on clean images"

@@ -1,0 +1,134 @@
+"""Planted shortcuts: films drawn again without them or with them elsewhere, and what a model then answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from trustcxr import evaluation, planted, results, runs, training
+from trustcxr.data import load_dataset, phantom
+from trustcxr.errors import UserError
+from trustcxr.recipes import RunRecipe, validate
+
+SIZE = 32
+
+
+def trained(folder: Path, shortcuts: list[str]) -> evaluation.Run:
+    """A run of a moment on films whose disease is hardly to be seen."""
+    data = phantom.write(
+        folder / "phantom", {"Train": 48, "Val": 10, "Test": 20}, size=64, shortcuts=shortcuts, conspicuity=0.1
+    )
+    parts = [load_dataset(data, split=s, size=SIZE, cache=folder / "cache", workers=1) for s in ("Train", "Val")]
+    content = {
+        "model": {"name": "test_resnet", "weights": "none"},
+        "data": {"size": SIZE},
+        "training": {"epochs": 10, "batch_size": 20, "learning_rate": 3e-3, "augment": STILL},
+    }
+    training.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
+    return evaluation.load_run(folder / "run", on="cpu")
+
+
+STILL = {"rotation": 0, "shift": 0, "scale": 0, "brightness": 0, "contrast": 0}
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> evaluation.Run:
+    """Trained where a marker gives COVID-19 away."""
+    return trained(tmp_path_factory.mktemp("marked"), ["marker=1.0"])
+
+
+@pytest.fixture(scope="module")
+def unmarked(tmp_path_factory: pytest.TempPathFactory) -> evaluation.Run:
+    """Trained without any."""
+    return trained(tmp_path_factory.mktemp("unmarked"), [])
+
+
+def home(run: evaluation.Run) -> Path:
+    return run.folder.parent / "phantom"
+
+
+def test_a_model_that_reads_the_marker_falls_when_it_is_moved(marked: evaluation.Run) -> None:
+    found = planted.audit(marked, home(marked), split="Test", resamples=200)
+    assert set(found) == {"marker"}
+    part = found["marker"]
+    assert (part["class"], part["moved_to"], part["n"]) == ("COVID-19", "Non-COVID", 60)
+    assert part["as_is"]["accuracy"] > part["removed"]["accuracy"] + 0.15
+    assert part["as_is"]["accuracy"] > part["moved"]["accuracy"] + 0.3
+    assert part["follows"] > 0.7
+    assert part["follows_before"] < 0.3
+    for how in planted.HOW:
+        low, high = part[how]["accuracy_ci"]
+        assert low <= part[how]["accuracy"] <= high
+
+
+def test_a_model_that_never_saw_the_marker_does_not(marked: evaluation.Run, unmarked: evaluation.Run) -> None:
+    part = planted.audit(unmarked, home(marked), split="Test", resamples=200)["marker"]
+    accuracies = [part[how]["accuracy"] for how in planted.HOW]
+    assert max(accuracies) - min(accuracies) < 0.15
+    assert abs(part["follows"] - part["follows_before"]) < 0.3
+
+
+class Watching(nn.Module):
+    """Keeps the films that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images)
+        return torch.zeros(len(images), 3) + images.mean()
+
+
+def test_the_films_are_the_same_but_for_the_marker(marked: evaluation.Run) -> None:
+    table, (shortcut,) = planted._planted(home(marked), marked.classes)
+    films = table[table["split"] == "Test"].reset_index(drop=True)
+    shown = {}
+    for how in planted.HOW:
+        watching = Watching()
+        run = evaluation.Run(marked.folder, watching, marked.classes, marked.recipe)  # type: ignore[arg-type]
+        run.model.weight = nn.Parameter(torch.zeros(1))
+        planted._answers(run, films, 64, planted._marks(films, shortcut, how), 16)
+        shown[how] = torch.cat(watching.seen)[:, 0]
+    data = load_dataset(home(marked), split="Test", size=SIZE, cache=marked.folder.parent / "cache", workers=1)
+    order = [data.table["path"].tolist().index(path) for path in films["path"].str.replace("Infection", "Lung")]
+    on_disk = torch.from_numpy(np.array(data.images))[order, 0].float().div(255)
+    assert torch.equal(shown["as_is"], on_disk), "drawn again, the films are those on disk"
+    differs = {how: (shown[how] != shown["removed"]).flatten(1).any(1).numpy() for how in planted.HOW}
+    assert differs["as_is"].tolist() == (films["class"] == "COVID-19").tolist()
+    assert differs["moved"].tolist() == (films["class"] == "Non-COVID").tolist()
+    corner = (shown["moved"] != shown["removed"])[films["class"] == "Non-COVID"].any(0)
+    assert not corner[16:].any()
+    assert not corner[:, 16:].any()
+
+
+def test_evaluate_writes_it_and_says_it(marked: evaluation.Run) -> None:
+    document, place = runs.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
+    assert results.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
+    (line,) = [line for line in runs.remarks(document) if line.startswith("Planted")]
+    assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
+    assert "planted_shortcuts" not in runs.evaluate(marked.folder, home(marked), attacks=["fgsm"])[0]
+
+
+def test_data_on_which_nothing_was_planted(unmarked: evaluation.Run, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no shortcut was planted; `trustcxr data phantom --shortcut marker=1\.0` does"
+    ):
+        planted.audit(unmarked, home(unmarked), split="Test")
+    for name in unmarked.classes:
+        (tmp_path / "films" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "films" / name / "a.png")
+    with pytest.raises(UserError, match="not synthetic X-rays"):
+        planted.audit(unmarked, tmp_path / "films", split="Test")
+    pd.DataFrame({"path": ["a"], "class": ["Normal"]}).to_csv(tmp_path / "films" / "manifest.csv")
+    with pytest.raises(UserError, match="not synthetic X-rays"):
+        planted.audit(unmarked, tmp_path / "films", split="Test")
+
+
+def test_a_split_that_is_not_there(marked: evaluation.Run) -> None:
+    with pytest.raises(UserError, match="no split 'Tset'; there is Test, Train, Val"):
+        planted.audit(marked, home(marked), split="Tset")
