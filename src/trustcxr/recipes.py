@@ -6,37 +6,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.results import read_yaml
+from trustcxr.training_recipes import (
+    DEFENCE_OPTIONS,
+    Augment,
+    Background,
+    DefenceRecipe,
+    Fraction,
+    ModelRecipe,
+    Strict,
+    TrainingRecipe,
+)
 
 SHIPPED = Path(__file__).parent / "recipes"
-Background = Literal["full", "swap", "mask", "crop"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Model = TypeVar("Model", bound="_Strict")
+Model = TypeVar("Model", bound=Strict)
 
-# The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
-_ATTACK = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
-_SHARED = (*_ATTACK, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
-DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "standard": (),
-    "fgsm": _SHARED,
-    "fgsm-rs": _SHARED,
-    "free": ("epsilon", "ramp", "epsilon_outside", "replays"),
-    "pgd": (*_SHARED, "steps"),
-    "trades": (*_ATTACK, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"),
-    "mixup": ("alpha",),
-    "cutout": ("size", "holes"),
-    "gaussian": ("sigma",),
-}
+__all__ = ["DEFENCE_OPTIONS", "Augment", "DefenceRecipe", "ModelRecipe", "TrainingRecipe"]  # from training_recipes
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Splits(_Strict):
+class Splits(Strict):
     """The names that the data set gives to the three splits."""
 
     train: str = "Train"
@@ -44,7 +35,7 @@ class Splits(_Strict):
     test: str = "Test"
 
 
-class DataRecipe(_Strict):
+class DataRecipe(Strict):
     """How images reach the model."""
 
     size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
@@ -70,133 +61,7 @@ class DataRecipe(_Strict):
         return {"layout": self.layout, "columns": self.columns, "images": self.images}
 
 
-class Augment(_Strict):
-    """Ranges of the random changes to each training image; what a radiograph survives, so no flips by default."""
-
-    rotation: float = Field(10.0, ge=0, le=45, description="degrees, either way")
-    shift: float = Field(0.05, ge=0, le=0.3, description="share of the side, either way")
-    scale: float = Field(0.1, ge=0, le=0.5, description="share of the size, either way")
-    brightness: float = Field(0.1, ge=0, le=0.5, description="added to the pixels, either way")
-    contrast: float = Field(0.1, ge=0, le=0.9, description="share of the contrast, either way")
-    flip: Fraction = Field(0.0, description="share of images mirrored left to right; the heart has a side")
-    erase: Fraction = Field(0.0, description="share of images with one rectangle made an even grey")
-
-
-class TrainingRecipe(_Strict):
-    """How a model is fitted."""
-
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(32, ge=2)
-    optimiser: Literal["adam", "adamw"] = Field("adam", description="the paper's is Adam; adamw decouples the decay")
-    learning_rate: float = Field(5e-4, gt=0, lt=100)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: float = Field(0.5, ge=0)
-    patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
-    averaging: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
-    label_smoothing: Fraction = 0.0
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    balanced: bool = Field(False, description="draw every class equally often")
-    class_weights: bool = Field(False, description="weigh the loss of each class against how many images it has")
-    background: Background = Field(
-        "full",
-        description="of training images: full, swap (the lungs on another film's), mask (black) or crop (to the lungs)",
-    )
-    swap_share: Fraction = Field(
-        0.85, description="of training images whose background is changed; the others, like all test images, are not"
-    )
-    rrr: float = Field(
-        0.0, ge=0, description="weight of the squared gradient outside the lungs (right for the right reasons)"
-    )
-    augment: Augment = Augment()
-
-
-class DefenceRecipe(_Strict):
-    """How a model is made robust. Training keys given here replace the study's.
-
-    DEFENCE_OPTIONS says which keys a defence uses; one that it does not use must stay as it is.
-    """
-
-    name: str = "standard"
-    epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
-    clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
-    ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
-    epsilon_outside: Fraction | None = Field(
-        None, description="radius outside the lungs while the model is attacked in training; it grows as epsilon does"
-    )
-    mode: Literal["eval", "train"] = Field("eval", description="mode of BatchNorm while the model is attacked")
-    attack_precision: Literal["same", "bf16"] = Field(
-        "same", description="bf16: the attack's passes alone, of which only the gradient's sign is used"
-    )
-    steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
-    beta: float = Field(6.0, ge=0, description="trades: weight of the divergence beside the clean loss")
-    replays: int = Field(
-        4, ge=1, le=100, description="free: optimiser steps on each batch, so that an epoch has so many times the steps"
-    )
-    alpha: float = Field(0.2, gt=0, description="mixup: of the Beta distribution that shares are drawn from")
-    size: float = Field(0.25, gt=0, le=1, description="cutout: side of a square as a share of the image's")
-    holes: int = Field(1, ge=1, le=100, description="cutout: squares in each image")
-    sigma: float = Field(0.05, gt=0, le=1, description="gaussian: standard deviation of the noise in pixel space")
-    separate_batchnorm: bool = Field(
-        False, description="clean and adversarial batches have BatchNorm layers of their own while training"
-    )
-    evaluated_batchnorm: Literal["adversarial", "clean"] = Field(
-        "adversarial", description="with separate_batchnorm: whose layers the model keeps; the others are not saved"
-    )
-    start_from: Literal["scratch", "standard"] = Field("scratch", description="standard: the trained standard run")
-    background: Background | None = Field(None, description="of its training; the study's unless said")
-    training: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def attacks(self) -> bool:
-        """Whether training attacks the model, so that it is judged by its accuracy under attack."""
-        return "epsilon" in DEFENCE_OPTIONS.get(self.name, ("epsilon",))
-
-    @model_validator(mode="after")
-    def _used(self) -> "DefenceRecipe":
-        if self.name in DEFENCE_OPTIONS:
-            uses = DEFENCE_OPTIONS[self.name]
-            options = {key for keys in DEFENCE_OPTIONS.values() for key in keys}
-            for key, field in type(self).model_fields.items():
-                if key in options and key not in uses and getattr(self, key) != field.default:
-                    takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
-                    raise ValueError(f"defence {self.name} does not use {key}; {takes}")
-        if self.separate_batchnorm and self.name != "trades" and not 0 < self.clean_share < 1:
-            raise ValueError("separate_batchnorm needs clean images beside adversarial ones: clean_share in (0, 1)")
-        if self.evaluated_batchnorm == "clean" and not self.separate_batchnorm:
-            raise ValueError("evaluated_batchnorm: clean needs separate_batchnorm: true")
-        return self
-
-
-class ModelRecipe(_Strict):
-    """A network. Training keys given here replace the study's."""
-
-    name: str
-    weights: str = "imagenet"
-    normalisation: Literal["batch", "frozen", "group"] = Field(
-        "batch", description="BatchNorm; BatchNorm with the statistics of its weights, never updated; or GroupNorm"
-    )
-    activation: Literal["own", "silu", "gelu", "softplus"] = Field(
-        "own", description="a smooth one in the place of each ReLU (softplus with beta 10)"
-    )
-    input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
-    training: dict[str, Any] = Field(default_factory=dict)
-
-    def options(self) -> dict[str, Any]:
-        """What `models.build` is told beside name, classes and weights: the options that are not the default."""
-        names = ("normalisation", "activation", "input_blur")
-        return {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ModelRecipe":
-        if self.input_blur and self.input_blur % 2 == 0:
-            raise ValueError(f"input_blur must be odd, not {self.input_blur}: an even filter would shift the image")
-        if self.normalisation == "frozen" and self.weights == "none":
-            raise ValueError("normalisation: frozen needs trained weights, whose statistics it keeps; weights is none")
-        return self
-
-
-class Selection(_Strict):
+class Selection(Strict):
     """Which baselines go on to adversarial training; always chosen on the validation split."""
 
     count: int = Field(6, ge=1)
@@ -232,7 +97,7 @@ ATTACK_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class AttackRecipe(_Strict):
+class AttackRecipe(Strict):
     """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
 
     name: AttackName
@@ -294,7 +159,7 @@ CORRUPTIONS = (
 )
 
 
-class CorruptionsRecipe(_Strict):
+class CorruptionsRecipe(Strict):
     """What real films suffer, at severities 1 to 5."""
 
     names: Literal["all"] | tuple[str, ...] = "all"
@@ -313,7 +178,7 @@ class CorruptionsRecipe(_Strict):
         return tuple((name, severity) for name in names for severity in sorted(set(self.severities)))
 
 
-class EvaluationRecipe(_Strict):
+class EvaluationRecipe(Strict):
     """What a run is tested with."""
 
     attacks: tuple[AttackRecipe, ...] = (AttackRecipe(name="fgsm"), AttackRecipe(name="pgd"))
@@ -322,7 +187,7 @@ class EvaluationRecipe(_Strict):
     bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
 
 
-class ExplanationRecipe(_Strict):
+class ExplanationRecipe(Strict):
     """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""
 
     methods: tuple[str, ...] = Field(
@@ -348,7 +213,7 @@ def _as_model(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-class StudyRecipe(_Strict):
+class StudyRecipe(Strict):
     """A study: models, trained as usual; the best few trained again with each defence; all tested and explained."""
 
     name: str
@@ -363,7 +228,7 @@ class StudyRecipe(_Strict):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
 
 
-class RunRecipe(_Strict):
+class RunRecipe(Strict):
     """Everything that defines one trained model."""
 
     model: ModelRecipe
