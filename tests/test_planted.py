@@ -26,7 +26,7 @@ def trained(folder: Path, shortcuts: list[str]) -> evaluation.Run:
     content = {
         "model": {"name": "test_resnet", "weights": "none"},
         "data": {"size": SIZE},
-        "training": {"epochs": 10, "batch_size": 20, "learning_rate": 3e-3, "augment": STILL},
+        "training": {"epochs": 20, "patience": 20, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
     training.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
     return evaluation.load_run(folder / "run", on="cpu")
@@ -115,9 +115,7 @@ def test_evaluate_writes_it_and_says_it(marked: evaluation.Run) -> None:
 
 
 def test_data_on_which_nothing_was_planted(unmarked: evaluation.Run, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no shortcut was planted; `trustcxr data phantom --shortcut marker=1\.0` does"
-    ):
+    with pytest.raises(UserError, match=r"no shortcut was planted; `trustcxr data phantom --shortcut marker=1"):
         planted.audit(unmarked, home(unmarked), split="Test")
     for name in unmarked.classes:
         (tmp_path / "films" / name).mkdir(parents=True)
