@@ -280,18 +280,19 @@ def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
         name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
         shown = {"accuracy": with_interval(attack, "accuracy"), "calibration error": f"{attack['ece']:.3f}"}
         lines.append(empty | {"condition": name, "epsilon": f"{attack['epsilon']:g}", "n": attack["n"]} | shown)
-    if mean := document.get("corruptions_mean"):
-        worst = min(document["corruptions"], key=lambda row: row["accuracy"])
-        name = f"{mean['conditions']} corruptions, mean"
-        lines.append(empty | {"condition": name, "accuracy": with_interval(mean, "accuracy"), "n": mean["n"]})
-        name = f"worst: {worst['corruption']} {worst['severity']}"
-        lines.append(empty | {"condition": name, "accuracy": with_interval(worst, "accuracy"), "n": worst["n"]})
     return lines
 
 
 def remarks(document: dict[str, Any]) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
     lines = [masking.sentence(document["masking"])]
+    if mean := document.get("corruptions_mean"):
+        worst = min(document["corruptions"], key=lambda row: row["accuracy"])
+        lines.append(
+            f"Corruptions: {with_interval(mean, 'accuracy')} on the mean of {mean['conditions']}, "
+            f"{mean['flip_rate']:.1%} of answers change; worst {worst['corruption']} at {worst['severity']}: "
+            f"{worst['accuracy']:.1%}"
+        )
     for row in document.get("drop_from_internal", []):
         name = row["attack"] + (f"-{row['steps']}" if "steps" in row else "")
         at = f" at {row['epsilon']:g}" if row["epsilon"] else ""

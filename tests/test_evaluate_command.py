@@ -1,0 +1,148 @@
+"""`trustcxr evaluate` beyond the run's own clean images: the sweep, corruptions, other data, calibration."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from test_cli import complaint, run
+from trustcxr import corruptions, evaluation, recipes, results, runs
+from trustcxr.data import phantom
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic data set in COVID-QU-Ex's layout."""
+    return phantom.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
+
+
+@pytest.fixture(scope="module")
+def made(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run trained for a moment."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "12"]
+    run("train", "--data", films, *options, "--out", out)
+    return out
+
+
+@pytest.fixture
+def trained(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def other(films: Path, place: Path) -> Path:
+    """The films of two classes as another hospital has them: class folders, and a list of their sources."""
+    lines = ["path,source_repo"]
+    for number, name in enumerate(("COVID-19", "Normal")):
+        (place / name).mkdir(parents=True)
+        for film in sorted(films.glob(f"Lung*/Lung*/Train/{name}/images/*")):
+            shutil.copy(film, place / name / film.name)
+            lines.append(f"{name}/{film.name},{'one' if number or len(lines) % 2 else 'other'}")
+    (place / "manifest.csv").write_text("\n".join(lines))
+    return place
+
+
+def test_the_names_of_corruptions_are_one_list() -> None:
+    assert tuple(corruptions.CORRUPTIONS) == recipes.CORRUPTIONS
+    assert recipes.CorruptionsRecipe().severities == corruptions.SEVERITIES
+
+
+def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None:
+    done = run("evaluate", trained, "--data", films, "--sweep", "--steps", 3)
+    document = results.read_json(trained / "metrics.json")
+    for attack in ("fgsm", "pgd"):
+        assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == evaluation.SWEEP
+    at_zero = [row["accuracy"] for row in document["attacks"] if row["epsilon"] == 0]
+    assert at_zero == [document["clean"]["accuracy"]] * 2
+    assert "about zero at 0.3" in document["masking"]["looked_for"]
+    assert document["masking"]["because"] in " ".join(done.stdout.split())
+
+
+def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
+    options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
+    done = run("evaluate", trained, "--data", films, "--attack", "fgsm", *options)
+    document = results.read_json(trained / "metrics.json")
+    found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
+    assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
+    assert all(row["n"] == 15 and 0 <= row["flip_rate"] <= 1 for row in document["corruptions"])
+    assert "on the mean of 4, " in done.stdout
+    assert "; worst " in done.stdout
+    run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
+    document = results.read_json(trained / "metrics.json")
+    assert [row["corruption"] for row in document["corruptions"]] == list(corruptions.CORRUPTIONS)
+    again = evaluation.describe(
+        evaluation.load_run(trained), results.read_table(trained / "predictions.parquet"), resamples=2000
+    )
+    assert again["corruptions"] == document["corruptions"], "from the table, the same numbers"
+
+
+def test_bad_corruptions_are_one_line(trained: Path, films: Path) -> None:
+    at = ["evaluate", trained, "--data", films]
+    assert "unknown corruption 'jpg': did you mean jpeg?" in complaint(*at, "--corruption", "jpg")
+    assert "6" in complaint(*at, "--corruption", "jpeg", "--severity", 6)
+    assert "no shortcut was planted" in complaint(*at, "--shortcuts")
+
+
+def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
+    outside = other(films, tmp_path / "outside")
+    first, _ = runs.evaluate(trained, outside, attacks=["fgsm"])
+    assert "drop_from_internal" not in first, "the run's own test images were not evaluated yet"
+    assert "calibration" not in first
+    own, _ = runs.evaluate(trained, films, attacks=["fgsm", "pgd"], steps=3)
+    document, place = runs.evaluate(trained, outside, attacks=["pgd"], epsilons=[0.02, 0.1], steps=3)
+    assert place == trained / "evaluations" / "outside-all"
+    drops = document["drop_from_internal"]
+    assert [(row["attack"], row["epsilon"]) for row in drops] == [("clean", 0.0), ("pgd", 0.02)]
+    assert drops[0]["internal"] == own["clean"]["accuracy"]
+    assert drops[0]["external"] == document["clean"]["accuracy"]
+    assert (drops[0]["n_internal"], drops[0]["n_external"]) == (15, 24)
+    low, high = drops[0]["drop_ci"]
+    assert low <= drops[0]["drop"] <= high
+    assert {name: part["n"] for name, part in document["by_source"].items()} == {"one": 18, "other": 6}
+    said = "\n".join(runs.remarks(document))
+    assert "Drop from internal, clean: " in said
+    assert "Drop from internal, pgd-3 at 0.02: " in said
+    assert "one: " in said
+    assert "drop_from_internal" not in own
+    assert document["calibration"]["split"] == "Val", "the temperature of the run's own validation images"
+
+
+def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, films: Path) -> None:
+    document, _ = runs.evaluate(trained, films, attacks=["fgsm"])
+    table = results.read_table(trained / "validation.parquet")
+    assert set(table["split"]) == {"Val"}
+    assert set(table["attack"]) == {"clean"}
+    assert len(table) == 18 == document["calibration"]["n"]
+    assert [row["attack"] for row in document["calibration"]["attacks"]] == ["fgsm"]
+    assert document["calibration"]["clean"]["ece"] == pytest.approx(document["clean"]["ece"])
+    before = (trained / "validation.parquet").stat().st_mtime_ns
+    runs.evaluate(trained, films, attacks=["fgsm"])
+    assert (trained / "validation.parquet").stat().st_mtime_ns == before, "made once"
+    on_validation, place = runs.evaluate(trained, films, split="Val", attacks=["fgsm"])
+    assert place.name == "phantom-Val"
+    assert "calibration" not in on_validation
+
+
+def test_without_validation_images_there_is_no_calibration(
+    trained: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(films, tmp_path / "phantom")
+    for folder in list(data.rglob("Val")):
+        shutil.rmtree(folder)
+    document, _ = runs.evaluate(trained, data, attacks=["fgsm"])
+    assert "calibration" not in document
+    assert "calibration is not measured" in capsys.readouterr().err
+
+
+def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_data: Path) -> None:
+    runs.evaluate(trained, films, attacks=["fgsm"])
+    document, _ = runs.evaluate(trained, real_data / "external-cxr", attacks=["fgsm"])
+    assert document["clean"]["n"] == 325
+    assert len(document["by_source"]) == 5
+    assert sum(part["n"] for part in document["by_source"].values()) == 325
+    openist = next(part for name, part in document["by_source"].items() if "OpenIST" in name)
+    assert openist["constant_answer"] == 1, "all of that source are Normal: its accuracy alone says little"
+    assert len(document["drop_from_internal"]) == 2
+    right = [part["accuracy"] * part["n"] for part in document["by_source"].values()]
+    assert np.sum(right) / 325 == pytest.approx(document["clean"]["accuracy"])
