@@ -144,6 +144,14 @@ def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], co
     assert complaint in str(problem.value)
 
 
+def test_a_study_says_so_before_any_work() -> None:
+    models.check("resnet18", normalisation="group", activation="silu", input_blur=3)
+    with pytest.raises(UserError, match="stands in for ReLU"):
+        models.check("test_vit", activation="silu")
+    with pytest.raises(UserError, match="unknown model"):
+        models.check("resnet19")
+
+
 def test_a_network_without_the_layer_is_refused() -> None:
     with pytest.raises(UserError, match="needs a network with BatchNorm; test_vit has none"):
         built("test_vit", normalisation="group")

@@ -42,7 +42,7 @@ def defence(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("rising")
-@pytest.mark.parametrize("averaging", [0.0, 0.9])
+@pytest.mark.parametrize("averaging", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     name: str, averaging: float, films: tuple[Any, Any], tmp_path: Path

@@ -143,6 +143,14 @@ def build(
     return Classifier(net, mean=mean, std=std, input_blur=input_blur, frozen_norm=normalisation == "frozen")
 
 
+def check(name: str, **options: Any) -> None:
+    """UserError where `build` would refuse the name or the options; without making the weights."""
+    arch = architecture(name)
+    if "activation" in options or "normalisation" in options:
+        with torch.device("meta"):  # shapes alone
+            build(arch, classes=2, **options)
+
+
 def count_parameters(model: nn.Module) -> int:
     """How many weights the model has."""
     return sum(p.numel() for p in model.parameters())
