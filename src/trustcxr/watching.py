@@ -145,10 +145,12 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
         some = rows[start : start + 64]
         images = _pixels(torch.from_numpy(val.images[some]), device)
         labels = torch.as_tensor(val.labels[some], device=device)
-        adversarial = {
-            "fgsm": attacks.fgsm(model, images, labels, epsilon=epsilon),
-            "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=WATCH_STEPS, stop_when_wrong=True),
-        }
+        # Attacked in the precision of training, which is what the run can afford; judged in full.
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16-mixed"):
+            adversarial = {
+                "fgsm": attacks.fgsm(model, images, labels, epsilon=epsilon),
+                "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=WATCH_STEPS, stop_when_wrong=True),
+            }
         with attacks.undisturbed(model):
             for name, perturbed in adversarial.items():
                 hits[name] += float((model(perturbed).argmax(1) == labels).sum())
