@@ -1,0 +1,517 @@
+"""Saliency scored: each number of the table by another way to it, and no map kept."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trustcxr import attacks, corruptions, evaluation, explain, models, results
+from trustcxr.data import load_dataset, phantom
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.explain import cam, changes, examples, faithfulness, measures, sanity, scoring
+from trustcxr.explain.summary import summarise
+from trustcxr.recipes import ExplanationRecipe, RunRecipe, StudyRecipe, validate
+
+SIZE = 64
+METHODS = ("gradcam", "layercam@-2")
+OPTIONS = ExplanationRecipe(methods=METHODS, corruptions=("jpeg", "letters"), sample=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write(tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+
+
+def films(folder: Path, split: str = "Test") -> Any:
+    return load_dataset(folder, split=split, size=SIZE, workers=1)
+
+
+@pytest.fixture(scope="module")
+def run() -> evaluation.Run:
+    torch.manual_seed(0)
+    content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
+    model = models.build("test_resnet", classes=3).eval()
+    return evaluation.Run(Path("nowhere"), model, phantom.CLASSES, validate(RunRecipe, content, "test"))
+
+
+@pytest.fixture(scope="module")
+def test_films(folder: Path) -> Any:
+    return films(folder)
+
+
+@pytest.fixture(scope="module")
+def levels(run: evaluation.Run, folder: Path) -> dict[str, float]:
+    return scoring.tune(run, films(folder, "Val"), METHODS)
+
+
+@pytest.fixture(scope="module")
+def table(run: evaluation.Run, test_films: Any, levels: dict[str, float]) -> pd.DataFrame:
+    return scoring.score(run, test_films, OPTIONS, thresholds=levels, batch_size=4)
+
+
+@pytest.fixture
+def batch(test_films: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
+    """Images, labels, infection and lung masks of all annotated films, and their ids."""
+    rows = scoring.annotated(test_films)
+    infection, lung = (torch.from_numpy(np.array(test_films.masks(kind)[rows])) for kind in ("infection", "lung"))
+    images = to_pixels(torch.from_numpy(test_films.batch(rows)))
+    return images, torch.from_numpy(test_films.labels[rows]), infection, lung, test_films.sample_ids[rows]
+
+
+def test_the_maps_measured_here_are_not_blank(table: pd.DataFrame) -> None:
+    blank = table[(table["measure"] == "null_map") & (table["condition"] == "clean")].groupby("method")["value"].mean()
+    assert (blank <= 0.5).all(), blank
+
+
+def column(
+    table: pd.DataFrame, ids: np.ndarray, measure: str, method: str = "gradcam", condition: str = "clean",
+    name: str = "value",
+) -> np.ndarray:  # fmt: skip
+    rows = table[(table["method"] == method) & (table["condition"] == condition) & (table["measure"] == measure)]
+    return rows.set_index("sample_id").loc[ids, name].to_numpy(dtype=float)
+
+
+def same(found: np.ndarray, wanted: Tensor) -> None:
+    np.testing.assert_allclose(found, wanted.double().numpy(), atol=1e-5, equal_nan=True)
+
+
+# Against the masks
+
+
+def test_each_measure_is_that_of_the_true_class_beside_what_it_must_beat(
+    table: pd.DataFrame, run: evaluation.Run, batch: Any, levels: dict[str, float]
+) -> None:
+    images, labels, infection, lung, ids = batch
+    maps = explain.layer_cam(run.model, images, labels, layer="net.layer3")
+    functions = {
+        "infection_energy": measures.energy_inside,
+        "pointing_hit_rate": measures.pointing_hit,
+        "infection_iou": measures.iou_otsu,
+        "infection_iou_area": measures.iou_at_mask_area,
+        "infection_rank_accuracy": measures.rank_accuracy,
+        "infection_auroc": measures.pixel_auroc,
+        "infection_ap": measures.average_precision,
+    }
+    centre = explain.centre_prior(SIZE, SIZE).expand_as(maps)
+    for name, function in functions.items():
+        same(column(table, ids, name, "layercam@-2"), function(maps, infection))
+        same(column(table, ids, name, "layercam@-2", name="chance"), measures.chance(function, maps, infection))
+        same(column(table, ids, name, "layercam@-2", name="centre"), function(centre, infection))
+        same(column(table, ids, name, "layercam@-2", name="lung"), function(lung.float(), infection))
+    given = measures.energy_inside(maps, infection, within=lung)
+    same(column(table, ids, "infection_energy_given_lung", "layercam@-2"), given)
+    same(column(table, ids, "lung_energy", "layercam@-2"), measures.energy_inside(maps, lung))
+    tuned = measures.iou(maps, infection, levels["layercam@-2"])
+    same(column(table, ids, "infection_iou_tuned", "layercam@-2"), tuned)
+    assert (column(table, ids, "infection_iou_tuned", "layercam@-2", name="threshold") == levels["layercam@-2"]).all()
+
+
+def test_the_lung_mask_as_the_map_is_no_better_than_the_infections_share_of_the_lung(table: pd.DataFrame) -> None:
+    energy = table[(table["measure"] == "infection_energy") & (table["condition"] == "clean")]
+    given = table[(table["measure"] == "infection_energy_given_lung") & (table["condition"] == "clean")]
+    np.testing.assert_allclose(energy["lung"], energy["lesion"], atol=1e-9)
+    np.testing.assert_allclose(given["chance"], given["lesion"], atol=1e-9)
+
+
+def test_the_random_map_is_always_scored_and_scores_chance_whatever_the_model(table: pd.DataFrame) -> None:
+    assert list(dict.fromkeys(table["method"])) == [*METHODS, "random"]
+    assert scoring.with_random(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
+    # The random map is no method with something to be stable: once, under FGSM, to see what that scores.
+    assert set(table[table["method"] == "random"]["condition"]) == {"clean", "fgsm"}
+
+
+def test_a_perturbed_image_is_measured_against_the_masks_too(table: pd.DataFrame, run: Any, batch: Any) -> None:
+    images, labels, infection, _, ids = batch
+    perturbed = attacks.fgsm(run.model, images, labels, epsilon=0.02)
+    maps = explain.grad_cam(run.model, perturbed, labels)
+    same(column(table, ids, "infection_energy", condition="fgsm"), measures.energy_inside(maps, infection))
+    clean = explain.grad_cam(run.model, images, labels)
+    same(column(table, ids, "stability_ssim", condition="fgsm"), measures.ssim(clean, maps))
+
+
+def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, folder: Path, levels: Any) -> None:
+    val = films(folder, "Val")
+    rows = scoring.annotated(val)
+    images, labels = to_pixels(torch.from_numpy(val.batch(rows))), torch.from_numpy(val.labels[rows])
+    infection = np.array(val.masks("infection")[rows]) > 0
+    maps = explain.grad_cam(run.model, images, labels).numpy()
+    best = max(
+        np.round(np.arange(1, 20) * 0.05, 2),
+        key=lambda level: np.mean(
+            [(m > level)[i].sum() / ((m > level) | i).sum() for m, i in zip(maps, infection, strict=True)]
+        ),
+    )
+    assert levels["gradcam"] == pytest.approx(best)
+    assert set(levels) == {*METHODS, "random", "centre"}
+
+
+# Stability, faithfulness, sanity
+
+
+def test_stability_is_measured_under_each_change_on_the_images_own_draw(table: Any, run: Any, batch: Any) -> None:
+    images, labels, _, _, ids = batch
+    clean = explain.grad_cam(run.model, images, labels)
+    changed = explain.grad_cam(run.model, corruptions.corrupt(images, "jpeg", 3, keys=list(ids)), labels)
+    for name in ("ssim", "rank_correlation"):
+        same(column(table, ids, f"stability_{name}", condition="jpeg"), getattr(measures, name)(clean, changed))
+    same(column(table, ids, "stability_top_tenth", condition="jpeg"), measures.top_tenth_overlap(clean, changed))
+    assert "artefact_gain" not in set(table[table["condition"] == "jpeg"]["measure"])
+
+
+def test_what_moves_onto_an_artefact_is_the_energy_there_after_minus_before(table: Any, run: Any, batch: Any) -> None:
+    images, labels, _, _, ids = batch
+    marked, drawn = corruptions.artefact(images, "letters", 3, keys=list(ids))
+    before, after = (explain.grad_cam(run.model, pixels, labels) for pixels in (images, marked))
+    on_it, was = (measures.energy_inside(maps, drawn) for maps in (after, before))
+    nothing = measures.null_map(before) | measures.null_map(after)
+    same(column(table, ids, "artefact_gain", condition="letters"), (on_it - was).masked_fill(nothing, torch.nan))
+    area = drawn.flatten(1).double().mean(1)
+    same(column(table, ids, "artefact_energy", condition="letters", name="chance"), area)
+
+
+def test_a_map_that_goes_with_the_artefact_is_caught_and_one_that_vanishes_has_moved_nowhere() -> None:
+    drawn = torch.zeros(2, 16, 16, dtype=torch.bool)
+    drawn[:, :4, :4] = True
+    before = torch.zeros(2, 16, 16)
+    before[:, 8:, 8:] = 1
+    after = torch.stack([drawn[0].float(), torch.zeros(16, 16)])
+    found, beside = scoring._moved(before, after, drawn)
+    assert found["artefact_gain"][0] == 1
+    assert found["artefact_gain"][1].isnan()
+    assert beside["chance"]["artefact_energy"].tolist() == [1 / 16, 1 / 16]
+
+
+def test_a_turned_film_is_no_test_of_stability() -> None:
+    assert "rotation" not in changes.UNDER
+    assert len(changes.UNDER) == len(corruptions.CORRUPTIONS) - 1
+    assert set(corruptions.ARTEFACTS) <= set(changes.UNDER)
+
+
+def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
+    table: pd.DataFrame, run: evaluation.Run, test_films: Any, batch: Any
+) -> None:
+    images, labels, _, _, ids = batch
+    sampled = set(table[table["measure"] == "road"]["sample_id"])
+    assert len(sampled) == OPTIONS.sample
+    assert sampled == set(table[table["condition"] == "pgd"]["sample_id"])
+    assert sampled == set(table[table["measure"] == "randomised_ssim"]["sample_id"])
+    again = scoring.score(run, test_films, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
+    assert sampled == set(again[again["measure"] == "road"]["sample_id"])
+    chosen = np.isin(ids, list(sampled))
+    some, labelled = images[chosen], labels[chosen]
+    maps = explain.grad_cam(run.model, some, labelled)
+    curve = faithfulness.deletion(run.model, some, maps, labelled, steps=10)
+    same(column(table, ids[chosen], "deletion"), curve.area)
+
+
+def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, batch: Any) -> None:
+    images, labels, _, _, ids = batch
+    chosen = np.isin(ids, list(set(table[table["measure"] == "road"]["sample_id"])))
+    stages = list(sanity.cascading_randomisation(run.model, images[chosen], explain.grad_cam, labels[chosen]))
+    conditions = [c for c in dict.fromkeys(table["condition"]) if c.startswith("randomised:")]
+    assert conditions == [f"randomised:{stage.part}" for stage in stages]
+    for stage in stages:
+        condition = f"randomised:{stage.part}"
+        same(column(table, ids[chosen], "randomised_ssim", condition=condition), stage.ssim)
+    assert not table[(table["method"] == "random") & table["condition"].str.startswith("randomised:")].size
+
+
+def test_no_sample_no_dear_measures(run: evaluation.Run, test_films: Any) -> None:
+    options = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
+    found = scoring.score(run, test_films, options)
+    assert set(found["condition"]) == {"clean", "fgsm"}
+    document = summarise(found, images=len(test_films), resamples=100)["gradcam"]
+    assert "faithfulness" not in document
+    assert document["sanity"] == []
+    assert "infection_iou_tuned" not in document  # nothing was tuned
+
+
+# Batches
+
+
+def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, test_films: Any, levels: Any) -> None:
+    whole = scoring.score(run, test_films, OPTIONS, thresholds=levels, batch_size=64)
+    keys = ["sample_id", "method", "condition", "measure"]
+    first, second = (t.sort_values(keys).reset_index(drop=True) for t in (table, whole))
+    assert first[keys].equals(second[keys])
+    np.testing.assert_allclose(first["value"], second["value"], atol=2e-3, equal_nan=True)
+    close = np.isclose(first["value"], second["value"], atol=1e-5, equal_nan=True)
+    assert close.mean() > 0.97, "thresholds and ranks may tip at rounding, the rest may not"
+
+
+def test_no_map_is_kept_from_one_batch_to_the_next(
+    run: evaluation.Run, test_films: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    original = cam.maps
+
+    def watched(*arguments: Any) -> dict[str, Tensor]:
+        found = original(*arguments)
+        made.extend(weakref.ref(maps) for maps in found.values())
+        return found
+
+    monkeypatch.setattr(cam, "maps", watched)
+    options = ExplanationRecipe(methods=("gradcam",), corruptions=("jpeg",), sample=2)
+    for number, _ in enumerate(scoring.batches(run, test_films, options, batch_size=2)):
+        assert sum(reference() is not None for reference in made) == 0, number
+    assert len(made) > 10
+
+
+def test_the_table_is_written_a_batch_at_a_time(
+    run: Any, test_films: Any, table: Any, levels: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "saliency.parquet"
+    results.write_batches(path, scoring.batches(run, test_films, OPTIONS, thresholds=levels, batch_size=4))
+    read = results.read_table(path)
+    assert list(read.columns) == list(table.columns)
+    np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
+    assert read["method"].tolist() == table["method"].tolist()
+    with pytest.raises(ValueError, match="no table"):
+        results.write_batches(tmp_path / "none.parquet", [])
+    assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
+
+
+def test_the_model_is_left_as_found(run: evaluation.Run, test_films: Any) -> None:
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    state = torch.get_rng_state()
+    scoring.score(run, test_films, OPTIONS)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    assert all(p.grad is None for p in run.model.parameters())
+    assert not any(m._forward_hooks for m in run.model.modules())
+
+
+# In sum
+
+
+def test_the_summary_is_the_means_with_what_stands_beside_them(
+    table: pd.DataFrame, test_films: Any, levels: Any
+) -> None:
+    document = summarise(table, images=len(test_films), resamples=200)
+    assert list(document) == [*METHODS, "random"]
+    part = document["gradcam"]
+    clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    n = clean["sample_id"].nunique()
+    assert (part["n"], part["without_mask"]) == (n, len(test_films) - n)
+    for measure in ("infection_energy", "infection_auroc", "lung_energy", "infection_iou_tuned"):
+        rows = clean[clean["measure"] == measure]
+        assert part[measure] == pytest.approx(rows["value"].mean())
+        low, high = part[f"{measure}_ci"]
+        assert low <= part[measure] <= high
+        for beside in ("chance", "centre", "lung"):
+            assert part[f"{measure}_{beside}"] == pytest.approx(rows[beside].mean())
+    right = clean[(clean["measure"] == "infection_energy") & (clean["predicted"] == clean["class"])]
+    assert part["correct"]["n"] == len(right)
+    assert part["correct"].get("infection_energy", np.nan) == pytest.approx(right["value"].mean(), nan_ok=True)
+    assert part["threshold"] == levels["gradcam"]
+    by_change = {row["condition"]: row for row in part["stability"]}
+    assert {name: row["kind"] for name, row in by_change.items()} == {
+        "fgsm": "attack", "jpeg": "corruption", "letters": "artefact", "pgd": "attack",
+    }  # fmt: skip
+    assert by_change["pgd"]["n"] == OPTIONS.sample
+    assert part["corruption_ssim"] == pytest.approx(by_change["jpeg"]["stability_ssim"])
+    assert part["stability_ssim"] == pytest.approx(by_change["fgsm"]["stability_ssim"])
+    assert part["artefact_gain"] == pytest.approx(by_change["letters"]["artefact_gain"])
+    assert part["faithfulness"]["n"] == OPTIONS.sample
+    assert {"insertion", "deletion", "road"} <= set(part["faithfulness"])
+    assert {"part", "ssim", "rank_correlation", "null"} <= set(part["sanity"][0])
+    assert part["perturbed"]["attack"] == "fgsm"
+    assert "faithfulness" in document["random"]
+    results.to_json(document)
+
+
+def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
+    lung = torch.zeros(4, 10, 10, dtype=torch.bool)
+    lung[:3, :, :5] = True
+    infection = torch.zeros_like(lung)
+    infection[0, :, :5] = True  # the whole lung
+    infection[1, :5] = True  # half of it, and as much beside it
+    infection[3, 0] = True  # no lung is known
+    found = scoring.Masks(infection, lung).lesion.tolist()
+    assert found[:2] == [1.0, 0.5]
+    assert np.isnan(found[2:]).all()
+
+
+def stratified(lesion: np.ndarray) -> list[dict[str, Any]]:
+    rows = pd.DataFrame(
+        {
+            "sample_id": [f"i{k}" for k in range(len(lesion))],
+            "group": [f"g{k}" for k in range(len(lesion))],
+            "method": "gradcam",
+            "condition": "clean",
+            "epsilon": 0.0,
+            "measure": "infection_energy",
+            "value": lesion / 2,
+            "class": "a",
+            "predicted": "a",
+            "lesion": lesion,
+        }
+    )
+    return summarise(rows, images=len(lesion), resamples=100)["gradcam"]["by_lesion"]
+
+
+def test_measures_are_told_by_the_size_of_the_lesion() -> None:
+    lesion = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.95, 1.0])
+    found = {row["stratum"]: row for row in stratified(lesion)}
+    assert found["covers the lungs"]["n"] == 2
+    assert found["part of the lungs"]["n"] == 7
+    assert [found[f"{name} third"]["n"] for name in ("smallest", "middle", "largest")] == [3, 3, 3]
+    assert found["smallest third"]["infection_energy"] == pytest.approx(0.1)
+    assert found["covers the lungs"]["infection_energy"] == pytest.approx(0.975 / 2)
+    assert stratified(np.full(3, np.nan)) == []
+
+
+def test_a_table_from_before_corruptions_still_has_its_summary() -> None:
+    rows = {"sample_id": ["a", "b"] * 2, "group": ["a", "b"] * 2, "method": "gradcam", "class": "x", "predicted": "x"}
+    rows |= {"condition": ["clean"] * 2 + ["fgsm"] * 2, "epsilon": 0.02, "value": [0.1, 0.3, 0.5, 0.7]}
+    rows |= {"measure": ["infection_energy"] * 2 + ["stability_ssim"] * 2}
+    part = summarise(pd.DataFrame(rows), images=3, resamples=100)["gradcam"]
+    assert (part["infection_energy"], part["stability_ssim"]) == (pytest.approx(0.2), pytest.approx(0.6))
+    assert part["without_mask"] == 1
+
+
+# Methods, layers, masks
+
+
+def test_methods_of_one_layer_share_one_pass(run: evaluation.Run, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, *_ = batch
+    calls = []
+    forward = run.model.forward
+    monkeypatch.setattr(run.model, "forward", lambda x: calls.append(len(x)) or forward(x))
+    names = ["gradcam", "layercam", "hirescam", "gradcam++", "layercam@-2", "gradcam@layer3", "random"]
+    found = cam.maps(run.model, images, labels, names)
+    assert len(calls) == 2
+    assert list(found) == names
+    for name in names:
+        torch.testing.assert_close(found[name], cam.method(name)(run.model, images, labels))
+
+
+def test_a_number_is_the_last_layer_of_a_stage(run: evaluation.Run) -> None:
+    named = dict(run.model.named_modules())
+    assert cam.find_layer(run.model, -1) is cam.find_layer(run.model, None) is run.model.cam_layer
+    assert cam.find_layer(run.model, -2) is named["net.layer3"] is cam.find_layer(run.model, "layer3")
+    assert cam.find_layer(run.model, "net.layer3") is named["net.layer3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", list(models.PAPER_MODELS))
+def test_the_stage_before_has_twice_the_resolution(architecture: str) -> None:
+    model = models.build(architecture, classes=2).eval()
+    sizes = []
+    for layer in (-1, -2):
+        keep = lambda _module, _inputs, output: sizes.append(output.shape[-2:])  # noqa: E731
+        handle = cam.find_layer(model, layer).register_forward_hook(keep)
+        with torch.no_grad():
+            model(torch.rand(1, 1, 224, 224))
+        handle.remove()
+    (last, _), (before, _) = sizes
+    assert before >= 2 * last - 1 or architecture.startswith("Inception"), sizes
+    assert before > last
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gradcm", "unknown saliency method 'gradcm': did you mean gradcam"),
+        ("occlusion@-2", "occlusion reads no layer; those that do are gradcam"),
+        ("layercam@", "a layer's name or a number"),
+        ("layercam@-9", "unknown layer -9: valid: -1 to -5, or a name such as"),
+        ("layercam@3", "unknown layer 3: valid: -1 to -5"),
+        ("layercam@layr3", "unknown layer 'layr3': did you mean net.layer3"),
+        ("layercam@zzz", "valid: net.act1, net.layer1, net.layer2, net.layer3, net.layer4, or any"),
+    ],
+)
+def test_a_method_or_layer_that_is_not_there_is_named_before_any_work(
+    name: str, words: str, run: evaluation.Run, test_films: Any
+) -> None:
+    with pytest.raises(UserError, match=".*".join(part for part in [words.replace("'", ".")])):
+        scoring.score(run, test_films, ExplanationRecipe(methods=(name,)))
+
+
+def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
+    with pytest.raises(UserError, match="unknown corruption 'jpg': did you mean jpeg"):
+        scoring.check_options(ExplanationRecipe(corruptions=("jpg",)))
+    one = validate(StudyRecipe, {"name": "x", "models": ["vgg16"], "explanation": {"method": "layercam"}}, "test")
+    assert one.explanation.methods == ("layercam",)
+    with pytest.raises(UserError, match="explanation"):
+        validate(StudyRecipe, {"name": "x", "models": ["vgg16"], "explanation": {"methods": []}}, "test")
+
+
+def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = phantom.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
+    mask = next(data.rglob("Test/COVID-19/infection masks/*.png"))
+    with Image.open(mask) as image:
+        image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
+    dataset = films(data)
+    assert scoring.masks_of_other_size(dataset) >= 1
+    scoring.say_masks(dataset, len(scoring.annotated(dataset)))
+    said = capsys.readouterr().err
+    assert "not of their image's size: resized by nearest neighbour" in said
+    assert "images have no mask to measure against and are left out" in said
+
+
+def test_data_without_masks_is_refused_in_words(run: evaluation.Run, tmp_path: Path) -> None:
+    for name in phantom.CLASSES:
+        (tmp_path / "bare" / name).mkdir(parents=True)
+        Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
+    bare = load_dataset(tmp_path / "bare", size=SIZE, classes=phantom.CLASSES, workers=1)
+    with pytest.raises(UserError, match="no infection or lung masks here"):
+        scoring.score(run, bare)
+
+
+# What the report shows
+
+
+def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(
+    table: pd.DataFrame, test_films: Any
+) -> None:
+    chosen = examples.choose(test_films, [table, table], count=2, method="gradcam")
+    at_random = [row for row, why in chosen.items() if examples.AT_RANDOM in why]
+    rows = scoring.annotated(test_films)
+    assert at_random == sorted(np.random.default_rng(0).permutation(rows)[:2].tolist())
+    ids = test_films.sample_ids
+    clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    for measure in examples.MAIN:
+        mine = clean[clean["measure"] == measure]
+        above = pd.Series((mine["value"] - mine["chance"]).to_numpy(), index=mine["sample_id"])
+        for word, value in (("best", above.max()), ("worst", above.min())):
+            (row,) = (row for row, why in chosen.items() if f"{word} {measure} above chance" in why)
+            assert above[ids[row]] == pytest.approx(value)
+    assert examples.choose(test_films, [table], count=0, method="gradcam") == {}
+
+
+def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, test_films: Any) -> None:
+    ids = test_films.sample_ids[scoring.annotated(test_films)]
+
+    def made_up(values: list[float]) -> pd.DataFrame:
+        rows = {"sample_id": ids[:3], "measure": "infection_energy", "condition": "clean", "method": "gradcam"}
+        return pd.DataFrame(rows | {"value": values, "chance": 0.1})
+
+    both = [made_up([0.9, 0.6, 0.0]), made_up([0.0, 0.6, 0.1])]
+    chosen = examples.choose(test_films, both, count=1, method="gradcam")
+    place = {name: row for row, name in enumerate(test_films.sample_ids)}
+    assert "best infection_energy above chance" in chosen[place[ids[1]]]
+    assert "worst infection_energy above chance" in chosen[place[ids[2]]]
+
+
+def test_panels_hold_what_the_page_shows(run: evaluation.Run, test_films: Any) -> None:
+    rows = scoring.annotated(test_films)
+    chosen = {int(rows[3]): "drawn at random", int(rows[0]): "best infection_energy above chance"}
+    arrays = examples.panels(run, test_films, chosen, method="layercam@-2")
+    assert arrays["sample_id"].tolist() == test_films.sample_ids[rows[[3, 0]]].tolist()
+    assert arrays["why"].tolist() == list(chosen.values())
+    images, labels = (
+        to_pixels(torch.from_numpy(test_films.batch(rows[[3, 0]]))),
+        torch.from_numpy(test_films.labels[rows[[3, 0]]]),
+    )
+    maps = explain.layer_cam(run.model, images, labels, layer=-2)
+    np.testing.assert_allclose(arrays["saliency"], maps.numpy(), atol=1e-6)
+    infection = torch.from_numpy(arrays["infection"])
+    np.testing.assert_allclose(arrays["infection_energy"], measures.energy_inside(maps, infection), atol=1e-6)
