@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr import metrics
+from trustcxr import calibration, masking, metrics
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
 SKILL = {"standard": (0.82, 0.34, 0.004), "fgsm": (0.72, 0.62, 0.10), "pgd": (0.66, 0.58, 0.52)}
 EPSILONS = (0.005, 0.01, 0.02)
+CORRUPTED = (("gaussian_noise", 1), ("gaussian_noise", 5), ("leads_and_tubes", 1), ("leads_and_tubes", 5))
 
 
 def make_study(
@@ -27,6 +28,7 @@ def make_study(
     images: int = 90,
     epsilons: tuple[float, ...] = EPSILONS,
     attacks: tuple[str, ...] = ("fgsm", "pgd"),
+    corrupted: tuple[tuple[str, int], ...] = CORRUPTED,
     saliency: bool = True,
     panels: int = 2,
     side: int = 48,
@@ -43,14 +45,18 @@ def make_study(
             name = f"{model.lower()}-{defence}-s0"
             home = folder / "runs" / _file_name(name)
             home.mkdir(parents=True)
-            table = _predictions(random, defence, gift, classes, images, epsilons, attacks)
+            table = _predictions(random, defence, gift, classes, images, epsilons, attacks, corrupted)
             table.to_parquet(home / "predictions.parquet", index=False)
             document = {
                 "run": _file_name(name), "model": model, "defence": defence, "background": "full", "seed": 0,
                 "classes": list(classes), "split": "Test",
                 **metrics.from_predictions(table, classes, resamples=resamples),
-                "corruptions": [], "saliency": _saliency(random, defence, images // 3) if saliency else {},
+                "saliency": _saliency(random, defence, images // 3) if saliency else {},
             }  # fmt: skip
+            document["masking"] = masking.verdict(document)
+            if corrupted:
+                validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
+                document["calibration"] = calibration.describe(table, validation, resamples=resamples)
             document["alarms"] = metrics.alarms(document)
             (home / "metrics.json").write_text(json.dumps(_plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
@@ -78,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 def _predictions(
     random: np.random.Generator, defence: str, gift: float, classes: tuple[str, ...], images: int,
-    epsilons: tuple[float, ...], attacks: tuple[str, ...],
+    epsilons: tuple[float, ...], attacks: tuple[str, ...], corrupted: tuple[tuple[str, int], ...],
 ) -> pd.DataFrame:  # fmt: skip
     labels = np.arange(images) % len(classes)
     luck = random.random(images)
@@ -91,19 +97,21 @@ def _predictions(
         "class": [classes[k] for k in labels],
         "label": labels,
     }
-    parts = [("clean", 0.0, 0, clean)]
+    parts = [("clean", 0.0, 0, clean, 0)]
+    parts += [(name, 0.0, 0, clean * (1 - 0.08 * severity), severity) for name, severity in corrupted]
     for attack in attacks:
         end = {"fgsm": fgsm, "pgd": pgd}.get(attack, pgd)
         for e in epsilons:
             share = clean * (max(end, 1e-3) / clean) ** (e / 0.02)
-            parts.append((attack, e, 20 if attack == "pgd" else 1, share))
+            parts.append((attack, e, 20 if attack == "pgd" else 1, share, 0))
     frames = []
-    for attack, epsilon, steps, share in parts:
+    for attack, epsilon, steps, share, severity in parts:
         right = luck < share
         answer = np.where(right, labels, (labels + 1 + random.integers(len(classes) - 1, size=images)) % len(classes))
         logits = random.normal(0, 0.7, (images, len(classes)))
         logits[np.arange(images), answer] = logits.max(axis=1) + random.exponential(1.5, images) + 0.01
-        extra = {"attack": attack, "epsilon": epsilon, "steps": steps, "logits": list(logits.astype(np.float32))}
+        extra = {"attack": attack, "epsilon": epsilon, "steps": steps, "severity": severity}
+        extra["logits"] = list(logits.astype(np.float32))
         frames.append(pd.DataFrame(common | extra))
     return pd.concat(frames, ignore_index=True)
 

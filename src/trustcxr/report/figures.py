@@ -27,7 +27,13 @@ DEFENCE_COLOURS = {
     "cutout": "#6d5a14",
     "gaussian": "#6f4aa8",
 }
-ATTACK_STYLES = {"fgsm": ("#b26a00", "s", (0, (4, 2))), "pgd": ("#b3261e", "^", "solid")}
+ATTACK_STYLES: dict[str, tuple[str, str, Any]] = {
+    "fgsm": ("#b26a00", "s", (0, (4, 2))),
+    "pgd": ("#b3261e", "^", "solid"),
+    "worst-case": ("#6b1a2a", "D", "solid"),
+    "square": ("#2b6777", "s", (0, (1, 1.2))),
+    "transfer": ("#567a2c", "^", (0, (1, 1.2))),
+}
 CLEAN_STYLE = ("#1f4e79", "o")
 _OTHER_STYLE = ("#6f4aa8", "D", (0, (1, 1.5)))
 _SETTINGS: dict[Any, Any] = {

@@ -11,6 +11,7 @@ from trustcxr.report.figures import (
 )
 from trustcxr.report.folder import Run
 from trustcxr.report.ranking import Headline, defences
+from trustcxr.report.robustness import RELIABILITY_LEGEND
 from trustcxr.report.words import attack as attack_name
 from trustcxr.report.words import epsilon
 
@@ -54,6 +55,11 @@ def curves(runs: list[Run]) -> "list[Markup]":
         _, mark, dash = attack_style(name)
         entries.append(key(attack_name(name, steps[name]), INK, mark=mark, dash=dash))
     return entries
+
+
+def reliability() -> "list[Markup]":
+    """Of the reliability diagrams."""
+    return [key(label, colour, mark=mark, dash=dash) for label, colour, mark, dash in RELIABILITY_LEGEND]
 
 
 def history() -> "list[Markup]":

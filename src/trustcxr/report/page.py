@@ -14,6 +14,7 @@ from trustcxr.report import (
     matrices,
     panels,
     ranking,
+    robustness,
     saliency,
     saliency_figures,
     summary,
@@ -41,6 +42,8 @@ _SECTIONS = (
     Section("leaderboard", "Leaderboard"),
     Section("accuracy", "Clean and perturbed, at a glance"),
     Section("epsilon", "Accuracy against epsilon"),
+    Section("corruptions", "What real films suffer"),
+    Section("calibration", "Can the stated probability be believed"),
     Section("confusion", "What is taken for what"),
     Section("classes", "Class by class"),
     Section("training", "Training curves"),
@@ -48,9 +51,12 @@ _SECTIONS = (
     Section("panels", "Heatmaps, side by side"),
     Section("comparisons", "Standard against robust"),
     Section("shortcuts", "Shortcuts"),
+    Section("other", "Other data"),
     Section("data", "The data"),
     Section("made", "How it was made"),
 )
+# These are left out where there is nothing for them.
+_OPTIONAL = {"shortcuts": ("shortcuts", "planted"), "other": ("other_data",)}
 
 
 def write(study_folder: Path) -> Path:
@@ -85,7 +91,8 @@ def render(found: folder.StudyFolder) -> str:
         "folded_above": _FOLDED_ABOVE,
     }
     parts |= _front(found, runs, head) | _results(found, runs, head) | _looks(found, runs) | _provenance(found, runs)
-    parts["sections"] = [s for s in _SECTIONS if s.key != "shortcuts" or parts["shortcuts"] is not None]
+    parts |= _robustness(runs, head)
+    parts["sections"] = [s for s in _SECTIONS if s.key not in _OPTIONAL or any(parts[k] for k in _OPTIONAL[s.key])]
     parts["notes"] = found.notes  # last: reading the parts may have added to it
     return environment.get_template("report.html.j2").render(parts)
 
@@ -141,6 +148,21 @@ def _results(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.He
         "per_class": [{"title": run.label, "table": table} for run, table in per_class],
         "histories": _drawn(figures.training_curve(run, f"fit{i}") for i, run in enumerate(runs)),
         "history_legend": legends.history(),
+    }
+
+
+def _robustness(runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any]:
+    """Corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
+    diagrams = (robustness.reliability(run, head, f"rel{i}") for i, run in enumerate(runs))
+    return {
+        "corrupted": robustness.corrupted(runs),
+        "heats": robustness.heats(runs),
+        "masking": robustness.masking(runs),
+        "calibration": robustness.calibration(runs, head),
+        "reliability": _drawn(diagrams),
+        "reliability_legend": legends.reliability(),
+        "planted": robustness.planted(runs),
+        "other_data": robustness.other_data(runs),
     }
 
 

@@ -8,7 +8,19 @@ from typing import Any
 DASH = "–"
 MINUS = "−"
 STANDARD = "standard"
-_ATTACKS = {"fgsm": "FGSM", "fgsm-rs": "FGSM-RS", "pgd": "PGD", "worst-case": "worst case", "square": "Square"}
+_ATTACKS = {
+    "fgsm": "FGSM",
+    "fgsm-rs": "FGSM-RS",
+    "pgd": "PGD",
+    "pgd-l2": "PGD (L2)",
+    "momentum": "momentum",
+    "apgd-ce": "APGD-CE",
+    "apgd-margin": "APGD-margin",
+    "fab": "FAB",
+    "square": "Square",
+    "worst-case": "worst case",
+}
+_CORRUPTIONS = {"gaussian_noise": "Gaussian noise", "poisson_noise": "Poisson noise", "jpeg": "JPEG"}
 _ABBREVIATED = {"val": "validation", "pgd": "PGD", "fgsm": "FGSM", "f1": "F1", "auroc": "AUROC"}
 _METHODS = {
     "gradcam": "Grad-CAM",
@@ -144,6 +156,11 @@ def attack(name: Any, steps: Any = None) -> str:
     label = _ATTACKS.get(str(name), str(name))
     number = finite(steps)
     return label if number is None or name == "fgsm" else f"{label}-{number:.0f}"
+
+
+def corruption(name: Any) -> str:
+    """A corruption's key as words: `Gaussian noise`, `leads and tubes`."""
+    return _CORRUPTIONS.get(str(name), str(name).replace("_", " "))
 
 
 def method(name: Any) -> str:

@@ -1,0 +1,258 @@
+"""What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trustcxr import results
+from trustcxr.errors import UserError
+from trustcxr.report import figures, words
+from trustcxr.report.folder import Run
+from trustcxr.report.matrices import Entry, Row
+from trustcxr.report.ranking import Headline
+from trustcxr.report.tables import Cell, Table, _names, plain, share, whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DEEP = 0.45  # opacity from which text on it is white
+
+
+# --- corruptions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Accuracy of one run by corruption and severity, shaded by what is lost from the clean images."""
+
+    title: str
+    caption: str
+    severities: list[str]
+    rows: list[Row]
+
+
+def corrupted(runs: list[Run]) -> Table | None:
+    """A row for each run: clean, the mean over all corruptions, flips, and the worst; None where none was tested."""
+    rows = []
+    for run in runs:
+        mean, entries = run.metrics.get("corruptions_mean"), _corruptions(run)
+        if not entries:
+            continue
+        worst = min(entries, key=lambda entry: float(entry["accuracy"]))
+        name = f"{words.corruption(worst['corruption'])}, severity {words.count(worst.get('severity'))}"
+        rows.append(
+            [
+                *_names(run),
+                share(run.clean("accuracy"), run.clean("accuracy_ci")),
+                share(words.get(mean, "accuracy"), words.get(mean, "accuracy_ci")),
+                share(words.get(mean, "flip_rate"), words.get(mean, "flip_rate_ci")),
+                Cell(name),
+                share(worst["accuracy"], worst.get("accuracy_ci")),
+                whole(words.get(mean, "n")),
+            ]
+        )
+    titles = ["Clean, %", "Corrupted, mean, %", "Answers changed, %", "Worst", "Accuracy there, %", "n"]
+    return Table(["Model", "Defence", *titles], rows, heads=2) if rows else None
+
+
+def heats(runs: list[Run]) -> list[Heat]:
+    """A table for each run that was tested on corruptions."""
+    return [heat for heat in map(_heat, runs) if heat is not None]
+
+
+def _heat(run: Run) -> Heat | None:
+    entries, clean = _corruptions(run), words.finite(run.clean("accuracy"))
+    if not entries:
+        return None
+    severities = sorted({int(entry["severity"]) for entry in entries})
+    by_name: dict[str, dict[int, float]] = {}
+    for entry in entries:
+        by_name.setdefault(str(entry["corruption"]), {})[int(entry["severity"])] = float(entry["accuracy"])
+    rows = []
+    for name, accuracies in by_name.items():
+        cells = []
+        for severity in severities:
+            accuracy = accuracies.get(severity)
+            lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
+            alpha = 0.9 * min(max(lost, 0.0), 1.0)
+            cells.append(Entry(words.hundred(accuracy, 0), "", f"{alpha:.3f}", alpha > _DEEP, False))
+        rows.append(Row(words.corruption(name), cells))
+    caption = f"clean {words.percent(clean)}, n = {words.count(entries[0].get('n'))}"
+    return Heat(run.label, caption, [str(severity) for severity in severities], rows)
+
+
+def _corruptions(run: Run) -> list[dict[str, Any]]:
+    entries = words.records(run.metrics.get("corruptions"))
+    return [
+        entry
+        for entry in entries
+        if entry.get("corruption")
+        and words.finite(entry.get("accuracy")) is not None
+        and words.finite(entry.get("severity")) is not None
+    ]
+
+
+# --- masking ---------------------------------------------------------------------------------------------------------
+
+_VERDICTS: dict[Any, Cell] = {True: Cell("masked", note="bad"), False: Cell("no sign", note="good")}
+
+
+def masking(runs: list[Run]) -> Table | None:
+    """The verdict on masked gradients of each run; None where none was given."""
+    rows = []
+    for run in runs:
+        verdict = run.metrics.get("masking")
+        if not isinstance(verdict, dict):
+            continue
+        looked = verdict.get("looked_for")
+        rows.append(
+            [
+                *_names(run),
+                _VERDICTS.get(verdict.get("masked"), Cell("not looked for", note="quiet")),
+                Cell(_sentence(verdict.get("because")), note="prose"),
+                Cell(words.listed(map(str, looked)) if isinstance(looked, list) else words.DASH, note="prose"),
+            ]
+        )
+    header = ["Model", "Defence", "Masked gradients", "Because", "What these attacks allowed to look for"]
+    return Table(header, rows, heads=2) if rows else None
+
+
+def _sentence(text: Any) -> str:
+    found = str(text or words.DASH)
+    return found[:1].upper() + found[1:]
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def calibration(runs: list[Run], head: Headline) -> Table | None:
+    """Calibration before and after temperature scaling, clean and under the headline's attacks; None without any."""
+    rows = []
+    for run in runs:
+        document = run.metrics.get("calibration")
+        for name, part in _conditions(document, head):
+            rows.append(
+                [
+                    *_names(run),
+                    Cell(name),
+                    plain(words.get(document, "temperature"), 2),
+                    plain(part.get("ece"), 3, part.get("ece_ci")),
+                    plain(part.get("ece_scaled"), 3, part.get("ece_scaled_ci")),
+                    share(part.get("accuracy")),
+                    share(part.get("confidence")),
+                    share(part.get("confidence_scaled")),
+                    plain(part.get("log_loss"), 2),
+                    plain(part.get("log_loss_scaled"), 2),
+                    whole(part.get("n")),
+                ]
+            )
+    header = ["Model", "Defence", "Images", "Temperature", "Calibration error", "scaled", "Accuracy, %"]
+    header += ["Mean confidence, %", "scaled, %", "Log loss", "scaled", "n"]
+    return Table(header, rows, heads=3) if rows else None
+
+
+def _conditions(document: Any, head: Headline) -> list[tuple[str, dict[str, Any]]]:
+    """Clean, and the attacks of the headline's epsilon, with their names."""
+    clean = words.get(document, "clean")
+    found = [("clean", clean)] if isinstance(clean, dict) else []
+    for part in words.records(words.get(document, "attacks")):
+        epsilon = words.finite(part.get("epsilon"))
+        if epsilon is not None and head.epsilon is not None and abs(epsilon - head.epsilon) < 1e-9:
+            found.append((f"{words.attack(part.get('attack'), part.get('steps'))} {words.epsilon(epsilon)}", part))
+    return found
+
+
+RELIABILITY_LEGEND = (
+    ("clean", figures.CLEAN_STYLE[0], "o", "solid"),
+    ("clean, scaled", figures.CLEAN_STYLE[0], "s", (0, (4, 2))),
+    ("under the strongest attack", figures.ATTACK_STYLES["pgd"][0], "^", "solid"),
+    ("under it, scaled", figures.ATTACK_STYLES["pgd"][0], "D", (0, (1, 1.2))),
+)
+
+
+def reliability(run: Run, head: Headline, key: str) -> str | None:
+    """Accuracy against stated confidence, before and after scaling, clean and under the strongest headline attack."""
+    conditions = _conditions(run.metrics.get("calibration"), head)
+    if not conditions:
+        return None
+    strongest = words.attack(head.strongest)
+    under = next((part for name, part in conditions[1:] if name.startswith(strongest)), {})
+    series = [conditions[0][1].get("bins"), conditions[0][1].get("bins_scaled")]
+    series += [under.get("bins"), under.get("bins_scaled")]
+
+    def plot(figure: "Figure") -> None:
+        import numpy as np
+
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=figures.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+        for bins, (_, colour, mark, dash) in zip(series, RELIABILITY_LEGEND, strict=True):
+            names = ("confidence", "accuracy", "n")
+            points = [[words.finite(row.get(name)) for name in names] for row in words.records(bins)]
+            known = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
+            x, y, counts = known.T
+            sizes = 6 + 90 * counts / max(counts.sum(), 1)
+            axes.plot(x, y, color=colour, ls=dash, lw=1.3, alpha=0.8)
+            axes.scatter(x, y, s=sizes, color=colour, marker=mark, lw=0, clip_on=False)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.02, 1.02)
+        figures._percent_axis(axes.xaxis)
+        figures._percent_axis(axes.yaxis)
+        axes.grid(color=figures.RULE, lw=0.7)
+        axes.set_axisbelow(True)
+        axes.set_title(run.label, fontsize=12, fontweight="bold", loc="left")
+        axes.set_xlabel("stated confidence, %")
+        axes.set_ylabel("accuracy, %")
+
+    alt = f"Reliability diagram of {run.label}; the calibration errors stand in the table."
+    return figures.draw(330, 300, plot, alt=alt, key=key)
+
+
+# --- shortcuts and other data ----------------------------------------------------------------------------------------
+
+
+def planted(runs: list[Run]) -> Table | None:
+    """Accuracy with a planted shortcut as it is, removed and moved; None where none was looked at."""
+    rows = []
+    for run in runs:
+        document = run.metrics.get("planted_shortcuts")
+        for kind, part in document.items() if isinstance(document, dict) else ():
+            cells = [
+                share(words.get(part, how, "accuracy"), words.get(part, how, "accuracy_ci"))
+                for how in ("as_is", "removed", "moved")
+            ]
+            where = f"{words.measure(kind)} of {words.get(part, 'class')}, moved to {words.get(part, 'moved_to')}"
+            follows = [share(words.get(part, name)) for name in ("follows_before", "follows")]
+            rows.append([*_names(run), Cell(where), *cells, *follows, whole(words.get(part, "n"))])
+    header = ["Model", "Defence", "Shortcut", "As it is, %", "Removed, %", "Moved, %"]
+    header += ["Taken for its class before, %", "and with it, %", "n"]
+    return Table(header, rows, heads=3) if rows else None
+
+
+def other_data(runs: list[Run]) -> Table | None:
+    """Each run on other data sets, from runs/*/evaluations, and what it loses there; None where there is none."""
+    rows = []
+    for run in runs:
+        for file in sorted(run.folder.glob(f"evaluations/*/{results.METRICS_FILE}")):
+            try:
+                document = results.read_json(file)
+            except UserError:
+                run.notes.append(f"{run.folder.name}/{file.parent.name}/{file.name} could not be read.")
+                continue
+            rows += [[*_names(run), Cell(file.parent.name), *cells] for cells in _drops(document)]
+    header = ["Model", "Defence", "Data", "Images", "Own test images, %", "There, %", "Lost, points", "n"]
+    return Table(header, rows, heads=4) if rows else None
+
+
+def _drops(document: Any) -> list[list[Cell]]:
+    found = []
+    for part in words.records(words.get(document, "drop_from_internal")):
+        clean = part.get("attack") == "clean"
+        attack = f"{words.attack(part.get('attack'), part.get('steps'))} {words.epsilon(part.get('epsilon'))}"
+        lost = words.finite(part.get("drop"))
+        cell = Cell(words.hundred(lost), words.between(part.get("drop_ci"), 1, scale=100), value=lost)
+        sides = [share(part.get(side)) for side in ("internal", "external")]
+        found.append([Cell("clean" if clean else attack), *sides, cell, whole(part.get("n_external"))])
+    if not found and isinstance(document, dict):
+        there = document.get("clean")
+        n = whole(words.get(there, "n"))
+        found = [[Cell("clean"), Cell(words.DASH), share(words.get(there, "accuracy")), Cell(words.DASH), n]]
+    return found
