@@ -568,3 +568,31 @@ def test_the_centre_prior_is_a_gaussian_with_a_quarter_of_each_side() -> None:
     assert prior[40 + 20, 20] == pytest.approx(np.exp(-0.5 * (20 / 20.25) ** 2), rel=1e-5)
     assert prior[40, 20 + 10] == pytest.approx(np.exp(-0.5 * (10 / 10.25) ** 2), rel=1e-5)
     assert torch.allclose(prior, prior.flip(0, 1))
+
+
+# By name
+
+
+def test_grad_cam_is_that_of_captum(small: Small, x: Tensor) -> None:
+    from captum.attr import LayerGradCam
+
+    small.eval()
+    small.relu.inplace = False  # captum reads the layer's output after what follows has worked in it
+    raw = LayerGradCam(small, small.cam_layer).attribute(x, target=1, relu_attributions=True)
+    large = nn.functional.interpolate(raw, x.shape[-2:], mode="bilinear")[:, 0]
+    peak = large.amax(dim=(1, 2), keepdim=True)
+    assert (peak > 0).any()
+    wanted = torch.where(peak > 0, large / peak.clamp(min=1e-12), 0.0).detach()
+    torch.testing.assert_close(explain.grad_cam(small, x, 1), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_several_methods_at_once_are_each_as_alone(small: Small, x: Tensor) -> None:
+    found = explain.cam.maps(small, x, 1, list(explain.METHODS))
+    for name, maps in found.items():
+        torch.testing.assert_close(maps, explain.METHODS[name](small, x, 1), msg=name)
+
+
+@pytest.mark.parametrize("name", ["gradcam@", "smoothgrad@-2", "gradcan"])
+def test_a_name_that_is_no_method_is_refused(name: str) -> None:
+    with pytest.raises(UserError):
+        explain.method(name)

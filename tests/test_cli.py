@@ -134,19 +134,55 @@ def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path,
 
 
 def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
-    document = json.loads(run("explain", trained, "--data", films, "--json").stdout)
+    quick = ("--sample", 2, "--corruption", "jpeg", "--corruption", "letters")
+    document = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)
+    assert list(document["saliency"]) == ["gradcam", "layercam", "random"]
     part = document["saliency"]["gradcam"]
     assert part["n"] == 10
     assert part["without_mask"] == 5
-    for measure in ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy"):
+    for measure in ("infection_energy", "infection_iou", "infection_iou_tuned", "pointing_hit_rate", "lung_energy"):
         assert 0 <= part[measure] <= 1
         assert 0 <= part[f"{measure}_chance"] < 1
         assert 0 <= part[f"{measure}_centre"] <= 1
+        assert 0 <= part[f"{measure}_lung"] <= 1
     stability = part["stability_ssim"]  # None where every map is null: there is nothing to compare
     assert part["null_map_rate"] == 1 if stability is None else -1 <= stability <= 1
     table = pd.read_parquet(trained / "saliency.parquet")
-    energy = table[(table["measure"] == "infection_energy") & (table["condition"] == "clean")]["value"]
+    of_gradcam = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    energy = of_gradcam[of_gradcam["measure"] == "infection_energy"]["value"]
     assert part["infection_energy"] == pytest.approx(energy.mean())
+    assert [row["condition"] for row in part["stability"]] == ["fgsm", "jpeg", "letters", "pgd"]
+    more = run("explain", trained, "--data", films, "--method", "layercam@-2", *quick).stdout
+    assert "layercam@-2: 10 annotated images" in more
+    kept = json.loads((trained / "metrics.json").read_text())["saliency"]
+    assert list(kept) == ["gradcam", "layercam", "layercam@-2", "random"]
+    assert kept["gradcam"] == part
+
+
+def test_explain_on_other_data_uses_the_thresholds_of_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
+    quick = ("--sample", 0, "--corruption", "jpeg", "--method", "gradcam")
+    own = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)["saliency"]["gradcam"]
+    other = phantom.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=64, seed=5)
+    found = json.loads(run("explain", trained, "--data", other, "--split", "Test", *quick, "--json").stdout)
+    assert found["saliency"]["gradcam"]["threshold"] == own["threshold"]
+    assert found["saliency"]["gradcam"]["n"] == 6
+
+
+def test_explain_refuses_what_is_not_there(trained: Path, films: Path) -> None:
+    data = ("--data", films)
+    assert "unknown saliency method 'gradcm': did you mean gradcam" in complaint(
+        "explain", trained, *data, "--method", "gradcm"
+    )
+    layer = complaint("explain", trained, *data, "--method", "layercam@layer9")
+    assert "unknown layer 'layer9'" in layer
+    assert "net.layer3" in layer
+    assert "unknown layer -9: valid: -1 to -5" in complaint("explain", trained, *data, "--method", "layercam@-9")
+    assert "unknown corruption 'fog'" in complaint("explain", trained, *data, "--corruption", "fog")
+    assert "severity" in complaint("explain", trained, *data, "--severity", 9)
+    words = run("explain", "--help").stdout
+    from trustcxr import explain
+
+    assert all(name in " ".join(words.split()) or name in words for name in explain.METHODS)
 
 
 def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, films: Path, tmp_path: Path) -> None:
@@ -199,7 +235,7 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     assert "Missing" in complaint("train", "--data", films)
     assert "no such study folder" in complaint("report", tmp_path / "gone")
     assert "no such image" in complaint("predict", trained, tmp_path / "gone.png")
-    assert "valid: demo, paper, quick" in complaint("study", "quik", "--data", films, "--out", out)
+    assert "did you mean quick? valid: ct, demo," in complaint("study", "quik", "--data", films, "--out", out)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: mine\nmodels: [resnet18]\ntraining: {epoch: 3}\n")
     unknown_key = complaint("study", recipe, "--data", films, "--out", out)

@@ -285,3 +285,27 @@ def test_any_value_but_zero_is_inside(maps: Tensor, masks: Tensor) -> None:
     for other in (masks.bool(), masks * 255, masks.float()):
         for measure in AGAINST_MASK:
             assert torch.equal(measure(maps, other), measure(maps, masks))
+
+
+def test_localisation_is_defined_as_in_quantus_where_there_is_something_to_measure(maps: Tensor, masks: Tensor) -> None:
+    for i, (saliency, mask) in enumerate(zip(maps.numpy(), masks.numpy().astype(bool), strict=True)):
+        if not mask.any() or np.ptp(saliency) == 0:
+            continue  # there it counts a hit (its PointingGame) or divides by nothing; ours is NaN or a miss: see above
+        # quantus.RelevanceMassAccuracy, RelevanceRankAccuracy and PointingGame, without ties.
+        mass = saliency[mask].sum() / saliency.sum()
+        top = np.argsort(saliency.ravel())[::-1][: mask.sum()]
+        assert measures.energy_inside(maps, masks)[i].item() == pytest.approx(mass, abs=1e-5)
+        if len(np.unique(saliency)) == saliency.size:
+            assert measures.rank_accuracy(maps, masks)[i].item() == pytest.approx(mask.ravel()[top].mean())
+            hit = mask.ravel()[saliency.argmax()]
+            assert measures.pointing_hit(maps, masks)[i].item() == float(hit)
+
+
+def test_ssim_is_that_of_torchmetrics(maps: Tensor) -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = maps[:3], (maps[:3] * 0.6 + maps[3:] * 0.4).clamp(0, 1)
+    wanted = structural_similarity_index_measure(
+        a[:, None].double(), b[:, None].double(), data_range=1.0, reduction="none"
+    )
+    torch.testing.assert_close(measures.ssim(a, b), wanted.flatten(), atol=1e-4, rtol=0)

@@ -1,0 +1,100 @@
+"""Do the saliency methods point at what a model is known to use? Models small enough to train in seconds."""
+
+from functools import lru_cache
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trustcxr.explain import ground_truth
+
+SIZE = 48
+METHODS = ("gradcam", "hirescam", "layercam", "random")
+
+
+class Tiny(nn.Module):
+    """Four convolutions, their last map an eighth of the side, its peaks pooled: pixel space to two logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (1, 8, 16, 24, 24)
+        blocks = []
+        for k, (before, after) in enumerate(pairwise(widths)):
+            blocks += [nn.Conv2d(before, after, 3, 2 if k else 1, 1), nn.BatchNorm2d(after), nn.ReLU()]
+        self.body, self.cam_layer = nn.Sequential(*blocks), nn.Identity()
+        self.head = nn.Linear(widths[-1], 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.cam_layer(self.body(images - 0.5)).mean(dim=(2, 3)))
+
+
+@lru_cache
+def model(reads: str) -> nn.Module:
+    draw = {"marker": ground_truth.shortcut, "lesion": ground_truth.honest}[reads]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ground_truth.fit(Tiny(), draw(160, SIZE), epochs=16, learning_rate=1e-2)
+
+
+@lru_cache
+def table(reads: str) -> pd.DataFrame:
+    return ground_truth.shares(model(reads), ground_truth.both(40, SIZE, seed=9), METHODS)
+
+
+def test_films_are_the_same_patients_whatever_is_planted() -> None:
+    both, bare = ground_truth.both(6, SIZE, seed=3), ground_truth.unmarked(6, SIZE, seed=3)
+    assert both.labels.tolist() == [0, 1] * 3
+    different = (both.images != bare.images)[:, 0]
+    assert torch.equal(different & both.marker, different), "only the letter differs"
+    assert both.marker.flatten(1).any(1).all()
+    assert not bare.marker.any()
+    assert torch.equal(both.lesion, bare.lesion)
+    assert both.lesion[::2].flatten(1).any(1).all()
+    assert not both.lesion[1::2].any()
+
+
+def test_where_the_letter_gives_the_class_away_nothing_else_does() -> None:
+    films = ground_truth.shortcut(8, SIZE)
+    assert torch.equal(films.marker.flatten(1).any(1), films.labels == 0)
+    plain = ground_truth.draw(8, SIZE, marked=lambda *_: False, conspicuity=0.0)
+    healthy = ground_truth.draw(8, SIZE, marked=lambda *_: False, conspicuity=2.0)
+    assert not torch.equal(plain.images[0], healthy.images[0])  # the lesion, where it shows
+    assert torch.equal(plain.images[1], healthy.images[1])
+    halves = ground_truth.honest(8, SIZE)
+    assert halves.marker.flatten(1).any(1).tolist() == [True, True, False, False] * 2
+
+
+def test_each_model_uses_what_it_is_meant_to_use() -> None:
+    both, bare = ground_truth.both(40, SIZE, seed=9), ground_truth.unmarked(40, SIZE, seed=9)
+    assert ground_truth.accuracy(model("marker"), ground_truth.shortcut(40, SIZE, seed=8)) >= 0.95
+    assert ground_truth.changed(model("marker"), both, bare) >= 0.9
+    assert ground_truth.accuracy(model("lesion"), ground_truth.honest(40, SIZE, seed=8)) >= 0.8
+    assert ground_truth.changed(model("lesion"), both, bare) <= 0.2
+
+
+@pytest.mark.parametrize("name", ["gradcam", "hirescam", "layercam"])
+def test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses(name: str) -> None:
+    found = {
+        reads: table(reads)[table(reads)["method"] == name].mean(numeric_only=True) for reads in ("marker", "lesion")
+    }
+    assert found["marker"]["marker_near"] > 5 * found["marker"]["marker_near_area"]
+    assert found["marker"]["lesion"] < found["lesion"]["lesion"]
+    assert found["lesion"]["lesion"] > 1.3 * found["lesion"]["lesion_area"]
+    assert found["lesion"]["marker_near"] < 2 * found["lesion"]["marker_near_area"]
+
+
+def test_the_random_map_finds_neither() -> None:
+    for reads in ("marker", "lesion"):
+        means = table(reads)[table(reads)["method"] == "random"].mean(numeric_only=True)
+        for region in ("marker", "lesion"):
+            assert means[f"{region}_near"] == pytest.approx(means[f"{region}_near_area"], rel=0.4)
+
+
+def test_shares_are_of_the_diseased_films() -> None:
+    rows = table("marker")
+    assert set(rows["film"]) == set(range(0, 40, 2))
+    assert len(rows) == 20 * len(METHODS)
+    for region in ("marker", "lesion"):
+        assert (rows[f"{region}_near"] >= rows[region] - 1e-9).all()
