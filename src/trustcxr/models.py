@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr import network_options
 from trustcxr.errors import UserError, unknown
+from trustcxr.lung_gate import LungGate
 
 # Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
 PAPER_MODELS: dict[str, str] = {
@@ -58,7 +59,14 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, *, mean: float, std: float, input_blur: int = 0, frozen_norm: bool = False
+        self,
+        net: nn.Module,
+        *,
+        mean: float,
+        std: float,
+        input_blur: int = 0,
+        frozen_norm: bool = False,
+        lung_gate: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.frozen_norm = net, frozen_norm
@@ -66,6 +74,7 @@ class Classifier(nn.Module):
         self.blur = (
             nn.AvgPool2d(input_blur, 1, input_blur // 2, count_include_pad=False) if input_blur else nn.Identity()
         )
+        self.gate = LungGate() if lung_gate else nn.Identity()
         self.cam_layer = nn.Identity()
         self.mean: Tensor
         self.std: Tensor
@@ -79,7 +88,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
-        features = self.net.forward_features(self.normalise(self.blur(images)))  # type: ignore[operator]
+        features = self.net.forward_features(self.normalise(self.blur(self.gate(images))))  # type: ignore[operator]
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -115,6 +124,7 @@ def build(
     normalisation: str = "batch",
     activation: str = "own",
     input_blur: int = 0,
+    lung_gate: bool = False,
 ) -> Classifier:
     """A new Classifier for one-channel images.
 
@@ -125,8 +135,8 @@ def build(
     `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
     weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. `input_blur` is the odd
-    side of a mean filter at the input, in pixels. Raises UserError where the weights cannot be had, or the network has
-    no layer that an option is about.
+    side of a mean filter at the input, in pixels. `lung_gate` puts an untrained LungGate before the
+    network. Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
     arch = architecture(name)
     mean, std = _normalisation(arch)
@@ -140,7 +150,8 @@ def build(
         elif choice != "none":
             _load(net, _read_state(Path(choice)), source=choice)
     network_options.apply(net, arch, normalisation=normalisation, activation=activation)
-    return Classifier(net, mean=mean, std=std, input_blur=input_blur, frozen_norm=normalisation == "frozen")
+    frozen = normalisation == "frozen"
+    return Classifier(net, mean=mean, std=std, input_blur=input_blur, frozen_norm=frozen, lung_gate=lung_gate)
 
 
 def check(name: str, **options: Any) -> None:

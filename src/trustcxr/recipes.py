@@ -247,6 +247,10 @@ class RunRecipe(Strict):
         """How much it sees outside the lungs in training."""
         return self.training.background
 
+    def network_options(self) -> dict[str, Any]:
+        """What `models.build` is told beside name, classes and weights."""
+        return self.model.options() | ({"lung_gate": True} if self.background == "gate" else {})
+
     @property
     def needs_lungs(self) -> bool:
         """Whether its training looks at lung masks."""
@@ -256,6 +260,10 @@ class RunRecipe(Strict):
     def _fits(self) -> "RunRecipe":
         if self.training.rrr and self.defence.name == "mixup":
             raise ValueError("rrr needs the lungs of one image, and mixup shows two at once")
+        if self.defence.start_from == "standard" and self.defence.background == "gate":
+            raise ValueError(
+                "start_from: standard has no lung gate to start from; set training.background: gate for both"
+            )
         if self.defence.separate_batchnorm and self.model.normalisation != "batch":
             raise ValueError(f"separate_batchnorm needs normalisation: batch, not {self.model.normalisation}")
         if self.defence.background not in (None, self.training.background):

@@ -60,7 +60,7 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
             say(f"{folder}: already trained")
             return results.read_json(folder / results.TRAINING_FILE)
     # Weights that cannot be had are said before the images are decoded.
-    models.build(run.model.name, classes=2, weights=run.model.weights, **run.model.options())
+    models.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     for note in parts[0].notes:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import defences, models, results, right_reasons
+from trustcxr import defences, lung_gate, models, results, right_reasons
 from trustcxr.console import duration, say
 from trustcxr.data import backgrounds
 from trustcxr.data.batches import Batch, augment, loader, to_pixels
@@ -191,9 +191,12 @@ def fit(
     lungs, without = _lungs(train, recipe)
     resumed = _can_resume(checkpoints / "last.ckpt")
     weights = "none" if resumed or start_from else recipe.model.weights
-    model = models.build(recipe.model.name, classes=len(classes), weights=weights, **recipe.model.options())
+    model = models.build(recipe.model.name, classes=len(classes), weights=weights, **recipe.network_options())
     if start_from is not None and not resumed:
         load_weights(model, start_from / results.WEIGHTS_FILE)
+    elif isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
+        lung_gate.fit(model.gate, train.images, lungs, recipe)
+    model.gate.requires_grad_(False)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = loader(
         train,

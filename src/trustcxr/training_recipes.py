@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Background = Literal["full", "swap", "mask", "crop"]
+Background = Literal["full", "swap", "mask", "crop", "gate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 # The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
@@ -59,7 +59,8 @@ class TrainingRecipe(Strict):
     class_weights: bool = Field(False, description="weigh the loss of each class against how many images it has")
     background: Background = Field(
         "full",
-        description="of training images: full, swap (the lungs on another film's), mask (black) or crop (to the lungs)",
+        description="of training images: full, swap (the lungs on another film's), mask (black), crop (to the lungs); "
+        "gate: of every image, black where a segmenter inside the model finds no lung",
     )
     swap_share: Fraction = Field(
         0.85, description="of training images whose background is changed; the others, like all test images, are not"

@@ -1,0 +1,142 @@
+"""A lung segmenter inside the model: it learns the lungs, hides the rest, and stays as it is while the rest trains."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from trustcxr import attacks, evaluation, lung_gate, models, training
+from trustcxr.data import load_dataset
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """48 films to train on and 24 to validate, 32 pixels."""
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lung_gate, "EPOCHS", 2)
+    made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
+
+
+@pytest.mark.parametrize("defence", ["standard", "fgsm"])
+def test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on(
+    defence: str, films: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lung_gate, "EPOCHS", 40)
+    train, val = films
+    torch.manual_seed(0)
+    gate = lung_gate.LungGate()
+    during = lung_gate.fit(gate, train.images, train.masks("lung"), recipe(defence, background="gate"))
+    pixels, lungs = to_pixels(torch.from_numpy(np.array(val.images))), torch.from_numpy(np.array(val.masks("lung")))
+    found = gate.logits(pixels).detach() > 0
+    score = float(lung_gate.dice(found, lungs[:, None] > 0).mean())
+    assert score > 0.8
+    assert during > 0.75
+    hidden = gate(pixels).detach()[lungs[:, None] == 0].mean()
+    assert hidden < 0.25 * pixels[lungs[:, None] == 0].mean()
+
+
+def test_what_the_gate_closes_changes_no_answer() -> None:
+    torch.manual_seed(0)
+    model = models.build("test_resnet", classes=3, lung_gate=True).eval()
+    with torch.no_grad():
+        model.gate.out.weight.zero_()  # type: ignore[union-attr]
+        model.gate.out.bias.fill_(-60.0)  # type: ignore[union-attr]
+        first, second = model(torch.rand(1, 1, 32, 32)), model(torch.rand(1, 1, 32, 32))
+        model.gate.out.bias.fill_(60.0)  # type: ignore[union-attr]
+        images = torch.rand(2, 1, 32, 32)
+        assert torch.allclose(model.gate(images), images)
+    assert torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 37), (224, 224)])
+def test_the_gate_takes_any_size(size: tuple[int, int]) -> None:
+    gate = lung_gate.LungGate()
+    assert gate(torch.rand(2, 1, *size)).shape == (2, 1, *size)
+    assert gate.logits(torch.rand(2, 1, *size)).shape == (2, 1, *size)
+
+
+def test_attacks_meet_the_gate() -> None:
+    model = models.build("test_resnet", classes=3, lung_gate=True)
+    model.gate.requires_grad_(False)
+    images, labels = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
+    through, _ = attacks.input_gradient(model.eval(), images, labels)
+    with torch.no_grad():
+        opened = model.gate.logits(images).sigmoid()  # type: ignore[union-attr]
+    leaf = images.clone().requires_grad_(True)
+    features = model.net.forward_features(model.normalise(leaf * opened))  # type: ignore[operator]
+    loss = torch.nn.functional.cross_entropy(model.net.forward_head(features), labels)  # type: ignore[operator]
+    (around,) = torch.autograd.grad(loss, leaf)
+    assert not torch.allclose(through, around), "the gradient goes through the segmenter too"
+
+
+def test_dice() -> None:
+    a, b = torch.zeros(3, 1, 4, 4, dtype=torch.bool), torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    a[0, 0, :2], b[0, 0, 1:3] = True, True
+    a[1, 0, 0] = True
+    assert lung_gate.dice(a, b).tolist() == [0.5, 0.0, 1.0]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_gated_run_is_named_kept_and_resumed(films: tuple[Any, Any], tmp_path: Path) -> None:
+    run = recipe("fgsm", background="gate")
+    assert run.name == "test_resnet-gate-fgsm-s0"
+    training.fit(run, *films, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            training.fit(run, *films, tmp_path / "parts")
+    training.fit(run, *films, tmp_path / "parts")
+    kept = weights(tmp_path / "whole")
+    assert same(kept, weights(tmp_path / "parts"))
+    loaded = evaluation.load_run(tmp_path / "whole")
+    assert isinstance(loaded.model.gate, lung_gate.LungGate)
+    assert loaded.recipe == run
+
+
+@pytest.mark.usefixtures("short")
+def test_the_classifier_does_not_bend_the_gate(films: tuple[Any, Any], tmp_path: Path) -> None:
+    """A segmenter that learnt from the labels could draw the class in the shape that it cuts."""
+    gates = []
+    real = lung_gate.fit
+
+    def fit(gate: lung_gate.LungGate, *rest: Any) -> float:
+        score = real(gate, *rest)
+        gates.append({f"gate.{k}": v.clone() for k, v in gate.state_dict().items()})
+        return score
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lung_gate, "fit", fit)
+        training.fit(recipe("standard", background="gate", averaging=0.5), *films, tmp_path)
+    kept = weights(tmp_path)
+    assert gates[0]
+    assert all(torch.allclose(kept[k], v) for k, v in gates[0].items())
+
+
+def test_a_gate_needs_lung_masks(films: tuple[Any, Any], tmp_path: Path) -> None:
+    folders = tmp_path / "plain"
+    for split in ("Train", "Val"):
+        for name in ("a", "b"):
+            (folders / split / name).mkdir(parents=True)
+            for i in range(3):
+                from PIL import Image
+
+                Image.fromarray(np.full((32, 32), 40 * i, np.uint8)).save(
+                    folders / split / name / f"{split}{name}{i}.png"
+                )
+    parts = [load_dataset(folders, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
+    with pytest.raises(UserError, match="need lung masks"):
+        training.fit(recipe(background="gate"), *parts, tmp_path / "run")
+
+
+def test_a_gated_run_cannot_start_from_one_without(films: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match="no lung gate to start from"):
+        recipe({"name": "fgsm", "start_from": "standard", "background": "gate"}, background="gate")
