@@ -1,7 +1,9 @@
-"""Write the tables of results/ from a finished study: every figure as CSV, and each defence's robustness as a page.
+"""Write the tables of results/ from a finished study: every figure as CSV, and a page to read.
 
     trustcxr study robustness --data COVID-QU-Ex --out out/robustness
     python -m benchmarks.tables out/robustness --external external-cxr
+    trustcxr study localisation --data COVID-QU-Ex --out out/localisation
+    python -m benchmarks.tables out/localisation --localisation
 
 No number is typed by hand: each is read from study.json or metrics.json, with its interval and its count.
 """
@@ -22,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--external", type=Path, help="data from elsewhere, on which every run is evaluated too")
+    parser.add_argument("--localisation", action="store_true", help="saliency against the masks, compared run by run")
     given = parser.parse_args()
     folder = results.check_study(given.study)
     study = results.read_json(folder / results.STUDY_RESULTS)
@@ -29,6 +32,9 @@ def main() -> None:
     name = f"{study['study']}-{study['data']['root_name']}"
     write_rows(study, RESULTS / f"{name}.csv", outside)
     text = page(study, outside, given.external.name if given.external else "")
+    if given.localisation:
+        text += "\n" + "\n".join([*localisation(study["runs"]), *compared(study)]) + "\n"
+        write_comparisons(study, RESULTS / f"{name}-comparisons.csv")
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -128,6 +134,75 @@ def elsewhere(runs_: list[dict[str, Any]], outside: dict[str, dict[str, Any]], e
         cells = [run["run"], percent(found["clean"]), str(found["clean"]["n"]), percent(drop, "drop") if drop else ""]
         lines.append(f"| {' | '.join(cells + _under(found, ['fgsm', 'pgd'], epsilon))} |")
     return lines
+
+
+MEASURES = {
+    "infection_energy": "infection energy",
+    "infection_energy_given_lung": "infection given lung",
+    "lung_energy": "lung energy",
+    "pointing_hit_rate": "hit rate",
+    "infection_iou_tuned": "IoU, tuned threshold",
+    "infection_auroc": "pixel AUROC",
+    "infection_ap": "average precision",
+    "infection_rank_accuracy": "rank accuracy",
+    "null_map_rate": "null maps",
+}
+
+
+def localisation(runs_: list[dict[str, Any]]) -> list[str]:
+    """For each saliency method one line a run: the measures against the masks, under them chance and the controls."""
+    first = next(iter(runs_[0]["saliency"].values()))
+    lines = [
+        "## Saliency against the radiologists' masks",
+        "",
+        f"{first['n']} images with an infection mask, the class of the label explained; means with 95 % intervals over "
+        "patients or groups of images. Chance: of an even map; centre prior: a Gaussian in the middle; lung mask: the "
+        "mask of the lungs as if it were the map. Of infection given lung, the energy that is inside the lungs is the "
+        "whole.",
+        "",
+    ]
+    for method in runs_[0]["saliency"]:
+        lines += [f"### {method}", "", f"| {' | '.join(['run', *MEASURES.values()])} |"]
+        lines.append("| --- " * (len(MEASURES) + 1) + "|")
+        parts = {run["run"]: run["saliency"][method] for run in runs_ if method in run["saliency"]}
+        for name, part in parts.items():
+            lines.append(f"| {' | '.join([name, *(_measured(part, key) for key in MEASURES)])} |")
+        part = next(iter(parts.values()))
+        for reference, words in (("chance", "chance"), ("centre", "centre prior"), ("lung", "lung mask")):
+            cells = [f"{part[f'{key}_{reference}']:.3f}" if f"{key}_{reference}" in part else "" for key in MEASURES]
+            lines.append(f"| *{words}* | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def _measured(part: dict[str, Any], key: str) -> str:
+    if part.get(key) is None:
+        return ""
+    low, high = part[f"{key}_ci"]
+    return f"{part[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def compared(study: dict[str, Any]) -> Iterator[str]:
+    """Every comparison of a robust run, or one with another background, with its standard run: a sentence each."""
+    yield "## Standard against the others, image by image"
+    yield ""
+    yield "Differences with 95 % intervals; p-values corrected for all comparisons of saliency, or of accuracy (Holm)."
+    yield f"Every row with its figures is in {study['study']}-{study['data']['root_name']}-comparisons.csv."
+    groups: dict[str, list[str]] = {}
+    for row in study["comparisons"]:
+        if row["method"] is None or row["measure"] in MEASURES:
+            who = f"{row['model']}: {row['background']} background, {row['defence']}, against standard"
+            groups.setdefault(who, []).append(f"- {row['verdict']}")
+    for who, sentences in groups.items():
+        yield from ("", f"### {who}", "", *sentences)
+
+
+def write_comparisons(study: dict[str, Any], path: Path) -> None:
+    """Every comparison, one a row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(study["comparisons"][0]))
+        writer.writeheader()
+        writer.writerows(study["comparisons"])
 
 
 def _names(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
