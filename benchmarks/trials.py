@@ -1,0 +1,77 @@
+"""A table of runs that were tried, on validation alone: what each was told beside the defaults, and what it did.
+
+python -m benchmarks.trials RUN... > results/trials-covidqu-mini.md
+
+Each figure is read from the run's history.csv at the epoch whose weights were kept. Nothing is tested here.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel
+
+from trustcxr import results
+from trustcxr.recipes import DefenceRecipe, ModelRecipe, RunRecipe, TrainingRecipe, validate
+from trustcxr.watching import WATCH_IMAGES, WATCH_STEPS
+
+HEAD = ("model", "defence", "training", "images", "epochs", "minutes", "clean", "FGSM", f"PGD-{WATCH_STEPS}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    given = parser.parse_args()
+    print("# What was tried, on validation")
+    print()
+    print(
+        "`python -m benchmarks.trials RUN...`. One seed; the epoch whose weights were kept. Clean accuracy is of all "
+        f"validation images, under attack of {WATCH_IMAGES} of them, at the epsilon of training (0.02 unless said), so "
+        "that a point or two between rows is noise. Minutes are of one core, which other work may have shared. A constant answer has 33.3 %. Research software, not for diagnosis."
+    )
+    print()
+    print(f"| {' | '.join(HEAD)} |")
+    print("| --- " * len(HEAD) + "|")
+    for folder in given.runs:
+        print(f"| {' | '.join(row(folder))} |")
+
+
+def row(folder: Path) -> list[str]:
+    """One run: what it was told, and its figures."""
+    about = results.read_yaml(folder / results.RUN_FILE)
+    run = validate(RunRecipe, about["recipe"], str(folder))
+    history = pd.read_csv(folder / results.HISTORY_FILE)
+    training = results.read_json(folder / results.TRAINING_FILE)
+    kept = history[history["epoch"] == training["best_epoch"]].iloc[0]
+    figures = [
+        f"{100 * kept[name]:.1f}" if name in kept else ""
+        for name in ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
+    ]
+    return [
+        ", ".join([run.model.name, *told(run.model, ModelRecipe(name=run.model.name), ("name",))]),
+        ", ".join([run.defence.name, *told(run.defence, DefenceRecipe(), ("name", "background"))]),
+        ", ".join(told(run.training, TrainingRecipe(), ("epochs", "patience"))),
+        f"{about['data']['images']} at {run.data.size} pixels",
+        str(training["epochs"]),
+        f"{training['seconds'] / 60:.1f}",
+        *figures,
+    ]
+
+
+def told(recipe: Any, default: Any, without: tuple[str, ...]) -> list[str]:
+    """Keys that differ from the default, as words."""
+    found = []
+    for key in type(recipe).model_fields:
+        value, usual = getattr(recipe, key), getattr(default, key)
+        if key in without or value == usual or key == "training":
+            continue
+        if isinstance(value, BaseModel):
+            found += told(value, usual, ())
+        else:
+            found.append(f"{key.replace('_', ' ')} {value}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
