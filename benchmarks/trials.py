@@ -28,7 +28,8 @@ def main() -> None:
     print(
         "`python -m benchmarks.trials RUN...`. One seed; the epoch whose weights were kept. Clean accuracy is of all "
         f"validation images, under attack of {WATCH_IMAGES} of them, at the epsilon of training (0.02 unless said), so "
-        "that a point or two between rows is noise. Minutes are of one core, which other work may have shared. A constant answer has 33.3 %. Research software, not for diagnosis."
+        "that a point or two between rows is noise. Minutes are of one core, which other work may "
+        "have shared. A constant answer has 33.3 %. Research software, not for diagnosis."
     )
     print()
     print(f"| {' | '.join(HEAD)} |")
