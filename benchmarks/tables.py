@@ -85,7 +85,8 @@ def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name
         "",
         *robustness(study["runs"], every[-1]),
         "",
-        f"Attacks at epsilon {every[-1]:g}; an empty cell was not tried. Mean: over all corruptions and severities. `masked`: the verdict on the "
+        f"Attacks at epsilon {every[-1]:g}; an empty cell was not tried. Mean: over all corruptions and "
+        "severities. `masked`: the verdict on the "
         "gradients, whose reason stands in each run's metrics.json.",
         "",
     ]
