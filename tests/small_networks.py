@@ -1,5 +1,7 @@
 """Small networks and images that train in seconds, for the tests of attacks, defences and statistics."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -42,10 +44,21 @@ class SmallNet(nn.Module):
         return self.head(self.body(images - 0.5))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order: with more threads the same seed trains another network, and figures move."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @lru_cache
 def trained(defence: str = "standard", *, classes: int = 3, epsilon: float = 0.03) -> SmallNet:
     """A SmallNet after some steps of a defence, in evaluation mode. Shared by tests: leave it as it is."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(1)
         model = SmallNet(classes)
         optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
