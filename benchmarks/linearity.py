@@ -45,7 +45,14 @@ def main() -> None:
     films = load_dataset(given.data, split="Train", size=given.size)
     rows = np.unique(np.linspace(0, len(films) - 1, given.images).astype(int))
     images, labels = to_pixels(torch.from_numpy(films.images[rows])), torch.as_tensor(films.labels[rows])
-    print(f"# Is the loss straight around an image? {len(rows)} training images, {given.size} pixels, untrained heads")
+    print("# Is the loss straight around an image?")
+    print()
+    print(
+        f"`python -m benchmarks.linearity --data {given.data.resolve().name}`: means over {len(rows)} Train images, "
+        f"{given.size} pixels, before training, one seed, no intervals. Cosine of the loss's gradient at an image "
+        "and at a random point within the radius; signs: 1 where all agree, 0 as by chance. "
+        "Research software, not for diagnosis."
+    )
     print()
     print("| network | weights | layers | cosine at", " | ".join(f"{r:g}" for r in RADII), "| signs after FGSM 0.002 |")
     print("| --- " * 7 + "|")

@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--external", type=Path, help="data from elsewhere, on which every run is evaluated too")
+    parser.add_argument("--note", default="", help="what the figures do not tell, such as how the study was run")
     parser.add_argument("--localisation", action="store_true", help="saliency against the masks, compared run by run")
     given = parser.parse_args()
     folder = results.check_study(given.study)
@@ -31,7 +32,7 @@ def main() -> None:
     outside = external(folder, study, given.external) if given.external else {}
     name = f"{study['study']}-{study['data']['root_name']}"
     write_rows(study, RESULTS / f"{name}.csv", outside)
-    text = page(study, outside, given.external.name if given.external else "")
+    text = page(study, outside, given.external.name if given.external else "", given.note)
     if given.localisation:
         text += "\n" + "\n".join([*localisation(study["runs"]), *compared(study)]) + "\n"
         write_comparisons(study, RESULTS / f"{name}-comparisons.csv")
@@ -65,7 +66,7 @@ def attacked(run: dict[str, Any], name: str, epsilon: float) -> dict[str, Any] |
     return next((a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon), None)
 
 
-def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name: str) -> str:
+def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name: str, note: str) -> str:
     """The study's robustness in Markdown."""
     every = sorted({a["epsilon"] for a in study["runs"][0]["attacks"]})
     first, hardware = study["runs"][0], study["hardware"]
@@ -83,6 +84,7 @@ def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name
         f"{100 / len(first['classes']):.1f}. Epsilon is L-infinity in pixel space. Training time in minutes on "
         f"{hardware['cores']} cores ({hardware['processor']}). Research software, not for diagnosis.",
         "",
+        *([note, ""] if note else []),
         *robustness(study["runs"], every[-1]),
         "",
         f"Attacks at epsilon {every[-1]:g}; an empty cell was not tried. Mean: over all corruptions and "
@@ -90,11 +92,24 @@ def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name
         "gradients, whose reason stands in each run's metrics.json.",
         "",
     ]
+    if missing := not_tried(study):
+        lines += ["Of the recipe these were not tried; the command above tries them: " + "; ".join(missing) + ".", ""]
     for epsilon in every[:-1]:
         lines += [f"## Epsilon {epsilon:g}", "", *at_epsilon(study["runs"], epsilon), ""]
     if outside:
         lines += [f"## Data from elsewhere: {outside_name}", "", *elsewhere(study["runs"], outside, every[-1]), ""]
     return "\n".join(lines)
+
+
+def not_tried(study: dict[str, Any]) -> list[str]:
+    """For each run the attacks of the recipe that it was not tested with."""
+    wanted = {a["name"]: a["epsilons"] for a in study["recipe"]["evaluation"]["attacks"]}
+    found = []
+    for run in study["runs"]:
+        for name, epsilons in wanted.items():
+            if lacks := [f"{e:g}" for e in epsilons if attacked(run, name, e) is None]:
+                found.append(f"{run['run']}: {name} at {', '.join(lacks)}")
+    return found
 
 
 def robustness(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:

@@ -6,6 +6,7 @@ Each figure is read from the run's history.csv at the epoch whose weights were k
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     given = parser.parse_args()
+    halfwidth = 100 * 1.96 * math.sqrt(0.25 / WATCH_IMAGES)
     print("# What was tried, on validation")
     print()
     print(
         "`python -m benchmarks.trials RUN...`. One seed; the epoch whose weights were kept. Clean accuracy is of all "
         f"validation images, under attack of {WATCH_IMAGES} of them, at the epsilon of training (0.02 unless said), so "
-        "that a point or two between rows is noise. Minutes are of one core, which other work may "
+        f"that figures under attack are known to about {halfwidth:.0f} points "
+        "either way (95 %). Minutes are of one core, which other work may "
         "have shared. A constant answer has 33.3 %. Research software, not for diagnosis."
     )
     print()

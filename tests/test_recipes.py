@@ -52,7 +52,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     radii = {a.name: set(a.epsilons) for a in recipe.evaluation.attacks}
     assert radii["fgsm"] == radii["pgd"]
     assert 0.02 in radii["pgd"]
-    # The heart has a side; the two that mirror found on validation that it pays, and say so.
+    # The heart has a side; the two that mirror chose it on validation.
     assert recipe.training.augment.flip == (0.5 if name in ("localisation", "robustness") else 0)
 
 

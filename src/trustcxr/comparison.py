@@ -15,7 +15,7 @@ from trustcxr.statistics import Floats, paired
 MAIN_METHOD = "gradcam"  # of several saliency methods the one that a summary speaks of; without it the first
 ATTACKED, CONTROL = "fgsm", "random"
 LEVEL = 0.05
-HIGHER_IS_BETTER = (
+AGAINST_MASKS = (
     "infection_energy",
     "infection_energy_given_lung",
     "pointing_hit_rate",
@@ -26,6 +26,9 @@ HIGHER_IS_BETTER = (
     "infection_auroc",
     "infection_ap",
     "lung_energy",
+)
+HIGHER_IS_BETTER = (
+    *AGAINST_MASKS,
     "stability_ssim",
     "corruption_ssim",
     "artefact_ssim",

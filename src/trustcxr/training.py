@@ -190,14 +190,7 @@ def fit(
     classes, training = train.classes, recipe.training
     lungs, without = _lungs(train, recipe)
     resumed = _can_resume(checkpoints / "last.ckpt")
-    weights = "none" if resumed or start_from else recipe.model.weights
-    model = models.build(recipe.model.name, classes=len(classes), weights=weights, **recipe.network_options())
-    if start_from is not None and not resumed:
-        load_weights(model, start_from / results.WEIGHTS_FILE)
-    elif isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
-        lung_gate.fit(model.gate, train.images, lungs, recipe)
-    model.gate.requires_grad_(False)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _network(recipe, train, lungs, start_from, resumed=resumed)
     batches = loader(
         train,
         training.batch_size,
@@ -245,6 +238,20 @@ def fit(
             say(f"{recipe.name}: {problem}; the weights of epoch {watch.best['epoch']} are kept")
     counts = {"steps": module.global_step} | ({} if lungs is None else {"images_without_lung_mask": without})
     return _finish(folder, recipe, watch, model, counts)
+
+
+def _network(
+    recipe: RunRecipe, train: "Dataset", lungs: np.ndarray | None, start_from: Path | None, *, resumed: bool
+) -> models.Classifier:
+    """The model as training finds it, its lung gate trained and frozen; a resumed run's checkpoint fills it later."""
+    weights = "none" if resumed or start_from else recipe.model.weights
+    model = models.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
+    if start_from is not None and not resumed:
+        load_weights(model, start_from / results.WEIGHTS_FILE)
+    elif isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
+        lung_gate.fit(model.gate, train.images, lungs, recipe)
+    model.gate.requires_grad_(False)  # a segmenter that learnt from the labels could draw the class in what it cuts
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _lungs(train: "Dataset", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:

@@ -3,24 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from trustcxr.comparison import AGAINST_MASKS, CONTROL
 from trustcxr.report import words
 from trustcxr.report.folder import Run
 from trustcxr.report.summary import chance_verdict, main_method
 from trustcxr.report.tables import Cell, Table, plain, whole
 
-CONTROL = "random"
-MEASURES = (
-    "infection_energy",
-    "infection_energy_given_lung",
-    "pointing_hit_rate",
-    "infection_iou",
-    "infection_iou_tuned",
-    "infection_iou_area",
-    "infection_rank_accuracy",
-    "infection_auroc",
-    "infection_ap",
-    "lung_energy",
-)
 _MAIN = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_auroc")
 
 
@@ -49,7 +37,7 @@ def measures(runs: list[Run]) -> Table:
     header = ["Model", "Defence", "Method", "Measure", "Value", "Chance", "Centre", "Lung mask", "Answered right", "n"]
     rows = []
     for run, method, document in documents(runs):
-        for name in MEASURES:
+        for name in AGAINST_MASKS:
             if words.finite(document.get(name)) is None:
                 continue
             value = plain(document.get(name), 3, document.get(f"{name}_ci"))
