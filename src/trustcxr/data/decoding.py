@@ -5,8 +5,12 @@ from io import FileIO
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from trustcxr.data.images import UnreadableImage, read_image_at, read_mask_at
+
+_BLOCK_BYTES = 2**20
+_KEPT_BLOCKS = 64  # of memory that Pillow keeps for the next image, instead of asking the system for it again
 
 
 def decode_rows(
@@ -16,6 +20,7 @@ def decode_rows(
 
     Returns the rows, the unreadable files among them, and the error number where they could not be written.
     """
+    Image.core.set_blocks_max(_KEPT_BLOCKS)
     faults: list[dict[str, Any]] = []
     try:
         for name, column in paths.items():
@@ -38,6 +43,7 @@ def _decode_column(
     read = read_image_at if name == "images" else read_mask_at
     # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
     with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
+        block = _Block(file, size)
         for row, path in zip(rows, column, strict=True):
             if path is None:
                 continue
@@ -47,11 +53,35 @@ def _decode_column(
                 faults.append({"row": row, "file": name, "reason": str(fault)})
                 continue
             if name == "images" or pixels.any():  # an empty mask stays a hole
-                write_at(file, np.ascontiguousarray(pixels), row * size**2)
+                block.add(row, pixels)
+        block.write()
+
+
+class _Block:
+    """Rows that follow one another, written together: the system takes few large writes faster than many small ones."""
+
+    def __init__(self, file: FileIO, size: int) -> None:
+        self.file, self.row_bytes = file, size**2
+        self.pixels = np.empty((max(1, _BLOCK_BYTES // size**2), size, size), np.uint8)
+        self.first = self.count = 0
+
+    def add(self, row: int, pixels: np.ndarray) -> None:
+        """Take a row (size, size); what is held is written first where the row does not follow it, or it is full."""
+        if self.count == len(self.pixels) or row != self.first + self.count:
+            self.write()
+            self.first = row
+        self.pixels[self.count] = pixels
+        self.count += 1
+
+    def write(self) -> None:
+        """Write what is held."""
+        if self.count:
+            write_at(self.file, self.pixels[: self.count], self.first * self.row_bytes)
+        self.count = 0
 
 
 def write_at(file: FileIO, pixels: np.ndarray, offset: int) -> None:
-    """Write pixels (..., uint8) to a file that is open without a buffer, from byte `offset` on."""
+    """Write contiguous pixels (uint8) to a file that is open without a buffer, from byte `offset` on."""
     data = memoryview(pixels.data).cast("B")
     file.seek(offset)
     while data:

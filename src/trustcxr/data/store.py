@@ -26,7 +26,7 @@ from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.errors import UserError, unknown
 
 RESIZES = ("squeeze", "pad")
-_CHUNK = 128  # rows that a worker decodes at most before it reports
+_CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
 _FEW = 400  # below this many files, starting worker processes costs more than it saves
 _WAITING, _GOOD, _BAD = 0, 1, 2
 _LOST = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
@@ -220,8 +220,7 @@ def _decode_missing(
         pre_dispatch=4 * workers,
         batch_size=1,
     )
-    step = min(max(len(missing) // (workers * 20), 8), _CHUNK)  # small enough that no worker ends long after the others
-    chunks = [missing[i : i + step].tolist() for i in range(0, len(missing), step)]
+    chunks = list(_chunks(missing.tolist(), workers))
     failed: list[int] = []
     jobs = (
         joblib.delayed(decode_rows)(
@@ -244,6 +243,15 @@ def _decode_missing(
             bar.advance(len(rows))
     if failed:
         raise OSError(failed[0], os.strerror(failed[0]), str(work))
+
+
+def _chunks(rows: list[int], workers: int) -> Iterator[list[int]]:
+    """Rows in smaller and smaller lots: few to hand out, and no worker ends long after the others."""
+    at = 0
+    while at < len(rows):
+        step = min(max((len(rows) - at) // (workers * 4), _LAST_CHUNK), _CHUNK)
+        yield rows[at : at + step]
+        at += step
 
 
 @contextmanager
