@@ -1,4 +1,4 @@
-"""Networks with other layers in the place of BatchNorm and ReLU, and with a blur at the input."""
+"""Networks with other layers in the place of BatchNorm and ReLU, a finer start, and a blur at the input."""
 
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
     assert float((layer(x) - x.relu()).abs().max()) < 0.3
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "densenet121"])
+def test_without_its_first_pooling_a_network_has_maps_of_twice_the_side(name: str) -> None:
+    own, finer = built(name).eval(), built(name, first_pool=False).eval()
+    assert same(own.state_dict(), finer.state_dict())
+    with torch.no_grad():
+        small, large = (model.net.forward_features(IMAGES[:1]).shape for model in (own, finer))
+        assert finer(IMAGES[:1]).shape == (1, 3)
+    assert (large[1], large[2], large[3]) == (small[1], 2 * small[2], 2 * small[3])
+
+
 def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
     plain, model = built().eval(), built(input_blur=5).eval()
     assert same(plain.state_dict(), model.state_dict())
@@ -103,6 +113,7 @@ def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
         {"normalisation": "group", "activation": "silu", "input_blur": 3},
         {"normalisation": "group", "input_blur": 5},
         {"activation": "softplus"},
+        {"first_pool": False},
     ],
 )
 def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Path) -> None:
@@ -148,6 +159,8 @@ def test_a_study_says_so_before_any_work() -> None:
     models.check("resnet18", normalisation="group", activation="silu", input_blur=3)
     with pytest.raises(UserError, match="stands in for ReLU"):
         models.check("test_vit", activation="silu")
+    with pytest.raises(UserError, match="first max pooling"):
+        models.check("test_vit", first_pool=False)
     with pytest.raises(UserError, match="unknown model"):
         models.check("resnet19")
 
@@ -157,6 +170,8 @@ def test_a_network_without_the_layer_is_refused() -> None:
         built("test_vit", normalisation="group")
     with pytest.raises(UserError, match="stands in for ReLU; test_vit has none"):
         built("test_vit", activation="silu")
+    with pytest.raises(UserError, match="the first max pooling; tf_efficientnet_lite0 has none"):
+        built("tf_efficientnet_lite0", first_pool=False)
     with pytest.raises(UserError, match="unknown activation 'sillu': did you mean silu"):
         built(activation="sillu")
     with pytest.raises(UserError, match="unknown normalisation"):

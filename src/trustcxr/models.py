@@ -123,6 +123,7 @@ def build(
     weights: str | Path = "none",
     normalisation: str = "batch",
     activation: str = "own",
+    first_pool: bool = True,
     input_blur: int = 0,
     lung_gate: bool = False,
 ) -> Classifier:
@@ -134,9 +135,10 @@ def build(
 
     `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
-    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. `input_blur` is the odd
-    side of a mean filter at the input, in pixels. `lung_gate` puts an untrained LungGate before the
-    network. Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
+    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
+    `first_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
+    `input_blur` is the odd side of a mean filter at the input, in pixels. `lung_gate` puts an untrained LungGate before
+    the network. Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
     arch = architecture(name)
     mean, std = _normalisation(arch)
@@ -149,7 +151,7 @@ def build(
             _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
         elif choice != "none":
             _load(net, _read_state(Path(choice)), source=choice)
-    network_options.apply(net, arch, normalisation=normalisation, activation=activation)
+    network_options.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
     frozen = normalisation == "frozen"
     return Classifier(net, mean=mean, std=std, input_blur=input_blur, frozen_norm=frozen, lung_gate=lung_gate)
 
@@ -157,7 +159,7 @@ def build(
 def check(name: str, **options: Any) -> None:
     """UserError where `build` would refuse the name or the options; without making the weights."""
     arch = architecture(name)
-    if "activation" in options or "normalisation" in options:
+    if {"activation", "normalisation", "first_pool"} & set(options):
         with torch.device("meta"):  # shapes alone
             build(arch, classes=2, **options)
 

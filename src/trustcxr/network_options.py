@@ -1,4 +1,4 @@
-"""Other layers in a network's place: normalisation without batch statistics, smooth activations."""
+"""Other layers in a network's place: normalisation without batch statistics, smooth activations, a finer start."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own") -> None:
+def apply(
+    net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own", first_pool: bool = True
+) -> None:
     """Change a network's layers in place; `name` is the network's, for the errors.
 
     Raises UserError for an option that is not there, or a network without a layer that it would change.
@@ -31,6 +33,16 @@ def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation
         _replace(net, _BatchNorm, _group_norm)
     if activation != "own" and not _replace(net, (nn.ReLU, nn.ReLU6), lambda _: ACTIVATIONS[activation]()):
         raise UserError(f"activation: {activation} stands in for ReLU; {name} has none")
+    if not first_pool:
+        _leave_out_first_pool(net, name)
+
+
+def _leave_out_first_pool(net: nn.Module, name: str) -> None:
+    pools = [place for place, module in net.named_modules() if isinstance(module, nn.MaxPool2d)]
+    if not pools:
+        raise UserError(f"first_pool: false leaves out the first max pooling; {name} has none")
+    parent, _, child = pools[0].rpartition(".")
+    setattr(net.get_submodule(parent), child, nn.Identity())
 
 
 def _replace(net: nn.Module, kind: type | tuple[type, ...], make: Callable[[nn.Module], nn.Module]) -> int:
