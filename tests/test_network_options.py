@@ -92,6 +92,24 @@ def test_without_its_first_pooling_a_network_has_maps_of_twice_the_side(name: st
     assert (large[1], large[2], large[3]) == (small[1], 2 * small[2], 2 * small[3])
 
 
+def test_copies_are_other_networks_whose_logits_are_averaged() -> None:
+    model = built(copies=3).eval()
+    alone = [models.Classifier(net, mean=float(model.mean), std=float(model.std)).eval() for net in model.net.nets]
+    with torch.no_grad():
+        answers = torch.stack([one(IMAGES) for one in alone])
+        assert torch.allclose(model(IMAGES), answers.mean(0), atol=1e-5)
+    assert float((answers[0] - answers[1]).abs().max()) > 1e-3, "each copy has weights of its own"
+    assert models.count_parameters(model) == 3 * models.count_parameters(built())
+    maps = cam.grad_cam(model, IMAGES)
+    assert maps.shape == (4, 64, 64)
+    assert float(maps.max()) > 0
+
+
+def test_copies_of_a_network_without_a_feature_map_are_refused() -> None:
+    with pytest.raises(UserError, match="copies needs a network whose last feature map is"):
+        models.build("test_vit", classes=3, copies=2)(torch.rand(1, 1, 160, 160))
+
+
 def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
     plain, model = built().eval(), built(input_blur=5).eval()
     assert same(plain.state_dict(), model.state_dict())
@@ -114,6 +132,7 @@ def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
         {"normalisation": "group", "input_blur": 5},
         {"activation": "softplus"},
         {"first_pool": False},
+        {"copies": 2},
     ],
 )
 def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def build(
     normalisation: str = "batch",
     activation: str = "own",
     first_pool: bool = True,
+    copies: int = 1,
     input_blur: int = 0,
     lung_gate: bool = False,
 ) -> Classifier:
@@ -137,23 +138,34 @@ def build(
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
     weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
     `first_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
-    `input_blur` is the odd side of a mean filter at the input, in pixels. `lung_gate` puts an untrained LungGate before
-    the network. Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
+    `copies` of the network stand side by side, and their logits are averaged. `input_blur` is the odd side of a mean
+    filter at the input, in pixels. `lung_gate` puts an untrained LungGate before the network.
+    Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
     arch = architecture(name)
     mean, std = _normalisation(arch)
-    choice = str(weights)
-    if choice == "imagenet" and arch.split(".")[0] not in _PACKAGED:
-        net = _from_hub(arch, classes)
-    else:
-        net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)
-        if choice == "imagenet":
-            _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
-        elif choice != "none":
-            _load(net, _read_state(Path(choice)), source=choice)
-    network_options.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
-    frozen = normalisation == "frozen"
-    return Classifier(net, mean=mean, std=std, input_blur=input_blur, frozen_norm=frozen, lung_gate=lung_gate)
+    nets = [_network(arch, classes, str(weights)) for _ in range(copies)]
+    for net in nets:
+        network_options.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
+    return Classifier(
+        nets[0] if copies == 1 else network_options.Copies(nets),
+        mean=mean,
+        std=std,
+        input_blur=input_blur,
+        frozen_norm=normalisation == "frozen",
+        lung_gate=lung_gate,
+    )
+
+
+def _network(arch: str, classes: int, weights: str) -> nn.Module:
+    if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:
+        return _from_hub(arch, classes)
+    net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)
+    if weights == "imagenet":
+        _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
+    elif weights != "none":
+        _load(net, _read_state(Path(weights)), source=weights)
+    return net
 
 
 def check(name: str, **options: Any) -> None:

@@ -1,8 +1,9 @@
-"""Other layers in a network's place: normalisation without batch statistics, smooth activations, a finer start."""
+"""Other layers in a network's place, and networks side by side: what a recipe's model may say beside a name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.errors import UserError, unknown
@@ -14,6 +15,31 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "softplus": lambda: nn.Softplus(beta=10),
 }
+
+
+class Copies(nn.Module):
+    """Networks of one kind that see the same image and are trained together: their logits are averaged.
+
+    An average of networks errs less than each (Hansen and Salamon 1990), and an attack must turn all of them.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The networks' last feature maps (B, K, h, w) one after another: (B, copies * K, h, w)."""
+        maps = [net.forward_features(images) for net in self.nets]  # type: ignore[operator]
+        if maps[0].ndim != 4 or maps[0].shape[1] != self.nets[0].num_features:
+            raise UserError(
+                f"copies needs a network whose last feature map is (B, K, h, w), not {tuple(maps[0].shape)}"
+            )
+        return torch.cat(maps, 1)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """What `forward_features` gives -> logits (B, C)."""
+        parts = features.chunk(len(self.nets), 1)
+        return torch.stack([net.forward_head(p) for net, p in zip(self.nets, parts, strict=True)]).mean(0)  # type: ignore[operator]
 
 
 def apply(

@@ -142,12 +142,13 @@ class ModelRecipe(Strict):
     first_pool: bool = Field(
         True, description="the network's first max pooling; without it every map after it has twice the side"
     )
+    copies: int = Field(1, ge=1, le=20, description="networks side by side, trained together, their logits averaged")
     input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
     training: dict[str, Any] = Field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """What `models.build` is told beside name, classes and weights: the options that are not the default."""
-        names = ("normalisation", "activation", "first_pool", "input_blur")
+        names = ("normalisation", "activation", "first_pool", "copies", "input_blur")
         return {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
 
     @model_validator(mode="after")
