@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trustcxr import explain, models
 from trustcxr.errors import UserError
+from trustcxr.explain import ground_truth
 
 ORACLES = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
 METHODS = list(ORACLES)
@@ -174,32 +175,11 @@ def test_grad_cam_plus_plus_without_stabiliser_is_the_equation_of_the_paper(smal
 # Where the map lies
 
 
-class CornerReader(nn.Module):
-    """A real architecture whose answer hangs on what is different in one corner, and on nothing else."""
-
-    def __init__(self, classifier: models.Classifier, corner: Tensor, flat: Tensor) -> None:
-        super().__init__()
-        self.classifier, self.cam_layer = classifier.eval(), nn.Identity()
-        with torch.no_grad():
-            self.empty = self.features(flat)
-            difference = self.features(corner) - self.empty
-            self.direction = difference / difference.norm()
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.classifier.net.forward_features(self.classifier.normalise(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        difference = self.cam_layer(self.features(x) - self.empty)
-        evidence = (difference * self.direction).sum(dim=(1, 2, 3))
-        return torch.stack([evidence, -evidence], dim=1)
-
-
 def corner_maps(name: str, place: tuple[slice, slice]) -> Tensor:
     torch.manual_seed(0)
-    flat = torch.full((1, 1, 224, 224), 0.5)
-    corner = flat.clone()
-    corner[(..., *place)] = torch.rand_like(corner)[(..., *place)]
-    return explain.hires_cam(CornerReader(models.build(name, classes=2), corner, flat), corner, 0)[0]
+    flat, corner = ground_truth.grey_but_for(224, place)
+    model = ground_truth.CornerReader(models.build(name, classes=2), corner, flat)
+    return explain.hires_cam(model, corner, 0)[0]
 
 
 LOW, HIGH = slice(0, 80), slice(144, 224)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trustcxr import models
 from trustcxr.data import phantom
 from trustcxr.explain import cam, measures
 
@@ -134,3 +135,36 @@ def shares(model: nn.Module, films: Films, methods: Sequence[str], *, batch: int
                 }
             tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
+
+
+class CornerReader(nn.Module):
+    """A network whose answer hangs on what sets one image apart from another, and on nothing else.
+
+    Where the two differ in one corner only, a map that is right lies in that corner, whatever the network's weights.
+    `forward`: images (B, 1, H, W) -> logits (B, 2).
+    """
+
+    def __init__(self, classifier: models.Classifier, image: Tensor, other: Tensor) -> None:
+        super().__init__()
+        self.classifier, self.cam_layer = classifier.eval(), nn.Identity()
+        with torch.no_grad():
+            self.empty = self._features(other)
+            difference = self._features(image) - self.empty
+            self.direction = difference / difference.norm()
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.classifier.net.forward_features(self.classifier.normalise(x))  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 1, H, W) -> logits (B, 2): how much of the difference is there, and its negative."""
+        difference = self.cam_layer(self._features(x) - self.empty)
+        evidence = (difference * self.direction).sum(dim=(1, 2, 3))
+        return torch.stack([evidence, -evidence], dim=1)
+
+
+def grey_but_for(size: int, place: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+    """An even grey image (1, 1, size, size), and the same with noise from torch's random state in one place."""
+    flat = torch.full((1, 1, size, size), 0.5)
+    marked = flat.clone()
+    marked[(..., *place)] = torch.rand_like(marked)[(..., *place)]
+    return flat, marked
