@@ -195,3 +195,46 @@ def test_a_network_without_the_layer_is_refused() -> None:
         built(activation="sillu")
     with pytest.raises(UserError, match="unknown normalisation"):
         built(normalisation="instance")
+
+
+def test_each_copy_learns_for_itself_on_an_attack_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films = make_films(tmp_path)
+    run = recipe("fgsm", model={"copies": 2}, epochs=1)
+    seen: list[tuple[nn.Module, Tensor]] = []
+    real = attacks.fgsm
+
+    def watched(model: nn.Module, *args: Any, **options: Any) -> Tensor:
+        seen.append((model.net, real(model, *args, **options)))  # type: ignore[arg-type]
+        return seen[-1][1]
+
+    monkeypatch.setattr(attacks, "fgsm", watched)
+    module = training.Fitting(built(copies=2), run, classes=3, steps_per_epoch=3)
+    module._trainer = type("Trainer", (), {"global_step": 3, "fit_loop": None})()  # type: ignore[assignment]
+    images, labels, rows = films[0].batch(range(8)), torch.as_tensor(films[0].labels[:8]), torch.arange(8)
+    loss = module.training_step((torch.from_numpy(images), labels, rows), 0)
+    nets = list(module.model.net.nets)
+    assert [net for net, _ in seen] == nets
+    assert not torch.equal(seen[0][1], seen[1][1]), "each has an attack of its own"
+    first, second = (torch.nn.functional.cross_entropy(module.model.members()[i](seen[i][1]), labels) for i in (0, 1))
+    assert loss.item() == pytest.approx((first + second).item() / 2, rel=1e-3)
+
+
+def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
+    model = built(copies=2, normalisation="group")
+    members = model.members()
+    assert [m.net for m in members] == list(model.net.nets)
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(IMAGES), torch.stack([m.eval()(IMAGES) for m in members]).mean(0), atol=1e-5)
+    assert isinstance(model.net, models.network_options.Copies)
+    assert built().members()[0].net is not None
+    frozen = built(copies=2)
+    frozen.frozen_norm = True
+    assert not any(m.train().net.bn1.training for m in frozen.members())
+
+
+@pytest.mark.parametrize(
+    "defence", [{"name": "free"}, {"name": "fgsm", "separate_batchnorm": True, "clean_share": 0.5}]
+)
+def test_copies_are_refused_where_they_cannot_learn_apart(defence: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="copies are trained each on an attack of its own"):
+        recipe(defence, model={"copies": 2})

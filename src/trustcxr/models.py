@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,17 @@ class Classifier(nn.Module):
         """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
         features = self.net.forward_features(self.normalise(self.blur(self.gate(images))))  # type: ignore[operator]
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
+
+    def members(self) -> list["Classifier"]:
+        """This model with one of its copies alone, for each of them: the same weights, not others like them."""
+        if not isinstance(self.net, network_options.Copies):
+            return [self]
+        members = []
+        for net in self.net.nets:
+            member = copy(self)
+            member._modules = {**self._modules, "net": net}
+            members.append(member)
+        return members
 
     def train(self, mode: bool = True) -> "Classifier":
         """Training mode, or evaluation; frozen BatchNorm layers keep to their statistics in either."""

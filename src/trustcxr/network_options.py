@@ -18,9 +18,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Copies(nn.Module):
-    """Networks of one kind that see the same image and are trained together: their logits are averaged.
+    """Networks of one kind that see the same image: their logits are averaged.
 
-    An average of networks errs less than each (Hansen and Salamon 1990), and an attack must turn all of them.
+    An average of networks errs less than each (Hansen and Salamon 1990), and an attack must turn most of them at once.
     """
 
     def __init__(self, nets: Sequence[nn.Module]) -> None:

@@ -111,18 +111,30 @@ class Fitting(pl.LightningModule):
         """One step of the defence on a batch."""
         images, labels, rows = batch
         pixels, lungs = self._pixels(images, rows)
-        weight = self.recipe.training.rrr
-        with right_reasons.recorded(self.model, wanted=weight > 0) as passes:
-            loss, logits = self.defence(self.attacked(), pixels, labels, **self.defence_options(lungs))
-        if weight and lungs is not None:
-            outside = (1 - lungs) * backgrounds.has_lungs(lungs)
-            loss = loss + weight * right_reasons.penalty(passes, logits, outside)
+        # Copies learn each for itself, on an attack of its own, so that they stay different; they answer together.
+        learners = [self.attacked()]
+        if isinstance(self.model, models.Classifier) and self.recipe.model.copies > 1:
+            learners = list(self.model.members())
+        learnt = [self._learn(learner, pixels, labels, lungs) for learner in learners]
+        loss = torch.stack([loss for loss, _ in learnt]).mean()
+        logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")
-        right = (logits.detach().argmax(1) == labels).sum()
+        right = (logits.argmax(1) == labels).sum()
         for name, value in (("loss", loss.detach() * len(labels)), ("right", right), ("count", len(labels))):
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         return loss
+
+    def _learn(self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of one network on a batch, and its logits."""
+        weight = self.recipe.training.rrr
+        watched = self.model if self.recipe.model.copies == 1 else learner
+        with right_reasons.recorded(watched, wanted=weight > 0) as passes:
+            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
+        if weight and lungs is not None:
+            outside = (1 - lungs) * backgrounds.has_lungs(lungs)
+            loss = loss + weight * right_reasons.penalty(passes, logits, outside)
+        return loss, logits
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """A batch as the model sees it, with its lungs where the recipe needs them.

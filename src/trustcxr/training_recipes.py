@@ -142,7 +142,9 @@ class ModelRecipe(Strict):
     first_pool: bool = Field(
         True, description="the network's first max pooling; without it every map after it has twice the side"
     )
-    copies: int = Field(1, ge=1, le=20, description="networks side by side, trained together, their logits averaged")
+    copies: int = Field(
+        1, ge=1, le=20, description="networks side by side, each trained for itself, their logits averaged"
+    )
     input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
     training: dict[str, Any] = Field(default_factory=dict)
 
