@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from trustcxr.data import images
 from trustcxr.data.images import (
     MAX_PIXELS,
     UnreadableImage,
@@ -31,6 +33,60 @@ def test_lossless_grey_is_read_exactly(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(GREY)
     path = save(tmp_path / name, image.convert("RGB") if name.endswith("webp") else image, **options)
     assert np.array_equal(read_image(path), GREY)
+
+
+def test_plain_png_is_read_alike_with_and_without_libpng(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("imagecodecs")
+    random = np.random.default_rng(0)
+    film = random.integers(0, 255, (40, 30)).astype(np.uint8)
+    whole = save(tmp_path / "whole.png", Image.fromarray(film)).read_bytes()
+    path, outcomes = tmp_path / "damaged.png", []
+    real = images._png_decoder
+    for number in range(400):
+        content, at = bytearray(whole), int(random.integers(8, len(whole)))
+        if number % 4 == 0:
+            del content[at:]
+        elif number % 4 == 1:
+            content[at] ^= int(random.integers(1, 256))
+        elif number % 4 == 2:
+            del content[at : at + int(random.integers(1, 50))]
+        else:
+            content[at:at] = random.bytes(int(random.integers(1, 50)))
+        path.write_bytes(content if number else whole)
+        found = []
+        for decoder in (real, lambda: None):
+            monkeypatch.setattr(images, "_png_decoder", decoder)
+            try:
+                found.append(read_image(path).tobytes())
+            except UnreadableImage as problem:
+                found.append(str(problem).encode())
+        assert found[0] == found[1], number
+        outcomes.append(found[0])
+    assert outcomes[0] == film.tobytes()
+    assert len(set(outcomes)) > 5
+    assert not caplog.records
+
+
+def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(images, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
+    image = Image.fromarray(GREY)
+    turned = Image.Exif()
+    turned[274] = 3
+    notes = PngInfo()
+    notes.add_text("Raw profile type exif", "x")
+    read_image(save(tmp_path / "plain.png", image))
+    assert len(decoded) == 1
+    for number, options in enumerate([{"exif": turned}, {"pnginfo": notes}, {"transparency": 3}]):
+        read_image(save(tmp_path / f"{number}.png", image, **options))
+    read_image(save(tmp_path / "colour.png", image.convert("RGB")))
+    read_image(save(tmp_path / "deep.png", Image.fromarray(GREY.astype(np.uint16))))
+    read_image(save(tmp_path / "grey.jpg", image))
+    assert len(decoded) == 1
 
 
 def test_jpeg_is_close_and_its_name_does_not_matter(tmp_path: Path) -> None:

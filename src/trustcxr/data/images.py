@@ -1,11 +1,14 @@
 """Reading one file: whatever a chest X-ray is stored in becomes 8-bit grey, shape (H, W)."""
 
+import logging
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,6 +20,11 @@ SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
 DECODER = "2"  # part of every store's key: raise it when the same file would decode to other pixels
 _DICOM = b"DICM"  # at byte 128
 _ORIENTED = frozenset(["exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"])  # where a PNG may say it
+_PNG_START = struct.Struct(">16sII5s")  # signature and head of the first chunk, width, height, and what pixels are
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
+# Chunks that may hold an orientation, transparency or frames; found by chance in the pixels, Pillow reads the file.
+_PNG_ODDITIES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL")
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -68,6 +76,9 @@ def _read(path: str | Path) -> Image.Image:
 
                 return Image.fromarray(read_dicom(path))
             file.seek(0)
+            if (plain := _plain_png(file)) is not None:
+                return plain
+            file.seek(0)
             with Image.open(file, formats=FORMATS) as image:
                 return _grey(image)
     except UnreadableImage:
@@ -80,6 +91,41 @@ def _read(path: str | Path) -> Image.Image:
         raise UnreadableImage("no such file") from None
     except Exception as fault:  # a damaged file makes the decoders raise almost anything
         raise UnreadableImage(_one_line(fault)) from None
+
+
+def _plain_png(file: BinaryIO) -> Image.Image | None:
+    """An 8-bit grey PNG without oddities, decoded by libpng where imagecodecs is installed; None for all else.
+
+    Most films by far are such files, and libpng takes about a seventh less time for them than Pillow. It refuses
+    whatever Pillow refuses and more; what it refuses is left to Pillow, which says what is wrong.
+    """
+    decode = _png_decoder()
+    if decode is None:
+        return None
+    start = file.read(_PNG_START.size)
+    if len(start) < _PNG_START.size:
+        return None
+    signature, width, height, kind = _PNG_START.unpack(start)
+    if signature != _PNG or kind != _GREY_8 or width * height > MAX_PIXELS:
+        return None
+    data = start + file.read()
+    if any(chunk in data for chunk in _PNG_ODDITIES):
+        return None
+    try:
+        pixels = decode(data)
+    except Exception:
+        return None
+    return Image.fromarray(pixels) if pixels.shape == (height, width) and pixels.dtype == np.uint8 else None
+
+
+@cache
+def _png_decoder() -> Callable[[bytes], np.ndarray] | None:
+    try:
+        from imagecodecs import png_decode
+    except ImportError:
+        return None
+    logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # odd metadata matters to nobody here
+    return png_decode
 
 
 def _grey(image: Image.Image) -> Image.Image:
