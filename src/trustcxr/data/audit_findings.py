@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,74 +92,70 @@ def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list
 def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Finding]:
     column = kind + MASK_SUFFIX
     has = table[column].notna()
+    result = []
+    expected = bool(has.mean() > _USUAL)
+    if layout != "covidqu" and (expected or kind == "lung"):
+        severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
+        text = f"# [image has|images have] no {kind} mask, {said}"
+        result += found("mask_missing", severity, text, _items(table, column, ~has))
+    wrong = _wrong_masks(kind, table, has, readable)
+    for name, severity, text in _MASK_FAULTS:
+        rows, detail = wrong[name]
+        result += found(name, severity, text.format(kind=kind), _items(table, column, rows, detail))
+    return result
+
+
+# What can be wrong with a mask that is there, how bad it is, and in words.
+_MASK_FAULTS = (
+    ("mask_unreadable", "fault", "# {kind} [mask|masks] cannot be read"),
+    ("mask_size", "fault", "# {kind} [mask is|masks are] not of the image's size"),
+    ("mask_not_binary", "fault", "# {kind} [mask holds|masks hold] more than two grey levels"),
+    ("mask_empty", "fault", "# {kind} [mask is|masks are] empty, where others of the class are not"),
+    ("mask_unexpected", "warning", "# {kind} [mask marks|masks mark] something, where others of the class are empty"),
+    ("mask_full", "fault", "# {kind} [mask covers|masks cover] the whole image"),
+    ("mask_shared", "fault", "# {kind} [mask is|masks are] the very mask of another image"),
+    ("mask_outside", "warning", "# {kind} [mask lies|masks lie] to more than a fifth outside the lungs"),
+)
+Detail = Callable[[dict[str, Any]], str]
+
+
+def _wrong_masks(
+    kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
+) -> dict[str, tuple[Any, Detail | None]]:
+    """For each of _MASK_FAULTS the rows that have it, and what to say of a row."""
     good = has & table["fault"].isna()
-    other_size = (
-        good & readable & ((table["width"] != table["image_width"]) | (table["height"] != table["image_height"]))
-    )
-    grey = good & (table["binary"] == False)  # noqa: E712 - the column holds None too
+    other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
     empty = good & (table["share"] == 0)
     emptiness = empty.groupby(table["class"]).transform("sum") / good.groupby(table["class"]).transform("sum")
     should_be_empty = (emptiness >= _EMPTY_CLASS) & (kind != "lung")
-    outside = good & (table["outside"] > _OUTSIDE) & (kind == "infection")
     twice = table["digest"].where(good & ~empty).map(lambda d: d if isinstance(d, str) else None)
     owners = table[twice.notna()].groupby(twice[twice.notna()])["film"].transform("nunique")
-    shared = owners.index[owners > 1]
+    return {
+        "mask_unreadable": (has & ~good, lambda r: r["fault"]),
+        "mask_size": (good & readable & other_size, _sizes),
+        "mask_not_binary": (good & (table["binary"] == False), None),  # noqa: E712 - the column holds None too
+        "mask_empty": (empty & ~should_be_empty, None),
+        "mask_unexpected": (good & ~empty & should_be_empty, None),
+        "mask_full": (good & (table["share"] > 0.98), None),
+        "mask_shared": (owners.index[owners > 1], None),
+        "mask_outside": (
+            good & (table["outside"] > _OUTSIDE) & (kind == "infection"),
+            lambda r: f"{r['outside']:.0%} outside",
+        ),
+    }
 
-    def items(rows: Any, detail: Any = None) -> list[dict[str, Any]]:
-        chosen = table.loc[rows]
-        return [
-            {"sample_id": r["sample_id"], "path": r["path"], "mask": r[column]}
-            | ({} if detail is None else {"detail": detail(r)})
-            for r in chosen.to_dict("records")
-        ]
 
-    def sizes(r: dict[str, Any]) -> str:
-        mine, its = (f"{int(r[f'{of}width'])} x {int(r[f'{of}height'])}" for of in ("", "image_"))
-        return f"mask {mine}, image {its}"
+def _items(table: pd.DataFrame, column: str, rows: Any, detail: Detail | None = None) -> list[dict[str, Any]]:
+    return [
+        {"sample_id": r["sample_id"], "path": r["path"], "mask": r[column]}
+        | ({} if detail is None else {"detail": detail(r)})
+        for r in table.loc[rows].to_dict("records")
+    ]
 
-    result = []
-    if layout != "covidqu":
-        expected = has.mean() > _USUAL
-        if expected or kind == "lung":
-            severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
-            result += found("mask_missing", severity, f"# [image has|images have] no {kind} mask, {said}", items(~has))
-    result += found(
-        "mask_unreadable", "fault", f"# {kind} [mask|masks] cannot be read", items(has & ~good, lambda r: r["fault"])
-    )
-    result += found(
-        "mask_size", "fault", f"# {kind} [mask is|masks are] not of the image's size", items(other_size, sizes)
-    )
-    result += found(
-        "mask_not_binary", "fault", f"# {kind} [mask holds|masks hold] more than two grey levels", items(grey)
-    )
-    result += found(
-        "mask_empty",
-        "fault",
-        f"# {kind} [mask is|masks are] empty, where others of the class are not",
-        items(empty & ~should_be_empty),
-    )
-    result += found(
-        "mask_unexpected",
-        "warning",
-        f"# {kind} [mask marks|masks mark] something, where others of the class are empty",
-        items(good & ~empty & should_be_empty),
-    )
-    result += found(
-        "mask_full",
-        "fault",
-        f"# {kind} [mask covers|masks cover] the whole image",
-        items(good & (table["share"] > 0.98)),
-    )
-    result += found(
-        "mask_shared", "fault", f"# {kind} [mask is|masks are] the very mask of another image", items(shared)
-    )
-    result += found(
-        "mask_outside",
-        "warning",
-        f"# {kind} [mask lies|masks lie] to more than a fifth outside the lungs",
-        items(outside, lambda r: f"{r['outside']:.0%} outside"),
-    )
-    return result
+
+def _sizes(r: dict[str, Any]) -> str:
+    mine, its = (f"{int(r[f'{of}width'])} x {int(r[f'{of}height'])}" for of in ("", "image_"))
+    return f"mask {mine}, image {its}"
 
 
 def _unpaired(root: Path) -> list[dict[str, Any]]:
