@@ -1,0 +1,80 @@
+"""Does an attack in bf16 while training cost robustness? Two runs that differ in nothing else, and their difference.
+
+    python -m benchmarks.attack_precision --data COVID-QU-Ex --out out/attack-precision
+
+Each is trained with `fgsm` in float32, one with the attack's passes in bf16 (`attack_precision: bf16`), and both are
+tested on the validation images, as they are and under PGD-20 at 0.02 in float32. The difference is over the same
+images, with a 95 % interval over patients or groups. `--only` trains one of the two, so that two processes can share
+the work.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from trustcxr import results, runs
+from trustcxr.recipes import RunRecipe
+from trustcxr.statistics import paired
+
+PRECISIONS = ("same", "bf16")
+STEPS, EPSILON = 20, 0.02
+AUGMENT = ("training.augment.brightness=0", "training.augment.contrast=0", "training.augment.flip=0.5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="resnet10t")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=PRECISIONS)
+    given = parser.parse_args()
+    wanted = (given.only,) if given.only else PRECISIONS
+    minutes = {precision: one(given, precision) for precision in wanted}
+    if given.only:
+        return
+    right = {precision: answers(given.out / precision, given.data) for precision in PRECISIONS}
+    print(f"{given.model}, {given.size} pixels, fgsm at {EPSILON:g}, {given.epochs} epochs, seed {given.seed}")
+    for condition in ("clean", "pgd"):
+        tables = [right[precision][condition] for precision in PRECISIONS]
+        same, bf16 = (table["right"].to_numpy(float) for table in tables)
+        assert (tables[0]["sample_id"].to_numpy() == tables[1]["sample_id"].to_numpy()).all()
+        found = paired(same, bf16, tables[0]["group"])
+        low, high = (100 * end for end in found.difference_ci)
+        name = "clean" if condition == "clean" else f"PGD-{STEPS}"
+        print(
+            f"{name:7} attack in float32 {same.mean():.1%}, in bf16 {bf16.mean():.1%}; bf16 less float32 "
+            f"{100 * found.difference:+.1f} points [{low:.1f}, {high:.1f}], "
+            f"{len(same)} validation images"
+        )
+    print("minutes of training: " + ", ".join(f"{name} {spent:.1f}" for name, spent in minutes.items()))
+
+
+def one(given: argparse.Namespace, precision: str) -> float:
+    """Train one of the two, if it is not there yet; its minutes."""
+    run: RunRecipe = runs.recipe(
+        model=given.model,
+        weights="none",
+        defence={"name": "fgsm", "epsilon": EPSILON, "ramp": 0.7, "attack_precision": precision},
+        seed=given.seed,
+        size=given.size,
+        training={"epochs": given.epochs, "learning_rate": 1e-3, "averaging": 0.98, "patience": given.epochs},
+        options=AUGMENT,
+    )
+    return float(runs.train(run, given.data, given.out / precision)["seconds"]) / 60
+
+
+def answers(folder: Path, data: Path) -> dict[str, pd.DataFrame]:
+    """sample_id, group and whether the answer is right, clean and under PGD."""
+    _, place = runs.evaluate(folder, data, split="Val", attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)
+    table = results.read_table(place / results.PREDICTIONS_FILE)
+    table = table.assign(right=np.stack(table["logits"].to_list()).argmax(1) == table["label"])
+    return {name: table[table["attack"] == name].sort_values("sample_id") for name in ("clean", "pgd")}
+
+
+if __name__ == "__main__":
+    main()
