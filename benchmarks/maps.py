@@ -18,8 +18,7 @@ from trustcxr.data import phantom
 from trustcxr.explain import ground_truth
 
 SIZE = 224
-LOW, HIGH = slice(0, 80), slice(144, SIZE)
-CORNERS = {"top left": (LOW, LOW), "top right": (LOW, HIGH), "bottom left": (HIGH, LOW), "bottom right": (HIGH, HIGH)}
+CORNERS = ground_truth.corners(SIZE)
 
 
 def main() -> None:

@@ -182,8 +182,7 @@ def corner_maps(name: str, place: tuple[slice, slice]) -> Tensor:
     return explain.hires_cam(model, corner, 0)[0]
 
 
-LOW, HIGH = slice(0, 80), slice(144, 224)
-CORNERS = {"top left": (LOW, LOW), "top right": (LOW, HIGH), "bottom left": (HIGH, LOW), "bottom right": (HIGH, HIGH)}
+CORNERS = ground_truth.corners(224)
 
 
 def assert_lands_in(maps: Tensor, corner: str) -> None:

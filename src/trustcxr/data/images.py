@@ -1,6 +1,7 @@
 """Reading one file: whatever a chest X-ray is stored in becomes 8-bit grey, shape (H, W)."""
 
 import logging
+import os
 import struct
 import threading
 import warnings
@@ -22,6 +23,7 @@ _DICOM = b"DICM"  # at byte 128
 _ORIENTED = frozenset(["exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"])  # where a PNG may say it
 _PNG_START = struct.Struct(">16sII5s")  # signature and head of the first chunk, width, height, and what pixels are
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_MOST_BYTES = 2 * MAX_PIXELS  # no sound 8-bit grey file is larger
 _GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
 # Chunks that may hold an orientation, transparency or frames; found by chance in the pixels, Pillow reads the file.
 _PNG_ODDITIES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL")
@@ -108,12 +110,14 @@ def _plain_png(file: BinaryIO) -> Image.Image | None:
     signature, width, height, kind = _PNG_START.unpack(start)
     if signature != _PNG or kind != _GREY_8 or width * height > MAX_PIXELS:
         return None
+    if os.fstat(file.fileno()).st_size > _MOST_BYTES:  # it is read whole, as Pillow does not
+        return None
     data = start + file.read()
     if any(chunk in data for chunk in _PNG_ODDITIES):
         return None
     try:
         pixels = decode(data)
-    except Exception:
+    except (RuntimeError, ValueError, MemoryError):  # a PngError is a RuntimeError
         return None
     return Image.fromarray(pixels) if pixels.shape == (height, width) and pixels.dtype == np.uint8 else None
 

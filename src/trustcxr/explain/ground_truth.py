@@ -162,6 +162,13 @@ class CornerReader(nn.Module):
         return torch.stack([evidence, -evidence], dim=1)
 
 
+def corners(size: int) -> dict[str, tuple[slice, slice]]:
+    """The four corners of an image of `size` pixels a side, each 5/14 of a side, as (rows, columns)."""
+    low, high = slice(0, size * 5 // 14), slice(size - size * 5 // 14, size)
+    places = {"top": low, "bottom": high}, {"left": low, "right": high}
+    return {f"{a} {b}": (rows, columns) for a, rows in places[0].items() for b, columns in places[1].items()}
+
+
 def grey_but_for(size: int, place: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
     """An even grey image (1, 1, size, size), and the same with noise from torch's random state in one place."""
     flat = torch.full((1, 1, size, size), 0.5)
