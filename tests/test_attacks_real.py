@@ -59,18 +59,18 @@ def robust(films: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def test_films(films: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def held_out(films: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     images, labels = films["Test"]
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:200]
     return images[rows], labels[rows]
 
 
 @pytest.mark.slow
-def test_worst_case_on_real_films(robust: nn.Module, test_films: tuple[Tensor, Tensor]) -> None:
+def test_worst_case_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """At most a point above torchattacks' APGD (cross-entropy), FAB and Square taken together, at equal budget."""
     import torchattacks
 
-    images, labels = test_films
+    images, labels = held_out
     clean = accuracy(robust, images, labels)
     assert clean > 0.55
     options: dict[str, Any] = {"eps": EPSILON}
@@ -92,12 +92,12 @@ def test_worst_case_on_real_films(robust: nn.Module, test_films: tuple[Tensor, T
 
 
 @pytest.mark.slow
-def test_pgd_and_apgd_on_real_films(robust: nn.Module, test_films: tuple[Tensor, Tensor]) -> None:
+def test_pgd_and_apgd_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """Accuracy within a point of torchattacks and foolbox."""
     import foolbox
     import torchattacks
 
-    images, labels = test_films
+    images, labels = held_out
     step = 2.5 * EPSILON / STEPS
     torch.manual_seed(0)
     found = {
@@ -117,9 +117,9 @@ def test_pgd_and_apgd_on_real_films(robust: nn.Module, test_films: tuple[Tensor,
 
 
 @pytest.mark.slow
-def test_the_sweep_falls_to_zero_on_real_films(robust: nn.Module, test_films: tuple[Tensor, Tensor]) -> None:
+def test_the_sweep_falls_to_zero_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """Trap 7, with the whole suite: what a smaller radius found is handed on, so that accuracy cannot rise."""
-    images, labels = (t[:100] for t in test_films)
+    images, labels = (t[:100] for t in held_out)
     falls, known = [accuracy(robust, images, labels)], images
     for epsilon in (0.005, 0.01, 0.02, 0.05, 0.1, 0.3):
         known = attacks.worst_case(robust, images, labels, epsilon=epsilon, steps=10, queries=50, start=known)

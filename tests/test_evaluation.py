@@ -50,13 +50,13 @@ def run(place: Path) -> evaluation.Run:
 
 
 @pytest.fixture(scope="module")
-def test_films(place: Path) -> Any:
+def held_out(place: Path) -> Any:
     return films(place, "Test")
 
 
 @pytest.fixture(scope="module")
-def table(run: evaluation.Run, test_films: Any) -> pd.DataFrame:
-    return evaluation.predict(run, test_films, PLAN, corruptions=HARM, batch_size=8)
+def table(run: evaluation.Run, held_out: Any) -> pd.DataFrame:
+    return evaluation.predict(run, held_out, PLAN, corruptions=HARM, batch_size=8)
 
 
 def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int = 0) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int =
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, test_films: Any) -> None:
+def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, held_out: Any) -> None:
     about = ["sample_id", "group", "source", "split", "class", "label"]
     assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "logits"]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
@@ -75,18 +75,18 @@ def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataF
     counts = table.groupby(["attack", "epsilon", "steps", "severity"]).size()
     assert counts.to_dict() == dict.fromkeys(conditions, 21)
     for _, rows in table.groupby(["attack", "epsilon", "severity"]):
-        assert sorted(rows["sample_id"]) == sorted(test_films.sample_ids)
-        by_name = dict(zip(test_films.sample_ids, test_films.labels, strict=True))
+        assert sorted(rows["sample_id"]) == sorted(held_out.sample_ids)
+        by_name = dict(zip(held_out.sample_ids, held_out.labels, strict=True))
         assert [by_name[name] for name in rows["sample_id"]] == rows["label"].tolist()
-        assert [test_films.classes[k] for k in rows["label"]] == rows["class"].tolist()
+        assert [held_out.classes[k] for k in rows["label"]] == rows["class"].tolist()
     assert set(table["split"]) == {"Test"}
     logits = np.stack(table["logits"])
     assert logits.shape == (21 * 12, 3)
     assert logits.dtype == np.float32
 
 
-def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
-    pixels, labels = to_pixels(torch.from_numpy(np.array(test_films.images))), torch.from_numpy(test_films.labels)
+def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, held_out: Any, table: pd.DataFrame) -> None:
+    pixels, labels = to_pixels(torch.from_numpy(np.array(held_out.images))), torch.from_numpy(held_out.labels)
     versions = {
         ("clean", 0.0): pixels,
         ("fgsm", 0.01): attacks.fgsm(run.model, pixels, labels, epsilon=0.01),
@@ -104,9 +104,9 @@ def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, test_films
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_views_show_what_they_say(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
-    pixels = to_pixels(torch.from_numpy(np.array(test_films.images)))
-    lungs = torch.from_numpy(np.array(test_films.masks("lung"))).float()[:, None]
+def test_views_show_what_they_say(run: evaluation.Run, held_out: Any, table: pd.DataFrame) -> None:
+    pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
+    lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
     shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the film
     views = (("lungs_blacked_out", pixels * (1 - lungs)), ("lungs_only", pixels * lungs), ("silhouette_only", shapes))
     for view, shown in views:
@@ -116,22 +116,22 @@ def test_views_show_what_they_say(run: evaluation.Run, test_films: Any, table: p
 
 
 def test_corrupted_images_are_corrupted_by_their_own_names(
-    run: evaluation.Run, test_films: Any, table: pd.DataFrame
+    run: evaluation.Run, held_out: Any, table: pd.DataFrame
 ) -> None:
-    pixels = to_pixels(torch.from_numpy(np.array(test_films.images)))
+    pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     for name in HARM.names:
         for severity in HARM.severities:
-            changed = corruptions.corrupt(pixels, name, severity, keys=test_films.sample_ids.tolist())
+            changed = corruptions.corrupt(pixels, name, severity, keys=held_out.sample_ids.tolist())
             with torch.inference_mode():
                 expected = run.model(changed)
             found = torch.from_numpy(np.stack(part(table, name, severity=severity)["logits"]))
             assert torch.allclose(found, expected, atol=1e-4), (name, severity)
 
 
-def test_batch_size_and_training_mode_change_nothing(run: evaluation.Run, test_films: Any, table: pd.DataFrame) -> None:
+def test_batch_size_and_training_mode_change_nothing(run: evaluation.Run, held_out: Any, table: pd.DataFrame) -> None:
     run.model.train()
     try:
-        again = evaluation.predict(run, test_films, PLAN[:1], corruptions=HARM, batch_size=21)
+        again = evaluation.predict(run, held_out, PLAN[:1], corruptions=HARM, batch_size=21)
         assert run.model.training
     finally:
         run.model.eval()

@@ -42,7 +42,7 @@ def run() -> evaluation.Run:
 
 
 @pytest.fixture(scope="module")
-def test_films(folder: Path) -> Any:
+def held_out(folder: Path) -> Any:
     return films(folder)
 
 
@@ -52,17 +52,17 @@ def levels(run: evaluation.Run, folder: Path) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def table(run: evaluation.Run, test_films: Any, levels: dict[str, float]) -> pd.DataFrame:
-    return scoring.score(run, test_films, OPTIONS, thresholds=levels, batch_size=4)
+def table(run: evaluation.Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
+    return scoring.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
 
 
 @pytest.fixture
-def batch(test_films: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
+def batch(held_out: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
     """Images, labels, infection and lung masks of all annotated films, and their ids."""
-    rows = scoring.annotated(test_films)
-    infection, lung = (torch.from_numpy(np.array(test_films.masks(kind)[rows])) for kind in ("infection", "lung"))
-    images = to_pixels(torch.from_numpy(test_films.batch(rows)))
-    return images, torch.from_numpy(test_films.labels[rows]), infection, lung, test_films.sample_ids[rows]
+    rows = scoring.annotated(held_out)
+    infection, lung = (torch.from_numpy(np.array(held_out.masks(kind)[rows])) for kind in ("infection", "lung"))
+    images = to_pixels(torch.from_numpy(held_out.batch(rows)))
+    return images, torch.from_numpy(held_out.labels[rows]), infection, lung, held_out.sample_ids[rows]
 
 
 def test_the_maps_measured_here_are_not_blank(table: pd.DataFrame) -> None:
@@ -195,14 +195,14 @@ def test_a_turned_film_is_no_test_of_stability() -> None:
 
 
 def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
-    table: pd.DataFrame, run: evaluation.Run, test_films: Any, batch: Any
+    table: pd.DataFrame, run: evaluation.Run, held_out: Any, batch: Any
 ) -> None:
     images, labels, _, _, ids = batch
     sampled = set(table[table["measure"] == "road"]["sample_id"])
     assert len(sampled) == OPTIONS.sample
     assert sampled == set(table[table["condition"] == "pgd"]["sample_id"])
     assert sampled == set(table[table["measure"] == "randomised_ssim"]["sample_id"])
-    again = scoring.score(run, test_films, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
+    again = scoring.score(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
     assert sampled == set(again[again["measure"] == "road"]["sample_id"])
     chosen = np.isin(ids, list(sampled))
     some, labelled = images[chosen], labels[chosen]
@@ -223,11 +223,11 @@ def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, bat
     assert not table[(table["method"] == "random") & table["condition"].str.startswith("randomised:")].size
 
 
-def test_no_sample_no_dear_measures(run: evaluation.Run, test_films: Any) -> None:
+def test_no_sample_no_dear_measures(run: evaluation.Run, held_out: Any) -> None:
     options = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
-    found = scoring.score(run, test_films, options)
+    found = scoring.score(run, held_out, options)
     assert set(found["condition"]) == {"clean", "fgsm"}
-    document = summarise(found, images=len(test_films), resamples=100)["gradcam"]
+    document = summarise(found, images=len(held_out), resamples=100)["gradcam"]
     assert "faithfulness" not in document
     assert document["sanity"] == []
     assert "infection_iou_tuned" not in document  # nothing was tuned
@@ -236,8 +236,8 @@ def test_no_sample_no_dear_measures(run: evaluation.Run, test_films: Any) -> Non
 # Batches
 
 
-def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, test_films: Any, levels: Any) -> None:
-    whole = scoring.score(run, test_films, OPTIONS, thresholds=levels, batch_size=64)
+def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: Any, levels: Any) -> None:
+    whole = scoring.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
     keys = ["sample_id", "method", "condition", "measure"]
     first, second = (t.sort_values(keys).reset_index(drop=True) for t in (table, whole))
     assert first[keys].equals(second[keys])
@@ -247,7 +247,7 @@ def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, test_films:
 
 
 def test_no_map_is_kept_from_one_batch_to_the_next(
-    run: evaluation.Run, test_films: Any, monkeypatch: pytest.MonkeyPatch
+    run: evaluation.Run, held_out: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Tensor]] = []
     original = cam.maps
@@ -259,16 +259,16 @@ def test_no_map_is_kept_from_one_batch_to_the_next(
 
     monkeypatch.setattr(cam, "maps", watched)
     options = ExplanationRecipe(methods=("gradcam",), corruptions=("jpeg",), sample=2)
-    for number, _ in enumerate(scoring.batches(run, test_films, options, batch_size=2)):
+    for number, _ in enumerate(scoring.batches(run, held_out, options, batch_size=2)):
         assert sum(reference() is not None for reference in made) == 0, number
     assert len(made) > 10
 
 
 def test_the_table_is_written_a_batch_at_a_time(
-    run: Any, test_films: Any, table: Any, levels: Any, tmp_path: Path
+    run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "saliency.parquet"
-    results.write_batches(path, scoring.batches(run, test_films, OPTIONS, thresholds=levels, batch_size=4))
+    results.write_batches(path, scoring.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
     read = results.read_table(path)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
@@ -278,10 +278,10 @@ def test_the_table_is_written_a_batch_at_a_time(
     assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
 
 
-def test_the_model_is_left_as_found(run: evaluation.Run, test_films: Any) -> None:
+def test_the_model_is_left_as_found(run: evaluation.Run, held_out: Any) -> None:
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
-    scoring.score(run, test_films, OPTIONS)
+    scoring.score(run, held_out, OPTIONS)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
@@ -291,15 +291,13 @@ def test_the_model_is_left_as_found(run: evaluation.Run, test_films: Any) -> Non
 # In sum
 
 
-def test_the_summary_is_the_means_with_what_stands_beside_them(
-    table: pd.DataFrame, test_films: Any, levels: Any
-) -> None:
-    document = summarise(table, images=len(test_films), resamples=200)
+def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFrame, held_out: Any, levels: Any) -> None:
+    document = summarise(table, images=len(held_out), resamples=200)
     assert list(document) == [*METHODS, "random"]
     part = document["gradcam"]
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     n = clean["sample_id"].nunique()
-    assert (part["n"], part["without_mask"]) == (n, len(test_films) - n)
+    assert (part["n"], part["without_mask"]) == (n, len(held_out) - n)
     for measure in ("infection_energy", "infection_auroc", "lung_energy", "infection_iou_tuned"):
         rows = clean[clean["measure"] == measure]
         assert part[measure] == pytest.approx(rows["value"].mean())
@@ -429,10 +427,10 @@ def test_the_stage_before_has_twice_the_resolution(architecture: str) -> None:
     ],
 )
 def test_a_method_or_layer_that_is_not_there_is_named_before_any_work(
-    name: str, words: str, run: evaluation.Run, test_films: Any
+    name: str, words: str, run: evaluation.Run, held_out: Any
 ) -> None:
     with pytest.raises(UserError, match=".*".join(part for part in [words.replace("'", ".")])):
-        scoring.score(run, test_films, ExplanationRecipe(methods=(name,)))
+        scoring.score(run, held_out, ExplanationRecipe(methods=(name,)))
 
 
 def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
@@ -469,14 +467,12 @@ def test_data_without_masks_is_refused_in_words(run: evaluation.Run, tmp_path: P
 # What the report shows
 
 
-def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(
-    table: pd.DataFrame, test_films: Any
-) -> None:
-    chosen = examples.choose(test_films, [table, table], count=2, method="gradcam")
+def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(table: pd.DataFrame, held_out: Any) -> None:
+    chosen = examples.choose(held_out, [table, table], count=2, method="gradcam")
     at_random = [row for row, why in chosen.items() if examples.AT_RANDOM in why]
-    rows = scoring.annotated(test_films)
+    rows = scoring.annotated(held_out)
     assert at_random == sorted(np.random.default_rng(0).permutation(rows)[:2].tolist())
-    ids = test_films.sample_ids
+    ids = held_out.sample_ids
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     for measure in examples.MAIN:
         mine = clean[clean["measure"] == measure]
@@ -484,32 +480,32 @@ def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(
         for word, value in (("best", above.max()), ("worst", above.min())):
             (row,) = (row for row, why in chosen.items() if f"{word} {measure} above chance" in why)
             assert above[ids[row]] == pytest.approx(value)
-    assert examples.choose(test_films, [table], count=0, method="gradcam") == {}
+    assert examples.choose(held_out, [table], count=0, method="gradcam") == {}
 
 
-def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, test_films: Any) -> None:
-    ids = test_films.sample_ids[scoring.annotated(test_films)]
+def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) -> None:
+    ids = held_out.sample_ids[scoring.annotated(held_out)]
 
     def made_up(values: list[float]) -> pd.DataFrame:
         rows = {"sample_id": ids[:3], "measure": "infection_energy", "condition": "clean", "method": "gradcam"}
         return pd.DataFrame(rows | {"value": values, "chance": 0.1})
 
     both = [made_up([0.9, 0.6, 0.0]), made_up([0.0, 0.6, 0.1])]
-    chosen = examples.choose(test_films, both, count=1, method="gradcam")
-    place = {name: row for row, name in enumerate(test_films.sample_ids)}
+    chosen = examples.choose(held_out, both, count=1, method="gradcam")
+    place = {name: row for row, name in enumerate(held_out.sample_ids)}
     assert "best infection_energy above chance" in chosen[place[ids[1]]]
     assert "worst infection_energy above chance" in chosen[place[ids[2]]]
 
 
-def test_panels_hold_what_the_page_shows(run: evaluation.Run, test_films: Any) -> None:
-    rows = scoring.annotated(test_films)
+def test_panels_hold_what_the_page_shows(run: evaluation.Run, held_out: Any) -> None:
+    rows = scoring.annotated(held_out)
     chosen = {int(rows[3]): "drawn at random", int(rows[0]): "best infection_energy above chance"}
-    arrays = examples.panels(run, test_films, chosen, method="layercam@-2")
-    assert arrays["sample_id"].tolist() == test_films.sample_ids[rows[[3, 0]]].tolist()
+    arrays = examples.panels(run, held_out, chosen, method="layercam@-2")
+    assert arrays["sample_id"].tolist() == held_out.sample_ids[rows[[3, 0]]].tolist()
     assert arrays["why"].tolist() == list(chosen.values())
     images, labels = (
-        to_pixels(torch.from_numpy(test_films.batch(rows[[3, 0]]))),
-        torch.from_numpy(test_films.labels[rows[[3, 0]]]),
+        to_pixels(torch.from_numpy(held_out.batch(rows[[3, 0]]))),
+        torch.from_numpy(held_out.labels[rows[[3, 0]]]),
     )
     maps = explain.layer_cam(run.model, images, labels, layer=-2)
     np.testing.assert_allclose(arrays["saliency"], maps.numpy(), atol=1e-6)

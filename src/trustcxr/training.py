@@ -226,18 +226,7 @@ def fit(
     )
     _write_recipe(folder, recipe, classes, train, start_from)
     with _quiet():
-        trainer = pl.Trainer(
-            max_epochs=training.epochs,
-            accelerator="auto",
-            devices=1,
-            precision=training.precision,
-            callbacks=[watch, Bar(recipe.name, watch), save],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-        )
+        trainer = _trainer(recipe, [watch, Bar(recipe.name, watch), save])
         try:
             trainer.fit(module, batches, ckpt_path=checkpoints / "last.ckpt" if resumed else None, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it would ignore the next
@@ -250,6 +239,21 @@ def fit(
             say(f"{recipe.name}: {problem}; the weights of epoch {watch.best['epoch']} are kept")
     counts = {"steps": module.global_step} | ({} if lungs is None else {"images_without_lung_mask": without})
     return _finish(folder, recipe, watch, model, counts)
+
+
+def _trainer(recipe: RunRecipe, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=recipe.training.epochs,
+        accelerator="auto",
+        devices=1,
+        precision=recipe.training.precision,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
 
 
 def _network(

@@ -142,25 +142,8 @@ def climb(
     """One climb from `start`, toward `target` (B,) on the margin, or up the cross-entropy where it is None."""
     on_margin = target is not None
     low, high = ball(images, radius)
-    none = torch.full((len(images),), -math.inf, device=images.device)
-    found = Found(start.clone(), torch.zeros_like(none, dtype=torch.bool), none.clone())
-    c = _Climbers(
-        places=torch.arange(len(images), device=images.device),
-        labels=labels,
-        target=labels if target is None else target,
-        low=low,
-        high=high,
-        step=2 * radius,
-        now=start,
-        before=start,
-        best=start,
-        best_gradient=torch.zeros_like(start),
-        best_value=none,
-        last_value=none,
-        gains=torch.zeros_like(none),
-        value_at_check=none,
-        halved_at_check=torch.ones_like(none, dtype=torch.bool),
-    )
+    c = _begun(start, labels, labels if target is None else target, low, high, 2 * radius)
+    found = Found(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
     checkpoints = _checkpoints(steps)
     since = 0
     for number in range(steps + 1):
@@ -191,6 +174,28 @@ def climb(
         c.before, c.now = c.now, new if number else ahead
     found.images[c.places], found.values[c.places] = c.best, c.best_value
     return found
+
+
+def _begun(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Tensor, step: Tensor) -> _Climbers:
+    """All images at their start, with nothing found yet."""
+    none = torch.full((len(start),), -math.inf, device=start.device)
+    return _Climbers(
+        places=torch.arange(len(start), device=start.device),
+        labels=labels,
+        target=target,
+        low=low,
+        high=high,
+        step=step,
+        now=start,
+        before=start,
+        best=start,
+        best_gradient=torch.zeros_like(start),
+        best_value=none,
+        last_value=none,
+        gains=torch.zeros_like(none),
+        value_at_check=none,
+        halved_at_check=torch.ones_like(none, dtype=torch.bool),
+    )
 
 
 def _note(c: _Climbers, value: Tensor, gradient: Tensor) -> None:
