@@ -9,9 +9,10 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from small_runs import MODEL, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, models, training
+from trustcxr import attacks, evaluation, models, runs, training
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
+from trustcxr.recipes import DataRecipe
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 
@@ -105,9 +106,33 @@ def test_copies_are_other_networks_whose_logits_are_averaged() -> None:
     assert float(maps.max()) > 0
 
 
-def test_copies_of_a_network_without_a_feature_map_are_refused() -> None:
-    with pytest.raises(UserError, match="copies needs a network whose last feature map is"):
-        models.build("test_vit", classes=3, copies=2)(torch.rand(1, 1, 160, 160))
+def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None:
+    model = built("resnet18+tf_efficientnet_lite0+ResNet18").eval()
+    alone = [built(name).eval() for name in ("resnet18", "tf_efficientnet_lite0", "resnet18")]
+    assert float(alone[0].mean) != float(alone[1].mean), "made for other pixels"
+    for one, net in zip(alone, model.net.nets, strict=True):
+        one.net.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        answers = torch.stack([one(IMAGES) for one in alone])
+        assert torch.allclose(model(IMAGES), answers.mean(0), atol=1e-5)
+        members = torch.stack([member.eval()(IMAGES) for member in model.members()])
+        assert torch.allclose(members, answers, atol=1e-5)
+    assert cam.grad_cam(model, IMAGES).shape == (4, 64, 64)
+    assert models.architectures("VGG16+resnet18") == ["vgg16", "resnet18"]
+
+
+def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_path: Path) -> None:
+    for names, options in (("test_vit", {"copies": 2}), ("resnet18+test_vit", {})):
+        with pytest.raises(UserError, match=r"side by side need last feature maps \(B, K, h, w\)"):
+            models.check(names, size=160, **options)
+    models.check("resnet18+vgg16", size=64)
+    with pytest.raises(UserError, match=r"\(1, 512, 2, 2\) and \(1, 512, 1, 1\)"):
+        models.check("resnet18+vgg16", size=48)
+    with pytest.raises(UserError, match="unknown model 'resnet19'"):
+        models.check("resnet18+resnet19", size=64)
+    run = recipe(model={"name": "resnet18+vgg16"}).model_copy(update={"data": DataRecipe(size=48)})
+    with pytest.raises(UserError, match="side by side need"):
+        runs.train(run, tmp_path, tmp_path / "run")
 
 
 def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
@@ -133,12 +158,13 @@ def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
         {"activation": "softplus"},
         {"first_pool": False},
         {"copies": 2},
+        {"name": "resnet10t+resnet18"},
     ],
 )
 def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Path) -> None:
     films = make_films(tmp_path)
     run = recipe("fgsm", model=options, epochs=1)
-    assert run.model.options() == options
+    assert run.model.options() == {key: value for key, value in options.items() if key != "name"}
     training.fit(run, *films, tmp_path / "run")
     loaded = evaluation.load_run(tmp_path / "run", on="cpu")
     assert same(weights(tmp_path / "run"), loaded.model.state_dict())
@@ -175,13 +201,13 @@ def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], co
 
 
 def test_a_study_says_so_before_any_work() -> None:
-    models.check("resnet18", normalisation="group", activation="silu", input_blur=3)
+    models.check("resnet18", size=64, normalisation="group", activation="silu", input_blur=3)
     with pytest.raises(UserError, match="stands in for ReLU"):
-        models.check("test_vit", activation="silu")
+        models.check("test_vit", size=160, activation="silu")
     with pytest.raises(UserError, match="first max pooling"):
-        models.check("test_vit", first_pool=False)
+        models.check("test_vit", size=160, first_pool=False)
     with pytest.raises(UserError, match="unknown model"):
-        models.check("resnet19")
+        models.check("resnet19", size=64)
 
 
 def test_a_network_without_the_layer_is_refused() -> None:
@@ -225,7 +251,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     assert [m.net for m in members] == list(model.net.nets)
     with torch.no_grad():
         assert torch.allclose(model.eval()(IMAGES), torch.stack([m.eval()(IMAGES) for m in members]).mean(0), atol=1e-5)
-    assert isinstance(model.net, models.network_options.Copies)
+    assert isinstance(model.net, models.network_options.SideBySide)
     assert built().members()[0].net is not None
     frozen = built(copies=2)
     frozen.frozen_norm = True
@@ -236,5 +262,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     "defence", [{"name": "free"}, {"name": "fgsm", "separate_batchnorm": True, "clean_share": 0.5}]
 )
 def test_copies_are_refused_where_they_cannot_learn_apart(defence: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="copies are trained each on an attack of its own"):
+    with pytest.raises(UserError, match="side by side learn each on an attack of its own"):
         recipe(defence, model={"copies": 2})
+    with pytest.raises(UserError, match="side by side learn each on an attack of its own"):
+        recipe(defence, model={"name": "resnet10t+resnet18"})

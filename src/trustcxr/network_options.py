@@ -17,28 +17,38 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Copies(nn.Module):
-    """Networks of one kind that see the same image: their logits are averaged.
+class SideBySide(nn.Module):
+    """Networks that see the same image: their logits are averaged.
 
     An average of networks errs less than each (Hansen and Salamon 1990), and an attack must turn most of them at once.
+    `means` and `stds` are those of the pixels that each was made for; images come as the first one wants them.
     """
 
-    def __init__(self, nets: Sequence[nn.Module]) -> None:
+    def __init__(self, nets: Sequence[nn.Module], means: Sequence[float], stds: Sequence[float]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
+        self.means, self.stds = tuple(means), tuple(stds)
+
+    def seen_by(self, place: int, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W), normalised for the first network, as the one at `place` was made for."""
+        if (self.means[place], self.stds[place]) == (self.means[0], self.stds[0]):
+            return images
+        return (images * self.stds[0] + self.means[0] - self.means[place]) / self.stds[place]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The networks' last feature maps (B, K, h, w) one after another: (B, copies * K, h, w)."""
-        maps = [net.forward_features(images) for net in self.nets]  # type: ignore[operator]
-        if maps[0].ndim != 4 or maps[0].shape[1] != self.nets[0].num_features:
-            raise UserError(
-                f"copies needs a network whose last feature map is (B, K, h, w), not {tuple(maps[0].shape)}"
-            )
+        """The networks' last feature maps (B, K, h, w) one after another: (B, sum of K, h, w)."""
+        maps = [net.forward_features(self.seen_by(i, images)) for i, net in enumerate(self.nets)]  # type: ignore[operator]
+        for net, found in zip(self.nets, maps, strict=True):
+            if found.ndim != 4 or found.shape[1] != net.num_features or found.shape[2:] != maps[0].shape[2:]:
+                raise UserError(
+                    "networks side by side need last feature maps (B, K, h, w) of the same h and w, not "
+                    + " and ".join(str(tuple(m.shape)) for m in maps)
+                )
         return torch.cat(maps, 1)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """What `forward_features` gives -> logits (B, C)."""
-        parts = features.chunk(len(self.nets), 1)
+        parts = features.split([net.num_features for net in self.nets], 1)
         return torch.stack([net.forward_head(p) for net, p in zip(self.nets, parts, strict=True)]).mean(0)  # type: ignore[operator]
 
 

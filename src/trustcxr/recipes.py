@@ -264,9 +264,9 @@ class RunRecipe(Strict):
             raise ValueError(
                 "start_from: standard has no lung gate to start from; set training.background: gate for both"
             )
-        if self.model.copies > 1 and (self.defence.separate_batchnorm or self.defence.name == "free"):
+        if self.model.several and (self.defence.separate_batchnorm or self.defence.name == "free"):
             what = "separate_batchnorm" if self.defence.separate_batchnorm else "free"
-            raise ValueError(f"copies are trained each on an attack of its own, which {what} cannot do")
+            raise ValueError(f"networks side by side learn each on an attack of its own, which {what} cannot do")
         if self.defence.separate_batchnorm and self.model.normalisation != "batch":
             raise ValueError(f"separate_batchnorm needs normalisation: batch, not {self.model.normalisation}")
         if self.defence.background not in (None, self.training.background):

@@ -34,7 +34,7 @@ def recipe(
     """
     from trustcxr import attacks, defences, models
 
-    models.architecture(model)
+    models.architectures(model)
     defences.get(defence["name"])
     attacks.check_epsilon(defence["epsilon"])
     content = {
@@ -59,7 +59,8 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
         if (folder / results.TRAINING_FILE).is_file():
             say(f"{folder}: already trained")
             return results.read_json(folder / results.TRAINING_FILE)
-    # Weights that cannot be had are said before the images are decoded.
+    # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
+    models.check(run.model.name, size=run.data.size, **run.model.options())
     models.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]

@@ -78,7 +78,7 @@ class Study:
         from trustcxr.explain import scoring
 
         for model in self.recipe.models:
-            models.check(model.name, **model.options())
+            models.check(model.name, size=self.recipe.data.size, **model.options())
             if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
                 raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
         for defence in self.recipe.defences:

@@ -111,9 +111,9 @@ class Fitting(pl.LightningModule):
         """One step of the defence on a batch."""
         images, labels, rows = batch
         pixels, lungs = self._pixels(images, rows)
-        # Copies learn each for itself, on an attack of its own, so that they stay different; they answer together.
+        # Networks side by side learn each for itself, on its own attack, so that they stay different.
         learners = [self.attacked()]
-        if isinstance(self.model, models.Classifier) and self.recipe.model.copies > 1:
+        if isinstance(self.model, models.Classifier) and self.recipe.model.several:
             learners = list(self.model.members())
         learnt = [self._learn(learner, pixels, labels, lungs) for learner in learners]
         loss = torch.stack([loss for loss, _ in learnt]).mean()
@@ -128,7 +128,7 @@ class Fitting(pl.LightningModule):
     def _learn(self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch, and its logits."""
         weight = self.recipe.training.rrr
-        watched = self.model if self.recipe.model.copies == 1 else learner
+        watched = learner if self.recipe.model.several else self.model
         with right_reasons.recorded(watched, wanted=weight > 0) as passes:
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
         if weight and lungs is not None:

@@ -131,7 +131,7 @@ class DefenceRecipe(Strict):
 class ModelRecipe(Strict):
     """A network. Training keys given here replace the study's."""
 
-    name: str
+    name: str = Field(description="one of the 21 or a timm architecture; A+B: both, side by side, logits averaged")
     weights: str = "imagenet"
     normalisation: Literal["batch", "frozen", "group"] = Field(
         "batch", description="BatchNorm; BatchNorm with the statistics of its weights, never updated; or GroupNorm"
@@ -143,10 +143,15 @@ class ModelRecipe(Strict):
         True, description="the network's first max pooling; without it every map after it has twice the side"
     )
     copies: int = Field(
-        1, ge=1, le=20, description="networks side by side, each trained for itself, their logits averaged"
+        1, ge=1, le=20, description="of the network, side by side, each trained for itself, their logits averaged"
     )
     input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def several(self) -> bool:
+        """Whether networks stand side by side."""
+        return self.copies > 1 or "+" in self.name
 
     def options(self) -> dict[str, Any]:
         """What `models.build` is told beside name, classes and weights: the options that are not the default."""
