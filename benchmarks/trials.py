@@ -17,12 +17,12 @@ from pydantic import BaseModel
 from benchmarks.tables import attacked, percent
 from trustcxr import results, runs
 from trustcxr.recipes import DefenceRecipe, ModelRecipe, RunRecipe, TrainingRecipe, validate
-from trustcxr.watching import WATCH_IMAGES, WATCH_STEPS
+from trustcxr.watching import WATCH_STEPS
 
 STEPS, EPSILON = 20, 0.02
 HEAD = (
     "model", "defence", "training", "images", "epochs", "minutes",
-    "clean", "FGSM", f"PGD-{WATCH_STEPS}", f"PGD-{STEPS}, all",
+    "clean", "watched", "FGSM", f"PGD-{WATCH_STEPS}", f"PGD-{STEPS}, all",
 )  # fmt: skip
 
 
@@ -31,17 +31,19 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, help="of training: measure PGD-20 on all validation images")
     given = parser.parse_args()
-    halfwidth = 100 * 1.96 * math.sqrt(0.25 / WATCH_IMAGES)
+    fewest = min((n for n in map(watched, given.runs) if n), default=1)
+    halfwidth = 100 * 1.96 * math.sqrt(0.25 / fewest)
     given_data = f" --data {given.data.name}" if given.data else ""
     print("# What was tried, on validation")
     print()
     print(
         f"`python -m benchmarks.trials RUN...{given_data}`. One seed; the epoch whose weights were kept. Clean "
-        f"accuracy is of all validation images. FGSM and PGD-{WATCH_STEPS} are of {WATCH_IMAGES} of them, at the "
-        f"epsilon of training (0.02 unless said): known to about {halfwidth:.0f} points either way (95 %), and too "
-        f"high, as the epoch was chosen on them. PGD-{STEPS} is of all, at {EPSILON:g}, with its interval; empty where "
-        "it was not measured. Minutes are of one core, which other work may have shared. A constant answer has 33.3 %. "
-        "Research software, not for diagnosis."
+        f"accuracy is of all validation images. FGSM and PGD-{WATCH_STEPS} are of so many of them as the column "
+        "`watched` says, at the epsilon of training (0.02 unless said): known to about "
+        f"{halfwidth:.0f} points either way (95 %) or better, and too high, as the epoch was chosen on them. "
+        f"PGD-{STEPS} is of all, at {EPSILON:g}, with its interval; empty where it was not measured. Minutes are of "
+        "one core, which other work may have shared. A constant answer has 33.3 %. Research software, not for "
+        "diagnosis."
     )
     print()
     print(f"| {' | '.join(HEAD)} |")
@@ -65,6 +67,13 @@ def on_all(folder: Path, data: Path | None) -> str:
     return percent(found) if found else ""
 
 
+def watched(folder: Path) -> int:
+    """On how many validation images the run was attacked after each epoch; 0 where it was not."""
+    training = results.read_json(folder / results.TRAINING_FILE)
+    # Runs from before it was written down watched 128.
+    return int(training.get("watched_images", 128 if training["monitor"] == "val_pgd_accuracy" else 0))
+
+
 def row(folder: Path) -> list[str]:
     """One run: what it was told, and its figures."""
     about = results.read_yaml(folder / results.RUN_FILE)
@@ -76,6 +85,7 @@ def row(folder: Path) -> list[str]:
         f"{100 * kept[name]:.1f}" if name in kept else ""
         for name in ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
     ]
+    figures.insert(1, str(watched(folder) or ""))
     return [
         ", ".join([run.model.name, *told(run.model, ModelRecipe(name=run.model.name), ("name",))]),
         ", ".join([run.defence.name, *told(run.defence, DefenceRecipe(), ("name", "background"))]),

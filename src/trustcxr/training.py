@@ -21,7 +21,7 @@ from trustcxr.data.batches import Batch, augment, loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import DEFENCE_OPTIONS, RunRecipe
 from trustcxr.twin_batchnorm import TwinBatchNorm
-from trustcxr.watching import WATCH_STEPS, Bar, Watch
+from trustcxr.watching import WATCH_STEPS, Bar, Watch, watched
 from trustcxr.weights import load_weights
 
 if TYPE_CHECKING:
@@ -309,6 +309,8 @@ def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, cou
         "best_value": watch.best["value"],
         "stopped": watch.stopped,
     }
+    if recipe.defence.attacks:
+        summary["watched_images"] = len(watched(watch.val))
     if watch.stopped == "overfitting":
         summary["alarm"] = (
             f"catastrophic overfitting at epoch {len(watch.history) - 1}: accuracy under PGD-{WATCH_STEPS} fell from "

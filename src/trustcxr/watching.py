@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -19,7 +20,7 @@ from trustcxr.weights import save_weights
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-WATCH_IMAGES = 128  # validation images that PGD is run on after every epoch
+WATCH_IMAGES = 256  # validation images that PGD is run on after every epoch
 WATCH_STEPS = 10
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Watch._overfits
 
@@ -139,7 +140,7 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
     figures = {"val_accuracy": right / len(val)}
     if not recipe.defence.attacks:
         return figures
-    rows = torch.linspace(0, len(val) - 1, min(WATCH_IMAGES, len(val))).long().unique().numpy()
+    rows = watched(val)
     hits = {"fgsm": 0.0, "pgd": 0.0}
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
@@ -155,6 +156,11 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
             for name, perturbed in adversarial.items():
                 hits[name] += float((model(perturbed).argmax(1) == labels).sum())
     return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
+
+
+def watched(val: "Dataset") -> np.ndarray:
+    """The places of the validation images that PGD is run on: an even slice, so of every class and source."""
+    return np.unique(np.linspace(0, len(val) - 1, min(WATCH_IMAGES, len(val))).astype(int))
 
 
 def _pixels(images: Tensor, device: torch.device) -> Tensor:
