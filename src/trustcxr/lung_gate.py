@@ -16,26 +16,32 @@ from trustcxr.console import Progress, say
 from trustcxr.data.batches import augment, to_pixels
 from trustcxr.recipes import RunRecipe
 
+# What background becomes: mid-grey. An attack that moves the edge of the lungs by a fraction of a pixel changes what is
+# seen there by the step from film to background, which to black would be many times its epsilon.
+LEVEL = 0.5
 WIDTHS = (16, 32, 64, 96)  # of the levels, each half the side of the one before; the first is half the image's
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3
 
 
 class LungGate(nn.Module):
-    """A small U-Net (Ronneberger et al. 2015) that multiplies an image by its own estimate of the lungs.
+    """A small U-Net (Ronneberger et al. 2015) that fades an image to mid-grey outside its own estimate of the lungs.
 
-    `forward`: images (B, 1, H, W) in [0, 1] -> the same, near black outside the lungs. GroupNorm has no batch
-    statistics, so that it does the same whether the model behind it is in training or not.
+    `forward`: images (B, 1, H, W) in [0, 1] -> their difference from `level`, near 0 outside the lungs. GroupNorm has
+    no batch statistics, so that it does the same whether the model behind it is in training or not.
     """
+
+    level: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("level", torch.tensor(LEVEL))  # with the weights: they are trained for it
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in pairwise((1, *WIDTHS)))
         self.up = nn.ModuleList(_block(a + b, a, stride=1) for a, b in reversed(list(pairwise(WIDTHS))))
         self.out = nn.Conv2d(WIDTHS[0], 1, 3, padding=1)
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, 1, H, W) of being inside the lungs."""
-        x, levels = images - 0.5, []
+        x, levels = images - self.level, []
         for block in self.down:
             x = block(x)
             levels.append(x)
@@ -44,8 +50,8 @@ class LungGate(nn.Module):
         return _resized(self.out(x), images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] with what is taken for background near 0."""
-        return images * self.logits(images).sigmoid()
+        """Images (B, 1, H, W) in [0, 1] -> difference from `level`, near 0 in what is taken for background."""
+        return (images - self.level) * self.logits(images).sigmoid()
 
 
 def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe) -> float:

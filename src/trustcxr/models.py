@@ -89,7 +89,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
-        features = self.net.forward_features(self.normalise(self.blur(self.gate(images))))  # type: ignore[operator]
+        if isinstance(self.gate, LungGate):
+            images = self.gate(images) + self.gate.level
+        features = self.net.forward_features(self.normalise(self.blur(images)))  # type: ignore[operator]
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
 
     def members(self) -> list["Classifier"]:

@@ -60,7 +60,7 @@ class TrainingRecipe(Strict):
     background: Background = Field(
         "full",
         description="of training images: full, swap (the lungs on another film's), mask (black), crop (to the lungs); "
-        "gate: of every image, black where a segmenter inside the model finds no lung",
+        "gate: of every image, mid-grey where a segmenter inside the model finds no lung",
     )
     swap_share: Fraction = Field(
         0.85, description="of training images whose background is changed; the others, like all test images, are not"
