@@ -107,7 +107,7 @@ def models(json: Json = False) -> None:
 )
 def train(
     data: Data,
-    model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name.")],
+    model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name; A+B: both, side by side.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     defence: Annotated[
         str,
