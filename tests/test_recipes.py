@@ -42,7 +42,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert recipe.name == name
     assert recipe.title
     for model in recipe.models:
-        models.architecture(model.name)
+        models.check(model.name, size=recipe.data.size, **model.options())
     for defence in recipe.defences:
         defences.get(defence.name)
     for attack in recipe.evaluation.attacks:
@@ -52,8 +52,8 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     radii = {a.name: set(a.epsilons) for a in recipe.evaluation.attacks}
     assert radii["fgsm"] == radii["pgd"]
     assert 0.02 in radii["pgd"]
-    # The heart has a side; the two that mirror chose it on validation.
-    assert recipe.training.augment.flip == (0.5 if name in ("localisation", "robustness") else 0)
+    # The heart has a side; those that mirror chose it on validation.
+    assert recipe.training.augment.flip == (0.5 if name in ("localisation", "robustness", "side-by-side") else 0)
 
 
 def test_the_paper_recipe_is_the_papers() -> None:
