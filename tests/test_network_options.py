@@ -253,6 +253,10 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
         assert torch.allclose(model.eval()(IMAGES), torch.stack([m.eval()(IMAGES) for m in members]).mean(0), atol=1e-5)
     assert isinstance(model.net, models.network_options.SideBySide)
     assert built().members()[0].net is not None
+    gated = built("resnet10t+resnet18", lung_gate=True).eval()
+    assert all(member.gate is gated.gate for member in gated.members()), "one gate before them all"
+    with torch.no_grad():
+        assert torch.allclose(gated(IMAGES), torch.stack([m(IMAGES) for m in gated.members()]).mean(0), atol=1e-5)
     frozen = built(copies=2)
     frozen.frozen_norm = True
     assert not any(m.train().net.bn1.training for m in frozen.members())

@@ -62,6 +62,7 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert summary["epochs"] == 2
     assert summary["stopped"] == "epochs"
     assert summary["monitor"] == ("val_accuracy" if defence == "standard" else "val_pgd_accuracy")
+    assert summary.get("watched_images") == (None if defence == "standard" else len(films[1]))
     best = history.set_index("epoch").loc[summary["best_epoch"]]
     assert summary["best_value"] == pytest.approx(best[summary["monitor"]])
     about = results.read_yaml(tmp_path / "run.yaml")
@@ -70,6 +71,13 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert about["data"] == {"root_name": "phantom", "split": "Train", "images": 48}
     assert validate(RunRecipe, about["recipe"], "run.yaml") == recipe(defence)
     assert set(about["versions"]) >= {"trustcxr", "torch", "timm"}
+
+
+def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:
+    places = watching.watched(range(1000))  # type: ignore[arg-type]
+    assert (len(places), places[0], places[-1]) == (watching.WATCH_IMAGES, 0, 999)
+    assert set(np.diff(places)) <= {3, 4}
+    assert watching.watched(range(7)).tolist() == list(range(7))  # type: ignore[arg-type]
 
 
 def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: Path) -> None:
