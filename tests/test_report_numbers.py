@@ -52,6 +52,19 @@ def test_summary_counts_masking_at_the_epsilon_it_speaks_of() -> None:
     assert "In 1 of 2 runs FGSM accuracy exceeds" in summary.paragraph({}, runs, head, findings)
 
 
+def test_summary_tells_runs_of_one_defence_apart_by_their_background() -> None:
+    attacks = [_attack("fgsm", 0.02, 0.6)]
+    runs = [_run(clean={"accuracy": 0.8}, attacks=attacks, defence="fgsm", background=b) for b in ("gate", "full")]
+    runs += [_run(clean={"accuracy": 0.9}, attacks=[_attack("fgsm", 0.02, 0.1)], defence="standard")]
+    assert ranking.ways(runs) == ["standard", "fgsm", "fgsm (background gate)"]
+    told = " ".join(point.text for point in summary.points({}, runs, ranking.headline({}, runs)))
+    assert "3 ways of training (standard, fgsm and fgsm (background gate))" in told
+    assert "training with fgsm accuracy went" in told.replace("With ", "with ")
+    assert "training with fgsm (background gate) accuracy went" in told
+    row = {"model": "m", "defence": "fgsm", "background": "gate", "standard": 0.1, "robust": 0.3, "difference": 0.2}
+    assert "0.300 with fgsm (background gate) (difference" in summary._one_comparison(row)
+
+
 def test_overfitting_is_seen_in_the_history(tmp_path: Path) -> None:
     rows = "epoch,val_fgsm_accuracy,val_pgd_accuracy\n0,0.4,0.38\n1,0.5,0.45\n2,0.8,{last}\n"
     for last, expected in ((0.02, True), (0.44, False)):

@@ -27,6 +27,11 @@ class Run:
     qualifier: str = ""  # background and seed, where they tell two runs apart
 
     @property
+    def way(self) -> str:
+        """How it was trained: fgsm, or fgsm (background gate)."""
+        return words.way(self.defence, self.metrics.get("background"))
+
+    @property
     def name(self) -> str:
         """The folder's name: resnet18-fgsm-s0."""
         return str(self.metrics.get("run") or self.folder.name)

@@ -96,6 +96,11 @@ def defences(runs: list[Run]) -> list[str]:
     return sorted({run.defence for run in runs}, key=lambda name: (_place(name), name))
 
 
+def ways(runs: list[Run]) -> list[str]:
+    """The ways of training of these runs, standard first: defences, each with each of its backgrounds."""
+    return list(dict.fromkeys(run.way for run in sorted(runs, key=lambda r: (_place(r.defence), r.defence, r.way))))
+
+
 def _place(defence: str) -> int:
     return DEFENCE_ORDER.index(defence) if defence in DEFENCE_ORDER else len(DEFENCE_ORDER)
 

@@ -9,7 +9,7 @@ from trustcxr.metrics import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
 from trustcxr.report.folder import Run
-from trustcxr.report.ranking import Headline, by_model, constant_answer, defences, shared_constant_answer
+from trustcxr.report.ranking import Headline, by_model, constant_answer, shared_constant_answer, ways
 
 _ATTACKS = {
     "fgsm": "A single step, the weakest of these attacks. ",
@@ -143,7 +143,7 @@ def points(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Point
         return []
     found = [Point("What was tested", _scope(runs, head)), Point("X-rays as they are", _rivals(runs, clean_numbers))]
     for attack in head.attacks:
-        moves = [m for m in (_moves(runs, head, attack, defence) for defence in defences(runs)) if m]
+        moves = [m for m in (_moves(runs, head, attack, way) for way in ways(runs)) if m]
         text = _ATTACKS.get(attack, "") + (f"{_capital('; '.join(moves))}. " if moves else "")
         lead = f"Under {head.names[attack]}, epsilon {words.epsilon(head.epsilon)}"
         found.append(Point(lead, text + _rivals(runs, under(head, attack))))
@@ -158,7 +158,7 @@ def _capital(text: str) -> str:
 def _scope(runs: list[Run], head: Headline) -> str:
     sizes = sorted({n for n in (words.finite(run.clean("n")) for run in runs) if n is not None})
     images = words.listed([words.count(n) for n in sizes])
-    names = defences(runs)
+    names = ways(runs)
     text = (
         f"{words.plural(len(by_model(runs)), 'network')}, {words.plural(len(names), 'way')} of training "
         f"({words.listed(names)}), {words.plural(len(runs), 'run')} in all, on {images} X-rays of the split "
@@ -184,18 +184,18 @@ def _rivals(runs: list[Run], numbers: Numbers) -> str:
     return f"The best was {best.label}; its interval and {who} overlap, so who is first is not settled."
 
 
-def _moves(runs: list[Run], head: Headline, attack: str, defence: str) -> str:
+def _moves(runs: list[Run], head: Headline, attack: str, way: str) -> str:
     """`standard training: 82.3 % fell to 34.4 %`, or medians and the range where there are several such runs."""
     pairs = []
     for run in runs:
         before, after = (
             words.finite(d.get("accuracy")) for d in (clean_numbers(run), run.attacked(attack, head.epsilon))
         )
-        if run.defence == defence and before is not None and after is not None:
+        if run.way == way and before is not None and after is not None:
             pairs.append((before, after))
     if not pairs:
         return ""
-    what = "standard training" if defence == words.STANDARD else f"training with {defence}"
+    what = "standard training" if way == words.STANDARD else f"training with {way}"
     if len(pairs) == 1:
         return f"with {what} accuracy went from {words.percent(pairs[0][0])} to {words.percent(pairs[0][1])}"
     lows = sorted(after for _, after in pairs)
@@ -269,9 +269,10 @@ def _one_comparison(row: dict[str, Any]) -> str:
     p_value = words.p_value(row.get("p_value"))
     p_value = p_value if p_value.startswith("<") else f"=\u00a0{p_value}"
     n = words.count(row.get("n"))
+    robust = words.way(row.get("defence", "robust training"), row.get("background"))
     return (
         f"{row.get('model', words.DASH)}: energy inside the infection masks {words.decimal(row.get('standard'))} with "
-        f"standard training, {words.decimal(row.get('robust'))} with {row.get('defence', 'robust training')} "
+        f"standard training, {words.decimal(row.get('robust'))} with {robust} "
         f"(difference {words.signed(row['difference'])}{interval}, p\u00a0{p_value}, n\u00a0=\u00a0{n}): {found}."
     )
 

@@ -192,3 +192,8 @@ def listed(items: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = list(items)
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else DASH
+
+
+def way(defence: object, background: object) -> str:
+    """How a run was trained: its defence, and its background where that is not the whole image."""
+    return str(defence) if str(background or "full") == "full" else f"{defence} (background {background})"
