@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
 from trustcxr import attacks, evaluation, lung_gate, models, training
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +57,8 @@ def test_what_the_gate_closes_changes_no_answer() -> None:
         model.gate.out.bias.fill_(60.0)  # type: ignore[union-attr]
         images = torch.rand(2, 1, 32, 32)
         assert torch.allclose(model.gate(images), images - 0.5)
-        open_gate, none = (
-            model(images),
-            models.Classifier(model.net, mean=float(model.mean), std=float(model.std)).eval(),
-        )
-        assert torch.allclose(open_gate, none(images), atol=1e-5), "an open gate changes nothing"
+        without = models.Classifier(model.net, mean=float(model.mean), std=float(model.std)).eval()
+        assert torch.allclose(model(images), without(images), atol=1e-5), "an open gate changes nothing"
     assert torch.allclose(first, second)
 
 
@@ -177,3 +176,11 @@ def test_a_gate_needs_lung_masks(films: tuple[Any, Any], tmp_path: Path) -> None
 def test_a_gated_run_cannot_start_from_one_without(films: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="no lung gate to start from"):
         recipe({"name": "fgsm", "start_from": "standard", "background": "gate"}, background="gate")
+
+
+def test_a_gate_that_was_trained_for_another_background_is_refused(tmp_path: Path) -> None:
+    model = models.build("test_resnet", classes=3, lung_gate=True)
+    state = {key: value for key, value in model.state_dict().items() if key != "gate.level"}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"not the weights of this model .*gate\.level"):
+        load_weights(model, tmp_path / "model.safetensors")

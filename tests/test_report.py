@@ -1,5 +1,6 @@
 """The report: self-contained, honest about what is missing, and with the numbers of study.json."""
 
+import io
 import json
 import re
 import shutil
@@ -339,6 +340,26 @@ def test_terminal_leaderboard_fits_100_columns(tmp_path: Path) -> None:
     assert any(line.startswith("[bold]x") for line in lines)
     for run in _document(path)["runs"]:
         assert f"{100 * run['clean']['accuracy']:.1f}" in "\n".join(lines)
+
+
+def test_terminal_leaderboard_with_three_attacks_keeps_names_and_counts_in_80_columns() -> None:
+    from rich.console import Console
+
+    share = {"accuracy": 0.834, "accuracy_ci": [0.8, 0.861], "n": 570}
+    attacks = [{"attack": name, "epsilon": 0.02, "steps": 20, **share} for name in ("fgsm", "pgd", "worst-case")]
+    runs = [
+        {"run": f"r{i}", "model": "resnet10t", "defence": "fgsm", "background": b, "clean": share, "attacks": attacks}
+        for i, b in enumerate(("full", "gate"))
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.leaderboard({"runs": runs}))
+    rows = console.export_text().splitlines()
+    assert max(map(len, rows)) <= 80
+    named = [row for row in rows if row.startswith("resnet10t fgsm")]
+    assert [row.split()[-1] for row in named] == ["570", "570"]
+    assert all(row.count("83.4") == 4 for row in named)
+    assert sum(row.count("(80–86)") for row in rows) == 8
+    assert any("background" in row for row in rows)
 
 
 @pytest.mark.slow

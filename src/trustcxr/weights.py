@@ -20,4 +20,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(load_file(path))
     except Exception as problem:
-        raise UserError(f"{path}: not the weights of this model ({str(problem).splitlines()[0]})") from problem
+        # torch's first line names the class alone; the second says which weights are missing or do not fit.
+        reason = " ".join(line.strip() for line in str(problem).splitlines()[:2])
+        raise UserError(f"{path}: not the weights of this model ({reason[:200]})") from problem

@@ -27,10 +27,12 @@ def leaderboard(study: dict[str, Any]) -> "Table":
         title += f", attacks at epsilon {words.epsilon(head.epsilon)}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.title_style = "bold"
-    table.add_column("Model", overflow="fold", max_width=22)
-    table.add_column("Defence", overflow="fold", max_width=16)
+    # With three attacks an interval goes below its figure, so that names need not be cut up in 80 columns.
+    between = "\n" if len(attacks) > 2 else " "
+    table.add_column("Model", overflow="fold", min_width=9, max_width=22)
+    table.add_column("Defence", overflow="fold", min_width=10, max_width=16)
     for name in ["Clean", *[head.names.get(a, words.attack(a)) for a in attacks]]:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", min_width=7)
     for name in ["F1", "AUROC", "ECE", "n"]:
         table.add_column(name, justify="right", no_wrap=True)
     for run in ordered(runs, head):
@@ -38,7 +40,7 @@ def leaderboard(study: dict[str, Any]) -> "Table":
         table.add_row(
             _plain(run.model),
             _plain(f"{run.defence}, {run.qualifier}" if run.qualifier else run.defence),
-            *[_share(entry) for entry in entries],
+            *[_share(entry, between) for entry in entries],
             words.decimal(run.clean("f1_macro"), 2),
             words.decimal(run.clean("auroc_macro"), 2),
             words.decimal(run.clean("ece"), 2),
@@ -53,7 +55,7 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _share(entry: Any) -> str:
+def _share(entry: Any, between: str) -> str:
     pair = words.interval(words.get(entry, "accuracy_ci"))
-    inside = f" ({100 * pair[0]:.0f}–{100 * pair[1]:.0f})" if pair else ""
+    inside = f"{between}({100 * pair[0]:.0f}–{100 * pair[1]:.0f})" if pair else ""
     return words.hundred(words.get(entry, "accuracy")) + inside
