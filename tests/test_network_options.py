@@ -223,9 +223,12 @@ def test_a_network_without_the_layer_is_refused() -> None:
         built(normalisation="instance")
 
 
-def test_each_copy_learns_for_itself_on_an_attack_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [{"copies": 2}, {"name": f"{MODEL}+resnet10t"}])
+def test_each_network_learns_for_itself_on_an_attack_of_its_own(
+    model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     films = make_films(tmp_path)
-    run = recipe("fgsm", model={"copies": 2}, epochs=1)
+    run = recipe("fgsm", model=model, epochs=1)
     seen: list[tuple[nn.Module, Tensor]] = []
     real = attacks.fgsm
 
@@ -234,7 +237,8 @@ def test_each_copy_learns_for_itself_on_an_attack_of_its_own(tmp_path: Path, mon
         return seen[-1][1]
 
     monkeypatch.setattr(attacks, "fgsm", watched)
-    module = training.Fitting(built(copies=2), run, classes=3, steps_per_epoch=3)
+    together = built(run.model.name, **run.model.options())
+    module = training.Fitting(together, run, classes=3, steps_per_epoch=3)
     module._trainer = type("Trainer", (), {"global_step": 3, "fit_loop": None})()  # type: ignore[assignment]
     images, labels, rows = films[0].batch(range(8)), torch.as_tensor(films[0].labels[:8]), torch.arange(8)
     loss = module.training_step((torch.from_numpy(images), labels, rows), 0)
