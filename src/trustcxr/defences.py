@@ -14,8 +14,8 @@ Options that several share:
     label_smoothing in [0, 1], class_weights (C,): of the loss alone; the attack climbs the plain cross-entropy.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import attacks
+from trustcxr.attacks.folding import folded
 from trustcxr.errors import unknown
 
 Precision = Literal["same", "bf16"]
@@ -78,7 +79,7 @@ def fgsm(
 
     The loss is clean_share * clean loss + (1 - clean_share) * adversarial loss.
     """
-    with _precision(images, attack_precision):
+    with _attacking(model, images, attack_precision, mode):
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon, mode=mode)
     return _shared(model, clean, images, adversarial, labels, clean_share, **weighing)
 
@@ -100,7 +101,7 @@ def fgsm_rs(
     The start is even over the ball, the one step 1.25 epsilon long, the result brought back into the ball.
     """
     start = _random_start(images, epsilon)
-    with _precision(images, attack_precision), attacks.undisturbed(model, mode):
+    with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = _step(images, start, gradient, epsilon, 1.25)
     return _shared(model, clean, images, adversarial, labels, clean_share, **weighing)
@@ -121,7 +122,7 @@ def pgd(
 ) -> tuple[Tensor, Tensor]:
     """PGD adversarial training (Madry et al. 2018): `steps` gradients a step, from a random start."""
     seed = int(torch.randint(2**31, ()))
-    with _precision(images, attack_precision):
+    with _attacking(model, images, attack_precision, mode):
         adversarial = attacks.pgd(
             model,
             images,
@@ -153,7 +154,7 @@ def trades(
     ball, not within 0.001 of the image as the paper does: a single step from there would have no slope to go by.
     """
     adversarial = _random_start(images, epsilon)
-    with _precision(images, attack_precision), attacks.undisturbed(model, mode):
+    with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
         with torch.no_grad():
             answer = model(images).float().softmax(1)
         for _ in range(steps):
@@ -321,5 +322,12 @@ def _step(images: Tensor, at: Tensor, gradient: Tensor, epsilon: Radius, length:
     return (images.detach() + _within(moved - images.detach(), epsilon)).clamp(0, 1)
 
 
-def _precision(images: Tensor, precision: Precision) -> AbstractContextManager[Any]:
-    return torch.autocast(images.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+@contextmanager
+def _attacking(model: nn.Module, images: Tensor, precision: Precision, mode: attacks.Mode) -> Iterator[None]:
+    """The precision of the attack's passes, and BatchNorm folded away where it has no batch statistics in them."""
+    networks = [getattr(model, "net", model)] if mode == "eval" else []
+    with ExitStack() as stack:
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
+        stack.enter_context(folded(*networks))
+        yield

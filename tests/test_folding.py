@@ -1,0 +1,154 @@
+"""BatchNorm folded away while a model is attacked in training: the same answers, and nothing left behind."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trustcxr import attacks, defences, models
+from trustcxr.attacks.folding import folded, pairs
+from trustcxr.twin_batchnorm import TwinBatchNorm
+
+IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def lived_in(model: nn.Module) -> nn.Module:
+    """The model with statistics and affine weights as training leaves them, not zeros and ones."""
+    generator = torch.Generator().manual_seed(1)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for values, low in ((layer.running_mean, -0.2), (layer.running_var, 0.8), (layer.weight, 0.8)):
+                if values is not None:
+                    values.data.copy_(low + 0.4 * torch.rand(values.shape, generator=generator))
+            layer.bias.data.copy_(0.2 * torch.rand(layer.bias.shape, generator=generator) - 0.1)
+    return model
+
+
+def answer_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    gradient, logits = attacks.input_gradient(model, images, LABELS[: len(images)])
+    return logits, gradient
+
+
+def state(model: nn.Module) -> list[object]:
+    """Which modules and tensors a model is made of, one by one, with their flags and values."""
+    modules = [(name, id(module), module.training) for name, module in model.named_modules()]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [*modules, *((name, id(values), float(values.double().sum())) for name, values in tensors)]
+
+
+@pytest.mark.parametrize("name", [n for n in models.PAPER_MODELS if not n.startswith(("VGG", "ConvNeXt"))])
+def test_each_of_the_21_with_batchnorm_answers_as_before(name: str) -> None:
+    torch.manual_seed(0)
+    # In double precision: in single, rounding alone turns some of a deep network's ReLUs on and off.
+    model = lived_in(models.build(name, classes=3)).eval().double()
+    size = 96 if name.startswith("Inception") else 64
+    images = torch.rand((2, 1, size, size), generator=torch.Generator().manual_seed(2)).double()
+    plain = answer_and_gradient(model, images)
+    with folded(model.net):
+        left = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+        found = answer_and_gradient(model, images)
+    there = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    assert there - left == len(pairs(model.net))
+    assert there == 0 or there - left >= 0.4 * there  # DenseNet norms what it has joined: no convolution to fold into
+    for before, after in zip(plain, found, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6 * float(before.abs().max()))
+
+
+def test_nothing_is_left_behind_even_after_an_error() -> None:
+    model = lived_in(models.build("resnet10t", classes=3)).train()
+    model.net.layer1.eval()  # a part that was frozen on purpose
+    before = state(model)
+    with pytest.raises(RuntimeError, match="channels"), folded(model.net):
+        model.eval()(torch.rand(2, 3, 64, 64))  # colour, which this network does not take
+    model.train()
+    model.net.layer1.eval()
+    assert state(model) == before
+
+
+class Shared(nn.Module):
+    """Nothing here may be folded: one map has two readers, one norm has two inputs, one keeps no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice_read, self.first, self.second, self.third = (nn.Conv2d(1, 4, 3, padding=1) for _ in range(4))
+        self.norm, self.shared = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.without = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.twice_read(x)
+        maps = read + self.norm(read) + self.shared(self.first(x)) + self.shared(self.second(x))
+        return (maps + self.without(self.third(x))).mean((2, 3))
+
+
+def test_what_cannot_be_folded_is_left_alone() -> None:
+    model = lived_in(Shared()).eval()
+    plain = model(IMAGES)
+    with folded(model):
+        assert [type(layer) for layer in model.children()] == [nn.Conv2d] * 4 + [nn.BatchNorm2d] * 3
+        assert torch.equal(model(IMAGES), plain)
+
+
+class Depends(nn.Module):
+    """A forward pass that looks at its input cannot be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x if x.mean() > 0 else -x)).mean((2, 3))
+
+
+def test_a_network_that_cannot_be_followed_is_attacked_as_it_is() -> None:
+    model = lived_in(Depends()).train()
+    assert pairs(model) == []
+    loss, logits = defences.fgsm(model, IMAGES, LABELS, epsilon=0.02)
+    assert torch.isfinite(loss)
+    assert logits.shape == (4, 3)
+
+
+class Counting(nn.BatchNorm2d):
+    calls = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().forward(input)
+
+
+def test_a_view_with_batchnorm_of_its_own_is_folded_with_its_own() -> None:
+    torch.manual_seed(0)
+    model = models.build("resnet10t", classes=3)
+    twin = TwinBatchNorm(model).eval()
+    lived_in(twin.layers)
+    plain, own = twin(IMAGES), model(IMAGES)
+    with folded(twin):
+        assert len(pairs(twin)) == len(twin.layers)
+        torch.testing.assert_close(twin(IMAGES), plain, rtol=1e-3, atol=1e-4)
+    assert torch.equal(twin(IMAGES), plain)
+    assert torch.equal(model(IMAGES), own)
+    assert not torch.allclose(own, plain, atol=1e-2)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 6, 3, padding=1), Counting(6), nn.SiLU(), nn.Conv2d(6, 6, 3, bias=False), Counting(6))
+    return lived_in(nn.Sequential(*layers, nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+
+
+@pytest.mark.parametrize("defence", ["fgsm", "fgsm-rs", "pgd", "trades"])
+@pytest.mark.parametrize(("mode", "wanted"), [("eval", False), ("train", True)])
+def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: str, mode: str, wanted: bool) -> None:
+    model, plain = small().train(), small().train()
+    options = {"steps": 1} if defence in ("pgd", "trades") else {}
+    Counting.calls = 0
+    torch.manual_seed(5)
+    loss, _ = defences.get(defence)(model, IMAGES, LABELS, epsilon=0.02, mode=mode, **options)
+    trained = 4 if defence == "trades" else 2  # clean images beside adversarial ones
+    assert (Counting.calls > trained) == wanted  # with batch statistics there is nothing to fold
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trustcxr.attacks.folding.pairs", lambda network: [])
+        torch.manual_seed(5)
+        unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, mode=mode, **options)
+    assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)
