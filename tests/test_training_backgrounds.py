@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, recipes, results, right_reasons, training, watching
+from trustcxr import defences, evaluation, lung_gate, recipes, results, right_reasons, training, watching
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
 from trustcxr.recipes import RunRecipe, StudyRecipe, validate
@@ -59,6 +59,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "penalty": ({"name": "fgsm"}, {"rrr": 1.0}),
     "penalty and twin": ({"name": "trades", "separate_batchnorm": True}, {"rrr": 0.1, "background": "swap"}),
     "penalty and free": ({"name": "free", "replays": 2, "epsilon_outside": 0.1}, {"rrr": 0.1}),
+    "emptied": ({"name": "fgsm-rs"}, {"background": "emptied"}),
+    "emptied and penalty": ({"name": "trades", "separate_batchnorm": True}, {"background": "emptied", "rrr": 0.1}),
+    "emptied and free": ({"name": "free", "replays": 2}, {"background": "emptied"}),
     "larger epsilon outside": ({"name": "pgd", "epsilon_outside": 0.1, "ramp": 0.5}, {}),
 }
 
@@ -151,6 +154,41 @@ def test_the_penalty_is_of_the_pixels_outside(
     assert losses[0] > losses[1] + 0.01
 
 
+def test_images_with_emptied_lungs_stand_beside_the_batch(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[Step]
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    real = right_reasons.emptied
+    monkeypatch.setattr(right_reasons, "emptied", lambda *given: seen.append(given) or real(*given))
+    training.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *films, tmp_path / "a")
+    training.fit(recipe("fgsm", augment=STILL, epochs=1), *films, tmp_path / "b")
+    assert len(seen) == 3, "a run with the whole image has none"
+    for (images, _, __), (pixels, lungs) in zip(steps, seen, strict=False):
+        assert torch.equal(images, pixels), "those that are learnt by their labels are as they were"
+        assert lungs.shape == images.shape
+    for (first, _, __), (second, _, __) in zip(steps[:3], steps[3:], strict=True):
+        assert torch.equal(first, second)
+    losses = [results.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
+    assert losses[0] > losses[1]
+
+
+def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lung_gate, "EPOCHS", 1)
+    learners: list[nn.Module] = []
+    real = right_reasons.BesideEmptied
+    monkeypatch.setattr(
+        right_reasons, "BesideEmptied", lambda learner, images: learners.append(learner) or real(learner, images)
+    )
+    run = recipe("fgsm", model={"copies": 2}, background="gate-emptied", epochs=1)
+    training.fit(run, *films, tmp_path)
+    assert len(learners) == 3 * 2
+    assert all(isinstance(learner.gate, lung_gate.LungGate) for learner in learners)
+    assert learners[0].net is not learners[1].net
+    assert evaluation.load_run(tmp_path).recipe.name == f"{MODEL}-gate-emptied-fgsm-s0"
+
+
 def test_images_without_a_mask_are_left_as_they_are_and_counted(
     tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +226,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
 def test_names_of_runs_hold_the_background() -> None:
     assert recipe("fgsm").name == f"{MODEL}-fgsm-s0"
     assert recipe("fgsm", background="swap").name == f"{MODEL}-swap-fgsm-s0"
+    assert recipe("fgsm", background="gate-emptied").name == f"{MODEL}-gate-emptied-fgsm-s0"
     assert recipe(seed=2, background="mask").name == f"{MODEL}-mask-standard-s2"
 
 

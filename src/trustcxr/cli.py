@@ -131,7 +131,8 @@ def train(
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
     background: Annotated[
-        str, typer.Option(help="Of training images: full, swap, mask, crop or gate; all but full need lung masks.")
+        str,
+        typer.Option(help="full; or swap, mask, crop, emptied, gate or gate-emptied, which need lung masks to train."),
     ] = "full",
     set_: Annotated[
         list[str] | None,

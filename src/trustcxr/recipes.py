@@ -249,7 +249,17 @@ class RunRecipe(Strict):
 
     def network_options(self) -> dict[str, Any]:
         """What `models.build` is told beside name, classes and weights."""
-        return self.model.options() | ({"lung_gate": True} if self.background == "gate" else {})
+        return self.model.options() | ({"lung_gate": True} if self.gated else {})
+
+    @property
+    def gated(self) -> bool:
+        """Whether a lung gate is part of the model."""
+        return self.background.startswith("gate")
+
+    @property
+    def empties(self) -> bool:
+        """Whether images with emptied lungs stand beside those it is trained on."""
+        return self.background.endswith("emptied")
 
     @property
     def needs_lungs(self) -> bool:
@@ -260,9 +270,10 @@ class RunRecipe(Strict):
     def _fits(self) -> "RunRecipe":
         if self.training.rrr and self.defence.name == "mixup":
             raise ValueError("rrr needs the lungs of one image, and mixup shows two at once")
-        if self.defence.start_from == "standard" and self.defence.background == "gate":
+        if self.defence.start_from == "standard" and self.defence.background is not None and self.gated:
             raise ValueError(
-                "start_from: standard has no lung gate to start from; set training.background: gate for both"
+                "start_from: standard has no lung gate to start from; "
+                f"set training.background: {self.background} for both"
             )
         if self.model.several and (self.defence.separate_batchnorm or self.defence.name == "free"):
             what = "separate_batchnorm" if self.defence.separate_batchnorm else "free"

@@ -127,13 +127,16 @@ class Fitting(pl.LightningModule):
 
     def _learn(self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch, and its logits."""
-        weight = self.recipe.training.rrr
-        watched = learner if self.recipe.model.several else self.model
-        with right_reasons.recorded(watched, wanted=weight > 0) as passes:
+        weight, beside = self.recipe.training.rrr, None
+        if self.recipe.empties and lungs is not None and len(emptied := right_reasons.emptied(pixels, lungs)):
+            learner = beside = right_reasons.BesideEmptied(learner, emptied)
+        with right_reasons.recorded(learner, wanted=weight > 0) as passes:
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
         if weight and lungs is not None:
             outside = (1 - lungs) * backgrounds.has_lungs(lungs)
             loss = loss + weight * right_reasons.penalty(passes, logits, outside)
+        if beside is not None:
+            loss = loss + beside.unevenness()
         return loss, logits
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:

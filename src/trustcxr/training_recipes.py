@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Background = Literal["full", "swap", "mask", "crop", "gate"]
+Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 # The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
@@ -60,7 +60,8 @@ class TrainingRecipe(Strict):
     background: Background = Field(
         "full",
         description="of training images: full, swap (the lungs on another film's), mask (black), crop (to the lungs); "
-        "gate: of every image, mid-grey where a segmenter inside the model finds no lung",
+        "emptied (beside them some whose lungs are filled with grey, to which an even answer is asked); gate: of every "
+        "image, mid-grey where a segmenter inside the model finds no lung; gate-emptied: both",
     )
     swap_share: Fraction = Field(
         0.85, description="of training images whose background is changed; the others, like all test images, are not"
