@@ -35,7 +35,7 @@ def model(reads: str) -> nn.Module:
     draw = {"marker": ground_truth.shortcut, "lesion": ground_truth.honest}[reads]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ground_truth.fit(Tiny(), draw(160, SIZE), epochs=16, learning_rate=1e-2)
+        return ground_truth.fit(Tiny(), draw(320, SIZE), epochs=16, learning_rate=1e-2)
 
 
 @lru_cache

@@ -26,7 +26,7 @@ def trained(folder: Path, shortcuts: list[str]) -> evaluation.Run:
     content = {
         "model": {"name": "test_resnet", "weights": "none"},
         "data": {"size": SIZE},
-        "training": {"epochs": 20, "patience": 20, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
+        "training": {"epochs": 30, "patience": 30, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
     training.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
     return evaluation.load_run(folder / "run", on="cpu")
