@@ -135,6 +135,42 @@ def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_p
         runs.train(run, tmp_path, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 64), ("InceptionV3", 48)])
+def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: str, size: int, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{name} does not take images of {size} pixels \(.*\): choose another data\.size"
+    ):
+        models.check(name, size=size)
+    run = recipe(model={"name": name}).model_copy(update={"data": DataRecipe(size=size)})
+    with pytest.raises(UserError, match="does not take images"):
+        runs.train(run, tmp_path / "no data is looked for", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class NeedsValues(nn.Module):
+    """A forward pass that looks at values, as some of timm's do."""
+
+    num_features = 1
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return images if float(images.sum()) >= 0 else -images
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3)).repeat(1, 2)
+
+
+def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def build(name: str, **options: Any) -> models.Classifier:
+        asked.append(torch.get_default_device())
+        return models.Classifier(NeedsValues(), mean=0.5, std=0.5)
+
+    monkeypatch.setattr(models, "build", build)
+    models.check("made up", size=32)
+    assert [device.type for device in asked] == ["meta", "cpu"]
+
+
 def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
     plain, model = built().eval(), built(input_blur=5).eval()
     assert same(plain.state_dict(), model.state_dict())

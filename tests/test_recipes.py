@@ -53,7 +53,9 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert radii["fgsm"] == radii["pgd"]
     assert 0.02 in radii["pgd"]
     # The heart has a side; those that mirror chose it on validation.
-    assert recipe.training.augment.flip == (0.5 if name in ("localisation", "robustness") else 0)
+    assert recipe.training.augment.flip == (
+        0.5 if name in ("localisation", "robustness", "side-by-side", "lungs") else 0
+    )
 
 
 def test_the_paper_recipe_is_the_papers() -> None:

@@ -191,16 +191,30 @@ def _network(arch: str, classes: int, weights: str) -> nn.Module:
 
 
 def check(name: str, *, size: int, **options: Any) -> None:
-    """UserError where `build` would refuse the name or the options, or networks do not fit side by side at that size.
+    """UserError where `build` would refuse the name or the options, or the model images of that size.
 
-    No weights are made; `size` is the side of the images in pixels.
+    No weights are made unless something is wrong; `size` is the side of the images in pixels.
     """
-    several = len(architectures(name)) * options.get("copies", 1) > 1
-    if several or {"activation", "normalisation", "first_pool"} & set(options):
-        with torch.device("meta"), torch.no_grad():  # shapes alone
-            model = build(name, classes=2, **options)
-            if several:
-                model.eval()(torch.empty(1, 1, size, size))
+    try:
+        _try_out("meta", name, size, options)  # shapes alone
+    except UserError:
+        raise
+    except Exception:  # of the network, or of a layer that needs values to go on: seen with values
+        try:
+            _try_out("cpu", name, size, options)
+        except UserError:
+            raise
+        except Exception as problem:
+            why = " ".join(str(problem).split()) or type(problem).__name__
+            raise UserError(
+                f"{name} does not take images of {size} pixels ({why.rstrip('.')}): choose another data.size, as many "
+                "networks are made for 224, or another network"
+            ) from None
+
+
+def _try_out(device: str, name: str, size: int, options: dict[str, Any]) -> None:
+    with torch.device(device), torch.no_grad():
+        build(name, classes=2, **options).eval()(torch.zeros(1, 1, size, size))
 
 
 def count_parameters(model: nn.Module) -> int:
