@@ -118,6 +118,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
         "lungs_only": 15,
         "silhouette_only": 15,
         "border_only": 15,
+        "lungs_on_another_film": 15,
     }
     clean = table[table["attack"] == "clean"]
     right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from trustcxr import attacks, corruptions, evaluation, metrics, models, results, training
-from trustcxr.data import load_dataset, phantom
+from trustcxr.data import backgrounds, load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import AttackRecipe, CorruptionsRecipe, RunRecipe, validate
@@ -81,7 +81,7 @@ def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataF
         assert [held_out.classes[k] for k in rows["label"]] == rows["class"].tolist()
     assert set(table["split"]) == {"Test"}
     logits = np.stack(table["logits"])
-    assert logits.shape == (21 * 12, 3)
+    assert logits.shape == (21 * len(conditions), 3)
     assert logits.dtype == np.float32
 
 
@@ -113,6 +113,25 @@ def test_views_show_what_they_say(run: evaluation.Run, held_out: Any, table: pd.
         with torch.inference_mode():
             expected = run.model(shown)
         assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
+
+
+def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:
+    labels, rows = np.asarray(held_out.labels), np.arange(len(held_out))
+    other = evaluation._of_another_class(labels)
+    assert (labels[other] != labels).all()
+    assert (other == evaluation._of_another_class(labels)).all(), "the same for every run"
+    assert len(set(other)) > len(labels) / 3, "not one film for all"
+    pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
+    lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
+    halves = [list(evaluation._views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
+    ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
+    assert name == "lungs_on_another_film"
+    shown = torch.cat([first, second])
+    deep, far = backgrounds.soften(lungs) > 1 - 1e-6, backgrounds.soften(lungs) < 1e-6
+    assert deep.any()
+    assert torch.allclose(shown[deep], pixels[deep], atol=1e-5)
+    assert torch.allclose(shown[far], pixels[other][far], atol=1e-5)
+    assert not torch.allclose(shown[far], pixels[far], atol=0.05)
 
 
 def test_corrupted_images_are_corrupted_by_their_own_names(

@@ -173,7 +173,7 @@ def test_attacks_of_a_table() -> None:
 
 def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None:
     """Trap 9: accuracy with the lungs blacked out, with the lungs alone and from the border."""
-    views = {(view, 0.0, 0): skill for view, skill in zip(metrics.VIEWS, (0.2, 0.9, 0.4, 0.1), strict=True)}
+    views = {(view, 0.0, 0): skill for view, skill in zip(metrics.VIEWS, (0.2, 0.9, 0.4, 0.1, 0.3), strict=True)}
     predictions = table(conditions=views | SWEEP, group=2)
     found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
     assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from trustcxr import attacks, calibration, masking, metrics, models, results
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
+from trustcxr.data import backgrounds
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
@@ -102,7 +103,9 @@ def predict(
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
-    `views`, where the data has lung masks: the lungs blacked out, the lungs alone, their silhouette, the border alone.
+    `views`, where the data has lung masks: the lungs blacked out, the lungs alone, their silhouette, the border alone,
+    and the lungs on a film of another class, whose lungs they do not quite cover. There the class is the lungs': a
+    model that answers by the background has it less often than chance.
     """
     about = _about(dataset)
     batches = loader(dataset, batch_size)
@@ -204,9 +207,26 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
     width = round(BORDER * pixels.shape[-1])
     border[..., width:-width, width:-width] = 0
     shape = torch.where(lungs > 0, *SILHOUETTE)
-    shown = (pixels * (1 - lungs), pixels * lungs, shape, pixels * border)
-    for name, view in zip(VIEWS, shown, strict=True):
+    shown = [pixels * (1 - lungs), pixels * lungs, shape, pixels * border]
+    if len(np.unique(dataset.labels)) > 1:
+        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
+        visible = backgrounds.soften(lungs)
+        shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
+    for name, view in zip(VIEWS, shown, strict=False):
         yield (name, 0.0, 0, 0), kept, view
+
+
+def _of_another_class(labels: np.ndarray) -> np.ndarray:
+    """For each image the place of one of another class, (N,), drawn evenly from a fixed seed."""
+    drawn, places, chosen = (
+        np.random.default_rng(0).random(len(labels)),
+        np.arange(len(labels)),
+        np.zeros(len(labels), int),
+    )
+    for label in np.unique(labels):
+        own, others = labels == label, places[labels != label]
+        chosen[own] = others[(drawn[own] * len(others)).astype(int)]
+    return chosen
 
 
 def _logits(run: Run, images: torch.Tensor) -> np.ndarray:

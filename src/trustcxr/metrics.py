@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CLEAN = "clean"
 # What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
-VIEWS = ("lungs_blacked_out", "lungs_only", "silhouette_only", "border_only")
+VIEWS = ("lungs_blacked_out", "lungs_only", "silhouette_only", "border_only", "lungs_on_another_film")
 _ITERATED = (*(f"PGD-{digit}" for digit in "123456789"), "WORST-CASE")  # not PGD-L2, which has another radius
 ONE_STEP = ("fgsm", "fgsm-rs")  # attacks without a number of steps
 MASKING_GAP = 0.10  # FGSM accuracy above PGD accuracy by more than this is an alarm
