@@ -4,6 +4,10 @@
     python -m benchmarks.tables out/robustness --external external-cxr
     trustcxr study localisation --data COVID-QU-Ex --out out/localisation
     python -m benchmarks.tables out/localisation --localisation
+    trustcxr study lungs --data COVID-QU-Ex --out out/lungs
+    python -m benchmarks.tables out/lungs --localisation
+    trustcxr study side-by-side --data COVID-QU-Ex --out out/side-by-side
+    python -m benchmarks.tables out/side-by-side
 
 No number is typed by hand: each is read from study.json or metrics.json, with its interval and its count.
 """
@@ -18,6 +22,7 @@ from trustcxr import results, runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEAD = ["run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n"]
+SHOWN = ("lungs_blacked_out", "lungs_on_another_film")
 
 
 def main() -> None:
@@ -115,7 +120,16 @@ def not_tried(study: dict[str, Any]) -> list[str]:
 def robustness(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
     """One line a run: clean, attacks at the largest epsilon, corruptions, views, what it cost."""
     attacks = _names(runs_, epsilon)
-    head = ["run", "epochs", "minutes", "clean", *attacks, "masked", "corruptions, mean", "lungs blacked out"]
+    head = [
+        "run",
+        "epochs",
+        "minutes",
+        "clean",
+        *attacks,
+        "masked",
+        "corruptions, mean",
+        *(v.replace("_", " ") for v in SHOWN),
+    ]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for run in runs_:
         training, masking = run["training"], run.get("masking") or {}
@@ -127,7 +141,7 @@ def robustness(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
             *_under(run, attacks, epsilon),
             ("yes" if masking["masked"] else "no") if "masked" in masking else "",
             percent(run["corruptions_mean"]) if "corruptions_mean" in run else "",
-            percent(run["shortcuts"]["lungs_blacked_out"]) if "lungs_blacked_out" in run["shortcuts"] else "",
+            *(percent(run["shortcuts"][view]) if view in run["shortcuts"] else "" for view in SHOWN),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
