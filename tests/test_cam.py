@@ -8,11 +8,12 @@ import pytest
 import torch
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from trustcxr import explain, models
 from trustcxr.errors import UserError
-from trustcxr.explain import ground_truth
+from trustcxr.explain import cam, ground_truth
 
 ORACLES = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
 METHODS = list(ORACLES)
@@ -575,3 +576,37 @@ def test_several_methods_at_once_are_each_as_alone(small: Small, x: Tensor) -> N
 def test_a_name_that_is_no_method_is_refused(name: str) -> None:
     with pytest.raises(UserError):
         explain.method(name)
+
+
+# --- smoothed --------------------------------------------------------------------------------------------------------
+
+
+def test_smoothed_layercam_is_a_gaussian_of_layercam() -> None:
+    torch.manual_seed(0)
+    model = models.build("test_resnet", classes=3).eval()
+    images = torch.rand((3, 1, 64, 64), generator=torch.Generator().manual_seed(1))
+    plain, smooth = (cam.method(name)(model, images, 1) for name in ("layercam@gate", "layercam-smooth@gate"))
+    for before, after in zip(plain.double().numpy(), smooth.numpy(), strict=True):
+        wanted = gaussian_filter(before, 0.02 * 64, mode="mirror", truncate=4 / (0.02 * 64))
+        np.testing.assert_allclose(after, wanted / wanted.max(), atol=1e-5)
+    together = cam.maps(model, images, 1, ["layercam@gate", "layercam-smooth@gate"])
+    assert torch.equal(together["layercam@gate"], plain)
+    assert torch.equal(together["layercam-smooth@gate"], smooth)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cam.smoothed(plain), smooth), "in full precision all the same"
+
+
+def test_a_null_map_stays_null_and_a_tiny_one_as_it_is() -> None:
+    assert torch.equal(cam.smoothed(torch.zeros(2, 64, 64)), torch.zeros(2, 64, 64))
+    tiny = torch.rand(2, 1, 1)
+    assert torch.equal(cam.smoothed(tiny), tiny)
+    assert cam.smoothed(torch.zeros(0, 64, 64)).shape == (0, 64, 64)
+
+
+def test_smoothing_moves_the_peak_to_where_the_map_is_high_all_around() -> None:
+    saliency = torch.zeros(1, 64, 64)
+    saliency[0, 10:16, 40:46] = 0.6  # a region
+    saliency[0, 50, 5] = 1.0  # one grain
+    row, column = divmod(int(cam.smoothed(saliency)[0].argmax()), 64)
+    assert 10 <= row < 16
+    assert 40 <= column < 46

@@ -1,5 +1,6 @@
 """Grad-CAM and its relatives, a batch at a time, on the device, at little more than the cost of a forward pass."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.explain.common import SaliencyMethod, Target, as_found, check_images, target_classes, to_saliency
@@ -19,6 +21,7 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
 _HALF_PRECISION_SCALE = 1024.0
 _STABILISER = 1e-6
+SMOOTHING = 0.02  # of the longer side: the standard deviation that Zhang et al. 2018 smooth gradients with
 
 
 def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
@@ -64,6 +67,30 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
     return _cam(_layer_cam_map, model, x, target, layer)
 
 
+def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """LayerCAM, then a Gaussian whose standard deviation is SMOOTHING of the longer side.
+
+    Meant for layers as fine as the image, whose maps are grainy: their highest pixel is an accident of its neighbours.
+    Zhang et al. 2018 (excitation backprop) smooth gradients so before they point. All else as `grad_cam`.
+    """
+    return smoothed(layer_cam(model, x, target, layer=layer))
+
+
+def smoothed(saliency: Tensor) -> Tensor:
+    """Saliency (B, H, W) after a Gaussian of SMOOTHING of the longer side, its highest value 1 again.
+
+    Null maps stay null, and images too small for the filter as they are.
+    """
+    sigma = SMOOTHING * max(saliency.shape[-2:])
+    size = 2 * math.ceil(3 * sigma) + 1
+    if len(saliency) == 0 or size // 2 >= min(saliency.shape[-2:]):
+        return saliency
+    with torch.no_grad(), torch.autocast(saliency.device.type, enabled=False):
+        found = gaussian_blur(saliency[:, None], [size, size], [sigma, sigma])[:, 0]
+    highest = found.amax((1, 2), keepdim=True)
+    return torch.where(highest > 0, found / highest.clamp(min=torch.finfo(found.dtype).tiny), found)
+
+
 # Every method by the name that commands and tables use; the last two are the controls. A CAM may name the layer that it
 # reads: "layercam@-2", "gradcam@layer3".
 METHODS: dict[str, SaliencyMethod] = {
@@ -71,6 +98,7 @@ METHODS: dict[str, SaliencyMethod] = {
     "gradcam++": grad_cam_plus_plus,
     "hirescam": hires_cam,
     "layercam": layer_cam,
+    "layercam-smooth": smooth_layer_cam,
     "integrated-gradients": integrated_gradients,
     "smoothgrad": smooth_grad,
     "occlusion": occlusion,
@@ -119,7 +147,8 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
             module = find_layer(model, layer)
             if module not in shared:
                 shared[module] = _feature_map_and_gradient(model, x, target, module)
-            found[name] = _saliency(_COMBINE[base], model, x, *shared[module])
+            saliency = _saliency(_COMBINE[base], model, x, *shared[module])
+            found[name] = smoothed(saliency) if base == "layercam-smooth" else saliency
         else:
             found[name] = METHODS[base](model, x, target)
     return found
@@ -153,6 +182,7 @@ _COMBINE: dict[str, Combine] = {
     "gradcam++": partial(_grad_cam_plus_plus_map, stabiliser=_STABILISER),
     "hirescam": _hires_cam_map,
     "layercam": _layer_cam_map,
+    "layercam-smooth": _layer_cam_map,
 }
 
 

@@ -27,6 +27,7 @@ _METHODS = {
     "gradcam++": "Grad-CAM++",
     "hirescam": "HiResCAM",
     "layercam": "LayerCAM",
+    "layercam-smooth": "LayerCAM, smoothed",
     "integrated-gradients": "integrated gradients",
     "smoothgrad": "SmoothGrad",
     "occlusion": "occlusion",
