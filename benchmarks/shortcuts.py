@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.tables import percent
-from trustcxr import evaluation, metrics
+from trustcxr import evaluation, metrics, results
 from trustcxr.data import load_dataset
 from trustcxr.report import words
 
@@ -28,11 +28,12 @@ def main() -> None:
         data = load_dataset(given.data, split=given.split, **run.recipe.data.reading())
         found = metrics.from_predictions(evaluation.predict(run, data), run.classes)
         shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in metrics.VIEWS)]
-        rows.append([run.recipe.model.name, words.way(run.recipe.defence.name, run.recipe.background), *shown])
+        epochs = str(results.read_json(folder / results.TRAINING_FILE)["epochs"])
+        rows.append([run.recipe.model.name, words.way(run.recipe.defence.name, run.recipe.background), epochs, *shown])
         counted = (
             f"{len(data)} {given.split} images of {given.data.resolve().name}, those with a lung mask in all but clean"
         )
-    head = ["model", "training", "clean", *(view.replace("_", " ") for view in metrics.VIEWS)]
+    head = ["model", "training", "epochs", "clean", *(view.replace("_", " ") for view in metrics.VIEWS)]
     print("# What networks answer by\n")
     print(
         f"`python -m benchmarks.shortcuts RUN... --data {given.data.name} --split {given.split}`. {counted}; one seed; "

@@ -37,7 +37,9 @@ def main() -> None:
     outside = external(folder, study, given.external) if given.external else {}
     name = f"{study['study']}-{study['data']['root_name']}"
     write_rows(study, RESULTS / f"{name}.csv", outside)
-    text = page(study, outside, given.external.name if given.external else "", given.note)
+    told = f" --external {given.external.name}" if given.external else ""
+    told += " --localisation" if given.localisation else ""
+    text = page(study, outside, given.external.name if given.external else "", given.note, told)
     if given.localisation:
         text += "\n" + "\n".join([*localisation(study["runs"]), *compared(study)]) + "\n"
         write_comparisons(study, RESULTS / f"{name}-comparisons.csv")
@@ -71,16 +73,15 @@ def attacked(run: dict[str, Any], name: str, epsilon: float) -> dict[str, Any] |
     return next((a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon), None)
 
 
-def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name: str, note: str) -> str:
-    """The study's robustness in Markdown."""
+def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name: str, note: str, told: str) -> str:
+    """The study's robustness in Markdown; `told` are the options of the command that wrote it."""
     every = sorted({a["epsilon"] for a in study["runs"][0]["attacks"]})
     first, hardware = study["runs"][0], study["hardware"]
     lines = [
         f"# {study['title'] or study['study']}",
         "",
         f"`trustcxr study {study['study']} --data {study['data']['root_name']} --out out/{study['study']}`, then "
-        f"`python -m benchmarks.tables out/{study['study']}"
-        + (f" --external {outside_name}`." if outside_name else "`."),
+        f"`python -m benchmarks.tables out/{study['study']}{told}`.",
         "",
         f"{first['clean']['n']} {first['split']} images of {study['data']['root_name']}, "
         f"{study['data']['size']} pixels; "

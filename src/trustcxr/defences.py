@@ -325,7 +325,8 @@ def _step(images: Tensor, at: Tensor, gradient: Tensor, epsilon: Radius, length:
 @contextmanager
 def _attacking(model: nn.Module, images: Tensor, precision: Precision, mode: attacks.Mode) -> Iterator[None]:
     """The precision of the attack's passes, and BatchNorm folded away where it has no batch statistics in them."""
-    networks = [getattr(model, "net", model)] if mode == "eval" else []
+    inside = getattr(model, "net", None)  # a Classifier's network can be followed, whatever stands before it
+    networks = [inside if isinstance(inside, nn.Module) else model] if mode == "eval" else []
     with ExitStack() as stack:
         if precision == "bf16":
             stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
