@@ -147,7 +147,11 @@ def test_a_learner_answers_for_emptied_lungs_apart_and_in_training_alone() -> No
     assert torch.allclose(beside.unevenness(), wanted, atol=1e-6)
     beside.answer = torch.full((2, 3), 4.0)
     assert float(beside.unevenness()) == pytest.approx(0, abs=1e-6)
+    shown: list[int] = []
+    hook = learner.register_forward_pre_hook(lambda _, given: shown.append(len(given[0])))
     assert torch.equal(beside.eval()(images), learner(images))
+    assert shown == [6, 6], "an attack's passes cost nothing more"
+    hook.remove()
     assert right_reasons.BesideEmptied(learner.eval(), emptied).training is False, "as the learner is"
 
 
