@@ -469,10 +469,13 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name, value in rows[0].items():
         words = isinstance(value, str) and not value[:1].isdigit()
-        table.add_column(name, justify="left" if words else "right", no_wrap=True)
+        longest = max(
+            len(word) for cell in (name, *(row[name] for row in rows)) for word in (str(cell).split() or [""])
+        )
+        table.add_column(name, justify="left" if words else "right", overflow="fold", min_width=longest)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
