@@ -22,6 +22,11 @@ from trustcxr import results, runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEAD = ["run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n"]
+REFIT = (
+    "Epochs: those on the training images, in which validation chose the best one, + those of a training anew on "
+    "training and validation images together, to the epoch chosen. What is tested is the latter; what is chosen or "
+    "fitted on validation is of the former. Minutes are of both."
+)
 SHOWN = ("lungs_blacked_out", "lungs_on_another_film")
 
 
@@ -93,6 +98,7 @@ def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name
         *([note, ""] if note else []),
         *robustness(study["runs"], every[-1]),
         "",
+        *([REFIT, ""] if any("refit" in run["training"] for run in study["runs"]) else []),
         f"Attacks at epsilon {every[-1]:g}; an empty cell was not tried. Mean: over all corruptions and "
         "severities. `masked`: the verdict on the "
         "gradients, whose reason stands in each run's metrics.json.",
@@ -136,7 +142,7 @@ def robustness(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
         training, masking = run["training"], run.get("masking") or {}
         cells = [
             run["run"],
-            str(training["epochs"]),
+            " + ".join(str(part["epochs"]) for part in (training, training.get("refit")) if part),
             f"{training['seconds'] / 60:.1f}",
             percent(run["clean"]),
             *_under(run, attacks, epsilon),

@@ -48,7 +48,7 @@ def main() -> None:
     print()
     print(f"| {' | '.join(HEAD)} |")
     print("| --- " * len(HEAD) + "|")
-    for folder in given.runs:
+    for folder in map(results.validated, given.runs):
         print(f"| {' | '.join([*row(folder), on_all(folder, given.data)])} |", flush=True)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, models, results, training, watching
+from trustcxr import defences, evaluation, fitting, models, results, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import RunRecipe, validate
@@ -200,14 +200,14 @@ def test_augmentation_depends_on_seed_and_step(
 ) -> None:
     seen: list[int] = []
     asked: list[dict[str, float]] = []
-    real = training.augment
+    real = fitting.augment
 
     def spy(images: Tensor, generator: torch.Generator, **options: float) -> Tensor:
         seen.append(generator.initial_seed())
         asked.append(options)
         return real(images, generator, **options)
 
-    monkeypatch.setattr(training, "augment", spy)
+    monkeypatch.setattr(fitting, "augment", spy)
     for seed in (0, 0, 1):
         training.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
     first, again, other = seen[:6], seen[6:12], seen[12:]

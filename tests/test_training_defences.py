@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, defences, evaluation, models, results, training, watching
+from trustcxr import attacks, defences, evaluation, fitting, models, results, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import DEFENCE_OPTIONS, DefenceRecipe
@@ -130,7 +130,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
             pixels[1, 0, 3, 3] = torch.nan
         return pixels
 
-    monkeypatch.setattr(training, "to_pixels", broken)
+    monkeypatch.setattr(fitting, "to_pixels", broken)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
     summary = training.fit(run, *films, tmp_path)

@@ -167,7 +167,7 @@ def train(
         options=set_ or (),
     )
     summary = runs.train(recipe, data, out)
-    print(f"{out}: best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs")
+    print(f"{out}: {runs.trained(summary)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
 
 

@@ -72,7 +72,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
 
     Raises UserError where the folder is not a run, or its files do not belong together.
     """
-    from trustcxr.training import load_weights
+    from trustcxr.weights import load_weights
 
     path = results.check_run(Path(folder))
     content = results.read_yaml(path / results.RUN_FILE)
@@ -89,6 +89,12 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
         for key, name in (("metrics", results.METRICS_FILE), ("training", results.TRAINING_FILE))
     }
     return Run(path, model, classes, recipe, optional["metrics"], optional["training"] or {})
+
+
+def as_validated(run: Run) -> Run:
+    """The run with the weights that validation judged: others where it was trained once more on validation images."""
+    folder = results.validated(run.folder)
+    return run if folder == run.folder else load_run(folder, on=run.device)
 
 
 def predict(

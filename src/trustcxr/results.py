@@ -21,6 +21,7 @@ RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "traini
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
+VALIDATED = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 
 
@@ -144,6 +145,11 @@ def check_run(folder: Path) -> Path:
             hint = "give the folder of a run"
         raise UserError(f"{folder}: not a trained run ({' and '.join(missing)} missing): {hint}")
     return folder
+
+
+def validated(run: Path) -> Path:
+    """The folder of the weights that validation judged: the run itself, unless it was trained once more after that."""
+    return run / VALIDATED if (run / VALIDATED).is_dir() else run
 
 
 def check_study(folder: Path) -> Path:

@@ -70,6 +70,12 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     return training.fit(run, parts[0], parts[1], folder)
 
 
+def trained(summary: dict[str, Any]) -> str:
+    """A training.json in a line."""
+    again = f"; then {summary['refit']['epochs']} with the validation images too" if "refit" in summary else ""
+    return f"best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs{again}"
+
+
 def report_skipped(dataset: "Dataset") -> None:
     """Say how many images could not be read, and the first of them."""
     if len(dataset.skipped):
@@ -154,7 +160,7 @@ def _validation(
         except UserError as problem:
             say(f"calibration is not measured: {problem}")
             return None
-        table = evaluation.predict(run, dataset, views=False)
+        table = evaluation.predict(evaluation.as_validated(run), dataset, views=False)
         results.write_table(path, table)
     else:
         return None
@@ -227,7 +233,7 @@ def _thresholds(
         except UserError as problem:
             say(f"no threshold is tuned: {problem}")
             return {}
-        return scoring.tune(run, validation, methods)
+        return scoring.tune(evaluation.as_validated(run), validation, methods)
     if not (run.folder / results.SALIENCY_FILE).is_file():
         return {}
     before = results.read_table(run.folder / results.SALIENCY_FILE)
@@ -261,9 +267,16 @@ def _open(
         labels=dict(labels or {}) or recipe.labels,
     )
     report_skipped(dataset)
+    if own and wanted in _trained_on(run):
+        say(f"{run.name} was trained on the split {wanted}: what is measured there flatters it")
     if own and wanted == recipe.splits.test:
         return dataset, run.folder
     return dataset, run.folder / "evaluations" / f"{dataset.root.name}-{wanted or 'all'}"
+
+
+def _trained_on(run: evaluation.Run) -> tuple[str, ...]:
+    splits = run.recipe.data.splits
+    return (splits.train, splits.val) if run.recipe.training.refit else (splits.train,)
 
 
 def rows(document: dict[str, Any]) -> list[dict[str, Any]]:

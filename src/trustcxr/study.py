@@ -166,7 +166,7 @@ class Study:
         folder = self._run_folder(run)
 
         def make() -> None:
-            loaded, batch_size = evaluation.load_run(folder), self.recipe.evaluation.batch_size
+            loaded, batch_size = evaluation.load_run(results.validated(folder)), self.recipe.evaluation.batch_size
             table = evaluation.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
             results.write_table(folder / results.VALIDATION_FILE, table)
 
@@ -204,7 +204,7 @@ class Study:
 
         def explain() -> None:
             options = recipe.explanation
-            levels = scoring.tune(loaded, self.datasets["val"], options.methods)
+            levels = scoring.tune(evaluation.as_validated(loaded), self.datasets["val"], options.methods)
             tables = scoring.batches(loaded, test, options, thresholds=levels)
             results.write_batches(folder / results.SALIENCY_FILE, tables)
 

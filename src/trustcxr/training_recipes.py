@@ -53,6 +53,11 @@ class TrainingRecipe(Strict):
     warmup_epochs: float = Field(0.5, ge=0)
     patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
     averaging: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
+    refit: bool = Field(
+        False,
+        description="train once more, on training and validation images together, for as long as validation chose; "
+        "what is fitted or chosen on validation stays with the weights from before",
+    )
     label_smoothing: Fraction = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     balanced: bool = Field(False, description="draw every class equally often")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, results
-from trustcxr.console import Progress
+from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.recipes import RunRecipe
 from trustcxr.weights import save_weights
@@ -33,12 +33,15 @@ class Watch(pl.Callback):
     (and decides where PGD accuracy is never above chance), since FGSM accuracy alone rewards masked gradients.
     """
 
+    measured_on = "validation"
+
     def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe) -> None:
         self.folder, self.val, self.recipe = folder, val, recipe
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
+        self.epochs = recipe.training.epochs  # at most
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -66,7 +69,7 @@ class Watch(pl.Callback):
         self.seconds += time.monotonic() - self._started
         row["seconds"] = self.seconds
         self.history.append(row)
-        results.write_table(self.folder / results.HISTORY_FILE, pd.DataFrame(self.history))
+        results.write_table(self.folder / results.HISTORY_FILE, self.table())
         if self._overfits(row):
             self.stopped = "overfitting"
             trainer.should_stop = True
@@ -82,6 +85,26 @@ class Watch(pl.Callback):
             trainer.should_stop = True
         self.best["best_pgd"] = max(self.best["best_pgd"], row.get("val_pgd_accuracy", 0.0))
 
+    def table(self) -> pd.DataFrame:
+        """What stands in history.csv: a row an epoch."""
+        return pd.DataFrame(self.history)
+
+    def summary(self) -> dict[str, Any]:
+        """What training.json says of how long, why no longer, and which epoch is kept."""
+        return {
+            "epochs": len(self.history),
+            "best_epoch": int(self.best["epoch"]),
+            "seconds": self.seconds,
+            "monitor": self.monitor,
+            "best_value": self.best["value"],
+            "stopped": self.stopped,
+        }
+
+    def sentence(self) -> str:
+        """The same for a person, after the run's name."""
+        kept = f"best {self.monitor} {self.best['value']:.1%} at epoch {int(self.best['epoch'])}"
+        return f": {len(self.history)} epochs in {duration(self.seconds)}, {kept}"
+
     def _score(self, row: dict[str, float], classes: int) -> float:
         if not self.recipe.defence.attacks:
             return row["val_accuracy"]
@@ -93,6 +116,37 @@ class Watch(pl.Callback):
             return False
         fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
         return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
+
+
+class Refitting(Watch):
+    """Looks on while a run is trained once more with the validation images among the others.
+
+    What it measures on these is of images that are trained on: it shows catastrophic overfitting and chooses nothing.
+    The last epoch is kept, which is the one that validation chose before; `chosen` is the training.json of that.
+    """
+
+    measured_on = "validation images that it was trained on"
+
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: dict[str, Any]) -> None:
+        super().__init__(folder, val, recipe)
+        self.chosen, self.epochs = chosen, chosen["best_epoch"] + 1
+
+    def table(self) -> pd.DataFrame:
+        """As of any run; what is measured on validation images is named `seen_`."""
+        return super().table().rename(columns=lambda name: name.replace("val_", "seen_"))
+
+    def summary(self) -> dict[str, Any]:
+        """What was chosen, the time of both, and in `refit` how the second went."""
+        mine = super().summary()
+        again = {key: mine[key] for key in ("epochs", "seconds", "stopped")}
+        return self.chosen | {"seconds": self.chosen["seconds"] + self.seconds, "refit": again}
+
+    def sentence(self) -> str:
+        """The same for a person, after the run's name."""
+        return f" once more, on validation images too: {len(self.history)} epochs in {duration(self.seconds)}"
+
+    def _score(self, row: dict[str, float], classes: int) -> float:
+        return row["epoch"]
 
 
 class Bar(pl.Callback):
@@ -127,7 +181,7 @@ class Bar(pl.Callback):
             return ""
         last = self.watch.history[-1]
         under = f", PGD {last['val_pgd_accuracy']:.1%}" if "val_pgd_accuracy" in last else ""
-        return f"validation {last['val_accuracy']:.1%}{under}"
+        return f"{self.watch.measured_on} {last['val_accuracy']:.1%}{under}"
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
+    from trustcxr.data.dataset import Dataset, Joined
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
 
@@ -20,7 +20,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64
 class _Rows(TorchDataset):
     """A data set that is read a batch at a time, so that no worker process is needed."""
 
-    def __init__(self, dataset: "Dataset") -> None:
+    def __init__(self, dataset: "Dataset | Joined") -> None:
         self.dataset, self.labels = dataset, torch.as_tensor(np.asarray(dataset.labels), dtype=torch.long)
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ def _draw(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarr
 
 
 def loader(
-    dataset: "Dataset",
+    dataset: "Dataset | Joined",
     batch_size: int,
     *,
     shuffle: bool = False,

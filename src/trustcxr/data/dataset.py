@@ -136,6 +136,37 @@ class Dataset:
             raise unknown("kind of mask", kind, kinds)
 
 
+class Joined:
+    """Two splits of the same data, the second after the first: what training reads."""
+
+    def __init__(self, first: Dataset, second: Dataset) -> None:
+        self.parts = (first, second)
+        self.classes, self.size, self.root, self.mask_kinds = first.classes, first.size, first.root, first.mask_kinds
+        self.split = f"{first.split}+{second.split}"
+        self.labels = np.concatenate([part.labels for part in self.parts])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 (N, 1, size, size), in memory."""
+        return np.concatenate([part.images for part in self.parts])
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images at `indices`, copied: uint8 (B, 1, size, size)."""
+        places, border = np.asarray(indices), len(self.parts[0])
+        second = places >= border
+        out = np.empty((len(places), 1, self.size, self.size), np.uint8)
+        out[~second] = self.parts[0].batch(places[~second])
+        out[second] = self.parts[1].batch(places[second] - border)
+        return out
+
+    def masks(self, kind: str) -> np.ndarray:
+        """Masks of a kind: uint8 (N, size, size) of 0 and 1, in memory; all 0 where there is none."""
+        return np.concatenate([part.masks(kind) for part in self.parts])
+
+
 def load_dataset(
     data: str | Path | Manifest,
     split: str | None = None,

@@ -93,10 +93,11 @@ class Run:
 
     @cached_property
     def history(self) -> "pd.DataFrame | None":
-        """history.csv: a row an epoch."""
+        """history.csv: a row an epoch, of the training that validation looked on."""
         import pandas as pd
 
-        return self._read(results.HISTORY_FILE, pd.read_csv)
+        name = (results.validated(self.folder) / results.HISTORY_FILE).relative_to(self.folder)
+        return self._read(str(name), pd.read_csv)
 
     @cached_property
     def saliency(self) -> "pd.DataFrame | None":

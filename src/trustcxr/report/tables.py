@@ -315,6 +315,8 @@ def training(runs: list[Run]) -> Table:
         "Stopped by",
         "Time",
     ]
+    again = any(_refit_epochs(run) is not None for run in runs)
+    header += ["Then on both, epochs"] if again else []
     rows = []
     for run in runs:
         document = run.metrics.get("training")
@@ -328,6 +330,12 @@ def training(runs: list[Run]) -> Table:
                 share(words.get(document, "best_value")),
                 Cell(str(words.get(document, "stopped") or words.DASH)),
                 Cell(words.seconds(words.get(document, "seconds")), value=words.finite(words.get(document, "seconds"))),
+                *([whole(_refit_epochs(run))] if again else []),
             ]
         )
     return Table(header, rows, heads=2)
+
+
+def _refit_epochs(run: Run) -> Any:
+    """How long a run was trained once more, on training and validation images together; None where it was not."""
+    return words.get(run.metrics, "training", "refit", "epochs")

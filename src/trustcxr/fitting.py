@@ -1,0 +1,197 @@
+"""What one training step is: a batch, changed as the recipe says, through the defence; and how the weights move."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from trustcxr import defences, models, right_reasons
+from trustcxr.data import backgrounds
+from trustcxr.data.batches import Batch, augment, to_pixels
+from trustcxr.recipes import DEFENCE_OPTIONS, RunRecipe
+from trustcxr.twin_batchnorm import TwinBatchNorm
+
+
+class Fitting(pl.LightningModule):
+    """One defence applied to one model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: RunRecipe,
+        *,
+        classes: int,
+        steps_per_epoch: int,
+        class_weights: Tensor | None = None,
+        lungs: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
+        self.lungs = lungs  # (N, H, W) of 0 and 1, all 0 where there is no mask
+        self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
+        ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside")
+        self.options = {k: getattr(recipe.defence, k) for k in DEFENCE_OPTIONS[recipe.defence.name] if k not in ours}
+        self.twin = TwinBatchNorm(model) if recipe.defence.separate_batchnorm else None
+        self.perturbation: Tensor | None
+        self.register_buffer("perturbation", _first_perturbation(recipe))
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.average = _average(model, recipe.training.averaging)
+        self.sums: dict[str, float] = {}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in the whole of training."""
+        return self.recipe.training.epochs * self.steps_per_epoch
+
+    def epsilon(self, step: int) -> float:
+        """The radius at a step: it grows evenly from 0 over the first `ramp` of training."""
+        return self.recipe.defence.epsilon * self._grown(step)
+
+    def radii(self, step: int, lungs: Tensor | None) -> float | Tensor:
+        """The radius at a step; with `epsilon_outside` one for each pixel (B, 1, H, W), by the lungs (B, 1, H, W).
+
+        An image without a lung mask has one radius everywhere.
+        """
+        outside = self.recipe.defence.epsilon_outside
+        if outside is None or lungs is None:
+            return self.epsilon(step)
+        inside = torch.where(backgrounds.has_lungs(lungs), lungs, 1.0)
+        return inside * self.epsilon(step) + (1 - inside) * outside * self._grown(step)
+
+    def _grown(self, step: int) -> float:
+        ramp = self.recipe.defence.ramp * self.total_steps
+        return min(1.0, step / ramp) if ramp else 1.0
+
+    def defence_options(self, lungs: Tensor | None = None) -> dict[str, Any]:
+        """What the defence is told at this step, beside model, images and labels."""
+        options = self.options | {
+            "label_smoothing": self.recipe.training.label_smoothing,
+            "class_weights": self.class_weights,
+        }
+        if self.robust:
+            options["epsilon"] = self.radii(self.global_step, lungs)
+        if self.perturbation is not None:
+            options["perturbation"] = self.perturbation
+        if self.twin is not None:
+            options["clean"] = self.model if self.attacked() is self.twin else self.twin
+        return options
+
+    def attacked(self) -> nn.Module:
+        """What adversarial images go through: the model, or its twin where the model's BatchNorm is for clean ones."""
+        if self.twin is not None and self.recipe.defence.evaluated_batchnorm == "clean":
+            return self.twin
+        return self.model
+
+    def candidate(self) -> nn.Module:
+        """The model that is validated and kept: the averaged weights where there are any."""
+        return self.model if self.average is None else self.average.module
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums of an epoch."""
+        self.sums = {}
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step of the defence on a batch."""
+        images, labels, rows = batch
+        pixels, lungs = self._pixels(images, rows)
+        # Networks side by side learn each for itself, on its own attack, so that they stay different.
+        learners = [self.attacked()]
+        if isinstance(self.model, models.Classifier) and self.recipe.model.several:
+            learners = list(self.model.members())
+        learnt = [self._learn(learner, pixels, labels, lungs) for learner in learners]
+        loss = torch.stack([loss for loss, _ in learnt]).mean()
+        logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")
+        right = (logits.argmax(1) == labels).sum()
+        for name, value in (("loss", loss.detach() * len(labels)), ("right", right), ("count", len(labels))):
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        return loss
+
+    def _learn(self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of one network on a batch, and its logits."""
+        weight, beside = self.recipe.training.rrr, None
+        if self.recipe.empties and lungs is not None and len(emptied := right_reasons.emptied(pixels, lungs)):
+            learner = beside = right_reasons.BesideEmptied(learner, emptied)
+        with right_reasons.recorded(learner, wanted=weight > 0) as passes:
+            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
+        if weight and lungs is not None:
+            outside = (1 - lungs) * backgrounds.has_lungs(lungs)
+            loss = loss + weight * right_reasons.penalty(passes, logits, outside)
+        if beside is not None:
+            loss = loss + beside.unevenness()
+        return loss, logits
+
+    def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A batch as the model sees it, with its lungs where the recipe needs them.
+
+        The random state of a step depends on seed and step alone, so that a resumed run is the same run; all replays of
+        a batch are augmented alike.
+        """
+        training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
+        torch.manual_seed(first + self.global_step)
+        generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
+        pixels, lungs = to_pixels(images), None
+        if self.lungs is None:
+            pixels = augment(pixels, generator, **training.augment.model_dump())
+        else:
+            lungs = torch.from_numpy(np.asarray(self.lungs[rows.cpu().numpy()])).to(pixels)[:, None]
+            share, background = training.swap_share, training.background
+            if background == "crop":  # before augmentation, which would otherwise lose its shift and scale
+                pixels, lungs = backgrounds.crop(pixels, lungs, share=share, generator=generator)
+            both = augment(torch.cat([pixels, lungs], 1), generator, **training.augment.model_dump())
+            pixels, lungs = both[:, :1], both[:, 1:]
+            pixels = backgrounds.change(pixels, lungs, background, share=share, generator=generator)
+        if not torch.isfinite(pixels).all():
+            raise FloatingPointError(f"a pixel is not a number at step {self.global_step}")
+        return pixels.contiguous(memory_format=torch.channels_last), lungs
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the averaged weights."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Nothing here: Watch validates the kept weights once an epoch."""
+
+    def configure_optimizers(self) -> Any:
+        """Adam, with a warm-up and then a cosine to zero (or constant)."""
+        training = self.recipe.training
+        trained = [*self.model.parameters(), *(self.twin.layers.parameters() if self.twin else ())]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimiser]
+        optimiser = kind(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
+        warm = max(1.0, training.warmup_epochs * self.steps_per_epoch)
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / (warm + 1)
+            if training.schedule == "constant":
+                return 1.0
+            done = (step - warm) / max(1.0, self.total_steps - warm)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def replays(recipe: RunRecipe) -> int:
+    """How many optimiser steps each batch has in a row: more than one in free adversarial training alone."""
+    return recipe.defence.replays if "replays" in DEFENCE_OPTIONS[recipe.defence.name] else 1
+
+
+def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
+    if not decay:
+        return None
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _first_perturbation(recipe: RunRecipe) -> Tensor | None:
+    """Of free adversarial training: zeros, to be kept from step to step and in checkpoints."""
+    if "replays" not in DEFENCE_OPTIONS[recipe.defence.name]:
+        return None
+    return torch.zeros(recipe.training.batch_size, 1, recipe.data.size, recipe.data.size)

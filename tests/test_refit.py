@@ -1,0 +1,188 @@
+"""A run that is trained once more, on validation images too: what was chosen on validation stays with the first."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from trustcxr import engines, evaluation, fitting, metrics, recipes, results, runs, training, watching
+from trustcxr.data.dataset import Joined
+from trustcxr.errors import UserError
+from trustcxr.study import Study
+
+LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+def test_two_splits_read_as_one(films: tuple[Any, Any]) -> None:
+    both, (train, val) = Joined(*films), films
+    assert len(both) == 72
+    assert both.split == "Train+Val"
+    rows = [70, 0, 48, 47, 70]
+    whole = np.concatenate([train.images, val.images])
+    assert np.array_equal(both.batch(rows), whole[rows])
+    assert np.array_equal(both.batch([1]), train.images[[1]])
+    assert np.array_equal(both.images, whole)
+    assert both.labels.tolist() == [*train.labels, *val.labels]
+    assert np.array_equal(both.masks("lung"), np.concatenate([train.masks("lung"), val.masks("lung")]))
+
+
+def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_chose(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, [*LOOKED_ON, (0.9,), (0.1,)])
+    seen: dict[int, set[int]] = {}
+    real = fitting.Fitting.training_step
+
+    def watching_step(self: fitting.Fitting, batch: Any, number: int) -> torch.Tensor:
+        seen.setdefault(self.steps_per_epoch, set()).update(batch[2].tolist())
+        return real(self, batch, number)
+
+    monkeypatch.setattr(fitting.Fitting, "training_step", watching_step)
+    summary = training.fit(recipe(epochs=4, refit=True), *films, tmp_path)
+    assert seen[3] == set(range(48)), "validation images are not in the first"
+    assert max(seen[4]) >= 48
+    first = results.read_json(tmp_path / "validated" / "training.json")
+    assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
+    assert results.read_json(tmp_path / "training.json") == summary
+    assert {k: summary[k] for k in ("epochs", "best_epoch", "best_value")} == {
+        k: first[k] for k in ("epochs", "best_epoch", "best_value")
+    }
+    assert summary["refit"]["epochs"] == 2
+    assert summary["seconds"] == pytest.approx(first["seconds"] + summary["refit"]["seconds"])
+    assert runs.trained(summary).endswith("after 4 epochs; then 2 with the validation images too")
+    history = results.read_table(tmp_path / "history.csv")
+    assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
+    assert not [name for name in history if name.startswith("val_")]
+    rates = [results.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
+    assert rates[1].to_numpy() == pytest.approx(rates[0].to_numpy()[:2], rel=0.2), "the same schedule, cut short"
+    assert results.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
+    assert results.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
+    assert not same(weights(tmp_path), weights(tmp_path / "validated"))
+
+
+def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path) -> None:
+    training.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
+    training.fit(recipe("fgsm"), *films, tmp_path / "once")
+    assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
+    assert not (tmp_path / "once" / "validated").exists()
+    loaded = evaluation.load_run(tmp_path / "once")
+    assert evaluation.as_validated(loaded) is loaded
+
+
+@pytest.mark.parametrize("cut", [4, 9])
+def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
+    cut: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe("fgsm", epochs=3, refit=True)
+    whole = training.fit(made, *films, tmp_path / "whole")
+    done: list[int] = []
+    real = fitting.Fitting.training_step
+
+    def step(self: fitting.Fitting, batch: Any, number: int) -> torch.Tensor:
+        if len(done) == cut:
+            done.append(-1)
+            raise PowerCut
+        done.append(self.global_step)
+        return real(self, batch, number)
+
+    monkeypatch.setattr(fitting.Fitting, "training_step", step)
+    with pytest.raises(PowerCut):
+        training.fit(made, *films, tmp_path / "cut")
+    assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
+    assert not (tmp_path / "cut" / "training.json").exists()
+    again = training.fit(made, *films, tmp_path / "cut")
+    assert again["refit"]["epochs"] == whole["refit"]["epochs"]
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_at(monkeypatch, 1)
+    with pytest.raises(PowerCut):
+        training.fit(recipe(refit=True), *films, tmp_path)
+    with pytest.raises(UserError, match="holds another run"):
+        runs.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
+
+
+def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [(0.6, 0.6, 0.5), (0.6, 0.6, 0.6), (0.6, 0.6, 0.62)]
+    made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
+    summary = training.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
+    assert summary["refit"]["stopped"] == "overfitting"
+    assert "70.0% to 10.0% on validation images that it was trained on" in summary["alarm"]
+    assert "the weights of epoch 1 are kept" in summary["alarm"]
+    assert "alarm" not in results.read_json(tmp_path / "validated" / "training.json")
+
+
+def test_the_start_of_the_first_has_not_seen_validation_either(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.fit(recipe(refit=True), *films, tmp_path / "standard")
+    loaded: list[Path] = []
+    real = training.load_weights
+    monkeypatch.setattr(training, "load_weights", lambda model, path: loaded.append(path) or real(model, path))
+    made = recipe({"name": "fgsm", "start_from": "standard"}, refit=True)
+    training.fit(made, *films, tmp_path / "fgsm", start_from=tmp_path / "standard")
+    assert [path.parent.relative_to(tmp_path).as_posix() for path in loaded] == ["standard/validated", "standard"]
+
+
+def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
+    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        "name": "twice",
+        "data": {"size": 32},
+        "models": [{"name": "test_resnet", "weights": "none"}],
+        "training": {"epochs": 2, "batch_size": 16, "refit": True},
+        "selection": {"count": 1},
+        "defences": ["fgsm"],
+        "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
+        "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1},
+    }
+    study = recipes.validate(recipes.StudyRecipe, content, "test")
+    document = Study(study, films[0].root, tmp_path / "out", engines.get("local")).run()
+    val = films[1]
+    folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
+    run = evaluation.load_run(folder)
+    stored = metrics.logits_of(results.read_table(folder / "validation.parquet"))
+    judged = evaluation.predict(evaluation.load_run(folder / "validated"), val, views=False)
+    assert np.allclose(stored, metrics.logits_of(judged), atol=1e-5)
+    assert not np.allclose(stored, metrics.logits_of(evaluation.predict(run, val, views=False)), atol=1e-3)
+    tested = results.read_table(folder / "predictions.parquet")
+    clean = tested[tested["attack"] == "clean"]
+    from trustcxr.data import load_dataset
+
+    test = load_dataset(films[0].root, split="Test", size=32)
+    again = evaluation.predict(run, test, views=False)
+    assert np.allclose(metrics.logits_of(clean), metrics.logits_of(again), atol=1e-5)
+    from trustcxr.explain import scoring
+
+    levels = scoring.tune(evaluation.load_run(folder / "validated"), val, ("layercam",))
+    table = results.read_table(folder / "saliency.parquet")
+    assert set(table[table["method"] == "layercam"]["threshold"].dropna().round(6)) == {round(levels["layercam"], 6)}
+    assert document["runs"][0]["training"]["refit"]["epochs"] >= 1
+    from trustcxr import report
+
+    page = report.write(tmp_path / "out").read_text(encoding="utf-8")
+    assert "Then on both, epochs" in page
+    assert "Validation" in page, "the curve of the training that validation looked on"
+    capsys.readouterr()
+    runs.evaluate(folder, films[0].root, split="Val", attacks=["fgsm"])
+    assert "was trained on the split Val: what is measured there flatters it" in capsys.readouterr().err
+
+
+def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:
+    watch = watching.Refitting(tmp_path, films[1], recipe(refit=True), {"best_epoch": 4, "seconds": 1.0})
+    assert watch.epochs == 5
+    assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)
