@@ -90,6 +90,23 @@ def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) 
     assert "120 infected X-rays" in summary.answer(rows)
 
 
+def test_the_summary_names_its_method_and_what_the_others_say() -> None:
+    def row(method: str, low: float) -> dict[str, Any]:
+        values = {"difference": 0.1, "difference_ci": [low, 0.3], "n": 120}
+        return {"measure": "infection_energy", "model": "m", "defence": "fgsm", "method": method, **values}
+
+    run = folder.Run({"model": "m", "defence": "fgsm", "clean": {"accuracy": 0.5, "n": 9}}, Path(), [])
+    folder.label([run])
+    study = {"comparisons": [row("layercam@gate", 0.1), row("gradcam", -0.1), row("hirescam", 0.1)]}
+    told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
+    assert "in the one comparison made (LayerCAM, gate, 120 infected X-rays)" in told
+    assert "Better by the other methods: Grad-CAM in 0 of 1; HiResCAM in 1 of 1." in told
+    study["comparisons"] = study["comparisons"][1:2]
+    told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
+    assert "not seen in the one comparison made (Grad-CAM, 120 infected X-rays)" in told
+    assert "other methods" not in told
+
+
 def test_a_tie_is_told() -> None:
     runs = [folder.Run({"model": m, "clean": {"accuracy": 0.5}}, Path(), []) for m in "abc"]
     folder.label(runs)

@@ -60,7 +60,7 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
         parts += [text for text in (_constant(runs, head), _masked(runs, head)) if text]
     rows = energy_comparisons(study)
     if rows:
-        parts.append(answer(rows))
+        parts += [text for text in (answer(rows), _by_the_others(study, rows)) if text]
     elif any(run.saliency_methods() for run in runs):
         parts.append("Whether robust heatmaps agree better with the infection masks was not compared.")
     else:
@@ -207,14 +207,19 @@ def _moves(runs: list[Run], head: Headline, attack: str, way: str) -> str:
 
 def energy_comparisons(study: dict[str, Any]) -> list[dict[str, Any]]:
     """The comparisons of infection energy by the main saliency method that have a difference."""
-    rows = [c for c in words.records(study.get("comparisons")) if c.get("measure") == "infection_energy"]
+    rows = _all_energy_comparisons(study)
     main = main_method({str(c.get("method")): c for c in rows})
-    return [c for c in rows if str(c.get("method")) == main and words.finite(c.get("difference")) is not None]
+    return [c for c in rows if str(c.get("method")) == main]
+
+
+def _all_energy_comparisons(study: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [c for c in words.records(study.get("comparisons")) if c.get("measure") == "infection_energy"]
+    return [c for c in rows if words.finite(c.get("difference")) is not None]
 
 
 def main_method(methods: Mapping[str, Any]) -> str:
-    """Of several saliency methods the one that the summary speaks of: Grad-CAM, else the first."""
-    return "gradcam" if "gradcam" in methods else next(iter(methods), "")
+    """Of several saliency methods the one that the summary speaks of: the first of the recipe."""
+    return next(iter(methods), "")
 
 
 def verdict(comparison: dict[str, Any]) -> str:
@@ -230,11 +235,12 @@ def verdict(comparison: dict[str, Any]) -> str:
 
 
 def answer(rows: list[dict[str, Any]]) -> str:
-    """Whether robust heatmaps agree better with the masks: yes, partly or no, with counts and images."""
+    """Whether robust heatmaps agree better with the masks: yes, partly or no, with method, counts and images."""
     found = [verdict(row) for row in rows]
     higher, lower, total = found.count("higher"), found.count("lower"), len(rows)
     sizes = sorted({n for n in (words.finite(row.get("n")) for row in rows) if n is not None})
-    images = f" ({words.listed([words.count(n) for n in sizes])} infected X-rays)" if sizes else ""
+    shown = [f"{words.listed([words.count(n) for n in sizes])} infected X-rays"] if sizes else []
+    images = f" ({', '.join([*_method_of(rows), *shown])})" if shown or _method_of(rows) else ""
     made = "the one comparison made" if total == 1 else f"{total} comparisons"
     if higher == total:
         where = made if total == 1 else f"all {made}"
@@ -249,6 +255,22 @@ def answer(rows: list[dict[str, Any]]) -> str:
     return f"That robust heatmaps agree better with the infection masks was not seen in {where}{images}{worse}."
 
 
+def _method_of(rows: list[dict[str, Any]]) -> list[str]:
+    return [words.method(rows[0]["method"])] if rows and rows[0].get("method") else []
+
+
+def _by_the_others(study: dict[str, Any], main: list[dict[str, Any]]) -> str:
+    """In how many comparisons the heatmaps of each other method agree better: one that flatters is not left alone."""
+    others: dict[str, list[dict[str, Any]]] = {}
+    for row in _all_energy_comparisons(study):
+        if row.get("method") != main[0].get("method"):
+            others.setdefault(words.method(row.get("method")), []).append(row)
+    if not others:
+        return ""
+    told = [f"{n} in {sum(verdict(r) == 'higher' for r in rows)} of {len(rows)}" for n, rows in others.items()]
+    return f"Better by the other methods: {'; '.join(told)}."
+
+
 def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
     rows, measured = energy_comparisons(study), [run for run in runs if run.saliency_methods()]
     if len(rows) <= _FEW:
@@ -259,7 +281,8 @@ def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
         parts = [
             f"Energy inside the infection masks, robust minus standard: median {words.signed(median(values))} ({ends})."
         ]
-    return " ".join([*parts, _beside_chance(measured)]).strip()
+    said = [f"By {_method_of(rows)[0]}:"] if _method_of(rows) else []
+    return " ".join([*said, *parts, _beside_chance(measured)]).strip()
 
 
 def _one_comparison(row: dict[str, Any]) -> str:
@@ -308,7 +331,7 @@ def tiles(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Tile]:
         better = sum(verdict(row) == "higher" for row in rows)
         worse = sum(verdict(row) == "lower" for row in rows)
         detail = f"worse in {worse}, not settled in {len(rows) - better - worse}"
-        whose = "infection energy, interval clear of zero"
+        whose = ", ".join(["infection energy", *_method_of(rows), "interval clear of zero"])
         found.append(Tile("Robust heatmaps agree better in", f"{better} of {len(rows)}", detail, whose))
     return [tile for tile in found if tile is not None]
 
