@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trustcxr import results, runs
+from trustcxr import comparison, results, runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEAD = ["run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n"]
@@ -46,7 +46,8 @@ def main() -> None:
     told += " --localisation" if given.localisation else ""
     text = page(study, outside, given.external.name if given.external else "", given.note, told)
     if given.localisation:
-        text += "\n" + "\n".join([*localisation(study["runs"]), *compared(study)]) + "\n"
+        parts = [*localisation(study["runs"]), *beyond(folder, study["runs"]), *compared(study)]
+        text += "\n" + "\n".join(parts) + "\n"
         write_comparisons(study, RESULTS / f"{name}-comparisons.csv")
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
@@ -210,6 +211,34 @@ def localisation(runs_: list[dict[str, Any]]) -> list[str]:
             lines.append(f"| *{words}* | {' | '.join(cells)} |")
         lines.append("")
     return lines
+
+
+def beyond(folder: Path, runs_: list[dict[str, Any]]) -> Iterator[str]:
+    """What each CAM shows beyond the activation of its own layer, image by image; nothing where that is no row."""
+    names = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_ap", "lung_energy")
+    head = ["run", "method", *(MEASURES[name] for name in names)]
+    lines = []
+    for run in runs_:
+        found = comparison.beyond_activation(folder / "runs" / run["run"])
+        for method in dict.fromkeys(row["method"] for row in found):
+            by_name = {row["measure"]: row for row in found if row["method"] == method}
+            lines.append(f"| {' | '.join([run['run'], method, *(_added(by_name.get(name)) for name in names)])} |")
+    if lines:
+        yield from ("## Beyond the film's own brightness", "")
+        yield (
+            "Behind a lung gate a CAM multiplies the gradient by what the gate lets through, and that alone, the "
+            "control `activation@gate` (smoothed: `activation-smooth@gate`), already lies on opacities. This is the "
+            "map less its control on the same images, with a 95 % interval over patients or groups of images: what "
+            "the network adds. Where the interval reaches 0, nothing is shown."
+        )
+        yield from ("", f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines, "")
+
+
+def _added(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    low, high = row["difference_ci"]
+    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _measured(part: dict[str, Any], key: str) -> str:

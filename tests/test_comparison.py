@@ -148,7 +148,7 @@ def test_saliency_is_of_clean_images_method_by_method(tmp_path: Path, right: dic
     folder = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), saliency=table)
     found = comparison.figures(folder)
     of_gradcam = [Key("infection_iou", "gradcam"), Key("stability_ssim", "gradcam")]
-    assert list(found) == [Key("clean accuracy"), *of_gradcam, Key("infection_iou", "layercam")]
+    assert list(found) == [Key("clean accuracy"), Key("infection_iou", "layercam"), *of_gradcam], "as in the table"
     assert found[Key("infection_iou", "gradcam")]["value"].tolist() == values["gradcam"].tolist()
     assert found[Key("stability_ssim", "gradcam")]["value"].tolist() == values["ssim"].tolist()
     assert found[Key("infection_iou", "layercam")]["value"].tolist() == values["layercam"].tolist()
@@ -288,3 +288,36 @@ def test_control_c_stops_the_engine() -> None:
 def test_an_engine_that_is_not_there() -> None:
     with pytest.raises(UserError, match="unknown engine 'locl': did you mean local"):
         engines.get("locl")
+
+
+def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    control, other = random.random(IMAGES) * 0.5, random.random(IMAGES) * 0.5
+    tables = [
+        saliency(control + 0.2, "layercam@gate"),
+        saliency(control, "activation@gate"),
+        saliency(other, "layercam-smooth@gate"),
+        saliency(other, "activation-smooth@gate"),
+        saliency(other, "gradcam"),
+        saliency(other, "random"),
+        saliency(control, "layercam@gate", "null_map"),
+        saliency(other, "activation@gate", "null_map"),
+    ]
+    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
+    folder = make_run(tmp_path, "fgsm", clean, saliency=pd.concat(tables))
+    found = comparison.beyond_activation(folder, resamples=200)
+    assert [(row["method"], row["measure"]) for row in found] == [
+        ("layercam@gate", "infection_iou"),
+        ("layercam-smooth@gate", "infection_iou"),
+    ]
+    first, second = found
+    assert first["difference"] == pytest.approx(0.2)
+    assert first["value"] - first["control"] == pytest.approx(0.2)
+    assert first["difference_ci"] == pytest.approx([0.2, 0.2])
+    assert first["p_corrected"] == pytest.approx(2 * first["p_value"])
+    assert first["n"] == IMAGES
+    assert second["difference"] == 0.0
+    assert second["p_corrected"] > 0.9
+    standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
+    methods = {row["method"] for row in comparison.standard_against_robust([standard, folder], resamples=100)}
+    assert methods == {None, "layercam@gate", "layercam-smooth@gate", "gradcam"}, "controls are compared with nothing"

@@ -12,8 +12,8 @@ from trustcxr import results
 from trustcxr.metrics import CLEAN, VIEWS, logits_of
 from trustcxr.statistics import Floats, paired
 
-MAIN_METHOD = "gradcam"  # of several saliency methods the one that a summary speaks of; without it the first
 ATTACKED, CONTROL = "fgsm", "random"
+CONTROLS = (CONTROL, "centre", "activation", "activation-smooth")
 LEVEL = 0.05
 AGAINST_MASKS = (
     "infection_energy",
@@ -67,10 +67,34 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
         if base is None or base == folder or (document["defence"], background) == ("standard", "full"):
             continue
         for key, before in known[base].items():
-            if key in known[folder]:
+            if key in known[folder] and key.method.partition("@")[0] not in CONTROLS:
                 found.append(_row(document, key, before, known[folder][key], resamples))
     _correct(found)
     return [row | {"verdict": sentence(row)} for row in found]
+
+
+def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, Any]]:
+    """Each CAM of a run against the activation of the very layer that it reads: what the gradient, so the model, adds.
+
+    A row for each measure against the masks: method, control, their means, the difference with its bootstrap interval
+    over groups, the test's p-value corrected (Holm 1979) for all rows, n. Empty where no such control was measured.
+    """
+    tables = figures(folder)
+    found: list[dict[str, Any]] = []
+    for key, own in tables.items():
+        base, at, layer = key.method.partition("@")
+        control = Key(key.measure, ("activation-smooth" if base.endswith("-smooth") else "activation") + at + layer)
+        if base in CONTROLS or key.measure not in AGAINST_MASKS or control not in tables:
+            continue
+        shared = own.index.intersection(tables[control].index)
+        with_gradient, without = own.loc[shared], tables[control].loc[shared]
+        result = paired(without["value"], with_gradient["value"], without["group"], resamples=resamples)
+        found.append({"method": key.method, "measure": key.measure, "control": result.first, "value": result.second,
+                      "difference": result.difference, "difference_ci": result.difference_ci, "n": result.n,
+                      "p_value": result.p_value})  # fmt: skip
+    for row, corrected in zip(found, holm([row["p_value"] for row in found]), strict=True):
+        row["p_corrected"] = float(corrected)
+    return found
 
 
 def _background(document: dict[str, Any]) -> str:
@@ -183,8 +207,7 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
 
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
-    methods = [name for name in dict.fromkeys(table["method"]) if name != CONTROL]
-    for method in sorted(methods, key=lambda name: name != MAIN_METHOD):
+    for method in [name for name in dict.fromkeys(table["method"]) if name != CONTROL]:
         rows = table[table["method"] == method]
         stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == ATTACKED)
         kept = rows[(rows["condition"] == CLEAN) | stability]

@@ -76,6 +76,21 @@ def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, laye
     return smoothed(layer_cam(model, x, target, layer=layer))
 
 
+def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """The layer's positive activations, summed over its channels: a control for LayerCAM, without the gradient.
+
+    The same map whichever class is explained and whatever the model makes of the layer. What a CAM shows beyond it is
+    the model's; at a layer near the image, such as a lung gate, it is little more than how bright the film is there.
+    All else as `grad_cam`; `target` is checked and changes nothing.
+    """
+    return _cam(_activation_map, model, x, target, layer)
+
+
+def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian."""
+    return smoothed(activation_map(model, x, target, layer=layer))
+
+
 def smoothed(saliency: Tensor) -> Tensor:
     """Saliency (B, H, W) after a Gaussian of SMOOTHING of the longer side, its highest value 1 again.
 
@@ -91,14 +106,16 @@ def smoothed(saliency: Tensor) -> Tensor:
     return torch.where(highest > 0, found / highest.clamp(min=torch.finfo(found.dtype).tiny), found)
 
 
-# Every method by the name that commands and tables use; the last two are the controls. A CAM may name the layer that it
-# reads: "layercam@-2", "gradcam@layer3".
+# Every method by the name that commands and tables use; the last two are the controls that are always there, the
+# activations those of a layer. A CAM may name the layer that it reads: "layercam@-2", "gradcam@layer3".
 METHODS: dict[str, SaliencyMethod] = {
     "gradcam": grad_cam,
     "gradcam++": grad_cam_plus_plus,
     "hirescam": hires_cam,
     "layercam": layer_cam,
     "layercam-smooth": smooth_layer_cam,
+    "activation": activation_map,
+    "activation-smooth": smooth_activation_map,
     "integrated-gradients": integrated_gradients,
     "smoothgrad": smooth_grad,
     "occlusion": occlusion,
@@ -148,7 +165,7 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
             if module not in shared:
                 shared[module] = _feature_map_and_gradient(model, x, target, module)
             saliency = _saliency(_COMBINE[base], model, x, *shared[module])
-            found[name] = smoothed(saliency) if base == "layercam-smooth" else saliency
+            found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
             found[name] = METHODS[base](model, x, target)
     return found
@@ -177,12 +194,18 @@ def _layer_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.clamp(min=0) * features).sum(dim=1)
 
 
+def _activation_map(features: Tensor, gradient: Tensor) -> Tensor:
+    return features.clamp(min=0).sum(dim=1)
+
+
 _COMBINE: dict[str, Combine] = {
     "gradcam": _grad_cam_map,
     "gradcam++": partial(_grad_cam_plus_plus_map, stabiliser=_STABILISER),
     "hirescam": _hires_cam_map,
     "layercam": _layer_cam_map,
     "layercam-smooth": _layer_cam_map,
+    "activation": _activation_map,
+    "activation-smooth": _activation_map,
 }
 
 

@@ -28,6 +28,8 @@ _METHODS = {
     "hirescam": "HiResCAM",
     "layercam": "LayerCAM",
     "layercam-smooth": "LayerCAM, smoothed",
+    "activation": "activation (control)",
+    "activation-smooth": "activation, smoothed (control)",
     "integrated-gradients": "integrated gradients",
     "smoothgrad": "SmoothGrad",
     "occlusion": "occlusion",
