@@ -366,6 +366,13 @@ def test_terminal_leaderboard_with_three_attacks_keeps_names_and_counts_in_80_co
     assert [row.count("83.4") for row in named] == [4, 1]
     assert [sum(row.count(pair) for row in rows) for pair in ("(80–86)", "(1–3)")] == [5, 3]
     assert any("background" in row for row in rows)
+    runs[0]["model"] = "resnet10t+resnet18+resnet34"
+    console.print(report.leaderboard({"runs": runs}))
+    rows = console.export_text().splitlines()
+    assert max(map(len, rows)) <= 80
+    parts = ("resnet10t+", "resnet18+", "resnet34")
+    assert tuple(row.split()[0] for row in rows if row.startswith(parts)) == parts, "not broken in mid-word"
+    assert sum(row.split()[-1] == "570" for row in rows if row) == 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from trustcxr.report.ranking import headline, ordered
 if TYPE_CHECKING:
     from rich.table import Table
 
+_WIDEST = 22  # of a model's name
+
 
 def leaderboard(study: dict[str, Any]) -> "Table":
     """A rich table of at most 100 columns from the document of study.json.
@@ -29,7 +31,7 @@ def leaderboard(study: dict[str, Any]) -> "Table":
     table.title_style = "bold"
     # With three attacks an interval goes below its figure, so that names need not be cut up in 80 columns.
     between = "\n" if len(attacks) > 2 else " "
-    table.add_column("Model", overflow="fold", min_width=9, max_width=22)
+    table.add_column("Model", overflow="fold", min_width=9, max_width=_WIDEST)
     table.add_column("Defence", overflow="fold", min_width=10, max_width=16)
     for name in ["Clean", *[head.names.get(a, words.attack(a)) for a in attacks]]:
         table.add_column(name, justify="right", min_width=7)
@@ -38,7 +40,8 @@ def leaderboard(study: dict[str, Any]) -> "Table":
     for run in ordered(runs, head):
         entries = [run.metrics.get("clean"), *[run.attacked(a, head.epsilon) for a in attacks]]
         table.add_row(
-            _plain(run.model),
+            # Networks side by side stand one below the other, not broken in mid-word.
+            _plain(run.model if len(run.model) <= _WIDEST else run.model.replace("+", "+\n")),
             _plain(f"{run.defence}, {run.qualifier}" if run.qualifier else run.defence),
             *[_share(entry, between) for entry in entries],
             words.decimal(run.clean("f1_macro"), 2),
