@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import engines, evaluation, fitting, metrics, recipes, results, runs, training, watching
+from trustcxr import console, engines, evaluation, fitting, metrics, recipes, results, runs, training, watching
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.study import Study
@@ -46,7 +46,11 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
         return real(self, batch, number)
 
     monkeypatch.setattr(fitting.Fitting, "training_step", watching_step)
+    bars: list[console.Progress] = []
+    closed = console.Progress.__exit__
+    monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
     summary = training.fit(recipe(epochs=4, refit=True), *films, tmp_path)
+    assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
     first = results.read_json(tmp_path / "validated" / "training.json")

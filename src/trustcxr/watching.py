@@ -158,7 +158,8 @@ class Bar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open it, at the step where a resumed run stands."""
-        self.bar = Progress(f"training {self.name}", module.total_steps).__enter__()
+        steps = self.watch.epochs * module.steps_per_epoch  # fewer than the schedule's where training ends before it
+        self.bar = Progress(f"training {self.name}", steps).__enter__()
         if module.global_step:
             self.bar.advance(module.global_step)
 
