@@ -227,9 +227,9 @@ def beyond(folder: Path, runs_: list[dict[str, Any]]) -> Iterator[str]:
         yield from ("## Beyond the film's own brightness", "")
         yield (
             "Behind a lung gate a CAM multiplies the gradient by what the gate lets through, and that alone, the "
-            "control `activation@gate` (smoothed: `activation-smooth@gate`), may lie on opacities, being bright. This is the "
-            "map less its control on the same images, with a 95 % interval over patients or groups of images: what "
-            "the network adds. Where the interval reaches 0, nothing is shown."
+            "control `activation@gate` (smoothed: `activation-smooth@gate`), may lie on opacities, being bright. This "
+            "is the map less its control on the same images, with a 95 % interval over patients or groups of images: "
+            "what the network adds. Where the interval reaches 0, nothing is shown."
         )
         yield from ("", f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines, "")
 

@@ -73,6 +73,12 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     return [row | {"verdict": sentence(row)} for row in found]
 
 
+def control_of(method: str) -> str:
+    """The control of a CAM that has its own layer's activation alone: activation@gate for layercam@gate."""
+    base, at, layer = method.partition("@")
+    return ("activation-smooth" if base.endswith("-smooth") else "activation") + at + layer
+
+
 def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, Any]]:
     """Each CAM of a run against the activation of the very layer that it reads: what the gradient, so the model, adds.
 
@@ -82,9 +88,8 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, 
     tables = figures(folder)
     found: list[dict[str, Any]] = []
     for key, own in tables.items():
-        base, at, layer = key.method.partition("@")
-        control = Key(key.measure, ("activation-smooth" if base.endswith("-smooth") else "activation") + at + layer)
-        if base in CONTROLS or key.measure not in AGAINST_MASKS or control not in tables:
+        control = Key(key.measure, control_of(key.method))
+        if key.method.partition("@")[0] in CONTROLS or key.measure not in AGAINST_MASKS or control not in tables:
             continue
         shared = own.index.intersection(tables[control].index)
         with_gradient, without = own.loc[shared], tables[control].loc[shared]

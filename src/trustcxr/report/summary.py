@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from trustcxr.comparison import control_of
 from trustcxr.metrics import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
@@ -60,7 +61,7 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
         parts += [text for text in (_constant(runs, head), _masked(runs, head)) if text]
     rows = energy_comparisons(study)
     if rows:
-        parts += [text for text in (answer(rows), _by_the_others(study, rows)) if text]
+        parts += [text for text in (answer(rows), _by_the_others(study, rows), _beside_activation(runs)) if text]
     elif any(run.saliency_methods() for run in runs):
         parts.append("Whether robust heatmaps agree better with the infection masks was not compared.")
     else:
@@ -269,6 +270,22 @@ def _by_the_others(study: dict[str, Any], main: list[dict[str, Any]]) -> str:
         return ""
     told = [f"{n} in {sum(verdict(r) == 'higher' for r in rows)} of {len(rows)}" for n, rows in others.items()]
     return f"Better by the other methods: {'; '.join(told)}."
+
+
+def _beside_activation(runs: list[Run]) -> str:
+    """What the layer that the heatmap reads shows without the network: a heatmap that is no better says little."""
+    told = []
+    for run in runs:
+        methods = run.saliency_methods()
+        main = main_method(methods)
+        alone = methods.get(control_of(main))
+        if alone is not None and alone is not methods[main]:
+            pairs = [
+                f"{name} {words.decimal(methods[main].get(key))} (control {words.decimal(alone.get(key))})"
+                for key, name in (("infection_energy", "energy"), ("pointing_hit_rate", "hit rate"))
+            ]
+            told.append(f"{run.label}: {', '.join(pairs)}")
+    return f"Beside the layer’s activation alone, without the network: {'; '.join(told)}." if told else ""
 
 
 def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
