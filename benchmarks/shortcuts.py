@@ -25,6 +25,8 @@ def main() -> None:
     rows, counted = [], ""
     for folder in given.runs:
         run = evaluation.load_run(folder)
+        if given.split == run.recipe.data.splits.val:  # on which the weights of a second training have been trained
+            run = evaluation.as_validated(run)
         data = load_dataset(given.data, split=given.split, **run.recipe.data.reading())
         found = metrics.from_predictions(evaluation.predict(run, data), run.classes)
         shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in metrics.VIEWS)]

@@ -13,6 +13,7 @@ from trustcxr import comparison, engines, metrics, results
 from trustcxr.comparison import Key
 from trustcxr.engines import Failure
 from trustcxr.errors import UserError
+from trustcxr.explain import cam
 
 IMAGES = 60
 
@@ -299,6 +300,8 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
         saliency(other, "layercam-smooth@gate"),
         saliency(other, "activation-smooth@gate"),
         saliency(other, "gradcam"),
+        saliency(other, "integrated-gradients"),
+        saliency(control, "activation@layer2"),
         saliency(other, "random"),
         saliency(control, "layercam@gate", "null_map"),
         saliency(other, "activation@gate", "null_map"),
@@ -320,4 +323,15 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
     assert second["p_corrected"] > 0.9
     standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
     methods = {row["method"] for row in comparison.standard_against_robust([standard, folder], resamples=100)}
-    assert methods == {None, "layercam@gate", "layercam-smooth@gate", "gradcam"}, "controls are compared with nothing"
+    looking = {"layercam@gate", "layercam-smooth@gate", "gradcam", "integrated-gradients"}
+    assert methods == {None, *looking}, "controls are compared with nothing"
+
+
+def test_every_cam_has_a_control_and_nothing_else_has() -> None:
+    controls = {"activation", "activation-smooth"}
+    cams = {name for name in cam.METHODS if name in cam._COMBINE} - controls
+    assert {name for name in cam.METHODS if comparison.control_of(name)} == cams
+    assert {comparison.control_of(name) for name in cams} == controls
+    assert comparison.control_of("layercam-smooth@-2") == "activation-smooth@-2"
+    assert comparison.control_of("gradcam") == "activation"
+    assert comparison.control_of("integrated-gradients") is None

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import console, engines, evaluation, fitting, metrics, recipes, results, runs, training, watching
+from trustcxr import console, engines, evaluation, fitting, metrics, recipes, report, results, runs, training, watching
+from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
+from trustcxr.explain import scoring
+from trustcxr.report.folder import Run
 from trustcxr.study import Study
 
 LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
@@ -141,8 +144,33 @@ def test_the_start_of_the_first_has_not_seen_validation_either(
     assert [path.parent.relative_to(tmp_path).as_posix() for path in loaded] == ["standard/validated", "standard"]
 
 
+@pytest.fixture
+def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders of the runs whose maps thresholds are tuned on."""
+    found: list[str] = []
+    real = scoring.tune
+
+    def spy(run: evaluation.Run, *rest: Any, **options: Any) -> dict[str, float]:
+        found.append(run.folder.name)
+        return real(run, *rest, **options)
+
+    monkeypatch.setattr(scoring, "tune", spy)
+    return found
+
+
+def judged_by_the_first(folder: Path, val: Any) -> bool:
+    """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
+    stored = metrics.logits_of(results.read_table(folder / "validation.parquet"))
+    first, second = (
+        metrics.logits_of(evaluation.predict(evaluation.load_run(run), val, views=False))
+        for run in (folder / "validated", folder)
+    )
+    assert not np.allclose(first, second, atol=1e-3)
+    return np.allclose(stored, first, atol=1e-5)
+
+
 def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
-    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
 ) -> None:
     content = {
         "name": "twice",
@@ -156,34 +184,38 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     }
     study = recipes.validate(recipes.StudyRecipe, content, "test")
     document = Study(study, films[0].root, tmp_path / "out", engines.get("local")).run()
-    val = films[1]
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
-    run = evaluation.load_run(folder)
-    stored = metrics.logits_of(results.read_table(folder / "validation.parquet"))
-    judged = evaluation.predict(evaluation.load_run(folder / "validated"), val, views=False)
-    assert np.allclose(stored, metrics.logits_of(judged), atol=1e-5)
-    assert not np.allclose(stored, metrics.logits_of(evaluation.predict(run, val, views=False)), atol=1e-3)
+    assert judged_by_the_first(folder, films[1])
+    assert tuned_on == ["validated", "validated"]
     tested = results.read_table(folder / "predictions.parquet")
-    clean = tested[tested["attack"] == "clean"]
-    from trustcxr.data import load_dataset
-
     test = load_dataset(films[0].root, split="Test", size=32)
-    again = evaluation.predict(run, test, views=False)
-    assert np.allclose(metrics.logits_of(clean), metrics.logits_of(again), atol=1e-5)
-    from trustcxr.explain import scoring
-
-    levels = scoring.tune(evaluation.load_run(folder / "validated"), val, ("layercam",))
-    table = results.read_table(folder / "saliency.parquet")
-    assert set(table[table["method"] == "layercam"]["threshold"].dropna().round(6)) == {round(levels["layercam"], 6)}
+    again = evaluation.predict(evaluation.load_run(folder), test, views=False)
+    assert np.allclose(metrics.logits_of(tested[tested["attack"] == "clean"]), metrics.logits_of(again), atol=1e-5)
     assert document["runs"][0]["training"]["refit"]["epochs"] >= 1
-    from trustcxr import report
-
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
     assert "Then on both, epochs" in page
-    assert "Validation" in page, "the curve of the training that validation looked on"
-    capsys.readouterr()
-    runs.evaluate(folder, films[0].root, split="Val", attacks=["fgsm"])
-    assert "was trained on the split Val: what is measured there flatters it" in capsys.readouterr().err
+    first = Run({}, folder, []).history
+    assert first is not None
+    assert "val_accuracy" in first, "the curve of the training that validation looked on"
+
+
+def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
+    films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = films[0].root
+    training.fit(recipe(refit=True), *films, tmp_path)
+    runs.evaluate(tmp_path, root, attacks=["fgsm"])
+    runs.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
+    assert judged_by_the_first(tmp_path, films[1])
+    assert tuned_on == ["validated"]
+    assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
+    for split in ("Val", "Train"):
+        runs.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
+        assert f"trained on the split {split}: what is measured there flatters it" in capsys.readouterr().err
+    runs.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
+    assert "trained on the split Val" in capsys.readouterr().err
+    runs.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
+    assert "flatters" not in capsys.readouterr().err
 
 
 def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:

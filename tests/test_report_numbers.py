@@ -102,11 +102,16 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
     assert "in the one comparison made (LayerCAM, gate, 120 infected X-rays)" in told
     assert "Better by the other methods: Grad-CAM in 0 of 1; HiResCAM in 1 of 1." in told
     assert "without the network" not in told
-    maps = {"infection_energy": 0.331, "pointing_hit_rate": 0.458}
+    maps = {"infection_energy": 0.331, "infection_energy_ci": [0.294, 0.365], "pointing_hit_rate": 0.458}
     brightness = {"infection_energy": 0.342, "pointing_hit_rate": 0.758}
     run.metrics["saliency"] = {"layercam-smooth@gate": maps, "gradcam": maps, "activation-smooth@gate": brightness}
     told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
-    assert "without the network: m · fgsm: energy 0.331 (control 0.342), hit rate 0.458 (control 0.758)." in told
+    assert (
+        "without the network: m · fgsm: energy 0.331 (95\u00a0% CI 0.294 to 0.365), control 0.342; "
+        "hit rate 0.458, control 0.758." in told
+    )
+    tile = summary.tiles(study, [run], ranking.headline(study, [run]))[-1]
+    assert tile.owner.endswith("interval clear of zero; read it beside its control, below")
     study["comparisons"] = study["comparisons"][1:2]
     told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
     assert "not seen in the one comparison made (Grad-CAM, 120 infected X-rays)" in told

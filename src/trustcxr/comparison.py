@@ -14,6 +14,10 @@ from trustcxr.statistics import Floats, paired
 
 ATTACKED, CONTROL = "fgsm", "random"
 CONTROLS = (CONTROL, "centre", "activation", "activation-smooth")
+# Methods that multiply a layer's activation by the gradient, and what has the activation of that layer alone.
+_ACTIVATION_OF = dict.fromkeys(("gradcam", "gradcam++", "hirescam", "layercam"), "activation") | {
+    "layercam-smooth": "activation-smooth"
+}
 LEVEL = 0.05
 AGAINST_MASKS = (
     "infection_energy",
@@ -73,10 +77,10 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     return [row | {"verdict": sentence(row)} for row in found]
 
 
-def control_of(method: str) -> str:
-    """The control of a CAM that has its own layer's activation alone: activation@gate for layercam@gate."""
+def control_of(method: str) -> str | None:
+    """The control that has a CAM's own layer alone: activation@gate for layercam@gate; None for what is no CAM."""
     base, at, layer = method.partition("@")
-    return ("activation-smooth" if base.endswith("-smooth") else "activation") + at + layer
+    return _ACTIVATION_OF[base] + at + layer if base in _ACTIVATION_OF else None
 
 
 def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, Any]]:
@@ -88,8 +92,8 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, 
     tables = figures(folder)
     found: list[dict[str, Any]] = []
     for key, own in tables.items():
-        control = Key(key.measure, control_of(key.method))
-        if key.method.partition("@")[0] in CONTROLS or key.measure not in AGAINST_MASKS or control not in tables:
+        control = Key(key.measure, control_of(key.method) or "")
+        if key.measure not in AGAINST_MASKS or control not in tables:
             continue
         shared = own.index.intersection(tables[control].index)
         with_gradient, without = own.loc[shared], tables[control].loc[shared]

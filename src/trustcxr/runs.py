@@ -111,6 +111,7 @@ def evaluate(
     corrupted = _corruptions(corruptions, severities)
     run = evaluation.load_run(folder)
     dataset, place = _open(run, data, split, labels, listing)
+    _say_if_trained_on(run, dataset)
     planted_shortcuts = planted.audit(run, dataset.root, split=_only(dataset)) if shortcuts else None
     predictions = evaluation.predict(run, dataset, conditions, corruptions=corrupted)
     document = evaluation.describe(
@@ -193,6 +194,7 @@ def explain(
     run = evaluation.load_run(folder)
     scoring.check(run, wanted.methods)
     dataset, place = _open(run, data, split, labels, listing)
+    _say_if_trained_on(run, dataset)
     levels = _thresholds(run, data, wanted.methods, labels, listing, own=place == run.folder)
     path = place / results.SALIENCY_FILE
     tables = scoring.batches(run, dataset, wanted, thresholds=levels)
@@ -267,16 +269,16 @@ def _open(
         labels=dict(labels or {}) or recipe.labels,
     )
     report_skipped(dataset)
-    if own and wanted in _trained_on(run):
-        say(f"{run.name} was trained on the split {wanted}: what is measured there flatters it")
     if own and wanted == recipe.splits.test:
         return dataset, run.folder
     return dataset, run.folder / "evaluations" / f"{dataset.root.name}-{wanted or 'all'}"
 
 
-def _trained_on(run: evaluation.Run) -> tuple[str, ...]:
+def _say_if_trained_on(run: evaluation.Run, dataset: "Dataset") -> None:
     splits = run.recipe.data.splits
-    return (splits.train, splits.val) if run.recipe.training.refit else (splits.train,)
+    trained_on = (splits.train, splits.val) if run.recipe.training.refit else (splits.train,)
+    if dataset.root.name == _root(run) and dataset.split in trained_on:
+        say(f"{run.name} was trained on the split {dataset.split}: what is measured there flatters it")
 
 
 def rows(document: dict[str, Any]) -> list[dict[str, Any]]:

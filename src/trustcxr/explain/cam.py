@@ -124,7 +124,7 @@ METHODS: dict[str, SaliencyMethod] = {
 }
 
 
-CONTROLS = ("random", "centre")
+WITHOUT_MODEL = ("random", "centre")  # maps that are the same for every model
 
 
 def method(name: str) -> SaliencyMethod:

@@ -256,7 +256,7 @@ def _on_the_sample(
 
 def _looking(methods: Sequence[str]) -> list[str]:
     """The methods whose maps come from the model."""
-    return [name for name in methods if cam.parse(name)[0] not in cam.CONTROLS]
+    return [name for name in methods if cam.parse(name)[0] not in cam.WITHOUT_MODEL]
 
 
 def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:

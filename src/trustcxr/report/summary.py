@@ -240,8 +240,8 @@ def answer(rows: list[dict[str, Any]]) -> str:
     found = [verdict(row) for row in rows]
     higher, lower, total = found.count("higher"), found.count("lower"), len(rows)
     sizes = sorted({n for n in (words.finite(row.get("n")) for row in rows) if n is not None})
-    shown = [f"{words.listed([words.count(n) for n in sizes])} infected X-rays"] if sizes else []
-    images = f" ({', '.join([*_method_of(rows), *shown])})" if shown or _method_of(rows) else ""
+    told = _method_of(rows) + ([f"{words.listed([words.count(n) for n in sizes])} infected X-rays"] if sizes else [])
+    images = f" ({', '.join(told)})" if told else ""
     made = "the one comparison made" if total == 1 else f"{total} comparisons"
     if higher == total:
         where = made if total == 1 else f"all {made}"
@@ -278,14 +278,19 @@ def _beside_activation(runs: list[Run]) -> str:
     for run in runs:
         methods = run.saliency_methods()
         main = main_method(methods)
-        alone = methods.get(control_of(main))
-        if alone is not None and alone is not methods[main]:
+        alone = methods.get(control_of(main) or "")
+        if alone is not None:
             pairs = [
-                f"{name} {words.decimal(methods[main].get(key))} (control {words.decimal(alone.get(key))})"
+                f"{name} {_measured(methods[main], key)}, control {_measured(alone, key)}"
                 for key, name in (("infection_energy", "energy"), ("pointing_hit_rate", "hit rate"))
             ]
-            told.append(f"{run.label}: {', '.join(pairs)}")
-    return f"Beside the layer’s activation alone, without the network: {'; '.join(told)}." if told else ""
+            told.append(f"{run.label}: {'; '.join(pairs)}")
+    return f"Beside the control, the layer’s activation without the network: {'. '.join(told)}." if told else ""
+
+
+def _measured(document: dict[str, Any], measure: str) -> str:
+    inside = words.between(document.get(f"{measure}_ci"), reveal=True)
+    return words.decimal(document.get(measure)) + (f" (95\u00a0% CI {inside})" if inside else "")
 
 
 def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
@@ -349,6 +354,8 @@ def tiles(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Tile]:
         worse = sum(verdict(row) == "lower" for row in rows)
         detail = f"worse in {worse}, not settled in {len(rows) - better - worse}"
         whose = ", ".join(["infection energy", *_method_of(rows), "interval clear of zero"])
+        # A control that is there must not be overlooked by who reads the large figures alone.
+        whose += "; read it beside its control, below" if _beside_activation(runs) else ""
         found.append(Tile("Robust heatmaps agree better in", f"{better} of {len(rows)}", detail, whose))
     return [tile for tile in found if tile is not None]
 
