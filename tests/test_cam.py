@@ -581,20 +581,21 @@ def test_a_name_that_is_no_method_is_refused(name: str) -> None:
 # --- the control of a layer ------------------------------------------------------------------------------------------
 
 
-def test_the_activation_is_the_layer_alone() -> None:
+@pytest.mark.parametrize("layer", ["layer2", "layer2.0.conv2"])  # after a ReLU, and of both signs
+def test_the_activation_is_the_layer_alone(layer: str) -> None:
     torch.manual_seed(0)
     model = models.build("test_resnet", classes=3).eval()
     images = torch.rand((3, 1, 64, 64), generator=torch.Generator().manual_seed(1))
-    control = cam.method("activation@layer2")(model, images, 1)
+    control = cam.method(f"activation@{layer}")(model, images, 1)
     with torch.no_grad():
         features = []
-        handle = model.net.layer2.register_forward_hook(lambda *passed: features.append(passed[2]))
+        handle = model.net.get_submodule(layer).register_forward_hook(lambda *passed: features.append(passed[2]))
         model(images)
         handle.remove()
     summed = features[0].clamp(min=0).sum(1, keepdim=True)
     wanted = torch.nn.functional.interpolate(summed, (64, 64), mode="bilinear")[:, 0]
     torch.testing.assert_close(control, wanted / wanted.amax((1, 2), keepdim=True))
-    assert torch.equal(control, cam.method("activation@layer2")(model, images, 2)), "whichever class is asked for"
+    assert torch.equal(control, cam.method(f"activation@{layer}")(model, images, 2)), "whichever class is asked for"
     pixels = cam.method("activation@gate")(model, images, 1)
     torch.testing.assert_close(pixels, images[:, 0] / images[:, 0].amax((1, 2), keepdim=True), msg="without a gate")
     smooth = cam.method("activation-smooth@gate")(model, images, 1)

@@ -303,8 +303,8 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
         saliency(other, "integrated-gradients"),
         saliency(control, "activation@layer2"),
         saliency(other, "random"),
-        saliency(control, "layercam@gate", "null_map"),
-        saliency(other, "activation@gate", "null_map"),
+        saliency(control, "layercam@gate", "insertion"),
+        saliency(other, "activation@gate", "insertion"),
     ]
     clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
     folder = make_run(tmp_path, "fgsm", clean, saliency=pd.concat(tables))
