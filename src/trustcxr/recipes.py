@@ -3,19 +3,27 @@
 import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation_recipes import (
+    ATTACK_OPTIONS,
+    CORRUPTIONS,
+    AttackName,
+    AttackRecipe,
+    CorruptionsRecipe,
+    EvaluationRecipe,
+    ExplanationRecipe,
+)
 from trustcxr.results import read_yaml
 from trustcxr.training_recipes import (
     DEFENCE_OPTIONS,
     Augment,
     Background,
     DefenceRecipe,
-    Fraction,
     ModelRecipe,
     Strict,
     TrainingRecipe,
@@ -24,7 +32,20 @@ from trustcxr.training_recipes import (
 SHIPPED = Path(__file__).parent / "recipes"
 Model = TypeVar("Model", bound=Strict)
 
-__all__ = ["DEFENCE_OPTIONS", "Augment", "DefenceRecipe", "ModelRecipe", "TrainingRecipe"]  # from training_recipes
+__all__ = [  # from training_recipes and evaluation_recipes
+    "ATTACK_OPTIONS",
+    "CORRUPTIONS",
+    "DEFENCE_OPTIONS",
+    "AttackName",
+    "AttackRecipe",
+    "Augment",
+    "CorruptionsRecipe",
+    "DefenceRecipe",
+    "EvaluationRecipe",
+    "ExplanationRecipe",
+    "ModelRecipe",
+    "TrainingRecipe",
+]
 
 
 class Splits(Strict):
@@ -66,147 +87,6 @@ class Selection(Strict):
 
     count: int = Field(6, ge=1)
     by: Literal["accuracy", "f1_macro", "auroc_macro"] = "accuracy"
-
-
-AttackName = Literal[
-    "fgsm",
-    "fgsm-rs",
-    "pgd",
-    "pgd-l2",
-    "momentum",
-    "transfer",
-    "apgd-ce",
-    "apgd-margin",
-    "fab",
-    "square",
-    "worst-case",
-]
-# The options that each attack takes, and what they are unless said.
-ATTACK_OPTIONS: dict[str, dict[str, Any]] = {
-    "fgsm": {},
-    "fgsm-rs": {},
-    "pgd": {"steps": 20, "restarts": 1},
-    "pgd-l2": {"steps": 20, "restarts": 1},
-    "momentum": {"steps": 10},
-    "transfer": {"steps": 10, "source": None},
-    "apgd-ce": {"steps": 50, "restarts": 1, "precision": None},
-    "apgd-margin": {"steps": 50, "restarts": 1, "precision": None},
-    "fab": {"steps": 50, "restarts": 1},
-    "square": {"queries": 1000, "precision": None},
-    "worst-case": {"steps": 50, "queries": 1000, "restarts": 1, "precision": None},
-}
-
-
-class AttackRecipe(Strict):
-    """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
-
-    name: AttackName
-    epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
-        (0.02,), description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1"
-    )
-    steps: int | None = Field(None, ge=1, description="of the climb: 20 for PGD, 10 for momentum, 50 for the rest")
-    queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
-    restarts: int | None = Field(None, ge=1, description="climbs from different starts, 1 unless said")
-    precision: Literal["bf16"] | None = Field(None, description="bf16: search in bfloat16, confirm in full precision")
-    source: str | None = Field(None, description="folder of the run that transfer's images are made against")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, content: Any) -> Any:
-        """What the attack takes and was not said."""
-        taken = ATTACK_OPTIONS.get(str(content.get("name")), {}) if isinstance(content, dict) else {}
-        return {**content, **{k: v for k, v in taken.items() if content.get(k) is None}} if taken else content
-
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        taken = ATTACK_OPTIONS[self.name]
-        for option in ("steps", "queries", "restarts", "precision", "source"):
-            if getattr(self, option) is not None and option not in taken:
-                takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
-                raise ValueError(f"{self.name} has no option '{option}'; {takes}")
-        if self.name == "transfer" and self.source is None:
-            raise ValueError("transfer needs a source: the folder of the run that the images are made against")
-        if self.name != "pgd-l2" and any(e > 1 for e in self.epsilons):
-            raise ValueError(f"epsilon of {self.name} is an L-infinity radius in pixel space: at most 1")
-        return self
-
-    @property
-    def effort(self) -> int:
-        """Steps, or queries where it has none, or 1: what stands in the column `steps` of the predictions."""
-        return self.steps or self.queries or 1
-
-    def options(self) -> dict[str, Any]:
-        """The options that the attack takes, without the source."""
-        return {k: getattr(self, k) for k in ATTACK_OPTIONS[self.name] if k != "source"}
-
-
-CORRUPTIONS = (
-    "gaussian_noise",
-    "poisson_noise",
-    "defocus_blur",
-    "motion_blur",
-    "resolution",
-    "jpeg",
-    "contrast",
-    "exposure",
-    "gamma",
-    "rotation",
-    "letters",
-    "arrows",
-    "collimation_border",
-    "leads_and_tubes",
-    "device",
-)
-
-
-class CorruptionsRecipe(Strict):
-    """What real films suffer, at severities 1 to 5."""
-
-    names: Literal["all"] | tuple[str, ...] = "all"
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for name in () if self.names == "all" else self.names:
-            if name not in CORRUPTIONS:
-                raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
-        return self
-
-    def conditions(self) -> tuple[tuple[str, int], ...]:
-        """Every (name, severity), each once."""
-        names = CORRUPTIONS if self.names == "all" else dict.fromkeys(self.names)
-        return tuple((name, severity) for name in names for severity in sorted(set(self.severities)))
-
-
-class EvaluationRecipe(Strict):
-    """What a run is tested with."""
-
-    attacks: tuple[AttackRecipe, ...] = (AttackRecipe(name="fgsm"), AttackRecipe(name="pgd"))
-    corruptions: CorruptionsRecipe | None = Field(None, description="{names: all or a list, severities: [1, 3, 5]}")
-    batch_size: int = Field(64, ge=1)
-    bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
-
-
-class ExplanationRecipe(Strict):
-    """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""
-
-    methods: tuple[str, ...] = Field(
-        ("gradcam", "layercam"),
-        min_length=1,
-        description="names of saliency methods; a CAM of an earlier layer is layercam@-2 or layercam@layer3",
-    )
-    epsilon: Fraction = Field(0.02, description="of the FGSM and PGD images against which stability is measured")
-    corruptions: Literal["all"] | tuple[str, ...] = Field("all", description="under which stability is measured")
-    severity: int = Field(3, ge=1, le=5, description="of the corruptions")
-    sample: int = Field(32, ge=0, description="images drawn for PGD stability, faithfulness and sanity; 0: none")
-    panels: int = Field(6, ge=0, description="images drawn at random for the report; the best and worst come on top")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_method(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "method" in content and "methods" not in content:
-            return {k: v for k, v in content.items() if k != "method"} | {"methods": [content["method"]]}
-        return content
 
 
 def _as_model(value: object) -> object:
