@@ -151,11 +151,17 @@ def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_da
 def test_a_narrow_terminal_wraps_figures_and_cuts_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trustcxr import cli
+    from trustcxr import report
 
     monkeypatch.setenv("COLUMNS", "80")
-    row = {"condition": "worst-case-30", "epsilon": "0.005", "accuracy": "47.9% [43.8%, 52.0%]", "macro F1": "0.435"}
-    cli._print_rows("a run on Test (570 images)", [row | {"AUROC": "0.742", "calibration error": "0.043", "n": 12345}])
+    row = {
+        "condition": "worst-case-30",
+        "epsilon": "0.005",
+        "accuracy": "47.9% [43.8%, 52.0%]",
+        "macro F1": "0.435",
+        "n": 12345,
+    }
+    report.print_rows("a run on Test (570 images)", [row | {"AUROC": "0.742", "calibration error": "0.043"}])
     shown = capsys.readouterr().out
     assert "…" not in shown
     for figure in ("worst-case-30", "0.005", "47.9%", "[43.8%,", "52.0%]", "0.435", "0.742", "0.043", "12345"):

@@ -10,6 +10,29 @@ from typing import Annotated, Any
 import typer
 
 from trustcxr import NOTICE, __version__
+from trustcxr.cli_options import (
+    SALIENCY_METHODS,
+    Attacks,
+    Background,
+    Columns,
+    Corruptions,
+    Data,
+    Defence,
+    Epsilons,
+    Images,
+    Json,
+    Labels,
+    Patience,
+    PlantedShortcuts,
+    RunFolder,
+    Settings,
+    Severities,
+    Source,
+    Steps,
+    TrainingEpsilon,
+    label_map,
+    listing,
+)
 from trustcxr.errors import UserError
 
 app = typer.Typer(
@@ -22,29 +45,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data, make some, or bring it here.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Data = Annotated[
-    Path, typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index'; repeatable.",
-    ),
-]
-Images = Annotated[Path | None, typer.Option("--images", help="Of a list: the folder of its images, if elsewhere.")]
-SALIENCY_METHODS = (
-    "gradcam, gradcam++, hirescam, layercam, layercam-smooth, integrated-gradients, smoothgrad, occlusion, or as "
-    "controls activation, activation-smooth, random, centre; a CAM of an earlier layer is layercam@-2 or "
-    "layercam@NAME; repeatable. gradcam and layercam unless said."
-)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 
 def main() -> None:
@@ -95,12 +95,13 @@ def demo(
 @app.command(epilog="Example: trustcxr models")
 def models(json: Json = False) -> None:
     """The 21 networks of the study and their parameters."""
+    from trustcxr import report
     from trustcxr.models import paper_models
 
     rows = paper_models()
     if json:
         return _print_json(rows)
-    return _print_rows("The 21 networks; any other timm name works too", rows)
+    return report.print_rows("The 21 networks; any other timm name works too", rows)
 
 
 @app.command(
@@ -110,39 +111,20 @@ def train(
     data: Data,
     model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name; A+B: both, side by side.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    defence: Annotated[
-        str,
-        typer.Option(
-            help="How it is made robust: standard, fgsm, fgsm-rs, free, pgd, trades, mixup, cutout or gaussian."
-        ),
-    ] = "standard",
+    defence: Defence = "standard",
     weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = "imagenet",
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="At most so many epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Epochs without a better validation figure before it stops.")
-    ] = None,
+    patience: Patience = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
-    epsilon: Annotated[
-        float, typer.Option(help="L-infinity radius of adversarial training; 0.02 is 5.1 grey levels.")
-    ] = 0.02,
+    epsilon: TrainingEpsilon = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
-    background: Annotated[
-        str,
-        typer.Option(help="full; or swap, mask, crop, emptied, gate or gate-emptied, which need lung masks to train."),
-    ] = "full",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other key of the recipe, such as defence.beta=3 or model.normalisation=group; repeatable.",
-        ),
-    ] = None,
+    background: Background = "full",
+    set_: Settings = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -164,7 +146,7 @@ def train(
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},
-        data={"labels": _label_map(label), **_listing(column, images)},
+        data={"labels": label_map(label), **listing(column, images)},
         options=set_ or (),
     )
     summary = runs.train(recipe, data, out)
@@ -177,41 +159,22 @@ def evaluate(
     run: RunFolder,
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to test on; the run's test split unless said.")] = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="fgsm, fgsm-rs, pgd, pgd-l2, momentum, transfer, apgd-ce, apgd-margin, fab, square, worst-case; "
-            "repeatable. fgsm and pgd unless said."
-        ),
-    ] = None,
-    epsilon: Annotated[
-        list[float] | None,
-        typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Of an attack's climb: 20 for pgd, 10 for momentum, 50 for the rest unless said.")
-    ] = None,
+    attack: Attacks = None,
+    epsilon: Epsilons = None,
+    steps: Steps = None,
     queries: Annotated[int | None, typer.Option(help="Of square, also in worst-case. 1000 unless said.")] = None,
-    source: Annotated[
-        Path | None, typer.Option(help="Run whose adversarial images the attack transfer tries on this one.")
-    ] = None,
+    source: Source = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="At nine epsilons from 0 to 0.3: the whole curve.")] = False,
-    corruption: Annotated[
-        list[str] | None, typer.Option(help="all, or a name such as gaussian_noise or device; repeatable.")
-    ] = None,
-    severity: Annotated[
-        list[int] | None, typer.Option(help="Of the corruptions, 1 to 5; repeatable. All five unless said.")
-    ] = None,
-    shortcuts: Annotated[
-        bool, typer.Option("--shortcuts", help="Synthetic films again, planted shortcuts removed and moved.")
-    ] = False,
+    corruption: Corruptions = None,
+    severity: Severities = None,
+    shortcuts: PlantedShortcuts = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
-    from trustcxr import runs
+    from trustcxr import report, runs
 
     document, folder = runs.evaluate(
         run,
@@ -226,12 +189,14 @@ def evaluate(
         corruptions=corruption,
         severities=severity,
         shortcuts=shortcuts,
-        labels=_label_map(label),
-        listing=_listing(column, images),
+        labels=label_map(label),
+        listing=listing(column, images),
     )
     if json:
         return _print_json(document)
-    _print_rows(f"{document['run']} on {document['split']} ({document['clean']['n']} images)", runs.rows(document))
+    report.print_rows(
+        f"{document['run']} on {document['split']} ({document['clean']['n']} images)", runs.rows(document)
+    )
     for line in runs.remarks(document):
         print(line)
     for alarm in document["alarms"]:
@@ -262,7 +227,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
-    from trustcxr import runs
+    from trustcxr import report, runs
 
     options = {
         "methods": method,
@@ -276,13 +241,13 @@ def explain(
         data,
         options={k: v for k, v in options.items() if v is not None},
         split=split,
-        labels=_label_map(label),
-        listing=_listing(column, images),
+        labels=label_map(label),
+        listing=listing(column, images),
     )
     if json:
         return _print_json(document)
     for name, part in document["saliency"].items():
-        _print_rows(f"{document['run']}, {name}: {part['n']} annotated images", runs.saliency_rows(part))
+        report.print_rows(f"{document['run']}, {name}: {part['n']} annotated images", runs.saliency_rows(part))
     print(f"written to {folder}\n{NOTICE}")
     return None
 
@@ -347,7 +312,7 @@ def data_check(
     """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
     from trustcxr.data.audit import audit
 
-    found = audit(path, probes=probes, **_listing(column, images))
+    found = audit(path, probes=probes, **listing(column, images))
     if html:
         found.write_page(html)
     if clean:
@@ -430,53 +395,7 @@ def _finish_study(document: dict[str, Any], out: Path) -> None:
         raise typer.Exit(1)
 
 
-def _label_map(pairs: list[str] | None) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for pair in pairs or []:
-        label, equals, name = pair.partition("=")
-        if not equals or not label:
-            raise UserError(f"--label {pair}: write label=class, such as pneumonia=Non-COVID; label= leaves it out")
-        found[label] = name or None
-    return found
-
-
-def _listing(columns: list[str] | None, images: Path | None) -> dict[str, Any]:
-    """How a list of images is read, as typed: the name of a published list, or word=column pairs."""
-    found: dict[str, Any] = {}
-    if images is not None:
-        found["images"] = str(images)
-    if not columns:
-        return found
-    if len(columns) == 1 and "=" not in columns[0]:
-        return found | {"columns": columns[0]}
-    mapping: dict[str, str | int] = {}
-    for pair in columns:
-        word, equals, column = pair.partition("=")
-        if not equals or not word or not column:
-            raise UserError(
-                f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna"
-            )
-        mapping[word] = int(column) if column.isdigit() else column
-    return found | {"columns": mapping}
-
-
 def _print_json(document: Any) -> None:
     from trustcxr.results import to_json
 
     sys.stdout.write(to_json(document))
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for name, value in rows[0].items():
-        words = isinstance(value, str) and not value[:1].isdigit()
-        longest = max(
-            len(word) for cell in (name, *(row[name] for row in rows)) for word in (str(cell).split() or [""])
-        )
-        table.add_column(name, justify="left" if words else "right", overflow="fold", min_width=longest)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "leaderboard": "trustcxr.report.terminal",
+    "print_rows": "trustcxr.report.terminal",
     "readme_figure": "trustcxr.report.panels",
     "write": "trustcxr.report.page",
 }
-__all__ = ["leaderboard", "readme_figure", "write"]
+__all__ = ["leaderboard", "print_rows", "readme_figure", "write"]
 
 if TYPE_CHECKING:
     from trustcxr.report.page import write
     from trustcxr.report.panels import readme_figure
-    from trustcxr.report.terminal import leaderboard
+    from trustcxr.report.terminal import leaderboard, print_rows
 
 
 def __getattr__(name: str) -> Any:

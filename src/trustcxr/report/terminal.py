@@ -1,4 +1,4 @@
-"""The leaderboard for the terminal."""
+"""Tables for the terminal."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,23 @@ def leaderboard(study: dict[str, Any]) -> "Table":
             words.count(run.clean("n")),
         )
     return table
+
+
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows as a table on stdout; in a narrow terminal cells wrap between words, so that nothing is cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for name, value in rows[0].items():
+        text = isinstance(value, str) and not value[:1].isdigit()
+        longest = max(
+            len(word) for cell in (name, *(row[name] for row in rows)) for word in (str(cell).split() or [""])
+        )
+        table.add_column(name, justify="left" if text else "right", overflow="fold", min_width=longest)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
 
 
 def _plain(text: str) -> str:

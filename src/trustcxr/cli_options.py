@@ -1,0 +1,112 @@
+"""What is typed after a command: the options that are long or that several commands share, and how they are read."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trustcxr.errors import UserError
+
+Data = Annotated[
+    Path, typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index'; repeatable.",
+    ),
+]
+Images = Annotated[Path | None, typer.Option("--images", help="Of a list: the folder of its images, if elsewhere.")]
+SALIENCY_METHODS = (
+    "gradcam, gradcam++, hirescam, layercam, layercam-smooth, integrated-gradients, smoothgrad, occlusion, or as "
+    "controls activation, activation-smooth, random, centre; a CAM of an earlier layer is layercam@-2 or "
+    "layercam@NAME; repeatable. gradcam and layercam unless said."
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+
+# --- of train ---
+Defence = Annotated[
+    str,
+    typer.Option(help="How it is made robust: standard, fgsm, fgsm-rs, free, pgd, trades, mixup, cutout or gaussian."),
+]
+Patience = Annotated[int | None, typer.Option(help="Epochs without a better validation figure before it stops.")]
+TrainingEpsilon = Annotated[
+    float, typer.Option(help="L-infinity radius of adversarial training; 0.02 is 5.1 grey levels.")
+]
+Background = Annotated[
+    str,
+    typer.Option(help="full; or swap, mask, crop, emptied, gate or gate-emptied, which need lung masks to train."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other key of the recipe, such as defence.beta=3 or model.normalisation=group; repeatable.",
+    ),
+]
+
+# --- of evaluate ---
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="fgsm, fgsm-rs, pgd, pgd-l2, momentum, transfer, apgd-ce, apgd-margin, fab, square, worst-case; "
+        "repeatable. fgsm and pgd unless said."
+    ),
+]
+Epsilons = Annotated[
+    list[float] | None,
+    typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
+]
+Steps = Annotated[
+    int | None, typer.Option(help="Of an attack's climb: 20 for pgd, 10 for momentum, 50 for the rest unless said.")
+]
+Source = Annotated[
+    Path | None, typer.Option(help="Run whose adversarial images the attack transfer tries on this one.")
+]
+Corruptions = Annotated[
+    list[str] | None, typer.Option(help="all, or a name such as gaussian_noise or device; repeatable.")
+]
+Severities = Annotated[
+    list[int] | None, typer.Option(help="Of the corruptions, 1 to 5; repeatable. All five unless said.")
+]
+PlantedShortcuts = Annotated[
+    bool, typer.Option("--shortcuts", help="Synthetic films again, planted shortcuts removed and moved.")
+]
+
+
+def label_map(pairs: list[str] | None) -> dict[str, str | None]:
+    """The data's label -> the run's class, from "label=class"; a label without a class is left out."""
+    found: dict[str, str | None] = {}
+    for pair in pairs or []:
+        label, equals, name = pair.partition("=")
+        if not equals or not label:
+            raise UserError(f"--label {pair}: write label=class, such as pneumonia=Non-COVID; label= leaves it out")
+        found[label] = name or None
+    return found
+
+
+def listing(columns: list[str] | None, images: Path | None) -> dict[str, Any]:
+    """How a list of images is read, as typed: the name of a published list, or word=column pairs."""
+    found: dict[str, Any] = {}
+    if images is not None:
+        found["images"] = str(images)
+    if not columns:
+        return found
+    if len(columns) == 1 and "=" not in columns[0]:
+        return found | {"columns": columns[0]}
+    mapping: dict[str, str | int] = {}
+    for pair in columns:
+        word, equals, column = pair.partition("=")
+        if not equals or not word or not column:
+            raise UserError(
+                f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna"
+            )
+        mapping[word] = int(column) if column.isdigit() else column
+    return found | {"columns": mapping}
