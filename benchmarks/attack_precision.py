@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trustcxr import results, runs
+from trustcxr import runs
 from trustcxr.recipes import RunRecipe
+from trustcxr.results import files, folders
 from trustcxr.statistics import paired
 
 PRECISIONS = ("same", "bf16")
@@ -84,7 +85,7 @@ def one(given: argparse.Namespace, precision: str) -> float:
 def answers(folder: Path, data: Path) -> dict[str, pd.DataFrame]:
     """sample_id, group and whether the answer is right, clean and under PGD."""
     _, place = runs.evaluate(folder, data, split="Val", attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)
-    table = results.read_table(place / results.PREDICTIONS_FILE)
+    table = files.read_table(place / folders.PREDICTIONS_FILE)
     table = table.assign(right=np.stack(table["logits"].to_list()).argmax(1) == table["label"])
     return {name: table[table["attack"] == name].sort_values("sample_id") for name in ("clean", "pgd")}
 

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.tables import write_rows
-from trustcxr import report, results
+from trustcxr import report
+from trustcxr.results import files, folders
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -24,13 +25,13 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("demo", type=Path, nargs="?")
     arguments = parser.parse_args()
-    study = results.read_json(results.check_study(arguments.study) / results.STUDY_RESULTS)
+    study = files.read_json(folders.check_study(arguments.study) / folders.STUDY_RESULTS)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(MARK.sub(lambda m: m[1] + table(study) + m[2], text), encoding="utf-8")
     write_rows(study, ROOT / "results" / f"{study['study']}-{study['data']['root_name']}.csv")
     if arguments.demo:
-        demo = results.read_json(results.check_study(arguments.demo) / results.STUDY_RESULTS)
+        demo = files.read_json(folders.check_study(arguments.demo) / folders.STUDY_RESULTS)
         robust = next(run for run in demo["runs"] if run["defence"] != "standard")
         picture = ROOT / "docs" / "figures" / "readme.png"
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.tables import percent
-from trustcxr import evaluation, metrics, results
+from trustcxr import evaluation, metrics
 from trustcxr.data import load_dataset
 from trustcxr.report import words
+from trustcxr.results import files, folders
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         data = load_dataset(given.data, split=given.split, **run.recipe.data.reading())
         found = metrics.from_predictions(evaluation.predict(run, data), run.classes)
         shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in metrics.VIEWS)]
-        epochs = str(results.read_json(folder / results.TRAINING_FILE)["epochs"])
+        epochs = str(files.read_json(folder / folders.TRAINING_FILE)["epochs"])
         rows.append([run.recipe.model.name, words.way(run.recipe.defence.name, run.recipe.background), epochs, *shown])
         counted = (
             f"{len(data)} {given.split} images of {given.data.resolve().name}, those with a lung mask in all but clean"

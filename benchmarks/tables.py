@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trustcxr import comparison, results, runs
+from trustcxr import comparison, runs
+from trustcxr.results import files, folders
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEAD = ["run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n"]
@@ -37,8 +38,8 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what the figures do not tell, such as how the study was run")
     parser.add_argument("--localisation", action="store_true", help="saliency against the masks, compared run by run")
     given = parser.parse_args()
-    folder = results.check_study(given.study)
-    study = results.read_json(folder / results.STUDY_RESULTS)
+    folder = folders.check_study(given.study)
+    study = files.read_json(folder / folders.STUDY_RESULTS)
     outside = external(folder, study, given.external) if given.external else {}
     name = f"{study['study']}-{study['data']['root_name']}"
     write_rows(study, RESULTS / f"{name}.csv", outside)
@@ -59,9 +60,9 @@ def external(folder: Path, study: dict[str, Any], data: Path) -> dict[str, dict[
     found = {}
     for run in study["runs"]:
         home = folder / "runs" / run["run"]
-        done = home / "evaluations" / f"{data.resolve().name}-all" / results.METRICS_FILE
+        done = home / "evaluations" / f"{data.resolve().name}-all" / folders.METRICS_FILE
         found[run["run"]] = (
-            results.read_json(done)
+            files.read_json(done)
             if done.is_file()
             else runs.evaluate(home, data, attacks=["fgsm", "pgd"], epsilons=[epsilon])[0]
         )

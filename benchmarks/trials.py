@@ -15,8 +15,9 @@ import pandas as pd
 from pydantic import BaseModel
 
 from benchmarks.tables import attacked, percent
-from trustcxr import results, runs
+from trustcxr import runs
 from trustcxr.recipes import DefenceRecipe, ModelRecipe, RunRecipe, TrainingRecipe, validate
+from trustcxr.results import files, folders
 from trustcxr.watching import WATCH_STEPS
 
 STEPS, EPSILON = 20, 0.02
@@ -48,7 +49,7 @@ def main() -> None:
     print()
     print(f"| {' | '.join(HEAD)} |")
     print("| --- " * len(HEAD) + "|")
-    for folder in map(results.validated, given.runs):
+    for folder in map(folders.validated, given.runs):
         print(f"| {' | '.join([*row(folder), on_all(folder, given.data)])} |", flush=True)
 
 
@@ -56,10 +57,10 @@ def on_all(folder: Path, data: Path | None) -> str:
     """Accuracy under PGD on all validation images, as measured before or now; empty without the data."""
     if data is None:
         return ""
-    split = validate(RunRecipe, results.read_yaml(folder / results.RUN_FILE)["recipe"], str(folder)).data.splits.val
-    done = folder / "evaluations" / f"{data.resolve().name}-{split}" / results.METRICS_FILE
+    split = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder)).data.splits.val
+    done = folder / "evaluations" / f"{data.resolve().name}-{split}" / folders.METRICS_FILE
     document = (
-        results.read_json(done)
+        files.read_json(done)
         if done.is_file()
         else runs.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0]
     )
@@ -69,17 +70,17 @@ def on_all(folder: Path, data: Path | None) -> str:
 
 def watched(folder: Path) -> int:
     """On how many validation images the run was attacked after each epoch; 0 where it was not."""
-    training = results.read_json(folder / results.TRAINING_FILE)
+    training = files.read_json(folder / folders.TRAINING_FILE)
     # Runs from before it was written down watched 128.
     return int(training.get("watched_images", 128 if training["monitor"] == "val_pgd_accuracy" else 0))
 
 
 def row(folder: Path) -> list[str]:
     """One run: what it was told, and its figures."""
-    about = results.read_yaml(folder / results.RUN_FILE)
+    about = files.read_yaml(folder / folders.RUN_FILE)
     run = validate(RunRecipe, about["recipe"], str(folder))
-    history = pd.read_csv(folder / results.HISTORY_FILE)
-    training = results.read_json(folder / results.TRAINING_FILE)
+    history = pd.read_csv(folder / folders.HISTORY_FILE)
+    training = files.read_json(folder / folders.TRAINING_FILE)
     kept = history[history["epoch"] == training["best_epoch"]].iloc[0]
     figures = [
         f"{100 * kept[name]:.1f}" if name in kept else ""

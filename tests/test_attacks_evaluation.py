@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from small_runs import make_films, recipe
-from trustcxr import attacks, evaluation, results, training
+from trustcxr import attacks, evaluation, training
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import ATTACK_OPTIONS, AttackName, AttackRecipe, validate
+from trustcxr.results import files
 
 FAST: dict[str, dict[str, Any]] = {
     name: {k: v for k, v in {"steps": 3, "queries": 5}.items() if k in options}
@@ -183,8 +184,8 @@ def test_a_source_with_other_classes(run: evaluation.Run, films: Any, place: Pat
     import shutil
 
     other = shutil.copytree(place / "run1", tmp_path / "other")
-    content = results.read_yaml(other / "run.yaml")
-    results.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
+    content = files.read_yaml(other / "run.yaml")
+    files.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
     plan = [AttackRecipe(name="transfer", source=str(other))]
     with pytest.raises(UserError, match=r"not a source for .*: its classes are a, b, c instead of COVID-19"):
         evaluation.predict(run, films, plan, views=False)

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from trustcxr import cli, results
+from trustcxr import cli
 from trustcxr.data import load_dataset, phantom
+from trustcxr.results import files
 
 
 @dataclass
@@ -77,7 +78,7 @@ def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_writes_what_the_design_says(trained: Path) -> None:
     names = {p.name for p in trained.iterdir()}
     assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
-    content = results.read_yaml(trained / "run.yaml")
+    content = files.read_yaml(trained / "run.yaml")
     assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
     assert {"trustcxr", "torch", "timm", "python"} <= set(content["versions"])
     history = pd.read_csv(trained / "history.csv")
@@ -97,7 +98,7 @@ def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
 def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> None:
     done = run("evaluate", trained, "--data", films, "--epsilon", 0.01, "--epsilon", 0.05, "--steps", 3, "--json")
     document = json.loads(done.stdout)
-    assert document == results.read_json(trained / "metrics.json")
+    assert document == files.read_json(trained / "metrics.json")
     assert {"run", "classes", "split", "clean", "attacks", "corruptions", "saliency"} <= set(document)
     assert document["clean"]["n"] == 15
     assert [(a["attack"], a["epsilon"]) for a in document["attacks"]] == [

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trustcxr import comparison, engines, metrics, results
+from trustcxr import comparison, engines, metrics
 from trustcxr.comparison import Key
 from trustcxr.engines import Failure
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
+from trustcxr.results import files
 
 IMAGES = 60
 
@@ -52,10 +53,10 @@ def make_run(
 ) -> Path:
     document = {"model": model, "seed": seed, "defence": defence, "split": "Test"}
     place = folder / f"{model}-{defence}-s{seed}"
-    results.write_json(place / "metrics.json", document)
-    results.write_table(place / "predictions.parquet", pd.concat(tables))
+    files.write_json(place / "metrics.json", document)
+    files.write_table(place / "predictions.parquet", pd.concat(tables))
     if "saliency" in also:
-        results.write_table(place / "saliency.parquet", also["saliency"])
+        files.write_table(place / "saliency.parquet", also["saliency"])
     return place
 
 
@@ -247,8 +248,8 @@ def test_another_background_is_compared_with_the_plain_standard_run(
 ) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
     swapped = make_run(tmp_path / "swap", "standard", rows("clean", 0, right["b"]))
-    document = results.read_json(swapped / "metrics.json")
-    results.write_json(swapped / "metrics.json", document | {"background": "swap"})
+    document = files.read_json(swapped / "metrics.json")
+    files.write_json(swapped / "metrics.json", document | {"background": "swap"})
     (row,) = comparison.standard_against_robust([swapped, base], resamples=100)
     assert (row["defence"], row["background"]) == ("standard", "swap")
     assert row["standard"] == pytest.approx(right["a"].mean())

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from test_cli import complaint, run
-from trustcxr import corruptions, evaluation, recipes, results, runs
+from trustcxr import corruptions, evaluation, recipes, runs
 from trustcxr.data import phantom
+from trustcxr.results import files
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_the_names_of_corruptions_are_one_list() -> None:
 
 def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None:
     done = run("evaluate", trained, "--data", films, "--sweep", "--steps", 3)
-    document = results.read_json(trained / "metrics.json")
+    document = files.read_json(trained / "metrics.json")
     for attack in ("fgsm", "pgd"):
         assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == evaluation.SWEEP
     at_zero = [row["accuracy"] for row in document["attacks"] if row["epsilon"] == 0]
@@ -62,17 +63,17 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None
 def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
     done = run("evaluate", trained, "--data", films, "--attack", "fgsm", *options)
-    document = results.read_json(trained / "metrics.json")
+    document = files.read_json(trained / "metrics.json")
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
     assert all(row["n"] == 15 and 0 <= row["flip_rate"] <= 1 for row in document["corruptions"])
     assert "on the mean of 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
-    document = results.read_json(trained / "metrics.json")
+    document = files.read_json(trained / "metrics.json")
     assert [row["corruption"] for row in document["corruptions"]] == list(corruptions.CORRUPTIONS)
     again = evaluation.describe(
-        evaluation.load_run(trained), results.read_table(trained / "predictions.parquet"), resamples=2000
+        evaluation.load_run(trained), files.read_table(trained / "predictions.parquet"), resamples=2000
     )
     assert again["corruptions"] == document["corruptions"], "from the table, the same numbers"
 
@@ -110,7 +111,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
 
 def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, films: Path) -> None:
     document, _ = runs.evaluate(trained, films, attacks=["fgsm"])
-    table = results.read_table(trained / "validation.parquet")
+    table = files.read_table(trained / "validation.parquet")
     assert set(table["split"]) == {"Val"}
     assert set(table["attack"]) == {"clean"}
     assert len(table) == 18 == document["calibration"]["n"]

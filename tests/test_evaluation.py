@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from trustcxr import attacks, corruptions, evaluation, metrics, models, results, training
+from trustcxr import attacks, corruptions, evaluation, metrics, models, training
 from trustcxr.data import backgrounds, load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import AttackRecipe, CorruptionsRecipe, RunRecipe, validate
+from trustcxr.results import files
 
 MODEL = "test_resnet"
 PLAN = (
@@ -197,10 +198,10 @@ def test_the_document_is_the_designs(run: evaluation.Run, table: pd.DataFrame) -
 
 
 def test_metrics_come_again_from_the_tables_on_disk(run: evaluation.Run, table: pd.DataFrame, tmp_path: Path) -> None:
-    results.write_table(tmp_path / "predictions.parquet", table)
-    results.write_json(tmp_path / "metrics.json", evaluation.describe(run, table, resamples=150))
-    again = evaluation.describe(run, results.read_table(tmp_path / "predictions.parquet"), resamples=150)
-    results.write_json(tmp_path / "again.json", again)
+    files.write_table(tmp_path / "predictions.parquet", table)
+    files.write_json(tmp_path / "metrics.json", evaluation.describe(run, table, resamples=150))
+    again = evaluation.describe(run, files.read_table(tmp_path / "predictions.parquet"), resamples=150)
+    files.write_json(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
 
@@ -278,12 +279,12 @@ def test_load_run_knows_the_run(run: evaluation.Run) -> None:
 
 
 def rewrite(folder: Path, **keys: Any) -> None:
-    content = results.read_yaml(folder / "run.yaml")
+    content = files.read_yaml(folder / "run.yaml")
     for key, value in keys.items():
         content[key] = value
         if value is None:
             del content[key]
-    results.write_yaml(folder / "run.yaml", content)
+    files.write_yaml(folder / "run.yaml", content)
 
 
 @pytest.mark.parametrize(

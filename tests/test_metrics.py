@@ -11,7 +11,8 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trustcxr import metrics, results, statistics
+from trustcxr import metrics, statistics
+from trustcxr.results import files
 from trustcxr.statistics import softmax
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
@@ -327,10 +328,10 @@ def test_any_number_of_classes(classes: int) -> None:
 def test_metrics_on_disk_are_computed_again_exactly(tmp_path: Path) -> None:
     predictions = table(conditions=SWEEP, group=3)
     document = metrics.from_predictions(predictions, NAMES[3], resamples=300)
-    results.write_table(tmp_path / "predictions.parquet", predictions)
-    results.write_json(tmp_path / "metrics.json", document)
-    again = metrics.from_predictions(results.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300)
-    assert json.loads(results.to_json(again)) == results.read_json(tmp_path / "metrics.json")
+    files.write_table(tmp_path / "predictions.parquet", predictions)
+    files.write_json(tmp_path / "metrics.json", document)
+    again = metrics.from_predictions(files.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300)
+    assert json.loads(files.to_json(again)) == files.read_json(tmp_path / "metrics.json")
 
 
 def test_logits_of_an_empty_table() -> None:

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trustcxr import evaluation, planted, results, runs, training
+from trustcxr import evaluation, planted, runs, training
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
 from trustcxr.recipes import RunRecipe, validate
+from trustcxr.results import files
 
 SIZE = 32
 
@@ -108,7 +109,7 @@ def test_the_films_are_the_same_but_for_the_marker(marked: evaluation.Run) -> No
 
 def test_evaluate_writes_it_and_says_it(marked: evaluation.Run) -> None:
     document, place = runs.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
-    assert results.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
+    assert files.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
     (line,) = [line for line in runs.remarks(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
     assert "planted_shortcuts" not in runs.evaluate(marked.folder, home(marked), attacks=["fgsm"])[0]

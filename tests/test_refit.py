@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import console, engines, evaluation, fitting, metrics, recipes, report, results, runs, training, watching
+from trustcxr import console, engines, evaluation, fitting, metrics, recipes, report, runs, training, watching
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.explain import scoring
 from trustcxr.report.folder import Run
+from trustcxr.results import files
 from trustcxr.study import Study
 
 LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
@@ -56,22 +57,22 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
-    first = results.read_json(tmp_path / "validated" / "training.json")
+    first = files.read_json(tmp_path / "validated" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
-    assert results.read_json(tmp_path / "training.json") == summary
+    assert files.read_json(tmp_path / "training.json") == summary
     assert {k: summary[k] for k in ("epochs", "best_epoch", "best_value")} == {
         k: first[k] for k in ("epochs", "best_epoch", "best_value")
     }
     assert summary["refit"]["epochs"] == 2
     assert summary["seconds"] == pytest.approx(first["seconds"] + summary["refit"]["seconds"])
     assert runs.trained(summary).endswith("after 4 epochs; then 2 with the validation images too")
-    history = results.read_table(tmp_path / "history.csv")
+    history = files.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
-    rates = [results.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
+    rates = [files.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
     assert rates[1].to_numpy() == pytest.approx(rates[0].to_numpy()[:2], rel=0.2), "the same schedule, cut short"
-    assert results.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
-    assert results.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
+    assert files.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
+    assert files.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
     assert not same(weights(tmp_path), weights(tmp_path / "validated"))
 
 
@@ -131,7 +132,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     assert summary["refit"]["stopped"] == "overfitting"
     assert "70.0% to 10.0% on validation images that it was trained on" in summary["alarm"]
     assert "the weights of epoch 1 are kept" in summary["alarm"]
-    assert "alarm" not in results.read_json(tmp_path / "validated" / "training.json")
+    assert "alarm" not in files.read_json(tmp_path / "validated" / "training.json")
 
 
 def test_the_start_of_the_first_has_not_seen_validation_either(
@@ -162,7 +163,7 @@ def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def judged_by_the_first(folder: Path, val: Any) -> bool:
     """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
-    stored = metrics.logits_of(results.read_table(folder / "validation.parquet"))
+    stored = metrics.logits_of(files.read_table(folder / "validation.parquet"))
     first, second = (
         metrics.logits_of(evaluation.predict(evaluation.load_run(run), val, views=False))
         for run in (folder / "validated", folder)
@@ -189,7 +190,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
     assert judged_by_the_first(folder, films[1])
     assert tuned_on == ["validated", "validated"]
-    tested = results.read_table(folder / "predictions.parquet")
+    tested = files.read_table(folder / "predictions.parquet")
     test = load_dataset(films[0].root, split="Test", size=32)
     again = evaluation.predict(evaluation.load_run(folder), test, views=False)
     assert np.allclose(metrics.logits_of(tested[tested["attack"] == "clean"]), metrics.logits_of(again), atol=1e-5)

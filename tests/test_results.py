@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from trustcxr import results
 from trustcxr.errors import UserError
+from trustcxr.results import files, folders
 
 NAN = float("nan")
 
@@ -23,26 +23,26 @@ NAN = float("nan")
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    results.write_json(path, {"accuracy": 1})
+    files.write_json(path, {"accuracy": 1})
 
     def crash() -> None:
-        with results.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_text("half a docu")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         crash()
-    assert results.read_json(path) == {"accuracy": 1}
+    assert files.read_json(path) == {"accuracy": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"], "nothing is left behind"
 
 
 @pytest.mark.parametrize(
     ("name", "write", "broken"),
     [
-        ("m.json", results.write_json, {"a": object()}),
-        ("run.yaml", results.write_yaml, {"a": object()}),
-        ("t.parquet", results.write_table, pd.DataFrame({"a": [1, "x", object()]})),
-        ("p.npz", results.write_arrays, {"a": np.array([object()])}),
+        ("m.json", files.write_json, {"a": object()}),
+        ("run.yaml", files.write_yaml, {"a": object()}),
+        ("t.parquet", files.write_table, pd.DataFrame({"a": [1, "x", object()]})),
+        ("p.npz", files.write_arrays, {"a": np.array([object()])}),
     ],
 )
 def test_what_cannot_be_written_leaves_the_old_file(name: str, write: Any, broken: Any, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_what_cannot_be_written_leaves_the_old_file(name: str, write: Any, broke
 
 def _write_for_ever(path: Path) -> None:
     for number in range(10**9):
-        results.write_json(path, {"number": number, "filling": ["x" * 100] * 2000})
+        files.write_json(path, {"number": number, "filling": ["x" * 100] * 2000})
 
 
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
@@ -67,16 +67,16 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     while not path.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(20):
-        assert len(results.read_json(path)["filling"]) == 2000
+        assert len(files.read_json(path)["filling"]) == 2000
         time.sleep(0.002)
     assert writer.pid
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
-    assert len(results.read_json(path)["filling"]) == 2000
+    assert len(files.read_json(path)["filling"]) == 2000
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
-    results.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
+    files.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
     assert (tmp_path / "runs" / "a" / "metrics.json").is_file()
 
 
@@ -85,10 +85,10 @@ def test_once_does_nothing_twice(tmp_path: Path) -> None:
 
     def make() -> None:
         calls.append(1)
-        results.write_json(path, {})
+        files.write_json(path, {})
 
-    assert results.once(path, make)
-    assert not results.once(path, make)
+    assert folders.once(path, make)
+    assert not folders.once(path, make)
     assert calls == [1]
 
 
@@ -108,7 +108,7 @@ def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
         "text": "é, NaN",
         "none": None,
     }
-    results.write_json(tmp_path / "m.json", content)
+    files.write_json(tmp_path / "m.json", content)
     text = (tmp_path / "m.json").read_text(encoding="utf-8")
 
     def refuse(constant: str) -> None:
@@ -132,14 +132,14 @@ def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
 
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random(50)
-    results.write_json(tmp_path / "m.json", {"values": values})
-    assert results.read_json(tmp_path / "m.json")["values"] == values.tolist()
+    files.write_json(tmp_path / "m.json", {"values": values})
+    assert files.read_json(tmp_path / "m.json")["values"] == values.tolist()
 
 
 def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
     content = {"name": "é", "classes": ("COVID-19", "Normal"), "rate": 1e-4, "nothing": NAN, "recipe": {"b": 1, "a": 2}}
-    results.write_yaml(tmp_path / "run.yaml", content)
-    again = results.read_yaml(tmp_path / "run.yaml")
+    files.write_yaml(tmp_path / "run.yaml", content)
+    again = files.read_yaml(tmp_path / "run.yaml")
     assert again == {**content, "classes": ["COVID-19", "Normal"], "nothing": None}
     assert list(again) == list(content)
 
@@ -148,38 +148,38 @@ def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
 def test_tables_come_back(ending: str, tmp_path: Path) -> None:
     table = pd.DataFrame({"epoch": [0, 1], "val_accuracy": [0.5, NAN], "name": ["a,b", "é"]}, index=[7, 9])
     path = tmp_path / f"history.{ending}"
-    results.write_table(path, table)
-    pd.testing.assert_frame_equal(results.read_table(path), table.reset_index(drop=True))
+    files.write_table(path, table)
+    pd.testing.assert_frame_equal(files.read_table(path), table.reset_index(drop=True))
 
 
 def test_logits_come_back_as_float32(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     path = tmp_path / "predictions.parquet"
-    results.write_table(path, pd.DataFrame({"logits": list(logits)}))
-    again = np.stack(results.read_table(path)["logits"])
+    files.write_table(path, pd.DataFrame({"logits": list(logits)}))
+    again = np.stack(files.read_table(path)["logits"])
     assert again.dtype == np.float32
     assert np.array_equal(again, logits)
 
 
 def test_arrays_need_no_unpickling(tmp_path: Path) -> None:
     arrays = {"image": np.zeros((2, 3, 3), np.uint8), "sample_id": np.array(["a", "é"])}
-    results.write_arrays(tmp_path / "panels.npz", arrays)
+    files.write_arrays(tmp_path / "panels.npz", arrays)
     with np.load(tmp_path / "panels.npz", allow_pickle=False) as again:
         assert sorted(again) == ["image", "sample_id"]
         assert again["sample_id"].tolist() == ["a", "é"]
     with pytest.raises(TypeError, match="names is neither numbers nor text"):
-        results.write_arrays(tmp_path / "panels.npz", {"names": np.array(["a", None])})
+        files.write_arrays(tmp_path / "panels.npz", {"names": np.array(["a", None])})
 
 
 @pytest.mark.parametrize(
     ("read", "name", "broken"),
     [
-        (results.read_json, "metrics.json", b"{'a': 1"),
-        (results.read_json, "metrics.json", b"\xff\xfe\xfd"),
-        (results.read_yaml, "run.yaml", b"a: [1"),
-        (results.read_yaml, "run.yaml", b"- 1"),
-        (results.read_table, "t.parquet", b"PAR1 not really"),
-        (results.read_table, "t.csv", b""),
+        (files.read_json, "metrics.json", b"{'a': 1"),
+        (files.read_json, "metrics.json", b"\xff\xfe\xfd"),
+        (files.read_yaml, "run.yaml", b"a: [1"),
+        (files.read_yaml, "run.yaml", b"- 1"),
+        (files.read_table, "t.parquet", b"PAR1 not really"),
+        (files.read_table, "t.csv", b""),
     ],
 )
 def test_a_broken_file_is_one_line_with_its_path(read: Any, name: str, broken: bytes, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_broken_file_is_one_line_with_its_path(read: Any, name: str, broken: b
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']")
     with pytest.raises(UserError, match="not readable as YAML"):
-        results.read_yaml(tmp_path / "run.yaml")
+        files.read_yaml(tmp_path / "run.yaml")
     assert not (tmp_path / "ran").exists()
 
 
@@ -211,7 +211,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_a_run_folder_is_one(tmp_path: Path) -> None:
-    assert results.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
+    assert folders.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -228,12 +228,12 @@ def test_a_run_folder_is_one(tmp_path: Path) -> None:
 )
 def test_a_folder_that_is_no_run(names: tuple[str, ...], text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=text) as problem:
-        results.check_run(touch(tmp_path, *names))
+        folders.check_run(touch(tmp_path, *names))
     assert "\n" not in str(problem.value)
     assert str(tmp_path) in str(problem.value)
 
 
-@pytest.mark.parametrize("check", [results.check_run, results.check_study])
+@pytest.mark.parametrize("check", [folders.check_run, folders.check_study])
 def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such (run|study) folder.*trustcxr study"):
         check(tmp_path / "gone")
@@ -243,10 +243,10 @@ def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
 
 def test_a_study_folder_is_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the folder that `trustcxr study --out` wrote"):
-        results.check_study(tmp_path)
+        folders.check_study(tmp_path)
     with pytest.raises(UserError, match="started but not finished: run the same `trustcxr study` again"):
-        results.check_study(touch(tmp_path, "study.yaml"))
-    assert results.check_study(touch(tmp_path, "study.json")) == tmp_path
+        folders.check_study(touch(tmp_path, "study.yaml"))
+    assert folders.check_study(touch(tmp_path, "study.json")) == tmp_path
 
 
 def test_versions_name_what_a_result_depends_on() -> None:
@@ -254,7 +254,7 @@ def test_versions_name_what_a_result_depends_on() -> None:
 
     import trustcxr
 
-    found = results.versions()
+    found = folders.versions()
     assert found["trustcxr"] == trustcxr.__version__
     assert found["torch"] == torch.__version__
     assert "unknown" not in found.values()

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trustcxr import attacks, corruptions, evaluation, explain, models, results
+from trustcxr import attacks, corruptions, evaluation, explain, models
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, changes, examples, faithfulness, measures, sanity, scoring
 from trustcxr.explain.summary import summarise
 from trustcxr.recipes import ExplanationRecipe, RunRecipe, StudyRecipe, validate
+from trustcxr.results import files
 
 SIZE = 64
 METHODS = ("gradcam", "layercam@-2")
@@ -268,13 +269,13 @@ def test_the_table_is_written_a_batch_at_a_time(
     run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "saliency.parquet"
-    results.write_batches(path, scoring.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
-    read = results.read_table(path)
+    files.write_batches(path, scoring.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
+    read = files.read_table(path)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
     assert read["method"].tolist() == table["method"].tolist()
     with pytest.raises(ValueError, match="no table"):
-        results.write_batches(tmp_path / "none.parquet", [])
+        files.write_batches(tmp_path / "none.parquet", [])
     assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
 
 
@@ -322,7 +323,7 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     assert {"part", "ssim", "rank_correlation", "null"} <= set(part["sanity"][0])
     assert part["perturbed"]["attack"] == "fgsm"
     assert "faithfulness" in document["random"]
-    results.to_json(document)
+    files.to_json(document)
 
 
 def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:

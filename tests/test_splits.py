@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr import engines, recipes, results
+from trustcxr import engines, recipes
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.manifest import SHARES, Manifest, from_records
 from trustcxr.errors import UserError
+from trustcxr.results import files
 from trustcxr.study import Study
 
 
@@ -114,4 +115,4 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
 
     page = report.write(tmp_path / "out").read_text()
     assert "divided by seed 0" in page
-    assert results.read_json(tmp_path / "out" / "study.json")["classes"] == ["COVID", "NonCOVID"]
+    assert files.read_json(tmp_path / "out" / "study.json")["classes"] == ["COVID", "NonCOVID"]

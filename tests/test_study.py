@@ -8,9 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from trustcxr import engines, metrics, recipes, results, training
+from trustcxr import engines, metrics, recipes, training
 from trustcxr.data import phantom
 from trustcxr.errors import UserError
+from trustcxr.results import files
 from trustcxr.study import Study
 
 RECIPE = {
@@ -45,7 +46,7 @@ def done(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
-    document = results.read_json(done / "study.json")
+    document = files.read_json(done / "study.json")
     names = [run["run"] for run in document["runs"]]
     assert len(names) == 3
     assert sum(run["defence"] == "fgsm" for run in document["runs"]) == 1
@@ -63,7 +64,7 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
         assert run["split"] == "Test"
         assert [(a["attack"], a["epsilon"]) for a in run["attacks"]] == [("fgsm", 0.01), ("fgsm", 0.02), ("pgd", 0.02)]
         again = metrics.from_predictions(
-            results.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
+            files.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
         )
         assert again["clean"]["accuracy_ci"] == pytest.approx(run["clean"]["accuracy_ci"])
         assert [a["accuracy"] for a in again["attacks"]] == pytest.approx([a["accuracy"] for a in run["attacks"]])
@@ -74,14 +75,14 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
 
 
 def test_the_best_are_chosen_on_validation(done: Path) -> None:
-    document = results.read_json(done / "study.json")
+    document = files.read_json(done / "study.json")
     selection = document["selection"]
     assert selection["split"] == "Val"
     values = [row["value"] for row in selection["ranking"]]
     assert values == sorted(values, reverse=True)
     assert [row["chosen"] for row in selection["ranking"]] == [True, False]
     for row in selection["ranking"]:
-        table = results.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
+        table = files.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
         assert set(table["split"]) == {"Val"}
         assert (metrics.logits_of(table).argmax(1) == table["label"]).mean() == pytest.approx(row["value"])
     robust = next(run for run in document["runs"] if run["defence"] == "fgsm")
@@ -94,7 +95,7 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
 
     monkeypatch.setattr(training, "fit", never)
     stamps = {p: p.stat().st_mtime_ns for p in done.glob("runs/*/*") if p.is_file()}
-    before = results.read_json(done / "study.json")
+    before = files.read_json(done / "study.json")
     after = Study(tiny(), films, done, engines.get("local")).run()
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert after["runs"] == before["runs"]
@@ -116,7 +117,7 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
     assert not (tmp_path / "tiny" / "study.json").exists()
     document = Study(tiny(), films, tmp_path / "tiny", engines.get("local")).run()
     assert calls[0] not in calls[1:]
-    finished = results.read_json(done / "study.json")
+    finished = files.read_json(done / "study.json")
     assert [r["clean"]["accuracy"] for r in document["runs"]] == [r["clean"]["accuracy"] for r in finished["runs"]]
 
 
@@ -188,7 +189,7 @@ def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path)
     from trustcxr import evaluation
     from trustcxr.data import load_dataset
 
-    for run in results.read_json(done / "study.json")["runs"]:
+    for run in files.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(metrics.VIEWS)
         assert all(part["n"] == 15 and 0 <= part["accuracy"] <= 1 for part in run["shortcuts"].values())
         assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, fitting, models, results, training, watching
+from trustcxr import defences, evaluation, fitting, models, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes import RunRecipe, validate
+from trustcxr.results import files
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
         "run.yaml",
         "training.json",
     ]
-    assert results.read_json(tmp_path / "training.json") == summary
-    history = results.read_table(tmp_path / "history.csv")
+    assert files.read_json(tmp_path / "training.json") == summary
+    history = files.read_table(tmp_path / "history.csv")
     common = ["epoch", "train_loss", "learning_rate", "epsilon", "train_accuracy", "val_accuracy"]
     robust = ["val_fgsm_accuracy", "val_pgd_accuracy"] if defence == "fgsm" else []
     assert list(history) == [*common, *robust, "seconds"]
@@ -65,7 +66,7 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert summary.get("watched_images") == (None if defence == "standard" else len(films[1]))
     best = history.set_index("epoch").loc[summary["best_epoch"]]
     assert summary["best_value"] == pytest.approx(best[summary["monitor"]])
-    about = results.read_yaml(tmp_path / "run.yaml")
+    about = files.read_yaml(tmp_path / "run.yaml")
     assert about["classes"] == ["COVID-19", "Non-COVID", "Normal"]
     assert about["name"] == f"{MODEL}-{defence}-s0"
     assert about["data"] == {"root_name": "phantom", "split": "Train", "images": 48}
@@ -84,7 +85,7 @@ def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: P
     """Loss falls and training accuracy rises: a gradient, a schedule or a label that is wrong would show here."""
     flat = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
     training.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
-    history = results.read_table(tmp_path / "history.csv")
+    history = files.read_table(tmp_path / "history.csv")
     assert history["train_loss"].iloc[-1] < 0.6 * history["train_loss"].iloc[0]
     assert history["train_accuracy"].iloc[-1] > 0.75
 
@@ -164,7 +165,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
         summary = training.fit(recipe(defence, epochs=3, **options), *films, parts)
         assert done == [3, 4, 5, 6, 7, 8], "the first epoch is not trained again"
     assert same(weights(whole), weights(parts))
-    histories = [results.read_table(folder / "history.csv") for folder in (whole, parts)]
+    histories = [files.read_table(folder / "history.csv") for folder in (whole, parts)]
     assert histories[0].drop(columns=["seconds", *VALIDATED]).equals(histories[1].drop(columns=["seconds", *VALIDATED]))
     assert histories[1]["seconds"].is_monotonic_increasing
     assert summary["epochs"] == 3
@@ -276,7 +277,7 @@ def test_patience_starts_when_the_ramp_is_over(
     defence = {"name": "fgsm", "ramp": 0.5}
     summary = training.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"]) == ("early", 5)  # the ramp ends with epoch 3
-    history = results.read_table(tmp_path / "history.csv")
+    history = files.read_table(tmp_path / "history.csv")
     assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
 
 
@@ -453,14 +454,14 @@ def test_a_run_may_start_from_another(films: tuple[Any, Any], tmp_path: Path) ->
     training.fit(still, *films, tmp_path / "second", start_from=tmp_path / "first")
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert torch.allclose(first["net.fc.weight"], second["net.fc.weight"], atol=1e-6)
-    assert results.read_yaml(tmp_path / "second" / "run.yaml")["started_from"] == "first"
+    assert files.read_yaml(tmp_path / "second" / "run.yaml")["started_from"] == "first"
     with pytest.raises(UserError, match="not the weights of this model"):
         training.fit(still, *films, tmp_path / "third", start_from=tmp_path / "nowhere")
 
 
 def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
     training.fit(recipe(epochs=2, **options), *films, folder)
-    return results.read_table(folder / "history.csv")["learning_rate"].tolist()
+    return files.read_table(folder / "history.csv")["learning_rate"].tolist()
 
 
 @pytest.mark.usefixtures("rising")

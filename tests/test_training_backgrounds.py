@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, lung_gate, recipes, results, right_reasons, training, watching
+from trustcxr import defences, evaluation, lung_gate, recipes, right_reasons, training, watching
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
 from trustcxr.recipes import RunRecipe, StudyRecipe, validate
+from trustcxr.results import files
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
@@ -79,7 +80,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
     training.fit(run, *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert summary["images_without_lung_mask"] == 0
-    about = results.read_yaml(tmp_path / "whole" / "run.yaml")
+    about = files.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
     loaded = evaluation.load_run(tmp_path / "whole")
     assert loaded.recipe == run
@@ -150,7 +151,7 @@ def test_the_penalty_is_of_the_pixels_outside(
     assert float(torch.cat(outsides).mean()) == pytest.approx(share, abs=0.05)
     training.fit(recipe("fgsm", rrr=0.0, epochs=1), *films, tmp_path / "b")
     assert len(outsides) == 3
-    losses = [results.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
+    losses = [files.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
     assert losses[0] > losses[1] + 0.01
 
 
@@ -168,7 +169,7 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
         assert lungs.shape == images.shape
     for (first, _, __), (second, _, __) in zip(steps[:3], steps[3:], strict=True):
         assert torch.equal(first, second)
-    losses = [results.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
+    losses = [files.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
     assert losses[0] > losses[1]
 
 

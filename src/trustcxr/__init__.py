@@ -6,8 +6,7 @@ The names below are loaded on first use, so that `import trustcxr` does not impo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-NOTICE = "Research software. Not for diagnosis."
+from trustcxr.about import NOTICE, __version__
 
 _LAZY = {
     "load_run": ("trustcxr.evaluation", "load_run"),

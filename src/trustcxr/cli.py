@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trustcxr import NOTICE, __version__
+from trustcxr.about import NOTICE, __version__
 from trustcxr.cli_options import (
     SALIENCY_METHODS,
     Attacks,
@@ -270,9 +270,10 @@ def study(
 @app.command(epilog="Example: trustcxr report out/quick")
 def report(study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")]) -> None:
     """Write the HTML page of a study again from its tables."""
-    from trustcxr import report, results
+    from trustcxr import report
+    from trustcxr.results import folders
 
-    print(report.write(results.check_study(study)))
+    print(report.write(folders.check_study(study)))
 
 
 @app.command(epilog="Example: trustcxr predict out/run chest.png")
@@ -396,6 +397,6 @@ def _finish_study(document: dict[str, Any], out: Path) -> None:
 
 
 def _print_json(document: Any) -> None:
-    from trustcxr.results import to_json
+    from trustcxr.results.files import to_json
 
     sys.stdout.write(to_json(document))

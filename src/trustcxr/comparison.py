@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from trustcxr import results
 from trustcxr.metrics import CLEAN, VIEWS, logits_of
+from trustcxr.results import files
+from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.statistics import Floats, paired
 
 ATTACKED, CONTROL = "fgsm", "random"
@@ -59,7 +60,7 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     study, and the verdict in words. Standard is the run without a defence and with the full background; where there is
     none, that with the run's own background.
     """
-    about = {folder: results.read_json(folder / results.METRICS_FILE) for folder in folders}
+    about = {folder: files.read_json(folder / METRICS_FILE) for folder in folders}
     standard: dict[tuple[Any, ...], Path] = {}
     for folder, document in about.items():
         if document["defence"] == "standard":
@@ -193,9 +194,9 @@ def sentence(row: dict[str, Any]) -> str:
 
 def figures(folder: Path) -> dict[Key, pd.DataFrame]:
     """Per-image figures of a run: for each measure (and saliency method) a table of value and group, by sample."""
-    tables = _accuracies(results.read_table(folder / results.PREDICTIONS_FILE))
-    if (folder / results.SALIENCY_FILE).is_file():
-        tables |= _saliency(results.read_table(folder / results.SALIENCY_FILE))
+    tables = _accuracies(files.read_table(folder / PREDICTIONS_FILE))
+    if (folder / SALIENCY_FILE).is_file():
+        tables |= _saliency(files.read_table(folder / SALIENCY_FILE))
     return tables
 
 

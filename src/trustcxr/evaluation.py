@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr import attacks, calibration, masking, metrics, models, results
+from trustcxr import attacks, calibration, masking, metrics, models
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
 from trustcxr.data import backgrounds
@@ -20,6 +20,7 @@ from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
 from trustcxr.recipes import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe, RunRecipe, validate
+from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -74,26 +75,26 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     """
     from trustcxr.weights import load_weights
 
-    path = results.check_run(Path(folder))
-    content = results.read_yaml(path / results.RUN_FILE)
+    path = folders.check_run(Path(folder))
+    content = files.read_yaml(path / folders.RUN_FILE)
     try:
-        recipe = validate(RunRecipe, content["recipe"], str(path / results.RUN_FILE))
+        recipe = validate(RunRecipe, content["recipe"], str(path / folders.RUN_FILE))
         classes = tuple(str(name) for name in content["classes"])
     except (KeyError, TypeError) as problem:
-        raise UserError(f"{path / results.RUN_FILE}: not the file of a run ({problem} is missing)") from None
+        raise UserError(f"{path / folders.RUN_FILE}: not the file of a run ({problem} is missing)") from None
     model = models.build(recipe.model.name, classes=len(classes), **recipe.network_options())
-    load_weights(model, path / results.WEIGHTS_FILE)
+    load_weights(model, path / folders.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     optional = {
-        key: results.read_json(path / name) if (path / name).is_file() else None
-        for key, name in (("metrics", results.METRICS_FILE), ("training", results.TRAINING_FILE))
+        key: files.read_json(path / name) if (path / name).is_file() else None
+        for key, name in (("metrics", folders.METRICS_FILE), ("training", folders.TRAINING_FILE))
     }
     return Run(path, model, classes, recipe, optional["metrics"], optional["training"] or {})
 
 
 def as_validated(run: Run) -> Run:
     """The run with the weights that validation judged: others where it was trained once more on validation images."""
-    folder = results.validated(run.folder)
+    folder = folders.validated(run.folder)
     return run if folder == run.folder else load_run(folder, on=run.device)
 
 
@@ -281,7 +282,7 @@ def conditions(
     if source is not None and "transfer" not in names:
         raise UserError(f"source {source}: only the attack transfer has one; add it, or leave the source out")
     if source is not None:
-        results.check_run(Path(source))
+        folders.check_run(Path(source))
     found = []
     for name in dict.fromkeys(names):
         attacks.get(name)

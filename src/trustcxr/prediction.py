@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trustcxr import attacks, evaluation, explain, results
+from trustcxr import attacks, evaluation, explain
 from trustcxr.data import images as files
 from trustcxr.errors import UserError
+from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
 
 PGD_STEPS = 20
@@ -64,7 +65,7 @@ def answer(run: evaluation.Run, film: np.ndarray, *, epsilon: float, heatmap: Pa
         saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
         picture = overlay(film, saliency)
         try:
-            with results.replacing(heatmap) as temporary:
+            with replacing(heatmap) as temporary:
                 picture.save(temporary)
         except OSError as problem:
             raise UserError(

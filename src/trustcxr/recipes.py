@@ -18,7 +18,7 @@ from trustcxr.evaluation_recipes import (
     EvaluationRecipe,
     ExplanationRecipe,
 )
-from trustcxr.results import read_yaml
+from trustcxr.results.files import read_yaml
 from trustcxr.training_recipes import (
     DEFENCE_OPTIONS,
     Augment,

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import evaluation, masking, metrics, planted, recipes, results
+from trustcxr import evaluation, masking, metrics, planted, recipes
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.explain import scoring, summary
 from trustcxr.recipes import CorruptionsRecipe, ExplanationRecipe, RunRecipe
+from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,14 +52,14 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     """Train a run into `folder`, or go on with it; its training.json."""
     from trustcxr import models, training
 
-    if (folder / results.RUN_FILE).is_file():
-        before = results.read_yaml(folder / results.RUN_FILE).get("recipe") or {}
+    if (folder / folders.RUN_FILE).is_file():
+        before = files.read_yaml(folder / folders.RUN_FILE).get("recipe") or {}
         # Read as a recipe, so that keys that are new since then have their default.
-        if recipes.validate(RunRecipe, before, str(folder / results.RUN_FILE)) != run:
+        if recipes.validate(RunRecipe, before, str(folder / folders.RUN_FILE)) != run:
             raise UserError(f"{folder}: holds another run; choose another --out")
-        if (folder / results.TRAINING_FILE).is_file():
+        if (folder / folders.TRAINING_FILE).is_file():
             say(f"{folder}: already trained")
-            return results.read_json(folder / results.TRAINING_FILE)
+            return files.read_json(folder / folders.TRAINING_FILE)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     models.check(run.model.name, size=run.data.size, **run.model.options())
     models.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
@@ -117,15 +118,15 @@ def evaluate(
     document = evaluation.describe(
         run, predictions, validation=_validation(run, data, place, set(dataset.splits), labels, listing)
     )
-    internal = run.folder / results.PREDICTIONS_FILE
+    internal = run.folder / folders.PREDICTIONS_FILE
     if place != run.folder and internal.is_file():
-        document["drop_from_internal"] = metrics.drop_from_internal(results.read_table(internal), predictions)
+        document["drop_from_internal"] = metrics.drop_from_internal(files.read_table(internal), predictions)
     if planted_shortcuts is not None:
         document["planted_shortcuts"] = planted_shortcuts
-    if (place / results.SALIENCY_FILE).is_file():
-        document["saliency"] = summary.summarise(results.read_table(place / results.SALIENCY_FILE), images=len(dataset))
-    results.write_table(place / results.PREDICTIONS_FILE, predictions)
-    results.write_json(place / results.METRICS_FILE, document)
+    if (place / folders.SALIENCY_FILE).is_file():
+        document["saliency"] = summary.summarise(files.read_table(place / folders.SALIENCY_FILE), images=len(dataset))
+    files.write_table(place / folders.PREDICTIONS_FILE, predictions)
+    files.write_json(place / folders.METRICS_FILE, document)
     return document, place
 
 
@@ -152,9 +153,9 @@ def _validation(
     listing: Mapping[str, Any] | None,
 ) -> "pd.DataFrame | None":
     """Predictions on the run's validation images, made now where they are at hand and were not made before."""
-    path = run.folder / results.VALIDATION_FILE
+    path = run.folder / folders.VALIDATION_FILE
     if path.is_file():
-        table = results.read_table(path)
+        table = files.read_table(path)
     elif place == run.folder:
         try:
             dataset, _ = _open(run, data, run.recipe.data.splits.val, labels, listing)
@@ -162,7 +163,7 @@ def _validation(
             say(f"calibration is not measured: {problem}")
             return None
         table = evaluation.predict(evaluation.as_validated(run), dataset, views=False)
-        results.write_table(path, table)
+        files.write_table(path, table)
     else:
         return None
     # A temperature fitted on the very images that it is judged by would flatter.
@@ -172,7 +173,7 @@ def _validation(
 
 
 def _root(run: evaluation.Run) -> str:
-    return str(results.read_yaml(run.folder / results.RUN_FILE).get("data", {}).get("root_name"))
+    return str(files.read_yaml(run.folder / folders.RUN_FILE).get("data", {}).get("root_name"))
 
 
 def explain(
@@ -196,15 +197,15 @@ def explain(
     dataset, place = _open(run, data, split, labels, listing)
     _say_if_trained_on(run, dataset)
     levels = _thresholds(run, data, wanted.methods, labels, listing, own=place == run.folder)
-    path = place / results.SALIENCY_FILE
+    path = place / folders.SALIENCY_FILE
     tables = scoring.batches(run, dataset, wanted, thresholds=levels)
-    results.write_batches(path, _with_before(tables, path, scoring.with_random(wanted.methods)))
-    metrics_file = place / results.METRICS_FILE
+    files.write_batches(path, _with_before(tables, path, scoring.with_random(wanted.methods)))
+    metrics_file = place / folders.METRICS_FILE
     if not metrics_file.is_file():
         evaluate(folder, data, split=split, labels=labels, listing=listing)
-    document = results.read_json(metrics_file)
-    document["saliency"] = summary.summarise(results.read_table(path), images=len(dataset))
-    results.write_json(metrics_file, document)
+    document = files.read_json(metrics_file)
+    document["saliency"] = summary.summarise(files.read_table(path), images=len(dataset))
+    files.write_json(metrics_file, document)
     return document, place
 
 
@@ -212,7 +213,7 @@ def _with_before(tables: "Iterator[pd.DataFrame]", path: Path, methods: Sequence
     """What `path` already holds of other methods, brought to the columns of the new tables; then these."""
     first = next(tables)
     if path.is_file():
-        before = results.read_table(path)
+        before = files.read_table(path)
         kept = before[~before["method"].isin(methods)].reindex(columns=first.columns)
         yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
     yield first
@@ -236,9 +237,9 @@ def _thresholds(
             say(f"no threshold is tuned: {problem}")
             return {}
         return scoring.tune(evaluation.as_validated(run), validation, methods)
-    if not (run.folder / results.SALIENCY_FILE).is_file():
+    if not (run.folder / folders.SALIENCY_FILE).is_file():
         return {}
-    before = results.read_table(run.folder / results.SALIENCY_FILE)
+    before = files.read_table(run.folder / folders.SALIENCY_FILE)
     tuned = before.dropna(subset=["threshold"]) if "threshold" in before else before[:0]
     return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}
 

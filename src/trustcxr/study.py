@@ -14,13 +14,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-import trustcxr
-from trustcxr import comparison, metrics, results
+from trustcxr import comparison, metrics
+from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
 from trustcxr.data import load_dataset
 from trustcxr.engines import Engine, Failure
 from trustcxr.errors import UserError
 from trustcxr.recipes import DefenceRecipe, RunRecipe, StudyRecipe, run_recipe, validate
+from trustcxr.results import files
+from trustcxr.results.folders import (
+    METRICS_FILE,
+    PANELS_FILE,
+    PREDICTIONS_FILE,
+    SALIENCY_FILE,
+    STUDY_FILE,
+    STUDY_RESULTS,
+    TRAINING_FILE,
+    VALIDATION_FILE,
+    once,
+    validated,
+    versions,
+)
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -69,7 +83,7 @@ class Study:
         finished = self._each("test", [*baselines, *defended], self._test)
         self._show(finished)
         document = self._document(finished, ranking, datasets, self._seconds())
-        results.write_json(self.folder / results.STUDY_RESULTS, document)
+        files.write_json(self.folder / STUDY_RESULTS, document)
         return document
 
     def _check_recipe(self) -> None:
@@ -86,10 +100,10 @@ class Study:
         scoring.check_options(self.recipe.explanation)
 
     def _claim_folder(self) -> None:
-        path = self.folder / results.STUDY_FILE
+        path = self.folder / STUDY_FILE
         content = {"data": self.data.resolve().name, "recipe": self.recipe.model_dump(mode="json")}
         if path.is_file():
-            before = results.read_yaml(path)
+            before = files.read_yaml(path)
             with suppress(UserError):  # keys that are new since then have their default
                 kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
                 before["recipe"] = kept.model_dump(mode="json")
@@ -98,7 +112,7 @@ class Study:
                     f"{self.folder}: holds another study, different in {', '.join(changed[:5])}; choose another --out"
                 )
             say(f"going on with the study in {self.folder}")
-        results.write_yaml(path, content)
+        files.write_yaml(path, content)
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -141,7 +155,7 @@ class Study:
         now = time.monotonic()
         total = now - self._clock + (float(path.read_text()) if path.is_file() else 0.0)
         self._clock = now
-        with results.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_text(f"{total:.1f}")
         return total
 
@@ -155,8 +169,8 @@ class Study:
         start = None
         if run.defence.start_from == "standard":
             start = self._run_folder(run_recipe(self.recipe, run.model, DefenceRecipe(), run.seed))
-        results.once(
-            folder / results.TRAINING_FILE,
+        once(
+            folder / TRAINING_FILE,
             lambda: training.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
         )
 
@@ -166,17 +180,17 @@ class Study:
         folder = self._run_folder(run)
 
         def make() -> None:
-            loaded, batch_size = evaluation.load_run(results.validated(folder)), self.recipe.evaluation.batch_size
+            loaded, batch_size = evaluation.load_run(validated(folder)), self.recipe.evaluation.batch_size
             table = evaluation.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
-            results.write_table(folder / results.VALIDATION_FILE, table)
+            files.write_table(folder / VALIDATION_FILE, table)
 
-        results.once(folder / results.VALIDATION_FILE, make)
+        once(folder / VALIDATION_FILE, make)
 
     def _rank(self, baselines: list[RunRecipe]) -> list[dict[str, Any]]:
         by = self.recipe.selection.by
         values: dict[str, list[float]] = {}
         for run in baselines:
-            table = results.read_table(self._run_folder(run) / results.VALIDATION_FILE)
+            table = files.read_table(self._run_folder(run) / VALIDATION_FILE)
             figures = metrics.classification(
                 metrics.logits_of(table),
                 table["label"].to_numpy(),
@@ -200,65 +214,64 @@ class Study:
             table = evaluation.predict(
                 loaded, test, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
             )
-            results.write_table(folder / results.PREDICTIONS_FILE, table)
+            files.write_table(folder / PREDICTIONS_FILE, table)
 
         def explain() -> None:
             options = recipe.explanation
             levels = scoring.tune(evaluation.as_validated(loaded), self.datasets["val"], options.methods)
             tables = scoring.batches(loaded, test, options, thresholds=levels)
-            results.write_batches(folder / results.SALIENCY_FILE, tables)
+            files.write_batches(folder / SALIENCY_FILE, tables)
 
         def summarise() -> None:
             document = evaluation.describe(
                 loaded,
-                results.read_table(folder / results.PREDICTIONS_FILE),
-                validation=results.read_table(folder / results.VALIDATION_FILE),
+                files.read_table(folder / PREDICTIONS_FILE),
+                validation=files.read_table(folder / VALIDATION_FILE),
                 resamples=recipe.evaluation.bootstrap,
             )
-            if (folder / results.SALIENCY_FILE).is_file():
+            if (folder / SALIENCY_FILE).is_file():
                 document["saliency"] = summary.summarise(
-                    results.read_table(folder / results.SALIENCY_FILE),
+                    files.read_table(folder / SALIENCY_FILE),
                     images=len(test),
                     resamples=recipe.evaluation.bootstrap,
                 )
-            results.write_json(folder / results.METRICS_FILE, document)
+            files.write_json(folder / METRICS_FILE, document)
 
-        results.once(folder / results.PREDICTIONS_FILE, predict)
+        once(folder / PREDICTIONS_FILE, predict)
         if test.has_mask("infection").any() or test.has_mask("lung").any():
-            results.once(folder / results.SALIENCY_FILE, explain)
-        results.once(folder / results.METRICS_FILE, summarise)
+            once(folder / SALIENCY_FILE, explain)
+        once(folder / METRICS_FILE, summarise)
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""
         from trustcxr import evaluation
         from trustcxr.explain import examples
 
-        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / results.SALIENCY_FILE).is_file()]
-        if all((folder / results.PANELS_FILE).is_file() for folder in folders):
+        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
+        if all((folder / PANELS_FILE).is_file() for folder in folders):
             return
         test, options = self.datasets["test"], self.recipe.explanation
-        tables = [results.read_table(folder / results.SALIENCY_FILE) for folder in folders]
+        tables = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
         chosen = examples.choose(test, tables, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
             arrays = examples.panels(evaluation.load_run(folder), test, chosen, method=options.methods[0])
-            results.write_arrays(folder / results.PANELS_FILE, arrays)
+            files.write_arrays(folder / PANELS_FILE, arrays)
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[dict[str, Any]], datasets: dict[str, "Dataset"], seconds: float
     ) -> dict[str, Any]:
         folders = [self._run_folder(run) for run in runs]
         documents = [
-            results.read_json(f / results.METRICS_FILE) | {"training": results.read_json(f / results.TRAINING_FILE)}
-            for f in folders
+            files.read_json(f / METRICS_FILE) | {"training": files.read_json(f / TRAINING_FILE)} for f in folders
         ]
         recipe, test = self.recipe, datasets["test"]
         return {
             "study": recipe.name,
             "title": recipe.title,
-            "notice": trustcxr.NOTICE,
+            "notice": NOTICE,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "trustcxr": trustcxr.__version__,
-            "versions": results.versions(),
+            "trustcxr": __version__,
+            "versions": versions(),
             "hardware": hardware(),
             "seconds": seconds,
             "data": describe_data(self.data, datasets),
@@ -321,7 +334,7 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    plain = results._plain
+    plain = files._plain
     return [] if plain(before) == plain(now) else [at]
 
 

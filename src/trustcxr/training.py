@@ -13,13 +13,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import lung_gate, models, results
+from trustcxr import lung_gate, models
 from trustcxr.console import say
 from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.fitting import Fitting, replays
 from trustcxr.recipes import RunRecipe
+from trustcxr.results import files, folders
 from trustcxr.watching import WATCH_STEPS, Bar, Refitting, Watch, watched
 from trustcxr.weights import load_weights
 
@@ -39,13 +40,13 @@ def fit(
     if not recipe.training.refit:
         return _fit(recipe, train, Watch(folder, val, recipe), start_from)
     folder.mkdir(parents=True, exist_ok=True)
-    both, first = Joined(train, val), folder / results.VALIDATED
+    both, first = Joined(train, val), folder / folders.VALIDATED
     _write_recipe(folder, recipe, both, start_from)
-    if not (first / results.TRAINING_FILE).is_file():
+    if not (first / folders.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
-        _fit(alone, train, Watch(first, val, alone), start_from and results.validated(start_from))
-    chosen = results.read_json(first / results.TRAINING_FILE)
+        _fit(alone, train, Watch(first, val, alone), start_from and folders.validated(start_from))
+    chosen = files.read_json(first / folders.TRAINING_FILE)
     return _fit(recipe, both, Refitting(folder, val, recipe, chosen), start_from)
 
 
@@ -118,7 +119,7 @@ def _network(
     weights = "none" if resumed or start_from else recipe.model.weights
     model = models.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
     if start_from is not None and not resumed:
-        load_weights(model, start_from / results.WEIGHTS_FILE)
+        load_weights(model, start_from / folders.WEIGHTS_FILE)
     elif isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
         lung_gate.fit(model.gate, train.images, lungs, recipe)
     model.gate.requires_grad_(False)  # a segmenter that learnt from the labels could draw the class in what it cuts
@@ -152,7 +153,7 @@ def _can_resume(checkpoint: Path) -> bool:
 
 
 def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, counts: dict[str, int]) -> dict[str, Any]:
-    with results.replacing(folder / results.WEIGHTS_FILE) as temporary:
+    with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
         shutil.copyfile(folder / "checkpoint" / "best.safetensors", temporary)
     summary = watch.summary() | counts | {"parameters": models.count_parameters(model)}
     if recipe.defence.attacks:
@@ -165,7 +166,7 @@ def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, cou
             f"the weights of epoch {int(watch.best['epoch'])} are kept"
         )
         say(f"{recipe.name}: {summary['alarm']}")
-    results.write_json(folder / results.TRAINING_FILE, summary)
+    files.write_json(folder / folders.TRAINING_FILE, summary)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     say(f"trained {recipe.name}{watch.sentence()}")
     return summary
@@ -185,9 +186,9 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", st
         "recipe": recipe.model_dump(mode="json"),
         "data": {"root_name": train.root.name, "split": train.split, "images": len(train)},
         "started_from": start.name if start else None,
-        "versions": results.versions(),
+        "versions": folders.versions(),
     }
-    results.write_yaml(folder / results.RUN_FILE, content)
+    files.write_yaml(folder / folders.RUN_FILE, content)
 
 
 @contextmanager

@@ -11,10 +11,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import attacks, results
+from trustcxr import attacks
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.recipes import RunRecipe
+from trustcxr.results import files, folders
 from trustcxr.weights import save_weights
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Watch(pl.Callback):
         self.seconds += time.monotonic() - self._started
         row["seconds"] = self.seconds
         self.history.append(row)
-        results.write_table(self.folder / results.HISTORY_FILE, self.table())
+        files.write_table(self.folder / folders.HISTORY_FILE, self.table())
         if self._overfits(row):
             self.stopped = "overfitting"
             trainer.should_stop = True

@@ -5,13 +5,13 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trustcxr import results
 from trustcxr.errors import UserError
+from trustcxr.results import files
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The weights alone, as safetensors."""
-    with results.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
 
 

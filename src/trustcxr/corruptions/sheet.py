@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from trustcxr import corruptions, results
+from trustcxr import corruptions
 from trustcxr.data import images as files
 from trustcxr.errors import UserError
+from trustcxr.results.files import replacing
 
 _LABEL, _GAP = 150, 4  # pixels
 _LEAST = 160  # films are shown at least so large
@@ -52,7 +53,7 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
         except (files.UnreadableImage, OSError) as problem:
             raise UserError(f"{film}: not read ({problem}); give an image file") from None
     try:
-        with results.replacing(out) as temporary:
+        with replacing(out) as temporary:
             draw(picture, seed=seed).save(temporary)
     except (OSError, ValueError) as problem:
         raise UserError(f"{out}: the sheet cannot be written ({problem}); give a path that ends in .png") from None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trustcxr import NOTICE
+from trustcxr.about import NOTICE
 from trustcxr.console import duration, track
 from trustcxr.data.audit import Audit
 from trustcxr.data.audit_findings import Finding

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import results
 from trustcxr.errors import UserError
 from trustcxr.report import words
+from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ class Run:
         """history.csv: a row an epoch, of the training that validation looked on."""
         import pandas as pd
 
-        name = (results.validated(self.folder) / results.HISTORY_FILE).relative_to(self.folder)
+        name = (folders.validated(self.folder) / folders.HISTORY_FILE).relative_to(self.folder)
         return self._read(str(name), pd.read_csv)
 
     @cached_property
@@ -104,19 +104,19 @@ class Run:
         """saliency.parquet: a row per image, method, condition and measure."""
         import pandas as pd
 
-        return self._read(results.SALIENCY_FILE, pd.read_parquet)
+        return self._read(folders.SALIENCY_FILE, pd.read_parquet)
 
     def predictions(self) -> "pd.DataFrame | None":
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
         import pandas as pd
 
         columns = ["split", "label", "attack", "epsilon", "logits"]
-        return self._read(results.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
+        return self._read(folders.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
 
     @cached_property
     def panels(self) -> "dict[str, np.ndarray] | None":
         """The arrays of panels.npz. Nothing in it is unpickled."""
-        return self._read(results.PANELS_FILE, _read_panels)
+        return self._read(folders.PANELS_FILE, _read_panels)
 
 
 @dataclass
@@ -148,15 +148,15 @@ def read(path: Path) -> StudyFolder:
     Raises UserError where the folder holds no readable study.json.
     """
     path = Path(path)
-    source = results.check_study(path) / results.STUDY_RESULTS
-    study = results.read_json(source)
+    source = folders.check_study(path) / folders.STUDY_RESULTS
+    study = files.read_json(source)
     if not isinstance(study, dict):
         raise UserError(f"{source}: not the document of a study: run the study again to write it")
     notes: list[str] = []
     on_disk: dict[str, dict[str, Any]] = {}
-    for file in sorted(path.glob(f"runs/*/{results.METRICS_FILE}")):
+    for file in sorted(path.glob(f"runs/*/{folders.METRICS_FILE}")):
         try:
-            on_disk[file.parent.name] = dict(results.read_json(file))
+            on_disk[file.parent.name] = dict(files.read_json(file))
         except (UserError, TypeError, ValueError):
             notes.append(f"{file.parent.name}/{file.name} could not be read.")
     return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import NOTICE, results
+from trustcxr.about import NOTICE
 from trustcxr.report import (
     alarms,
     figures,
@@ -21,6 +21,7 @@ from trustcxr.report import (
     tables,
     words,
 )
+from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -68,8 +69,8 @@ def write(study_folder: Path) -> Path:
     """
     found = folder.read(Path(study_folder))
     page = render(found)
-    target = found.path / results.REPORT_FILE
-    with results.replacing(target) as temporary:
+    target = found.path / folders.REPORT_FILE
+    with files.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import results
 from trustcxr.errors import UserError
 from trustcxr.report import figures, words
 from trustcxr.report.folder import Run
 from trustcxr.report.matrices import Entry, Row
 from trustcxr.report.ranking import Headline
 from trustcxr.report.tables import Cell, Table, _names, plain, share, whole
+from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -231,9 +231,9 @@ def other_data(runs: list[Run]) -> Table | None:
     """Each run on other data sets, from runs/*/evaluations, and what it loses there; None where there is none."""
     rows = []
     for run in runs:
-        for file in sorted(run.folder.glob(f"evaluations/*/{results.METRICS_FILE}")):
+        for file in sorted(run.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
             try:
-                document = results.read_json(file)
+                document = files.read_json(file)
             except UserError:
                 run.notes.append(f"{run.folder.name}/{file.parent.name}/{file.name} could not be read.")
                 continue

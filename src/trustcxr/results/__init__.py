@@ -1,0 +1,1 @@
+"""What is written to disk: files whole or not at all; folders that say what they are."""

@@ -1,0 +1,71 @@
+"""Is this a run? A study? And what is each of their files called; said once, here."""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from trustcxr.about import __version__
+from trustcxr.errors import UserError
+
+RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
+HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
+METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
+VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
+VALIDATED = "validated"  # of a run that was trained once more on validation images: the run that validation judged
+STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
+
+
+def check_run(folder: Path) -> Path:
+    """The folder itself; UserError, saying what is missing, where it does not hold a trained run."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
+    missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
+        if runs:
+            hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
+        elif (folder / RUN_FILE).is_file():
+            hint = "its training is not finished: run the same command again"
+        else:
+            hint = "give the folder of a run"
+        raise UserError(f"{folder}: not a trained run ({' and '.join(missing)} missing): {hint}")
+    return folder
+
+
+def validated(run: Path) -> Path:
+    """The folder of the weights that validation judged: the run itself, unless it was trained once more after that."""
+    return run / VALIDATED if (run / VALIDATED).is_dir() else run
+
+
+def check_study(folder: Path) -> Path:
+    """The folder itself; UserError where it holds no study with results."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
+    if not (folder / STUDY_RESULTS).is_file():
+        hint = (
+            "started but not finished: run the same `trustcxr study` again"
+            if (folder / STUDY_FILE).is_file()
+            else ("give the folder that `trustcxr study --out` wrote")
+        )
+        raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint}")
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"trustcxr": __version__, "python": platform.python_version()}
+    for package in ("torch", "timm", "pytorch-lightning", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def once(path: Path, make: Callable[[], object]) -> bool:
+    """Call `make` unless the file that it ends with is there; True where it was called."""
+    if path.is_file():
+        return False
+    make()
+    return True
