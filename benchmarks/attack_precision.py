@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr import runs
-from trustcxr.recipes import RunRecipe
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.statistics import paired
 

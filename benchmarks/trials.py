@@ -16,7 +16,9 @@ from pydantic import BaseModel
 
 from benchmarks.tables import attacked, percent
 from trustcxr import runs
-from trustcxr.recipes import DefenceRecipe, ModelRecipe, RunRecipe, TrainingRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
 from trustcxr.watching import WATCH_STEPS
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from trustcxr import training, watching
 from trustcxr.data import load_dataset, phantom
-from trustcxr.recipes import RunRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.validation import validate
 
 MODEL = "test_resnet"  # timm's own network for tests
 

@@ -12,7 +12,8 @@ from small_runs import make_films, recipe
 from trustcxr import attacks, evaluation, training
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes import ATTACK_OPTIONS, AttackName, AttackRecipe, validate
+from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackName, AttackRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 FAST: dict[str, dict[str, Any]] = {

@@ -279,7 +279,7 @@ def test_draws_fill_their_range() -> None:
 
 
 def test_augment_recipe_has_the_same_defaults(films: Tensor) -> None:
-    from trustcxr.recipes import Augment
+    from trustcxr.recipes.training import Augment
 
     options = SimpleNamespace(**Augment().model_dump())
     assert options.flip == 0

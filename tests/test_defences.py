@@ -13,7 +13,7 @@ from torch import Tensor
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
 from trustcxr.errors import UserError
-from trustcxr.recipes import DEFENCE_OPTIONS, DefenceRecipe
+from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from test_cli import complaint, run
-from trustcxr import corruptions, evaluation, recipes, runs
+from trustcxr import corruptions, evaluation, runs
 from trustcxr.data import phantom
+from trustcxr.recipes import testing
 from trustcxr.results import files
 
 
@@ -45,8 +46,8 @@ def other(films: Path, place: Path) -> Path:
 
 
 def test_the_names_of_corruptions_are_one_list() -> None:
-    assert tuple(corruptions.CORRUPTIONS) == recipes.CORRUPTIONS
-    assert recipes.CorruptionsRecipe().severities == corruptions.SEVERITIES
+    assert tuple(corruptions.CORRUPTIONS) == testing.CORRUPTIONS
+    assert testing.CorruptionsRecipe().severities == corruptions.SEVERITIES
 
 
 def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None:

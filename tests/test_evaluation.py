@@ -15,7 +15,9 @@ from trustcxr import attacks, corruptions, evaluation, metrics, models, training
 from trustcxr.data import backgrounds, load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes import AttackRecipe, CorruptionsRecipe, RunRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 MODEL = "test_resnet"

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, lung_gate, models, recipes, training
+from trustcxr import attacks, evaluation, lung_gate, models, training
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
+from trustcxr.recipes import study
 from trustcxr.weights import load_weights
 
 
@@ -67,7 +68,7 @@ def test_what_the_gate_closes_changes_no_answer() -> None:
 def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(lung_gate: bool) -> None:
     model = models.build("test_resnet", classes=3, lung_gate=lung_gate).eval()
     images = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    names = {name for recipe in recipes.shipped() for name in recipes.load_study(recipe).explanation.methods}
+    names = {name for recipe in study.shipped() for name in study.load_study(recipe).explanation.methods}
     assert "layercam@gate" in names
     found = cam.maps(model, images, 0, sorted(names))
     assert {name: saliency.shape for name, saliency in found.items()} == dict.fromkeys(sorted(names), (2, 32, 32))

@@ -12,7 +12,7 @@ from small_runs import MODEL, make_films, recipe, same, weights
 from trustcxr import attacks, evaluation, models, runs, training
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
-from trustcxr.recipes import DataRecipe
+from trustcxr.recipes.run import DataRecipe
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,8 @@ from torch import nn
 from trustcxr import evaluation, planted, runs, training
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
-from trustcxr.recipes import RunRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 SIZE = 32

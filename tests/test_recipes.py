@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 import yaml
 
-from trustcxr import recipes
 from trustcxr.errors import UserError
-from trustcxr.recipes import DefenceRecipe, ModelRecipe, RunRecipe, StudyRecipe, TrainingRecipe
+from trustcxr.recipes import validation
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, load_study, run_recipe, shipped
+from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 
 
 def load(tmp_path: Path, **keys: Any) -> StudyRecipe:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"name": "mine", "models": ["resnet18"]} | keys))
-    return recipes.load_study(path)
+    return load_study(path)
 
 
 def complaint(tmp_path: Path, **keys: Any) -> str:
@@ -30,15 +32,15 @@ def complaint(tmp_path: Path, **keys: Any) -> str:
 
 
 def test_the_recipes_that_ship() -> None:
-    assert {"demo", "paper", "quick"} <= set(recipes.shipped())
+    assert {"demo", "paper", "quick"} <= set(shipped())
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     from trustcxr import attacks, defences, models
     from trustcxr.explain import METHODS
 
-    recipe = recipes.load_study(name)
+    recipe = load_study(name)
     assert recipe.name == name
     assert recipe.title
     for model in recipe.models:
@@ -61,7 +63,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
 def test_the_paper_recipe_is_the_papers() -> None:
     from trustcxr.models import PAPER_MODELS
 
-    recipe = recipes.load_study("paper")
+    recipe = load_study("paper")
     assert [model.name for model in recipe.models] == list(PAPER_MODELS)
     assert {model.weights for model in recipe.models} == {"imagenet"}
     assert (recipe.selection.count, recipe.selection.by, recipe.data.size) == (6, "accuracy", 224)
@@ -72,7 +74,7 @@ def test_the_paper_recipe_is_the_papers() -> None:
 def test_recipes_that_run_here_need_no_hub(name: str) -> None:
     from trustcxr.models import _PACKAGED
 
-    for model in recipes.load_study(name).models:
+    for model in load_study(name).models:
         assert model.weights == "none" or model.name in _PACKAGED
 
 
@@ -158,16 +160,16 @@ def test_a_file_that_is_no_recipe(content: str | bytes, text: str, tmp_path: Pat
     path = tmp_path / "broken.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=text) as problem:
-        recipes.load_study(path)
+        load_study(path)
     assert "\n" not in str(problem.value)
     assert str(path) in str(problem.value)
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'quik': did you mean quick\?.*or a path that ends in \.yaml"):
-        recipes.load_study("quik")
+        load_study("quik")
     with pytest.raises(UserError, match="no such recipe file"):
-        recipes.load_study(tmp_path / "gone.yaml")
+        load_study(tmp_path / "gone.yaml")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -181,12 +183,12 @@ def test_the_most_special_training_key_wins() -> None:
     )
     model = ModelRecipe(name="resnet18", training={"epochs": 6, "batch_size": 16})
     defence = DefenceRecipe(name="fgsm", training={"epochs": 7, "augment": {"rotation": 1.0}})
-    run = recipes.run_recipe(study, model, defence, 4)
+    run = run_recipe(study, model, defence, 4)
     assert (run.training.epochs, run.training.batch_size, run.training.learning_rate) == (7, 16, 0.1)
     assert run.training.patience == 3
     assert run.training.augment.rotation == 1.0
     assert (run.seed, run.data, run.name) == (4, study.data, "resnet18-fgsm-s4")
-    plain = recipes.run_recipe(study, model, DefenceRecipe(), 0)
+    plain = run_recipe(study, model, DefenceRecipe(), 0)
     assert (plain.training.epochs, plain.name) == (6, "resnet18-standard-s0")
 
 
@@ -197,16 +199,16 @@ def test_a_model_may_be_its_name_alone(tmp_path: Path) -> None:
 
 
 def test_a_recipe_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
-    recipe = recipes.load_study("demo")
+    recipe = load_study("demo")
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    assert recipes.load_study(path) == recipe
-    run = recipes.run_recipe(recipe, recipe.models[0], recipe.defences[0], 0)
-    assert recipes.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
+    assert load_study(path) == recipe
+    run = run_recipe(recipe, recipe.models[0], recipe.defences[0], 0)
+    assert validation.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
 
 
 def test_numbers_as_yaml_1_1_reads_them(tmp_path: Path) -> None:
     """1e-4 without a point is text to YAML 1.1; here it is a number all the same."""
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nmodels: [resnet18]\ntraining: {learning_rate: 1e-4}\n")
-    assert recipes.load_study(path).training.learning_rate == 1e-4
+    assert load_study(path).training.learning_rate == 1e-4

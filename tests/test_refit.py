@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import console, engines, evaluation, fitting, metrics, recipes, report, runs, training, watching
+from trustcxr import console, engines, evaluation, fitting, metrics, report, runs, training, watching
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.explain import scoring
+from trustcxr.recipes import validation
+from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report.folder import Run
 from trustcxr.results import files
 from trustcxr.study import Study
@@ -185,7 +187,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
         "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
         "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1},
     }
-    study = recipes.validate(recipes.StudyRecipe, content, "test")
+    study = validation.validate(StudyRecipe, content, "test")
     document = Study(study, films[0].root, tmp_path / "out", engines.get("local")).run()
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
     assert judged_by_the_first(folder, films[1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, SmallNet, images_and_labels, one_thread
 from trustcxr import defences, right_reasons
-from trustcxr.recipes import DEFENCE_OPTIONS
+from trustcxr.recipes.training import DEFENCE_OPTIONS
 
 OUTSIDE = torch.zeros(16, 1, 20, 20)
 OUTSIDE[..., :7] = 1

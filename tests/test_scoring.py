@@ -17,7 +17,10 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, changes, examples, faithfulness, measures, sanity, scoring
 from trustcxr.explain.summary import summarise
-from trustcxr.recipes import ExplanationRecipe, RunRecipe, StudyRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 SIZE = 64

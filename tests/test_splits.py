@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr import engines, recipes
+from trustcxr import engines
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.manifest import SHARES, Manifest, from_records
 from trustcxr.errors import UserError
+from trustcxr.recipes import study, validation
 from trustcxr.results import files
 from trustcxr.study import Study
 
@@ -83,7 +84,7 @@ def test_load_dataset_divides_only_what_has_no_splits(folders: Path, tmp_path: P
 
 def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) -> None:
     """The recipe `ct` as it ships, with a smaller network for a moment on few slices."""
-    shipped = recipes.load_study("ct").model_dump(mode="json")
+    shipped = study.load_study("ct").model_dump(mode="json")
     small = {
         "data": {"size": 32},
         "models": [{"name": "resnet10t", "weights": "none"}],
@@ -97,7 +98,7 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
     }
     slices = read_manifest(real_data / "ct-mini")
     slices.select(np.arange(len(slices.table)) % 4 == 0).write(tmp_path / "slices.csv")
-    recipe = recipes.validate(recipes.StudyRecipe, shipped | small, "test")
+    recipe = validation.validate(study.StudyRecipe, shipped | small, "test")
     document = Study(recipe, tmp_path / "slices.csv", tmp_path / "out", engines.get("local")).run()
     assert document["classes"] == ["COVID", "NonCOVID"]
     assert [run["defence"] for run in document["runs"]] == ["standard", "fgsm"]

@@ -8,9 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from trustcxr import engines, metrics, recipes, training
+from trustcxr import engines, metrics, training
 from trustcxr.data import phantom
 from trustcxr.errors import UserError
+from trustcxr.recipes import validation
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.study import Study
 
@@ -29,8 +32,8 @@ RECIPE = {
 }
 
 
-def tiny(**changes: object) -> recipes.StudyRecipe:
-    return recipes.validate(recipes.StudyRecipe, RECIPE | changes, "test")
+def tiny(**changes: object) -> StudyRecipe:
+    return validation.validate(StudyRecipe, RECIPE | changes, "test")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
 def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = training.fit, []
 
-    def cut_off(recipe: recipes.RunRecipe, *rest: object, **options: object) -> object:
+    def cut_off(recipe: RunRecipe, *rest: object, **options: object) -> object:
         calls.append(recipe.name)
         if len(calls) == 2:
             raise KeyboardInterrupt

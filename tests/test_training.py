@@ -16,7 +16,8 @@ from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, sam
 from trustcxr import defences, evaluation, fitting, models, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes import RunRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 

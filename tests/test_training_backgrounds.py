@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, lung_gate, recipes, right_reasons, training, watching
+from trustcxr import defences, evaluation, lung_gate, right_reasons, training, watching
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
-from trustcxr.recipes import RunRecipe, StudyRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, run_recipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
@@ -244,7 +246,7 @@ def test_entries_of_a_study_may_have_a_background_of_their_own() -> None:
             {"name": "fgsm", "background": "swap", "training": {"rrr": 2.0}},
         ]
     )
-    runs = [recipes.run_recipe(made, made.models[0], d, 0) for d in made.defences]
+    runs = [run_recipe(made, made.models[0], d, 0) for d in made.defences]
     assert [run.name.removeprefix(MODEL) for run in runs] == ["-fgsm-s0", "-swap-standard-s0", "-swap-fgsm-s0"]
     assert [run.background for run in runs] == ["full", "swap", "swap"]
     assert runs[2].training.rrr == 2.0

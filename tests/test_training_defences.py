@@ -11,7 +11,7 @@ from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weig
 from trustcxr import attacks, defences, evaluation, fitting, models, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes import DEFENCE_OPTIONS, DefenceRecipe
+from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
 from trustcxr.results import files
 
 ATTACKED = ["fgsm", "fgsm-rs", "free", "pgd", "trades"]

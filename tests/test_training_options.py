@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from trustcxr import recipes, runs
+from trustcxr import runs
 from trustcxr.data.batches import BatchRows, augment
 from trustcxr.errors import UserError
+from trustcxr.recipes.run import RunRecipe
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
@@ -45,7 +46,7 @@ def test_erasing_hides_one_rectangle_in_a_share_of_the_images() -> None:
     assert torch.equal(same, augment(images, generator(1), **STILL, erase=0.0)), "old runs stay the same runs"
 
 
-def typed(*options: str, defence: str = "trades") -> recipes.RunRecipe:
+def typed(*options: str, defence: str = "trades") -> RunRecipe:
     return runs.recipe(
         model="resnet18",
         weights="none",

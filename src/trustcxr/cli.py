@@ -260,10 +260,11 @@ def study(
     engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
-    from trustcxr import engines, recipes
+    from trustcxr import engines
+    from trustcxr.recipes.study import load_study
     from trustcxr.study import Study
 
-    chosen = recipes.load_study(recipe)
+    chosen = load_study(recipe)
     _finish_study(Study(chosen, data, out, engines.get(engine)).run(), out)
 
 

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trustcxr import engines, recipes
+from trustcxr import engines
 from trustcxr.console import say
 from trustcxr.data import phantom
+from trustcxr.recipes import study
 from trustcxr.study import Study
 
 FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
@@ -23,4 +24,4 @@ def run(out: Path) -> dict[str, Any]:
         shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
         phantom.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
         partial.rename(data)
-    return Study(recipes.load_study("demo"), data, out, engines.get("local")).run()
+    return Study(study.load_study("demo"), data, out, engines.get("local")).run()

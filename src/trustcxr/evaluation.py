@@ -19,7 +19,9 @@ from trustcxr.data import backgrounds
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
-from trustcxr.recipes import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe, RunRecipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from trustcxr import defences, models, right_reasons
 from trustcxr.data import backgrounds
 from trustcxr.data.batches import Batch, augment, to_pixels
-from trustcxr.recipes import DEFENCE_OPTIONS, RunRecipe
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.training import DEFENCE_OPTIONS
 from trustcxr.twin_batchnorm import TwinBatchNorm
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import augment, to_pixels
-from trustcxr.recipes import RunRecipe
+from trustcxr.recipes.run import RunRecipe
 
 # What background becomes: mid-grey. An attack that moves the edge of the lungs by a fraction of a pixel changes what is
 # seen there by the step from film to background, which to black would be many times its epsilon.

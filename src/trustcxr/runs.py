@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import evaluation, masking, metrics, planted, recipes
+from trustcxr import evaluation, masking, metrics, planted
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.explain import scoring, summary
-from trustcxr.recipes import CorruptionsRecipe, ExplanationRecipe, RunRecipe
+from trustcxr.recipes.run import RunRecipe, Splits
+from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
+from trustcxr.recipes.validation import assign, validate
 from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def recipe(
         "data": {"size": size} | (data or {}),
         "training": training,
     }
-    return recipes.validate(RunRecipe, recipes.assign(content, options), "options")
+    return validate(RunRecipe, assign(content, options), "options")
 
 
 def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     if (folder / folders.RUN_FILE).is_file():
         before = files.read_yaml(folder / folders.RUN_FILE).get("recipe") or {}
         # Read as a recipe, so that keys that are new since then have their default.
-        if recipes.validate(RunRecipe, before, str(folder / folders.RUN_FILE)) != run:
+        if validate(RunRecipe, before, str(folder / folders.RUN_FILE)) != run:
             raise UserError(f"{folder}: holds another run; choose another --out")
         if (folder / folders.TRAINING_FILE).is_file():
             say(f"{folder}: already trained")
@@ -137,11 +139,11 @@ def _corruptions(names: Sequence[str] | None, severities: Sequence[int] | None) 
         "names": "all" if not names or "all" in names else list(names),
         "severities": list(severities or CorruptionsRecipe().severities),
     }
-    return recipes.validate(CorruptionsRecipe, content, "--corruption and --severity")
+    return validate(CorruptionsRecipe, content, "--corruption and --severity")
 
 
 def _only(dataset: "Dataset") -> str:
-    return str(dataset.split or recipes.Splits().test)
+    return str(dataset.split or Splits().test)
 
 
 def _validation(
@@ -190,7 +192,7 @@ def explain(
     The table is written a batch at a time. `options`: keys of ExplanationRecipe. Thresholds are tuned on the run's
     validation split where this is its own data; on other data those that were tuned there before are used.
     """
-    wanted = recipes.validate(ExplanationRecipe, dict(options or {}), "options")
+    wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scoring.check_options(wanted)
     run = evaluation.load_run(folder)
     scoring.check(run, wanted.methods)

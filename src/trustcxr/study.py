@@ -20,7 +20,10 @@ from trustcxr.console import duration, say
 from trustcxr.data import load_dataset
 from trustcxr.engines import Engine, Failure
 from trustcxr.errors import UserError
-from trustcxr.recipes import DefenceRecipe, RunRecipe, StudyRecipe, run_recipe, validate
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, run_recipe
+from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.results.folders import (
     METRICS_FILE,

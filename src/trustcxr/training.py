@@ -19,7 +19,7 @@ from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.fitting import Fitting, replays
-from trustcxr.recipes import RunRecipe
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.watching import WATCH_STEPS, Bar, Refitting, Watch, watched
 from trustcxr.weights import load_weights

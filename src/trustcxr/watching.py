@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
-from trustcxr.recipes import RunRecipe
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.weights import save_weights
 

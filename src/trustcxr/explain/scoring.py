@@ -16,7 +16,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, controls, faithfulness, measures, sanity
 from trustcxr.explain.changes import ATTACKED, CLEAN, Change, changes
-from trustcxr.recipes import ExplanationRecipe
+from trustcxr.recipes.testing import ExplanationRecipe
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

@@ -1,12 +1,12 @@
 """The parts of a recipe that say what is trained and how: network, training, defence."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from trustcxr.recipes.validation import Fraction, Strict
 
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
 # The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
 _ATTACK = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
 _SHARED = (*_ATTACK, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
@@ -21,12 +21,6 @@ DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "cutout": ("size", "holes"),
     "gaussian": ("sigma",),
 }
-
-
-class Strict(BaseModel):
-    """A part of a recipe: keys that it does not have are refused, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Augment(Strict):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from trustcxr.errors import unknown
-from trustcxr.training_recipes import Fraction, Strict
+from trustcxr.recipes.validation import Fraction, Strict
 
 AttackName = Literal[
     "fgsm",

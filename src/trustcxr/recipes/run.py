@@ -1,0 +1,107 @@
+"""What one trained model is."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.recipes.validation import Strict
+
+
+class Splits(Strict):
+    """The names that the data set gives to the three splits."""
+
+    train: str = "Train"
+    val: str = "Val"
+    test: str = "Test"
+
+
+class DataRecipe(Strict):
+    """How images reach the model."""
+
+    size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
+    splits: Splits = Splits()
+    labels: dict[str, str | None] = Field(
+        default_factory=dict, description="the data set's label -> the class it is; null leaves it out"
+    )
+    resize: Literal["squeeze", "pad"] = Field(
+        "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
+    )
+    layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
+    columns: str | dict[str, str | int] | None = Field(
+        None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or place)"
+    )
+    images: str | None = Field(None, description="of a list: the folder of its images; the list's own unless said")
+
+    def reading(self) -> dict[str, Any]:
+        """The options that `load_dataset` takes."""
+        return {"size": self.size, "labels": self.labels, "resize": self.resize, **self.listing()}
+
+    def listing(self) -> dict[str, Any]:
+        """How the data set itself is understood: the options that `read_manifest` takes."""
+        return {"layout": self.layout, "columns": self.columns, "images": self.images}
+
+
+class RunRecipe(Strict):
+    """Everything that defines one trained model."""
+
+    model: ModelRecipe
+    defence: DefenceRecipe = DefenceRecipe()
+    seed: int = 0
+    data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder: <model>-<defence>-s<seed>, or <model>-<background>-<defence>-s<seed>."""
+        return f"{self.model.name.lower()}-{self.trained_how}-s{self.seed}"
+
+    @property
+    def trained_how(self) -> str:
+        """The defence, after the background where that is not the whole image."""
+        return self.defence.name if self.background == "full" else f"{self.background}-{self.defence.name}"
+
+    @property
+    def background(self) -> Background:
+        """How much it sees outside the lungs in training."""
+        return self.training.background
+
+    def network_options(self) -> dict[str, Any]:
+        """What `models.build` is told beside name, classes and weights."""
+        return self.model.options() | ({"lung_gate": True} if self.gated else {})
+
+    @property
+    def gated(self) -> bool:
+        """Whether a lung gate is part of the model."""
+        return self.background.startswith("gate")
+
+    @property
+    def empties(self) -> bool:
+        """Whether images with emptied lungs stand beside those it is trained on."""
+        return self.background.endswith("emptied")
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether its training looks at lung masks."""
+        return self.background != "full" or self.training.rrr > 0 or self.defence.epsilon_outside is not None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RunRecipe":
+        if self.training.rrr and self.defence.name == "mixup":
+            raise ValueError("rrr needs the lungs of one image, and mixup shows two at once")
+        if self.defence.start_from == "standard" and self.defence.background is not None and self.gated:
+            raise ValueError(
+                "start_from: standard has no lung gate to start from; "
+                f"set training.background: {self.background} for both"
+            )
+        if self.model.several and (self.defence.separate_batchnorm or self.defence.name == "free"):
+            what = "separate_batchnorm" if self.defence.separate_batchnorm else "free"
+            raise ValueError(f"networks side by side learn each on an attack of its own, which {what} cannot do")
+        if self.defence.separate_batchnorm and self.model.normalisation != "batch":
+            raise ValueError(f"separate_batchnorm needs normalisation: batch, not {self.model.normalisation}")
+        if self.defence.background not in (None, self.training.background):
+            raise ValueError(
+                f"two backgrounds: defence.background {self.defence.background}, training.background "
+                f"{self.training.background}; set training.background"
+            )
+        return self

@@ -1,0 +1,97 @@
+"""What a study is, and the recipes that ship with the package (shipped/)."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.recipes.run import DataRecipe, RunRecipe
+from trustcxr.recipes.testing import (
+    EvaluationRecipe,
+    ExplanationRecipe,
+)
+from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.recipes.validation import Strict, read, validate
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+class Selection(Strict):
+    """Which baselines go on to adversarial training; always chosen on the validation split."""
+
+    count: int = Field(6, ge=1)
+    by: Literal["accuracy", "f1_macro", "auroc_macro"] = "accuracy"
+
+
+def _as_model(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class StudyRecipe(Strict):
+    """A study: models, trained as usual; the best few trained again with each defence; all tested and explained."""
+
+    name: str
+    title: str = ""
+    data: DataRecipe = DataRecipe()
+    models: tuple[Annotated[ModelRecipe, BeforeValidator(_as_model)], ...] = Field(min_length=1)
+    training: TrainingRecipe = TrainingRecipe()
+    selection: Selection = Selection()
+    defences: tuple[Annotated[DefenceRecipe, BeforeValidator(_as_model)], ...] = (DefenceRecipe(name="fgsm"),)
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    explanation: ExplanationRecipe = ExplanationRecipe()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        _check_study(self)
+        return self
+
+
+def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
+    """The run of one model, defence and seed in a study: the most special training keys win."""
+    merged = {**study.training.model_dump(), **model.training, **defence.training}
+    if defence.background is not None:
+        merged["background"] = defence.background
+    training = validate(TrainingRecipe, merged, f"training of {model.name}, {defence.name}")
+    content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
+    return validate(RunRecipe, content, f"{model.name}, {defence.name}")
+
+
+def shipped() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+
+
+def load_study(recipe: str | Path) -> StudyRecipe:
+    """The recipe of that name in the package, or the YAML file at that path."""
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{recipe}.yaml"
+        if not path.is_file():
+            error = unknown("recipe", recipe, shipped())
+            raise UserError(f"{error}, or a path that ends in .yaml")
+    return read(StudyRecipe, path)
+
+
+def _check_study(recipe: StudyRecipe) -> None:
+    """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
+    trained_how: list[object] = []
+    for model in recipe.models:
+        trained_how = [run_recipe(recipe, model, d, 0).trained_how for d in (DefenceRecipe(), *recipe.defences)]
+    attacks = recipe.evaluation.attacks
+    listed: dict[str, list[object]] = {
+        "models": [model.name.lower() for model in recipe.models],
+        "defences": trained_how,  # the baselines come first
+        "seeds": list(recipe.seeds),
+        "evaluation.attacks": [
+            f"{a.name} at {epsilon:g}"
+            + (f" with {a.effort} {'steps' if a.steps else 'queries'}" if a.effort > 1 else "")
+            for a in attacks
+            for epsilon in a.epsilons
+        ],
+    }
+    for key, names in listed.items():
+        if twice := [name for name in names if names.count(name) > 1]:
+            hint = f"; the baselines are {twice[0]} already" if str(twice[0]).endswith("standard") else ""
+            raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")

@@ -1,0 +1,87 @@
+"""A mapping becomes a recipe, or one line that names the wrong key and the nearest right one."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.results.files import read_yaml
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A part of a recipe: keys that it does not have are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def read(kind: type[Model], path: Path) -> Model:
+    """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
+    return validate(kind, read_yaml(path, what="recipe file"), str(path))
+
+
+def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
+    """`content` as a recipe; UserError naming the first wrong key, and the nearest right one, otherwise."""
+    try:
+        return kind.model_validate(content)
+    except UserError as problem:  # of several keys together, found by a recipe's own validator
+        raise UserError(f"{where}: {problem}") from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            complaint = str(unknown("key", first["loc"][-1], _siblings(kind, first["loc"])))
+            raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
+        if first["type"] == "value_error":  # ours, about several keys together
+            raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
+        more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
+        raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
+
+
+def assign(content: dict[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
+    """A copy of `content` with keys set as typed: "defence.beta=3", the value read as YAML.
+
+    Raises UserError for a pair without a key or with a value that is not YAML. Whether it is a key, `validate` says.
+    """
+    result = copy.deepcopy(content)
+    for pair in pairs:
+        dotted, equals, text = pair.partition("=")
+        *parents, last = dotted.split(".")
+        if not equals or not all((*parents, last)):
+            raise UserError(f"--set {pair}: write KEY=VALUE, such as defence.beta=3 or training.augment.flip=0.5")
+        at = result
+        for parent in parents:
+            at = at.setdefault(parent, {})
+            if not isinstance(at, dict):
+                raise UserError(f"--set {pair}: '{parent}' holds a value, not keys")
+        try:
+            at[last] = yaml.safe_load(text)
+        except yaml.YAMLError as problem:
+            raise UserError(f"--set {pair}: not readable as YAML: {' '.join(str(problem).split())}") from None
+    return result
+
+
+def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
+    """The valid keys beside the wrong one at `location`."""
+    at: Any = kind
+    for part in location[:-1]:
+        if isinstance(part, str) and part in at.model_fields:
+            at = _model_in(at.model_fields[part].annotation) or at
+    yield from at.model_fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        if found := _model_in(part):
+            return found
+    return None
