@@ -20,8 +20,9 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from trustcxr import explain, models
+from trustcxr import explain
 from trustcxr.explain import measures
+from trustcxr.models import classifier, factory
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    model = models.build(options.model, classes=3).eval().to(options.device)
+    model = factory.build(options.model, classes=3).eval().to(options.device)
     x = torch.rand(options.batch, 1, options.size, options.size, device=options.device)
     rivals: dict[str, Callable[[], object]] = {
         "forward pass": lambda: forward(model, x),
@@ -75,7 +76,7 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    model = models.build(options.memory_model, classes=3).eval().to(options.device)
+    model = factory.build(options.memory_model, classes=3).eval().to(options.device)
     size, batch = options.memory_size, options.batch
     mask = torch.zeros(batch, size, size, device=options.device)
     mask[:, size // 2 :] = 1
@@ -96,7 +97,7 @@ def forward(model: nn.Module, x: Tensor) -> None:
         model(x)
 
 
-def package(model: models.Classifier, x: Tensor) -> None:
+def package(model: classifier.Classifier, x: Tensor) -> None:
     with GradCAM(model, [model.cam_layer]) as cam:
         cam(x, [ClassifierOutputTarget(0)] * len(x))
 

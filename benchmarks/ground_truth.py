@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from trustcxr import explain, models
+from trustcxr import explain
 from trustcxr.explain import ground_truth
+from trustcxr.models import factory
 from trustcxr.statistics import mean_interval
 
 METHODS = (
@@ -43,7 +44,7 @@ def main() -> None:
     for reads, draw in (("marker", ground_truth.shortcut), ("lesion", ground_truth.honest)):
         start = time.perf_counter()
         torch.manual_seed(options.seed)
-        model = models.build(options.model, classes=2)
+        model = factory.build(options.model, classes=2)
         films = draw(options.films, options.size, seed=options.seed)
         ground_truth.fit(model, films, epochs=options.epochs, learning_rate=options.learning_rate, seed=options.seed)
         like = ground_truth.accuracy(model, draw(options.test, options.size, seed=998))

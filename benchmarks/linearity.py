@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr import attacks, models
+from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.models import factory
 
 RADII = (0.002, 0.005, 0.02)
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -61,7 +62,7 @@ def main() -> None:
             for options in OPTIONS:
                 torch.manual_seed(0)
                 try:
-                    model: nn.Module = models.build(name, classes=len(films.classes), weights=weights, **options)
+                    model: nn.Module = factory.build(name, classes=len(films.classes), weights=weights, **options)
                 except UserError:  # no such weights here, or no layer that the option is about
                     continue
                 cosines, signs = straightness(model, images, labels)

@@ -13,9 +13,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from trustcxr import explain, models
+from trustcxr import explain
 from trustcxr.data import phantom
 from trustcxr.explain import ground_truth
+from trustcxr.models import factory, zoo
 
 SIZE = 224
 CORNERS = ground_truth.corners(SIZE)
@@ -27,13 +28,13 @@ def main() -> None:
     options = parser.parse_args()
     film = torch.from_numpy(phantom.render("COVID-19", 1, SIZE).image).float().div(255)[None, None]
     across = 3  # networks in a row of the sheet
-    down = -(-len(models.PAPER_MODELS) // across)
+    down = -(-len(zoo.PAPER_MODELS) // across)
     columns = 1 + len(CORNERS)
     figure, axes = plt.subplots(down, across * columns, figsize=(1.1 * across * columns, 1.3 * down))
     for axis in axes.flat:
         axis.axis("off")
     blank = 0
-    for number, name in enumerate(models.PAPER_MODELS):
+    for number, name in enumerate(zoo.PAPER_MODELS):
         row, first = number // across, number % across * columns
         maps = {"film": as_it_is(name, film)} | {corner: in_corner(name, place) for corner, place in CORNERS.items()}
         for column, (title, saliency) in enumerate(maps.items()):
@@ -43,7 +44,7 @@ def main() -> None:
             blank += int(not saliency.any())
         shares = [float(maps[corner][place].sum() / maps[corner].sum()) for corner, place in CORNERS.items()]
         print(f"{name:18} share in the marked corner: {', '.join(f'{share:.2f}' for share in shares)}", flush=True)
-    print(f"{blank} of {len(models.PAPER_MODELS) * columns} maps are blank")
+    print(f"{blank} of {len(zoo.PAPER_MODELS) * columns} maps are blank")
     figure.tight_layout(pad=0.3)
     figure.savefig(options.out, dpi=150)
 
@@ -51,7 +52,7 @@ def main() -> None:
 def as_it_is(name: str, film: torch.Tensor) -> torch.Tensor:
     """Grad-CAM (H, W) of a film (1, 1, H, W) for the answer of the network with random weights."""
     torch.manual_seed(0)
-    model = models.build(name, classes=3).eval()
+    model = factory.build(name, classes=3).eval()
     with torch.no_grad():
         answer = model(film).argmax(1)
     return explain.grad_cam(model, film, answer)[0]
@@ -61,7 +62,7 @@ def in_corner(name: str, place: tuple[slice, slice]) -> torch.Tensor:
     """HiResCAM (H, W) of noise in one corner."""
     torch.manual_seed(0)
     flat, marked = ground_truth.grey_but_for(SIZE, place)
-    return explain.hires_cam(ground_truth.CornerReader(models.build(name, classes=2), marked, flat), marked, 0)[0]
+    return explain.hires_cam(ground_truth.CornerReader(factory.build(name, classes=2), marked, flat), marked, 0)[0]
 
 
 if __name__ == "__main__":

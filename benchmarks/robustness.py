@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr import attacks, defences, models
+from trustcxr import attacks, defences
 from trustcxr import evaluation as evaluate
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
+from trustcxr.models import factory
 
 EPSILON = 0.02
 WARM_UP = 3  # rounds that do not count
@@ -168,7 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    model: nn.Module = models.build(given.model, classes=3)
+    model: nn.Module = factory.build(given.model, classes=3)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(given.batch, 1, given.size, given.size).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 3, (given.batch,))

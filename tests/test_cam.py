@@ -11,9 +11,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from trustcxr import explain, models
+from trustcxr import explain
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, ground_truth
+from trustcxr.models import factory, zoo
+from trustcxr.models.classifier import Classifier
 
 ORACLES = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
 METHODS = list(ORACLES)
@@ -84,26 +86,26 @@ def check_against_package(model: nn.Module, x: Tensor, methods: list[str]) -> No
 @pytest.mark.parametrize("name", ["resnet18", "ResNet50", "DenseNet121", "EfficientNetB0", "VGG16"])
 def test_grad_cam_agrees_with_the_package(name: str) -> None:
     torch.manual_seed(0)
-    check_against_package(models.build(name, classes=3), torch.rand(2, 1, 64, 80), ["gradcam"])
+    check_against_package(factory.build(name, classes=3), torch.rand(2, 1, 64, 80), ["gradcam"])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_agrees_with_the_package(name: str) -> None:
     torch.manual_seed(0)
-    check_against_package(models.build("resnet18", classes=3), torch.rand(3, 1, 96, 64), [name])
+    check_against_package(factory.build("resnet18", classes=3), torch.rand(3, 1, 96, 64), [name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", list(models.PAPER_MODELS))
+@pytest.mark.parametrize("architecture", list(zoo.PAPER_MODELS))
 def test_all_methods_agree_on_all_21(architecture: str) -> None:
     torch.manual_seed(0)
-    check_against_package(models.build(architecture, classes=3), torch.rand(2, 1, 160, 160), METHODS)
+    check_against_package(factory.build(architecture, classes=3), torch.rand(2, 1, 160, 160), METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_earlier_layer_agrees_with_the_package(name: str) -> None:
     torch.manual_seed(0)
-    model, x = models.build("resnet18", classes=3).eval(), torch.rand(3, 1, 64, 64)
+    model, x = factory.build("resnet18", classes=3).eval(), torch.rand(3, 1, 64, 64)
     ours = explain.METHODS[name](model, x, 1, layer="net.layer3")
     assert assert_agree(ours, oracle(name, model, model.net.layer3, x, [1, 1, 1]))
     assert not torch.allclose(ours, explain.METHODS[name](model, x, 1))
@@ -125,7 +127,7 @@ def test_channels_last_feature_maps_agree_with_the_package() -> None:
         "swin_tiny_patch4_window7_224", img_size=(64, 96), window_size=4, embed_dim=24, depths=(1, 1), num_heads=(2, 2),
         in_chans=1, num_classes=3,
     )  # fmt: skip
-    model, x = models.Classifier(net, mean=0.5, std=0.25).eval(), torch.rand(2, 1, 64, 96)
+    model, x = Classifier(net, mean=0.5, std=0.25).eval(), torch.rand(2, 1, 64, 96)
     told = 0
     for target in range(3):
         theirs = oracle(
@@ -144,7 +146,7 @@ def test_patch_tokens_agree_with_the_package(pool: str) -> None:
         "vit_tiny_patch16_224", img_size=(64, 96), embed_dim=24, depth=2, num_heads=2, in_chans=1, num_classes=3,
         global_pool=pool,
     )  # fmt: skip
-    model, x = models.Classifier(net, mean=0.5, std=0.25).eval(), torch.rand(2, 1, 64, 96)
+    model, x = Classifier(net, mean=0.5, std=0.25).eval(), torch.rand(2, 1, 64, 96)
     layer = net.blocks[-1].norm1 if pool == "token" else model.cam_layer
     told = 0
     for target in range(3):
@@ -179,7 +181,7 @@ def test_grad_cam_plus_plus_without_stabiliser_is_the_equation_of_the_paper(smal
 def corner_maps(name: str, place: tuple[slice, slice]) -> Tensor:
     torch.manual_seed(0)
     flat, corner = ground_truth.grey_but_for(224, place)
-    model = ground_truth.CornerReader(models.build(name, classes=2), corner, flat)
+    model = ground_truth.CornerReader(factory.build(name, classes=2), corner, flat)
     return explain.hires_cam(model, corner, 0)[0]
 
 
@@ -198,7 +200,7 @@ def test_the_map_lands_in_the_corner_where_the_image_differs(name: str, corner: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(models.PAPER_MODELS))
+@pytest.mark.parametrize("name", list(zoo.PAPER_MODELS))
 def test_the_map_lands_in_the_corner_for_each_architecture(name: str) -> None:
     if name == "InceptionV3":
         pytest.skip("with random weights its last layers spread a difference over the whole map")
@@ -209,7 +211,7 @@ def test_the_map_lands_in_the_corner_for_each_architecture(name: str) -> None:
 class CornerHead(nn.Module):
     """A real architecture whose head sees the bottom left cells of the last feature map only."""
 
-    def __init__(self, classifier: models.Classifier) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier, self.cam_layer = classifier, nn.Identity()
 
@@ -222,7 +224,7 @@ class CornerHead(nn.Module):
 
 def check_corner_head(name: str) -> None:
     torch.manual_seed(0)
-    model, x = CornerHead(models.build(name, classes=2)), torch.rand(1, 1, 192, 256)
+    model, x = CornerHead(factory.build(name, classes=2)), torch.rand(1, 1, 192, 256)
     for method in ("hirescam", "layercam"):
         maps = explain.METHODS[method](model, x, 0)[0]
         rows, columns = torch.nonzero(maps, as_tuple=True)
@@ -239,7 +241,7 @@ def test_a_model_that_can_only_look_at_one_corner_has_its_map_there(name: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(models.PAPER_MODELS))
+@pytest.mark.parametrize("name", list(zoo.PAPER_MODELS))
 def test_every_architecture_that_can_only_look_at_one_corner_has_its_map_there(name: str) -> None:
     check_corner_head(name)
 
@@ -584,7 +586,7 @@ def test_a_name_that_is_no_method_is_refused(name: str) -> None:
 @pytest.mark.parametrize("layer", ["layer2", "layer2.0.conv2"])  # after a ReLU, and of both signs
 def test_the_activation_is_the_layer_alone(layer: str) -> None:
     torch.manual_seed(0)
-    model = models.build("test_resnet", classes=3).eval()
+    model = factory.build("test_resnet", classes=3).eval()
     images = torch.rand((3, 1, 64, 64), generator=torch.Generator().manual_seed(1))
     control = cam.method(f"activation@{layer}")(model, images, 1)
     with torch.no_grad():
@@ -610,7 +612,7 @@ def test_the_activation_is_the_layer_alone(layer: str) -> None:
 
 def test_smoothed_layercam_is_a_gaussian_of_layercam() -> None:
     torch.manual_seed(0)
-    model = models.build("test_resnet", classes=3).eval()
+    model = factory.build("test_resnet", classes=3).eval()
     images = torch.rand((3, 1, 64, 64), generator=torch.Generator().manual_seed(1))
     plain, smooth = (cam.method(name)(model, images, 1) for name in ("layercam@gate", "layercam-smooth@gate"))
     for before, after in zip(plain.double().numpy(), smooth.numpy(), strict=True):

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from trustcxr import attacks, corruptions, evaluation, metrics, models, training
+from trustcxr import attacks, corruptions, evaluation, metrics, training
 from trustcxr.data import backgrounds, load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
@@ -328,7 +329,7 @@ def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
 
 
 def test_weights_without_a_tensor(copied: Path) -> None:
-    state = models.build(MODEL, classes=3).state_dict()
+    state = factory.build(MODEL, classes=3).state_dict()
     state.pop("net.fc.bias")
     save_file(state, copied / "model.safetensors")
     with pytest.raises(UserError, match=r"not the weights of this model.*") as problem:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr import attacks, defences, models
-from trustcxr.attacks.folding import folded, pairs
+from trustcxr import attacks, defences
+from trustcxr.models import factory, zoo
+from trustcxr.models.folding import folded, pairs
 from trustcxr.twin_batchnorm import TwinBatchNorm
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
@@ -36,11 +37,11 @@ def state(model: nn.Module) -> list[object]:
     return [*modules, *((name, id(values), float(values.double().sum())) for name, values in tensors)]
 
 
-@pytest.mark.parametrize("name", [n for n in models.PAPER_MODELS if not n.startswith(("VGG", "ConvNeXt"))])
+@pytest.mark.parametrize("name", [n for n in zoo.PAPER_MODELS if not n.startswith(("VGG", "ConvNeXt"))])
 def test_each_of_the_21_with_batchnorm_answers_as_before(name: str) -> None:
     torch.manual_seed(0)
     # In double precision: in single, rounding alone turns some of a deep network's ReLUs on and off.
-    model = lived_in(models.build(name, classes=3)).eval().double()
+    model = lived_in(factory.build(name, classes=3)).eval().double()
     size = 96 if name.startswith("Inception") else 64
     images = torch.rand((2, 1, size, size), generator=torch.Generator().manual_seed(2)).double()
     plain = answer_and_gradient(model, images)
@@ -55,7 +56,7 @@ def test_each_of_the_21_with_batchnorm_answers_as_before(name: str) -> None:
 
 
 def test_nothing_is_left_behind_even_after_an_error() -> None:
-    model = lived_in(models.build("resnet10t", classes=3)).train()
+    model = lived_in(factory.build("resnet10t", classes=3)).train()
     model.net.layer1.eval()  # a part that was frozen on purpose
     before = state(model)
     with pytest.raises(RuntimeError, match="channels"), folded(model.net):
@@ -117,7 +118,7 @@ class Counting(nn.BatchNorm2d):
 
 def test_a_view_with_batchnorm_of_its_own_is_folded_with_its_own() -> None:
     torch.manual_seed(0)
-    model = models.build("resnet10t", classes=3)
+    model = factory.build("resnet10t", classes=3)
     twin = TwinBatchNorm(model).eval()
     lived_in(twin.layers)
     plain, own = twin(IMAGES), model(IMAGES)
@@ -148,7 +149,7 @@ def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: st
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trustcxr.attacks.folding.pairs", lambda network: [])
+        patch.setattr("trustcxr.models.folding.pairs", lambda network: [])
         torch.manual_seed(5)
         unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, mode=mode, **options)
     assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, lung_gate, models, training
+from trustcxr import attacks, evaluation, lung_segmenter, training
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
+from trustcxr.models import classifier, factory, lung_gate
+from trustcxr.models.weights import load_weights
 from trustcxr.recipes import study
-from trustcxr.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lung_gate, "EPOCHS", 2)
+    monkeypatch.setattr(lung_segmenter, "EPOCHS", 2)
     made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
 
 
@@ -34,14 +35,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on(
     defence: str, films: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lung_gate, "EPOCHS", 40)
+    monkeypatch.setattr(lung_segmenter, "EPOCHS", 40)
     train, val = films
     torch.manual_seed(0)
     gate = lung_gate.LungGate()
-    during = lung_gate.fit(gate, train.images, train.masks("lung"), recipe(defence, background="gate"))
+    during = lung_segmenter.fit(gate, train.images, train.masks("lung"), recipe(defence, background="gate"))
     pixels, lungs = to_pixels(torch.from_numpy(np.array(val.images))), torch.from_numpy(np.array(val.masks("lung")))
     found = gate.logits(pixels).detach() > 0
-    score = float(lung_gate.dice(found, lungs[:, None] > 0).mean())
+    score = float(lung_segmenter.dice(found, lungs[:, None] > 0).mean())
     assert score > 0.8
     assert during > 0.75
     outside = lungs[:, None] == 0
@@ -51,7 +52,7 @@ def test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on(
 
 def test_what_the_gate_closes_changes_no_answer() -> None:
     torch.manual_seed(0)
-    model = models.build("test_resnet", classes=3, lung_gate=True).eval()
+    model = factory.build("test_resnet", classes=3, lung_gate=True).eval()
     with torch.no_grad():
         model.gate.out.weight.zero_()  # type: ignore[union-attr]
         model.gate.out.bias.fill_(-60.0)  # type: ignore[union-attr]
@@ -59,14 +60,14 @@ def test_what_the_gate_closes_changes_no_answer() -> None:
         model.gate.out.bias.fill_(60.0)  # type: ignore[union-attr]
         images = torch.rand(2, 1, 32, 32)
         assert torch.allclose(model.gate(images), images - 0.5)
-        without = models.Classifier(model.net, mean=float(model.mean), std=float(model.std)).eval()
+        without = classifier.Classifier(model.net, mean=float(model.mean), std=float(model.std)).eval()
         assert torch.allclose(model(images), without(images), atol=1e-5), "an open gate changes nothing"
     assert torch.allclose(first, second)
 
 
 @pytest.mark.parametrize("lung_gate", [False, True])
 def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(lung_gate: bool) -> None:
-    model = models.build("test_resnet", classes=3, lung_gate=lung_gate).eval()
+    model = factory.build("test_resnet", classes=3, lung_gate=lung_gate).eval()
     images = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     names = {name for recipe in study.shipped() for name in study.load_study(recipe).explanation.methods}
     assert "layercam@gate" in names
@@ -82,7 +83,7 @@ def test_the_gate_takes_any_size(size: tuple[int, int]) -> None:
 
 
 def test_attacks_meet_the_gate() -> None:
-    model = models.build("test_resnet", classes=3, lung_gate=True)
+    model = factory.build("test_resnet", classes=3, lung_gate=True)
     model.gate.requires_grad_(False)
     images, labels = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
     through, _ = attacks.input_gradient(model.eval(), images, labels)
@@ -104,12 +105,12 @@ def test_the_gate_is_trained_on_what_makes_it_worse() -> None:
     def loss(images: torch.Tensor) -> float:
         return float(torch.nn.functional.binary_cross_entropy_with_logits(gate.logits(images), inside))
 
-    moved = lung_gate._perturbed(gate, pixels, inside, 0.05, torch.Generator().manual_seed(0))
+    moved = lung_segmenter._perturbed(gate, pixels, inside, 0.05, torch.Generator().manual_seed(0))
     assert loss(moved) > loss(pixels)
     assert float((moved - pixels).abs().max()) <= 0.05 + 1e-6
     assert float(moved.min()) >= 0
     assert float(moved.max()) <= 1
-    assert lung_gate._perturbed(gate, pixels, inside, 0.0, torch.Generator()) is pixels
+    assert lung_segmenter._perturbed(gate, pixels, inside, 0.0, torch.Generator()) is pixels
 
 
 @pytest.mark.usefixtures("short")
@@ -121,7 +122,7 @@ def test_images_without_a_lung_mask_do_not_teach_the_gate(films: tuple[Any, Any]
     for images, masks in ((train.images, lungs), (train.images[:32], lungs[:32])):
         torch.manual_seed(0)
         gates.append(lung_gate.LungGate())
-        lung_gate.fit(gates[-1], images, masks, recipe(background="gate"))
+        lung_segmenter.fit(gates[-1], images, masks, recipe(background="gate"))
     first, second = (gate.state_dict() for gate in gates)
     assert all(torch.equal(first[k], second[k]) for k in first)
 
@@ -130,7 +131,7 @@ def test_dice() -> None:
     a, b = torch.zeros(3, 1, 4, 4, dtype=torch.bool), torch.zeros(3, 1, 4, 4, dtype=torch.bool)
     a[0, 0, :2], b[0, 0, 1:3] = True, True
     a[1, 0, 0] = True
-    assert lung_gate.dice(a, b).tolist() == [0.5, 0.0, 1.0]
+    assert lung_segmenter.dice(a, b).tolist() == [0.5, 0.0, 1.0]
 
 
 @pytest.mark.usefixtures("short")
@@ -154,7 +155,7 @@ def test_a_gated_run_is_named_kept_and_resumed(films: tuple[Any, Any], tmp_path:
 def test_the_classifier_does_not_bend_the_gate(films: tuple[Any, Any], tmp_path: Path) -> None:
     """A segmenter that learnt from the labels could draw the class in the shape that it cuts."""
     gates = []
-    real = lung_gate.fit
+    real = lung_segmenter.fit
 
     def fit(gate: lung_gate.LungGate, *rest: Any) -> float:
         score = real(gate, *rest)
@@ -162,7 +163,7 @@ def test_the_classifier_does_not_bend_the_gate(films: tuple[Any, Any], tmp_path:
         return score
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lung_gate, "fit", fit)
+        patch.setattr(lung_segmenter, "fit", fit)
         training.fit(recipe("standard", background="gate", averaging=0.5), *films, tmp_path)
     kept = weights(tmp_path)
     assert gates[0]
@@ -191,7 +192,7 @@ def test_a_gated_run_cannot_start_from_one_without(films: tuple[Any, Any]) -> No
 
 
 def test_a_gate_that_was_trained_for_another_background_is_refused(tmp_path: Path) -> None:
-    model = models.build("test_resnet", classes=3, lung_gate=True)
+    model = factory.build("test_resnet", classes=3, lung_gate=True)
     state = {key: value for key, value in model.state_dict().items() if key != "gate.level"}
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"not the weights of this model .*gate\.level"):

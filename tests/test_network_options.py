@@ -9,9 +9,10 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from small_runs import MODEL, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, models, runs, training
+from trustcxr import attacks, evaluation, runs, training
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
+from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run import DataRecipe
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
@@ -21,9 +22,9 @@ def count(model: nn.Module, kind: type | tuple[type, ...]) -> int:
     return sum(isinstance(module, kind) for module in model.modules())
 
 
-def built(name: str = MODEL, **options: Any) -> models.Classifier:
+def built(name: str = MODEL, **options: Any) -> classifier.Classifier:
     torch.manual_seed(0)
-    return models.build(name, classes=3, **options)
+    return factory.build(name, classes=3, **options)
 
 
 @pytest.mark.parametrize("name", [MODEL, "resnet18", "test_efficientnet", "tf_efficientnet_lite0", "densenet121"])
@@ -31,7 +32,7 @@ def test_group_norm_in_the_place_of_batchnorm(name: str) -> None:
     own, model = built(name), built(name, normalisation="group")
     norms = count(own, nn.modules.batchnorm._BatchNorm)
     assert (count(model, nn.modules.batchnorm._BatchNorm), count(model, nn.GroupNorm)) == (0, norms)
-    assert models.count_parameters(model) == models.count_parameters(own), "the affine weights are kept"
+    assert zoo.count_parameters(model) == zoo.count_parameters(own), "the affine weights are kept"
     assert count(model, (nn.ReLU, nn.ReLU6, nn.SiLU)) == count(own, (nn.ReLU, nn.ReLU6, nn.SiLU))
     with torch.no_grad():
         together = model.train()(IMAGES)
@@ -95,12 +96,12 @@ def test_without_its_first_pooling_a_network_has_maps_of_twice_the_side(name: st
 
 def test_copies_are_other_networks_whose_logits_are_averaged() -> None:
     model = built(copies=3).eval()
-    alone = [models.Classifier(net, mean=float(model.mean), std=float(model.std)).eval() for net in model.net.nets]
+    alone = [classifier.Classifier(net, mean=float(model.mean), std=float(model.std)).eval() for net in model.net.nets]
     with torch.no_grad():
         answers = torch.stack([one(IMAGES) for one in alone])
         assert torch.allclose(model(IMAGES), answers.mean(0), atol=1e-5)
     assert float((answers[0] - answers[1]).abs().max()) > 1e-3, "each copy has weights of its own"
-    assert models.count_parameters(model) == 3 * models.count_parameters(built())
+    assert zoo.count_parameters(model) == 3 * zoo.count_parameters(built())
     maps = cam.grad_cam(model, IMAGES)
     assert maps.shape == (4, 64, 64)
     assert float(maps.max()) > 0
@@ -118,18 +119,18 @@ def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None
         members = torch.stack([member.eval()(IMAGES) for member in model.members()])
         assert torch.allclose(members, answers, atol=1e-5)
     assert cam.grad_cam(model, IMAGES).shape == (4, 64, 64)
-    assert models.architectures("VGG16+resnet18") == ["vgg16", "resnet18"]
+    assert zoo.architectures("VGG16+resnet18") == ["vgg16", "resnet18"]
 
 
 def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_path: Path) -> None:
     for names, options in (("test_vit", {"copies": 2}), ("resnet18+test_vit", {})):
         with pytest.raises(UserError, match=r"side by side need last feature maps \(B, K, h, w\)"):
-            models.check(names, size=160, **options)
-    models.check("resnet18+vgg16", size=64)
+            factory.check(names, size=160, **options)
+    factory.check("resnet18+vgg16", size=64)
     with pytest.raises(UserError, match=r"\(1, 512, 2, 2\) and \(1, 512, 1, 1\)"):
-        models.check("resnet18+vgg16", size=48)
+        factory.check("resnet18+vgg16", size=48)
     with pytest.raises(UserError, match="unknown model 'resnet19'"):
-        models.check("resnet18+resnet19", size=64)
+        factory.check("resnet18+resnet19", size=64)
     run = recipe(model={"name": "resnet18+vgg16"}).model_copy(update={"data": DataRecipe(size=48)})
     with pytest.raises(UserError, match="side by side need"):
         runs.train(run, tmp_path, tmp_path / "run")
@@ -140,7 +141,7 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
     with pytest.raises(
         UserError, match=rf"^{name} does not take images of {size} pixels \(.*\): choose another data\.size"
     ):
-        models.check(name, size=size)
+        factory.check(name, size=size)
     run = recipe(model={"name": name}).model_copy(update={"data": DataRecipe(size=size)})
     with pytest.raises(UserError, match="does not take images"):
         runs.train(run, tmp_path / "no data is looked for", tmp_path / "run")
@@ -162,12 +163,12 @@ class NeedsValues(nn.Module):
 def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
 
-    def build(name: str, **options: Any) -> models.Classifier:
+    def build(name: str, **options: Any) -> classifier.Classifier:
         asked.append(torch.get_default_device())
-        return models.Classifier(NeedsValues(), mean=0.5, std=0.5)
+        return classifier.Classifier(NeedsValues(), mean=0.5, std=0.5)
 
-    monkeypatch.setattr(models, "build", build)
-    models.check("made up", size=32)
+    monkeypatch.setattr(factory, "build", build)
+    factory.check("made up", size=32)
     assert [device.type for device in asked] == ["meta", "cpu"]
 
 
@@ -237,13 +238,13 @@ def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], co
 
 
 def test_a_study_says_so_before_any_work() -> None:
-    models.check("resnet18", size=64, normalisation="group", activation="silu", input_blur=3)
+    factory.check("resnet18", size=64, normalisation="group", activation="silu", input_blur=3)
     with pytest.raises(UserError, match="stands in for ReLU"):
-        models.check("test_vit", size=160, activation="silu")
+        factory.check("test_vit", size=160, activation="silu")
     with pytest.raises(UserError, match="first max pooling"):
-        models.check("test_vit", size=160, first_pool=False)
+        factory.check("test_vit", size=160, first_pool=False)
     with pytest.raises(UserError, match="unknown model"):
-        models.check("resnet19", size=64)
+        factory.check("resnet19", size=64)
 
 
 def test_a_network_without_the_layer_is_refused() -> None:
@@ -291,7 +292,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     assert [m.net for m in members] == list(model.net.nets)
     with torch.no_grad():
         assert torch.allclose(model.eval()(IMAGES), torch.stack([m.eval()(IMAGES) for m in members]).mean(0), atol=1e-5)
-    assert isinstance(model.net, models.network_options.SideBySide)
+    assert isinstance(model.net, ensemble.SideBySide)
     assert built().members()[0].net is not None
     gated = built("resnet10t+resnet18", lung_gate=True).eval()
     assert all(member.gate is gated.gate for member in gated.members()), "one gate before them all"

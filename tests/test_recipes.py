@@ -37,14 +37,15 @@ def test_the_recipes_that_ship() -> None:
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
-    from trustcxr import attacks, defences, models
+    from trustcxr import attacks, defences
     from trustcxr.explain import METHODS
+    from trustcxr.models import factory
 
     recipe = load_study(name)
     assert recipe.name == name
     assert recipe.title
     for model in recipe.models:
-        models.check(model.name, size=recipe.data.size, **model.options())
+        factory.check(model.name, size=recipe.data.size, **model.options())
     for defence in recipe.defences:
         defences.get(defence.name)
     for attack in recipe.evaluation.attacks:
@@ -61,7 +62,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
 
 
 def test_the_paper_recipe_is_the_papers() -> None:
-    from trustcxr.models import PAPER_MODELS
+    from trustcxr.models.zoo import PAPER_MODELS
 
     recipe = load_study("paper")
     assert [model.name for model in recipe.models] == list(PAPER_MODELS)
@@ -72,7 +73,7 @@ def test_the_paper_recipe_is_the_papers() -> None:
 
 @pytest.mark.parametrize("name", ["demo", "quick"])
 def test_recipes_that_run_here_need_no_hub(name: str) -> None:
-    from trustcxr.models import _PACKAGED
+    from trustcxr.models.weights import _PACKAGED
 
     for model in load_study(name).models:
         assert model.weights == "none" or model.name in _PACKAGED

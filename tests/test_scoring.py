@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trustcxr import attacks, corruptions, evaluation, explain, models
+from trustcxr import attacks, corruptions, evaluation, explain
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, changes, examples, faithfulness, measures, sanity, scoring
 from trustcxr.explain.summary import summarise
+from trustcxr.models import factory, zoo
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import ExplanationRecipe
@@ -41,7 +42,7 @@ def films(folder: Path, split: str = "Test") -> Any:
 def run() -> evaluation.Run:
     torch.manual_seed(0)
     content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
-    model = models.build("test_resnet", classes=3).eval()
+    model = factory.build("test_resnet", classes=3).eval()
     return evaluation.Run(Path("nowhere"), model, phantom.CLASSES, validate(RunRecipe, content, "test"))
 
 
@@ -403,9 +404,9 @@ def test_a_number_is_the_last_layer_of_a_stage(run: evaluation.Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", list(models.PAPER_MODELS))
+@pytest.mark.parametrize("architecture", list(zoo.PAPER_MODELS))
 def test_the_stage_before_has_twice_the_resolution(architecture: str) -> None:
-    model = models.build(architecture, classes=2).eval()
+    model = factory.build(architecture, classes=2).eval()
     sizes = []
     for layer in (-1, -2):
         keep = lambda _module, _inputs, output: sizes.append(output.shape[-2:])  # noqa: E731

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, fitting, models, training, watching
+from trustcxr import defences, evaluation, fitting, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.models import classifier, factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
@@ -183,9 +184,9 @@ def test_dropout_is_the_same_in_a_run_that_was_cut_off(
 
     def build(name: str, *, classes: int, weights: str) -> nn.Module:
         net = timm.create_model(name, num_classes=classes, in_chans=1, drop_rate=0.5)
-        return models.Classifier(net, mean=0.5, std=0.25)
+        return classifier.Classifier(net, mean=0.5, std=0.25)
 
-    monkeypatch.setattr(models, "build", build)
+    monkeypatch.setattr(factory, "build", build)
     training.fit(recipe(epochs=2), *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
@@ -408,7 +409,7 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
 
 def test_validation_leaves_the_model_alone(films: tuple[Any, Any]) -> None:
     torch.manual_seed(0)
-    model = models.build(MODEL, classes=3).train()
+    model = factory.build(MODEL, classes=3).train()
     model.net.bn1.eval()
     before = {name: module.training for name, module in model.named_modules()}
     state = {k: v.clone() for k, v in model.state_dict().items()}
@@ -497,11 +498,11 @@ def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path)
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    watching.save_weights(models.build(MODEL, classes=3), tmp_path / "w.safetensors")
-    again = models.build(MODEL, classes=3)
+    watching.save_weights(factory.build(MODEL, classes=3), tmp_path / "w.safetensors")
+    again = factory.build(MODEL, classes=3)
     training.load_weights(again, tmp_path / "w.safetensors")
     assert same(again.state_dict(), load_file(tmp_path / "w.safetensors"))
-    for other in (models.build(MODEL, classes=2), models.build("test_vit", classes=3)):
+    for other in (factory.build(MODEL, classes=2), factory.build("test_vit", classes=3)):
         with pytest.raises(UserError, match="not the weights of this model") as problem:
             training.load_weights(other, tmp_path / "w.safetensors")
         assert "\n" not in str(problem.value)

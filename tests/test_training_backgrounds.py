@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, lung_gate, right_reasons, training, watching
+from trustcxr import defences, evaluation, lung_segmenter, right_reasons, training, watching
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
+from trustcxr.models import lung_gate
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.validation import validate
@@ -178,7 +179,7 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
 def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lung_gate, "EPOCHS", 1)
+    monkeypatch.setattr(lung_segmenter, "EPOCHS", 1)
     learners: list[nn.Module] = []
     real = right_reasons.BesideEmptied
     monkeypatch.setattr(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, defences, evaluation, fitting, models, training, watching
+from trustcxr import attacks, defences, evaluation, fitting, training, watching
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.models import factory
 from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
 from trustcxr.results import files
 
@@ -64,7 +65,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     assert (summary["epochs"], summary["steps"]) == (2, 2 * per_epoch)
     assert evaluation.load_run(tmp_path / "parts").recipe == run
     saved = weights(tmp_path / "whole")
-    assert saved.keys() == models.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
+    assert saved.keys() == factory.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
 
 
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])

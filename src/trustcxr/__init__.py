@@ -3,33 +3,26 @@
 The names below are loaded on first use, so that `import trustcxr` does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trustcxr.about import NOTICE, __version__
+from trustcxr.lazily import loader
 
-_LAZY = {
-    "load_run": ("trustcxr.evaluation", "load_run"),
-    "load_dataset": ("trustcxr.data", "load_dataset"),
-    "attacks": ("trustcxr.attacks", None),
-    "data": ("trustcxr.data", None),
-    "explain": ("trustcxr.explain", None),
-    "models": ("trustcxr.models", None),
+_NAMES = {
+    "load_run": "trustcxr.evaluation",
+    "load_dataset": "trustcxr.data",
+    "attacks": "trustcxr.attacks",
+    "data": "trustcxr.data",
+    "explain": "trustcxr.explain",
+    "models": "trustcxr.models",
 }
-__all__ = ["NOTICE", "__version__", *sorted(_LAZY)]
+__all__ = ["NOTICE", "__version__", *sorted(_NAMES)]
+__getattr__ = loader(__name__, _NAMES)
 
 if TYPE_CHECKING:
     from trustcxr import attacks, data, explain, models
     from trustcxr.data import load_dataset
     from trustcxr.evaluation import load_run
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'trustcxr' has no attribute '{name}'")
-    module_name, attribute = _LAZY[name]
-    module = import_module(module_name)
-    return module if attribute is None else getattr(module, attribute)
 
 
 def __dir__() -> list[str]:

@@ -96,7 +96,7 @@ def demo(
 def models(json: Json = False) -> None:
     """The 21 networks of the study and their parameters."""
     from trustcxr import report
-    from trustcxr.models import paper_models
+    from trustcxr.models.zoo import paper_models
 
     rows = paper_models()
     if json:

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.attacks.folding import folded
 from trustcxr.errors import unknown
+from trustcxr.models.folding import folded
 
 Precision = Literal["same", "bf16"]
 Radius = float | Tensor

@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr import attacks, calibration, masking, metrics, models
+from trustcxr import attacks, calibration, masking, metrics
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
 from trustcxr.data import backgrounds
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
+from trustcxr.models import classifier, factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
@@ -41,7 +42,7 @@ class Run:
     """A trained model and what is known of it."""
 
     folder: Path
-    model: models.Classifier
+    model: classifier.Classifier
     classes: tuple[str, ...]
     recipe: RunRecipe
     metrics: dict[str, Any] | None = None
@@ -75,7 +76,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
 
     Raises UserError where the folder is not a run, or its files do not belong together.
     """
-    from trustcxr.weights import load_weights
+    from trustcxr.models.weights import load_weights
 
     path = folders.check_run(Path(folder))
     content = files.read_yaml(path / folders.RUN_FILE)
@@ -84,7 +85,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
         classes = tuple(str(name) for name in content["classes"])
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path / folders.RUN_FILE}: not the file of a run ({problem} is missing)") from None
-    model = models.build(recipe.model.name, classes=len(classes), **recipe.network_options())
+    model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
     load_weights(model, path / folders.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     optional = {
@@ -190,7 +191,7 @@ def _attacked(
                 known.append((epsilon, perturbed))
 
 
-def _source(run: Run, folder: str) -> models.Classifier:
+def _source(run: Run, folder: str) -> classifier.Classifier:
     """The model that transfer attacks; UserError unless it knows the classes of `run`."""
     source = _loaded(folder, str(run.device))
     if source.classes != run.classes:

@@ -8,9 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import defences, models, right_reasons
+from trustcxr import defences, right_reasons
 from trustcxr.data import backgrounds
 from trustcxr.data.batches import Batch, augment, to_pixels
+from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DEFENCE_OPTIONS
 from trustcxr.twin_batchnorm import TwinBatchNorm
@@ -101,7 +102,7 @@ class Fitting(pl.LightningModule):
         pixels, lungs = self._pixels(images, rows)
         # Networks side by side learn each for itself, on its own attack, so that they stay different.
         learners = [self.attacked()]
-        if isinstance(self.model, models.Classifier) and self.recipe.model.several:
+        if isinstance(self.model, classifier.Classifier) and self.recipe.model.several:
             learners = list(self.model.members())
         learnt = [self._learn(learner, pixels, labels, lungs) for learner in learners]
         loss = torch.stack([loss for loss, _ in learnt]).mean()

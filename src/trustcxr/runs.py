@@ -35,9 +35,10 @@ def recipe(
 
     Raises UserError for what it cannot be.
     """
-    from trustcxr import attacks, defences, models
+    from trustcxr import attacks, defences
+    from trustcxr.models import zoo
 
-    models.architectures(model)
+    zoo.architectures(model)
     defences.get(defence["name"])
     attacks.check_epsilon(defence["epsilon"])
     content = {
@@ -52,7 +53,8 @@ def recipe(
 
 def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     """Train a run into `folder`, or go on with it; its training.json."""
-    from trustcxr import models, training
+    from trustcxr import training
+    from trustcxr.models import factory
 
     if (folder / folders.RUN_FILE).is_file():
         before = files.read_yaml(folder / folders.RUN_FILE).get("recipe") or {}
@@ -63,8 +65,8 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
             say(f"{folder}: already trained")
             return files.read_json(folder / folders.TRAINING_FILE)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
-    models.check(run.model.name, size=run.data.size, **run.model.options())
-    models.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
+    factory.check(run.model.name, size=run.data.size, **run.model.options())
+    factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     for note in parts[0].notes:

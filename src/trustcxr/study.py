@@ -91,11 +91,12 @@ class Study:
 
     def _check_recipe(self) -> None:
         """Names that nobody knows and files that are not there are said before hours of work, not after."""
-        from trustcxr import defences, models
+        from trustcxr import defences
         from trustcxr.explain import scoring
+        from trustcxr.models import factory
 
         for model in self.recipe.models:
-            models.check(model.name, size=self.recipe.data.size, **model.options())
+            factory.check(model.name, size=self.recipe.data.size, **model.options())
             if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
                 raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
         for defence in self.recipe.defences:

@@ -13,16 +13,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import lung_gate, models
+from trustcxr import lung_segmenter
 from trustcxr.console import say
 from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.fitting import Fitting, replays
+from trustcxr.models import classifier, factory, lung_gate, zoo
+from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.watching import WATCH_STEPS, Bar, Refitting, Watch, watched
-from trustcxr.weights import load_weights
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -114,14 +115,14 @@ def _trainer(recipe: RunRecipe, epochs: int, callbacks: list[pl.Callback]) -> pl
 
 def _network(
     recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, start_from: Path | None, *, resumed: bool
-) -> models.Classifier:
+) -> classifier.Classifier:
     """The model as training finds it, its lung gate trained and frozen; a resumed run's checkpoint fills it later."""
     weights = "none" if resumed or start_from else recipe.model.weights
-    model = models.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
+    model = factory.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
     if start_from is not None and not resumed:
         load_weights(model, start_from / folders.WEIGHTS_FILE)
     elif isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
-        lung_gate.fit(model.gate, train.images, lungs, recipe)
+        lung_segmenter.fit(model.gate, train.images, lungs, recipe)
     model.gate.requires_grad_(False)  # a segmenter that learnt from the labels could draw the class in what it cuts
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -155,7 +156,7 @@ def _can_resume(checkpoint: Path) -> bool:
 def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, counts: dict[str, int]) -> dict[str, Any]:
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
         shutil.copyfile(folder / "checkpoint" / "best.safetensors", temporary)
-    summary = watch.summary() | counts | {"parameters": models.count_parameters(model)}
+    summary = watch.summary() | counts | {"parameters": zoo.count_parameters(model)}
     if recipe.defence.attacks:
         summary["watched_images"] = len(watched(watch.val))
     if watch.stopped == "overfitting":

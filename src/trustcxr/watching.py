@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
+from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
-from trustcxr.weights import save_weights
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

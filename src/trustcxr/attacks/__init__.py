@@ -13,22 +13,13 @@ from torch import Tensor
 
 from trustcxr.attacks.auto_pgd import apgd
 from trustcxr.attacks.boundary import fab
-from trustcxr.attacks.contract import (
-    Attack,
-    Loss,
-    Mode,
-    Precision,
-    check_epsilon,
-    check_input,
-    cross_entropy,
-    input_gradient,
-    undisturbed,
-)
+from trustcxr.attacks.contract import Attack, Loss, Precision, check_epsilon, check_input, cross_entropy, input_gradient
 from trustcxr.attacks.distance import smallest_epsilon
 from trustcxr.attacks.gradient import fgsm, fgsm_rs, momentum, pgd, pgd_l2, transfer
 from trustcxr.attacks.random_search import square
 from trustcxr.attacks.suite import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import unknown
+from trustcxr.models.untouched import Mode, undisturbed
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": fgsm,

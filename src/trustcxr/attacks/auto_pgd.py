@@ -21,10 +21,10 @@ from trustcxr.attacks.contract import (
     lowered,
     misled,
     radii,
-    undisturbed,
     uniform_start,
 )
 from trustcxr.errors import UserError
+from trustcxr.models.untouched import undisturbed
 
 MAX_TARGETS = 9  # wrong classes that a targeted attack tries, the likeliest first
 _GAINING = 0.75  # share of the steps between two checkpoints that must raise the loss

@@ -14,9 +14,9 @@ from trustcxr.attacks.contract import (
     logits_of,
     misled,
     radii,
-    undisturbed,
     uniform_start,
 )
+from trustcxr.models.untouched import undisturbed
 
 _OVERSHOOT = 1.05  # how far beyond the linearised boundary a move goes
 _PULL = 0.1  # the most that a move leans toward the original image

@@ -1,7 +1,7 @@
 """What every attack keeps to: pixel space in and out, the model left as it was found, errors in one line."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 
-Mode = Literal["eval", "train"]
 Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
 
@@ -86,32 +85,6 @@ def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator) ->
     # Drawn on the CPU so that one seed gives the same start on every device.
     noise = torch.rand(images.shape, generator=generator) * 2 - 1
     return (images + radius * noise.to(images)).clamp(0, 1)
-
-
-@contextmanager
-def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
-    """Run the model in `mode` and leave no trace: flags of every module, running statistics, random state.
-
-    Modules are put back one by one: `model.train()` would thaw a BatchNorm that was frozen on purpose.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    # In training mode buffers move (running statistics, counters), so copies stand in for them.
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()] if mode == "train" else []
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        model.train(mode == "train")
-        for module, name, buffer in buffers:
-            module._buffers[name] = None if buffer is None else buffer.clone()
-        yield
-    finally:
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
-        for module, was_training in flags:
-            module.training = was_training
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManager[object]:

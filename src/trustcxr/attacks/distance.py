@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import check_epsilon, check_input, checked_logits, logits_of, undisturbed
+from trustcxr.attacks.contract import check_epsilon, check_input, checked_logits, logits_of
 from trustcxr.errors import UserError
+from trustcxr.models.untouched import undisturbed
 
 _LADDER = (1 / 64, 1 / 16, 1 / 4, 1)  # shares of the highest radius, climbed before the bisection
 

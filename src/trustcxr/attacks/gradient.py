@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.contract import (
-    Mode,
     Precision,
     ball,
     between,
@@ -18,10 +17,10 @@ from trustcxr.attacks.contract import (
     lowered,
     misled,
     radii,
-    undisturbed,
     uniform_start,
 )
 from trustcxr.errors import UserError
+from trustcxr.models.untouched import Mode, undisturbed
 
 Norm = Literal["linf", "l2"]
 

@@ -17,8 +17,8 @@ from trustcxr.attacks.contract import (
     lowered,
     misled,
     radii,
-    undisturbed,
 )
+from trustcxr.models.untouched import undisturbed
 
 _FIRST_SHARE = 0.8  # of the image that the first squares cover
 # Where in a search of 10,000 queries the share is halved; shorter searches are stretched to it.

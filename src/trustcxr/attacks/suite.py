@@ -22,10 +22,10 @@ from trustcxr.attacks.contract import (
     cross_entropy,
     logits_of,
     radii,
-    undisturbed,
 )
 from trustcxr.attacks.random_search import square
 from trustcxr.errors import UserError
+from trustcxr.models.untouched import undisturbed
 
 _ROUNDING = 1e-6  # what a pixel may lie outside the ball by
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.explain.common import SaliencyMethod, Target, as_found, check_images, target_classes, to_saliency
+from trustcxr.explain.contract import SaliencyMethod, Target, check_images, target_classes, to_saliency
 from trustcxr.explain.controls import centre_saliency, random_saliency
 from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
+from trustcxr.models.untouched import as_found
 
 Layer = str | int | nn.Module | None
 Combine = Callable[[Tensor, Tensor], Tensor]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trustcxr.explain.common import Target, check_images
+from trustcxr.explain.contract import Target, check_images
 
 
 def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int = 7) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
-from trustcxr.explain.common import Target, as_found, check_images, target_classes
+from trustcxr.explain.contract import Target, check_images, target_classes
+from trustcxr.models.untouched import as_found
 
 
 class Curve(NamedTuple):

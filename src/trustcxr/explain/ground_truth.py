@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trustcxr import models
 from trustcxr.data import phantom
 from trustcxr.explain import cam, measures
+from trustcxr.models.classifier import Classifier
 
 DISEASE, HEALTHY = phantom.CLASSES[0], "Normal"
 MARKER = "marker"
@@ -144,7 +144,7 @@ class CornerReader(nn.Module):
     `forward`: images (B, 1, H, W) -> logits (B, 2).
     """
 
-    def __init__(self, classifier: models.Classifier, image: Tensor, other: Tensor) -> None:
+    def __init__(self, classifier: Classifier, image: Tensor, other: Tensor) -> None:
         super().__init__()
         self.classifier, self.cam_layer = classifier.eval(), nn.Identity()
         with torch.no_grad():

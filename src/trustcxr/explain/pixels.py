@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.explain.common import Target, as_found, check_images, target_classes, to_saliency
+from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
+from trustcxr.models.untouched import as_found
 
 
 def integrated_gradients(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.explain import cam, measures
-from trustcxr.explain.common import SaliencyMethod, Target, as_found, target_classes
+from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
+from trustcxr.models.untouched import as_found
 
 
 class Stage(NamedTuple):

