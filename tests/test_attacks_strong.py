@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from small_networks import SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.attacks.boundary import _to_plane
+from trustcxr.attacks.fab import _to_plane
 from trustcxr.errors import UserError
 
 QUICK: dict[str, Any] = {"steps": 10, "queries": 60}

@@ -11,13 +11,15 @@ from functools import partial
 
 from torch import Tensor
 
-from trustcxr.attacks.auto_pgd import apgd
-from trustcxr.attacks.boundary import fab
+from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.contract import Attack, Loss, Precision, check_epsilon, check_input, cross_entropy, input_gradient
-from trustcxr.attacks.distance import smallest_epsilon
-from trustcxr.attacks.gradient import fgsm, fgsm_rs, momentum, pgd, pgd_l2, transfer
-from trustcxr.attacks.random_search import square
-from trustcxr.attacks.suite import WorstCase, worst_case, worst_case_report
+from trustcxr.attacks.fab import fab
+from trustcxr.attacks.fgsm import fgsm, fgsm_rs
+from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
+from trustcxr.attacks.smallest_epsilon import smallest_epsilon
+from trustcxr.attacks.square import square
+from trustcxr.attacks.transfer import transfer
+from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import unknown
 from trustcxr.models.untouched import Mode, undisturbed
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.auto_pgd import margin, wrong_classes
+from trustcxr.attacks.apgd import margin, wrong_classes
 from trustcxr.attacks.contract import (
     ball,
     between,

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.contract import (
-    Precision,
     ball,
     between,
     check_counts,
     check_input,
-    checked_logits,
     input_gradient,
-    lowered,
     misled,
     radii,
     uniform_start,
@@ -23,49 +20,6 @@ from trustcxr.errors import UserError
 from trustcxr.models.untouched import Mode, undisturbed
 
 Norm = Literal["linf", "l2"]
-
-
-def fgsm(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | Tensor,
-    mode: Mode = "eval",
-    precision: Precision | None = None,
-) -> Tensor:
-    """Fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon up the cross-entropy.
-
-    `epsilon` may be a tensor that broadcasts to the images: a radius for each image or pixel. `mode` "train" attacks
-    the model with batch statistics, as some adversarial training does; nothing is updated. `precision` "bf16" runs the
-    attack's pass in bfloat16: only the sign of the gradient is used.
-    Raises UserError for images outside [0, 1], labels that do not fit, or an epsilon outside [0, 1].
-    """
-    check_input(images, labels, epsilon)
-    images = images.detach()
-    with undisturbed(model, mode), lowered(precision, images):
-        gradient, _ = input_gradient(model, images, labels, check=True)
-    return (images + radii(epsilon, images) * gradient.sign()).clamp(0, 1)
-
-
-def fgsm_rs(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | Tensor,
-    seed: int = 0,
-    mode: Mode = "eval",
-    precision: Precision | None = None,
-) -> Tensor:
-    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); otherwise as fgsm."""
-    check_input(images, labels, epsilon)
-    images = images.detach()
-    radius = radii(epsilon, images)
-    start = uniform_start(images, radius, torch.Generator().manual_seed(seed))
-    with undisturbed(model, mode), lowered(precision, images):
-        gradient, _ = input_gradient(model, start, labels, check=True)
-    return between(start + 1.25 * radius * gradient.sign(), *ball(images, radius))
 
 
 def pgd(
@@ -170,30 +124,6 @@ def momentum(
             decay=decay,
             stop_when_wrong=stop_when_wrong,
         )
-
-
-def transfer(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | Tensor,
-    source: nn.Module,
-    attack: str = "momentum",
-    **options: Any,
-) -> Tensor:
-    """Images that `attack` makes against another model, `source` (Papernot et al. 2016), to be judged on `model`.
-
-    `model` is only looked at to check that its classes are those of the source. UserError where they are not.
-    """
-    from trustcxr.attacks import get
-
-    check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
-    with undisturbed(model), undisturbed(source):
-        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, source)]
-    if counts[0] != counts[1]:
-        raise UserError(f"transfer: the model has {counts[0]} classes and the source {counts[1]}")
-    return get(attack)(source, images, labels, epsilon=epsilon, **options)
 
 
 def _climb(

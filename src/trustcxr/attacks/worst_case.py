@@ -11,8 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.auto_pgd import apgd
-from trustcxr.attacks.boundary import fab
+from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.contract import (
     Precision,
     ball,
@@ -23,7 +22,8 @@ from trustcxr.attacks.contract import (
     logits_of,
     radii,
 )
-from trustcxr.attacks.random_search import square
+from trustcxr.attacks.fab import fab
+from trustcxr.attacks.square import square
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import undisturbed
 

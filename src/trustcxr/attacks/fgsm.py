@@ -1,0 +1,59 @@
+"""One step along the sign of the gradient: FGSM, and FGSM from a random start."""
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.attacks.contract import (
+    Precision,
+    ball,
+    between,
+    check_input,
+    input_gradient,
+    lowered,
+    radii,
+    uniform_start,
+)
+from trustcxr.models.untouched import Mode, undisturbed
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    mode: Mode = "eval",
+    precision: Precision | None = None,
+) -> Tensor:
+    """Fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon up the cross-entropy.
+
+    `epsilon` may be a tensor that broadcasts to the images: a radius for each image or pixel. `mode` "train" attacks
+    the model with batch statistics, as some adversarial training does; nothing is updated. `precision` "bf16" runs the
+    attack's pass in bfloat16: only the sign of the gradient is used.
+    Raises UserError for images outside [0, 1], labels that do not fit, or an epsilon outside [0, 1].
+    """
+    check_input(images, labels, epsilon)
+    images = images.detach()
+    with undisturbed(model, mode), lowered(precision, images):
+        gradient, _ = input_gradient(model, images, labels, check=True)
+    return (images + radii(epsilon, images) * gradient.sign()).clamp(0, 1)
+
+
+def fgsm_rs(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    seed: int = 0,
+    mode: Mode = "eval",
+    precision: Precision | None = None,
+) -> Tensor:
+    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); otherwise as fgsm."""
+    check_input(images, labels, epsilon)
+    images = images.detach()
+    radius = radii(epsilon, images)
+    start = uniform_start(images, radius, torch.Generator().manual_seed(seed))
+    with undisturbed(model, mode), lowered(precision, images):
+        gradient, _ = input_gradient(model, start, labels, check=True)
+    return between(start + 1.25 * radius * gradient.sign(), *ball(images, radius))
