@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr import attacks, defences
+from trustcxr import attacks
 from trustcxr import evaluation as evaluate
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
+from trustcxr.defences import adversarial, contract
 from trustcxr.models import factory
 
 EPSILON = 0.02
@@ -48,9 +49,9 @@ def plain_fgsm(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def losses(model: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """The loss of one training step, by the way that the images are perturbed."""
-    fgsm = defences.fgsm
+    fgsm = adversarial.fgsm
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "standard": lambda x, y: defences.standard(model, x, y)[0],
+        "standard": lambda x, y: contract.standard(model, x, y)[0],
         "trustcxr fgsm": lambda x, y: fgsm(model, x, y, epsilon=EPSILON)[0],
         "trustcxr fgsm, attack in bf16": lambda x, y: fgsm(model, x, y, epsilon=EPSILON, attack_precision="bf16")[0],
         "plain backward()": lambda x, y: F.cross_entropy(model(plain_fgsm(model, x, y)), y),
@@ -117,7 +118,7 @@ def quickly_trained(model: nn.Module, size: int, batch: int) -> None:
     for number in range(25):
         images, labels = patterns(batch, size, seed=number)
         optimiser.zero_grad()
-        defences.standard(model, images, labels)[0].backward()
+        contract.standard(model, images, labels)[0].backward()
         optimiser.step()
     model.eval()
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from small_networks import accuracy
-from trustcxr import attacks, defences
+from trustcxr import attacks
 from trustcxr.data.batches import to_pixels
+from trustcxr.defences import adversarial
 
 EPSILON, STEPS, QUERIES = 0.02, 20, 200
 
@@ -28,7 +29,7 @@ def robust_network(images: Tensor, labels: Tensor, *, epochs: int = 6) -> nn.Mod
     for step in range(steps):
         rows = torch.randint(0, len(images), (64,), generator=generator)
         ramp = min(1.0, step / (0.7 * steps))
-        loss, _ = defences.fgsm(model.train(), images[rows], labels[rows], epsilon=EPSILON * ramp)
+        loss, _ = adversarial.fgsm(model.train(), images[rows], labels[rows], epsilon=EPSILON * ramp)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

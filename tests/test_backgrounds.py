@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trustcxr.data import backgrounds
 from trustcxr.data.batches import augment
+from trustcxr.data.lungs import soften
+from trustcxr.defences import backgrounds
 
 SIDE = 50
 LUNGS = torch.zeros(1, 1, SIDE, SIDE)
@@ -15,7 +16,7 @@ LUNGS[..., 15:35, 10:20] = 1
 LUNGS[..., 15:35, 30:40] = 1
 INSIDE = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.bool)  # beyond the soft edge
 INSIDE[..., 19:31, 14:16] = True
-OUTSIDE = backgrounds.soften(LUNGS) == 0
+OUTSIDE = soften(LUNGS) == 0
 
 
 def generator(seed: int = 0) -> torch.Generator:

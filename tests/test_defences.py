@@ -12,6 +12,8 @@ from torch import Tensor
 
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
+from trustcxr.defences import contract
+from trustcxr.defences.adversarial import fgsm
 from trustcxr.errors import UserError
 from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
 
@@ -31,7 +33,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def test_standard_is_cross_entropy(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, logits = defences.standard(model, images, labels, epsilon=0.5, clean_share=0.0, mode="train")
+    loss, logits = contract.standard(model, images, labels, epsilon=0.5, clean_share=0.0, mode="train")
     expected = model(images)
     assert torch.allclose(logits, expected)
     assert torch.allclose(loss, F.cross_entropy(expected, labels))
@@ -44,7 +46,7 @@ def test_fgsm_shares_clean_and_adversarial_loss(
 ) -> None:
     images, labels = batch
     twin = copy.deepcopy(model)
-    loss, logits = defences.fgsm(model, images, labels, epsilon=0.05, clean_share=share, mode=mode)
+    loss, logits = fgsm(model, images, labels, epsilon=0.05, clean_share=share, mode=mode)
     leaf = images.clone().requires_grad_(True)
     F.cross_entropy(copy.deepcopy(twin).train(mode == "train")(leaf), labels).backward()
     adversarial = (images + 0.05 * leaf.grad.sign()).clamp(0, 1)
@@ -63,7 +65,7 @@ def test_fgsm_loss_reaches_the_weights_but_not_through_the_attack(
     twin = copy.deepcopy(model)
     adversarial = attacks.fgsm(twin, images, labels, epsilon=0.05)
     F.cross_entropy(twin(adversarial), labels).backward()
-    defences.fgsm(model, images, labels, epsilon=0.05)[0].backward()
+    fgsm(model, images, labels, epsilon=0.05)[0].backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
     counted = [int(m.num_batches_tracked) for m in model.body if isinstance(m, torch.nn.BatchNorm2d)]
@@ -105,7 +107,7 @@ def test_label_smoothing_reaches_the_loss(name: str, model: SmallNet, batch: tup
         logits = model(images)
     assert torch.allclose(loss, -F.log_softmax(logits, dim=1).mean(), atol=1e-6)
     if name == "fgsm":
-        both, _ = defences.fgsm(model, images, labels, epsilon=0.0, clean_share=0.5, label_smoothing=1.0)
+        both, _ = fgsm(model, images, labels, epsilon=0.0, clean_share=0.5, label_smoothing=1.0)
         assert torch.allclose(both, -F.log_softmax(model(images), dim=1).mean(), atol=1e-6)
 
 
@@ -147,9 +149,9 @@ def test_autocast_training_step_is_close_to_full_precision(model: SmallNet, batc
     images, labels = batch
     twin = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = defences.fgsm(model, images, labels, epsilon=0.05, clean_share=0.5)
+        loss, _ = fgsm(model, images, labels, epsilon=0.05, clean_share=0.5)
     loss.backward()
-    full, _ = defences.fgsm(twin, images, labels, epsilon=0.05, clean_share=0.5)
+    full, _ = fgsm(twin, images, labels, epsilon=0.05, clean_share=0.5)
     full.backward()
     assert float(loss) == pytest.approx(float(full), rel=0.02)
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
@@ -158,7 +160,7 @@ def test_autocast_training_step_is_close_to_full_precision(model: SmallNet, batc
 
 
 def test_get_suggests_the_nearest_name() -> None:
-    assert defences.get("fgsm") is defences.fgsm
+    assert defences.get("fgsm") is fgsm
     with pytest.raises(UserError, match="unknown defence 'standart': did you mean standard"):
         defences.get("standart")
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
+from trustcxr.defences import noise
+from trustcxr.defences.adversarial import _divergence, fgsm_rs, free, pgd, trades
+from trustcxr.defences.auxiliary_batchnorm import TwinBatchNorm
 from trustcxr.errors import UserError
-from trustcxr.twin_batchnorm import TwinBatchNorm
 
 EPSILON = 0.05
 
@@ -47,7 +49,7 @@ def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def test_fgsm_rs_is_one_step_from_a_random_start(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     twin, seen = copy.deepcopy(model), seen_by(model)
-    loss, logits = defences.fgsm_rs(model, images, labels, epsilon=EPSILON)
+    loss, logits = fgsm_rs(model, images, labels, epsilon=EPSILON)
     assert len(seen) == 2, "one gradient for the attack, one pass for the loss"
     start, adversarial = seen
     assert 0.4 * EPSILON < float((start - images).abs().mean()) < 0.6 * EPSILON, "the start is even over the ball"
@@ -63,7 +65,7 @@ def test_pgd_trains_on_what_pgd_finds(share: float, model: SmallNet, batch: tupl
     images, labels = batch
     twin, seen = copy.deepcopy(model), seen_by(model)
     torch.manual_seed(5)
-    loss, _ = defences.pgd(model, images, labels, epsilon=EPSILON, steps=4, clean_share=share)
+    loss, _ = pgd(model, images, labels, epsilon=EPSILON, steps=4, clean_share=share)
     assert len(seen) == 4 + 1 + (share > 0)
     torch.manual_seed(5)
     seed = int(torch.randint(2**31, ()))
@@ -78,7 +80,7 @@ def test_pgd_trains_on_what_pgd_finds(share: float, model: SmallNet, batch: tupl
 def test_trades_is_clean_loss_and_divergence(steps: int, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     twin, seen = copy.deepcopy(model), seen_by(model)
-    loss, logits = defences.trades(model, images, labels, epsilon=EPSILON, beta=3.0, steps=steps)
+    loss, logits = trades(model, images, labels, epsilon=EPSILON, beta=3.0, steps=steps)
     assert len(seen) == 1 + steps + 2, "the clean answer, the climb, and the two passes of the loss"
     adversarial = seen[-1]
     assert float((adversarial - images).abs().max()) <= EPSILON + 1e-6
@@ -92,7 +94,7 @@ def test_trades_is_clean_loss_and_divergence(steps: int, model: SmallNet, batch:
     with torch.no_grad():
         random = (images + EPSILON * (2 * torch.rand(images.shape) - 1)).clamp(0, 1)
         answer = judge(images).softmax(1)
-        found, drawn = (defences._divergence(answer, judge(x)).mean() for x in (adversarial, random))
+        found, drawn = (_divergence(answer, judge(x)).mean() for x in (adversarial, random))
     assert found > 2 * drawn
 
 
@@ -102,7 +104,7 @@ def test_the_divergence_of_trades_reaches_the_weights_from_both_sides(batch: tup
     model = nn.Sequential(nn.Flatten(), nn.Linear(400, 3))
     twin = copy.deepcopy(model)
     seen = seen_by(model)
-    defences.trades(model, images, labels, epsilon=EPSILON, beta=2.0)[0].backward()
+    trades(model, images, labels, epsilon=EPSILON, beta=2.0)[0].backward()
     p, q = twin(images).softmax(1), twin(seen[-1]).softmax(1)
     (F.cross_entropy(twin(images), labels) + 2 * (p * (p.log() - q.log())).sum(1).mean()).backward()
     assert torch.allclose(model[1].weight.grad, twin[1].weight.grad, atol=1e-5)
@@ -147,7 +149,7 @@ def test_free_moves_the_perturbation_by_the_gradient_of_its_own_backward(batch: 
     passes = seen_by(model)
     perturbation = 0.01 * torch.randn(20, 1, 20, 20)  # of a larger batch
     before = perturbation.clone()
-    loss, logits = defences.free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)
+    loss, logits = free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)
     assert torch.equal(perturbation, before), "until the loss is sent back"
     loss.backward()
     assert len(passes) == 1, "one forward pass for both gradients"
@@ -170,7 +172,7 @@ def test_free_climbs_over_replays(model: SmallNet, batch: tuple[Tensor, Tensor])
     perturbation = torch.zeros_like(images)
     losses = []
     for _ in range(4):
-        loss, _ = defences.free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)
+        loss, _ = free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)
         loss.backward()
         losses.append(float(loss))
     assert losses[0] == pytest.approx(float(F.cross_entropy(model(images), labels)))
@@ -178,7 +180,7 @@ def test_free_climbs_over_replays(model: SmallNet, batch: tuple[Tensor, Tensor])
     assert max(losses[1:]) == pytest.approx(losses[1], rel=0.2)
     with torch.no_grad():
         kept = perturbation.clone()
-        defences.free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)
+        free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)
     assert torch.equal(kept, perturbation)
 
 
@@ -187,7 +189,7 @@ def test_free_survives_a_gradient_that_is_no_number(batch: tuple[Tensor, Tensor]
     model = nn.Sequential(nn.Flatten(), nn.Linear(400, 3))
     nn.init.constant_(model[1].weight, float("inf"))
     perturbation = torch.zeros_like(images)
-    defences.free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)[0].backward()
+    free(model, images, labels, epsilon=EPSILON, perturbation=perturbation)[0].backward()
     assert bool(torch.isfinite(perturbation).all())
 
 
@@ -198,7 +200,7 @@ def test_mixup_mixes_images_and_losses_alike(model: SmallNet, batch: tuple[Tenso
     images, labels = batch
     twin, seen = copy.deepcopy(model), seen_by(model)
     torch.manual_seed(4)
-    loss, logits = defences.mixup(model, images, labels, alpha=1.0)
+    loss, logits = noise.mixup(model, images, labels, alpha=1.0)
     torch.manual_seed(4)
     share = float(torch.distributions.Beta(1.0, 1.0).sample())
     other = torch.randperm(16)
@@ -215,7 +217,7 @@ def test_shares_of_mixup_follow_beta(batch: tuple[Tensor, Tensor]) -> None:
     seen, images = seen_by(model), torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     torch.manual_seed(0)
     for _ in range(400):
-        defences.mixup(model, images, torch.tensor([0, 1]), alpha=0.2)
+        noise.mixup(model, images, torch.tensor([0, 1]), alpha=0.2)
     shares = torch.cat([s.flatten() for s in seen])
     # Most of Beta(0.2, 0.2) lies at the ends: its variance is 0.179. Where a pair is an image and itself, it is 0 or 1.
     assert float(((shares < 0.1) | (shares > 0.9)).float().mean()) > 0.7
@@ -226,7 +228,7 @@ def test_cutout_hides_squares_in_pixel_space() -> None:
     torch.manual_seed(0)
     images = torch.rand(200, 1, 32, 32) * 0.5 + 0.5
     before = images.clone()
-    changed = defences.cut(images, size=0.25, holes=1)
+    changed = noise.cut(images, size=0.25, holes=1)
     assert torch.equal(images, before)
     hidden = (changed == 0)[:, 0]
     assert torch.equal(changed[:, 0][~hidden], images[:, 0][~hidden])
@@ -237,7 +239,7 @@ def test_cutout_hides_squares_in_pixel_space() -> None:
     assert torch.equal(rows * columns, areas), "one rectangle each"
     assert len({tuple(map(int, h.nonzero()[0])) for h in hidden}) > 100, "each image its own"
     assert float(hidden.float().mean()) == pytest.approx(0.25**2, rel=0.2)
-    assert int((defences.cut(images, size=0.25, holes=3) == 0).sum((1, 2, 3)).max()) > 64
+    assert int((noise.cut(images, size=0.25, holes=3) == 0).sum((1, 2, 3)).max()) > 64
 
 
 @pytest.mark.parametrize("name", ["cutout", "gaussian"])
@@ -255,7 +257,7 @@ def test_loss_of_changed_images_is_cross_entropy(name: str, model: SmallNet, bat
 def test_gaussian_noise_has_its_standard_deviation() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(100, 2))
     seen, images = seen_by(model), torch.full((200, 1, 10, 10), 0.5)
-    defences.gaussian(model, images, torch.zeros(200, dtype=torch.long), sigma=0.1)
+    noise.gaussian(model, images, torch.zeros(200, dtype=torch.long), sigma=0.1)
     assert float((seen[0] - 0.5).std()) == pytest.approx(0.1, rel=0.03)
 
 

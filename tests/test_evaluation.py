@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from trustcxr import attacks, corruptions, evaluation, metrics, training
-from trustcxr.data import backgrounds, load_dataset, phantom
+from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
+from trustcxr.data.lungs import soften
 from trustcxr.errors import UserError
 from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
@@ -131,7 +132,7 @@ def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:
     ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
     assert name == "lungs_on_another_film"
     shown = torch.cat([first, second])
-    deep, far = backgrounds.soften(lungs) > 1 - 1e-6, backgrounds.soften(lungs) < 1e-6
+    deep, far = soften(lungs) > 1 - 1e-6, soften(lungs) < 1e-6
     assert deep.any()
     assert torch.allclose(shown[deep], pixels[deep], atol=1e-5)
     assert torch.allclose(shown[far], pixels[other][far], atol=1e-5)

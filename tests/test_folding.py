@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, defences
+from trustcxr.defences import adversarial
+from trustcxr.defences.auxiliary_batchnorm import TwinBatchNorm
 from trustcxr.models import factory, zoo
 from trustcxr.models.folding import folded, pairs
-from trustcxr.twin_batchnorm import TwinBatchNorm
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -103,7 +104,7 @@ class Depends(nn.Module):
 def test_a_network_that_cannot_be_followed_is_attacked_as_it_is() -> None:
     model = lived_in(Depends()).train()
     assert pairs(model) == []
-    loss, logits = defences.fgsm(model, IMAGES, LABELS, epsilon=0.02)
+    loss, logits = adversarial.fgsm(model, IMAGES, LABELS, epsilon=0.02)
     assert torch.isfinite(loss)
     assert logits.shape == (4, 3)
 

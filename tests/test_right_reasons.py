@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_networks import SIDE, SmallNet, images_and_labels, one_thread
-from trustcxr import defences, right_reasons
+from trustcxr import defences
+from trustcxr.defences import contract, lung_losses
 from trustcxr.recipes.training import DEFENCE_OPTIONS
 
 OUTSIDE = torch.zeros(16, 1, 20, 20)
@@ -36,11 +37,11 @@ def test_the_penalty_of_a_linear_model_is_known() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(400, 3)
     model, (images, _) = nn.Sequential(nn.Flatten(), linear), images_and_labels(16)
-    with right_reasons.recorded(model) as passes:
+    with lung_losses.recorded(model) as passes:
         logits = model(images)
     slope = ((1 - 3 * logits.softmax(1)) @ linear.weight).view_as(images)
     expected = (slope.square() * OUTSIDE).sum() / 16
-    found = right_reasons.penalty(passes, logits, OUTSIDE)
+    found = lung_losses.penalty(passes, logits, OUTSIDE)
     assert torch.allclose(found, expected)
     (ours,) = torch.autograd.grad(found, linear.weight, retain_graph=True)
     (theirs,) = torch.autograd.grad(expected, linear.weight)
@@ -59,10 +60,10 @@ def test_it_goes_with_any_defence_and_costs_no_pass(name: str, model: SmallNet) 
     plain, _ = defences.get(name)(copy.deepcopy(model), images, labels, **options)
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     torch.manual_seed(1)
-    with right_reasons.recorded(model) as passes:
+    with lung_losses.recorded(model) as passes:
         loss, logits = defences.get(name)(model, images, labels, **options)
     count = len(seen)
-    penalty = right_reasons.penalty(passes, logits, OUTSIDE)
+    penalty = lung_losses.penalty(passes, logits, OUTSIDE)
     assert len(seen) == count
     assert torch.allclose(loss, plain, atol=1e-6), "recording changes nothing"
     expected = by_hand(twin, seen[-1])
@@ -91,9 +92,9 @@ def test_training_on_it_takes_the_gradient_off_what_is_outside() -> None:
         for _ in range(100):
             labels = torch.randint(2, (16,))
             images = (0.4 + 0.2 * labels.view(-1, 1, 1, 1) + 0.1 * torch.randn(16, 1, 20, 20)).clamp(0, 1)
-            with right_reasons.recorded(model) as passes:
-                loss, logits = defences.standard(model, images, labels)
-            (loss + weight * right_reasons.penalty(passes, logits, OUTSIDE)).backward()
+            with lung_losses.recorded(model) as passes:
+                loss, logits = contract.standard(model, images, labels)
+            (loss + weight * lung_losses.penalty(passes, logits, OUTSIDE)).backward()
             optimiser.step()
             optimiser.zero_grad()
         leaf = images.requires_grad_(True)
@@ -106,11 +107,11 @@ def test_training_on_it_takes_the_gradient_off_what_is_outside() -> None:
 
 
 def test_nothing_is_recorded_where_it_is_not_wanted(model: SmallNet) -> None:
-    with right_reasons.recorded(model, wanted=False) as passes:
+    with lung_losses.recorded(model, wanted=False) as passes:
         model(images_and_labels(4)[0])
         assert not model._forward_pre_hooks
     assert passes == []
-    with right_reasons.recorded(model) as passes, torch.no_grad():
+    with lung_losses.recorded(model) as passes, torch.no_grad():
         model(images_and_labels(4)[0])
     assert passes == []
 
@@ -122,22 +123,22 @@ def test_emptied_lungs_are_one_grey_and_the_rest_is_as_it_was() -> None:
     torch.manual_seed(3)
     images, lungs = torch.rand(12, 1, 8, 8), torch.zeros(12, 1, 8, 8)
     lungs[2:, :, 2:6, 1:7] = 1
-    emptied = right_reasons.emptied(images, lungs)
+    emptied = lung_losses.emptied(images, lungs)
     assert emptied.shape == (3, 1, 8, 8), "a quarter of the batch"
     inside = lungs[2:5].bool()
     assert torch.equal(emptied[~inside], images[2:5][~inside]), "the first that have lungs"
     greys = emptied[inside].view(3, -1)
     assert torch.equal(greys, greys[:, :1].expand_as(greys))
     assert len(greys[:, 0].unique()) == 3
-    assert right_reasons.emptied(images, torch.zeros_like(lungs)).shape == (0, 1, 8, 8)
-    assert right_reasons.emptied(images[:1], lungs[:1] + 1).shape == (1, 1, 8, 8), "one at least"
+    assert lung_losses.emptied(images, torch.zeros_like(lungs)).shape == (0, 1, 8, 8)
+    assert lung_losses.emptied(images[:1], lungs[:1] + 1).shape == (1, 1, 8, 8), "one at least"
 
 
 def test_a_learner_answers_for_emptied_lungs_apart_and_in_training_alone() -> None:
     torch.manual_seed(0)
     learner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
     images, emptied = torch.rand(6, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    beside = right_reasons.BesideEmptied(learner.train(), emptied)
+    beside = lung_losses.BesideEmptied(learner.train(), emptied)
     logits = beside(images)
     whole = learner(torch.cat([images, emptied]))
     assert torch.allclose(logits, whole[:6], atol=1e-6)
@@ -152,7 +153,7 @@ def test_a_learner_answers_for_emptied_lungs_apart_and_in_training_alone() -> No
     assert torch.equal(beside.eval()(images), learner(images))
     assert shown == [6, 6], "an attack's passes cost nothing more"
     hook.remove()
-    assert right_reasons.BesideEmptied(learner.eval(), emptied).training is False, "as the learner is"
+    assert lung_losses.BesideEmptied(learner.eval(), emptied).training is False, "as the learner is"
 
 
 def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
@@ -176,8 +177,8 @@ def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
             for step in range(60):
                 images, labels = marked(48, seed=step)
                 lungs = inside.expand_as(images)
-                learner = right_reasons.BesideEmptied(model, right_reasons.emptied(images, lungs))
-                loss, _ = defences.standard(model if background == "full" else learner, images, labels)
+                learner = lung_losses.BesideEmptied(model, lung_losses.emptied(images, lungs))
+                loss, _ = contract.standard(model if background == "full" else learner, images, labels)
                 loss = loss if background == "full" else loss + learner.unevenness()
                 optimiser.zero_grad()
                 loss.backward()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
 from trustcxr import defences, evaluation, fitting, training, watching
 from trustcxr.data.batches import to_pixels
+from trustcxr.defences import adversarial, contract
 from trustcxr.errors import UserError
 from trustcxr.models import classifier, factory
 from trustcxr.recipes.run import RunRecipe
@@ -289,7 +290,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
     calls = iter(range(1000))
 
     def breaks(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        loss, logits = defences.standard(model, images, labels, **options)
+        loss, logits = contract.standard(model, images, labels, **options)
         return (loss * math.nan if next(calls) == 4 else loss), logits
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
@@ -395,7 +396,7 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
 
     def spy(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         seen.append(options | {"training": model.training, "range": (float(images.min()), float(images.max()))})
-        return defences.fgsm(model, images, labels, **options)
+        return adversarial.fgsm(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
     defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25, "mode": "train"}

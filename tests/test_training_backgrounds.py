@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, lung_segmenter, right_reasons, training, watching
+from trustcxr import defences, evaluation, lung_segmenter, training, watching
 from trustcxr.data import load_dataset, phantom
+from trustcxr.defences import lung_losses
 from trustcxr.errors import UserError
 from trustcxr.models import lung_gate
 from trustcxr.recipes.run import RunRecipe
@@ -145,9 +146,9 @@ def test_the_penalty_is_of_the_pixels_outside(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outsides: list[Tensor] = []
-    real = right_reasons.penalty
+    real = lung_losses.penalty
     monkeypatch.setattr(
-        right_reasons, "penalty", lambda p, logits, outside: outsides.append(outside) or real(p, logits, outside)
+        lung_losses, "penalty", lambda p, logits, outside: outsides.append(outside) or real(p, logits, outside)
     )
     training.fit(recipe("fgsm", rrr=5.0, epochs=1), *films, tmp_path / "a")
     share = 1 - float(np.mean(films[0].masks("lung")))
@@ -162,8 +163,8 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[Step]
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
-    real = right_reasons.emptied
-    monkeypatch.setattr(right_reasons, "emptied", lambda *given: seen.append(given) or real(*given))
+    real = lung_losses.emptied
+    monkeypatch.setattr(lung_losses, "emptied", lambda *given: seen.append(given) or real(*given))
     training.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *films, tmp_path / "a")
     training.fit(recipe("fgsm", augment=STILL, epochs=1), *films, tmp_path / "b")
     assert len(seen) == 3, "a run with the whole image has none"
@@ -181,9 +182,9 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
 ) -> None:
     monkeypatch.setattr(lung_segmenter, "EPOCHS", 1)
     learners: list[nn.Module] = []
-    real = right_reasons.BesideEmptied
+    real = lung_losses.BesideEmptied
     monkeypatch.setattr(
-        right_reasons, "BesideEmptied", lambda learner, images: learners.append(learner) or real(learner, images)
+        lung_losses, "BesideEmptied", lambda learner, images: learners.append(learner) or real(learner, images)
     )
     run = recipe("fgsm", model={"copies": 2}, background="gate-emptied", epochs=1)
     training.fit(run, *films, tmp_path)

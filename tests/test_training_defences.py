@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
 from trustcxr import attacks, defences, evaluation, fitting, training, watching
 from trustcxr.data.batches import to_pixels
+from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
 from trustcxr.models import factory
 from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
@@ -104,7 +105,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
 
     def spy(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         seen.append((images.clone(), options["perturbation"].clone(), options["epsilon"]))
-        return defences.free(model, images, labels, **options)
+        return adversarial.free(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "free", spy)
     summary = training.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *films, tmp_path)

@@ -15,8 +15,8 @@ from torch import Tensor
 from trustcxr import attacks, calibration, masking, metrics
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
-from trustcxr.data import backgrounds
 from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.lungs import soften
 from trustcxr.errors import UserError
 from trustcxr.metrics import CLEAN, VIEWS
 from trustcxr.models import classifier, factory
@@ -220,7 +220,7 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
     shown = [pixels * (1 - lungs), pixels * lungs, shape, pixels * border]
     if len(np.unique(dataset.labels)) > 1:
         behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
-        visible = backgrounds.soften(lungs)
+        visible = soften(lungs)
         shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
     for name, view in zip(VIEWS, shown, strict=False):
         yield (name, 0.0, 0, 0), kept, view

@@ -8,13 +8,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import defences, right_reasons
-from trustcxr.data import backgrounds
+from trustcxr import defences
 from trustcxr.data.batches import Batch, augment, to_pixels
+from trustcxr.data.lungs import has_lungs
+from trustcxr.defences import backgrounds, lung_losses
+from trustcxr.defences.auxiliary_batchnorm import TwinBatchNorm
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DEFENCE_OPTIONS
-from trustcxr.twin_batchnorm import TwinBatchNorm
 
 
 class Fitting(pl.LightningModule):
@@ -61,7 +62,7 @@ class Fitting(pl.LightningModule):
         outside = self.recipe.defence.epsilon_outside
         if outside is None or lungs is None:
             return self.epsilon(step)
-        inside = torch.where(backgrounds.has_lungs(lungs), lungs, 1.0)
+        inside = torch.where(has_lungs(lungs), lungs, 1.0)
         return inside * self.epsilon(step) + (1 - inside) * outside * self._grown(step)
 
     def _grown(self, step: int) -> float:
@@ -117,13 +118,13 @@ class Fitting(pl.LightningModule):
     def _learn(self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch, and its logits."""
         weight, beside = self.recipe.training.rrr, None
-        if self.recipe.empties and lungs is not None and len(emptied := right_reasons.emptied(pixels, lungs)):
-            learner = beside = right_reasons.BesideEmptied(learner, emptied)
-        with right_reasons.recorded(learner, wanted=weight > 0) as passes:
+        if self.recipe.empties and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
+            learner = beside = lung_losses.BesideEmptied(learner, emptied)
+        with lung_losses.recorded(learner, wanted=weight > 0) as passes:
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
         if weight and lungs is not None:
-            outside = (1 - lungs) * backgrounds.has_lungs(lungs)
-            loss = loss + weight * right_reasons.penalty(passes, logits, outside)
+            outside = (1 - lungs) * has_lungs(lungs)
+            loss = loss + weight * lung_losses.penalty(passes, logits, outside)
         if beside is not None:
             loss = loss + beside.unevenness()
         return loss, logits

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EDGE = 0.03  # of the side: the lungs' edge falls from 1 to 0 over four times this, half of it inside
+from trustcxr.data.lungs import has_lungs, soften
+
 MARGIN = 0.05  # around the lungs where the image is cropped to them, as a share of the side
 
 
@@ -48,19 +49,6 @@ def change(images: Tensor, lungs: Tensor, background: str, *, share: float, gene
         behind = images.roll(int(torch.randint(1, len(images), (), generator=generator)), 0)
     visible = soften(lungs)
     return torch.where(chosen, visible * images + (1 - visible) * behind, images)
-
-
-def soften(lungs: Tensor) -> Tensor:
-    """Masks (B, 1, H, W) with a soft edge: a mean filter of twice EDGE of the side, run twice."""
-    width = 2 * round(EDGE * lungs.shape[-1]) + 1
-    for _ in range(2):
-        lungs = F.avg_pool2d(lungs, width, 1, width // 2, count_include_pad=False)
-    return lungs
-
-
-def has_lungs(lungs: Tensor) -> Tensor:
-    """bool (B, 1, 1, 1): which images have a mask that is not empty."""
-    return (lungs > 0.5).flatten(1).any(1).view(-1, 1, 1, 1)
 
 
 def _chosen(lungs: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -1,66 +1,16 @@
-"""How a model is trained to hold up: one loss for each defence, side by side.
+"""Trained on attacked images: fgsm, fgsm-rs, free, pgd, trades."""
 
-One contract: (model, images, labels, *, options of its own) -> (loss, logits). Images are (B, 1, H, W), float, in
-[0, 1]; labels are (B,), int; the loss is a scalar; the logits (B, C) are those of the images that the loss was taken
-on, for the training accuracy. What a defence draws comes from torch's random state on the processor, so that one seed
-gives one run on every device.
-
-Options that several share:
-    epsilon: L-infinity radius in pixel space, or radii (B, 1, H, W), one for each pixel.
-    mode: of the model while it is attacked: "eval", or "train" for batch statistics (nothing is updated).
-    attack_precision: "bf16" runs the attack's passes under autocast, since only the sign of the gradient is used.
-    clean_share: share of the loss that is on the images as they are.
-    clean: what the images as they are go through, where that is not `model`: see TwinBatchNorm.
-    label_smoothing in [0, 1], class_weights (C,): of the loss alone; the attack climbs the plain cross-entropy.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, Protocol, TypedDict, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.errors import unknown
+from trustcxr.defences.contract import Precision, Radius, Weighing, weighted_cross_entropy
 from trustcxr.models.folding import folded
-
-Precision = Literal["same", "bf16"]
-Radius = float | Tensor
-
-
-class Weighing(TypedDict, total=False):
-    """How the cross-entropy of the loss is weighed."""
-
-    label_smoothing: float
-    class_weights: Tensor | None
-
-
-class Defence(Protocol):
-    """What every defence looks like; the options that each takes are in recipes.DEFENCE_OPTIONS too."""
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """The loss (scalar) and the logits (B, C)."""
-        ...
-
-
-def standard(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius = 0.0,
-    clean_share: float = 1.0,
-    mode: attacks.Mode = "eval",
-    **weighing: Unpack[Weighing],
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on the images as they are; there is no attack that the options could change."""
-    logits = model(images)
-    return _cross_entropy(logits, labels, **weighing), logits
-
-
-# --- trained on what an attack finds ---------------------------------------------------------------------------------
 
 
 def fgsm(
@@ -164,7 +114,7 @@ def trades(
             adversarial = _step(images, adversarial, gradient, epsilon, 1.25 if steps == 1 else 2.5 / steps)
     natural, logits = (model if clean is None else clean)(images), model(adversarial)
     divergence = _divergence(natural.float().softmax(1), logits.float()).mean()
-    return _cross_entropy(natural, labels, **weighing) + beta * divergence, logits
+    return weighted_cross_entropy(natural, labels, **weighing) + beta * divergence, logits
 
 
 def free(
@@ -190,94 +140,7 @@ def free(
     if torch.is_grad_enabled():
         leaf.register_hook(ascend)
     logits = model(leaf)
-    return _cross_entropy(logits, labels, **weighing), logits
-
-
-# --- trained on images that are changed at random --------------------------------------------------------------------
-
-
-def mixup(
-    model: nn.Module, images: Tensor, labels: Tensor, *, alpha: float = 0.2, **weighing: Unpack[Weighing]
-) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al. 2018) in pixel space: two images and their losses in the shares s and 1 - s.
-
-    s is drawn from Beta(alpha, alpha), once for a batch. The logits are of the mixed images: beside the labels of the
-    first of each pair, so the training accuracy is below that on images as they are.
-    """
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    other = torch.randperm(len(images)).to(images.device)
-    logits = model(share * images + (1 - share) * images[other])
-    first, second = (_cross_entropy(logits, target, **weighing) for target in (labels, labels[other]))
-    return share * first + (1 - share) * second, logits
-
-
-def cutout(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    size: float = 0.25,
-    holes: int = 1,
-    **weighing: Unpack[Weighing],
-) -> tuple[Tensor, Tensor]:
-    """Cutout (DeVries and Taylor 2017) in pixel space: `holes` black squares in each image.
-
-    The side of a square is `size` of the image's. Its centre is drawn evenly over the image, so that it may be cut off
-    at the edge, as in the paper.
-    """
-    return standard(model, cut(images, size=size, holes=holes), labels, **weighing)
-
-
-def gaussian(
-    model: nn.Module, images: Tensor, labels: Tensor, *, sigma: float = 0.05, **weighing: Unpack[Weighing]
-) -> tuple[Tensor, Tensor]:
-    """Training with Gaussian noise of standard deviation `sigma` in pixel space, clamped to [0, 1]."""
-    noise = torch.randn(images.shape).to(images)
-    return standard(model, (images + sigma * noise).clamp(0, 1), labels, **weighing)
-
-
-DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "standard": standard,
-    "fgsm": fgsm,
-    "fgsm-rs": fgsm_rs,
-    "free": free,
-    "pgd": pgd,
-    "trades": trades,
-    "mixup": mixup,
-    "cutout": cutout,
-    "gaussian": gaussian,
-}
-
-
-def get(name: str) -> Defence:
-    """The defence of that name; UserError with the valid names for any other."""
-    if name not in DEFENCES:
-        raise unknown("defence", name, DEFENCES)
-    return DEFENCES[name]
-
-
-# --- their parts -----------------------------------------------------------------------------------------------------
-
-
-def cut(images: Tensor, *, size: float, holes: int) -> Tensor:
-    """Copies of images (B, 1, H, W) with `holes` black squares each, of side `size` as a share of H and of W."""
-    count, _, *sides = images.shape
-    hidden = torch.zeros((count, *sides), dtype=torch.bool)
-    for _ in range(holes):
-        inside = []
-        for side in sides:
-            length = max(1, round(size * side))
-            start = torch.randint(side, (count, 1)) - length // 2
-            place = torch.arange(side)
-            inside.append((place >= start) & (place < start + length))
-        hidden |= inside[0][:, :, None] & inside[1][:, None, :]
-    return images.masked_fill(hidden[:, None].to(images.device), 0.0)
-
-
-def _cross_entropy(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
-) -> Tensor:
-    return F.cross_entropy(logits, labels, weight=class_weights, label_smoothing=label_smoothing)
+    return weighted_cross_entropy(logits, labels, **weighing), logits
 
 
 def _shared(
@@ -291,9 +154,9 @@ def _shared(
 ) -> tuple[Tensor, Tensor]:
     """The loss shared between adversarial and clean images, and the logits of the adversarial ones."""
     logits = model(adversarial)
-    loss = _cross_entropy(logits, labels, **weighing)
+    loss = weighted_cross_entropy(logits, labels, **weighing)
     if clean_share > 0:
-        natural = _cross_entropy((model if clean is None else clean)(images), labels, **weighing)
+        natural = weighted_cross_entropy((model if clean is None else clean)(images), labels, **weighing)
         loss = clean_share * natural + (1 - clean_share) * loss
     return loss, logits
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trustcxr.data import backgrounds
+from trustcxr.data.lungs import has_lungs
 
 EMPTIED_SHARE = 0.25  # images with emptied lungs beside a batch, as a share of it
 Passes = list[tuple[Tensor, Tensor]]  # the images of each pass, with a gradient, and what the model answered
@@ -96,6 +96,6 @@ def emptied(images: Tensor, lungs: Tensor) -> Tensor:
     E is a share of B, or as many as have lungs. The grey is drawn evenly from [0, 1] for each image, from torch's
     random state on the processor.
     """
-    some = backgrounds.has_lungs(lungs).flatten().nonzero()[:, 0][: max(1, round(EMPTIED_SHARE * len(images)))]
+    some = has_lungs(lungs).flatten().nonzero()[:, 0][: max(1, round(EMPTIED_SHARE * len(images)))]
     grey = torch.rand(len(some), 1, 1, 1).to(images)
     return images[some] * (1 - lungs[some]) + grey * lungs[some]

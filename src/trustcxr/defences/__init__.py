@@ -1,0 +1,44 @@
+"""How a model is trained to hold up: (model, images, labels) -> loss, logits."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, pgd, trades
+from trustcxr.defences.contract import Defence, standard
+from trustcxr.defences.noise import cutout, gaussian, mixup
+from trustcxr.errors import unknown
+
+__all__ = [
+    "DEFENCES",
+    "Defence",
+    "cutout",
+    "fgsm",
+    "fgsm_rs",
+    "free",
+    "gaussian",
+    "get",
+    "mixup",
+    "pgd",
+    "standard",
+    "trades",
+]
+
+DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "standard": standard,
+    "fgsm": fgsm,
+    "fgsm-rs": fgsm_rs,
+    "free": free,
+    "pgd": pgd,
+    "trades": trades,
+    "mixup": mixup,
+    "cutout": cutout,
+    "gaussian": gaussian,
+}
+
+
+def get(name: str) -> Defence:
+    """The defence of that name; UserError with the valid names for any other."""
+    if name not in DEFENCES:
+        raise unknown("defence", name, DEFENCES)
+    return DEFENCES[name]

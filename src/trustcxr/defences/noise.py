@@ -1,0 +1,63 @@
+"""Trained on images changed without looking at the model: mixup, cutout, gaussian."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.defences.contract import Weighing, standard, weighted_cross_entropy
+
+
+def mixup(
+    model: nn.Module, images: Tensor, labels: Tensor, *, alpha: float = 0.2, **weighing: Unpack[Weighing]
+) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018) in pixel space: two images and their losses in the shares s and 1 - s.
+
+    s is drawn from Beta(alpha, alpha), once for a batch. The logits are of the mixed images: beside the labels of the
+    first of each pair, so the training accuracy is below that on images as they are.
+    """
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    other = torch.randperm(len(images)).to(images.device)
+    logits = model(share * images + (1 - share) * images[other])
+    first, second = (weighted_cross_entropy(logits, target, **weighing) for target in (labels, labels[other]))
+    return share * first + (1 - share) * second, logits
+
+
+def cutout(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    size: float = 0.25,
+    holes: int = 1,
+    **weighing: Unpack[Weighing],
+) -> tuple[Tensor, Tensor]:
+    """Cutout (DeVries and Taylor 2017) in pixel space: `holes` black squares in each image.
+
+    The side of a square is `size` of the image's. Its centre is drawn evenly over the image, so that it may be cut off
+    at the edge, as in the paper.
+    """
+    return standard(model, cut(images, size=size, holes=holes), labels, **weighing)
+
+
+def gaussian(
+    model: nn.Module, images: Tensor, labels: Tensor, *, sigma: float = 0.05, **weighing: Unpack[Weighing]
+) -> tuple[Tensor, Tensor]:
+    """Training with Gaussian noise of standard deviation `sigma` in pixel space, clamped to [0, 1]."""
+    noise = torch.randn(images.shape).to(images)
+    return standard(model, (images + sigma * noise).clamp(0, 1), labels, **weighing)
+
+
+def cut(images: Tensor, *, size: float, holes: int) -> Tensor:
+    """Copies of images (B, 1, H, W) with `holes` black squares each, of side `size` as a share of H and of W."""
+    count, _, *sides = images.shape
+    hidden = torch.zeros((count, *sides), dtype=torch.bool)
+    for _ in range(holes):
+        inside = []
+        for side in sides:
+            length = max(1, round(size * side))
+            start = torch.randint(side, (count, 1)) - length // 2
+            place = torch.arange(side)
+            inside.append((place >= start) & (place < start + length))
+        hidden |= inside[0][:, :, None] & inside[1][:, None, :]
+    return images.masked_fill(hidden[:, None].to(images.device), 0.0)
