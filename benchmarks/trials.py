@@ -20,7 +20,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
-from trustcxr.watching import WATCH_STEPS
+from trustcxr.training.monitor import WATCH_STEPS
 
 STEPS, EPSILON = 20, 0.02
 HEAD = (

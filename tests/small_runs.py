@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trustcxr import training, watching
 from trustcxr.data import load_dataset, phantom
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.training import monitor
+from trustcxr.training.step import Fitting
 
 MODEL = "test_resnet"  # timm's own network for tests
 
@@ -50,7 +51,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, ...]]) -> N
     """Validation figures by epoch: (accuracy) or (accuracy, under FGSM, under PGD)."""
     names = ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
     left = iter(rows)
-    monkeypatch.setattr(watching, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
+    monkeypatch.setattr(monitor, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
 
 
 class PowerCut(Exception):
@@ -59,13 +60,13 @@ class PowerCut(Exception):
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, step: int, problem: type[BaseException] = PowerCut) -> list[int]:
     """Let training fail at a step; the steps that were done are listed."""
-    real, done = training.Fitting.training_step, []
+    real, done = Fitting.training_step, []
 
-    def training_step(self: training.Fitting, batch: Any, number: int) -> Tensor:
+    def training_step(self: Fitting, batch: Any, number: int) -> Tensor:
         if self.global_step == step:
             raise problem
         done.append(self.global_step)
         return real(self, batch, number)
 
-    monkeypatch.setattr(training.Fitting, "training_step", training_step)
+    monkeypatch.setattr(Fitting, "training_step", training_step)
     return done

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from small_runs import make_films, recipe
-from trustcxr import attacks, evaluation, training
+from trustcxr import attacks, evaluation
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackName, AttackRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.training import loop
 
 FAST: dict[str, dict[str, Any]] = {
     name: {k: v for k, v in {"steps": 3, "queries": 5}.items() if k in options}
@@ -28,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("attacks")
     train, val = make_films(folder)
     for seed in (0, 1):
-        training.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
+        loop.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
     return folder
 
 

@@ -169,7 +169,7 @@ def test_get_suggests_the_nearest_name() -> None:
 def test_class_weights_reach_the_loss(name: str) -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
-    from trustcxr.training import class_weights
+    from trustcxr.training.loop import class_weights
 
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     weights = class_weights(labels, 3)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from trustcxr import attacks, corruptions, evaluation, metrics, training
+from trustcxr import attacks, corruptions, evaluation, metrics
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lungs import soften
@@ -21,6 +21,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.training import loop
 
 MODEL = "test_resnet"
 PLAN = (
@@ -41,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"size": 32},
         "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3},
     }
-    training.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
+    loop.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
     return folder
 
 
@@ -241,7 +242,7 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
         "training": {"epochs": 1, "batch_size": 16},
     }
     content["defence"] = {"name": "fgsm"}
-    training.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
+    loop.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
     run = evaluation.load_run(tmp_path / "run")
     found = evaluation.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, lung_segmenter, training
+from trustcxr import attacks, evaluation
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
@@ -17,6 +17,7 @@ from trustcxr.explain import cam
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import study
+from trustcxr.training import loop, lung_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +139,12 @@ def test_dice() -> None:
 def test_a_gated_run_is_named_kept_and_resumed(films: tuple[Any, Any], tmp_path: Path) -> None:
     run = recipe("fgsm", background="gate")
     assert run.name == "test_resnet-gate-fgsm-s0"
-    training.fit(run, *films, tmp_path / "whole")
+    loop.fit(run, *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            training.fit(run, *films, tmp_path / "parts")
-    training.fit(run, *films, tmp_path / "parts")
+            loop.fit(run, *films, tmp_path / "parts")
+    loop.fit(run, *films, tmp_path / "parts")
     kept = weights(tmp_path / "whole")
     assert same(kept, weights(tmp_path / "parts"))
     loaded = evaluation.load_run(tmp_path / "whole")
@@ -164,7 +165,7 @@ def test_the_classifier_does_not_bend_the_gate(films: tuple[Any, Any], tmp_path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lung_segmenter, "fit", fit)
-        training.fit(recipe("standard", background="gate", averaging=0.5), *films, tmp_path)
+        loop.fit(recipe("standard", background="gate", averaging=0.5), *films, tmp_path)
     kept = weights(tmp_path)
     assert gates[0]
     assert all(torch.allclose(kept[k], v) for k, v in gates[0].items())
@@ -183,7 +184,7 @@ def test_a_gate_needs_lung_masks(films: tuple[Any, Any], tmp_path: Path) -> None
                 )
     parts = [load_dataset(folders, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
     with pytest.raises(UserError, match="need lung masks"):
-        training.fit(recipe(background="gate"), *parts, tmp_path / "run")
+        loop.fit(recipe(background="gate"), *parts, tmp_path / "run")
 
 
 def test_a_gated_run_cannot_start_from_one_without(films: tuple[Any, Any]) -> None:

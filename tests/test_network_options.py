@@ -9,11 +9,12 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from small_runs import MODEL, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, runs, training
+from trustcxr import attacks, evaluation, runs
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run import DataRecipe
+from trustcxr.training import loop, step
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 
@@ -202,7 +203,7 @@ def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Pa
     films = make_films(tmp_path)
     run = recipe("fgsm", model=options, epochs=1)
     assert run.model.options() == {key: value for key, value in options.items() if key != "name"}
-    training.fit(run, *films, tmp_path / "run")
+    loop.fit(run, *films, tmp_path / "run")
     loaded = evaluation.load_run(tmp_path / "run", on="cpu")
     assert same(weights(tmp_path / "run"), loaded.model.state_dict())
     assert (count(loaded.model, nn.GroupNorm) > 0) == ("normalisation" in options)
@@ -212,9 +213,9 @@ def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Pa
 
 def test_training_with_frozen_statistics(tmp_path: Path) -> None:
     films = make_films(tmp_path)
-    training.fit(recipe(epochs=1), *films, tmp_path / "first")
+    loop.fit(recipe(epochs=1), *films, tmp_path / "first")
     frozen = {"normalisation": "frozen", "weights": str(tmp_path / "first" / "model.safetensors")}
-    training.fit(recipe("fgsm", model=frozen, averaging=0.5), *films, tmp_path / "second")
+    loop.fit(recipe("fgsm", model=frozen, averaging=0.5), *films, tmp_path / "second")
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert all(torch.equal(first[k], second[k]) for k in first if "running" in k)
     assert not torch.equal(first["net.bn1.weight"], second["net.bn1.weight"])
@@ -275,7 +276,7 @@ def test_each_network_learns_for_itself_on_an_attack_of_its_own(
 
     monkeypatch.setattr(attacks, "fgsm", watched)
     together = built(run.model.name, **run.model.options())
-    module = training.Fitting(together, run, classes=3, steps_per_epoch=3)
+    module = step.Fitting(together, run, classes=3, steps_per_epoch=3)
     module._trainer = type("Trainer", (), {"global_step": 3, "fit_loop": None})()  # type: ignore[assignment]
     images, labels, rows = films[0].batch(range(8)), torch.as_tensor(films[0].labels[:8]), torch.arange(8)
     loss = module.training_step((torch.from_numpy(images), labels, rows), 0)

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trustcxr import evaluation, planted, runs, training
+from trustcxr import evaluation, planted, runs
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.training import loop
 
 SIZE = 32
 
@@ -30,7 +31,7 @@ def trained(folder: Path, shortcuts: list[str]) -> evaluation.Run:
         "data": {"size": SIZE},
         "training": {"epochs": 30, "patience": 30, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
-    training.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
+    loop.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
     return evaluation.load_run(folder / "run", on="cpu")
 
 

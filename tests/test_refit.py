@@ -8,16 +8,19 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import console, engines, evaluation, fitting, metrics, report, runs, training, watching
+from trustcxr import console, engines, evaluation, metrics, report, runs
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.explain import scoring
+from trustcxr.models.weights import load_weights
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report.folder import Run
 from trustcxr.results import files
 from trustcxr.study import Study
+from trustcxr.training import loop, monitor
+from trustcxr.training.step import Fitting
 
 LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
 
@@ -45,17 +48,17 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
 ) -> None:
     made_up(monkeypatch, [*LOOKED_ON, (0.9,), (0.1,)])
     seen: dict[int, set[int]] = {}
-    real = fitting.Fitting.training_step
+    real = Fitting.training_step
 
-    def watching_step(self: fitting.Fitting, batch: Any, number: int) -> torch.Tensor:
+    def watching_step(self: Fitting, batch: Any, number: int) -> torch.Tensor:
         seen.setdefault(self.steps_per_epoch, set()).update(batch[2].tolist())
         return real(self, batch, number)
 
-    monkeypatch.setattr(fitting.Fitting, "training_step", watching_step)
+    monkeypatch.setattr(Fitting, "training_step", watching_step)
     bars: list[console.Progress] = []
     closed = console.Progress.__exit__
     monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
-    summary = training.fit(recipe(epochs=4, refit=True), *films, tmp_path)
+    summary = loop.fit(recipe(epochs=4, refit=True), *films, tmp_path)
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
@@ -79,8 +82,8 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
 
 
 def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path) -> None:
-    training.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
-    training.fit(recipe("fgsm"), *films, tmp_path / "once")
+    loop.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
+    loop.fit(recipe("fgsm"), *films, tmp_path / "once")
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
     loaded = evaluation.load_run(tmp_path / "once")
@@ -92,23 +95,23 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
     cut: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe("fgsm", epochs=3, refit=True)
-    whole = training.fit(made, *films, tmp_path / "whole")
+    whole = loop.fit(made, *films, tmp_path / "whole")
     done: list[int] = []
-    real = fitting.Fitting.training_step
+    real = Fitting.training_step
 
-    def step(self: fitting.Fitting, batch: Any, number: int) -> torch.Tensor:
+    def step(self: Fitting, batch: Any, number: int) -> torch.Tensor:
         if len(done) == cut:
             done.append(-1)
             raise PowerCut
         done.append(self.global_step)
         return real(self, batch, number)
 
-    monkeypatch.setattr(fitting.Fitting, "training_step", step)
+    monkeypatch.setattr(Fitting, "training_step", step)
     with pytest.raises(PowerCut):
-        training.fit(made, *films, tmp_path / "cut")
+        loop.fit(made, *films, tmp_path / "cut")
     assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
-    again = training.fit(made, *films, tmp_path / "cut")
+    again = loop.fit(made, *films, tmp_path / "cut")
     assert again["refit"]["epochs"] == whole["refit"]["epochs"]
     first = {4: 6, 9: 0}[cut]  # steps of it that were not done, or not saved
     assert len(done) - done.index(-1) - 1 == first + 4 * whole["refit"]["epochs"], "nothing is trained twice"
@@ -120,7 +123,7 @@ def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
 ) -> None:
     cut_at(monkeypatch, 1)
     with pytest.raises(PowerCut):
-        training.fit(recipe(refit=True), *films, tmp_path)
+        loop.fit(recipe(refit=True), *films, tmp_path)
     with pytest.raises(UserError, match="holds another run"):
         runs.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
 
@@ -130,7 +133,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
 ) -> None:
     first = [(0.6, 0.6, 0.5), (0.6, 0.6, 0.6), (0.6, 0.6, 0.62)]
     made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
-    summary = training.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
+    summary = loop.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
     assert summary["refit"]["stopped"] == "overfitting"
     assert "70.0% to 10.0% on validation images that it was trained on" in summary["alarm"]
     assert "the weights of epoch 1 are kept" in summary["alarm"]
@@ -140,12 +143,12 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
 def test_the_start_of_the_first_has_not_seen_validation_either(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training.fit(recipe(refit=True), *films, tmp_path / "standard")
+    loop.fit(recipe(refit=True), *films, tmp_path / "standard")
     loaded: list[Path] = []
-    real = training.load_weights
-    monkeypatch.setattr(training, "load_weights", lambda model, path: loaded.append(path) or real(model, path))
+    real = load_weights
+    monkeypatch.setattr(loop, "load_weights", lambda model, path: loaded.append(path) or real(model, path))
     made = recipe({"name": "fgsm", "start_from": "standard"}, refit=True)
-    training.fit(made, *films, tmp_path / "fgsm", start_from=tmp_path / "standard")
+    loop.fit(made, *films, tmp_path / "fgsm", start_from=tmp_path / "standard")
     assert [path.parent.relative_to(tmp_path).as_posix() for path in loaded] == ["standard/validated", "standard"]
 
 
@@ -208,7 +211,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = films[0].root
-    training.fit(recipe(refit=True), *films, tmp_path)
+    loop.fit(recipe(refit=True), *films, tmp_path)
     runs.evaluate(tmp_path, root, attacks=["fgsm"])
     runs.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert judged_by_the_first(tmp_path, films[1])
@@ -224,6 +227,6 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
 
 
 def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:
-    watch = watching.Refitting(tmp_path, films[1], recipe(refit=True), {"best_epoch": 4, "seconds": 1.0})
+    watch = monitor.Refitting(tmp_path, films[1], recipe(refit=True), {"best_epoch": 4, "seconds": 1.0})
     assert watch.epochs == 5
     assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)

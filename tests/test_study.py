@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from trustcxr import engines, metrics, training
+from trustcxr import engines, metrics
 from trustcxr.data import phantom
 from trustcxr.errors import UserError
 from trustcxr.recipes import validation
@@ -16,6 +16,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.study import Study
+from trustcxr.training import loop
 
 RECIPE = {
     "name": "tiny",
@@ -96,7 +97,7 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(training, "fit", never)
+    monkeypatch.setattr(loop, "fit", never)
     stamps = {p: p.stat().st_mtime_ns for p in done.glob("runs/*/*") if p.is_file()}
     before = files.read_json(done / "study.json")
     after = Study(tiny(), films, done, engines.get("local")).run()
@@ -105,7 +106,7 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
 
 
 def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = training.fit, []
+    real, calls = loop.fit, []
 
     def cut_off(recipe: RunRecipe, *rest: object, **options: object) -> object:
         calls.append(recipe.name)
@@ -113,7 +114,7 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
             raise KeyboardInterrupt
         return real(recipe, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "fit", cut_off)
+    monkeypatch.setattr(loop, "fit", cut_off)
     study = Study(tiny(), films, tmp_path / "tiny", engines.get("local"))
     with pytest.raises(KeyboardInterrupt):
         study.run()

@@ -13,14 +13,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, fitting, training, watching
+from trustcxr import defences, evaluation
+from trustcxr.data import batches
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial, contract
 from trustcxr.errors import UserError
 from trustcxr.models import classifier, factory
+from trustcxr.models.weights import load_weights, save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.training import loop, monitor
+from trustcxr.training import step as fitting
+from trustcxr.training.step import Fitting
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
             figures[name] += 0.01
         return dict(figures)
 
-    monkeypatch.setattr(watching, "validate", validate_)
+    monkeypatch.setattr(monitor, "validate", validate_)
 
 
 # --- what a run leaves behind ----------------------------------------------------------------------------------------
@@ -47,7 +52,7 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = training.fit(recipe(defence), *films, tmp_path)
+    summary = loop.fit(recipe(defence), *films, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "history.csv",
         "model.safetensors",
@@ -78,16 +83,16 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
 
 
 def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:
-    places = watching.watched(range(1000))  # type: ignore[arg-type]
-    assert (len(places), places[0], places[-1]) == (watching.WATCH_IMAGES, 0, 999)
+    places = monitor.watched(range(1000))  # type: ignore[arg-type]
+    assert (len(places), places[0], places[-1]) == (monitor.WATCH_IMAGES, 0, 999)
     assert set(np.diff(places)) <= {3, 4}
-    assert watching.watched(range(7)).tolist() == list(range(7))  # type: ignore[arg-type]
+    assert monitor.watched(range(7)).tolist() == list(range(7))  # type: ignore[arg-type]
 
 
 def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: Path) -> None:
     """Loss falls and training accuracy rises: a gradient, a schedule or a label that is wrong would show here."""
     flat = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
-    training.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
+    loop.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
     history = files.read_table(tmp_path / "history.csv")
     assert history["train_loss"].iloc[-1] < 0.6 * history["train_loss"].iloc[0]
     assert history["train_accuracy"].iloc[-1] > 0.75
@@ -97,7 +102,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Tensor] = []
-    real = watching.save_weights
+    real = save_weights
     pixels = to_pixels(torch.from_numpy(np.array(films[1].images)))
 
     def spy(model: nn.Module, path: Path) -> None:
@@ -107,9 +112,9 @@ def test_kept_weights_are_those_of_the_best_epoch(
         model.train(model_mode)
         real(model, path)
 
-    monkeypatch.setattr(watching, "save_weights", spy)
+    monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.4,), (0.7,), (0.5,), (0.7,)])
-    summary = training.fit(recipe(epochs=4), *films, tmp_path)
+    summary = loop.fit(recipe(epochs=4), *films, tmp_path)
     assert (summary["best_epoch"], summary["best_value"]) == (1, 0.7)
     assert len(kept) == 2, "only epochs that are better than all before"
     run = evaluation.load_run(tmp_path, on="cpu")
@@ -122,7 +127,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
 
 
 def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = training.fit(recipe(epochs=3), *films, tmp_path)
+    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
     run, val = evaluation.load_run(tmp_path, on="cpu"), films[1]
     with torch.inference_mode():
         predicted = run.model(to_pixels(torch.from_numpy(np.array(val.images)))).argmax(1).numpy()
@@ -137,7 +142,7 @@ def test_same_seed_same_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
     for name, seed, noise in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
         torch.manual_seed(noise)
         np.random.seed(noise)  # noqa: NPY002
-        training.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
+        loop.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
@@ -155,17 +160,17 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
     defence, options = CASES[case]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    training.fit(recipe(defence, epochs=3, **options), *films, whole)
+    loop.fit(recipe(defence, epochs=3, **options), *films, whole)
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, 4)  # three steps an epoch: in the middle of the second
         with pytest.raises(PowerCut):
-            training.fit(recipe(defence, epochs=3, **options), *films, parts)
+            loop.fit(recipe(defence, epochs=3, **options), *films, parts)
         assert done == [0, 1, 2, 3]
     assert not (parts / "training.json").exists()
     assert not (parts / "model.safetensors").exists()
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, -1)
-        summary = training.fit(recipe(defence, epochs=3, **options), *films, parts)
+        summary = loop.fit(recipe(defence, epochs=3, **options), *films, parts)
         assert done == [3, 4, 5, 6, 7, 8], "the first epoch is not trained again"
     assert same(weights(whole), weights(parts))
     histories = [files.read_table(folder / "history.csv") for folder in (whole, parts)]
@@ -188,13 +193,13 @@ def test_dropout_is_the_same_in_a_run_that_was_cut_off(
         return classifier.Classifier(net, mean=0.5, std=0.25)
 
     monkeypatch.setattr(factory, "build", build)
-    training.fit(recipe(epochs=2), *films, tmp_path / "whole")
+    loop.fit(recipe(epochs=2), *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            training.fit(recipe(epochs=2), *films, tmp_path / "parts")
+            loop.fit(recipe(epochs=2), *films, tmp_path / "parts")
     torch.rand(17)
-    training.fit(recipe(epochs=2), *films, tmp_path / "parts")
+    loop.fit(recipe(epochs=2), *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
@@ -204,7 +209,7 @@ def test_augmentation_depends_on_seed_and_step(
 ) -> None:
     seen: list[int] = []
     asked: list[dict[str, float]] = []
-    real = fitting.augment
+    real = batches.augment
 
     def spy(images: Tensor, generator: torch.Generator, **options: float) -> Tensor:
         seen.append(generator.initial_seed())
@@ -213,7 +218,7 @@ def test_augmentation_depends_on_seed_and_step(
 
     monkeypatch.setattr(fitting, "augment", spy)
     for seed in (0, 0, 1):
-        training.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
+        loop.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
     first, again, other = seen[:6], seen[6:12], seen[12:]
     assert first == again
     assert len({*first, *other}) == 12
@@ -225,11 +230,11 @@ def test_resuming_takes_up_the_best_epoch(films: tuple[Any, Any], tmp_path: Path
         made_up(patch, [(0.9,), (0.2,)])
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            training.fit(recipe(epochs=3), *films, tmp_path)
+            loop.fit(recipe(epochs=3), *films, tmp_path)
         first = load_file(tmp_path / "checkpoint" / "best.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         made_up(patch, [(0.3,), (0.4,)])
-        summary = training.fit(recipe(epochs=3), *films, tmp_path)
+        summary = loop.fit(recipe(epochs=3), *films, tmp_path)
     assert (summary["best_epoch"], summary["best_value"]) == (0, 0.9)
     assert same(weights(tmp_path), first)
 
@@ -238,9 +243,9 @@ def test_control_c_says_so_and_the_run_goes_on_later(films: tuple[Any, Any], tmp
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            training.fit(recipe(), *films, tmp_path)
+            loop.fit(recipe(), *films, tmp_path)
     assert not (tmp_path / "training.json").exists(), "a run that was stopped is not taken for done"
-    assert training.fit(recipe(), *films, tmp_path)["epochs"] == 2
+    assert loop.fit(recipe(), *films, tmp_path)["epochs"] == 2
 
 
 class Trap:
@@ -255,12 +260,12 @@ def test_nothing_is_unpickled_when_a_run_goes_on(films: tuple[Any, Any], tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            training.fit(recipe(), *films, tmp_path / "run")
+            loop.fit(recipe(), *films, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint" / "last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
     with pytest.raises(UserError, match=r"last\.ckpt.*cannot be read.*delete"):
-        training.fit(recipe(), *films, tmp_path / "run")
+        loop.fit(recipe(), *films, tmp_path / "run")
     assert not (tmp_path / "ran").exists()
 
 
@@ -269,7 +274,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(films: tuple[Any, Any], tmp_pat
 
 def test_training_stops_early(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [(0.5,), (0.6,), (0.6,), (0.4,), (0.9,)])
-    summary = training.fit(recipe(epochs=5, patience=2), *films, tmp_path)
+    summary = loop.fit(recipe(epochs=5, patience=2), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("early", 4, 1)
 
 
@@ -278,7 +283,7 @@ def test_patience_starts_when_the_ramp_is_over(
 ) -> None:
     made_up(monkeypatch, [(0.6, 0.5, 0.5), *[(0.6, 0.45, 0.45)] * 5])
     defence = {"name": "fgsm", "ramp": 0.5}
-    summary = training.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
+    summary = loop.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"]) == ("early", 5)  # the ramp ends with epoch 3
     history = files.read_table(tmp_path / "history.csv")
     assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
@@ -294,7 +299,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
         return (loss * math.nan if next(calls) == 4 else loss), logits
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
-    summary = training.fit(recipe(epochs=3), *films, tmp_path)
+    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
     assert summary["stopped"].startswith("numbers: the loss is nan at step 4")
     assert (summary["epochs"], summary["best_epoch"]) == (1, 0)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
@@ -310,7 +315,7 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
     with pytest.raises(UserError, match=r"in the first epoch; lower training\.learning_rate") as problem:
-        training.fit(recipe(), *films, tmp_path)
+        loop.fit(recipe(), *films, tmp_path)
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "training.json").exists()
 
@@ -318,8 +323,8 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 # --- robust runs -----------------------------------------------------------------------------------------------------
 
 
-def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> watching.Watch:
-    return watching.Watch(folder, films[1], recipe(defence, **options))
+def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> monitor.Watch:
+    return monitor.Watch(folder, films[1], recipe(defence, **options))
 
 
 def test_catastrophic_overfitting_stops_training_and_is_said(
@@ -327,7 +332,7 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
 ) -> None:
     """Trap 8: FGSM accuracy stays while PGD accuracy falls to nothing."""
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
-    summary = training.fit(recipe("fgsm", epochs=6), *films, tmp_path)
+    summary = loop.fit(recipe("fgsm", epochs=6), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
     for part in ("catastrophic overfitting at epoch 2", "from 55.0% to 2.0%", "90.0%", "epoch 1 are kept"):
         assert part in summary["alarm"]
@@ -384,7 +389,7 @@ def test_a_robust_run_is_judged_by_pgd(films: tuple[Any, Any], tmp_path: Path) -
 def test_epsilon_grows_over_the_ramp() -> None:
     def epsilons(ramp: float) -> list[float]:
         made = recipe({"name": "fgsm", "epsilon": 0.1, "ramp": ramp}, epochs=2)
-        module = training.Fitting(nn.Linear(1, 1), made, classes=3, steps_per_epoch=5)
+        module = Fitting(nn.Linear(1, 1), made, classes=3, steps_per_epoch=5)
         return [module.epsilon(step) for step in range(10)]
 
     assert epsilons(0.0) == [0.1] * 10
@@ -400,7 +405,7 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
     defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25, "mode": "train"}
-    training.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
+    loop.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
     assert len(seen) == 3
     for step in seen:
         asked = {"epsilon": 0.04, "clean_share": 0.25, "mode": "train", "label_smoothing": 0.1, "training": True}
@@ -414,12 +419,12 @@ def test_validation_leaves_the_model_alone(films: tuple[Any, Any]) -> None:
     model.net.bn1.eval()
     before = {name: module.training for name, module in model.named_modules()}
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    figures = watching.validate(model, films[1], recipe("fgsm"), torch.device("cpu"))
+    figures = monitor.validate(model, films[1], recipe("fgsm"), torch.device("cpu"))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert same(state, model.state_dict())
     assert set(figures) == {"val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"}
     assert figures["val_pgd_accuracy"] <= figures["val_fgsm_accuracy"] + 0.05
-    assert list(watching.validate(model, films[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
+    assert list(monitor.validate(model, films[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -430,14 +435,14 @@ def test_kept_weights_are_the_moving_average(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[dict[str, Tensor]] = []
-    real = training.Fitting.on_train_batch_end
+    real = Fitting.on_train_batch_end
 
-    def spy(self: training.Fitting, *inputs: Any) -> None:
+    def spy(self: Fitting, *inputs: Any) -> None:
         steps.append({k: v.detach().clone() for k, v in self.model.state_dict().items()})
         real(self, *inputs)
 
-    monkeypatch.setattr(training.Fitting, "on_train_batch_end", spy)
-    training.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
+    monkeypatch.setattr(Fitting, "on_train_batch_end", spy)
+    loop.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
     assert len(steps) == 6
     expected = steps[0]
     for step in steps[1:]:
@@ -452,18 +457,18 @@ def test_kept_weights_are_the_moving_average(
 
 @pytest.mark.usefixtures("rising")
 def test_a_run_may_start_from_another(films: tuple[Any, Any], tmp_path: Path) -> None:
-    training.fit(recipe(epochs=1), *films, tmp_path / "first")
+    loop.fit(recipe(epochs=1), *films, tmp_path / "first")
     still = recipe({"name": "fgsm", "start_from": "standard"}, epochs=1, learning_rate=1e-9)
-    training.fit(still, *films, tmp_path / "second", start_from=tmp_path / "first")
+    loop.fit(still, *films, tmp_path / "second", start_from=tmp_path / "first")
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert torch.allclose(first["net.fc.weight"], second["net.fc.weight"], atol=1e-6)
     assert files.read_yaml(tmp_path / "second" / "run.yaml")["started_from"] == "first"
     with pytest.raises(UserError, match="not the weights of this model"):
-        training.fit(still, *films, tmp_path / "third", start_from=tmp_path / "nowhere")
+        loop.fit(still, *films, tmp_path / "third", start_from=tmp_path / "nowhere")
 
 
 def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
-    training.fit(recipe(epochs=2, **options), *films, folder)
+    loop.fit(recipe(epochs=2, **options), *films, folder)
     return files.read_table(folder / "history.csv")["learning_rate"].tolist()
 
 
@@ -472,10 +477,10 @@ def test_batches_are_as_the_recipe_says(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    real = training.loader
-    monkeypatch.setattr(training, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
+    real = batches.loader
+    monkeypatch.setattr(loop, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
     for balanced in (True, False):
-        training.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))
+        loop.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))
     assert [(o["shuffle"], o["seed"], o["balanced"], o["drop_last"]) for o in asked] == [
         (True, 3, True, True),
         (True, 3, False, True),
@@ -494,22 +499,22 @@ def test_schedules(films: tuple[Any, Any], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rising")
 def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path) -> None:
-    assert training.fit(recipe(epochs=1, batch_size=64), *films, tmp_path)["epochs"] == 1
+    assert loop.fit(recipe(epochs=1, batch_size=64), *films, tmp_path)["epochs"] == 1
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    watching.save_weights(factory.build(MODEL, classes=3), tmp_path / "w.safetensors")
+    save_weights(factory.build(MODEL, classes=3), tmp_path / "w.safetensors")
     again = factory.build(MODEL, classes=3)
-    training.load_weights(again, tmp_path / "w.safetensors")
+    load_weights(again, tmp_path / "w.safetensors")
     assert same(again.state_dict(), load_file(tmp_path / "w.safetensors"))
     for other in (factory.build(MODEL, classes=2), factory.build("test_vit", classes=3)):
         with pytest.raises(UserError, match="not the weights of this model") as problem:
-            training.load_weights(other, tmp_path / "w.safetensors")
+            load_weights(other, tmp_path / "w.safetensors")
         assert "\n" not in str(problem.value)
     torch.save({"trap": Trap(tmp_path / "ran")}, tmp_path / "pickle.safetensors")
     with pytest.raises(UserError, match="not the weights of this model"):
-        training.load_weights(again, tmp_path / "pickle.safetensors")
+        load_weights(again, tmp_path / "pickle.safetensors")
     assert not (tmp_path / "ran").exists()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation, lung_segmenter, training, watching
+from trustcxr import defences, evaluation
 from trustcxr.data import load_dataset, phantom
 from trustcxr.defences import lung_losses
 from trustcxr.errors import UserError
@@ -18,6 +18,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.training import loop, lung_segmenter, monitor, step
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
@@ -76,19 +77,19 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
     defence, options = CASES[case]
     run = recipe(defence, **options)
     per_epoch = 6 if defence["name"] == "free" else 3
-    summary = training.fit(run, *films, tmp_path / "whole")
+    summary = loop.fit(run, *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, per_epoch + 1)
         with pytest.raises(PowerCut):
-            training.fit(run, *films, tmp_path / "parts")
-    training.fit(run, *films, tmp_path / "parts")
+            loop.fit(run, *films, tmp_path / "parts")
+    loop.fit(run, *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert summary["images_without_lung_mask"] == 0
     about = files.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
     loaded = evaluation.load_run(tmp_path / "whole")
     assert loaded.recipe == run
-    plain = training.fit(recipe(defence | {"epsilon_outside": None}), *films, tmp_path / "plain")
+    plain = loop.fit(recipe(defence | {"epsilon_outside": None}), *films, tmp_path / "plain")
     assert "images_without_lung_mask" not in plain
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "plain"))
 
@@ -96,14 +97,14 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
 def test_swapped_images_have_their_own_lungs(films: tuple[Any, Any], tmp_path: Path, steps: list[Step]) -> None:
     train, _ = films
     order: list[Tensor] = []
-    real = training.Fitting.training_step
+    real = step.Fitting.training_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            training.Fitting,
+            step.Fitting,
             "training_step",
             lambda self, batch, number: order.append(batch[2]) or real(self, batch, number),
         )
-        training.fit(recipe(background="swap", swap_share=1.0, augment=STILL, epochs=1), *films, tmp_path)
+        loop.fit(recipe(background="swap", swap_share=1.0, augment=STILL, epochs=1), *films, tmp_path)
     for (images, labels, _), rows in zip(steps, order, strict=True):
         own = torch.from_numpy(train.batch(rows.tolist())).float() / 255
         lungs = torch.from_numpy(np.array(train.masks("lung")[rows.numpy()]))[:, None].bool()
@@ -117,22 +118,22 @@ def test_validation_sees_films_as_they_are(
 ) -> None:
     monkeypatch.undo()
     seen: list[Tensor] = []
-    real = watching._pixels
-    monkeypatch.setattr(watching, "_pixels", lambda images, device: seen.append(images) or real(images, device))
-    training.fit(recipe(background="mask", swap_share=1.0, epochs=1), *films, tmp_path)
+    real = monitor._pixels
+    monkeypatch.setattr(monitor, "_pixels", lambda images, device: seen.append(images) or real(images, device))
+    loop.fit(recipe(background="mask", swap_share=1.0, epochs=1), *films, tmp_path)
     assert torch.equal(torch.cat(seen), torch.from_numpy(films[1].batch(range(len(films[1])))))
 
 
 def test_radii_are_larger_outside_the_lungs(films: tuple[Any, Any], tmp_path: Path, steps: list[Step]) -> None:
     defence = {"name": "fgsm", "epsilon": 0.02, "epsilon_outside": 0.1, "ramp": 0.5}
-    training.fit(recipe(defence, augment=STILL), *films, tmp_path)
+    loop.fit(recipe(defence, augment=STILL), *films, tmp_path)
     factors = [0, 1 / 3, 2 / 3, 1, 1, 1]
     for (_, __, options), factor in zip(steps, factors, strict=True):
         radii = options["epsilon"]
         assert radii.shape == (16, 1, 32, 32)
         assert float(radii.min()) == pytest.approx(0.02 * factor)
         assert float(radii.max()) == pytest.approx(0.1 * factor)
-    module = training.Fitting(nn.Linear(1, 1), recipe(defence), classes=3, steps_per_epoch=3)
+    module = step.Fitting(nn.Linear(1, 1), recipe(defence), classes=3, steps_per_epoch=3)
     masks = torch.zeros(2, 1, 4, 4)
     masks[0, ..., :2] = 1
     radii = module.radii(6, masks)
@@ -150,10 +151,10 @@ def test_the_penalty_is_of_the_pixels_outside(
     monkeypatch.setattr(
         lung_losses, "penalty", lambda p, logits, outside: outsides.append(outside) or real(p, logits, outside)
     )
-    training.fit(recipe("fgsm", rrr=5.0, epochs=1), *films, tmp_path / "a")
+    loop.fit(recipe("fgsm", rrr=5.0, epochs=1), *films, tmp_path / "a")
     share = 1 - float(np.mean(films[0].masks("lung")))
     assert float(torch.cat(outsides).mean()) == pytest.approx(share, abs=0.05)
-    training.fit(recipe("fgsm", rrr=0.0, epochs=1), *films, tmp_path / "b")
+    loop.fit(recipe("fgsm", rrr=0.0, epochs=1), *films, tmp_path / "b")
     assert len(outsides) == 3
     losses = [files.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
     assert losses[0] > losses[1] + 0.01
@@ -165,8 +166,8 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
     seen: list[tuple[Tensor, Tensor]] = []
     real = lung_losses.emptied
     monkeypatch.setattr(lung_losses, "emptied", lambda *given: seen.append(given) or real(*given))
-    training.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *films, tmp_path / "a")
-    training.fit(recipe("fgsm", augment=STILL, epochs=1), *films, tmp_path / "b")
+    loop.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *films, tmp_path / "a")
+    loop.fit(recipe("fgsm", augment=STILL, epochs=1), *films, tmp_path / "b")
     assert len(seen) == 3, "a run with the whole image has none"
     for (images, _, __), (pixels, lungs) in zip(steps, seen, strict=False):
         assert torch.equal(images, pixels), "those that are learnt by their labels are as they were"
@@ -187,7 +188,7 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
         lung_losses, "BesideEmptied", lambda learner, images: learners.append(learner) or real(learner, images)
     )
     run = recipe("fgsm", model={"copies": 2}, background="gate-emptied", epochs=1)
-    training.fit(run, *films, tmp_path)
+    loop.fit(run, *films, tmp_path)
     assert len(learners) == 3 * 2
     assert all(isinstance(learner.gate, lung_gate.LungGate) for learner in learners)
     assert learners[0].net is not learners[1].net
@@ -212,7 +213,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     lose(names[:10])
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
     options = {"background": "mask", "swap_share": 1.0, "augment": STILL, "batch_size": 24, "epochs": 1}
-    summary = training.fit(recipe(**options), *data, tmp_path / "run")
+    summary = loop.fit(recipe(**options), *data, tmp_path / "run")
     assert summary["images_without_lung_mask"] == 10
     assert "10 of 24 training images have no lung mask" in capsys.readouterr().err
     (images, _, __), *_ = steps
@@ -222,7 +223,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache2", workers=1) for s in ("Train", "Val")]
     for run in (recipe(**options), recipe(rrr=1.0), recipe({"name": "pgd", "epsilon_outside": 0.1})):
         with pytest.raises(UserError, match=r"need lung masks, and no image of .*phantom has one"):
-            training.fit(run, *data, tmp_path / "none")
+            loop.fit(run, *data, tmp_path / "none")
 
 
 # --- names and recipes -----------------------------------------------------------------------------------------------

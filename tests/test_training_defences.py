@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, defences, evaluation, fitting, training, watching
+from trustcxr import attacks, defences, evaluation
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
 from trustcxr.models import factory
+from trustcxr.models.weights import save_weights
 from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
 from trustcxr.results import files
+from trustcxr.training import loop, monitor
+from trustcxr.training import step as fitting
+from trustcxr.training.step import Fitting
 
 ATTACKED = ["fgsm", "fgsm-rs", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
@@ -52,15 +56,15 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 ) -> None:
     run = recipe(defence(name), averaging=averaging)
     per_epoch = 6 if name == "free" else 3
-    training.fit(run, *films, tmp_path / "whole")
+    loop.fit(run, *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, per_epoch + 1)
         with pytest.raises(PowerCut):
-            training.fit(run, *films, tmp_path / "parts")
+            loop.fit(run, *films, tmp_path / "parts")
     torch.rand(7)
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, -1)
-        summary = training.fit(run, *films, tmp_path / "parts")
+        summary = loop.fit(run, *films, tmp_path / "parts")
     assert done == list(range(per_epoch, 2 * per_epoch)), "the first epoch is not trained again"
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert (summary["epochs"], summary["steps"]) == (2, 2 * per_epoch)
@@ -71,7 +75,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = training.fit(recipe(defence(name), epochs=1), *films, tmp_path)
+    summary = loop.fit(recipe(defence(name), epochs=1), *films, tmp_path)
     history = files.read_table(tmp_path / "history.csv")
     assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
     assert summary["monitor"] == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
@@ -84,15 +88,15 @@ def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
 ) -> None:
     """Trap 8: the epoch before it is kept, and the run says so."""
     kept: list[dict[str, Tensor]] = []
-    real = watching.save_weights
+    real = save_weights
 
     def spy(model: nn.Module, path: Path) -> None:
         kept.append({k: v.clone() for k, v in model.state_dict().items()})
         real(model, path)
 
-    monkeypatch.setattr(watching, "save_weights", spy)
+    monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
-    summary = training.fit(recipe({"name": name}, epochs=6, batch_size=24), *films, tmp_path)
+    summary = loop.fit(recipe({"name": name}, epochs=6, batch_size=24), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
     assert "catastrophic overfitting at epoch 2" in summary["alarm"]
     assert same(weights(tmp_path), kept[1])
@@ -108,7 +112,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
         return adversarial.free(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "free", spy)
-    summary = training.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *films, tmp_path)
+    summary = loop.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *films, tmp_path)
     assert summary["steps"] == len(seen) == 2 * 3 * 3, "epochs, batches, replays"
     for first in range(0, 18, 3):
         assert torch.equal(seen[first][0], seen[first + 2][0]), "replays are of the same augmented images"
@@ -136,7 +140,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     monkeypatch.setattr(fitting, "to_pixels", broken)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
-    summary = training.fit(run, *films, tmp_path)
+    summary = loop.fit(run, *films, tmp_path)
     assert summary["stopped"] == "numbers: a pixel is not a number at step 4"
     assert (summary["epochs"], summary["best_epoch"], summary["steps"]) == (1, 0, 4)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
@@ -147,18 +151,18 @@ def test_weights_that_are_no_numbers_stop_the_run(
     name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attack meets the broken weights before the loss does."""
-    real = training.Fitting.training_step
+    real = Fitting.training_step
 
-    def spoil(self: training.Fitting, batch: Any, number: int) -> Tensor:
+    def spoil(self: Fitting, batch: Any, number: int) -> Tensor:
         if self.global_step == 4:
             with torch.no_grad():
                 self.model.net.fc.weight.fill_(torch.nan)
         return real(self, batch, number)
 
-    monkeypatch.setattr(training.Fitting, "training_step", spoil)
+    monkeypatch.setattr(Fitting, "training_step", spoil)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
-    summary = training.fit(run, *films, tmp_path)
+    summary = loop.fit(run, *films, tmp_path)
     assert summary["stopped"].startswith("numbers: the loss is nan at step 4")
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
 
@@ -167,12 +171,12 @@ def test_weights_that_are_no_numbers_stop_the_run(
 def test_the_twin_is_trained_and_not_saved(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules: list[training.Fitting] = []
-    real = training.Fitting.configure_optimizers
-    monkeypatch.setattr(training.Fitting, "configure_optimizers", lambda self: modules.append(self) or real(self))
+    modules: list[Fitting] = []
+    real = Fitting.configure_optimizers
+    monkeypatch.setattr(Fitting, "configure_optimizers", lambda self: modules.append(self) or real(self))
     for keeps in ("adversarial", "clean"):
         run = {"name": "fgsm", "clean_share": 0.5, "separate_batchnorm": True, "evaluated_batchnorm": keeps}
-        training.fit(recipe(run), *films, tmp_path / keeps)
+        loop.fit(recipe(run), *films, tmp_path / keeps)
         twin = modules[-1].twin
         assert twin is not None
         assert (modules[-1].attacked() is twin) == (keeps == "clean")
@@ -187,14 +191,14 @@ def test_the_twin_is_trained_and_not_saved(
 def test_separate_batchnorm_needs_batchnorm(films: tuple[Any, Any], tmp_path: Path) -> None:
     run = recipe({"name": "trades", "separate_batchnorm": True}, model={"name": "test_vit"})
     with pytest.raises(UserError, match="no BatchNorm"):
-        training.fit(run, *films, tmp_path)
+        loop.fit(run, *films, tmp_path)
 
 
 @pytest.mark.usefixtures("rising")
 def test_adamw_decouples_the_decay(films: tuple[Any, Any], tmp_path: Path) -> None:
     for kind in ("adam", "adamw"):
-        training.fit(recipe(optimiser=kind, epochs=1), *films, tmp_path / kind)
-        training.fit(recipe(optimiser=kind, epochs=1, weight_decay=0.5), *films, tmp_path / f"{kind} decay")
+        loop.fit(recipe(optimiser=kind, epochs=1), *films, tmp_path / kind)
+        loop.fit(recipe(optimiser=kind, epochs=1, weight_decay=0.5), *films, tmp_path / f"{kind} decay")
     assert same(weights(tmp_path / "adam"), weights(tmp_path / "adamw"))
     assert not same(weights(tmp_path / "adam decay"), weights(tmp_path / "adamw decay"))
 
@@ -240,7 +244,7 @@ def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
 
 def test_evaluation_never_sees_the_twin(films: tuple[Any, Any], tmp_path: Path) -> None:
     run = {"name": "trades", "separate_batchnorm": True, "steps": 1}
-    training.fit(recipe(run, epochs=1), *films, tmp_path)
+    loop.fit(recipe(run, epochs=1), *films, tmp_path)
     loaded = evaluation.load_run(tmp_path, on="cpu")
     images = to_pixels(torch.from_numpy(films[1].batch([0, 1, 2])))
     labels = torch.as_tensor(films[1].labels[:3])

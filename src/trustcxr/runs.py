@@ -53,8 +53,8 @@ def recipe(
 
 def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     """Train a run into `folder`, or go on with it; its training.json."""
-    from trustcxr import training
     from trustcxr.models import factory
+    from trustcxr.training import loop
 
     if (folder / folders.RUN_FILE).is_file():
         before = files.read_yaml(folder / folders.RUN_FILE).get("recipe") or {}
@@ -72,7 +72,7 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     for note in parts[0].notes:
         say(note)
     report_skipped(parts[0])
-    return training.fit(run, parts[0], parts[1], folder)
+    return loop.fit(run, parts[0], parts[1], folder)
 
 
 def trained(summary: dict[str, Any]) -> str:

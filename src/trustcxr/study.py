@@ -167,7 +167,7 @@ class Study:
         return self.folder / "runs" / run.name
 
     def _train(self, run: RunRecipe) -> None:
-        from trustcxr import training
+        from trustcxr.training import loop
 
         folder = self._run_folder(run)
         start = None
@@ -175,7 +175,7 @@ class Study:
             start = self._run_folder(run_recipe(self.recipe, run.model, DefenceRecipe(), run.seed))
         once(
             folder / TRAINING_FILE,
-            lambda: training.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
+            lambda: loop.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
         )
 
     def _validate(self, run: RunRecipe) -> None:

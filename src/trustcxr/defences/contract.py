@@ -44,4 +44,5 @@ def standard(
 def weighted_cross_entropy(
     logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
+    """Cross-entropy, a mean over images, of logits (B, C); its classes weighed and its labels smoothed as asked."""
     return F.cross_entropy(logits, labels, weight=class_weights, label_smoothing=label_smoothing)

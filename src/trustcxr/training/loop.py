@@ -13,17 +13,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from trustcxr import lung_segmenter
 from trustcxr.console import say
 from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
-from trustcxr.fitting import Fitting, replays
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
-from trustcxr.watching import WATCH_STEPS, Bar, Refitting, Watch, watched
+from trustcxr.training import lung_segmenter
+from trustcxr.training.monitor import WATCH_STEPS, Bar, Refitting, Watch, watched
+from trustcxr.training.step import Fitting, replays
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
