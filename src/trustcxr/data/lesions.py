@@ -1,0 +1,196 @@
+"""Films as they would be without their lesion, or with another's: what asks a model whether the disease is its reason.
+
+Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool; what is returned has the same shapes. A change is soft
+at its edge, so that no outline is drawn, and the control of a change is the same shape at another place, changed alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trustcxr.errors import UserError, unknown
+
+EDGE = 0.02  # of the side: how far outside a region its change fades out
+HEALTHY = 0.05  # of the lungs must be free of the lesion for their mean grey to be taken as the healthy one
+_DARKEST = 0.2  # of the lungs, whose mean is the healthy grey where the lesion leaves less than that
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A part of each lesion and its control: the same shape moved, maybe mirrored, to where there is no lesion.
+
+    lesion, control (B, H, W) bool, of one area. `share` (B,): of the whole lesion that the part is; NaN without one.
+    """
+
+    lesion: Tensor
+    control: Tensor
+    share: Tensor
+
+
+def healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """The mean of the lungs outside the lesion, (B, 1, 1, 1).
+
+    Where the lesion leaves less than HEALTHY of the lungs it is the mean of their darkest fifth: air is dark.
+    """
+    pixels, inside = images[:, 0].flatten(1), lung.flatten(1)
+    free = inside & ~lesion.flatten(1)
+    mean = (pixels * free).sum(1) / free.sum(1).clamp(min=1)
+    count = (_DARKEST * inside.sum(1)).long().clamp(min=1)[:, None]
+    dark = torch.where(inside, pixels, torch.inf).sort(1).values.nan_to_num(posinf=0.0)
+    darkest = dark.cumsum(1).gather(1, count - 1) / count
+    enough = free.sum(1) >= HEALTHY * inside.sum(1).clamp(min=1)
+    return torch.where(enough, mean, darkest[:, 0]).view(-1, 1, 1, 1)
+
+
+def congruent(lesion: Tensor, allowed: Tensor) -> Pair:
+    """The largest part of each lesion that has a congruent counterpart inside `allowed` (B, H, W), and that.
+
+    Every shift of the lesion and of its mirror image is tried; the one that covers most of `allowed` is taken, and what
+    falls outside is left out on both sides, so that the two differ in place alone. Parts are empty where nothing fits.
+    """
+    free = allowed & ~lesion
+    parts = [_counterpart(one, other) for one, other in zip(lesion, free, strict=True)]
+    found = [torch.stack(side) if parts else lesion for side in zip(*parts, strict=True)] or [lesion, lesion]
+    share = found[0].flatten(1).sum(1) / lesion.flatten(1).sum(1)
+    return Pair(found[0], found[1], share)
+
+
+def _counterpart(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of one lesion (H, W) that fits into `free` (H, W) after the best move, and where it then is."""
+    height, width = lesion.shape
+    size = (2 * height, 2 * width)  # so that nothing comes in again at the other side
+    shapes = torch.stack([lesion, lesion.flip(1)]).float()
+    there = torch.fft.rfft2(free.float(), s=size)
+    overlap = torch.fft.irfft2(torch.fft.rfft2(shapes, s=size).conj() * there, s=size).round()
+    best = int(overlap.argmax())
+    mirrored, place = divmod(best, 4 * height * width)
+    down, right = place // size[1], place % size[1]
+    control = _shifted(shapes[mirrored] > 0, down, right) & free
+    part = _shifted(control, -down, -right)
+    return (part.flip(1) if mirrored else part), control
+
+
+def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
+    """A mask or an image (H, W) moved by so many pixels, taken modulo twice the side; what leaves it is lost."""
+    height, width = mask.shape
+    return F.pad(mask, (0, width, 0, height)).roll((down, right), (0, 1))[:height, :width]
+
+
+# --- removed ---------------------------------------------------------------------------------------------------------
+
+
+def grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """The grey of the film's own healthy lung, everywhere."""
+    return healthy_grey(images, lung, lesion).expand_as(images)
+
+
+def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """The film mirrored about the middle of its lungs; the healthy grey where that is no lung or the lesion itself."""
+    width = images.shape[-1]
+    columns = torch.arange(width, device=images.device)
+    middle = (lung.sum(1) * columns).sum(1) / lung.flatten(1).sum(1).clamp(min=1)
+    source = (2 * middle[:, None] - columns).round().long()
+    inside = ((source >= 0) & (source < width))[:, None, :]
+    source = source.clamp(0, width - 1)[:, None, :].expand_as(lung)
+    usable = (lung & ~lesion).gather(2, source) & inside
+    return torch.where(usable[:, None], images[:, 0].gather(2, source)[:, None], grey(images, region, lung, lesion))
+
+
+def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """The region as its surroundings go on into it: biharmonic inpainting (Damelin and Hoang 2018), scikit-image's."""
+    try:
+        from skimage.restoration import inpaint_biharmonic
+    except ImportError:
+        raise UserError(
+            "inpaint needs scikit-image: pip install 'trustcxr[inpaint]', or choose grey or mirror"
+        ) from None
+    filled = images.detach().clone()
+    for image, hole in zip(filled[:, 0], _wide(region), strict=True):
+        if hole.any() and not hole.all():
+            found = inpaint_biharmonic(image.double().cpu().numpy(), hole.cpu().numpy())
+            image.copy_(torch.from_numpy(found))
+    return filled.clamp(0, 1)
+
+
+Fill = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint}
+
+
+def removed(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor, *, fill: str = "grey") -> Tensor:
+    """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS.
+
+    `lung` and `lesion` say what is healthy. A region may be the lesion, a part of it, or its control. An empty one
+    leaves its image as it is. UserError for an unknown fill.
+    """
+    if fill not in FILLS:
+        raise unknown("fill", fill, FILLS)
+    weight = edge(region)
+    return images * (1 - weight) + FILLS[fill](images, region, lung, lesion) * weight
+
+
+def edge(region: Tensor) -> Tensor:
+    """Weights (B, 1, H, W) of a region: 1 inside, falling to 0 within about EDGE of the side around it."""
+    inside = region[:, None].float()
+    reach = _reach(region)
+    return torch.maximum(inside, F.avg_pool2d(inside, 2 * reach + 1, 1, reach, count_include_pad=False))
+
+
+def _wide(region: Tensor) -> Tensor:
+    reach = _reach(region)
+    return F.max_pool2d(region[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0
+
+
+def _reach(region: Tensor) -> int:
+    return max(1, round(EDGE * region.shape[-1]))
+
+
+# --- transplanted ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Films:
+    """Films with what is known of them: images (B, 1, H, W); lung, lesion (B, H, W) bool."""
+
+    images: Tensor
+    lung: Tensor
+    lesion: Tensor
+
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> "Films":
+        """Some of them."""
+        return Films(self.images[rows], self.lung[rows], self.lesion[rows])
+
+
+def moved_onto(donors: Films, lung: Tensor) -> Films:
+    """Each donor shifted so that the middle of its lungs lies on that of `lung` (B, H, W)."""
+    shifts = (_middle(lung) - _middle(donors.lung)).round().long().tolist()
+    fields = (donors.images[:, 0], donors.lung, donors.lesion)
+    images, lungs, lesions = (
+        torch.stack([_shifted(one, *by) for one, by in zip(field, shifts, strict=True)]) for field in fields
+    )
+    return Films(images[:, None], lungs, lesions)
+
+
+def transplanted(films: Films, donors: Films, region: Tensor) -> Tensor:
+    """What the donors have in `region` (B, H, W) put into the films, soft at its edge and matched in grey.
+
+    Matched: by the difference of the two healthy greys, so that the patch is as much brighter than healthy lung there
+    as it was at home. The donors lie as `moved_onto` leaves them. What falls outside the films' lungs is not put in.
+    """
+    step = _healthy(films) - _healthy(donors)
+    weight = edge(region & films.lung) * films.lung[:, None]
+    return (films.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
+
+
+def _healthy(films: Films) -> Tensor:
+    return healthy_grey(films.images, films.lung, films.lesion)
+
+
+def _middle(mask: Tensor) -> Tensor:
+    """Centroids (B, 2), row and column; zeros for an empty mask."""
+    count = mask.flatten(1).sum(1).clamp(min=1)
+    rows = (mask.sum(2) * torch.arange(mask.shape[1], device=mask.device)).sum(1) / count
+    columns = (mask.sum(1) * torch.arange(mask.shape[2], device=mask.device)).sum(1) / count
+    return torch.stack([rows, columns], 1)

@@ -1,0 +1,233 @@
+"""Does the answer depend on the disease? Films without their lesion, and with another's, each beside its control.
+
+A map shows where a model might look; this asks what it answers when the lesion is not there. The lesion effect is the
+fall of the class's probability when the lesion is removed, less the fall when as much healthy lung (or background) of
+the same shape is changed alike: what a mere edit does to the model is in both, and goes.
+
+Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model only ever sees the edited pixels, no mask.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trustcxr.data import lesions
+from trustcxr.data.lesions import Films, Pair
+from trustcxr.errors import UserError
+from trustcxr.models.untouched import as_found
+from trustcxr.statistics import Bootstrap, interval, share_interval
+
+CONTROLS = ("lung", "background")
+TRANSPLANT = "transplant"
+SMALLEST = 0.1  # of the lesion that its congruent part must have for the film to count
+SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a lesion covers, for the table by size
+CELLS = 8  # regions of a film, along each side, that are ranked by what removing them does
+
+
+def removal(
+    model: nn.Module, films: Films, target: int | Tensor, *, fills: Sequence[str] = tuple(lesions.FILLS)
+) -> pd.DataFrame:
+    """What removing the lesion does to the probability of `target`, beside each control: a row a film, fill, control.
+
+    Columns: film (its place), lesion (share of the lungs), fill, control, share (of the lesion that was changed: the
+    part that has a congruent counterpart), before, without (the lesion's part), beside (the control changed instead),
+    whole (the whole lesion removed), effect (beside - without), and of each of the last three answers whether it is
+    another than before: flipped, flipped_control, flipped_whole. Films where less than SMALLEST of the lesion has a
+    counterpart have NaN in `effect`, to be left out and counted.
+    """
+    with as_found(model, films.images.device), torch.no_grad():
+        answer = _Answer(model, films.images, target)
+        tables = []
+        for control, pair in pairs(films).items():
+            for fill in fills:
+                without, beside, whole = (
+                    answer.to(lesions.removed(films.images, region, films.lung, films.lesion, fill=fill))
+                    for region in (pair.lesion, pair.control, films.lesion)
+                )
+                about = {"lesion": _cover(films), "fill": fill, "control": control, "share": pair.share.cpu().numpy()}
+                tables.append(_compared(answer.before, without, beside, about, whole=whole))
+    return pd.concat(tables, ignore_index=True)
+
+
+def pairs(films: Films) -> dict[str, Pair]:
+    """The part of each lesion that is compared, and its control, by the name of the control."""
+    return {
+        "lung": lesions.congruent(films.lesion, films.lung),
+        "background": lesions.congruent(films.lesion, ~films.lung),
+    }
+
+
+def transplantation(
+    model: nn.Module, films: Films, diseased: Films, healthy: Films, target: int | Tensor
+) -> pd.DataFrame:
+    """What another's lesion put into healthy films does to the probability of `target`: a row a film.
+
+    `films`, healthy, are the recipients; `diseased` and `healthy` (other films without a lesion) the donors, one each.
+    The lesion, and at the same place as much of the healthy donor's lung, are put in alike. Columns as `removal`:
+    `without` is the film with the lesion, so that the effect, what the lesion adds beyond the healthy patch, is
+    `without - beside`; `lesion` is the share of the recipient's lungs that the patch covers.
+    """
+    with as_found(model, films.images.device), torch.no_grad():
+        answer = _Answer(model, films.images, target)
+        donors, others = lesions.moved_onto(diseased, films.lung), lesions.moved_onto(healthy, films.lung)
+        region = donors.lesion & films.lung
+        ill = answer.to(lesions.transplanted(films, donors, region))
+        well = answer.to(lesions.transplanted(films, others, region))
+        share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
+        cover = _cover(Films(films.images, films.lung, region))
+        about = {"lesion": cover, "fill": TRANSPLANT, "control": "healthy patch", "share": share.cpu().numpy()}
+        table = _compared(answer.before, ill, well, about)
+    return table.assign(effect=-table["effect"])
+
+
+@dataclass
+class _Answers:
+    """Of a batch: the probability of the class asked for, (B,), and the class answered, (B,)."""
+
+    probability: np.ndarray
+    label: np.ndarray
+
+
+class _Answer:
+    """A model asked about one class of films, before and after a change."""
+
+    def __init__(self, model: nn.Module, images: Tensor, target: int | Tensor) -> None:
+        self.model = model
+        self.target = torch.as_tensor(target, device=images.device).expand(len(images)).long()
+        self.before = self.to(images)
+
+    def to(self, images: Tensor) -> _Answers:
+        shares = self.model(images).float().softmax(1)
+        asked = shares.gather(1, self.target[:, None])[:, 0]
+        return _Answers(asked.double().cpu().numpy(), shares.argmax(1).cpu().numpy())
+
+
+def _compared(
+    before: _Answers,
+    without: _Answers,
+    beside: _Answers,
+    about: Mapping[str, object],
+    *,
+    whole: _Answers | None = None,
+) -> pd.DataFrame:
+    table = pd.DataFrame({"film": np.arange(len(before.label)), **about})
+    whole = whole or without
+    table["before"], table["without"] = before.probability, without.probability
+    table["beside"], table["whole"] = beside.probability, whole.probability
+    enough = table["share"].to_numpy() >= SMALLEST
+    table["effect"] = np.where(enough, beside.probability - without.probability, np.nan)
+    for name, other in (("flipped", without), ("flipped_control", beside), ("flipped_whole", whole)):
+        table[name] = np.where(enough, (before.label != other.label).astype(float), np.nan)
+    return table
+
+
+def _cover(films: Films) -> np.ndarray:
+    """The share of the lungs that each lesion covers, (B,); NaN without lungs."""
+    lung = films.lung.flatten(1).sum(1).double()
+    return ((films.lesion & films.lung).flatten(1).sum(1) / lung).cpu().numpy()
+
+
+# --- summed up -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LesionEffect:
+    """The lesion effect over films: mean with its 95 % interval over groups, and how often the answer flips."""
+
+    effect: float
+    effect_ci: list[float]
+    flipped: float
+    flipped_ci: list[float]
+    flipped_control: float
+    films: int
+    left_out: int
+
+
+def summed_up(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> LesionEffect:
+    """One fill and control of a table of `removal` or `transplantation`, over films whose groups are `groups` (N,)."""
+    if table["film"].duplicated().any():
+        raise UserError("a lesion effect is of one fill and one control: choose the rows of one of each")
+    bootstrap = Bootstrap.over(groups, resamples=resamples)
+    means = {name: bootstrap.means(table[name]) for name in ("effect", "flipped", "flipped_control")}
+    known = table["effect"].notna()
+    return LesionEffect(
+        effect=float(means["effect"][0]),
+        effect_ci=interval(means["effect"]),
+        flipped=float(means["flipped"][0]),
+        flipped_ci=share_interval(bootstrap, means["flipped"]),
+        flipped_control=float(means["flipped_control"][0]),
+        films=int(known.sum()),
+        left_out=int((~known).sum()),
+    )
+
+
+def by_size(table: pd.DataFrame, groups: Sequence[str] | np.ndarray) -> pd.DataFrame:
+    """The effect by how much of the lungs the lesion covers: columns above, up_to, films, effect, low, high."""
+    rows, names = [], np.asarray(groups)
+    for low, high in pairwise(SIZES):
+        chosen = ((table["lesion"] > low) & (table["lesion"] <= high)).to_numpy()
+        if not chosen.any():
+            continue
+        found = summed_up(table[chosen], names[chosen])
+        rows.append({"above": low, "up_to": high, "films": found.films, "effect": found.effect})
+        rows[-1] |= {"low": found.effect_ci[0], "high": found.effect_ci[1]}
+    return pd.DataFrame(rows, columns=["above", "up_to", "films", "effect", "low", "high"])
+
+
+# --- a map judged by cause -------------------------------------------------------------------------------------------
+
+
+def causes(model: nn.Module, films: Films, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
+    """By how much the log-probability of `target` falls when each cell of a grid is removed, (B, cells, cells).
+
+    A cell is filled with the film's healthy grey, as a lesion is. Cells that hold no lung are NaN: a filling that is
+    lung would be an edit of another kind there.
+    """
+    images, size = films.images, films.images.shape[-2:]
+    with as_found(model, images.device), torch.no_grad():
+        labels = torch.as_tensor(target, device=images.device).expand(len(images)).long()[:, None]
+        before = model(images).float().log_softmax(1).gather(1, labels)[:, 0]
+        falls = torch.full((len(images), cells, cells), torch.nan, device=images.device)
+        for row, column in product(range(cells), repeat=2):
+            cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
+            has_lung = (cell & films.lung).flatten(1).any(1)
+            if has_lung.any():
+                edited = lesions.removed(images, cell, films.lung, films.lesion)
+                after = model(edited).float().log_softmax(1).gather(1, labels)[:, 0]
+                falls[has_lung, row, column] = (before - after)[has_lung]
+    return falls
+
+
+def _cell(row: int, column: int, cells: int, size: Sequence[int]) -> Tensor:
+    (top, bottom), (left, right) = (
+        (round(place * side / cells), round((place + 1) * side / cells))
+        for place, side in zip((row, column), size, strict=True)
+    )
+    mask = torch.zeros(*size, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def ranked_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
+    """Spearman's rank correlation of a map and what removing does, over the cells of each film, (B,).
+
+    `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN where fewer than three cells count
+    or all falls are alike; 0 for a map that is the same in all of them: it ranks nothing.
+    """
+    shares = functional.adaptive_avg_pool2d(saliency[:, None].double(), falls.shape[-1])[:, 0]
+    pairs_of = zip(shares.flatten(1).cpu().numpy(), falls.flatten(1).double().cpu().numpy(), strict=True)
+    return np.array([_spearman(a, b) for a, b in pairs_of])
+
+
+def _spearman(of_map: np.ndarray, of_cause: np.ndarray) -> float:
+    known = np.isfinite(of_cause)
+    if known.sum() < 3 or np.ptp(of_cause[known]) == 0:
+        return float("nan")
+    return float(stats.spearmanr(of_map[known], of_cause[known]).statistic) if np.ptp(of_map[known]) else 0.0

@@ -1,0 +1,211 @@
+"""Lesions removed and transplanted, and what that does to models whose reason is known."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trustcxr.data import lesions, phantom
+from trustcxr.data.lesions import Films
+from trustcxr.errors import UserError
+from trustcxr.explain import lesions as explained
+
+SIZE, COUNT = 48, 12
+
+
+@lru_cache
+def _films(kind: str, shortcuts: tuple[str, ...] = ("marker",), seed: int = 0) -> Films:
+    films = [phantom.render(kind, seed + k, SIZE, shortcuts, conspicuity=2.5) for k in range(COUNT)]
+    images, lung, lesion = (
+        torch.from_numpy(np.stack([getattr(film, name) for film in films]))
+        for name in ("image", "lung_mask", "infection_mask")
+    )
+    return Films(images[:, None].float() / 255, lung > 0, lesion > 0)
+
+
+class Reader(nn.Module):
+    """Answers class 0 by how much brighter than `bare` (B, 1, H, W) a film is in `place` (B, H, W), and nothing else.
+
+    `like` (B, 1, H, W) or (1, ...) are films on which it would be sure of it.
+    """
+
+    def __init__(self, bare: Tensor, place: Tensor, like: Tensor) -> None:
+        super().__init__()
+        self.bare, self.place = bare, place[:, None]
+        self.most = self._brighter(like).clamp(min=1)
+
+    def _brighter(self, images: Tensor) -> Tensor:
+        return ((images - self.bare - 0.05).clamp(min=0) * self.place).sum((1, 2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        sure = 6 * (self._brighter(images) / self.most - 0.5)
+        return torch.stack([sure / 2, -sure / 2], 1)
+
+
+def _lesion_reader() -> Reader:
+    films = _films("COVID-19")
+    return Reader(_films("Normal").images, films.lung, films.images)
+
+
+def _marker_reader() -> Reader:
+    return Reader(_films("COVID-19", ()).images, ~_films("COVID-19").lung, _films("COVID-19").images)
+
+
+def test_a_model_that_reads_the_lesion_has_a_lesion_effect_by_every_fill_and_control() -> None:
+    films = _films("COVID-19")
+    table = explained.removal(_lesion_reader(), films, 0)
+    assert set(table["fill"]) == set(lesions.FILLS)
+    assert set(table["control"]) == {"lung", "background"}
+    for (fill, control), rows in table.groupby(["fill", "control"]):
+        found = explained.summed_up(rows, rows["film"].astype(str).to_numpy())
+        assert found.effect > 0.1, (fill, control)
+        assert found.effect_ci[0] > 0, (fill, control)
+        assert found.films + found.left_out == COUNT
+
+
+def test_a_model_that_reads_the_marker_has_none() -> None:
+    films = _films("COVID-19")
+    assert (_marker_reader()(films.images).softmax(1)[:, 0] > 0.9).all(), "it does answer, by the letter"
+    table = explained.removal(_marker_reader(), films, 0, fills=("grey", "mirror"))
+    lung = table[table["control"] == "lung"]
+    assert lung["effect"].abs().max() < 0.01, "an edge of the lungs may lie under the letter"
+    assert lung["flipped"].max() == 0
+
+
+def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() -> None:
+    table = explained.removal(_lesion_reader(), _films("COVID-19"), 0, fills=("grey",))
+    lung = table[table["control"] == "lung"].dropna(subset="effect")
+    assert lung["before"].mean() > 0.8
+    assert lung["whole"].mean() < lung["without"].mean() < lung["beside"].mean()
+    assert lung["flipped_whole"].mean() > 0.7
+    assert lung["flipped_control"].mean() < 0.2
+
+
+def test_a_transplanted_lesion_brings_the_answer_and_a_healthy_patch_does_not() -> None:
+    healthy, donors, others = _films("Normal"), _films("COVID-19", seed=50), _films("Normal", seed=90)
+    model = Reader(healthy.images, healthy.lung, _films("COVID-19").images)
+    table = explained.transplantation(model, healthy, donors, others, 0)
+    assert explained.summed_up(table, table["film"].astype(str).to_numpy()).effect_ci[0] > 0.1
+    blind = explained.transplantation(Reader(healthy.images, ~healthy.lung, healthy.images), healthy, donors, others, 0)
+    assert blind["effect"].abs().max() < 1e-6, "what is put in stays inside the lungs"
+
+
+def test_a_part_and_its_control_are_one_shape_and_the_control_is_healthy() -> None:
+    lesion, allowed = torch.zeros(3, 20, 20, dtype=torch.bool), torch.zeros(3, 20, 20, dtype=torch.bool)
+    lesion[0, 2:6, 3:5] = lesion[0, 2, 3:8] = True  # an L that fits as it is
+    allowed[0, 8:18, 8:18] = True
+    lesion[1, 0:10, 0:10] = True  # of which a strip alone has room
+    allowed[1, :, 15:18] = True
+    lesion[2] = allowed[2] = True  # no healthy lung left
+    pair = lesions.congruent(lesion, allowed)
+    assert torch.equal(pair.lesion[0], lesion[0])
+    assert pair.share.tolist() == pytest.approx([1.0, 0.3, 0.0])
+    assert not (pair.control & (lesion | ~allowed)).any()
+    assert not (pair.lesion & ~lesion).any()
+    assert pair.lesion.flatten(1).sum(1).tolist() == pair.control.flatten(1).sum(1).tolist() == [11, 30, 0]
+
+
+def test_a_lesion_fits_mirrored_where_it_does_not_as_it_is() -> None:
+    lesion = torch.zeros(1, 12, 12, dtype=torch.bool)
+    lesion[0, 1:5, 1] = lesion[0, 4, 1:4] = True
+    allowed = torch.zeros_like(lesion)
+    allowed[0, 7:11, 10] = allowed[0, 10, 8:11] = True
+    pair = lesions.congruent(lesion, allowed)
+    assert torch.equal(pair.control, allowed)
+    assert torch.equal(pair.lesion, lesion)
+
+
+def test_congruent_with_no_images_is_empty() -> None:
+    empty = torch.zeros(0, 8, 8, dtype=torch.bool)
+    assert lesions.congruent(empty, empty).share.shape == (0,)
+
+
+def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
+    images = torch.full((2, 1, 10, 10), 0.9)
+    lung, lesion = torch.zeros(2, 10, 10, dtype=torch.bool), torch.zeros(2, 10, 10, dtype=torch.bool)
+    lung[:, 2:8, 2:8] = True
+    images[:, :, 2:8, 2:8] = 0.3
+    lesion[0, 2:5, 2:8] = True
+    images[0, :, 2:5, 2:8] = 0.7
+    lesion[1] = lung[1]  # all of the lung: its darkest fifth stands in
+    images[1, :, 2:8, 2:8] = 0.6
+    images[1, :, 2:4, 2:8] = 0.2
+    assert lesions.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
+
+
+@pytest.mark.parametrize("fill", lesions.FILLS)
+def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> None:
+    films = _films("COVID-19")
+    after = lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
+    bare = _films("Normal").images
+    inside = films.lesion[:, None]
+    assert (after - bare).abs()[inside].mean() < 0.7 * (films.images - bare).abs()[inside].mean()
+    reach = max(1, round(lesions.EDGE * SIZE))
+    near = torch.nn.functional.max_pool2d(inside.float(), 2 * reach + 1, 1, reach) > 0
+    assert torch.equal(after[~near], films.images[~near])
+    assert after.min() >= 0
+    assert after.max() <= 1
+
+
+def test_an_unknown_fill_is_said_in_one_line() -> None:
+    films = _films("COVID-19")
+    with pytest.raises(UserError, match="grey"):
+        lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill="gray")
+
+
+def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
+    images = torch.zeros(1, 1, 8, 12)
+    lung, lesion = torch.zeros(1, 8, 12, dtype=torch.bool), torch.zeros(1, 8, 12, dtype=torch.bool)
+    lung[0, 2:6, 1:4] = lung[0, 2:6, 8:11] = True
+    images[0, 0, 2:6, 8:11] = torch.tensor([0.2, 0.4, 0.6])
+    lesion[0, 3, 1:4] = True
+    found = lesions.mirror(images, lesion, lung, lesion)[0, 0]
+    assert found[3, 1:4].tolist() == pytest.approx([0.6, 0.4, 0.2])
+    assert found[3, 8] == pytest.approx(float(lesions.healthy_grey(images, lung, lesion))), "its mirror is the lesion"
+
+
+def test_a_lesion_that_has_no_counterpart_is_left_out_and_counted() -> None:
+    films = _films("COVID-19")
+    full = Films(films.images, films.lung, films.lung)
+    table = explained.removal(_lesion_reader(), full, 0, fills=("grey",))
+    found = explained.summed_up(table[table["control"] == "lung"], np.arange(COUNT).astype(str))
+    assert (found.films, found.left_out) == (0, COUNT)
+    assert np.isnan(found.effect)
+
+
+def test_effects_of_two_fills_are_not_summed_up_as_one() -> None:
+    table = explained.removal(_lesion_reader(), _films("COVID-19"), 0, fills=("grey", "mirror"))
+    with pytest.raises(UserError, match="one fill"):
+        explained.summed_up(table, table["film"].astype(str).to_numpy())
+
+
+def test_by_size_the_films_are_those_of_the_table() -> None:
+    table = explained.removal(_lesion_reader(), _films("COVID-19"), 0, fills=("grey",))
+    lung = table[table["control"] == "lung"]
+    sizes = explained.by_size(lung, lung["film"].astype(str).to_numpy())
+    assert sizes["films"].sum() == lung["effect"].notna().sum()
+    weighted = (sizes["effect"] * sizes["films"]).sum() / sizes["films"].sum()
+    assert weighted == pytest.approx(lung["effect"].mean())
+
+
+def test_a_map_is_judged_by_what_removing_does() -> None:
+    films = _films("COVID-19")
+    falls = explained.causes(_lesion_reader(), films, 0)
+    bright = (films.images - _films("Normal").images).clamp(min=0)[:, 0] * films.lung
+    by_truth = explained.ranked_by_cause(bright, falls)
+    by_marker = explained.ranked_by_cause((films.images - _films("COVID-19", ()).images).abs()[:, 0], falls)
+    assert np.nanmean(by_truth) > 0.5
+    assert abs(np.nanmean(by_marker)) < 0.2
+    assert np.nanmean(explained.ranked_by_cause(-bright, falls)) < -0.5
+    assert explained.ranked_by_cause(torch.ones(COUNT, SIZE, SIZE), falls).tolist() == [0.0] * COUNT
+    outside = ~torch.nn.functional.adaptive_max_pool2d(films.lung.float(), explained.CELLS).bool()
+    assert torch.equal(falls.isnan(), outside)
+
+
+def test_the_model_is_left_as_it_was_found() -> None:
+    films = _films("COVID-19")
+    model = _lesion_reader().train()
+    explained.removal(model, films, 0, fills=("grey",))
+    assert model.training
