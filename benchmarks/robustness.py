@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr import evaluation as evaluate
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial, contract
+from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 
 EPSILON = 0.02
@@ -184,7 +184,7 @@ def main() -> None:
         quickly_trained(model, given.size, given.batch)
         evaluation(model, *patterns(2 * given.batch, given.size, seed=1000), rounds)
     else:
-        run = evaluate.load_run(given.run)
+        run = load_run(given.run)
         films = load_dataset(given.data, split=run.recipe.data.splits.test, **run.recipe.data.reading())
         rows = torch.linspace(0, len(films) - 1, min(len(films), 4 * given.batch)).long().numpy()
         pixels = to_pixels(torch.from_numpy(films.images[rows])).contiguous(memory_format=torch.channels_last)

@@ -10,8 +10,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.tables import percent
-from trustcxr import evaluation, metrics
+from trustcxr import catalogue
 from trustcxr.data import load_dataset
+from trustcxr.evaluation import metrics, predictions
+from trustcxr.evaluation.run import as_validated, load_run
 from trustcxr.report import words
 from trustcxr.results import files, folders
 
@@ -25,18 +27,18 @@ def main() -> None:
     given = parser.parse_args()
     rows, counted = [], ""
     for folder in given.runs:
-        run = evaluation.load_run(folder)
+        run = load_run(folder)
         if given.split == run.recipe.data.splits.val:  # on which the weights of a second training have been trained
-            run = evaluation.as_validated(run)
+            run = as_validated(run)
         data = load_dataset(given.data, split=given.split, **run.recipe.data.reading())
-        found = metrics.from_predictions(evaluation.predict(run, data), run.classes)
-        shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in metrics.VIEWS)]
+        found = metrics.from_predictions(predictions.predict(run, data), run.classes)
+        shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in catalogue.VIEWS)]
         epochs = str(files.read_json(folder / folders.TRAINING_FILE)["epochs"])
         rows.append([run.recipe.model.name, words.way(run.recipe.defence.name, run.recipe.background), epochs, *shown])
         counted = (
             f"{len(data)} {given.split} images of {given.data.resolve().name}, those with a lung mask in all but clean"
         )
-    head = ["model", "training", "epochs", "clean", *(view.replace("_", " ") for view in metrics.VIEWS)]
+    head = ["model", "training", "epochs", "clean", *(view.replace("_", " ") for view in catalogue.VIEWS)]
     print("# What networks answer by\n")
     print(
         f"`python -m benchmarks.shortcuts RUN... --data {given.data.name} --split {given.split}`. {counted}; one seed; "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr import calibration, masking, metrics
+from trustcxr.evaluation import calibration, gradient_masking, metrics
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
@@ -53,11 +53,11 @@ def make_study(
                 **metrics.from_predictions(table, classes, resamples=resamples),
                 "saliency": _saliency(random, defence, images // 3) if saliency else {},
             }  # fmt: skip
-            document["masking"] = masking.verdict(document)
+            document["masking"] = gradient_masking.verdict(document)
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
                 document["calibration"] = calibration.describe(table, validation, resamples=resamples)
-            document["alarms"] = metrics.alarms(document)
+            document["alarms"] = gradient_masking.alarms(document)
             (home / "metrics.json").write_text(json.dumps(_plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from small_runs import make_films, recipe
-from trustcxr import attacks, evaluation
+from trustcxr import attacks
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions, summary
+from trustcxr.evaluation.run import Run, load_run
 from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackName, AttackRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
@@ -34,8 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> evaluation.Run:
-    return evaluation.load_run(place / "run0", on="cpu")
+def run(place: Path) -> Run:
+    return load_run(place / "run0", on="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -104,38 +106,38 @@ def test_effort_tells_conditions_apart() -> None:
 
 def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
     names = ["fgsm", "worst-case", "square", "transfer"]
-    plan = evaluation.conditions(names, [0.02], steps=7, queries=70, source=place / "run1")
+    plan = predictions.conditions(names, [0.02], steps=7, queries=70, source=place / "run1")
     assert [(a.name, a.steps, a.queries, a.source) for a in plan] == [
         ("fgsm", None, None, None),
         ("worst-case", 7, 70, None),
         ("square", None, 70, None),
         ("transfer", 7, None, str(place / "run1")),
     ]
-    assert evaluation.conditions(["pgd-l2"], [2.0])[0].epsilons == (2.0,)
+    assert predictions.conditions(["pgd-l2"], [2.0])[0].epsilons == (2.0,)
     for given, text in (
         ((["pgd", "pgd-l2"], [2.0]), r"epsilon 2 is outside \[0, 1\]"),
         ((["transfer"], [0.02]), "transfer needs a source"),
     ):
         with pytest.raises(UserError, match=text):
-            evaluation.conditions(*given)
+            predictions.conditions(*given)
     with pytest.raises(UserError, match="only the attack transfer has one"):
-        evaluation.conditions(["pgd"], [0.02], source=place / "run1")
+        predictions.conditions(["pgd"], [0.02], source=place / "run1")
     with pytest.raises(UserError, match="nowhere"):
-        evaluation.conditions(["transfer"], [0.02], source=place / "nowhere")
+        predictions.conditions(["transfer"], [0.02], source=place / "nowhere")
     with pytest.raises(UserError, match="'steps'"):
-        evaluation.conditions(["pgd"], [0.02], steps=0)
+        predictions.conditions(["pgd"], [0.02], steps=0)
 
 
 # --- in the table ----------------------------------------------------------------------------------------------------
 
 
-def test_every_attack_has_its_rows(run: evaluation.Run, films: Any, place: Path) -> None:
+def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
     plan = [
         AttackRecipe(name=name, epsilons=(0.05, 0.01), **FAST[name], **extra)
         for name in get_args(AttackName)
         for extra in [{"source": str(place / "run1")} if name == "transfer" else {}]
     ]
-    table = evaluation.predict(run, films, plan, views=False, batch_size=8)
+    table = predictions.predict(run, films, plan, views=False, batch_size=8)
     counts = table[table["attack"] != "clean"].groupby(["attack", "epsilon", "steps"]).size().to_dict()
     assert counts == {(a.name, epsilon, a.effort): len(films) for a in plan for epsilon in a.epsilons}
     shares = accuracies(table)
@@ -144,13 +146,11 @@ def test_every_attack_has_its_rows(run: evaluation.Run, films: Any, place: Path)
             for epsilon in a.epsilons:
                 assert shares["worst-case", epsilon] <= shares[a.name, epsilon], "what another found is kept"
     assert shares["worst-case", 0.05] <= shares["worst-case", 0.01] <= shares["clean", 0.0]
-    document = evaluation.describe(run, table, resamples=100)
+    document = summary.describe(run, table, resamples=100)
     assert {a["attack"] for a in document["attacks"]} == set(ATTACK_OPTIONS)
 
 
-def test_worst_case_keeps_what_a_smaller_radius_found(
-    run: evaluation.Run, films: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worst_case_keeps_what_a_smaller_radius_found(run: Run, films: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, list[float]]] = []
     pixels = to_pixels(torch.from_numpy(np.array(films.images)))
 
@@ -165,24 +165,24 @@ def test_worst_case_keeps_what_a_smaller_radius_found(
         AttackRecipe(name="fgsm", epsilons=(0.01, 0.04)),
         AttackRecipe(name="pgd-l2", epsilons=(0.02,), steps=2),
     ]
-    evaluation.predict(run, films, plan, views=False)
+    predictions.predict(run, films, plan, views=False)
     assert [(epsilon, len(known)) for epsilon, known in seen] == [(0.02, 1), (0.04, 3)]
     assert all(length <= epsilon + 1e-3 for epsilon, known in seen for length in known)
 
 
-def test_transfer_is_the_sources_images_judged_here(run: evaluation.Run, films: Any, place: Path) -> None:
+def test_transfer_is_the_sources_images_judged_here(run: Run, films: Any, place: Path) -> None:
     pixels, labels = to_pixels(torch.from_numpy(np.array(films.images))), torch.from_numpy(films.labels)
-    source = evaluation.load_run(place / "run1", on="cpu")
+    source = load_run(place / "run1", on="cpu")
     made = attacks.momentum(source.model, pixels, labels, epsilon=0.05)
     with torch.inference_mode():
         expected = run.model(made)
     plan = [AttackRecipe(name="transfer", epsilons=(0.05,), source=str(place / "run1"))]
-    table = evaluation.predict(run, films, plan, views=False)
+    table = predictions.predict(run, films, plan, views=False)
     found = torch.from_numpy(np.stack(table[table["attack"] == "transfer"]["logits"]))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_a_source_with_other_classes(run: evaluation.Run, films: Any, place: Path, tmp_path: Path) -> None:
+def test_a_source_with_other_classes(run: Run, films: Any, place: Path, tmp_path: Path) -> None:
     import shutil
 
     other = shutil.copytree(place / "run1", tmp_path / "other")
@@ -190,4 +190,4 @@ def test_a_source_with_other_classes(run: evaluation.Run, films: Any, place: Pat
     files.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
     plan = [AttackRecipe(name="transfer", source=str(other))]
     with pytest.raises(UserError, match=r"not a source for .*: its classes are a, b, c instead of COVID-19"):
-        evaluation.predict(run, films, plan, views=False)
+        predictions.predict(run, films, plan, views=False)

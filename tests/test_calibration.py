@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trustcxr import calibration, statistics
+from trustcxr.evaluation import calibration
 from trustcxr.statistics import softmax
 
 
@@ -22,7 +22,7 @@ def drawn(count: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
 def test_the_temperature_is_what_the_logits_were_sharpened_by(sharpness: float) -> None:
     logits, labels = drawn(6000, sharpness, 0)
-    assert statistics.fit_temperature(logits, labels) == pytest.approx(sharpness, rel=0.08)
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(sharpness, rel=0.08)
 
 
 def test_the_temperature_is_the_one_of_gradient_descent() -> None:
@@ -37,23 +37,23 @@ def test_the_temperature_is_the_one_of_gradient_descent() -> None:
         return loss
 
     optimiser.step(closure)
-    assert statistics.fit_temperature(logits, labels) == pytest.approx(float(log.detach().exp()), rel=1e-3)
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(float(log.detach().exp()), rel=1e-3)
 
 
 def test_log_loss_is_scikit_learns() -> None:
     logits, labels = drawn(200, 2.0, 2)
-    found = statistics.log_loss(logits, labels)
+    found = calibration.log_loss(logits, labels)
     assert found.shape == (200,)
     assert found.mean() == pytest.approx(log_loss(labels, softmax(logits)))
-    assert np.isfinite(statistics.log_loss(np.array([[1e4, -1e4]]), np.array([1]))).all()
+    assert np.isfinite(calibration.log_loss(np.array([[1e4, -1e4]]), np.array([1]))).all()
 
 
 def test_a_fit_that_runs_away_stops_at_a_bound() -> None:
     labels = np.arange(30) % 3
     # All right: the sharper the better, until the loss is nothing.
-    assert 0.05 < statistics.fit_temperature(10 * np.eye(3)[labels], labels) < 0.4
-    assert statistics.fit_temperature(10 * np.eye(3)[labels], (labels + 1) % 3) == pytest.approx(20, rel=0.02)
-    assert np.isnan(statistics.fit_temperature(np.zeros((0, 3)), np.zeros(0)))
+    assert 0.05 < calibration.fit_temperature(10 * np.eye(3)[labels], labels) < 0.4
+    assert calibration.fit_temperature(10 * np.eye(3)[labels], (labels + 1) % 3) == pytest.approx(20, rel=0.02)
+    assert np.isnan(calibration.fit_temperature(np.zeros((0, 3)), np.zeros(0)))
 
 
 def table(logits: np.ndarray, labels: np.ndarray, split: str = "Test", **keys: object) -> pd.DataFrame:

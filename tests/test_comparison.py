@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trustcxr import comparison, engines, metrics
+from trustcxr import catalogue, comparison, engines
 from trustcxr.comparison import Key
 from trustcxr.engines import Failure
 from trustcxr.errors import UserError
@@ -116,8 +116,8 @@ def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right:
 
 
 def test_views_have_names_without_a_radius(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
-    found = comparison.figures(make_run(tmp_path, "standard", rows(metrics.VIEWS[0], 0, right["a"])))
-    assert set(found) == {Key(f"{metrics.VIEWS[0]} accuracy")}
+    found = comparison.figures(make_run(tmp_path, "standard", rows(catalogue.VIEWS[0], 0, right["a"])))
+    assert set(found) == {Key(f"{catalogue.VIEWS[0]} accuracy")}
 
 
 def test_corruptions_are_one_figure_an_image_over_all_of_them(tmp_path: Path, right: dict[str, np.ndarray]) -> None:

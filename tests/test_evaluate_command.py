@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from test_cli import complaint, run
-from trustcxr import corruptions, evaluation, runs
+from trustcxr import corruptions, runs
 from trustcxr.data import phantom
+from trustcxr.evaluation import predictions, summary
+from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import testing
 from trustcxr.results import files
 
@@ -54,7 +56,7 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None
     done = run("evaluate", trained, "--data", films, "--sweep", "--steps", 3)
     document = files.read_json(trained / "metrics.json")
     for attack in ("fgsm", "pgd"):
-        assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == evaluation.SWEEP
+        assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == predictions.SWEEP
     at_zero = [row["accuracy"] for row in document["attacks"] if row["epsilon"] == 0]
     assert at_zero == [document["clean"]["accuracy"]] * 2
     assert "about zero at 0.3" in document["masking"]["looked_for"]
@@ -73,9 +75,7 @@ def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
     document = files.read_json(trained / "metrics.json")
     assert [row["corruption"] for row in document["corruptions"]] == list(corruptions.CORRUPTIONS)
-    again = evaluation.describe(
-        evaluation.load_run(trained), files.read_table(trained / "predictions.parquet"), resamples=2000
-    )
+    again = summary.describe(load_run(trained), files.read_table(trained / "predictions.parquet"), resamples=2000)
     assert again["corruptions"] == document["corruptions"], "from the table, the same numbers"
 
 

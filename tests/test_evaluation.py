@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from trustcxr import attacks, corruptions, evaluation, metrics
+from trustcxr import attacks, catalogue, corruptions
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lungs import soften
 from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions, summary
+from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.views import _of_another_class, _views
 from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
@@ -51,8 +54,8 @@ def films(folder: Path, split: str, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> evaluation.Run:
-    return evaluation.load_run(place / "run", on="cpu")
+def run(place: Path) -> Run:
+    return load_run(place / "run", on="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,8 @@ def held_out(place: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def table(run: evaluation.Run, held_out: Any) -> pd.DataFrame:
-    return evaluation.predict(run, held_out, PLAN, corruptions=HARM, batch_size=8)
+def table(run: Run, held_out: Any) -> pd.DataFrame:
+    return predictions.predict(run, held_out, PLAN, corruptions=HARM, batch_size=8)
 
 
 def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int = 0) -> pd.DataFrame:
@@ -76,7 +79,7 @@ def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataF
     about = ["sample_id", "group", "source", "split", "class", "label"]
     assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "logits"]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
-    conditions += [(view, 0.0, 0, 0) for view in metrics.VIEWS]
+    conditions += [(view, 0.0, 0, 0) for view in catalogue.VIEWS]
     conditions += [(name, 0.0, 0, severity) for name in HARM.names for severity in HARM.severities]
     counts = table.groupby(["attack", "epsilon", "steps", "severity"]).size()
     assert counts.to_dict() == dict.fromkeys(conditions, 21)
@@ -91,7 +94,7 @@ def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataF
     assert logits.dtype == np.float32
 
 
-def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, held_out: Any, table: pd.DataFrame) -> None:
+def test_logits_are_those_of_the_attacked_images(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     pixels, labels = to_pixels(torch.from_numpy(np.array(held_out.images))), torch.from_numpy(held_out.labels)
     versions = {
         ("clean", 0.0): pixels,
@@ -110,7 +113,7 @@ def test_logits_are_those_of_the_attacked_images(run: evaluation.Run, held_out: 
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_views_show_what_they_say(run: evaluation.Run, held_out: Any, table: pd.DataFrame) -> None:
+def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
     shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the film
@@ -123,13 +126,13 @@ def test_views_show_what_they_say(run: evaluation.Run, held_out: Any, table: pd.
 
 def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:
     labels, rows = np.asarray(held_out.labels), np.arange(len(held_out))
-    other = evaluation._of_another_class(labels)
+    other = _of_another_class(labels)
     assert (labels[other] != labels).all()
-    assert (other == evaluation._of_another_class(labels)).all(), "the same for every run"
+    assert (other == _of_another_class(labels)).all(), "the same for every run"
     assert len(set(other)) > len(labels) / 3, "not one film for all"
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
-    halves = [list(evaluation._views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
+    halves = [list(_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
     ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
     assert name == "lungs_on_another_film"
     shown = torch.cat([first, second])
@@ -140,9 +143,7 @@ def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:
     assert not torch.allclose(shown[far], pixels[far], atol=0.05)
 
 
-def test_corrupted_images_are_corrupted_by_their_own_names(
-    run: evaluation.Run, held_out: Any, table: pd.DataFrame
-) -> None:
+def test_corrupted_images_are_corrupted_by_their_own_names(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     for name in HARM.names:
         for severity in HARM.severities:
@@ -153,10 +154,10 @@ def test_corrupted_images_are_corrupted_by_their_own_names(
             assert torch.allclose(found, expected, atol=1e-4), (name, severity)
 
 
-def test_batch_size_and_training_mode_change_nothing(run: evaluation.Run, held_out: Any, table: pd.DataFrame) -> None:
+def test_batch_size_and_training_mode_change_nothing(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     run.model.train()
     try:
-        again = evaluation.predict(run, held_out, PLAN[:1], corruptions=HARM, batch_size=21)
+        again = predictions.predict(run, held_out, PLAN[:1], corruptions=HARM, batch_size=21)
         assert run.model.training
     finally:
         run.model.eval()
@@ -168,8 +169,8 @@ def test_batch_size_and_training_mode_change_nothing(run: evaluation.Run, held_o
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_document_is_the_designs(run: evaluation.Run, table: pd.DataFrame) -> None:
-    document = evaluation.describe(run, table, resamples=100)
+def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
+    document = summary.describe(run, table, resamples=100)
     about = {key: document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")}
     assert about == {
         "run": f"{MODEL}-standard-s0",
@@ -202,19 +203,19 @@ def test_the_document_is_the_designs(run: evaluation.Run, table: pd.DataFrame) -
     assert document["clean"]["f1_macro"] == pytest.approx(theirs)
 
 
-def test_metrics_come_again_from_the_tables_on_disk(run: evaluation.Run, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFrame, tmp_path: Path) -> None:
     files.write_table(tmp_path / "predictions.parquet", table)
-    files.write_json(tmp_path / "metrics.json", evaluation.describe(run, table, resamples=150))
-    again = evaluation.describe(run, files.read_table(tmp_path / "predictions.parquet"), resamples=150)
+    files.write_json(tmp_path / "metrics.json", summary.describe(run, table, resamples=150))
+    again = summary.describe(run, files.read_table(tmp_path / "predictions.parquet"), resamples=150)
     files.write_json(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
 
-def test_alarms_of_training_stand_in_the_document(run: evaluation.Run, table: pd.DataFrame) -> None:
+def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame) -> None:
     text = "catastrophic overfitting at epoch 3: ..."
     run.training["alarm"] = text
     try:
-        document = evaluation.describe(run, table, resamples=100)
+        document = summary.describe(run, table, resamples=100)
     finally:
         del run.training["alarm"]
     assert {"kind": "catastrophic_overfitting", "text": text} in document["alarms"]
@@ -243,26 +244,26 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
     }
     content["defence"] = {"name": "fgsm"}
     loop.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
-    run = evaluation.load_run(tmp_path / "run")
-    found = evaluation.predict(run, test, PLAN)
+    run = load_run(tmp_path / "run")
+    found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2
-    document = evaluation.describe(run, found, resamples=100)
+    document = summary.describe(run, found, resamples=100)
     assert document["classes"] == ["COVID-19", "Normal"]
     assert np.array(document["clean"]["confusion"]).shape == (2, 2)
     assert 0 <= document["clean"]["auroc_macro"] <= 1
 
 
-def test_a_data_set_with_fewer_classes_than_the_run(run: evaluation.Run, place: Path, tmp_path: Path) -> None:
+def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_path: Path) -> None:
     for name in ("COVID-19", "Normal"):
         (tmp_path / "external" / name).mkdir(parents=True)
         for source in sorted((place / "phantom").rglob(f"Test/{name}/images/*"))[:4]:
             shutil.copy(source, tmp_path / "external" / name / source.name)
     outside = load_dataset(tmp_path / "external", size=32, classes=run.classes, cache=tmp_path / "cache", workers=1)
-    found = evaluation.predict(run, outside, PLAN[:1])
+    found = predictions.predict(run, outside, PLAN[:1])
     assert set(found["class"]) == {"COVID-19", "Normal"}
     assert set(found["label"]) == {0, 2}
     assert "lungs_only" not in set(found["attack"]), "no masks, no views"
-    document = evaluation.describe(run, found, resamples=100)
+    document = summary.describe(run, found, resamples=100)
     assert document["clean"]["per_class"]["Non-COVID"]["n"] == 0
     assert np.isfinite(document["clean"]["auroc_macro"])
 
@@ -275,7 +276,7 @@ def copied(place: Path, tmp_path: Path) -> Path:
     return shutil.copytree(place / "run", tmp_path / "run")
 
 
-def test_load_run_knows_the_run(run: evaluation.Run) -> None:
+def test_load_run_knows_the_run(run: Run) -> None:
     assert (run.name, run.size, run.classes) == (f"{MODEL}-standard-s0", 32, ("COVID-19", "Non-COVID", "Normal"))
     assert run.device == torch.device("cpu")
     assert not run.model.training
@@ -308,7 +309,7 @@ def rewrite(folder: Path, **keys: Any) -> None:
 def test_a_run_whose_files_do_not_belong_together(keys: dict[str, Any], text: str, copied: Path) -> None:
     rewrite(copied, **keys)
     with pytest.raises(UserError, match=text) as problem:
-        evaluation.load_run(copied)
+        load_run(copied)
     assert "\n" not in str(problem.value)
 
 
@@ -323,10 +324,10 @@ class Trap:
 def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
     torch.save({"weights": Trap(tmp_path / "ran")}, copied / "model.safetensors")
     with pytest.raises(UserError, match="not the weights of this model"):
-        evaluation.load_run(copied)
+        load_run(copied)
     (copied / "run.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']")
     with pytest.raises(UserError, match="not readable as YAML"):
-        evaluation.load_run(copied)
+        load_run(copied)
     assert not (tmp_path / "ran").exists()
 
 
@@ -335,14 +336,14 @@ def test_weights_without_a_tensor(copied: Path) -> None:
     state.pop("net.fc.bias")
     save_file(state, copied / "model.safetensors")
     with pytest.raises(UserError, match=r"not the weights of this model.*") as problem:
-        evaluation.load_run(copied)
+        load_run(copied)
     assert "\n" not in str(problem.value)
 
 
 def test_conditions_as_typed() -> None:
-    plan = evaluation.conditions(["fgsm", "pgd", "fgsm"], [0.02, 0.01, 0.02], steps=7)
+    plan = predictions.conditions(["fgsm", "pgd", "fgsm"], [0.02, 0.01, 0.02], steps=7)
     assert [(a.name, a.epsilons, a.steps) for a in plan] == [("fgsm", (0.02, 0.01), None), ("pgd", (0.02, 0.01), 7)]
     with pytest.raises(UserError, match="unknown attack 'pdg': did you mean pgd"):
-        evaluation.conditions(["pdg"], [0.02])
+        predictions.conditions(["pdg"], [0.02])
     with pytest.raises(UserError, match=r"epsilon 4 is outside \[0, 1\]"):
-        evaluation.conditions(["pgd"], [4.0])
+        predictions.conditions(["pgd"], [4.0])

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation
+from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
@@ -147,7 +148,7 @@ def test_a_gated_run_is_named_kept_and_resumed(films: tuple[Any, Any], tmp_path:
     loop.fit(run, *films, tmp_path / "parts")
     kept = weights(tmp_path / "whole")
     assert same(kept, weights(tmp_path / "parts"))
-    loaded = evaluation.load_run(tmp_path / "whole")
+    loaded = load_run(tmp_path / "whole")
     assert isinstance(loaded.model.gate, lung_gate.LungGate)
     assert loaded.recipe == run
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from small_networks import images_and_labels, trained
-from trustcxr import attacks, evaluation, masking
+from trustcxr import attacks
+from trustcxr.evaluation import gradient_masking, predictions
 
 
 def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
@@ -28,12 +29,14 @@ HONEST = (
 
 
 def test_an_honest_sweep_is_not_masked() -> None:
-    found = masking.verdict(document(0.8, *HONEST[:2], *HONEST[3:]))
+    found = gradient_masking.verdict(document(0.8, *HONEST[:2], *HONEST[3:]))
     assert found["masked"] is False
     assert found["looked_for"] == [
         "one step against many", "the fall with epsilon", "about zero at 0.3", "black box against white box",
     ]  # fmt: skip
-    assert masking.sentence(found).startswith("No masked gradients found: no sign of it in one step against many, ")
+    assert gradient_masking.sentence(found).startswith(
+        "No masked gradients found: no sign of it in one step against many, "
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,24 +53,24 @@ def test_an_honest_sweep_is_not_masked() -> None:
     ],
 )
 def test_each_sign_by_itself(rows: list[tuple[str, float, float]], because: str) -> None:
-    found = masking.verdict(document(0.8, *rows))
+    found = gradient_masking.verdict(document(0.8, *rows))
     assert found["masked"] is True
     assert because in found["because"]
-    assert "\n" not in masking.sentence(found)
+    assert "\n" not in gradient_masking.sentence(found)
 
 
 def test_what_is_no_sign() -> None:
-    found = masking.verdict(document(0.8, ("fgsm", 0.02, 0.42), ("pgd", 0.02, 0.33), ("square", 0.02, 0.32)))
+    found = gradient_masking.verdict(document(0.8, ("fgsm", 0.02, 0.42), ("pgd", 0.02, 0.33), ("square", 0.02, 0.32)))
     assert found["masked"] is False
     # A single step overshoots at a large radius, on any network; an L2 radius is another measure.
     rows = [("fgsm", 0.02, 0.2), ("fgsm", 0.3, 0.4), ("pgd", 0.02, 0.15), ("pgd-l2", 0.02, 0.8), ("pgd-l2", 0.3, 0.7)]
-    assert masking.verdict(document(0.8, *rows))["masked"] is False
-    assert "about zero at 0.3" not in masking.verdict(document(0.8, *rows))["looked_for"]
+    assert gradient_masking.verdict(document(0.8, *rows))["masked"] is False
+    assert "about zero at 0.3" not in gradient_masking.verdict(document(0.8, *rows))["looked_for"]
 
 
 def test_what_could_not_be_looked_at() -> None:
     for rows in ((), (("fgsm", 0.02, 0.5),), (("square", 0.02, 0.5),)):
-        found = masking.verdict(document(0.8, *rows))
+        found = gradient_masking.verdict(document(0.8, *rows))
         assert (found["masked"], found["looked_for"]) == (None, [])
         assert "not looked for" in found["because"]
 
@@ -78,7 +81,7 @@ def test_what_could_not_be_looked_at() -> None:
 def swept(model: nn.Module) -> dict[str, Any]:
     images, labels = images_and_labels(150, seed=5)
     rows = []
-    for epsilon in evaluation.SWEEP:
+    for epsilon in predictions.SWEEP:
         for name, options in (("fgsm", {}), ("pgd", {"steps": 20})):
             changed = attacks.get(name)(model, images, labels, epsilon=epsilon, **options)
             rows.append((name, epsilon, accuracy(model, changed, labels)))
@@ -98,7 +101,7 @@ def test_the_sweep_of_a_sound_network_falls_to_about_zero() -> None:
     assert pgd[0] > 0.8
     assert all(after <= before + 1e-9 for before, after in pairwise(pgd))
     assert pgd[-1] == 0
-    verdict = masking.verdict(found)
+    verdict = gradient_masking.verdict(found)
     assert verdict["masked"] is False, verdict["because"]
     assert "about zero at 0.3" in verdict["looked_for"]
 
@@ -116,6 +119,6 @@ class Hidden(nn.Module):
 
 def test_a_network_that_hides_its_gradient_is_found_out() -> None:
     found = swept(Hidden(trained()))
-    verdict = masking.verdict(found)
+    verdict = gradient_masking.verdict(found)
     assert verdict["masked"] is True
     assert "at epsilon 0.3" in verdict["because"]

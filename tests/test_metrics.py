@@ -11,8 +11,10 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trustcxr import metrics, statistics
+from trustcxr import catalogue, statistics
+from trustcxr.evaluation import gradient_masking, metrics
 from trustcxr.results import files
+from trustcxr.results.tables import logits_of
 from trustcxr.statistics import softmax
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
@@ -174,11 +176,11 @@ def test_attacks_of_a_table() -> None:
 
 def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None:
     """Trap 9: accuracy with the lungs blacked out, with the lungs alone and from the border."""
-    views = {(view, 0.0, 0): skill for view, skill in zip(metrics.VIEWS, (0.2, 0.9, 0.4, 0.1, 0.3), strict=True)}
+    views = {(view, 0.0, 0): skill for view, skill in zip(catalogue.VIEWS, (0.2, 0.9, 0.4, 0.1, 0.3), strict=True)}
     predictions = table(conditions=views | SWEEP, group=2)
     found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
     assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]
-    assert list(found["shortcuts"]) == list(metrics.VIEWS)
+    assert list(found["shortcuts"]) == list(catalogue.VIEWS)
     for view, part in found["shortcuts"].items():
         own = predictions[predictions["attack"] == view]
         assert part["accuracy"] == pytest.approx((np.stack(own["logits"]).argmax(1) == own["label"]).mean())
@@ -335,7 +337,7 @@ def test_metrics_on_disk_are_computed_again_exactly(tmp_path: Path) -> None:
 
 
 def test_logits_of_an_empty_table() -> None:
-    assert metrics.logits_of(table().iloc[:0]).shape == (0, 0)
+    assert logits_of(table().iloc[:0]).shape == (0, 0)
 
 
 # --- alarms ----------------------------------------------------------------------------------------------------------
@@ -355,13 +357,13 @@ def kinds(found: list[dict[str, str]]) -> list[str]:
 
 def test_an_honest_sweep_raises_no_alarm() -> None:
     honest = document(0.9, ("fgsm", 0.01, 0.6), ("fgsm", 0.02, 0.4), ("pgd", 0.01, 0.52), ("pgd", 0.02, 0.31))
-    assert metrics.alarms(honest) == []
-    assert metrics.alarms(document(0.9)) == []
-    assert metrics.alarms(document(0.9, ("pgd", 0.02, 0.0))) == []
+    assert gradient_masking.alarms(honest) == []
+    assert gradient_masking.alarms(document(0.9)) == []
+    assert gradient_masking.alarms(document(0.9, ("pgd", 0.02, 0.0))) == []
 
 
 def test_masked_gradients_are_an_alarm_in_words() -> None:
-    found = metrics.alarms(document(0.61, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.0)))
+    found = gradient_masking.alarms(document(0.61, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.0)))
     assert kinds(found) == ["gradient_masking"]
     text = found[0]["text"]
     for part in ("epsilon 0.02", "61.0% under FGSM", "0.0% under PGD-20", "570 Test images", "overstates"):
@@ -370,36 +372,38 @@ def test_masked_gradients_are_an_alarm_in_words() -> None:
 
 
 def test_the_gap_must_be_more_than_ten_points_at_the_same_epsilon() -> None:
-    assert metrics.alarms(document(0.9, ("fgsm", 0.02, 0.59), ("pgd", 0.02, 0.50))) == []
-    assert kinds(metrics.alarms(document(0.9, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.50)))) == ["gradient_masking"]
-    assert metrics.alarms(document(0.9, ("fgsm", 0.01, 0.8), ("pgd", 0.02, 0.1))) == []
+    assert gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.59), ("pgd", 0.02, 0.50))) == []
+    assert kinds(gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.50)))) == [
+        "gradient_masking"
+    ]
+    assert gradient_masking.alarms(document(0.9, ("fgsm", 0.01, 0.8), ("pgd", 0.02, 0.1))) == []
 
 
 def test_the_strongest_pgd_is_what_counts() -> None:
     both = document(0.9, ("fgsm", 0.02, 0.6), ("pgd", 0.02, 0.58), ("pgd", 0.02, 0.2))
     both["attacks"][1]["steps"] = 2
-    found = metrics.alarms(both)
+    found = gradient_masking.alarms(both)
     assert kinds(found) == ["gradient_masking"]
     assert "under PGD-20" in found[0]["text"]
 
 
 def test_pgd_weaker_than_fgsm_is_an_alarm() -> None:
-    assert kinds(metrics.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)))) == ["weak_attack"]
-    assert metrics.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.31))) == []
+    assert kinds(gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)))) == ["weak_attack"]
+    assert gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.31))) == []
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
 def test_accuracy_that_rises_with_epsilon_is_an_alarm(attack: str) -> None:
-    found = metrics.alarms(document(0.9, (attack, 0.05, 0.7), (attack, 0.01, 0.5), (attack, 0.02, 0.55)))
+    found = gradient_masking.alarms(document(0.9, (attack, 0.05, 0.7), (attack, 0.01, 0.5), (attack, 0.02, 0.55)))
     assert kinds(found) == ["rising_with_epsilon"]
     assert "from 50.0% at epsilon 0.01 to 55.0% at 0.02" in found[0]["text"]
     assert attack.upper() in found[0]["text"]
-    assert metrics.alarms(document(0.9, (attack, 0.01, 0.5), (attack, 0.02, 0.51))) == []
+    assert gradient_masking.alarms(document(0.9, (attack, 0.01, 0.5), (attack, 0.02, 0.51))) == []
 
 
 def test_a_slow_rise_and_one_above_clean_are_seen() -> None:
     slow = [("fgsm", 0.01 * k, 0.4 + 0.015 * k) for k in range(1, 6)]
-    assert kinds(metrics.alarms(document(0.9, *slow))) == ["rising_with_epsilon"]
-    above = metrics.alarms(document(0.6, ("fgsm", 0.02, 0.7)))
+    assert kinds(gradient_masking.alarms(document(0.9, *slow))) == ["rising_with_epsilon"]
+    above = gradient_masking.alarms(document(0.6, ("fgsm", 0.02, 0.7)))
     assert kinds(above) == ["rising_with_epsilon"]
     assert "from 60.0% at epsilon 0 to 70.0%" in above[0]["text"]

@@ -9,8 +9,9 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from small_runs import MODEL, make_films, recipe, same, weights
-from trustcxr import attacks, evaluation, runs
+from trustcxr import attacks, runs
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run import DataRecipe
@@ -204,7 +205,7 @@ def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Pa
     run = recipe("fgsm", model=options, epochs=1)
     assert run.model.options() == {key: value for key, value in options.items() if key != "name"}
     loop.fit(run, *films, tmp_path / "run")
-    loaded = evaluation.load_run(tmp_path / "run", on="cpu")
+    loaded = load_run(tmp_path / "run", on="cpu")
     assert same(weights(tmp_path / "run"), loaded.model.state_dict())
     assert (count(loaded.model, nn.GroupNorm) > 0) == ("normalisation" in options)
     maps: Tensor = cam.grad_cam(loaded.model, IMAGES[..., :32, :32])
@@ -219,7 +220,7 @@ def test_training_with_frozen_statistics(tmp_path: Path) -> None:
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert all(torch.equal(first[k], second[k]) for k in first if "running" in k)
     assert not torch.equal(first["net.bn1.weight"], second["net.bn1.weight"])
-    assert evaluation.load_run(tmp_path / "second").recipe.model.normalisation == "frozen"
+    assert load_run(tmp_path / "second").recipe.model.normalisation == "frozen"
 
 
 @pytest.mark.parametrize(

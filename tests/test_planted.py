@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trustcxr import evaluation, planted, runs
+from trustcxr import runs
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
@@ -20,7 +22,7 @@ from trustcxr.training import loop
 SIZE = 32
 
 
-def trained(folder: Path, shortcuts: list[str]) -> evaluation.Run:
+def trained(folder: Path, shortcuts: list[str]) -> Run:
     """A run of a moment on films whose disease is hardly to be seen."""
     data = phantom.write(
         folder / "phantom", {"Train": 48, "Val": 10, "Test": 20}, size=64, shortcuts=shortcuts, conspicuity=0.1
@@ -32,30 +34,30 @@ def trained(folder: Path, shortcuts: list[str]) -> evaluation.Run:
         "training": {"epochs": 30, "patience": 30, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
     loop.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
-    return evaluation.load_run(folder / "run", on="cpu")
+    return load_run(folder / "run", on="cpu")
 
 
 STILL = {"rotation": 0, "shift": 0, "scale": 0, "brightness": 0, "contrast": 0}
 
 
 @pytest.fixture(scope="module")
-def marked(tmp_path_factory: pytest.TempPathFactory) -> evaluation.Run:
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained where a marker gives COVID-19 away."""
     return trained(tmp_path_factory.mktemp("marked"), ["marker=1.0"])
 
 
 @pytest.fixture(scope="module")
-def unmarked(tmp_path_factory: pytest.TempPathFactory) -> evaluation.Run:
+def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained without any."""
     return trained(tmp_path_factory.mktemp("unmarked"), [])
 
 
-def home(run: evaluation.Run) -> Path:
+def home(run: Run) -> Path:
     return run.folder.parent / "phantom"
 
 
-def test_a_model_that_reads_the_marker_falls_when_it_is_moved(marked: evaluation.Run) -> None:
-    found = planted.audit(marked, home(marked), split="Test", resamples=200)
+def test_a_model_that_reads_the_marker_falls_when_it_is_moved(marked: Run) -> None:
+    found = audit(marked, home(marked), split="Test", resamples=200)
     assert set(found) == {"marker"}
     part = found["marker"]
     assert (part["class"], part["moved_to"], part["n"]) == ("COVID-19", "Non-COVID", 60)
@@ -63,14 +65,14 @@ def test_a_model_that_reads_the_marker_falls_when_it_is_moved(marked: evaluation
     assert part["as_is"]["accuracy"] > part["moved"]["accuracy"] + 0.3
     assert part["follows"] > 0.7
     assert part["follows_before"] < 0.3
-    for how in planted.HOW:
+    for how in HOW:
         low, high = part[how]["accuracy_ci"]
         assert low <= part[how]["accuracy"] <= high
 
 
-def test_a_model_that_never_saw_the_marker_does_not(marked: evaluation.Run, unmarked: evaluation.Run) -> None:
-    part = planted.audit(unmarked, home(marked), split="Test", resamples=200)["marker"]
-    accuracies = [part[how]["accuracy"] for how in planted.HOW]
+def test_a_model_that_never_saw_the_marker_does_not(marked: Run, unmarked: Run) -> None:
+    part = audit(unmarked, home(marked), split="Test", resamples=200)["marker"]
+    accuracies = [part[how]["accuracy"] for how in HOW]
     assert max(accuracies) - min(accuracies) < 0.15
     assert abs(part["follows"] - part["follows_before"]) < 0.3
 
@@ -87,21 +89,21 @@ class Watching(nn.Module):
         return torch.zeros(len(images), 3) + images.mean()
 
 
-def test_the_films_are_the_same_but_for_the_marker(marked: evaluation.Run) -> None:
-    table, (shortcut,) = planted._planted(home(marked), marked.classes)
+def test_the_films_are_the_same_but_for_the_marker(marked: Run) -> None:
+    table, (shortcut,) = _planted(home(marked), marked.classes)
     films = table[table["split"] == "Test"].reset_index(drop=True)
     shown = {}
-    for how in planted.HOW:
+    for how in HOW:
         watching = Watching()
-        run = evaluation.Run(marked.folder, watching, marked.classes, marked.recipe)  # type: ignore[arg-type]
+        run = Run(marked.folder, watching, marked.classes, marked.recipe)  # type: ignore[arg-type]
         run.model.weight = nn.Parameter(torch.zeros(1))
-        planted._answers(run, films, 64, planted._marks(films, shortcut, how), 16)
+        _answers(run, films, 64, _marks(films, shortcut, how), 16)
         shown[how] = torch.cat(watching.seen)[:, 0]
     data = load_dataset(home(marked), split="Test", size=SIZE, cache=marked.folder.parent / "cache", workers=1)
     order = [data.table["path"].tolist().index(path) for path in films["path"].str.replace("Infection", "Lung")]
     on_disk = torch.from_numpy(np.array(data.images))[order, 0].float().div(255)
     assert torch.equal(shown["as_is"], on_disk), "drawn again, the films are those on disk"
-    differs = {how: (shown[how] != shown["removed"]).flatten(1).any(1).numpy() for how in planted.HOW}
+    differs = {how: (shown[how] != shown["removed"]).flatten(1).any(1).numpy() for how in HOW}
     assert differs["as_is"].tolist() == (films["class"] == "COVID-19").tolist()
     assert differs["moved"].tolist() == (films["class"] == "Non-COVID").tolist()
     corner = (shown["moved"] != shown["removed"])[films["class"] == "Non-COVID"].any(0)
@@ -109,7 +111,7 @@ def test_the_films_are_the_same_but_for_the_marker(marked: evaluation.Run) -> No
     assert not corner[:, 16:].any()
 
 
-def test_evaluate_writes_it_and_says_it(marked: evaluation.Run) -> None:
+def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     document, place = runs.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
     assert files.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
     (line,) = [line for line in runs.remarks(document) if line.startswith("Planted")]
@@ -117,19 +119,19 @@ def test_evaluate_writes_it_and_says_it(marked: evaluation.Run) -> None:
     assert "planted_shortcuts" not in runs.evaluate(marked.folder, home(marked), attacks=["fgsm"])[0]
 
 
-def test_data_on_which_nothing_was_planted(unmarked: evaluation.Run, tmp_path: Path) -> None:
+def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no shortcut was planted; `trustcxr data phantom --shortcut marker=1"):
-        planted.audit(unmarked, home(unmarked), split="Test")
+        audit(unmarked, home(unmarked), split="Test")
     for name in unmarked.classes:
         (tmp_path / "films" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "films" / name / "a.png")
     with pytest.raises(UserError, match="not synthetic X-rays"):
-        planted.audit(unmarked, tmp_path / "films", split="Test")
+        audit(unmarked, tmp_path / "films", split="Test")
     pd.DataFrame({"path": ["a"], "class": ["Normal"]}).to_csv(tmp_path / "films" / "manifest.csv")
     with pytest.raises(UserError, match="not synthetic X-rays"):
-        planted.audit(unmarked, tmp_path / "films", split="Test")
+        audit(unmarked, tmp_path / "films", split="Test")
 
 
-def test_a_split_that_is_not_there(marked: evaluation.Run) -> None:
+def test_a_split_that_is_not_there(marked: Run) -> None:
     with pytest.raises(UserError, match="no split 'Tset'; there is Test, Train, Val"):
-        planted.audit(marked, home(marked), split="Tset")
+        audit(marked, home(marked), split="Tset")

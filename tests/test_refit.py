@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import console, engines, evaluation, metrics, report, runs
+from trustcxr import console, engines, report, runs
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions
+from trustcxr.evaluation import run as evaluation_run
 from trustcxr.explain import scoring
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report.folder import Run
-from trustcxr.results import files
+from trustcxr.results import files, tables
 from trustcxr.study import Study
 from trustcxr.training import loop, monitor
 from trustcxr.training.step import Fitting
@@ -86,8 +88,8 @@ def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path)
     loop.fit(recipe("fgsm"), *films, tmp_path / "once")
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
-    loaded = evaluation.load_run(tmp_path / "once")
-    assert evaluation.as_validated(loaded) is loaded
+    loaded = evaluation_run.load_run(tmp_path / "once")
+    assert evaluation_run.as_validated(loaded) is loaded
 
 
 @pytest.mark.parametrize("cut", [4, 9])
@@ -158,7 +160,7 @@ def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     real = scoring.tune
 
-    def spy(run: evaluation.Run, *rest: Any, **options: Any) -> dict[str, float]:
+    def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
         return real(run, *rest, **options)
 
@@ -168,9 +170,9 @@ def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def judged_by_the_first(folder: Path, val: Any) -> bool:
     """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
-    stored = metrics.logits_of(files.read_table(folder / "validation.parquet"))
+    stored = tables.logits_of(files.read_table(folder / "validation.parquet"))
     first, second = (
-        metrics.logits_of(evaluation.predict(evaluation.load_run(run), val, views=False))
+        tables.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
         for run in (folder / "validated", folder)
     )
     assert not np.allclose(first, second, atol=1e-3)
@@ -197,8 +199,8 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     assert tuned_on == ["validated", "validated"]
     tested = files.read_table(folder / "predictions.parquet")
     test = load_dataset(films[0].root, split="Test", size=32)
-    again = evaluation.predict(evaluation.load_run(folder), test, views=False)
-    assert np.allclose(metrics.logits_of(tested[tested["attack"] == "clean"]), metrics.logits_of(again), atol=1e-5)
+    again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
+    assert np.allclose(tables.logits_of(tested[tested["attack"] == "clean"]), tables.logits_of(again), atol=1e-5)
     assert document["runs"][0]["training"]["refit"]["epochs"] >= 1
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
     assert "Then on both, epochs" in page

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trustcxr import attacks, corruptions, evaluation, explain
+from trustcxr import attacks, corruptions, explain
 from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run
 from trustcxr.explain import cam, changes, examples, faithfulness, measures, sanity, scoring
 from trustcxr.explain.summary import summarise
 from trustcxr.models import factory, zoo
@@ -39,11 +40,11 @@ def films(folder: Path, split: str = "Test") -> Any:
 
 
 @pytest.fixture(scope="module")
-def run() -> evaluation.Run:
+def run() -> Run:
     torch.manual_seed(0)
     content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
     model = factory.build("test_resnet", classes=3).eval()
-    return evaluation.Run(Path("nowhere"), model, phantom.CLASSES, validate(RunRecipe, content, "test"))
+    return Run(Path("nowhere"), model, phantom.CLASSES, validate(RunRecipe, content, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,12 @@ def held_out(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def levels(run: evaluation.Run, folder: Path) -> dict[str, float]:
+def levels(run: Run, folder: Path) -> dict[str, float]:
     return scoring.tune(run, films(folder, "Val"), METHODS)
 
 
 @pytest.fixture(scope="module")
-def table(run: evaluation.Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
+def table(run: Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
     return scoring.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
 
 
@@ -91,7 +92,7 @@ def same(found: np.ndarray, wanted: Tensor) -> None:
 
 
 def test_each_measure_is_that_of_the_true_class_beside_what_it_must_beat(
-    table: pd.DataFrame, run: evaluation.Run, batch: Any, levels: dict[str, float]
+    table: pd.DataFrame, run: Run, batch: Any, levels: dict[str, float]
 ) -> None:
     images, labels, infection, lung, ids = batch
     maps = explain.layer_cam(run.model, images, labels, layer="net.layer3")
@@ -200,7 +201,7 @@ def test_a_turned_film_is_no_test_of_stability() -> None:
 
 
 def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
-    table: pd.DataFrame, run: evaluation.Run, held_out: Any, batch: Any
+    table: pd.DataFrame, run: Run, held_out: Any, batch: Any
 ) -> None:
     images, labels, _, _, ids = batch
     sampled = set(table[table["measure"] == "road"]["sample_id"])
@@ -228,7 +229,7 @@ def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, bat
     assert not table[(table["method"] == "random") & table["condition"].str.startswith("randomised:")].size
 
 
-def test_no_sample_no_dear_measures(run: evaluation.Run, held_out: Any) -> None:
+def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
     options = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
     found = scoring.score(run, held_out, options)
     assert set(found["condition"]) == {"clean", "fgsm"}
@@ -251,9 +252,7 @@ def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: A
     assert close.mean() > 0.97, "thresholds and ranks may tip at rounding, the rest may not"
 
 
-def test_no_map_is_kept_from_one_batch_to_the_next(
-    run: evaluation.Run, held_out: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
     original = cam.maps
 
@@ -283,7 +282,7 @@ def test_the_table_is_written_a_batch_at_a_time(
     assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
 
 
-def test_the_model_is_left_as_found(run: evaluation.Run, held_out: Any) -> None:
+def test_the_model_is_left_as_found(run: Run, held_out: Any) -> None:
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
     scoring.score(run, held_out, OPTIONS)
@@ -383,7 +382,7 @@ def test_a_table_from_before_corruptions_still_has_its_summary() -> None:
 # Methods, layers, masks
 
 
-def test_methods_of_one_layer_share_one_pass(run: evaluation.Run, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_of_one_layer_share_one_pass(run: Run, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels, *_ = batch
     calls = []
     forward = run.model.forward
@@ -396,7 +395,7 @@ def test_methods_of_one_layer_share_one_pass(run: evaluation.Run, batch: Any, mo
         torch.testing.assert_close(found[name], cam.method(name)(run.model, images, labels))
 
 
-def test_a_number_is_the_last_layer_of_a_stage(run: evaluation.Run) -> None:
+def test_a_number_is_the_last_layer_of_a_stage(run: Run) -> None:
     named = dict(run.model.named_modules())
     assert cam.find_layer(run.model, -1) is cam.find_layer(run.model, None) is run.model.cam_layer
     assert cam.find_layer(run.model, -2) is named["net.layer3"] is cam.find_layer(run.model, "layer3")
@@ -432,7 +431,7 @@ def test_the_stage_before_has_twice_the_resolution(architecture: str) -> None:
     ],
 )
 def test_a_method_or_layer_that_is_not_there_is_named_before_any_work(
-    name: str, words: str, run: evaluation.Run, held_out: Any
+    name: str, words: str, run: Run, held_out: Any
 ) -> None:
     with pytest.raises(UserError, match=".*".join(part for part in [words.replace("'", ".")])):
         scoring.score(run, held_out, ExplanationRecipe(methods=(name,)))
@@ -460,7 +459,7 @@ def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pyte
     assert "images have no mask to measure against and are left out" in said
 
 
-def test_data_without_masks_is_refused_in_words(run: evaluation.Run, tmp_path: Path) -> None:
+def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> None:
     for name in phantom.CLASSES:
         (tmp_path / "bare" / name).mkdir(parents=True)
         Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
@@ -502,7 +501,7 @@ def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) 
     assert "worst infection_energy above chance" in chosen[place[ids[2]]]
 
 
-def test_panels_hold_what_the_page_shows(run: evaluation.Run, held_out: Any) -> None:
+def test_panels_hold_what_the_page_shows(run: Run, held_out: Any) -> None:
     rows = scoring.annotated(held_out)
     chosen = {int(rows[3]): "drawn at random", int(rows[0]): "best infection_energy above chance"}
     arrays = examples.panels(run, held_out, chosen, method="layercam@-2")

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import statistics
+from trustcxr.evaluation import calibration
 from trustcxr.statistics import Bootstrap, auroc, interval, mean_interval, paired, softmax
 
 
@@ -125,7 +126,7 @@ def test_calibration_error_agrees_with_torchmetrics(classes: int, random: np.ran
     logits = random.normal(size=(400, classes)) * 2
     labels = random.integers(0, classes, 400)
     probabilities = softmax(logits)
-    ours = statistics.calibration_error(statistics.calibration_bins(probabilities, labels).sum(0))
+    ours = calibration.calibration_error(calibration.calibration_bins(probabilities, labels).sum(0))
     theirs = multiclass_calibration_error(
         torch.tensor(probabilities), torch.tensor(labels), num_classes=classes, n_bins=15, norm="l1"
     )
@@ -135,12 +136,12 @@ def test_calibration_error_agrees_with_torchmetrics(classes: int, random: np.ran
 
 def test_calibration_error_of_known_cases() -> None:
     sure = np.array([[1.0, 0.0]] * 4)
-    assert statistics.calibration_error(statistics.calibration_bins(sure, [0] * 4).sum(0)) == 0
-    assert statistics.calibration_error(statistics.calibration_bins(sure, [1] * 4).sum(0)) == 1
-    assert np.isnan(statistics.calibration_error(np.zeros((15, 3))))
+    assert calibration.calibration_error(calibration.calibration_bins(sure, [0] * 4).sum(0)) == 0
+    assert calibration.calibration_error(calibration.calibration_bins(sure, [1] * 4).sum(0)) == 1
+    assert np.isnan(calibration.calibration_error(np.zeros((15, 3))))
     # Two bins whose errors would cancel without the absolute value.
     mixed = np.array([[0.9, 0.1], [0.6, 0.4]])
-    error = statistics.calibration_error(statistics.calibration_bins(mixed, [1, 0]).sum(0))
+    error = calibration.calibration_error(calibration.calibration_bins(mixed, [1, 0]).sum(0))
     assert error == pytest.approx((0.9 + 0.4) / 2)
 
 

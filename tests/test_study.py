@@ -8,13 +8,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from trustcxr import engines, metrics
+from trustcxr import catalogue, engines
 from trustcxr.data import phantom
 from trustcxr.errors import UserError
+from trustcxr.evaluation import metrics
 from trustcxr.recipes import validation
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
+from trustcxr.results.tables import logits_of
 from trustcxr.study import Study
 from trustcxr.training import loop
 
@@ -88,7 +90,7 @@ def test_the_best_are_chosen_on_validation(done: Path) -> None:
     for row in selection["ranking"]:
         table = files.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
         assert set(table["split"]) == {"Val"}
-        assert (metrics.logits_of(table).argmax(1) == table["label"]).mean() == pytest.approx(row["value"])
+        assert (logits_of(table).argmax(1) == table["label"]).mean() == pytest.approx(row["value"])
     robust = next(run for run in document["runs"] if run["defence"] == "fgsm")
     assert robust["model"] == selection["ranking"][0]["model"]
 
@@ -190,17 +192,17 @@ def test_training_saw_no_test_image(done: Path, films: Path) -> None:
 
 
 def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path) -> None:
-    from trustcxr import evaluation
     from trustcxr.data import load_dataset
+    from trustcxr.evaluation.views import _views
 
     for run in files.read_json(done / "study.json")["runs"]:
-        assert set(run["shortcuts"]) == set(metrics.VIEWS)
+        assert set(run["shortcuts"]) == set(catalogue.VIEWS)
         assert all(part["n"] == 15 and 0 <= part["accuracy"] <= 1 for part in run["shortcuts"].values())
         assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}
     data = load_dataset(films, split="Test", size=32)
     rows = np.arange(4)
     images = torch.ones(4, 1, 32, 32)
-    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in evaluation._views(data, rows, images)}
+    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in _views(data, rows, images)}
     lungs = data.masks("lung")[:4]
     assert lungs.any()
     np.testing.assert_array_equal(views["lungs_blacked_out"], 1 - lungs)

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation
+from trustcxr import defences
 from trustcxr.data import batches
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial, contract
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
 from trustcxr.models import classifier, factory
 from trustcxr.models.weights import load_weights, save_weights
 from trustcxr.recipes.run import RunRecipe
@@ -117,7 +118,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
     summary = loop.fit(recipe(epochs=4), *films, tmp_path)
     assert (summary["best_epoch"], summary["best_value"]) == (1, 0.7)
     assert len(kept) == 2, "only epochs that are better than all before"
-    run = evaluation.load_run(tmp_path, on="cpu")
+    run = load_run(tmp_path, on="cpu")
     with torch.inference_mode():
         assert torch.equal(run.model(pixels), kept[1]), "load_run gives back the very logits"
     assert not run.model.training
@@ -128,7 +129,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
 
 def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
     summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    run, val = evaluation.load_run(tmp_path, on="cpu"), films[1]
+    run, val = load_run(tmp_path, on="cpu"), films[1]
     with torch.inference_mode():
         predicted = run.model(to_pixels(torch.from_numpy(np.array(val.images)))).argmax(1).numpy()
     assert float((predicted == val.labels).mean()) == pytest.approx(summary["best_value"])
@@ -303,7 +304,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
     assert summary["stopped"].startswith("numbers: the loss is nan at step 4")
     assert (summary["epochs"], summary["best_epoch"]) == (1, 0)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
-    evaluation.load_run(tmp_path)
+    load_run(tmp_path)
 
 
 def test_a_loss_that_is_no_number_at_once_is_one_line(
@@ -337,7 +338,7 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
     for part in ("catastrophic overfitting at epoch 2", "from 55.0% to 2.0%", "90.0%", "epoch 1 are kept"):
         assert part in summary["alarm"]
     assert "\n" not in summary["alarm"]
-    run = evaluation.load_run(tmp_path)
+    run = load_run(tmp_path)
     assert run.training["alarm"] == summary["alarm"]
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import defences, evaluation
+from trustcxr import defences
 from trustcxr.data import load_dataset, phantom
 from trustcxr.defences import lung_losses
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
 from trustcxr.models import lung_gate
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
@@ -87,7 +88,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
     assert summary["images_without_lung_mask"] == 0
     about = files.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
-    loaded = evaluation.load_run(tmp_path / "whole")
+    loaded = load_run(tmp_path / "whole")
     assert loaded.recipe == run
     plain = loop.fit(recipe(defence | {"epsilon_outside": None}), *films, tmp_path / "plain")
     assert "images_without_lung_mask" not in plain
@@ -192,7 +193,7 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
     assert len(learners) == 3 * 2
     assert all(isinstance(learner.gate, lung_gate.LungGate) for learner in learners)
     assert learners[0].net is not learners[1].net
-    assert evaluation.load_run(tmp_path).recipe.name == f"{MODEL}-gate-emptied-fgsm-s0"
+    assert load_run(tmp_path).recipe.name == f"{MODEL}-gate-emptied-fgsm-s0"
 
 
 def test_images_without_a_mask_are_left_as_they_are_and_counted(

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, defences, evaluation
+from trustcxr import attacks, defences
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
@@ -68,7 +69,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     assert done == list(range(per_epoch, 2 * per_epoch)), "the first epoch is not trained again"
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert (summary["epochs"], summary["steps"]) == (2, 2 * per_epoch)
-    assert evaluation.load_run(tmp_path / "parts").recipe == run
+    assert load_run(tmp_path / "parts").recipe == run
     saved = weights(tmp_path / "whole")
     assert saved.keys() == factory.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
 
@@ -245,7 +246,7 @@ def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
 def test_evaluation_never_sees_the_twin(films: tuple[Any, Any], tmp_path: Path) -> None:
     run = {"name": "trades", "separate_batchnorm": True, "steps": 1}
     loop.fit(recipe(run, epochs=1), *films, tmp_path)
-    loaded = evaluation.load_run(tmp_path, on="cpu")
+    loaded = load_run(tmp_path, on="cpu")
     images = to_pixels(torch.from_numpy(films[1].batch([0, 1, 2])))
     labels = torch.as_tensor(films[1].labels[:3])
     assert attacks.fgsm(loaded.model, images, labels, epsilon=0.02).shape == images.shape

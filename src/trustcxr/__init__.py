@@ -9,7 +9,7 @@ from trustcxr.about import NOTICE, __version__
 from trustcxr.lazily import loader
 
 _NAMES = {
-    "load_run": "trustcxr.evaluation",
+    "load_run": "trustcxr.evaluation.predictions",
     "load_dataset": "trustcxr.data",
     "attacks": "trustcxr.attacks",
     "data": "trustcxr.data",
@@ -22,7 +22,7 @@ __getattr__ = loader(__name__, _NAMES)
 if TYPE_CHECKING:
     from trustcxr import attacks, data, explain, models
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation import load_run
+    from trustcxr.evaluation.run import load_run
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from trustcxr.metrics import CLEAN, VIEWS, logits_of
+from trustcxr.catalogue import VIEWS
 from trustcxr.results import files
 from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
+from trustcxr.results.tables import CLEAN, logits_of
 from trustcxr.statistics import Floats, paired
 
 ATTACKED, CONTROL = "fgsm", "random"

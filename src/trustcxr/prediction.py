@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trustcxr import attacks, evaluation, explain
+from trustcxr import attacks, explain
 from trustcxr.data import images as files
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run, load_run
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
 
@@ -26,7 +27,7 @@ def predict(
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"no such image file: {', '.join(missing)}")
-    run = evaluation.load_run(folder)
+    run = load_run(folder)
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:
@@ -39,7 +40,7 @@ def predict(
     return answers
 
 
-def answer(run: evaluation.Run, film: np.ndarray, *, epsilon: float, heatmap: Path | None = None) -> dict[str, Any]:
+def answer(run: Run, film: np.ndarray, *, epsilon: float, heatmap: Path | None = None) -> dict[str, Any]:
     """What a run says of one film (H, W) uint8; a heatmap PNG of the film's own size is written where asked."""
     pixels = as_input(film, run.size).to(run.device)
     with torch.inference_mode():
@@ -112,6 +113,6 @@ def sentences(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _still(run: evaluation.Run, images: Tensor, predicted: int) -> bool:
+def _still(run: Run, images: Tensor, predicted: int) -> bool:
     with torch.inference_mode():
         return int(run.model(images).argmax(1)) == predicted

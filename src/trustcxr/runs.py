@@ -4,10 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr import evaluation, masking, metrics, planted
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
+from trustcxr.evaluation import gradient_masking, metrics
+from trustcxr.evaluation import predictions as evaluation
+from trustcxr.evaluation.run import Run, as_validated, load_run
+from trustcxr.evaluation.shortcuts import HOW, audit
+from trustcxr.evaluation.summary import describe
 from trustcxr.explain import scoring, summary
 from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
@@ -114,12 +118,12 @@ def evaluate(
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
     conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), radii, steps=steps, queries=queries, source=source)
     corrupted = _corruptions(corruptions, severities)
-    run = evaluation.load_run(folder)
+    run = load_run(folder)
     dataset, place = _open(run, data, split, labels, listing)
     _say_if_trained_on(run, dataset)
-    planted_shortcuts = planted.audit(run, dataset.root, split=_only(dataset)) if shortcuts else None
+    planted_shortcuts = audit(run, dataset.root, split=_only(dataset)) if shortcuts else None
     predictions = evaluation.predict(run, dataset, conditions, corruptions=corrupted)
-    document = evaluation.describe(
+    document = describe(
         run, predictions, validation=_validation(run, data, place, set(dataset.splits), labels, listing)
     )
     internal = run.folder / folders.PREDICTIONS_FILE
@@ -149,7 +153,7 @@ def _only(dataset: "Dataset") -> str:
 
 
 def _validation(
-    run: evaluation.Run,
+    run: Run,
     data: Path,
     place: Path,
     tested: set[str],
@@ -166,7 +170,7 @@ def _validation(
         except UserError as problem:
             say(f"calibration is not measured: {problem}")
             return None
-        table = evaluation.predict(evaluation.as_validated(run), dataset, views=False)
+        table = evaluation.predict(as_validated(run), dataset, views=False)
         files.write_table(path, table)
     else:
         return None
@@ -176,7 +180,7 @@ def _validation(
     )
 
 
-def _root(run: evaluation.Run) -> str:
+def _root(run: Run) -> str:
     return str(files.read_yaml(run.folder / folders.RUN_FILE).get("data", {}).get("root_name"))
 
 
@@ -196,7 +200,7 @@ def explain(
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scoring.check_options(wanted)
-    run = evaluation.load_run(folder)
+    run = load_run(folder)
     scoring.check(run, wanted.methods)
     dataset, place = _open(run, data, split, labels, listing)
     _say_if_trained_on(run, dataset)
@@ -225,7 +229,7 @@ def _with_before(tables: "Iterator[pd.DataFrame]", path: Path, methods: Sequence
 
 
 def _thresholds(
-    run: evaluation.Run,
+    run: Run,
     data: Path,
     methods: Sequence[str],
     labels: Mapping[str, str | None] | None,
@@ -240,7 +244,7 @@ def _thresholds(
         except UserError as problem:
             say(f"no threshold is tuned: {problem}")
             return {}
-        return scoring.tune(evaluation.as_validated(run), validation, methods)
+        return scoring.tune(as_validated(run), validation, methods)
     if not (run.folder / folders.SALIENCY_FILE).is_file():
         return {}
     before = files.read_table(run.folder / folders.SALIENCY_FILE)
@@ -249,7 +253,7 @@ def _thresholds(
 
 
 def _open(
-    run: evaluation.Run,
+    run: Run,
     data: Path,
     split: str | None,
     labels: Mapping[str, str | None] | None,
@@ -279,7 +283,7 @@ def _open(
     return dataset, run.folder / "evaluations" / f"{dataset.root.name}-{wanted or 'all'}"
 
 
-def _say_if_trained_on(run: evaluation.Run, dataset: "Dataset") -> None:
+def _say_if_trained_on(run: Run, dataset: "Dataset") -> None:
     splits = run.recipe.data.splits
     trained_on = (splits.train, splits.val) if run.recipe.training.refit else (splits.train,)
     if dataset.root.name == _root(run) and dataset.split in trained_on:
@@ -306,7 +310,7 @@ def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def remarks(document: dict[str, Any]) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
-    lines = [masking.sentence(document["masking"])]
+    lines = [gradient_masking.sentence(document["masking"])]
     if mean := document.get("corruptions_mean"):
         worst = min(document["corruptions"], key=lambda row: row["accuracy"])
         lines.append(
@@ -325,7 +329,7 @@ def remarks(document: dict[str, Any]) -> list[str]:
             f"{name}: {with_interval(part, 'accuracy')}, n {part['n']}, constant {part['constant_answer']:.1%}"
         )
     for kind, part in document.get("planted_shortcuts", {}).items():
-        shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in planted.HOW)
+        shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in HOW)
         lines.append(
             f"Planted {kind} of {part['class']}, moved to {part['moved_to']}: {shown}; "
             f"{part['follows']:.1%} follow it ({part['follows_before']:.1%} without it)"

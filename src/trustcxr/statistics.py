@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
-BINS = 15  # of the calibration error
 _CHUNK = 64  # resamples at a time, which fit the processor's cache
 
 
@@ -109,51 +108,6 @@ def softmax(logits: ArrayLike) -> Floats:
     shifted = shifted - shifted.max(axis=1, keepdims=True)
     raised = np.exp(shifted)
     return raised / raised.sum(axis=1, keepdims=True)
-
-
-def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Floats:
-    """For each row (N) its share of each bin's (confidence, correctness, count): (N, bins, 3)."""
-    rows = np.asarray(probabilities, dtype=float)
-    confidence = rows.max(axis=1)
-    right = rows.argmax(axis=1) == np.asarray(labels)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    shares = np.zeros((len(rows), bins, 3))
-    shares[np.arange(len(rows)), place] = np.stack([confidence, right, np.ones(len(rows))], axis=1)
-    return shares
-
-
-def calibration_error(totals: ArrayLike) -> Floats:
-    """Expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...)."""
-    sums = np.asarray(totals, dtype=float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.abs(sums[..., 0] - sums[..., 1]).sum(-1) / sums[..., 2].sum(-1)
-
-
-def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
-    rows, places = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
-    return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), places]
-
-
-TEMPERATURES = (0.05, 20.0)  # beyond these a fit has run away: all right, or nothing learned
-
-
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The number by which to divide logits (N, C) so that the labels (N,) are likeliest (Guo et al. 2017).
-
-    Answers and accuracy stay as they are; only the confidence changes. Within TEMPERATURES; NaN without rows.
-    """
-    rows = np.asarray(logits, dtype=float)
-    if not len(rows):
-        return float("nan")
-    # Convex in 1 / T, so the one minimum is found.
-    found = optimize.minimize_scalar(
-        lambda log: float(log_loss(rows / np.exp(log), labels).mean()),
-        bounds=tuple(np.log(TEMPERATURES)),
-        method="bounded",
-        options={"xatol": 1e-4},
-    )
-    return float(np.exp(found.x))
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Floats:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trustcxr import comparison, metrics
+from trustcxr import comparison
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
 from trustcxr.data import load_dataset
 from trustcxr.engines import Engine, Failure
 from trustcxr.errors import UserError
+from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
@@ -38,6 +39,7 @@ from trustcxr.results.folders import (
     validated,
     versions,
 )
+from trustcxr.results.tables import logits_of
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -179,13 +181,14 @@ class Study:
         )
 
     def _validate(self, run: RunRecipe) -> None:
-        from trustcxr import evaluation
+        from trustcxr.evaluation import predictions
+        from trustcxr.evaluation.run import load_run
 
         folder = self._run_folder(run)
 
         def make() -> None:
-            loaded, batch_size = evaluation.load_run(validated(folder)), self.recipe.evaluation.batch_size
-            table = evaluation.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
+            loaded, batch_size = load_run(validated(folder)), self.recipe.evaluation.batch_size
+            table = predictions.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
             files.write_table(folder / VALIDATION_FILE, table)
 
         once(folder / VALIDATION_FILE, make)
@@ -196,7 +199,7 @@ class Study:
         for run in baselines:
             table = files.read_table(self._run_folder(run) / VALIDATION_FILE)
             figures = metrics.classification(
-                metrics.logits_of(table),
+                logits_of(table),
                 table["label"].to_numpy(),
                 table["group"],
                 self.datasets["val"].classes,
@@ -207,27 +210,29 @@ class Study:
         return [{"model": n, "value": v, "chosen": i < self.recipe.selection.count} for i, (v, n) in enumerate(ranked)]
 
     def _test(self, run: RunRecipe) -> None:
-        from trustcxr import evaluation
+        from trustcxr.evaluation import predictions
+        from trustcxr.evaluation.run import as_validated, load_run
+        from trustcxr.evaluation.summary import describe
         from trustcxr.explain import scoring, summary
 
         folder, test, recipe = self._run_folder(run), self.datasets["test"], self.recipe
-        loaded = evaluation.load_run(folder)
+        loaded = load_run(folder)
 
         def predict() -> None:
             options = recipe.evaluation
-            table = evaluation.predict(
+            table = predictions.predict(
                 loaded, test, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
             )
             files.write_table(folder / PREDICTIONS_FILE, table)
 
         def explain() -> None:
             options = recipe.explanation
-            levels = scoring.tune(evaluation.as_validated(loaded), self.datasets["val"], options.methods)
+            levels = scoring.tune(as_validated(loaded), self.datasets["val"], options.methods)
             tables = scoring.batches(loaded, test, options, thresholds=levels)
             files.write_batches(folder / SALIENCY_FILE, tables)
 
         def summarise() -> None:
-            document = evaluation.describe(
+            document = describe(
                 loaded,
                 files.read_table(folder / PREDICTIONS_FILE),
                 validation=files.read_table(folder / VALIDATION_FILE),
@@ -248,7 +253,7 @@ class Study:
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""
-        from trustcxr import evaluation
+        from trustcxr.evaluation.run import load_run
         from trustcxr.explain import examples
 
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
@@ -258,7 +263,7 @@ class Study:
         tables = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
         chosen = examples.choose(test, tables, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
-            arrays = examples.panels(evaluation.load_run(folder), test, chosen, method=options.methods[0])
+            arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
             files.write_arrays(folder / PANELS_FILE, arrays)
 
     def _document(

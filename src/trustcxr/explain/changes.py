@@ -9,7 +9,7 @@ from torch import Tensor
 from trustcxr import attacks, corruptions
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation import Run
+    from trustcxr.evaluation.run import Run
 
 CLEAN, ATTACKED = "clean", "fgsm"
 PGD_STEPS = 10

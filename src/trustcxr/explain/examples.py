@@ -14,7 +14,7 @@ from trustcxr.explain.scoring import annotated, predicted
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation import Run
+    from trustcxr.evaluation.run import Run
 
 # Above chance, so that the best is not just the image with the largest lesion.
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")

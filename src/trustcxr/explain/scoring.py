@@ -20,7 +20,7 @@ from trustcxr.recipes.testing import ExplanationRecipe
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation import Run
+    from trustcxr.evaluation.run import Run
 
 RANDOM = "random"  # scored always: what a method that knows nothing of the model has
 CENTRE = "centre"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from trustcxr.metrics import MASKING_GAP
+from trustcxr.evaluation.gradient_masking import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.folder import Run, StudyFolder
 from trustcxr.report.ranking import constant_answer

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from trustcxr.comparison import control_of
-from trustcxr.metrics import MASKING_GAP
+from trustcxr.evaluation.gradient_masking import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
 from trustcxr.report.folder import Run

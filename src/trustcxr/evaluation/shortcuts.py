@@ -16,7 +16,7 @@ from trustcxr.statistics import Bootstrap, share_interval
 if TYPE_CHECKING:
     import pandas as pd
 
-    from trustcxr.evaluation import Run
+    from trustcxr.evaluation.run import Run
 
 _COLUMN = "shortcut_"
 HOW = ("as_is", "removed", "moved")

@@ -6,23 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
+from trustcxr.catalogue import ONE_STEP, VIEWS
+from trustcxr.evaluation import calibration
+from trustcxr.results.tables import CLEAN, clean_answers, logits_of, right, severities
 from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CLEAN = "clean"
-# What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
-VIEWS = ("lungs_blacked_out", "lungs_only", "silhouette_only", "border_only", "lungs_on_another_film")
-_ITERATED = (*(f"PGD-{digit}" for digit in "123456789"), "WORST-CASE")  # not PGD-L2, which has another radius
-ONE_STEP = ("fgsm", "fgsm-rs")  # attacks without a number of steps
-MASKING_GAP = 0.10  # FGSM accuracy above PGD accuracy by more than this is an alarm
-RISE = 0.02  # accuracy that a stronger attack adds is an alarm from here on
-
-
-def logits_of(table: "pd.DataFrame") -> Floats:
-    """The logits column as an array (N, C)."""
-    return np.stack([np.asarray(row, dtype=float) for row in table["logits"]]) if len(table) else np.zeros((0, 0))
 
 
 def classification(
@@ -48,7 +38,7 @@ def classification(
     whole = {
         "accuracy": figures.pop("accuracy"),
         **{f"{name}_macro": _macro(values) for name, values in figures.items()},
-        "ece": statistics.calibration_error(bootstrap.totals(statistics.calibration_bins(probabilities, labels))),
+        "ece": calibration.calibration_error(bootstrap.totals(calibration.calibration_bins(probabilities, labels))),
     }
     document: dict[str, Any] = {}
     for name, values in whole.items():
@@ -109,26 +99,9 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     }
 
 
-def severities(predictions: "pd.DataFrame") -> Any:
-    """The severity of each row's corruption, 0 where there is none; tables from before corruptions have none."""
-    return predictions["severity"].fillna(0) if "severity" in predictions else predictions["epsilon"] * 0
-
-
-def clean_answers(predictions: "pd.DataFrame") -> "pd.DataFrame":
-    """By sample, on the unperturbed images: `answer` (a place among the classes) and `right`."""
-    clean = predictions[predictions["attack"] == CLEAN].set_index("sample_id")
-    answer = logits_of(clean).argmax(1) if len(clean) else np.zeros(0, int)
-    return clean[["label"]].assign(answer=answer, right=answer == clean["label"].to_numpy())
-
-
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
     """accuracy, accuracy_ci and n of the rows of one condition."""
     return _share("accuracy", right(rows), samples.over(rows["group"])) | {"n": len(rows)}
-
-
-def right(rows: "pd.DataFrame") -> NDArray[np.bool_]:
-    """Whether each row's answer is its label, (N,)."""
-    return logits_of(rows).argmax(1) == rows["label"].to_numpy(dtype=np.int64)
 
 
 def _share(name: str, values: Any, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -140,14 +113,14 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     """One attack at one epsilon. Its success is counted over the images that the model gets right as they are."""
     attack, own = rows["attack"].iloc[0], right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
-    bins = statistics.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
+    bins = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
     found = accuracy(rows, samples)
     return {
         "attack": attack,
         "epsilon": float(rows["epsilon"].iloc[0]),
         **{key: found[key] for key in ("accuracy", "accuracy_ci")},
         "success_rate": float((~own)[was_right].mean()) if was_right.any() else float("nan"),
-        "ece": float(statistics.calibration_error(bins.sum(0))),
+        "ece": float(calibration.calibration_error(bins.sum(0))),
         "n": len(rows),
     } | ({"steps": int(rows["steps"].iloc[0])} if "steps" in rows and attack not in ONE_STEP else {})
 
@@ -222,41 +195,3 @@ def _in_both(first: "pd.DataFrame", second: "pd.DataFrame") -> dict[tuple[str, f
         parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in kept.groupby(["attack", "epsilon", "steps"])})
     shared = sorted(set(parts[0]) & set(parts[1]), key=lambda key: (key[0] != CLEAN, key))
     return {key: (parts[0][key], parts[1][key]) for key in shared}
-
-
-def alarms(document: dict[str, Any]) -> list[dict[str, str]]:
-    """What a reader must not miss: masked gradients, and attacks that are too weak to be believed (ANCHORS, trap 7).
-
-    Kinds: "gradient_masking" (FGSM accuracy well above PGD accuracy), "weak_attack" (PGD accuracy above FGSM accuracy),
-    "rising_with_epsilon" (accuracy that rises with the radius; the clean images are radius 0).
-    """
-    sweeps: dict[str, dict[float, float]] = {}
-    for row in document["attacks"]:
-        name = row["attack"].upper() + (f"-{row['steps']}" if "steps" in row else "")
-        sweeps.setdefault(name, {})[row["epsilon"]] = row["accuracy"]
-    where = f"{document['clean']['n']} {document.get('split', '')} images".replace("  ", " ")
-    found = []
-    for name, accuracies in sweeps.items():
-        for epsilon, iterated in sorted(accuracies.items()) if name.startswith(_ITERATED) else ():
-            single = sweeps.get("FGSM", {}).get(epsilon, float("nan"))
-            figures = (
-                f"at epsilon {epsilon:g} accuracy is {single:.1%} under FGSM but {iterated:.1%} under {name} ({where})"
-            )
-            if single - iterated > MASKING_GAP:
-                text = f"{figures}: FGSM overstates how robust this model is"
-                found.append({"kind": "gradient_masking", "text": text})
-            elif iterated - single > RISE:
-                text = f"{figures}: a stronger attack cannot help a model, so {name.split('-')[0]} is failing here"
-                found.append({"kind": "weak_attack", "text": text})
-    for name, accuracies in sorted(sweeps.items()):
-        lowest = (0.0, document["clean"]["accuracy"])
-        for epsilon, accuracy in sorted(accuracies.items()):
-            if accuracy > lowest[1] + RISE:
-                text = (
-                    f"accuracy under {name} rises from {lowest[1]:.1%} at epsilon {lowest[0]:g} to {accuracy:.1%} at "
-                    f"{epsilon:g}: a larger radius cannot help, so the attack is failing"
-                )
-                found.append({"kind": "rising_with_epsilon", "text": text})
-                break
-            lowest = min(lowest, (epsilon, accuracy), key=lambda pair: pair[1])
-    return found

@@ -1,104 +1,34 @@
 """A run and a data set -> predictions -> metrics."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr import attacks, calibration, masking, metrics
+from trustcxr import attacks
+from trustcxr.catalogue import VIEWS
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
-from trustcxr.data.lungs import soften
 from trustcxr.errors import UserError
-from trustcxr.metrics import CLEAN, VIEWS
-from trustcxr.models import classifier, factory
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.views import _views
+from trustcxr.models import classifier
 from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.results import folders
+from trustcxr.results.tables import CLEAN, Condition
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, steps, severity
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
-SILHOUETTE = (
-    0.25,
-    0.65,
-)  # grey of the lungs and of all else where only their shape is shown, as dark on grey as a film
-BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
-
-
-@dataclass
-class Run:
-    """A trained model and what is known of it."""
-
-    folder: Path
-    model: classifier.Classifier
-    classes: tuple[str, ...]
-    recipe: RunRecipe
-    metrics: dict[str, Any] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The run's name: <model>-<defence>-s<seed>."""
-        return self.recipe.name
-
-    @property
-    def size(self) -> int:
-        """Side in pixels of the images it was trained on."""
-        return self.recipe.data.size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-
-def device() -> torch.device:
-    """The accelerator where there is one, else the processor."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run:
-    """A trained run from its folder, in evaluation mode. Nothing is unpickled.
-
-    Raises UserError where the folder is not a run, or its files do not belong together.
-    """
-    from trustcxr.models.weights import load_weights
-
-    path = folders.check_run(Path(folder))
-    content = files.read_yaml(path / folders.RUN_FILE)
-    try:
-        recipe = validate(RunRecipe, content["recipe"], str(path / folders.RUN_FILE))
-        classes = tuple(str(name) for name in content["classes"])
-    except (KeyError, TypeError) as problem:
-        raise UserError(f"{path / folders.RUN_FILE}: not the file of a run ({problem} is missing)") from None
-    model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
-    load_weights(model, path / folders.WEIGHTS_FILE)
-    model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optional = {
-        key: files.read_json(path / name) if (path / name).is_file() else None
-        for key, name in (("metrics", folders.METRICS_FILE), ("training", folders.TRAINING_FILE))
-    }
-    return Run(path, model, classes, recipe, optional["metrics"], optional["training"] or {})
-
-
-def as_validated(run: Run) -> Run:
-    """The run with the weights that validation judged: others where it was trained once more on validation images."""
-    folder = folders.validated(run.folder)
-    return run if folder == run.folder else load_run(folder, on=run.device)
 
 
 def predict(
@@ -206,70 +136,9 @@ def _loaded(folder: str, on: str) -> Run:
     return load_run(folder, on=on)
 
 
-def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
-    """VIEWS of the images that have a lung mask: without the lungs, or with little else."""
-    has = dataset.has_mask("lung")[rows]
-    if not has.any():
-        return
-    kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
-    lungs = torch.from_numpy(np.array(dataset.masks("lung")[kept])).to(pixels)[:, None]
-    border = torch.ones_like(pixels)
-    width = round(BORDER * pixels.shape[-1])
-    border[..., width:-width, width:-width] = 0
-    shape = torch.where(lungs > 0, *SILHOUETTE)
-    shown = [pixels * (1 - lungs), pixels * lungs, shape, pixels * border]
-    if len(np.unique(dataset.labels)) > 1:
-        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
-        visible = soften(lungs)
-        shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
-    for name, view in zip(VIEWS, shown, strict=False):
-        yield (name, 0.0, 0, 0), kept, view
-
-
-def _of_another_class(labels: np.ndarray) -> np.ndarray:
-    """For each image the place of one of another class, (N,), drawn evenly from a fixed seed."""
-    drawn, places, chosen = (
-        np.random.default_rng(0).random(len(labels)),
-        np.arange(len(labels)),
-        np.zeros(len(labels), int),
-    )
-    for label in np.unique(labels):
-        own, others = labels == label, places[labels != label]
-        chosen[own] = others[(drawn[own] * len(others)).astype(int)]
-    return chosen
-
-
 def _logits(run: Run, images: torch.Tensor) -> np.ndarray:
     with torch.inference_mode(), attacks.undisturbed(run.model):
         return run.model(images).float().cpu().numpy()
-
-
-def describe(
-    run: Run, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
-) -> dict[str, Any]:
-    """The document of metrics.json (DESIGN.md), without saliency, from predictions of one split.
-
-    `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
-    """
-    splits = sorted(predictions["split"].unique())
-    document = {
-        "run": run.name,
-        "model": run.recipe.model.name,
-        "defence": run.recipe.defence.name,
-        "background": run.recipe.training.background,
-        "seed": run.recipe.seed,
-        "classes": list(run.classes),
-        "split": "+".join(splits),
-        **metrics.from_predictions(predictions, run.classes, resamples=resamples),
-        "saliency": {},
-    }
-    document["masking"] = masking.verdict(document)
-    if validation is not None and len(validation):
-        document["calibration"] = calibration.describe(predictions, validation, resamples=resamples)
-    document["alarms"] = metrics.alarms(document)
-    if "alarm" in run.training:
-        document["alarms"].append({"kind": "catastrophic_overfitting", "text": run.training["alarm"]})
-    return document
 
 
 def conditions(

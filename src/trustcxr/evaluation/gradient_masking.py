@@ -7,12 +7,10 @@ Adversarial Robustness) name the signs that are looked for here.
 from collections.abc import Iterator
 from typing import Any
 
-from trustcxr.metrics import MASKING_GAP, ONE_STEP, RISE
+from trustcxr.catalogue import BLACK_BOX, ONE_STEP
 
-BLACK_BOX = ("transfer", "square")  # they use no gradient of the model
 LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there
-
 Row = dict[str, Any]
 
 
@@ -125,3 +123,46 @@ def _black_box(rows: list[Row]) -> list[str] | None:
     if not gaps:
         return None
     return [max(gaps)[1]] if max(gaps)[0] > RISE else []
+
+
+_ITERATED = (*(f"PGD-{digit}" for digit in "123456789"), "WORST-CASE")  # not PGD-L2, which has another radius
+MASKING_GAP = 0.10  # FGSM accuracy above PGD accuracy by more than this is an alarm
+RISE = 0.02  # accuracy that a stronger attack adds is an alarm from here on
+
+
+def alarms(document: dict[str, Any]) -> list[dict[str, str]]:
+    """What a reader must not miss: masked gradients, and attacks that are too weak to be believed (ANCHORS, trap 7).
+
+    Kinds: "gradient_masking" (FGSM accuracy well above PGD accuracy), "weak_attack" (PGD accuracy above FGSM accuracy),
+    "rising_with_epsilon" (accuracy that rises with the radius; the clean images are radius 0).
+    """
+    sweeps: dict[str, dict[float, float]] = {}
+    for row in document["attacks"]:
+        name = row["attack"].upper() + (f"-{row['steps']}" if "steps" in row else "")
+        sweeps.setdefault(name, {})[row["epsilon"]] = row["accuracy"]
+    where = f"{document['clean']['n']} {document.get('split', '')} images".replace("  ", " ")
+    found = []
+    for name, accuracies in sweeps.items():
+        for epsilon, iterated in sorted(accuracies.items()) if name.startswith(_ITERATED) else ():
+            single = sweeps.get("FGSM", {}).get(epsilon, float("nan"))
+            figures = (
+                f"at epsilon {epsilon:g} accuracy is {single:.1%} under FGSM but {iterated:.1%} under {name} ({where})"
+            )
+            if single - iterated > MASKING_GAP:
+                text = f"{figures}: FGSM overstates how robust this model is"
+                found.append({"kind": "gradient_masking", "text": text})
+            elif iterated - single > RISE:
+                text = f"{figures}: a stronger attack cannot help a model, so {name.split('-')[0]} is failing here"
+                found.append({"kind": "weak_attack", "text": text})
+    for name, accuracies in sorted(sweeps.items()):
+        lowest = (0.0, document["clean"]["accuracy"])
+        for epsilon, accuracy in sorted(accuracies.items()):
+            if accuracy > lowest[1] + RISE:
+                text = (
+                    f"accuracy under {name} rises from {lowest[1]:.1%} at epsilon {lowest[0]:g} to {accuracy:.1%} at "
+                    f"{epsilon:g}: a larger radius cannot help, so the attack is failing"
+                )
+                found.append({"kind": "rising_with_epsilon", "text": text})
+                break
+            lowest = min(lowest, (epsilon, accuracy), key=lambda pair: pair[1])
+    return found
