@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from trustcxr import explain
-from trustcxr.explain import ground_truth
+from trustcxr.explain import known_cause
 from trustcxr.models import factory
 from trustcxr.statistics import mean_interval
 
@@ -38,21 +38,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; methods: {', '.join(explain.METHODS)}")
-    test = ground_truth.both(options.test, options.size, seed=999)
-    bare = ground_truth.unmarked(options.test, options.size, seed=999)
+    test = known_cause.both(options.test, options.size, seed=999)
+    bare = known_cause.unmarked(options.test, options.size, seed=999)
     rows = []
-    for reads, draw in (("marker", ground_truth.shortcut), ("lesion", ground_truth.honest)):
+    for reads, draw in (("marker", known_cause.shortcut), ("lesion", known_cause.honest)):
         start = time.perf_counter()
         torch.manual_seed(options.seed)
         model = factory.build(options.model, classes=2)
         films = draw(options.films, options.size, seed=options.seed)
-        ground_truth.fit(model, films, epochs=options.epochs, learning_rate=options.learning_rate, seed=options.seed)
-        like = ground_truth.accuracy(model, draw(options.test, options.size, seed=998))
-        known = {"accuracy": like, "changed_by_letter": ground_truth.changed(model, test, bare)}
+        known_cause.fit(model, films, epochs=options.epochs, learning_rate=options.learning_rate, seed=options.seed)
+        like = known_cause.accuracy(model, draw(options.test, options.size, seed=998))
+        known = {"accuracy": like, "changed_by_letter": known_cause.changed(model, test, bare)}
         seconds = time.perf_counter() - start
         print(f"the model that reads the {reads}: {like:.1%} right on films like its own; {seconds:.0f} s")
         print(f"  {known['changed_by_letter']:.1%} of its answers change without the letter")
-        table = ground_truth.shares(model, test, METHODS)
+        table = known_cause.shares(model, test, METHODS)
         rows += [{"reads": reads, "method": name, **_row(table[table["method"] == name]), **known} for name in METHODS]
         print(f"  explained after {time.perf_counter() - start:.0f} s")
     found = pd.DataFrame(rows)

@@ -15,11 +15,11 @@ import torch
 
 from trustcxr import explain
 from trustcxr.data import phantom
-from trustcxr.explain import ground_truth
+from trustcxr.explain import known_cause
 from trustcxr.models import factory, zoo
 
 SIZE = 224
-CORNERS = ground_truth.corners(SIZE)
+CORNERS = known_cause.corners(SIZE)
 
 
 def main() -> None:
@@ -61,8 +61,8 @@ def as_it_is(name: str, film: torch.Tensor) -> torch.Tensor:
 def in_corner(name: str, place: tuple[slice, slice]) -> torch.Tensor:
     """HiResCAM (H, W) of noise in one corner."""
     torch.manual_seed(0)
-    flat, marked = ground_truth.grey_but_for(SIZE, place)
-    return explain.hires_cam(ground_truth.CornerReader(factory.build(name, classes=2), marked, flat), marked, 0)[0]
+    flat, marked = known_cause.grey_but_for(SIZE, place)
+    return explain.hires_cam(known_cause.CornerReader(factory.build(name, classes=2), marked, flat), marked, 0)[0]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trustcxr import explain
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, ground_truth
+from trustcxr.explain import cam, known_cause
+from trustcxr.explain import methods as cam_methods
 from trustcxr.models import factory, zoo
 from trustcxr.models.classifier import Classifier
 
@@ -180,12 +181,12 @@ def test_grad_cam_plus_plus_without_stabiliser_is_the_equation_of_the_paper(smal
 
 def corner_maps(name: str, place: tuple[slice, slice]) -> Tensor:
     torch.manual_seed(0)
-    flat, corner = ground_truth.grey_but_for(224, place)
-    model = ground_truth.CornerReader(factory.build(name, classes=2), corner, flat)
+    flat, corner = known_cause.grey_but_for(224, place)
+    model = known_cause.CornerReader(factory.build(name, classes=2), corner, flat)
     return explain.hires_cam(model, corner, 0)[0]
 
 
-CORNERS = ground_truth.corners(224)
+CORNERS = known_cause.corners(224)
 
 
 def assert_lands_in(maps: Tensor, corner: str) -> None:
@@ -588,7 +589,7 @@ def test_the_activation_is_the_layer_alone(layer: str) -> None:
     torch.manual_seed(0)
     model = factory.build("test_resnet", classes=3).eval()
     images = torch.rand((3, 1, 64, 64), generator=torch.Generator().manual_seed(1))
-    control = cam.method(f"activation@{layer}")(model, images, 1)
+    control = cam_methods.method(f"activation@{layer}")(model, images, 1)
     with torch.no_grad():
         features = []
         handle = model.net.get_submodule(layer).register_forward_hook(lambda *passed: features.append(passed[2]))
@@ -597,12 +598,14 @@ def test_the_activation_is_the_layer_alone(layer: str) -> None:
     summed = features[0].clamp(min=0).sum(1, keepdim=True)
     wanted = torch.nn.functional.interpolate(summed, (64, 64), mode="bilinear")[:, 0]
     torch.testing.assert_close(control, wanted / wanted.amax((1, 2), keepdim=True))
-    assert torch.equal(control, cam.method(f"activation@{layer}")(model, images, 2)), "whichever class is asked for"
-    pixels = cam.method("activation@gate")(model, images, 1)
+    assert torch.equal(control, cam_methods.method(f"activation@{layer}")(model, images, 2)), (
+        "whichever class is asked for"
+    )
+    pixels = cam_methods.method("activation@gate")(model, images, 1)
     torch.testing.assert_close(pixels, images[:, 0] / images[:, 0].amax((1, 2), keepdim=True), msg="without a gate")
-    smooth = cam.method("activation-smooth@gate")(model, images, 1)
+    smooth = cam_methods.method("activation-smooth@gate")(model, images, 1)
     assert torch.equal(smooth, cam.smoothed(pixels))
-    assert not torch.allclose(pixels, cam.method("layercam@gate")(model, images, 1), atol=0.1)
+    assert not torch.allclose(pixels, cam_methods.method("layercam@gate")(model, images, 1), atol=0.1)
     with pytest.raises(UserError, match="outside the model's 3 classes"):
         cam.activation_map(model, images, 3)
 
@@ -614,11 +617,11 @@ def test_smoothed_layercam_is_a_gaussian_of_layercam() -> None:
     torch.manual_seed(0)
     model = factory.build("test_resnet", classes=3).eval()
     images = torch.rand((3, 1, 64, 64), generator=torch.Generator().manual_seed(1))
-    plain, smooth = (cam.method(name)(model, images, 1) for name in ("layercam@gate", "layercam-smooth@gate"))
+    plain, smooth = (cam_methods.method(name)(model, images, 1) for name in ("layercam@gate", "layercam-smooth@gate"))
     for before, after in zip(plain.double().numpy(), smooth.numpy(), strict=True):
         wanted = gaussian_filter(before, 0.02 * 64, mode="mirror", truncate=4 / (0.02 * 64))
         np.testing.assert_allclose(after, wanted / wanted.max(), atol=1e-5)
-    together = cam.maps(model, images, 1, ["layercam@gate", "layercam-smooth@gate"])
+    together = cam_methods.maps(model, images, 1, ["layercam@gate", "layercam-smooth@gate"])
     assert torch.equal(together["layercam@gate"], plain)
     assert torch.equal(together["layercam-smooth@gate"], smooth)
     with torch.autocast("cpu", torch.bfloat16):

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trustcxr import catalogue, comparison, engines
+from trustcxr import catalogue, comparison, engines, statistics
+from trustcxr.catalogue import HIGHER_IS_BETTER, control_of
 from trustcxr.comparison import Key
 from trustcxr.engines import Failure
 from trustcxr.errors import UserError
-from trustcxr.explain import cam
+from trustcxr.explain import cam, summary
+from trustcxr.explain.methods import METHODS
 from trustcxr.results import files
 
 IMAGES = 60
@@ -172,7 +174,7 @@ def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts
             changed(gain, "letters", "artefact_gain"),
         ]
     )
-    found = comparison.over_changes(table)
+    found = summary.over_changes(table)
     assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
     np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)
     np.testing.assert_allclose(found["artefact_ssim"]["value"], d)
@@ -214,9 +216,9 @@ def test_the_verdict_is_one_sentence_that_can_say_no(
 
 def test_holm_is_the_step_down_of_the_paper() -> None:
     # Worked by hand: sorted 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.04 x 1, never smaller than the one before, at most 1.
-    np.testing.assert_allclose(comparison.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    np.testing.assert_allclose(comparison.holm([0.5, np.nan, 0.6]), [1.0, np.nan, 1.0])
-    assert len(comparison.holm([])) == 0
+    np.testing.assert_allclose(statistics.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(statistics.holm([0.5, np.nan, 0.6]), [1.0, np.nan, 1.0])
+    assert len(statistics.holm([])) == 0
 
 
 def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> Non
     before = random.random(IMAGES)
     noise = random.normal(0, 0.03, IMAGES)
     after = before + noise - noise.mean() + 0.010
-    wrong, more = np.zeros(IMAGES, dtype=bool), comparison.HIGHER_IS_BETTER[1:]
+    wrong, more = np.zeros(IMAGES, dtype=bool), HIGHER_IS_BETTER[1:]
 
     def table(values: np.ndarray) -> pd.DataFrame:
         first = saliency(values, "gradcam", "infection_energy")
@@ -330,9 +332,9 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
 
 def test_every_cam_has_a_control_and_nothing_else_has() -> None:
     controls = {"activation", "activation-smooth"}
-    cams = {name for name in cam.METHODS if name in cam._COMBINE} - controls
-    assert {name for name in cam.METHODS if comparison.control_of(name)} == cams
-    assert {comparison.control_of(name) for name in cams} == controls
-    assert comparison.control_of("layercam-smooth@-2") == "activation-smooth@-2"
-    assert comparison.control_of("gradcam") == "activation"
-    assert comparison.control_of("integrated-gradients") is None
+    cams = {name for name in METHODS if name in cam._COMBINE} - controls
+    assert {name for name in METHODS if control_of(name)} == cams
+    assert {control_of(name) for name in cams} == controls
+    assert control_of("layercam-smooth@-2") == "activation-smooth@-2"
+    assert control_of("gradcam") == "activation"
+    assert control_of("integrated-gradients") is None

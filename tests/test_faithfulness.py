@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trustcxr import explain
 from trustcxr.errors import UserError
-from trustcxr.explain import faithfulness, sanity
+from trustcxr.explain import faithfulness, randomisation
 
 
 class Spot(nn.Module):
@@ -221,9 +221,9 @@ def test_randomisation_goes_from_the_logits_to_the_pixels_and_touches_a_copy(ima
     model = Tiny().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    stages = list(sanity.cascading_randomisation(model, images, explain.layer_cam))
+    stages = list(randomisation.cascading_randomisation(model, images, explain.layer_cam))
     assert [s.part for s in stages] == ["net.head", "net.second", "net.first"]
-    blocks = [s.part for s in sanity.cascading_randomisation(model, images, explain.layer_cam, depth=2)]
+    blocks = [s.part for s in randomisation.cascading_randomisation(model, images, explain.layer_cam, depth=2)]
     assert blocks == ["net.head", "net.second.0", "net.first.1", "net.first.0"]
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
@@ -231,13 +231,13 @@ def test_randomisation_goes_from_the_logits_to_the_pixels_and_touches_a_copy(ima
 
 
 def test_maps_of_the_model_change_and_a_control_passes_for_what_it_is(images: Tensor) -> None:
-    last = list(sanity.cascading_randomisation(Tiny(), images, explain.layer_cam, 0))[-1]
+    last = list(randomisation.cascading_randomisation(Tiny(), images, explain.layer_cam, 0))[-1]
     told = ~last.null
     assert told.any()
     assert last.rank_correlation[told].abs().mean() < 0.7
     assert last.ssim[told].mean() < 0.7
     # A method that does not look at the model fails the test: its maps stay as they were.
-    for stage in sanity.cascading_randomisation(Tiny(), images, explain.method("centre"), 0):
+    for stage in randomisation.cascading_randomisation(Tiny(), images, explain.method("centre"), 0):
         torch.testing.assert_close(stage.ssim, torch.ones(4, dtype=torch.float64))
         torch.testing.assert_close(stage.rank_correlation, torch.ones(4, dtype=torch.float64))
         assert not stage.null.any()
@@ -251,7 +251,7 @@ def test_the_class_explained_is_the_trained_models_throughout(images: Tensor) ->
         return explain.grad_cam(model, x, target)
 
     model = Tiny().eval()
-    list(sanity.cascading_randomisation(model, images, spy))
+    list(randomisation.cascading_randomisation(model, images, spy))
     assert len(asked) == 4
     assert all(torch.equal(target, model(images).argmax(dim=1)) for target in asked)
 
@@ -264,7 +264,7 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
         return explain.grad_cam(model, x, target)
 
     model = Tiny()
-    list(sanity.cascading_randomisation(model, images, spy))
+    list(randomisation.cascading_randomisation(model, images, spy))
     for name, trained in model.named_parameters():
         drawn = seen[-1][name]
         if name.endswith("weight") and trained.ndim > 1:
@@ -273,9 +273,9 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
     # Each step changes its own part only.
     assert torch.equal(seen[1]["net.second.0.weight"], model.net["second"][0].weight)
     assert not torch.equal(seen[1]["net.head.weight"], model.net["head"].weight)
-    again = list(sanity.cascading_randomisation(model, images, explain.grad_cam))
+    again = list(randomisation.cascading_randomisation(model, images, explain.grad_cam))
     with torch.inference_mode():
-        inside = list(sanity.cascading_randomisation(model, images * 1.0, explain.grad_cam))
-    other = list(sanity.cascading_randomisation(model, images, explain.grad_cam, seed=5))
+        inside = list(randomisation.cascading_randomisation(model, images * 1.0, explain.grad_cam))
+    other = list(randomisation.cascading_randomisation(model, images, explain.grad_cam, seed=5))
     torch.testing.assert_close(again[-1].ssim, inside[-1].ssim, equal_nan=True)
     assert not torch.equal(again[-1].ssim.nan_to_num(), other[-1].ssim.nan_to_num())

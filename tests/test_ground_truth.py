@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.explain import ground_truth
+from trustcxr.explain import known_cause
 
 SIZE = 48
 METHODS = ("gradcam", "hirescam", "layercam", "random")
@@ -32,19 +32,19 @@ class Tiny(nn.Module):
 
 @lru_cache
 def model(reads: str) -> nn.Module:
-    draw = {"marker": ground_truth.shortcut, "lesion": ground_truth.honest}[reads]
+    draw = {"marker": known_cause.shortcut, "lesion": known_cause.honest}[reads]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ground_truth.fit(Tiny(), draw(320, SIZE), epochs=16, learning_rate=1e-2)
+        return known_cause.fit(Tiny(), draw(320, SIZE), epochs=16, learning_rate=1e-2)
 
 
 @lru_cache
 def table(reads: str) -> pd.DataFrame:
-    return ground_truth.shares(model(reads), ground_truth.both(40, SIZE, seed=9), METHODS)
+    return known_cause.shares(model(reads), known_cause.both(40, SIZE, seed=9), METHODS)
 
 
 def test_films_are_the_same_patients_whatever_is_planted() -> None:
-    both, bare = ground_truth.both(6, SIZE, seed=3), ground_truth.unmarked(6, SIZE, seed=3)
+    both, bare = known_cause.both(6, SIZE, seed=3), known_cause.unmarked(6, SIZE, seed=3)
     assert both.labels.tolist() == [0, 1] * 3
     different = (both.images != bare.images)[:, 0]
     assert torch.equal(different & both.marker, different), "only the letter differs"
@@ -56,22 +56,22 @@ def test_films_are_the_same_patients_whatever_is_planted() -> None:
 
 
 def test_where_the_letter_gives_the_class_away_nothing_else_does() -> None:
-    films = ground_truth.shortcut(8, SIZE)
+    films = known_cause.shortcut(8, SIZE)
     assert torch.equal(films.marker.flatten(1).any(1), films.labels == 0)
-    plain = ground_truth.draw(8, SIZE, marked=lambda *_: False, conspicuity=0.0)
-    healthy = ground_truth.draw(8, SIZE, marked=lambda *_: False, conspicuity=2.0)
+    plain = known_cause.draw(8, SIZE, marked=lambda *_: False, conspicuity=0.0)
+    healthy = known_cause.draw(8, SIZE, marked=lambda *_: False, conspicuity=2.0)
     assert not torch.equal(plain.images[0], healthy.images[0])  # the lesion, where it shows
     assert torch.equal(plain.images[1], healthy.images[1])
-    halves = ground_truth.honest(8, SIZE)
+    halves = known_cause.honest(8, SIZE)
     assert halves.marker.flatten(1).any(1).tolist() == [True, True, False, False] * 2
 
 
 def test_each_model_uses_what_it_is_meant_to_use() -> None:
-    both, bare = ground_truth.both(40, SIZE, seed=9), ground_truth.unmarked(40, SIZE, seed=9)
-    assert ground_truth.accuracy(model("marker"), ground_truth.shortcut(40, SIZE, seed=8)) >= 0.95
-    assert ground_truth.changed(model("marker"), both, bare) >= 0.9
-    assert ground_truth.accuracy(model("lesion"), ground_truth.honest(40, SIZE, seed=8)) >= 0.8
-    assert ground_truth.changed(model("lesion"), both, bare) <= 0.2
+    both, bare = known_cause.both(40, SIZE, seed=9), known_cause.unmarked(40, SIZE, seed=9)
+    assert known_cause.accuracy(model("marker"), known_cause.shortcut(40, SIZE, seed=8)) >= 0.95
+    assert known_cause.changed(model("marker"), both, bare) >= 0.9
+    assert known_cause.accuracy(model("lesion"), known_cause.honest(40, SIZE, seed=8)) >= 0.8
+    assert known_cause.changed(model("lesion"), both, bare) <= 0.2
 
 
 @pytest.mark.parametrize("name", ["gradcam", "hirescam", "layercam"])

@@ -14,7 +14,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
-from trustcxr.explain import cam
+from trustcxr.explain import methods
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import study
@@ -73,7 +73,7 @@ def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(
     images = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     names = {name for recipe in study.shipped() for name in study.load_study(recipe).explanation.methods}
     assert "layercam@gate" in names
-    found = cam.maps(model, images, 0, sorted(names))
+    found = methods.maps(model, images, 0, sorted(names))
     assert {name: saliency.shape for name, saliency in found.items()} == dict.fromkeys(sorted(names), (2, 32, 32))
 
 

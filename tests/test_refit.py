@@ -14,7 +14,7 @@ from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import run as evaluation_run
-from trustcxr.explain import scoring
+from trustcxr.explain import scores
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
@@ -158,13 +158,13 @@ def test_the_start_of_the_first_has_not_seen_validation_either(
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs whose maps thresholds are tuned on."""
     found: list[str] = []
-    real = scoring.tune
+    real = scores.tune
 
     def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
         return real(run, *rest, **options)
 
-    monkeypatch.setattr(scoring, "tune", spy)
+    monkeypatch.setattr(scores, "tune", spy)
     return found
 
 

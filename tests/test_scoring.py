@@ -16,7 +16,7 @@ from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
-from trustcxr.explain import cam, changes, examples, faithfulness, measures, sanity, scoring
+from trustcxr.explain import examples, faithfulness, layers, measures, methods, randomisation, scores, stability
 from trustcxr.explain.summary import summarise
 from trustcxr.models import factory, zoo
 from trustcxr.recipes.run import RunRecipe
@@ -54,18 +54,18 @@ def held_out(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def levels(run: Run, folder: Path) -> dict[str, float]:
-    return scoring.tune(run, films(folder, "Val"), METHODS)
+    return scores.tune(run, films(folder, "Val"), METHODS)
 
 
 @pytest.fixture(scope="module")
 def table(run: Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
-    return scoring.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
+    return scores.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
 
 
 @pytest.fixture
 def batch(held_out: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
     """Images, labels, infection and lung masks of all annotated films, and their ids."""
-    rows = scoring.annotated(held_out)
+    rows = scores.annotated(held_out)
     infection, lung = (torch.from_numpy(np.array(held_out.masks(kind)[rows])) for kind in ("infection", "lung"))
     images = to_pixels(torch.from_numpy(held_out.batch(rows)))
     return images, torch.from_numpy(held_out.labels[rows]), infection, lung, held_out.sample_ids[rows]
@@ -128,7 +128,7 @@ def test_the_lung_mask_as_the_map_is_no_better_than_the_infections_share_of_the_
 
 def test_the_random_map_is_always_scored_and_scores_chance_whatever_the_model(table: pd.DataFrame) -> None:
     assert list(dict.fromkeys(table["method"])) == [*METHODS, "random"]
-    assert scoring.with_random(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
+    assert scores.with_random(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
     # The random map is no method with something to be stable: once, under FGSM, to see what that scores.
     assert set(table[table["method"] == "random"]["condition"]) == {"clean", "fgsm"}
 
@@ -144,7 +144,7 @@ def test_a_perturbed_image_is_measured_against_the_masks_too(table: pd.DataFrame
 
 def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, folder: Path, levels: Any) -> None:
     val = films(folder, "Val")
-    rows = scoring.annotated(val)
+    rows = scores.annotated(val)
     images, labels = to_pixels(torch.from_numpy(val.batch(rows))), torch.from_numpy(val.labels[rows])
     infection = np.array(val.masks("infection")[rows]) > 0
     maps = explain.grad_cam(run.model, images, labels).numpy()
@@ -188,16 +188,16 @@ def test_a_map_that_goes_with_the_artefact_is_caught_and_one_that_vanishes_has_m
     before = torch.zeros(2, 16, 16)
     before[:, 8:, 8:] = 1
     after = torch.stack([drawn[0].float(), torch.zeros(16, 16)])
-    found, beside = scoring._moved(before, after, drawn)
+    found, beside = scores._moved(before, after, drawn)
     assert found["artefact_gain"][0] == 1
     assert found["artefact_gain"][1].isnan()
     assert beside["chance"]["artefact_energy"].tolist() == [1 / 16, 1 / 16]
 
 
 def test_a_turned_film_is_no_test_of_stability() -> None:
-    assert "rotation" not in changes.UNDER
-    assert len(changes.UNDER) == len(corruptions.CORRUPTIONS) - 1
-    assert set(corruptions.ARTEFACTS) <= set(changes.UNDER)
+    assert "rotation" not in stability.UNDER
+    assert len(stability.UNDER) == len(corruptions.CORRUPTIONS) - 1
+    assert set(corruptions.ARTEFACTS) <= set(stability.UNDER)
 
 
 def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
@@ -208,7 +208,7 @@ def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
     assert len(sampled) == OPTIONS.sample
     assert sampled == set(table[table["condition"] == "pgd"]["sample_id"])
     assert sampled == set(table[table["measure"] == "randomised_ssim"]["sample_id"])
-    again = scoring.score(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
+    again = scores.score(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
     assert sampled == set(again[again["measure"] == "road"]["sample_id"])
     chosen = np.isin(ids, list(sampled))
     some, labelled = images[chosen], labels[chosen]
@@ -220,7 +220,7 @@ def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
 def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, batch: Any) -> None:
     images, labels, _, _, ids = batch
     chosen = np.isin(ids, list(set(table[table["measure"] == "road"]["sample_id"])))
-    stages = list(sanity.cascading_randomisation(run.model, images[chosen], explain.grad_cam, labels[chosen]))
+    stages = list(randomisation.cascading_randomisation(run.model, images[chosen], explain.grad_cam, labels[chosen]))
     conditions = [c for c in dict.fromkeys(table["condition"]) if c.startswith("randomised:")]
     assert conditions == [f"randomised:{stage.part}" for stage in stages]
     for stage in stages:
@@ -231,7 +231,7 @@ def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, bat
 
 def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
     options = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
-    found = scoring.score(run, held_out, options)
+    found = scores.score(run, held_out, options)
     assert set(found["condition"]) == {"clean", "fgsm"}
     document = summarise(found, images=len(held_out), resamples=100)["gradcam"]
     assert "faithfulness" not in document
@@ -243,7 +243,7 @@ def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
 
 
 def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: Any, levels: Any) -> None:
-    whole = scoring.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
+    whole = scores.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
     keys = ["sample_id", "method", "condition", "measure"]
     first, second = (t.sort_values(keys).reset_index(drop=True) for t in (table, whole))
     assert first[keys].equals(second[keys])
@@ -254,16 +254,16 @@ def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: A
 
 def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
-    original = cam.maps
+    original = methods.maps
 
     def watched(*arguments: Any) -> dict[str, Tensor]:
         found = original(*arguments)
         made.extend(weakref.ref(maps) for maps in found.values())
         return found
 
-    monkeypatch.setattr(cam, "maps", watched)
+    monkeypatch.setattr(methods, "maps", watched)
     options = ExplanationRecipe(methods=("gradcam",), corruptions=("jpeg",), sample=2)
-    for number, _ in enumerate(scoring.batches(run, held_out, options, batch_size=2)):
+    for number, _ in enumerate(scores.batches(run, held_out, options, batch_size=2)):
         assert sum(reference() is not None for reference in made) == 0, number
     assert len(made) > 10
 
@@ -272,7 +272,7 @@ def test_the_table_is_written_a_batch_at_a_time(
     run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "saliency.parquet"
-    files.write_batches(path, scoring.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
+    files.write_batches(path, scores.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
     read = files.read_table(path)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
@@ -285,7 +285,7 @@ def test_the_table_is_written_a_batch_at_a_time(
 def test_the_model_is_left_as_found(run: Run, held_out: Any) -> None:
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
-    scoring.score(run, held_out, OPTIONS)
+    scores.score(run, held_out, OPTIONS)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
@@ -336,7 +336,7 @@ def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
     infection[0, :, :5] = True  # the whole lung
     infection[1, :5] = True  # half of it, and as much beside it
     infection[3, 0] = True  # no lung is known
-    found = scoring.Masks(infection, lung).lesion.tolist()
+    found = scores.Masks(infection, lung).lesion.tolist()
     assert found[:2] == [1.0, 0.5]
     assert np.isnan(found[2:]).all()
 
@@ -388,18 +388,18 @@ def test_methods_of_one_layer_share_one_pass(run: Run, batch: Any, monkeypatch: 
     forward = run.model.forward
     monkeypatch.setattr(run.model, "forward", lambda x: calls.append(len(x)) or forward(x))
     names = ["gradcam", "layercam", "hirescam", "gradcam++", "layercam@-2", "gradcam@layer3", "random"]
-    found = cam.maps(run.model, images, labels, names)
+    found = methods.maps(run.model, images, labels, names)
     assert len(calls) == 2
     assert list(found) == names
     for name in names:
-        torch.testing.assert_close(found[name], cam.method(name)(run.model, images, labels))
+        torch.testing.assert_close(found[name], methods.method(name)(run.model, images, labels))
 
 
 def test_a_number_is_the_last_layer_of_a_stage(run: Run) -> None:
     named = dict(run.model.named_modules())
-    assert cam.find_layer(run.model, -1) is cam.find_layer(run.model, None) is run.model.cam_layer
-    assert cam.find_layer(run.model, -2) is named["net.layer3"] is cam.find_layer(run.model, "layer3")
-    assert cam.find_layer(run.model, "net.layer3") is named["net.layer3"]
+    assert layers.find_layer(run.model, -1) is layers.find_layer(run.model, None) is run.model.cam_layer
+    assert layers.find_layer(run.model, -2) is named["net.layer3"] is layers.find_layer(run.model, "layer3")
+    assert layers.find_layer(run.model, "net.layer3") is named["net.layer3"]
 
 
 @pytest.mark.slow
@@ -409,7 +409,7 @@ def test_the_stage_before_has_twice_the_resolution(architecture: str) -> None:
     sizes = []
     for layer in (-1, -2):
         keep = lambda _module, _inputs, output: sizes.append(output.shape[-2:])  # noqa: E731
-        handle = cam.find_layer(model, layer).register_forward_hook(keep)
+        handle = layers.find_layer(model, layer).register_forward_hook(keep)
         with torch.no_grad():
             model(torch.rand(1, 1, 224, 224))
         handle.remove()
@@ -434,12 +434,12 @@ def test_a_method_or_layer_that_is_not_there_is_named_before_any_work(
     name: str, words: str, run: Run, held_out: Any
 ) -> None:
     with pytest.raises(UserError, match=".*".join(part for part in [words.replace("'", ".")])):
-        scoring.score(run, held_out, ExplanationRecipe(methods=(name,)))
+        scores.score(run, held_out, ExplanationRecipe(methods=(name,)))
 
 
 def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
     with pytest.raises(UserError, match="unknown corruption 'jpg': did you mean jpeg"):
-        scoring.check_options(ExplanationRecipe(corruptions=("jpg",)))
+        scores.check_options(ExplanationRecipe(corruptions=("jpg",)))
     one = validate(StudyRecipe, {"name": "x", "models": ["vgg16"], "explanation": {"method": "layercam"}}, "test")
     assert one.explanation.methods == ("layercam",)
     with pytest.raises(UserError, match="explanation"):
@@ -452,8 +452,8 @@ def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pyte
     with Image.open(mask) as image:
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
     dataset = films(data)
-    assert scoring.masks_of_other_size(dataset) >= 1
-    scoring.say_masks(dataset, len(scoring.annotated(dataset)))
+    assert scores.masks_of_other_size(dataset) >= 1
+    scores.say_masks(dataset, len(scores.annotated(dataset)))
     said = capsys.readouterr().err
     assert "not of their image's size: resized by nearest neighbour" in said
     assert "images have no mask to measure against and are left out" in said
@@ -465,7 +465,7 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
         Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
     bare = load_dataset(tmp_path / "bare", size=SIZE, classes=phantom.CLASSES, workers=1)
     with pytest.raises(UserError, match="no infection or lung masks here"):
-        scoring.score(run, bare)
+        scores.score(run, bare)
 
 
 # What the report shows
@@ -474,7 +474,7 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
 def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(table: pd.DataFrame, held_out: Any) -> None:
     chosen = examples.choose(held_out, [table, table], count=2, method="gradcam")
     at_random = [row for row, why in chosen.items() if examples.AT_RANDOM in why]
-    rows = scoring.annotated(held_out)
+    rows = scores.annotated(held_out)
     assert at_random == sorted(np.random.default_rng(0).permutation(rows)[:2].tolist())
     ids = held_out.sample_ids
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
@@ -488,7 +488,7 @@ def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(tabl
 
 
 def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) -> None:
-    ids = held_out.sample_ids[scoring.annotated(held_out)]
+    ids = held_out.sample_ids[scores.annotated(held_out)]
 
     def made_up(values: list[float]) -> pd.DataFrame:
         rows = {"sample_id": ids[:3], "measure": "infection_energy", "condition": "clean", "method": "gradcam"}
@@ -502,7 +502,7 @@ def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) 
 
 
 def test_panels_hold_what_the_page_shows(run: Run, held_out: Any) -> None:
-    rows = scoring.annotated(held_out)
+    rows = scores.annotated(held_out)
     chosen = {int(rows[3]): "drawn at random", int(rows[0]): "best infection_energy above chance"}
     arrays = examples.panels(run, held_out, chosen, method="layercam@-2")
     assert arrays["sample_id"].tolist() == held_out.sample_ids[rows[[3, 0]]].tolist()

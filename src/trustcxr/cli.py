@@ -286,14 +286,15 @@ def predict(
     json: Json = False,
 ) -> None:
     """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon."""
-    from trustcxr import prediction
+    from trustcxr.explain import one_image
+    from trustcxr.report import terminal
 
-    answers = prediction.predict(run, images, epsilon=epsilon, out=out)
+    answers = one_image.predict(run, images, epsilon=epsilon, out=out)
     if json:
         _print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
         for answer in answers:
-            print("\n".join(prediction.sentences(answer)))
+            print("\n".join(terminal.sentences(answer)))
         print(NOTICE)
     if any("error" in answer for answer in answers):
         raise typer.Exit(2)

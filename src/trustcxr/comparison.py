@@ -6,44 +6,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from trustcxr.catalogue import VIEWS
+from trustcxr.catalogue import (
+    AGAINST_MASKS,
+    ATTACKED,
+    CONTROL,
+    CONTROLS,
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    VIEWS,
+    control_of,
+    direction,
+)
+from trustcxr.explain.summary import means_over_severities, over_changes
 from trustcxr.results import files
 from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.results.tables import CLEAN, logits_of
-from trustcxr.statistics import Floats, paired
+from trustcxr.statistics import holm, paired
 
-ATTACKED, CONTROL = "fgsm", "random"
-CONTROLS = (CONTROL, "centre", "activation", "activation-smooth")
-# Methods that multiply a layer's activation by the gradient, and what has the activation of that layer alone.
-_ACTIVATION_OF = dict.fromkeys(("gradcam", "gradcam++", "hirescam", "layercam"), "activation") | {
-    "layercam-smooth": "activation-smooth"
-}
 LEVEL = 0.05
-AGAINST_MASKS = (
-    "infection_energy",
-    "infection_energy_given_lung",
-    "pointing_hit_rate",
-    "infection_iou",
-    "infection_iou_tuned",
-    "infection_iou_area",
-    "infection_rank_accuracy",
-    "infection_auroc",
-    "infection_ap",
-    "lung_energy",
-)
-HIGHER_IS_BETTER = (
-    *AGAINST_MASKS,
-    "stability_ssim",
-    "corruption_ssim",
-    "artefact_ssim",
-    "insertion",
-    "road",
-)
-LOWER_IS_BETTER = ("artefact_gain", "deletion")
-# Without the lungs a model that reads them must fall; that is no matter of better or worse for a robust one.
-_NEITHER = ("lungs_blacked_out", "border_only", "silhouette_only")
 
 
 class Key(NamedTuple):
@@ -77,12 +58,6 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
                 found.append(_row(document, key, before, known[folder][key], resamples))
     _correct(found)
     return [row | {"verdict": sentence(row)} for row in found]
-
-
-def control_of(method: str) -> str | None:
-    """The control that has a CAM's own layer alone: activation@gate for layercam@gate; None for what is no CAM."""
-    base, at, layer = method.partition("@")
-    return _ACTIVATION_OF[base] + at + layer if base in _ACTIVATION_OF else None
 
 
 def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, Any]]:
@@ -140,27 +115,6 @@ def _row(
     }
 
 
-def direction(measure: str) -> int:
-    """1 where more of a measure is better, -1 where less is, 0 where neither can be said."""
-    if measure.removesuffix(" accuracy") in _NEITHER:
-        return 0
-    return -1 if measure in LOWER_IS_BETTER else 1
-
-
-def holm(p_values: ArrayLike) -> Floats:
-    """p-values (N,) corrected for N comparisons so that any false one is as rare as with a single test (Holm 1979).
-
-    NaN stays NaN and does not count.
-    """
-    given = np.asarray(p_values, dtype=float)
-    corrected = np.full(given.shape, np.nan)
-    known = np.flatnonzero(np.isfinite(given))
-    order = known[np.argsort(given[known], kind="stable")]
-    steps = given[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected
-
-
 def _correct(rows: list[dict[str, Any]]) -> None:
     """Adds p_corrected and how many comparisons it is corrected for."""
     kinds: tuple[Callable[[dict[str, Any]], bool], ...] = (lambda r: r["method"] is None, lambda r: bool(r["method"]))
@@ -212,7 +166,7 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
             rows = rows[rows["steps"] == rows["steps"].max()]
         tables[Key(name)] = rows.set_index("sample_id")[["value", "group"]]
     if np.any(corrupted):  # an image's share of corruptions and severities that leave the answer right
-        tables[Key("corruptions accuracy")] = _means(predictions[corrupted])
+        tables[Key("corruptions accuracy")] = means_over_severities(predictions[corrupted])
     return tables
 
 
@@ -222,30 +176,8 @@ def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
         rows = table[table["method"] == method]
         stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == ATTACKED)
         kept = rows[(rows["condition"] == CLEAN) | stability]
-        named = {str(measure): _means(some) for measure, some in kept.groupby("measure", sort=False)}
+        named = {str(measure): means_over_severities(some) for measure, some in kept.groupby("measure", sort=False)}
         if "severity" in rows:
             named |= over_changes(rows)
         tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
     return tables
-
-
-def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
-
-    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
-    moved onto the artefact, mean over artefacts.
-    """
-    artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
-    drawn, stability = rows["condition"].isin(artefacts), rows["measure"] == "stability_ssim"
-    kinds = {
-        "corruption_ssim": stability & (rows["severity"] > 0) & ~drawn,
-        "artefact_ssim": stability & drawn,
-        "artefact_gain": rows["measure"] == "artefact_gain",
-    }
-    return {name: _means(rows[chosen]) for name, chosen in kinds.items() if chosen.any()}
-
-
-def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """An image's mean over its rows: value and group, by sample."""
-    by_sample = rows.assign(value=rows["value"].astype(float)).groupby("sample_id", sort=False)
-    return by_sample.agg(value=("value", "mean"), group=("group", "first"))

@@ -12,7 +12,7 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_validated, load_run
 from trustcxr.evaluation.shortcuts import HOW, audit
 from trustcxr.evaluation.summary import describe
-from trustcxr.explain import scoring, summary
+from trustcxr.explain import scores, summary
 from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import assign, validate
@@ -199,15 +199,15 @@ def explain(
     validation split where this is its own data; on other data those that were tuned there before are used.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
-    scoring.check_options(wanted)
+    scores.check_options(wanted)
     run = load_run(folder)
-    scoring.check(run, wanted.methods)
+    scores.check(run, wanted.methods)
     dataset, place = _open(run, data, split, labels, listing)
     _say_if_trained_on(run, dataset)
     levels = _thresholds(run, data, wanted.methods, labels, listing, own=place == run.folder)
     path = place / folders.SALIENCY_FILE
-    tables = scoring.batches(run, dataset, wanted, thresholds=levels)
-    files.write_batches(path, _with_before(tables, path, scoring.with_random(wanted.methods)))
+    tables = scores.batches(run, dataset, wanted, thresholds=levels)
+    files.write_batches(path, _with_before(tables, path, scores.with_random(wanted.methods)))
     metrics_file = place / folders.METRICS_FILE
     if not metrics_file.is_file():
         evaluate(folder, data, split=split, labels=labels, listing=listing)
@@ -244,7 +244,7 @@ def _thresholds(
         except UserError as problem:
             say(f"no threshold is tuned: {problem}")
             return {}
-        return scoring.tune(as_validated(run), validation, methods)
+        return scores.tune(as_validated(run), validation, methods)
     if not (run.folder / folders.SALIENCY_FILE).is_file():
         return {}
     before = files.read_table(run.folder / folders.SALIENCY_FILE)

@@ -180,3 +180,17 @@ def _mcnemar(difference: Floats) -> float:
 
 def _wilcoxon(difference: Floats) -> float:
     return float(stats.wilcoxon(difference).pvalue) if np.any(difference != 0) else 1.0
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """p-values (N,) corrected for N comparisons so that any false one is as rare as with a single test (Holm 1979).
+
+    NaN stays NaN and does not count.
+    """
+    given = np.asarray(p_values, dtype=float)
+    corrected = np.full(given.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(given))
+    order = known[np.argsort(given[known], kind="stable")]
+    steps = given[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected

@@ -94,7 +94,7 @@ class Study:
     def _check_recipe(self) -> None:
         """Names that nobody knows and files that are not there are said before hours of work, not after."""
         from trustcxr import defences
-        from trustcxr.explain import scoring
+        from trustcxr.explain import scores
         from trustcxr.models import factory
 
         for model in self.recipe.models:
@@ -103,7 +103,7 @@ class Study:
                 raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
         for defence in self.recipe.defences:
             defences.get(defence.name)
-        scoring.check_options(self.recipe.explanation)
+        scores.check_options(self.recipe.explanation)
 
     def _claim_folder(self) -> None:
         path = self.folder / STUDY_FILE
@@ -213,7 +213,7 @@ class Study:
         from trustcxr.evaluation import predictions
         from trustcxr.evaluation.run import as_validated, load_run
         from trustcxr.evaluation.summary import describe
-        from trustcxr.explain import scoring, summary
+        from trustcxr.explain import scores, summary
 
         folder, test, recipe = self._run_folder(run), self.datasets["test"], self.recipe
         loaded = load_run(folder)
@@ -227,8 +227,8 @@ class Study:
 
         def explain() -> None:
             options = recipe.explanation
-            levels = scoring.tune(as_validated(loaded), self.datasets["val"], options.methods)
-            tables = scoring.batches(loaded, test, options, thresholds=levels)
+            levels = scores.tune(as_validated(loaded), self.datasets["val"], options.methods)
+            tables = scores.batches(loaded, test, options, thresholds=levels)
             files.write_batches(folder / SALIENCY_FILE, tables)
 
         def summarise() -> None:

@@ -1,8 +1,9 @@
 """Saliency (where a model looks) and its measures against radiologists' masks."""
 
 from trustcxr.explain import measures
-from trustcxr.explain.cam import METHODS, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, method
+from trustcxr.explain.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam
 from trustcxr.explain.controls import centre_prior, random_map
+from trustcxr.explain.methods import METHODS, method
 from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
 
 __all__ = [

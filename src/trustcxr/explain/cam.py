@@ -2,8 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,13 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from trustcxr.errors import UserError, unknown
-from trustcxr.explain.contract import SaliencyMethod, Target, check_images, target_classes, to_saliency
-from trustcxr.explain.controls import centre_saliency, random_saliency
-from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
+from trustcxr.errors import UserError
+from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
+from trustcxr.explain.layers import Layer, arrangement, find_layer
 from trustcxr.models.untouched import as_found
 
-Layer = str | int | nn.Module | None
 Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
 _HALF_PRECISION_SCALE = 1024.0
@@ -68,15 +65,6 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
     return _cam(_layer_cam_map, model, x, target, layer)
 
 
-def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """LayerCAM, then a Gaussian whose standard deviation is SMOOTHING of the longer side.
-
-    Meant for layers as fine as the image, whose maps are grainy: their highest pixel is an accident of its neighbours.
-    Zhang et al. 2018 (excitation backprop) smooth gradients so before they point. All else as `grad_cam`.
-    """
-    return smoothed(layer_cam(model, x, target, layer=layer))
-
-
 def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
     """The layer's positive activations, summed over its channels: a control for LayerCAM, without the gradient.
 
@@ -85,11 +73,6 @@ def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer:
     All else as `grad_cam`; `target` is checked and changes nothing.
     """
     return _cam(_activation_map, model, x, target, layer)
-
-
-def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian."""
-    return smoothed(activation_map(model, x, target, layer=layer))
 
 
 def smoothed(saliency: Tensor) -> Tensor:
@@ -105,74 +88,6 @@ def smoothed(saliency: Tensor) -> Tensor:
         found = gaussian_blur(saliency[:, None], [size, size], [sigma, sigma])[:, 0]
     highest = found.amax((1, 2), keepdim=True)
     return torch.where(highest > 0, found / highest.clamp(min=torch.finfo(found.dtype).tiny), found)
-
-
-# Every method by the name that commands and tables use; the last two are the controls that are always there, the
-# activations those of a layer. A CAM may name the layer that it reads: "layercam@-2", "gradcam@layer3".
-METHODS: dict[str, SaliencyMethod] = {
-    "gradcam": grad_cam,
-    "gradcam++": grad_cam_plus_plus,
-    "hirescam": hires_cam,
-    "layercam": layer_cam,
-    "layercam-smooth": smooth_layer_cam,
-    "activation": activation_map,
-    "activation-smooth": smooth_activation_map,
-    "integrated-gradients": integrated_gradients,
-    "smoothgrad": smooth_grad,
-    "occlusion": occlusion,
-    "random": random_saliency,
-    "centre": centre_saliency,
-}
-
-
-WITHOUT_MODEL = ("random", "centre")  # maps that are the same for every model
-
-
-def method(name: str) -> SaliencyMethod:
-    """The saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
-
-    Raises UserError, with the nearest names, where there is none; a layer is looked for when the model is there.
-    """
-    base, layer = parse(name)
-    return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)  # type: ignore[call-arg]
-
-
-def parse(name: str) -> tuple[str, Layer]:
-    """ "layercam@-2" -> ("layercam", -2); the layer is None where the name has none."""
-    base, at, layer = name.strip().partition("@")
-    if base.lower() not in METHODS:
-        raise unknown("saliency method", base, METHODS)
-    if not at:
-        return base.lower(), None
-    if base.lower() not in _COMBINE:
-        raise UserError(f"'{name}': {base} reads no layer; those that do are {', '.join(_COMBINE)}")
-    if not layer:
-        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {base}@-2")
-    try:
-        return base.lower(), int(layer)
-    except ValueError:
-        return base.lower(), layer
-
-
-def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> dict[str, Tensor]:
-    """Saliency (B, H, W) of several methods by name; CAMs of one layer share one forward and one backward pass."""
-    check_images(x)
-    found: dict[str, Tensor] = {}
-    shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    for name in names:
-        base, layer = parse(name)
-        if base in _COMBINE:
-            module = find_layer(model, layer)
-            if module not in shared:
-                shared[module] = _feature_map_and_gradient(model, x, target, module)
-            saliency = _saliency(_COMBINE[base], model, x, *shared[module])
-            found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
-        else:
-            found[name] = METHODS[base](model, x, target)
-    return found
-
-
-# From a feature map and its gradient, both (B, K, h, w), to a map (B, h, w) whose sign still tells for from against.
 
 
 def _grad_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
@@ -218,7 +133,7 @@ def _cam(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: L
 def _saliency(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        arrange = _arrangement(features, height, width, model)
+        arrange = arrangement(features, height, width, model)
         return to_saliency(combine(arrange(features), arrange(gradient)), height, width)
 
 
@@ -261,75 +176,3 @@ def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer
         if gradient is None:
             raise UserError("the logits do not depend on the layer's output: choose another layer")
         return leaf.detach(), gradient / scale
-
-
-def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
-    """The module that `grad_cam` reads for this `layer`. Raises UserError, with valid ones, where there is none."""
-    if isinstance(layer, nn.Module):
-        if not any(layer is module for module in model.modules()):
-            raise UserError(f"the layer given ({type(layer).__name__}) is not part of the model: give one of its own")
-        return layer
-    names = {name: module for name, module in model.named_modules() if name}
-    if layer is None or layer == -1:
-        return _last_map(model, names)
-    stages = _stages(model)
-    if isinstance(layer, int):
-        if -len(stages) <= layer <= -2:
-            return names[stages[layer]]
-        numbers = f"-1 to -{len(stages)}" if stages else "-1"
-        raise UserError(f"unknown layer {layer}: valid: {numbers}, or a name such as {_some(names)}")
-    for name in (layer, f"net.{layer}"):
-        if name in names:
-            return names[name]
-    near = get_close_matches(layer, list(names), n=5, cutoff=0.5)
-    raise UserError(
-        f"unknown layer '{layer}': {'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
-        f"valid: {', '.join(stages) or _some(names)}, or any name in model.named_modules()"
-    )
-
-
-def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
-    net = getattr(model, "net", model)
-    blocks = getattr(net, "blocks", None)
-    # A transformer that classifies from its class token gives its last patches no gradient: read before they mix.
-    if getattr(net, "global_pool", None) == "token" and blocks is not None and hasattr(blocks[-1], "norm1"):
-        return blocks[-1].norm1
-    if isinstance(getattr(model, "cam_layer", None), nn.Module):
-        return model.cam_layer  # type: ignore[return-value]
-    raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
-
-
-def _stages(model: nn.Module) -> list[str]:
-    """Names of the modules that end each stage of a timm network, the last stage last; empty for other networks."""
-    prefix = "net." if hasattr(model, "net") else ""
-    known = {name for name, _ in model.named_modules()}
-    listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
-    names = [f"{prefix}{stage['module']}" for stage in listed if isinstance(stage, dict) and "module" in stage]
-    return names if all(name in known for name in names) else []
-
-
-def _some(names: dict[str, nn.Module]) -> str:
-    return ", ".join([name for name in names if name.count(".") < 2][:12])
-
-
-def _arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What turns the layer's shape into (B, K, h, w): channels first, channels last (Swin) or patch tokens (ViT)."""
-
-    def fits(rows: int, columns: int) -> bool:  # of the images' proportions, to within one cell
-        return abs(rows * width - columns * height) <= max(height, width)
-
-    if features.ndim == 4:
-        first, second, third = features.shape[1:]
-        if fits(first, second) and not fits(second, third):
-            return lambda t: t.permute(0, 3, 1, 2)
-        return lambda t: t
-    if features.ndim == 3:
-        prefix = getattr(getattr(model, "net", model), "num_prefix_tokens", 0)
-        patches = features.shape[1] - prefix
-        rows = max(round((max(patches, 1) * height / width) ** 0.5), 1)
-        if patches > 0 and patches % rows == 0 and fits(rows, patches // rows):
-            return lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (rows, patches // rows))
-    raise UserError(
-        f"the layer's output {tuple(features.shape)} is no feature map (B, K, h, w), (B, h, w, K) or (B, patches, K): "
-        "choose another layer"
-    )

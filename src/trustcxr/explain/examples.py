@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 
 from trustcxr.data.batches import to_pixels
-from trustcxr.explain import cam, measures
-from trustcxr.explain.changes import CLEAN
-from trustcxr.explain.scoring import annotated, predicted
+from trustcxr.explain import measures, methods
+from trustcxr.explain.scores import annotated, predicted
+from trustcxr.explain.stability import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -48,7 +48,7 @@ def panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method:
     rows = np.array(list(chosen), dtype=int)
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
-    maps = cam.maps(run.model, images, labels, [method])[method]
+    maps = methods.maps(run.model, images, labels, [method])[method]
     infection = np.array(dataset.masks("infection")[rows])
     mask = torch.from_numpy(infection).to(maps.device)
     figures = {

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.comparison import over_changes
-from trustcxr.explain.changes import ATTACKED, CLEAN
-from trustcxr.explain.scoring import RANDOM, RANDOMISED, REFERENCES
+from trustcxr.explain.scores import RANDOM, RANDOMISED, REFERENCES
+from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
@@ -146,3 +145,25 @@ def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]:
         yield {"part": part, "n": some["sample_id"].nunique()} | {
             name.replace("randomised_", ""): value for name, value in found.items()
         }
+
+
+def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
+
+    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
+    moved onto the artefact, mean over artefacts.
+    """
+    artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
+    drawn, stability = rows["condition"].isin(artefacts), rows["measure"] == "stability_ssim"
+    kinds = {
+        "corruption_ssim": stability & (rows["severity"] > 0) & ~drawn,
+        "artefact_ssim": stability & drawn,
+        "artefact_gain": rows["measure"] == "artefact_gain",
+    }
+    return {name: means_over_severities(rows[chosen]) for name, chosen in kinds.items() if chosen.any()}
+
+
+def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
+    """An image's mean over its rows: value and group, by sample."""
+    by_sample = rows.assign(value=rows["value"].astype(float)).groupby("sample_id", sort=False)
+    return by_sample.agg(value=("value", "mean"), group=("group", "first"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from trustcxr.comparison import AGAINST_MASKS, CONTROL
+from trustcxr.catalogue import AGAINST_MASKS, CONTROL
 from trustcxr.report import words
 from trustcxr.report.folder import Run
 from trustcxr.report.summary import chance_verdict, main_method

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from trustcxr.comparison import control_of
+from trustcxr.catalogue import control_of
 from trustcxr.evaluation.gradient_masking import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings

@@ -79,3 +79,21 @@ def _share(entry: Any, between: str) -> str:
     pair = words.interval(words.get(entry, "accuracy_ci"))
     inside = f"{between}({100 * pair[0]:.0f}–{100 * pair[1]:.0f})" if pair else ""
     return words.hundred(words.get(entry, "accuracy")) + inside
+
+
+def sentences(answer: dict[str, Any]) -> list[str]:
+    """An answer in words."""
+    if "error" in answer:
+        return [f"{answer['image']}: not read: {answer['error']}"]
+    ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
+    lines = [f"{answer['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
+    changed = [name.upper() for name, survived in answer["survives"].items() if not survived]
+    radius = f"epsilon {answer['epsilon']:g} ({answer['epsilon'] * 255:.1f} grey levels of 255)"
+    if changed:
+        lines.append(f"  the answer does NOT survive {radius}: {' and '.join(changed)} change it")
+    else:
+        names = " and ".join(name.upper() for name in answer["survives"])
+        lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
+    if "heatmap" in answer:
+        lines.append(f"  heatmap of the predicted class: {answer['heatmap']}")
+    return lines

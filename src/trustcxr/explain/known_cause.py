@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trustcxr.data import phantom
-from trustcxr.explain import cam, measures
+from trustcxr.explain import measures
+from trustcxr.explain import methods as cam
 from trustcxr.models.classifier import Classifier
 
 DISEASE, HEALTHY = phantom.CLASSES[0], "Normal"

@@ -14,8 +14,9 @@ from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, controls, faithfulness, measures, sanity
-from trustcxr.explain.changes import ATTACKED, CLEAN, Change, changes
+from trustcxr.explain import controls, faithfulness, layers, measures, randomisation
+from trustcxr.explain import methods as cam_methods
+from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.recipes.testing import ExplanationRecipe
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def batches(
 def check_options(options: ExplanationRecipe) -> None:
     """Raises UserError for a saliency method or a corruption that nobody knows; no model is needed."""
     for name in options.methods:
-        cam.parse(name)
+        cam_methods.parse(name)
     for name in () if options.corruptions == "all" else options.corruptions:
         corruptions.get(name)
 
@@ -152,9 +153,9 @@ def check_options(options: ExplanationRecipe) -> None:
 def check(run: "Run", methods: Sequence[str]) -> None:
     """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
     for name in methods:
-        _, layer = cam.parse(name)
+        _, layer = cam_methods.parse(name)
         if layer is not None:
-            cam.find_layer(run.model, layer)
+            layers.find_layer(run.model, layer)
 
 
 def with_random(methods: Sequence[str]) -> tuple[str, ...]:
@@ -207,7 +208,7 @@ def _against_masks_and_stability(
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks))
     references = _references(masks, thresholds)
-    clean = cam.maps(run.model, images, labels, methods)
+    clean = cam_methods.maps(run.model, images, labels, methods)
     said = predicted(run, images)
     for name, maps in clean.items():
         level = thresholds.get(name)
@@ -217,7 +218,7 @@ def _against_masks_and_stability(
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
         # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
-        changed = cam.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looking)
+        changed = cam_methods.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looking)
         attacked = predicted(run, pixels) if way.condition == ATTACKED else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
@@ -236,10 +237,10 @@ def _on_the_sample(
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)))
-    clean, looking = cam.maps(run.model, images, labels, methods), _looking(methods)
+    clean, looking = cam_methods.maps(run.model, images, labels, methods), _looking(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
-        for name, maps in cam.maps(run.model, pixels, labels, looking).items():
+        for name, maps in cam_methods.maps(run.model, pixels, labels, looking).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
     for name, maps in clean.items():
         curves = {
@@ -248,7 +249,7 @@ def _on_the_sample(
             "road": faithfulness.road(run.model, images, maps, labels, shares=_REMOVED),
         }
         table.add(name, CLEAN, curves)
-    for stage, values in sanity.cascade(run.model, images, looking, labels):
+    for stage, values in randomisation.cascade(run.model, images, looking, labels):
         for name, found in values.items():
             table.add(name, RANDOMISED + stage, found)
     return pd.concat(table.tables, ignore_index=True)
@@ -256,7 +257,7 @@ def _on_the_sample(
 
 def _looking(methods: Sequence[str]) -> list[str]:
     """The methods whose maps come from the model."""
-    return [name for name in methods if cam.parse(name)[0] not in cam.WITHOUT_MODEL]
+    return [name for name in methods if cam_methods.parse(name)[0] not in cam_methods.WITHOUT_MODEL]
 
 
 def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
@@ -349,7 +350,7 @@ def tune(run: "Run", dataset: "Dataset", methods: Sequence[str], *, batch_size: 
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
             continue
-        found = cam.maps(run.model, images, labels, names)
+        found = cam_methods.maps(run.model, images, labels, names)
         found[CENTRE] = controls.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
         for name, maps in found.items():
             sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]

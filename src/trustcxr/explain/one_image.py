@@ -95,24 +95,6 @@ def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> I
     return Image.fromarray(((1 - share) * film[..., None] + share * colour).round().astype(np.uint8))
 
 
-def sentences(answer: dict[str, Any]) -> list[str]:
-    """An answer in words."""
-    if "error" in answer:
-        return [f"{answer['image']}: not read: {answer['error']}"]
-    ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
-    lines = [f"{answer['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
-    changed = [name.upper() for name, survived in answer["survives"].items() if not survived]
-    radius = f"epsilon {answer['epsilon']:g} ({answer['epsilon'] * 255:.1f} grey levels of 255)"
-    if changed:
-        lines.append(f"  the answer does NOT survive {radius}: {' and '.join(changed)} change it")
-    else:
-        names = " and ".join(name.upper() for name in answer["survives"])
-        lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
-    if "heatmap" in answer:
-        lines.append(f"  heatmap of the predicted class: {answer['heatmap']}")
-    return lines
-
-
 def _still(run: Run, images: Tensor, predicted: int) -> bool:
     with torch.inference_mode():
         return int(run.model(images).argmax(1)) == predicted

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trustcxr.explain import cam, measures
+from trustcxr.explain import measures, methods
 from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
 from trustcxr.models.untouched import as_found
 
@@ -54,7 +54,7 @@ def cascade(
     """
 
     def maps(network: nn.Module, classes: Tensor) -> list[Tensor]:
-        return list(cam.maps(network, x, classes, names).values())
+        return list(methods.maps(network, x, classes, names).values())
 
     keys = ("randomised_ssim", "randomised_rank_correlation", "randomised_null")
     for part, found in _cascade(model, x, maps, target, depth, seed) if names else ():

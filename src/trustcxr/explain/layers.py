@@ -1,0 +1,83 @@
+"""The layer that a CAM reads, found in any architecture, and its map brought to (B, C, h, w)."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+
+Layer = str | int | nn.Module | None
+
+
+def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
+    """The module that `grad_cam` reads for this `layer`. Raises UserError, with valid ones, where there is none."""
+    if isinstance(layer, nn.Module):
+        if not any(layer is module for module in model.modules()):
+            raise UserError(f"the layer given ({type(layer).__name__}) is not part of the model: give one of its own")
+        return layer
+    names = {name: module for name, module in model.named_modules() if name}
+    if layer is None or layer == -1:
+        return _last_map(model, names)
+    stages = _stages(model)
+    if isinstance(layer, int):
+        if -len(stages) <= layer <= -2:
+            return names[stages[layer]]
+        numbers = f"-1 to -{len(stages)}" if stages else "-1"
+        raise UserError(f"unknown layer {layer}: valid: {numbers}, or a name such as {_some(names)}")
+    for name in (layer, f"net.{layer}"):
+        if name in names:
+            return names[name]
+    near = get_close_matches(layer, list(names), n=5, cutoff=0.5)
+    raise UserError(
+        f"unknown layer '{layer}': {'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
+        f"valid: {', '.join(stages) or _some(names)}, or any name in model.named_modules()"
+    )
+
+
+def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
+    net = getattr(model, "net", model)
+    blocks = getattr(net, "blocks", None)
+    # A transformer that classifies from its class token gives its last patches no gradient: read before they mix.
+    if getattr(net, "global_pool", None) == "token" and blocks is not None and hasattr(blocks[-1], "norm1"):
+        return blocks[-1].norm1
+    if isinstance(getattr(model, "cam_layer", None), nn.Module):
+        return model.cam_layer  # type: ignore[return-value]
+    raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
+
+
+def _stages(model: nn.Module) -> list[str]:
+    """Names of the modules that end each stage of a timm network, the last stage last; empty for other networks."""
+    prefix = "net." if hasattr(model, "net") else ""
+    known = {name for name, _ in model.named_modules()}
+    listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
+    names = [f"{prefix}{stage['module']}" for stage in listed if isinstance(stage, dict) and "module" in stage]
+    return names if all(name in known for name in names) else []
+
+
+def _some(names: dict[str, nn.Module]) -> str:
+    return ", ".join([name for name in names if name.count(".") < 2][:12])
+
+
+def arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What turns the layer's shape into (B, K, h, w): channels first, channels last (Swin) or patch tokens (ViT)."""
+
+    def fits(rows: int, columns: int) -> bool:  # of the images' proportions, to within one cell
+        return abs(rows * width - columns * height) <= max(height, width)
+
+    if features.ndim == 4:
+        first, second, third = features.shape[1:]
+        if fits(first, second) and not fits(second, third):
+            return lambda t: t.permute(0, 3, 1, 2)
+        return lambda t: t
+    if features.ndim == 3:
+        prefix = getattr(getattr(model, "net", model), "num_prefix_tokens", 0)
+        patches = features.shape[1] - prefix
+        rows = max(round((max(patches, 1) * height / width) ** 0.5), 1)
+        if patches > 0 and patches % rows == 0 and fits(rows, patches // rows):
+            return lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (rows, patches // rows))
+    raise UserError(
+        f"the layer's output {tuple(features.shape)} is no feature map (B, K, h, w), (B, h, w, K) or (B, patches, K): "
+        "choose another layer"
+    )
