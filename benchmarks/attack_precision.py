@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trustcxr import runs
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.statistics import paired
+from trustcxr.study import run_folder
 
 PRECISIONS = ("same", "bf16")
 STEPS, EPSILON = 20, 0.02
@@ -70,7 +70,7 @@ def main() -> None:
 
 def one(given: argparse.Namespace, precision: str) -> float:
     """Train one of the two, if it is not there yet; its minutes."""
-    run: RunRecipe = runs.recipe(
+    run: RunRecipe = run_folder.recipe(
         model=given.model,
         weights="none",
         defence={"name": "fgsm", "epsilon": EPSILON, "ramp": 0.7, "attack_precision": precision},
@@ -79,12 +79,12 @@ def one(given: argparse.Namespace, precision: str) -> float:
         training={"epochs": given.epochs, "learning_rate": 1e-3, "averaging": 0.98, "patience": given.epochs},
         options=AUGMENT,
     )
-    return float(runs.train(run, given.data, given.out / precision)["seconds"]) / 60
+    return float(run_folder.train(run, given.data, given.out / precision)["seconds"]) / 60
 
 
 def answers(folder: Path, data: Path) -> dict[str, pd.DataFrame]:
     """sample_id, group and whether the answer is right, clean and under PGD."""
-    _, place = runs.evaluate(folder, data, split="Val", attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)
+    _, place = run_folder.evaluate(folder, data, split="Val", attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)
     table = files.read_table(place / folders.PREDICTIONS_FILE)
     table = table.assign(right=np.stack(table["logits"].to_list()).argmax(1) == table["label"])
     return {name: table[table["attack"] == name].sort_values("sample_id") for name in ("clean", "pgd")}

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trustcxr import comparison, runs
 from trustcxr.results import files, folders
+from trustcxr.study import comparison, run_folder
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEAD = ["run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n"]
@@ -64,7 +64,7 @@ def external(folder: Path, study: dict[str, Any], data: Path) -> dict[str, dict[
         found[run["run"]] = (
             files.read_json(done)
             if done.is_file()
-            else runs.evaluate(home, data, attacks=["fgsm", "pgd"], epsilons=[epsilon])[0]
+            else run_folder.evaluate(home, data, attacks=["fgsm", "pgd"], epsilons=[epsilon])[0]
         )
     return found
 

@@ -15,11 +15,11 @@ import pandas as pd
 from pydantic import BaseModel
 
 from benchmarks.tables import attacked, percent
-from trustcxr import runs
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
+from trustcxr.study import run_folder
 from trustcxr.training.monitor import WATCH_STEPS
 
 STEPS, EPSILON = 20, 0.02
@@ -64,7 +64,7 @@ def on_all(folder: Path, data: Path | None) -> str:
     document = (
         files.read_json(done)
         if done.is_file()
-        else runs.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0]
+        else run_folder.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0]
     )
     found = attacked(document, "pgd", EPSILON)
     return percent(found) if found else ""

@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trustcxr import catalogue, comparison, engines, statistics
+from trustcxr import catalogue, statistics
 from trustcxr.catalogue import HIGHER_IS_BETTER, control_of
-from trustcxr.comparison import Key
-from trustcxr.engines import Failure
 from trustcxr.errors import UserError
 from trustcxr.explain import cam, summary
 from trustcxr.explain.methods import METHODS
 from trustcxr.results import files
+from trustcxr.study import comparison, engines
+from trustcxr.study.comparison import Key
+from trustcxr.study.engines import Failure
 
 IMAGES = 60
 

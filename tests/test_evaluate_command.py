@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from test_cli import complaint, run
-from trustcxr import corruptions, runs
+from trustcxr import corruptions
 from trustcxr.data import phantom
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import testing
+from trustcxr.report import terminal
 from trustcxr.results import files
+from trustcxr.study import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +90,11 @@ def test_bad_corruptions_are_one_line(trained: Path, films: Path) -> None:
 
 def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
     outside = other(films, tmp_path / "outside")
-    first, _ = runs.evaluate(trained, outside, attacks=["fgsm"])
+    first, _ = run_folder.evaluate(trained, outside, attacks=["fgsm"])
     assert "drop_from_internal" not in first, "the run's own test images were not evaluated yet"
     assert "calibration" not in first
-    own, _ = runs.evaluate(trained, films, attacks=["fgsm", "pgd"], steps=3)
-    document, place = runs.evaluate(trained, outside, attacks=["pgd"], epsilons=[0.02, 0.1], steps=3)
+    own, _ = run_folder.evaluate(trained, films, attacks=["fgsm", "pgd"], steps=3)
+    document, place = run_folder.evaluate(trained, outside, attacks=["pgd"], epsilons=[0.02, 0.1], steps=3)
     assert place == trained / "evaluations" / "outside-all"
     drops = document["drop_from_internal"]
     assert [(row["attack"], row["epsilon"]) for row in drops] == [("clean", 0.0), ("pgd", 0.02)]
@@ -102,7 +104,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
     low, high = drops[0]["drop_ci"]
     assert low <= drops[0]["drop"] <= high
     assert {name: part["n"] for name, part in document["by_source"].items()} == {"one": 18, "other": 6}
-    said = "\n".join(runs.remarks(document))
+    said = "\n".join(terminal.remarks(document))
     assert "Drop from internal, clean: " in said
     assert "Drop from internal, pgd-3 at 0.02: " in said
     assert "one: " in said
@@ -111,7 +113,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
 
 
 def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, films: Path) -> None:
-    document, _ = runs.evaluate(trained, films, attacks=["fgsm"])
+    document, _ = run_folder.evaluate(trained, films, attacks=["fgsm"])
     table = files.read_table(trained / "validation.parquet")
     assert set(table["split"]) == {"Val"}
     assert set(table["attack"]) == {"clean"}
@@ -119,9 +121,9 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     assert [row["attack"] for row in document["calibration"]["attacks"]] == ["fgsm"]
     assert document["calibration"]["clean"]["ece"] == pytest.approx(document["clean"]["ece"])
     before = (trained / "validation.parquet").stat().st_mtime_ns
-    runs.evaluate(trained, films, attacks=["fgsm"])
+    run_folder.evaluate(trained, films, attacks=["fgsm"])
     assert (trained / "validation.parquet").stat().st_mtime_ns == before, "made once"
-    on_validation, place = runs.evaluate(trained, films, split="Val", attacks=["fgsm"])
+    on_validation, place = run_folder.evaluate(trained, films, split="Val", attacks=["fgsm"])
     assert place.name == "phantom-Val"
     assert "calibration" not in on_validation
 
@@ -132,14 +134,14 @@ def test_without_validation_images_there_is_no_calibration(
     data = shutil.copytree(films, tmp_path / "phantom")
     for folder in list(data.rglob("Val")):
         shutil.rmtree(folder)
-    document, _ = runs.evaluate(trained, data, attacks=["fgsm"])
+    document, _ = run_folder.evaluate(trained, data, attacks=["fgsm"])
     assert "calibration" not in document
     assert "calibration is not measured" in capsys.readouterr().err
 
 
 def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_data: Path) -> None:
-    runs.evaluate(trained, films, attacks=["fgsm"])
-    document, _ = runs.evaluate(trained, real_data / "external-cxr", attacks=["fgsm"])
+    run_folder.evaluate(trained, films, attacks=["fgsm"])
+    document, _ = run_folder.evaluate(trained, real_data / "external-cxr", attacks=["fgsm"])
     assert document["clean"]["n"] == 325
     assert len(document["by_source"]) == 5
     assert sum(part["n"] for part in document["by_source"].values()) == 325

@@ -9,12 +9,13 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from small_runs import MODEL, make_films, recipe, same, weights
-from trustcxr import attacks, runs
+from trustcxr import attacks
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run import DataRecipe
+from trustcxr.study import run_folder
 from trustcxr.training import loop, step
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
@@ -135,7 +136,7 @@ def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_p
         factory.check("resnet18+resnet19", size=64)
     run = recipe(model={"name": "resnet18+vgg16"}).model_copy(update={"data": DataRecipe(size=48)})
     with pytest.raises(UserError, match="side by side need"):
-        runs.train(run, tmp_path, tmp_path / "run")
+        run_folder.train(run, tmp_path, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 64), ("InceptionV3", 48)])
@@ -146,7 +147,7 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
         factory.check(name, size=size)
     run = recipe(model={"name": name}).model_copy(update={"data": DataRecipe(size=size)})
     with pytest.raises(UserError, match="does not take images"):
-        runs.train(run, tmp_path / "no data is looked for", tmp_path / "run")
+        run_folder.train(run, tmp_path / "no data is looked for", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trustcxr import runs
 from trustcxr.data import load_dataset, phantom
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.report import terminal
 from trustcxr.results import files
+from trustcxr.study import run_folder
 from trustcxr.training import loop
 
 SIZE = 32
@@ -112,11 +113,11 @@ def test_the_films_are_the_same_but_for_the_marker(marked: Run) -> None:
 
 
 def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
-    document, place = runs.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
+    document, place = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
     assert files.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
-    (line,) = [line for line in runs.remarks(document) if line.startswith("Planted")]
+    (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
-    assert "planted_shortcuts" not in runs.evaluate(marked.folder, home(marked), attacks=["fgsm"])[0]
+    assert "planted_shortcuts" not in run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])[0]
 
 
 def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> None:

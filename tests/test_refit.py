@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import console, engines, report, runs
+from trustcxr import console, report
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
@@ -18,9 +18,11 @@ from trustcxr.explain import scores
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
+from trustcxr.report import terminal
 from trustcxr.report.folder import Run
 from trustcxr.results import files, tables
-from trustcxr.study import Study
+from trustcxr.study import engines, run_folder
+from trustcxr.study.protocol import Study
 from trustcxr.training import loop, monitor
 from trustcxr.training.step import Fitting
 
@@ -72,7 +74,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     }
     assert summary["refit"]["epochs"] == 2
     assert summary["seconds"] == pytest.approx(first["seconds"] + summary["refit"]["seconds"])
-    assert runs.trained(summary).endswith("after 4 epochs; then 2 with the validation images too")
+    assert terminal.trained(summary).endswith("after 4 epochs; then 2 with the validation images too")
     history = files.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
@@ -127,7 +129,7 @@ def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
     with pytest.raises(PowerCut):
         loop.fit(recipe(refit=True), *films, tmp_path)
     with pytest.raises(UserError, match="holds another run"):
-        runs.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
+        run_folder.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
 
 
 def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
@@ -214,17 +216,17 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
 ) -> None:
     root = films[0].root
     loop.fit(recipe(refit=True), *films, tmp_path)
-    runs.evaluate(tmp_path, root, attacks=["fgsm"])
-    runs.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
+    run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
+    run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert judged_by_the_first(tmp_path, films[1])
     assert tuned_on == ["validated"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split in ("Val", "Train"):
-        runs.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
+        run_folder.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
         assert f"trained on the split {split}: what is measured there flatters it" in capsys.readouterr().err
-    runs.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
+    run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert "trained on the split Val" in capsys.readouterr().err
-    runs.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
+    run_folder.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 
 

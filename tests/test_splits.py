@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr import engines
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.manifest import SHARES, Manifest, from_records
 from trustcxr.errors import UserError
 from trustcxr.recipes import study, validation
 from trustcxr.results import files
-from trustcxr.study import Study
+from trustcxr.study import engines
+from trustcxr.study.protocol import Study
 
 
 def manifest(counts: dict[str, int], *, group: int = 1, root: Path = Path("films")) -> Manifest:

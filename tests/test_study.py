@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from trustcxr import catalogue, engines
+from trustcxr import catalogue
 from trustcxr.data import phantom
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
@@ -17,7 +17,8 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
-from trustcxr.study import Study
+from trustcxr.study import engines
+from trustcxr.study.protocol import Study
 from trustcxr.training import loop
 
 RECIPE = {

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from trustcxr import runs
 from trustcxr.data.batches import BatchRows, augment
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.study import run_folder
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
@@ -47,7 +47,7 @@ def test_erasing_hides_one_rectangle_in_a_share_of_the_images() -> None:
 
 
 def typed(*options: str, defence: str = "trades") -> RunRecipe:
-    return runs.recipe(
+    return run_folder.recipe(
         model="resnet18",
         weights="none",
         defence={"name": defence, "epsilon": 0.02, "ramp": 0.0, "clean_share": 0.0},

@@ -87,7 +87,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
 ) -> None:
     """The whole protocol on synthetic X-rays in minutes, with a report at the end. Needs no data and no network."""
-    from trustcxr import demonstration
+    from trustcxr.study import demo as demonstration
 
     _finish_study(demonstration.run(out), out)
 
@@ -130,7 +130,8 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
-    from trustcxr import runs
+    from trustcxr.report.terminal import trained
+    from trustcxr.study import run_folder
 
     training = {
         "epochs": epochs,
@@ -139,7 +140,7 @@ def train(
         "patience": patience,
         "precision": precision,
     }
-    recipe = runs.recipe(
+    recipe = run_folder.recipe(
         model=model,
         weights=weights,
         defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
@@ -149,8 +150,8 @@ def train(
         data={"labels": label_map(label), **listing(column, images)},
         options=set_ or (),
     )
-    summary = runs.train(recipe, data, out)
-    print(f"{out}: {runs.trained(summary)}")
+    summary = run_folder.train(recipe, data, out)
+    print(f"{out}: {trained(summary)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
 
 
@@ -174,9 +175,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
-    from trustcxr import report, runs
+    from trustcxr import report
+    from trustcxr.report import terminal as terminal_lines
+    from trustcxr.study import run_folder
 
-    document, folder = runs.evaluate(
+    document, folder = run_folder.evaluate(
         run,
         data,
         split=split,
@@ -195,9 +198,9 @@ def evaluate(
     if json:
         return _print_json(document)
     report.print_rows(
-        f"{document['run']} on {document['split']} ({document['clean']['n']} images)", runs.rows(document)
+        f"{document['run']} on {document['split']} ({document['clean']['n']} images)", terminal_lines.rows(document)
     )
-    for line in runs.remarks(document):
+    for line in terminal_lines.remarks(document):
         print(line)
     for alarm in document["alarms"]:
         print(f"ALARM: {alarm['text']}")
@@ -227,7 +230,9 @@ def explain(
     json: Json = False,
 ) -> None:
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
-    from trustcxr import report, runs
+    from trustcxr import report
+    from trustcxr.report.terminal import saliency_rows
+    from trustcxr.study import run_folder
 
     options = {
         "methods": method,
@@ -236,7 +241,7 @@ def explain(
         "severity": severity,
         "sample": sample,
     }
-    document, folder = runs.explain(
+    document, folder = run_folder.explain(
         run,
         data,
         options={k: v for k, v in options.items() if v is not None},
@@ -247,7 +252,7 @@ def explain(
     if json:
         return _print_json(document)
     for name, part in document["saliency"].items():
-        report.print_rows(f"{document['run']}, {name}: {part['n']} annotated images", runs.saliency_rows(part))
+        report.print_rows(f"{document['run']}, {name}: {part['n']} annotated images", saliency_rows(part))
     print(f"written to {folder}\n{NOTICE}")
     return None
 
@@ -260,9 +265,9 @@ def study(
     engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
-    from trustcxr import engines
     from trustcxr.recipes.study import load_study
-    from trustcxr.study import Study
+    from trustcxr.study import engines
+    from trustcxr.study.protocol import Study
 
     chosen = load_study(recipe)
     _finish_study(Study(chosen, data, out, engines.get(engine)).run(), out)
@@ -384,7 +389,7 @@ def _finish_study(document: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
-    from trustcxr import study as protocol
+    from trustcxr.study import protocol
 
     page = report.write(out)
     console = Console()

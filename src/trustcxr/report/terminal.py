@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.evaluation import gradient_masking
+from trustcxr.evaluation.shortcuts import HOW
 from trustcxr.report import words
 from trustcxr.report.folder import Run, label
 from trustcxr.report.ranking import headline, ordered
@@ -97,3 +99,85 @@ def sentences(answer: dict[str, Any]) -> list[str]:
     if "heatmap" in answer:
         lines.append(f"  heatmap of the predicted class: {answer['heatmap']}")
     return lines
+
+
+def trained(summary: dict[str, Any]) -> str:
+    """A training.json in a line."""
+    again = f"; then {summary['refit']['epochs']} with the validation images too" if "refit" in summary else ""
+    return f"best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs{again}"
+
+
+def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """A metrics document as rows for the terminal."""
+    clean = document["clean"]
+    empty = dict.fromkeys(("condition", "epsilon", "accuracy", "macro F1", "AUROC", "calibration error", "n"), "")
+    figures = {
+        "accuracy": with_interval(clean, "accuracy"),
+        "macro F1": f"{clean['f1_macro']:.3f}",
+        "AUROC": _number(clean["auroc_macro"]),
+        "calibration error": f"{clean['ece']:.3f}",
+    }
+    lines: list[dict[str, Any]] = [empty | {"condition": "clean", "n": clean["n"]} | figures]
+    for attack in document["attacks"]:
+        name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
+        shown = {"accuracy": with_interval(attack, "accuracy"), "calibration error": f"{attack['ece']:.3f}"}
+        lines.append(empty | {"condition": name, "epsilon": f"{attack['epsilon']:g}", "n": attack["n"]} | shown)
+    return lines
+
+
+def remarks(document: dict[str, Any]) -> list[str]:
+    """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
+    lines = [gradient_masking.sentence(document["masking"])]
+    if mean := document.get("corruptions_mean"):
+        worst = min(document["corruptions"], key=lambda row: row["accuracy"])
+        lines.append(
+            f"Corruptions: {with_interval(mean, 'accuracy')} on the mean of {mean['conditions']}, "
+            f"{mean['flip_rate']:.1%} of answers change; worst {worst['corruption']} at {worst['severity']}: "
+            f"{worst['accuracy']:.1%}"
+        )
+    for row in document.get("drop_from_internal", []):
+        name = row["attack"] + (f"-{row['steps']}" if "steps" in row else "")
+        at = f" at {row['epsilon']:g}" if row["epsilon"] else ""
+        low, high = row["drop_ci"]
+        ends = f"{row['internal']:.1%} internal, {row['external']:.1%} here"
+        lines.append(f"Drop from internal, {name}{at}: {row['drop']:.1%} [{low:.1%}, {high:.1%}] ({ends})")
+    for name, part in document.get("by_source", {}).items():
+        lines.append(
+            f"{name}: {with_interval(part, 'accuracy')}, n {part['n']}, constant {part['constant_answer']:.1%}"
+        )
+    for kind, part in document.get("planted_shortcuts", {}).items():
+        shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in HOW)
+        lines.append(
+            f"Planted {kind} of {part['class']}, moved to {part['moved_to']}: {shown}; "
+            f"{part['follows']:.1%} follow it ({part['follows_before']:.1%} without it)"
+        )
+    if part := document.get("calibration"):
+        lines.append(
+            f"Calibration: temperature {part['temperature']:.2f} from {part['split']}; error on clean images "
+            f"{part['clean']['ece']:.3f}, {part['clean']['ece_scaled']:.3f} with it"
+        )
+    return lines
+
+
+def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """The saliency of one method as rows for the terminal."""
+    measured = part | part.get("faithfulness", {})
+    names = [key for key in measured if f"{key}_ci" in measured]
+    return [
+        {
+            "measure": name.replace("_", " "),
+            "value": f"{_number(measured[name])} [{', '.join(_number(end) for end in measured[f'{name}_ci'])}]",
+            **{beside: _number(measured.get(f"{name}_{beside}")) for beside in ("chance", "centre", "lung")},
+        }
+        for name in names
+    ]
+
+
+def with_interval(part: dict[str, Any], key: str) -> str:
+    """A share as percent with its 95 % interval."""
+    low, high = part[f"{key}_ci"]
+    return f"{part[key]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"

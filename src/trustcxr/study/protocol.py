@@ -3,8 +3,6 @@
 It says what to do, not where: an engine does the work. Every step that is done leaves a file, and is not done again.
 """
 
-import os
-import platform
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,13 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from trustcxr import comparison
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
 from trustcxr.data import load_dataset
-from trustcxr.engines import Engine, Failure
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
@@ -40,6 +35,9 @@ from trustcxr.results.folders import (
     versions,
 )
 from trustcxr.results.tables import logits_of
+from trustcxr.study import comparison
+from trustcxr.study.engines import Engine, Failure
+from trustcxr.study.provenance import describe_data, hardware
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -297,45 +295,6 @@ class Study:
             "alarms": [{"run": d["run"], **alarm} for d in documents for alarm in d["alarms"]],
             "failures": [{"run": f.name, "reason": f.reason} for f in self.failures],
         }
-
-
-def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> dict[str, Any]:
-    """What was trained and tested on, counted."""
-    counts, masks = {}, {}
-    for part in datasets.values():
-        (split,) = set(np.asarray(part.splits)) or {""}
-        labels = np.bincount(part.labels, minlength=len(part.classes))
-        counts[split] = dict(zip(part.classes, labels.tolist(), strict=True))
-        held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
-        masks[split] = int(sum(bool(mask.any()) for mask in held))
-    first = datasets["train"]
-    return {
-        "root_name": root.resolve().name,
-        "layout": getattr(first, "layout", ""),
-        "notes": first.notes,
-        "counts": counts,
-        "skipped": len(first.skipped),
-        "size": first.size,
-        "infection_masks": masks,
-        "groups": {role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """What the study ran on."""
-    import torch
-
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"processor": processor(), "cores": os.cpu_count(), "accelerator": accelerator, "system": platform.system()}
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:

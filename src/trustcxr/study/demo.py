@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trustcxr import engines
 from trustcxr.console import say
 from trustcxr.data import phantom
 from trustcxr.recipes import study
-from trustcxr.study import Study
+from trustcxr.study import engines
+from trustcxr.study.protocol import Study
 
 FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
 CONSPICUITY = 2.0  # dense enough for two minutes of training to learn

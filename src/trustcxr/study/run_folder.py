@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
-from trustcxr.evaluation import gradient_masking, metrics
+from trustcxr.evaluation import metrics
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_validated, load_run
-from trustcxr.evaluation.shortcuts import HOW, audit
+from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import scores, summary
 from trustcxr.recipes.run import RunRecipe, Splits
@@ -77,12 +77,6 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
         say(note)
     report_skipped(parts[0])
     return loop.fit(run, parts[0], parts[1], folder)
-
-
-def trained(summary: dict[str, Any]) -> str:
-    """A training.json in a line."""
-    again = f"; then {summary['refit']['epochs']} with the validation images too" if "refit" in summary else ""
-    return f"best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs{again}"
 
 
 def report_skipped(dataset: "Dataset") -> None:
@@ -288,79 +282,3 @@ def _say_if_trained_on(run: Run, dataset: "Dataset") -> None:
     trained_on = (splits.train, splits.val) if run.recipe.training.refit else (splits.train,)
     if dataset.root.name == _root(run) and dataset.split in trained_on:
         say(f"{run.name} was trained on the split {dataset.split}: what is measured there flatters it")
-
-
-def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """A metrics document as rows for the terminal."""
-    clean = document["clean"]
-    empty = dict.fromkeys(("condition", "epsilon", "accuracy", "macro F1", "AUROC", "calibration error", "n"), "")
-    figures = {
-        "accuracy": with_interval(clean, "accuracy"),
-        "macro F1": f"{clean['f1_macro']:.3f}",
-        "AUROC": _number(clean["auroc_macro"]),
-        "calibration error": f"{clean['ece']:.3f}",
-    }
-    lines: list[dict[str, Any]] = [empty | {"condition": "clean", "n": clean["n"]} | figures]
-    for attack in document["attacks"]:
-        name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
-        shown = {"accuracy": with_interval(attack, "accuracy"), "calibration error": f"{attack['ece']:.3f}"}
-        lines.append(empty | {"condition": name, "epsilon": f"{attack['epsilon']:g}", "n": attack["n"]} | shown)
-    return lines
-
-
-def remarks(document: dict[str, Any]) -> list[str]:
-    """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
-    lines = [gradient_masking.sentence(document["masking"])]
-    if mean := document.get("corruptions_mean"):
-        worst = min(document["corruptions"], key=lambda row: row["accuracy"])
-        lines.append(
-            f"Corruptions: {with_interval(mean, 'accuracy')} on the mean of {mean['conditions']}, "
-            f"{mean['flip_rate']:.1%} of answers change; worst {worst['corruption']} at {worst['severity']}: "
-            f"{worst['accuracy']:.1%}"
-        )
-    for row in document.get("drop_from_internal", []):
-        name = row["attack"] + (f"-{row['steps']}" if "steps" in row else "")
-        at = f" at {row['epsilon']:g}" if row["epsilon"] else ""
-        low, high = row["drop_ci"]
-        ends = f"{row['internal']:.1%} internal, {row['external']:.1%} here"
-        lines.append(f"Drop from internal, {name}{at}: {row['drop']:.1%} [{low:.1%}, {high:.1%}] ({ends})")
-    for name, part in document.get("by_source", {}).items():
-        lines.append(
-            f"{name}: {with_interval(part, 'accuracy')}, n {part['n']}, constant {part['constant_answer']:.1%}"
-        )
-    for kind, part in document.get("planted_shortcuts", {}).items():
-        shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in HOW)
-        lines.append(
-            f"Planted {kind} of {part['class']}, moved to {part['moved_to']}: {shown}; "
-            f"{part['follows']:.1%} follow it ({part['follows_before']:.1%} without it)"
-        )
-    if part := document.get("calibration"):
-        lines.append(
-            f"Calibration: temperature {part['temperature']:.2f} from {part['split']}; error on clean images "
-            f"{part['clean']['ece']:.3f}, {part['clean']['ece_scaled']:.3f} with it"
-        )
-    return lines
-
-
-def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """The saliency of one method as rows for the terminal."""
-    measured = part | part.get("faithfulness", {})
-    names = [key for key in measured if f"{key}_ci" in measured]
-    return [
-        {
-            "measure": name.replace("_", " "),
-            "value": f"{_number(measured[name])} [{', '.join(_number(end) for end in measured[f'{name}_ci'])}]",
-            **{beside: _number(measured.get(f"{name}_{beside}")) for beside in ("chance", "centre", "lung")},
-        }
-        for name in names
-    ]
-
-
-def with_interval(part: dict[str, Any], key: str) -> str:
-    """A share as percent with its 95 % interval."""
-    low, high = part[f"{key}_ci"]
-    return f"{part[key]:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.3f}"
