@@ -19,7 +19,7 @@ from trustcxr.models.weights import load_weights
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report import terminal
-from trustcxr.report.folder import Run
+from trustcxr.report.study_folder import Run
 from trustcxr.results import files, tables
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study

@@ -16,7 +16,9 @@ from PIL import Image
 from study_fixture import CLASSES, make_study
 from trustcxr import report
 from trustcxr.errors import UserError
-from trustcxr.report import alarms, folder, panels, ranking, tables, words
+from trustcxr.report import alarms, ranking, study_folder, words
+from trustcxr.report.figures import pictures
+from trustcxr.report.tables import leaderboard
 
 
 class Page(HTMLParser):
@@ -154,12 +156,12 @@ def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) ->
 
 
 def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
-    from trustcxr.report import matrices
+    from trustcxr.report.tables import confusion
 
-    found = folder.read(study)
+    found = study_folder.read(study)
     head = ranking.headline(found.study, found.runs)
     for run in found.runs:
-        counted = matrices.under_attack(run, head, len(CLASSES))
+        counted = confusion.under_attack(run, head, len(CLASSES))
         assert counted is not None
         accuracy = np.trace(counted) / np.sum(counted)
         assert accuracy == pytest.approx(run.attacked("pgd", 0.02)["accuracy"])
@@ -262,7 +264,7 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     assert len(masked) == 4
     assert len(re.findall(r"%\sunder FGSM, ", page.text)) == len(masked)
     assert document["alarms"][0]["text"] not in page.text, "the report's own line says it already"
-    found = folder.read(study)
+    found = study_folder.read(study)
     found.study["alarms"] = [{"kind": "new", "text": "said by the study alone"}]
     groups = alarms.find(found, found.runs).groups
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
@@ -293,7 +295,7 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     rows = [row for row in shown.tables["Shortcuts"][1:] if row[3]]
     assert [row[3:5] for row in rows] == [[[0.57], [0.4]]]
     assert "53.0 to 61.0" in shown.text
-    assert tables.shortcuts(folder.read(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
+    assert leaderboard.shortcuts(study_folder.read(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
 def test_two_classes_and_other_defences(tmp_path: Path) -> None:
@@ -304,9 +306,9 @@ def test_two_classes_and_other_defences(tmp_path: Path) -> None:
 
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     image = np.full((4, 4), 200, np.uint8)
-    shown = panels.overlay(image, np.zeros((4, 4), np.float32))
+    shown = pictures.overlay(image, np.zeros((4, 4), np.float32))
     assert np.ptp(shown, axis=2).max() < 0.01
-    half, full = (panels.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
+    half, full = (pictures.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
     assert full.sum() > half.sum() > shown.sum()
 
 

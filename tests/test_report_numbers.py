@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from trustcxr.report import alarms, figures, folder, ranking, summary, tables, words
+from trustcxr.report import alarms, ranking, study_folder, summary, words
+from trustcxr.report.figures.accuracy import epsilon_curves
+from trustcxr.report.tables import leaderboard
 
 
-def _run(**document: Any) -> folder.Run:
-    run = folder.Run({"model": "m", "defence": "fgsm", **document}, Path("nowhere"), [])
-    folder.label([run])
+def _run(**document: Any) -> study_folder.Run:
+    run = study_folder.Run({"model": "m", "defence": "fgsm", **document}, Path("nowhere"), [])
+    study_folder.label([run])
     return run
 
 
@@ -36,8 +38,8 @@ def test_a_constant_network_raises_an_alarm() -> None:
     good, bad = (_run(clean=clean | {"accuracy_ci": [low, 0.8]}) for low in (0.7, 0.3))
     assert alarms.no_better_than_constant(good) is None
     head = ranking.headline({}, [good, bad])
-    assert [row[2].note for row in tables.leaderboard([good, bad], head).rows] == ["", "bad"]
-    findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), [good, bad])
+    assert [row[2].note for row in leaderboard.leaderboard([good, bad], head).rows] == ["", "bad"]
+    findings = alarms.find(study_folder.StudyFolder(Path(), {}, [], []), [good, bad])
     assert "In 1 of 2 runs clean accuracy is not shown" in summary.paragraph({}, [good, bad], head, findings)
 
 
@@ -47,7 +49,7 @@ def test_summary_counts_masking_at_the_epsilon_it_speaks_of() -> None:
     two = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55), _attack("fgsm", 0.3, 0.3), _attack("pgd", 0.3, 0.0)]
     runs = [_run(clean=clean, attacks=entries) for entries in (one, two)]
     head = ranking.headline({}, runs)
-    findings = alarms.find(folder.StudyFolder(Path(), {}, [], []), runs)
+    findings = alarms.find(study_folder.StudyFolder(Path(), {}, [], []), runs)
     assert findings.runs_with("gradient_masking") == 2
     assert "In 1 of 2 runs FGSM accuracy exceeds" in summary.paragraph({}, runs, head, findings)
 
@@ -95,8 +97,8 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
         values = {"difference": 0.1, "difference_ci": [low, 0.3], "n": 120}
         return {"measure": "infection_energy", "model": "m", "defence": "fgsm", "method": method, **values}
 
-    run = folder.Run({"model": "m", "defence": "fgsm", "clean": {"accuracy": 0.5, "n": 9}}, Path(), [])
-    folder.label([run])
+    run = study_folder.Run({"model": "m", "defence": "fgsm", "clean": {"accuracy": 0.5, "n": 9}}, Path(), [])
+    study_folder.label([run])
     study = {"comparisons": [row("layercam@gate", 0.1), row("gradcam", -0.1), row("hirescam", 0.1)]}
     told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
     assert "in the one comparison made (LayerCAM, gate, 120 infected X-rays)" in told
@@ -119,8 +121,8 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
 
 
 def test_a_tie_is_told() -> None:
-    runs = [folder.Run({"model": m, "clean": {"accuracy": 0.5}}, Path(), []) for m in "abc"]
-    folder.label(runs)
+    runs = [study_folder.Run({"model": m, "clean": {"accuracy": 0.5}}, Path(), []) for m in "abc"]
+    study_folder.label(runs)
     head = ranking.headline({}, runs)
     told = summary.paragraph({}, runs, head, alarms.Findings([], [], []))
     assert "and 2 others with the same figure" in told
@@ -133,13 +135,13 @@ def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
     run.folder = tmp_path
     rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}
     pd.DataFrame(rows).to_parquet(tmp_path / "saliency.parquet")
-    assert "n\u00a0=\u00a02" in tables.explanations([run]).rows[0][3].beside
+    assert "n\u00a0=\u00a02" in leaderboard.explanations([run]).rows[0][3].beside
 
 
 def test_order_rests_on_the_strongest_attack() -> None:
-    def run(name: str, clean: float, fgsm: float, pgd: float) -> folder.Run:
+    def run(name: str, clean: float, fgsm: float, pgd: float) -> study_folder.Run:
         attacks = [_attack("fgsm", 0.02, fgsm), _attack("pgd", 0.02, pgd)]
-        return folder.Run({"model": name, "clean": {"accuracy": clean}, "attacks": attacks}, Path(), [])
+        return study_folder.Run({"model": name, "clean": {"accuracy": clean}, "attacks": attacks}, Path(), [])
 
     runs = [run("masked", 0.7, 0.9, 0.001), run("standard", 0.9, 0.3, 0.0), run("robust", 0.6, 0.5, 0.4)]
     head = ranking.headline({}, runs)
@@ -156,7 +158,7 @@ def test_headline_epsilon_is_the_recipes() -> None:
 
 def test_svg_keeps_text_and_ids_apart() -> None:
     runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": 0.6})]
-    one, two = (figures.epsilon_curves("$m_1$ <b>", runs, key) for key in ("k1", "k2"))
+    one, two = (epsilon_curves("$m_1$ <b>", runs, key) for key in ("k1", "k2"))
     assert "$m_1$ &lt;b&gt;" in one
     assert "xmlns" not in one
     assert not set(re.findall(r' id="([^"]+)"', one)) & set(re.findall(r' id="([^"]+)"', two))
@@ -183,6 +185,8 @@ def test_numbers_as_words() -> None:
 
 def test_the_centre_prior_stands_beside_chance_where_it_was_measured() -> None:
     part = {"infection_energy": 0.2, "infection_energy_ci": [0.1, 0.3], "infection_energy_chance": 0.12, "n": 9}
-    with_centre = str(tables.explanations([_run(saliency={"gradcam": part | {"infection_energy_centre": 0.345}})]).rows)
+    with_centre = str(
+        leaderboard.explanations([_run(saliency={"gradcam": part | {"infection_energy_centre": 0.345}})]).rows
+    )
     assert "centre 0.345" in with_centre
-    assert "centre" not in str(tables.explanations([_run(saliency={"gradcam": part})]).rows)
+    assert "centre" not in str(leaderboard.explanations([_run(saliency={"gradcam": part})]).rows)

@@ -1,5 +1,7 @@
 """Every name that a recipe, a table or a figure may use."""
 
+from typing import Any
+
 BLACK_BOX = ("transfer", "square")  # they use no gradient of the model
 # What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
 VIEWS = ("lungs_blacked_out", "lungs_only", "silhouette_only", "border_only", "lungs_on_another_film")
@@ -60,3 +62,65 @@ def direction(measure: str) -> int:
     if measure.removesuffix(" accuracy") in _NEITHER:
         return 0
     return -1 if measure in LOWER_IS_BETTER else 1
+
+
+# Okabe and Ito's colours, darkened where they were too pale on white. Shape or dash says the same as colour.
+DEFENCE_COLOURS = {
+    "standard": "#4b5563",
+    "fgsm": "#0072b2",
+    "fgsm-rs": "#2a9fd6",
+    "free": "#b5548d",
+    "pgd": "#c44e00",
+    "trades": "#00805c",
+    "mixup": "#a87400",
+    "cutout": "#6d5a14",
+    "gaussian": "#6f4aa8",
+}
+ATTACK_STYLES: dict[str, tuple[str, str, Any]] = {
+    "fgsm": ("#b26a00", "s", (0, (4, 2))),
+    "pgd": ("#b3261e", "^", "solid"),
+    "worst-case": ("#6b1a2a", "D", "solid"),
+    "square": ("#2b6777", "s", (0, (1, 1.2))),
+    "transfer": ("#567a2c", "^", (0, (1, 1.2))),
+}
+DEFENCE_ORDER = ("standard", "fgsm", "fgsm-rs", "free", "pgd", "trades", "mixup", "cutout", "gaussian")
+_ATTACKS = {
+    "fgsm": "FGSM",
+    "fgsm-rs": "FGSM-RS",
+    "pgd": "PGD",
+    "pgd-l2": "PGD (L2)",
+    "momentum": "momentum",
+    "apgd-ce": "APGD-CE",
+    "apgd-margin": "APGD-margin",
+    "fab": "FAB",
+    "square": "Square",
+    "worst-case": "worst case",
+}
+_CORRUPTIONS = {"gaussian_noise": "Gaussian noise", "poisson_noise": "Poisson noise", "jpeg": "JPEG"}
+_METHODS = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "layercam-smooth": "LayerCAM, smoothed",
+    "activation": "activation (control)",
+    "activation-smooth": "activation, smoothed (control)",
+    "integrated-gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    "occlusion": "occlusion",
+    "random": "random map (control)",
+    "centre": "centre prior (control)",
+}
+_MEASURES = {
+    "infection_iou": "infection IoU",
+    "infection_iou_tuned": "infection IoU, tuned threshold",
+    "infection_iou_area": "infection IoU at the mask’s area",
+    "infection_auroc": "infection AUROC",
+    "infection_ap": "infection average precision",
+    "stability_ssim": "stability (SSIM)",
+    "corruption_ssim": "stability under corruptions (SSIM)",
+    "artefact_ssim": "stability under artefacts (SSIM)",
+    "artefact_gain": "saliency moved onto artefacts",
+    "road": "ROAD",
+    "ece": "calibration error",
+}

@@ -1,26 +1,31 @@
 """From a study folder to one self-contained page, a table for the terminal and the figure of the README.
 
-The names below are loaded on first use, so that `import trustcxr.report` brings no Matplotlib, pandas or rich with it.
+The names below are loaded on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_LAZY = {
+from trustcxr.lazily import loader
+
+_NAMES = {
     "leaderboard": "trustcxr.report.terminal",
     "print_rows": "trustcxr.report.terminal",
-    "readme_figure": "trustcxr.report.panels",
+    "readme_figure": "trustcxr.report.figures.pictures",
     "write": "trustcxr.report.page",
 }
-__all__ = ["leaderboard", "print_rows", "readme_figure", "write"]
+__all__ = [
+    "leaderboard",
+    "print_rows",
+    "readme_figure",
+    "write",
+]
+__getattr__ = loader(__name__, _NAMES)
 
 if TYPE_CHECKING:
+    from trustcxr.report.figures.pictures import readme_figure
     from trustcxr.report.page import write
-    from trustcxr.report.panels import readme_figure
     from trustcxr.report.terminal import leaderboard, print_rows
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'trustcxr.report' has no attribute '{name}'")
-    return getattr(import_module(_LAZY[name]), name)
+def __dir__() -> list[str]:
+    return __all__

@@ -6,8 +6,8 @@ from typing import Any
 
 from trustcxr.evaluation.gradient_masking import MASKING_GAP
 from trustcxr.report import words
-from trustcxr.report.folder import Run, StudyFolder
 from trustcxr.report.ranking import constant_answer
+from trustcxr.report.study_folder import Run, StudyFolder
 
 RISE = 0.02  # accuracy that rises by more than this from one epsilon to the next: masked gradients, as in metrics.py
 COLLAPSE = 0.20  # PGD accuracy on validation lost while FGSM accuracy is not: catastrophic overfitting

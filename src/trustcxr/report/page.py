@@ -6,21 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
-from trustcxr.report import (
-    alarms,
-    figures,
-    folder,
-    legends,
-    matrices,
-    panels,
-    ranking,
-    robustness,
-    saliency,
-    saliency_figures,
-    summary,
-    tables,
-    words,
-)
+from trustcxr.report import alarms, ranking, summary, words
+from trustcxr.report.figures import accuracy, calibration, legends, pictures, training
+from trustcxr.report.figures import saliency as saliency_figures
+from trustcxr.report.figures.saliency import explanation_dots
+from trustcxr.report.study_folder import Run, StudyFolder, read
+from trustcxr.report.tables import comparisons, confusion, leaderboard, provenance, robustness, saliency
 from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
@@ -67,7 +58,7 @@ def write(study_folder: Path) -> Path:
     a part that is missing leaves a dash or a line that says so. The page is one file without scripts or outside
     addresses. Raises UserError where the folder holds no readable study.json.
     """
-    found = folder.read(Path(study_folder))
+    found = read(Path(study_folder))
     page = render(found)
     target = found.path / folders.REPORT_FILE
     with files.replacing(target) as temporary:
@@ -75,7 +66,7 @@ def write(study_folder: Path) -> Path:
     return target
 
 
-def render(found: folder.StudyFolder) -> str:
+def render(found: StudyFolder) -> str:
     """The page as text. The same folder gives the same text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -109,7 +100,7 @@ def _drawn(svgs: Iterable[str | None]) -> "list[Markup]":
     return [mark for mark in map(_safe, svgs) if mark is not None]
 
 
-def _front(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any]:
+def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
     """Title, notice, summary and alarms."""
     study, findings = found.study, alarms.find(found, runs)
     made = [
@@ -128,33 +119,33 @@ def _front(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.Head
     }
 
 
-def _results(found: folder.StudyFolder, runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any]:
+def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
     """Leaderboard, accuracy figures, confusion, classes and training curves."""
     strongest = head.names.get(head.strongest or "")
     order = f"accuracy under {strongest} in whole percent, then clean accuracy" if strongest else "clean accuracy"
     attacked = [run for run in runs if run.attacks]
     epsilons = [float(e["epsilon"]) for run in runs for e in run.attacks if float(e["epsilon"]) > 0]
     curves = ranking.by_model(attacked).items()
-    per_class = [(run, tables.per_class(run, head.classes)) for run in runs if run.clean("per_class")]
+    per_class = [(run, leaderboard.per_class(run, head.classes)) for run in runs if run.clean("per_class")]
     return {
-        "leaderboard": tables.leaderboard(runs, head),
+        "leaderboard": leaderboard.leaderboard(runs, head),
         "order_note": f"Ordered by {order}.",
-        "dots": _safe(figures.accuracy_dots(runs, head)) if runs else None,
+        "dots": _safe(accuracy.accuracy_dots(runs, head)) if runs else None,
         "dots_legend": legends.accuracy(head),
-        "curves": _drawn(figures.epsilon_curves(m, group, f"eps{i}") for i, (m, group) in enumerate(curves)),
+        "curves": _drawn(accuracy.epsilon_curves(m, group, f"eps{i}") for i, (m, group) in enumerate(curves)),
         "curve_legend": legends.curves(attacked),
-        "uneven_axis": bool(epsilons) and figures.is_wide(epsilons),
-        "sweeps": tables.sweeps(attacked),
-        "matrices": [m for m in (matrices.of(run, head) for run in runs) if m is not None],
+        "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
+        "sweeps": leaderboard.sweeps(attacked),
+        "matrices": [m for m in (confusion.of(run, head) for run in runs) if m is not None],
         "per_class": [{"title": run.label, "table": table} for run, table in per_class],
-        "histories": _drawn(figures.training_curve(run, f"fit{i}") for i, run in enumerate(runs)),
+        "histories": _drawn(training.training_curve(run, f"fit{i}") for i, run in enumerate(runs)),
         "history_legend": legends.history(),
     }
 
 
-def _robustness(runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any]:
+def _robustness(runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
     """Corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
-    diagrams = (robustness.reliability(run, head, f"rel{i}") for i, run in enumerate(runs))
+    diagrams = (calibration.reliability(run, head, f"rel{i}") for i, run in enumerate(runs))
     return {
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),
@@ -167,19 +158,19 @@ def _robustness(runs: list[folder.Run], head: ranking.Headline) -> dict[str, Any
     }
 
 
-def _looks(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
+def _looks(found: StudyFolder, runs: list[Run]) -> dict[str, Any]:
     """Explanations, panels, comparisons and shortcuts."""
     rows = words.records(found.study.get("comparisons"))
     accuracies = [row for row in rows if not row.get("method")]
     measures = list(dict.fromkeys(str(row.get("measure")) for row in accuracies))
     forests = (
-        figures.forest(name, [row for row in accuracies if str(row.get("measure")) == name], f"forest{i}")
+        accuracy.forest(name, [row for row in accuracies if str(row.get("measure")) == name], f"forest{i}")
         for i, name in enumerate(measures)
     )
     return {
-        "explanations": tables.explanations(runs),
-        "explanations_perturbed": tables.explanations(runs, perturbed=True),
-        "localisation": _safe(figures.explanation_dots(runs)),
+        "explanations": leaderboard.explanations(runs),
+        "explanations_perturbed": leaderboard.explanations(runs, perturbed=True),
+        "localisation": _safe(explanation_dots(runs)),
         "localisation_legend": legends.localisation(runs),
         "all_measures": saliency.measures(runs),
         "by_lesion": saliency.by_lesion(runs),
@@ -189,15 +180,15 @@ def _looks(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
         "sanity": _drawn(saliency_figures.sanity(runs)),
         "verdicts": saliency.verdicts(found.study),
         "saliency_forests": [(name, _safe(svg)) for name, svg in saliency_figures.forests(rows)],
-        "gallery": panels.gallery(runs),
-        "colour_bar": panels.colour_bar(),
-        "comparisons": tables.comparisons(found.study),
+        "gallery": pictures.gallery(runs),
+        "colour_bar": pictures.colour_bar(),
+        "comparisons": comparisons.comparisons(found.study),
         "forests": _drawn(forests),
-        "shortcuts": tables.shortcuts(runs),
+        "shortcuts": leaderboard.shortcuts(runs),
     }
 
 
-def _provenance(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, Any]:
+def _provenance(found: StudyFolder, runs: list[Run]) -> dict[str, Any]:
     """Data, recipe, hardware and times."""
     import yaml
 
@@ -222,11 +213,11 @@ def _provenance(found: folder.StudyFolder, runs: list[folder.Run]) -> dict[str, 
     facts += [fact for fact in _facts(versions) if fact[0] != "Trustcxr"]
     return {
         "data_line": line,
-        "counts": tables.counts(study, ranking.headline(study, runs).classes),
+        "counts": provenance.counts(study, ranking.headline(study, runs).classes),
         "facts": facts,
-        "training": tables.training(runs),
+        "training": provenance.training(runs),
         "refit": any(words.get(run.metrics, "training", "refit") for run in runs),
-        "selection": tables.selection(study),
+        "selection": provenance.selection(study),
         "selection_line": f"The best {words.count(chosen)} on the split “{split}”, not on the test images.",
         "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
     }

@@ -4,11 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from trustcxr.catalogue import DEFENCE_ORDER
 from trustcxr.report import words
-from trustcxr.report.folder import Run
+from trustcxr.report.study_folder import Run
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; taken where the recipe names none
-DEFENCE_ORDER = ("standard", "fgsm", "fgsm-rs", "free", "pgd", "trades", "mixup", "cutout", "gaussian")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from trustcxr.catalogue import control_of
 from trustcxr.evaluation.gradient_masking import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
-from trustcxr.report.folder import Run
 from trustcxr.report.ranking import Headline, by_model, constant_answer, shared_constant_answer, ways
+from trustcxr.report.study_folder import Run
 
 _ATTACKS = {
     "fgsm": "A single step, the weakest of these attacks. ",

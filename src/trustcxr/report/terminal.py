@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from trustcxr.evaluation import gradient_masking
 from trustcxr.evaluation.shortcuts import HOW
 from trustcxr.report import words
-from trustcxr.report.folder import Run, label
 from trustcxr.report.ranking import headline, ordered
+from trustcxr.report.study_folder import Run, label
 
 if TYPE_CHECKING:
     from rich.table import Table

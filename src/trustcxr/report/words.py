@@ -5,50 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from trustcxr.catalogue import _ATTACKS, _CORRUPTIONS, _MEASURES, _METHODS
+
 DASH = "–"
 MINUS = "−"
 STANDARD = "standard"
-_ATTACKS = {
-    "fgsm": "FGSM",
-    "fgsm-rs": "FGSM-RS",
-    "pgd": "PGD",
-    "pgd-l2": "PGD (L2)",
-    "momentum": "momentum",
-    "apgd-ce": "APGD-CE",
-    "apgd-margin": "APGD-margin",
-    "fab": "FAB",
-    "square": "Square",
-    "worst-case": "worst case",
-}
-_CORRUPTIONS = {"gaussian_noise": "Gaussian noise", "poisson_noise": "Poisson noise", "jpeg": "JPEG"}
 _ABBREVIATED = {"val": "validation", "pgd": "PGD", "fgsm": "FGSM", "f1": "F1", "auroc": "AUROC"}
-_METHODS = {
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "layercam-smooth": "LayerCAM, smoothed",
-    "activation": "activation (control)",
-    "activation-smooth": "activation, smoothed (control)",
-    "integrated-gradients": "integrated gradients",
-    "smoothgrad": "SmoothGrad",
-    "occlusion": "occlusion",
-    "random": "random map (control)",
-    "centre": "centre prior (control)",
-}
-_MEASURES = {
-    "infection_iou": "infection IoU",
-    "infection_iou_tuned": "infection IoU, tuned threshold",
-    "infection_iou_area": "infection IoU at the mask’s area",
-    "infection_auroc": "infection AUROC",
-    "infection_ap": "infection average precision",
-    "stability_ssim": "stability (SSIM)",
-    "corruption_ssim": "stability under corruptions (SSIM)",
-    "artefact_ssim": "stability under artefacts (SSIM)",
-    "artefact_gain": "saliency moved onto artefacts",
-    "road": "ROAD",
-    "ece": "calibration error",
-}
 
 
 def finite(value: Any) -> float | None:

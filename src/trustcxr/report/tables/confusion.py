@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trustcxr.report import words
-from trustcxr.report.folder import Run
 from trustcxr.report.ranking import Headline
+from trustcxr.report.study_folder import Run
 
 
 @dataclass(frozen=True)

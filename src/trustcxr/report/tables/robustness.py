@@ -1,23 +1,17 @@
 """What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trustcxr.errors import UserError
-from trustcxr.report import figures, words
-from trustcxr.report.folder import Run
-from trustcxr.report.matrices import Entry, Row
+from trustcxr.report import words
 from trustcxr.report.ranking import Headline
-from trustcxr.report.tables import Cell, Table, _names, plain, share, whole
+from trustcxr.report.study_folder import Run
+from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
+from trustcxr.report.tables.confusion import Entry, Row
 from trustcxr.results import files, folders
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _DEEP = 0.45  # opacity from which text on it is white
-
-
-# --- corruptions -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,8 +85,6 @@ def _corruptions(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-# --- masking ---------------------------------------------------------------------------------------------------------
-
 _VERDICTS: dict[Any, Cell] = {True: Cell("masked", note="bad"), False: Cell("no sign", note="good")}
 
 
@@ -119,9 +111,6 @@ def masking(runs: list[Run]) -> Table | None:
 def _sentence(text: Any) -> str:
     found = str(text or words.DASH)
     return found[:1].upper() + found[1:]
-
-
-# --- calibration -----------------------------------------------------------------------------------------------------
 
 
 def calibration(runs: list[Run], head: Headline) -> Table | None:
@@ -159,54 +148,6 @@ def _conditions(document: Any, head: Headline) -> list[tuple[str, dict[str, Any]
         if epsilon is not None and head.epsilon is not None and abs(epsilon - head.epsilon) < 1e-9:
             found.append((f"{words.attack(part.get('attack'), part.get('steps'))} {words.epsilon(epsilon)}", part))
     return found
-
-
-RELIABILITY_LEGEND = (
-    ("clean", figures.CLEAN_STYLE[0], "o", "solid"),
-    ("clean, scaled", figures.CLEAN_STYLE[0], "s", (0, (4, 2))),
-    ("under the strongest attack", figures.ATTACK_STYLES["pgd"][0], "^", "solid"),
-    ("under it, scaled", figures.ATTACK_STYLES["pgd"][0], "D", (0, (1, 1.2))),
-)
-
-
-def reliability(run: Run, head: Headline, key: str) -> str | None:
-    """Accuracy against stated confidence, before and after scaling, clean and under the strongest headline attack."""
-    conditions = _conditions(run.metrics.get("calibration"), head)
-    if not conditions:
-        return None
-    strongest = words.attack(head.strongest)
-    under = next((part for name, part in conditions[1:] if name.startswith(strongest)), {})
-    series = [conditions[0][1].get("bins"), conditions[0][1].get("bins_scaled")]
-    series += [under.get("bins"), under.get("bins_scaled")]
-
-    def plot(figure: "Figure") -> None:
-        import numpy as np
-
-        axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color=figures.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        for bins, (_, colour, mark, dash) in zip(series, RELIABILITY_LEGEND, strict=True):
-            names = ("confidence", "accuracy", "n")
-            points = [[words.finite(row.get(name)) for name in names] for row in words.records(bins)]
-            known = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
-            x, y, counts = known.T
-            sizes = 6 + 90 * counts / max(counts.sum(), 1)
-            axes.plot(x, y, color=colour, ls=dash, lw=1.3, alpha=0.8)
-            axes.scatter(x, y, s=sizes, color=colour, marker=mark, lw=0, clip_on=False)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(-0.02, 1.02)
-        figures._percent_axis(axes.xaxis)
-        figures._percent_axis(axes.yaxis)
-        axes.grid(color=figures.RULE, lw=0.7)
-        axes.set_axisbelow(True)
-        axes.set_title(run.label, fontsize=12, fontweight="bold", loc="left")
-        axes.set_xlabel("stated confidence, %")
-        axes.set_ylabel("accuracy, %")
-
-    alt = f"Reliability diagram of {run.label}; the calibration errors stand in the table."
-    return figures.draw(330, 300, plot, alt=alt, key=key)
-
-
-# --- shortcuts and other data ----------------------------------------------------------------------------------------
 
 
 def planted(runs: list[Run]) -> Table | None:

@@ -5,9 +5,9 @@ from typing import Any
 
 from trustcxr.catalogue import AGAINST_MASKS, CONTROL
 from trustcxr.report import words
-from trustcxr.report.folder import Run
+from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import chance_verdict, main_method
-from trustcxr.report.tables import Cell, Table, plain, whole
+from trustcxr.report.tables.cells import Cell, Table, plain, whole
 
 _MAIN = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_auroc")
 

@@ -2,16 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.report.figures import (
-    CLEAN_STYLE,
-    HISTORY_LEGEND,
-    INK,
-    attack_style,
-    defence_colour,
-)
-from trustcxr.report.folder import Run
+from trustcxr.report.figures.calibration import RELIABILITY_LEGEND
+from trustcxr.report.figures.svg import CLEAN_STYLE, INK, attack_style, defence_colour
+from trustcxr.report.figures.training import HISTORY_LEGEND
 from trustcxr.report.ranking import Headline, defences
-from trustcxr.report.robustness import RELIABILITY_LEGEND
+from trustcxr.report.study_folder import Run
 from trustcxr.report.words import attack as attack_name
 from trustcxr.report.words import epsilon
 

@@ -3,13 +3,40 @@
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.report import words
-from trustcxr.report.figures import INK, QUIET, RULE, _error, _rows, defence_colour, draw
-from trustcxr.report.folder import Run
-from trustcxr.report.saliency import documents
+from trustcxr.report.figures.svg import INK, QUIET, RULE, _error, _rows, defence_colour, draw
+from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import main_method, verdict
+from trustcxr.report.tables.saliency import documents
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def explanation_dots(runs: list[Run]) -> str | None:
+    """Infection energy, IoU and hit rate of every run (first method) as dots with intervals, chance as a tick."""
+    measured = [(run, next(iter(run.saliency_methods().values()))) for run in runs if run.saliency_methods()]
+    names = ("infection_energy", "infection_iou", "pointing_hit_rate")
+    if not any(words.finite(document.get(name)) is not None for _, document in measured for name in names):
+        return None
+
+    def plot(figure: "Figure") -> None:
+        panels = figure.subplots(1, len(names), sharey=True)
+        for axes, name in zip(panels, names, strict=True):
+            _rows(axes, [run.label for run, _ in measured])
+            axes.set_title(words.measure(name), fontsize=11, loc="left")
+            for row, (run, document) in enumerate(measured):
+                value, chance = words.finite(document.get(name)), words.finite(document.get(f"{name}_chance"))
+                if chance is not None:
+                    axes.plot([chance] * 2, [row - 0.34, row + 0.34], color=INK, lw=1.6)
+                if value is not None:
+                    error, colour = _error(value, document.get(f"{name}_ci")), defence_colour(run.defence)
+                    axes.errorbar(value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5, clip_on=False)
+            axes.set_xlim(left=0)
+            axes.locator_params(axis="x", nbins=3)
+
+    alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
+    return draw(760, 74 + 24 * len(measured), plot, alt=alt, key="localisation")
+
 
 _SHOWN = (
     "infection_energy",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.report import words
-from trustcxr.report.folder import Run, read
 from trustcxr.report.ranking import by_model
+from trustcxr.report.study_folder import Run, read
 
 if TYPE_CHECKING:
     import numpy as np

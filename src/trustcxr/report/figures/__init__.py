@@ -1,0 +1,1 @@
+"""The figures of the page: SVG, each with its values in words."""

@@ -1,0 +1,148 @@
+"""Curves and dot plots as small SVGs that go into the page as they are: text stays text, nothing points outside."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.report import words
+from trustcxr.report.figures.svg import (
+    CLEAN_STYLE,
+    INK,
+    QUIET,
+    RULE,
+    _error,
+    _percent_axis,
+    _rows,
+    attack_style,
+    defence_colour,
+    draw,
+)
+from trustcxr.report.ranking import Headline, constant_answer
+from trustcxr.report.study_folder import Run
+from trustcxr.report.summary import verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def accuracy_dots(runs: list[Run], head: Headline) -> str:
+    """Clean, FGSM and PGD accuracy of every run as dots with their 95 % intervals, rows as in the leaderboard."""
+    attacks = [(name, *attack_style(name)[:2]) for name in head.attacks]
+    shift = 0.2 if attacks else 0.0
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        _rows(axes, [run.label for run in runs])
+        for row, run in enumerate(runs):
+            series = [(run.metrics.get("clean"), *CLEAN_STYLE)]
+            series += [(run.attacked(name, head.epsilon), colour, mark) for name, colour, mark in attacks]
+            for place, (entry, colour, mark) in enumerate(series):
+                value = words.finite(words.get(entry, "accuracy"))
+                if value is None:
+                    continue
+                y = row + shift * (place - (len(series) - 1) / 2)
+                error = _error(value, words.get(entry, "accuracy_ci"))
+                axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, capsize=0, clip_on=False)
+            constant = constant_answer(run)
+            if constant is not None:
+                axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+        axes.set_xlim(0, 1)
+        _percent_axis(axes.xaxis)
+        axes.set_xlabel("accuracy, %")
+
+    names = ["clean", *[head.names[a] for a in head.attacks]]
+    alt = f"Dot plot of {words.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
+    return draw(640, 64 + 30 * len(runs), plot, alt=alt, key="dots")
+
+
+def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
+    """Accuracy against epsilon for the runs of one network: a colour per defence, a dash and marker per attack."""
+    epsilons = sorted({float(e["epsilon"]) for run in runs for e in run.attacks if float(e["epsilon"]) > 0})
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for run in runs:
+            for attack in sorted({e["attack"] for e in run.attacks}):
+                _curve(axes, run, attack)
+        constant = next((c for c in map(constant_answer, runs) if c is not None), None)
+        if constant is not None:
+            axes.axhline(constant, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+        _epsilon_axis(axes, epsilons)
+        axes.set_ylim(-0.02, 1.02)
+        _percent_axis(axes.yaxis)
+        axes.grid(axis="y", color=RULE, lw=0.7)
+        axes.set_axisbelow(True)
+        axes.set_title(model, fontsize=12, fontweight="bold", loc="left")
+        axes.set_xlabel("epsilon")
+        axes.set_ylabel("accuracy, %")
+
+    return draw(
+        330, 260, plot, alt=f"Accuracy against epsilon, {model}; the numbers stand in the table below.", key=key
+    )
+
+
+def _curve(axes: "Axes", run: Run, attack: str) -> None:
+    _, mark, dash = attack_style(attack)
+    colour = defence_colour(run.defence)
+    entries = run.sweep(attack)
+    points = [(float(e["epsilon"]), float(e["accuracy"]), words.interval(e.get("accuracy_ci"))) for e in entries]
+    clean = words.finite(run.clean("accuracy"))
+    if clean is not None and not any(p[0] == 0 for p in points):
+        points.insert(0, (0.0, clean, words.interval(run.clean("accuracy_ci"))))
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
+    band = [(p[0], *p[2]) for p in points if p[2] is not None]
+    if len(band) > 1:
+        at, low, high = zip(*band, strict=True)
+        axes.fill_between(at, low, high, color=colour, alpha=0.12, lw=0)
+
+
+def is_wide(epsilons: Sequence[float]) -> bool:
+    """Whether the positive epsilons span more than an even axis shows."""
+    return max(epsilons) / min(epsilons) > 12
+
+
+def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
+    """Even steps to the smallest epsilon, decades beyond it where the range is wide; ticks at what was tested."""
+    if not epsilons:
+        return
+    wide = is_wide(epsilons)
+    if wide:
+        axes.set_xscale("symlog", linthresh=epsilons[0], linscale=0.35)
+    shown: list[float] = [0.0]
+    position = axes.transData.transform
+    axes.set_xlim(0, epsilons[-1] * (1.08 if wide else 1.03))
+    room = 0.13 * (position((axes.get_xlim()[1], 0))[0] - position((0, 0))[0])
+    for value in epsilons:
+        if position((value, 0))[0] - position((shown[-1], 0))[0] > room:
+            shown.append(value)
+    axes.set_xticks(shown, [words.epsilon(v) for v in shown])
+    axes.set_xticks([], minor=True)
+
+
+def forest(measure: str, rows: list[dict[str, Any]], key: str) -> str | None:
+    """Difference robust minus standard of one measure with its interval, a row per comparison, zero marked."""
+    rows = [row for row in rows if words.finite(row.get("difference")) is not None]
+    if not rows:
+        return None
+    colours = {"higher": "#00664a", "lower": "#b3261e", "not settled": QUIET}
+    scale = 100 if "accuracy" in measure else 1
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        _rows(axes, [f"{row.get('model', words.DASH)} · {row.get('defence', words.DASH)}" for row in rows])
+        axes.axvline(0, color=INK, lw=1)
+        for place, row in enumerate(rows):
+            value = scale * float(row["difference"])
+            pair = words.interval(row.get("difference_ci"))
+            error = _error(value, None if pair is None else [scale * pair[0], scale * pair[1]])
+            axes.errorbar(value, place, xerr=error, fmt="o", color=colours[verdict(row)], ms=5.5, lw=1.5)
+        reach = max(abs(edge) for edge in axes.get_xlim())
+        axes.set_xlim(-reach, reach)
+        axes.locator_params(axis="x", nbins=5)
+        unit = ", points" if scale == 100 else ""
+        axes.set_title(words.measure(measure), fontsize=12, fontweight="bold", loc="left")
+        axes.set_xlabel(f"robust minus standard{unit}")
+
+    alt = f"Forest plot of {words.measure(measure)}, robust minus standard; the numbers stand in the table."
+    return draw(480, 84 + 22 * len(rows), plot, alt=alt, key=key)

@@ -1,0 +1,53 @@
+"""How a run was trained, epoch by epoch."""
+
+from typing import TYPE_CHECKING
+
+from trustcxr.catalogue import ATTACK_STYLES
+from trustcxr.report import words
+from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, _percent_axis, draw
+from trustcxr.report.study_folder import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_HISTORY = (
+    ("train_accuracy", "training", "#8793a3", "solid"),
+    ("val_accuracy", "validation, clean", CLEAN_STYLE[0], "solid"),
+    ("val_fgsm_accuracy", "validation, FGSM", ATTACK_STYLES["fgsm"][0], (0, (4, 2))),
+    ("val_pgd_accuracy", "validation, PGD", ATTACK_STYLES["pgd"][0], (0, (1, 1.2))),
+)
+HISTORY_LEGEND = [(label, colour, dash) for _, label, colour, dash in _HISTORY]
+
+
+def training_curve(run: Run, key: str) -> str | None:
+    """Accuracy against epoch from history.csv, the epoch that was kept marked; None where there is nothing to draw."""
+    table = run.history
+    if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
+        return None
+    best = words.finite(words.get(run.metrics, "training", "best_epoch"))
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for name, _, colour, dash in _HISTORY:
+            if name in table:
+                rows = table[["epoch", name]].apply(_numeric).dropna()
+                mark = "o" if len(rows) == 1 else ""
+                axes.plot(rows["epoch"], rows[name], color=colour, ls=dash, lw=1.7, marker=mark, ms=4, clip_on=False)
+        if best is not None:
+            axes.axvline(best, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+        axes.set_ylim(-0.02, 1.02)
+        _percent_axis(axes.yaxis)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(axis="y", color=RULE, lw=0.7)
+        axes.set_title(run.label, fontsize=12, fontweight="bold", loc="left")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("accuracy, %")
+
+    return draw(330, 230, plot, alt=f"Accuracy against epoch while training {run.label}.", key=key)
+
+
+def _numeric(column: "pd.Series") -> "pd.Series":
+    import pandas as pd
+
+    return pd.to_numeric(column, errors="coerce")
