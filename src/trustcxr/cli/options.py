@@ -1,5 +1,6 @@
 """What is typed after a command: the options that are long or that several commands share, and how they are read."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,6 @@ SALIENCY_METHODS = (
     "layercam@NAME; repeatable. gradcam and layercam unless said."
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-
 # --- of train ---
 Defence = Annotated[
     str,
@@ -51,7 +51,6 @@ Settings = Annotated[
         help="Any other key of the recipe, such as defence.beta=3 or model.normalisation=group; repeatable.",
     ),
 ]
-
 # --- of evaluate ---
 Attacks = Annotated[
     list[str] | None,
@@ -110,3 +109,10 @@ def listing(columns: list[str] | None, images: Path | None) -> dict[str, Any]:
             )
         mapping[word] = int(column) if column.isdigit() else column
     return found | {"columns": mapping}
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, and nothing else there."""
+    from trustcxr.results.files import to_json
+
+    sys.stdout.write(to_json(document))

@@ -1,0 +1,224 @@
+"""One trained model: `train`, `evaluate`, `explain`, `predict`, and the networks to choose from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trustcxr.about import NOTICE
+from trustcxr.cli.options import (
+    SALIENCY_METHODS,
+    Attacks,
+    Background,
+    Columns,
+    Corruptions,
+    Data,
+    Defence,
+    Epsilons,
+    Images,
+    Json,
+    Labels,
+    Patience,
+    PlantedShortcuts,
+    RunFolder,
+    Settings,
+    Severities,
+    Source,
+    Steps,
+    TrainingEpsilon,
+    label_map,
+    listing,
+    print_json,
+)
+
+runs_app = typer.Typer()
+
+
+@runs_app.command(epilog="Example: trustcxr models")
+def models(json: Json = False) -> None:
+    """The 21 networks of the study and their parameters."""
+    from trustcxr import report
+    from trustcxr.models.zoo import paper_models
+
+    rows = paper_models()
+    if json:
+        return print_json(rows)
+    return report.print_rows("The 21 networks; any other timm name works too", rows)
+
+
+@runs_app.command(
+    epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/resnet50-fgsm"
+)
+def train(
+    data: Data,
+    model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name; A+B: both, side by side.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    defence: Defence = "standard",
+    weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = "imagenet",
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="At most so many epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    patience: Patience = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    epsilon: TrainingEpsilon = 0.02,
+    ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
+    clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
+    background: Background = "full",
+    set_: Settings = None,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
+) -> None:
+    """Train one run. Started again after a cut, it goes on from its last epoch."""
+    from trustcxr.report.terminal import trained
+    from trustcxr.study import run_folder
+
+    training = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "precision": precision,
+    }
+    recipe = run_folder.recipe(
+        model=model,
+        weights=weights,
+        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
+        size=size,
+        seed=seed,
+        training={k: v for k, v in training.items() if v is not None} | {"background": background},
+        data={"labels": label_map(label), **listing(column, images)},
+        options=set_ or (),
+    )
+    summary = run_folder.train(recipe, data, out)
+    print(f"{out}: {trained(summary)}")
+    print(f"next: trustcxr evaluate {out} --data '{data}'")
+
+
+@runs_app.command(
+    epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
+)
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Split to test on; the run's test split unless said.")] = None,
+    attack: Attacks = None,
+    epsilon: Epsilons = None,
+    steps: Steps = None,
+    queries: Annotated[int | None, typer.Option(help="Of square, also in worst-case. 1000 unless said.")] = None,
+    source: Source = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="At nine epsilons from 0 to 0.3: the whole curve.")] = False,
+    corruption: Corruptions = None,
+    severity: Severities = None,
+    shortcuts: PlantedShortcuts = False,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
+    json: Json = False,
+) -> None:
+    """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
+    from trustcxr import report
+    from trustcxr.report import terminal as terminal_lines
+    from trustcxr.study import run_folder
+
+    document, folder = run_folder.evaluate(
+        run,
+        data,
+        split=split,
+        attacks=attack,
+        epsilons=epsilon,
+        steps=steps,
+        queries=queries,
+        source=source,
+        sweep=sweep,
+        corruptions=corruption,
+        severities=severity,
+        shortcuts=shortcuts,
+        labels=label_map(label),
+        listing=listing(column, images),
+    )
+    if json:
+        return print_json(document)
+    report.print_rows(
+        f"{document['run']} on {document['split']} ({document['clean']['n']} images)", terminal_lines.rows(document)
+    )
+    for line in terminal_lines.remarks(document):
+        print(line)
+    for alarm in document["alarms"]:
+        print(f"ALARM: {alarm['text']}")
+    print(f"written to {folder}\n{NOTICE}")
+    return None
+
+
+@runs_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
+def explain(
+    run: RunFolder,
+    data: Data,
+    method: Annotated[list[str] | None, typer.Option(help=SALIENCY_METHODS)] = None,
+    split: Annotated[str | None, typer.Option(help="Split to explain; the run's test split unless said.")] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Of the FGSM and PGD images against which stability is measured.")
+    ] = 0.02,
+    corruption: Annotated[
+        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. All unless said.")
+    ] = None,
+    severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
+    sample: Annotated[
+        int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
+    ] = 32,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
+    json: Json = False,
+) -> None:
+    """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
+    from trustcxr import report
+    from trustcxr.report.terminal import saliency_rows
+    from trustcxr.study import run_folder
+
+    options = {
+        "methods": method,
+        "epsilon": epsilon,
+        "corruptions": corruption,
+        "severity": severity,
+        "sample": sample,
+    }
+    document, folder = run_folder.explain(
+        run,
+        data,
+        options={k: v for k, v in options.items() if v is not None},
+        split=split,
+        labels=label_map(label),
+        listing=listing(column, images),
+    )
+    if json:
+        return print_json(document)
+    for name, part in document["saliency"].items():
+        report.print_rows(f"{document['run']}, {name}: {part['n']} annotated images", saliency_rows(part))
+    print(f"written to {folder}\n{NOTICE}")
+    return None
+
+
+@runs_app.command(epilog="Example: trustcxr predict out/run chest.png")
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    epsilon: Annotated[float, typer.Option(help="Does the answer survive this L-infinity radius?")] = 0.02,
+    out: Annotated[Path | None, typer.Option(help="Folder for the heatmaps; beside each image unless said.")] = None,
+    json: Json = False,
+) -> None:
+    """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon."""
+    from trustcxr.explain import one_image
+    from trustcxr.report import terminal
+
+    answers = one_image.predict(run, images, epsilon=epsilon, out=out)
+    if json:
+        print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
+    else:
+        for answer in answers:
+            print("\n".join(terminal.sentences(answer)))
+        print(NOTICE)
+    if any("error" in answer for answer in answers):
+        raise typer.Exit(2)

@@ -1,0 +1,66 @@
+"""Many trained models: `demo`, `study`, `report`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trustcxr.about import NOTICE
+from trustcxr.cli.options import (
+    Data,
+)
+
+studies_app = typer.Typer()
+
+
+@studies_app.command(epilog="Example: trustcxr demo --out out/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
+) -> None:
+    """The whole protocol on synthetic X-rays in minutes, with a report at the end. Needs no data and no network."""
+    from trustcxr.study import demo as demonstration
+
+    _finish_study(demonstration.run(out), out)
+
+
+@studies_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
+def study(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="quick, paper, demo, or a YAML file.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
+) -> None:
+    """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
+    from trustcxr.recipes.study import load_study
+    from trustcxr.study import engines
+    from trustcxr.study.protocol import Study
+
+    chosen = load_study(recipe)
+    _finish_study(Study(chosen, data, out, engines.get(engine)).run(), out)
+
+
+@studies_app.command(epilog="Example: trustcxr report out/quick")
+def report(study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")]) -> None:
+    """Write the HTML page of a study again from its tables."""
+    from trustcxr import report
+    from trustcxr.results import folders
+
+    print(report.write(folders.check_study(study)))
+
+
+def _finish_study(document: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from trustcxr import report
+    from trustcxr.study import protocol
+
+    page = report.write(out)
+    console = Console()
+    console.print(report.leaderboard(document))
+    for alarm in document["alarms"]:
+        console.print(f"ALARM {alarm['run']}: {alarm['text']}", style="yellow", markup=False)
+    for failure in document["failures"]:
+        console.print(f"FAILED {failure['run']}: {failure['reason']}", style="red", markup=False)
+    print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
+    if document["failures"]:
+        raise typer.Exit(1)
