@@ -46,7 +46,8 @@ def measure(root: Path, limit: int, workers: int) -> None:
     import numpy as np
     from joblib.externals.loky import get_reusable_executor
 
-    from trustcxr.data import audit_findings, audit_scan, confounds, duplicates
+    from trustcxr.data.auditing import confounds, duplicates, findings
+    from trustcxr.data.auditing import scan as audit_scan
     from trustcxr.data.layouts import read_manifest
 
     clock = _Clock()
@@ -64,7 +65,7 @@ def measure(root: Path, limit: int, workers: int) -> None:
     clock.lap("duplicates")
     probes = confounds.run_probes(manifest, scan)
     clock.lap("confounds")
-    audit_findings.leak_findings(manifest, pairs)
+    findings.leak_findings(manifest, pairs)
     clock.lap("findings")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -89,11 +90,11 @@ def main() -> None:
     jobs: list[tuple[Path, int]] = [(given.real, 10**9)] if given.real.is_dir() else []
     if given.films:
         if not given.out.exists():
-            from trustcxr.data import phantom
+            from trustcxr.data.phantom import writing
 
             each = {"Train": given.films * 64 // 300, "Val": given.films * 16 // 300, "Test": given.films * 20 // 300}
             started = time.perf_counter()
-            phantom.write(given.out, each, size=given.size, workers=given.workers)
+            writing.write(given.out, each, size=given.size, workers=given.workers)
             print(f"wrote the films in {time.perf_counter() - started:.0f} s", flush=True)
         jobs += [(given.out, given.films // 16), (given.out, given.films // 4), (given.out, given.films)]
     for folder, limit in jobs:

@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from trustcxr import corruptions
-from trustcxr.data import phantom
+from trustcxr.data.phantom import anatomy
+from trustcxr.data.phantom.film import render
 
 # Ours -> theirs: the names of their table for chest X-rays, or of another table where that has none. Their defocus_blur
 # takes three channels only, so their Gaussian blur stands for it.
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--theirs", type=Path, help="folder into which medmnistc was installed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    films = [phantom.render(phantom.CLASSES[i % 3], i, given.size).image for i in range(given.batch)]
+    films = [render(anatomy.CLASSES[i % 3], i, given.size).image for i in range(given.batch)]
     pixels = torch.from_numpy(np.stack(films)).float().div(255)[:, None]
     pictures, table = [Image.fromarray(film) for film in films], registry(given.theirs)
     count = 5 * given.batch

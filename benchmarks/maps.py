@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from trustcxr import explain
-from trustcxr.data import phantom
+from trustcxr.data.phantom.film import render
 from trustcxr.explain import known_cause
 from trustcxr.models import factory, zoo
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    film = torch.from_numpy(phantom.render("COVID-19", 1, SIZE).image).float().div(255)[None, None]
+    film = torch.from_numpy(render("COVID-19", 1, SIZE).image).float().div(255)[None, None]
     across = 3  # networks in a row of the sheet
     down = -(-len(zoo.PAPER_MODELS) // across)
     columns = 1 + len(CORNERS)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trustcxr.data import load_dataset, phantom
+from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.training import monitor
@@ -19,7 +20,7 @@ MODEL = "test_resnet"  # timm's own network for tests
 
 def make_films(folder: Path) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
-    data = phantom.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
+    data = writing.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
     train, val = (
         load_dataset(data, split=split, size=32, cache=folder / "cache", workers=1) for split in ("Train", "Val")
     )

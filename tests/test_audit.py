@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 import trustcxr as tx
-from trustcxr.data import confounds, duplicates, phantom
-from trustcxr.data.audit import Audit, audit
-from trustcxr.data.audit_scan import scan
+from trustcxr.data.auditing import confounds, duplicates
+from trustcxr.data.auditing.audit import Audit, audit
+from trustcxr.data.auditing.scan import scan
 from trustcxr.data.layouts import read_manifest
+from trustcxr.data.phantom import anatomy, writing
+from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
 
 PART = Path("Lung Segmentation Data", "Lung Segmentation Data")
@@ -156,7 +158,7 @@ def check(found: Audit, planted: Planted) -> None:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"Train": 30, "Val": 12, "Test": 25}
-    return phantom.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
+    return writing.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +225,9 @@ def test_source_and_view_that_go_with_the_class_are_said(
     assert [f.kind for f in found.of("warning")] == ["association"]
     assert "Cramér's V 1.00" in found.verdict
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
-    classes = phantom.CLASSES
+    classes = anatomy.CLASSES
     few = {"COVID-QU-Ex": dict.fromkeys(classes, 10), "its infection part": dict.fromkeys(classes, 67)}
-    monkeypatch.setattr(sys.modules["trustcxr.data.audit"], "PUBLISHED", few)
+    monkeypatch.setattr(sys.modules["trustcxr.data.auditing.audit"], "PUBLISHED", few)
     found = audit(root, workers=1, probes=False)
     assert [p["said"] for p in found.published] == ["more than", "all of"]
     assert "more_than_published" in {f.kind for f in found.of("warning")}
@@ -268,8 +270,8 @@ def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted,
 
 def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> None:
     counts = {"Train": 60, "Test": 30}
-    plain = audit(phantom.write(tmp_path / "plain", counts, size=64), workers=1)
-    marked = audit(phantom.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1)
+    plain = audit(writing.write(tmp_path / "plain", counts, size=64), workers=1)
+    marked = audit(writing.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1)
     frame = {name: next(p for p in a.probes if p.view == "outer frame") for name, a in (("p", plain), ("m", marked))}
     assert frame["m"].accuracy > 0.6 > 0.5 > frame["p"].accuracy
     assert any("outer frame" in f.text for f in marked.of("warning"))
@@ -279,12 +281,12 @@ def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> Non
 def test_tx_data_audit_can_be_called_and_bad_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError):
-        tx.data.audit(tmp_path / "empty")  # type: ignore[operator]
+        tx.data.audit(tmp_path / "empty")
 
 
 def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
     for i in range(24):
-        film = phantom.render(phantom.CLASSES[i % 2], i, 64)
+        film = render(anatomy.CLASSES[i % 2], i, 64)
         path = tmp_path / "cts" / ("a" if i % 2 else "b") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(film.image).save(path, "JPEG" if i == 3 else "PNG")
@@ -299,11 +301,11 @@ def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
 
 
 def test_the_same_film_under_two_classes_is_dropped(tmp_path: Path) -> None:
-    film = phantom.render("Normal", 1, 64).image
+    film = render("Normal", 1, 64).image
     for name, seed in (("a", 0), ("a", 1), ("b", 2), ("b", 1)):
         path = tmp_path / "x" / name / f"{seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film if seed == 1 else phantom.render("Normal", seed, 64).image).save(path)
+        Image.fromarray(film if seed == 1 else render("Normal", seed, 64).image).save(path)
     found = audit(tmp_path / "x", workers=1)
     assert [f.kind for f in found.of("fault")] == ["label_conflict"]
     assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
@@ -313,7 +315,7 @@ def test_hashes_find_changed_films_among_many_others() -> None:
     """The candidates must not miss what a comparison of every film with every other finds."""
     import imagehash
 
-    films = [phantom.render(phantom.CLASSES[i % 3], i, 64).image for i in range(150)]
+    films = [render(anatomy.CLASSES[i % 3], i, 64).image for i in range(150)]
     films += [_compressed(f) for f in films[:15]] + [_brighter(f) for f in films[15:30]]
     hashes = np.stack([np.packbits(imagehash.phash(Image.fromarray(f), hash_size=16).hash.ravel()) for f in films])
     thumbs = np.stack(films)
@@ -330,7 +332,7 @@ def test_hashes_find_changed_films_among_many_others() -> None:
 
 def test_a_thousand_films_that_are_all_alike_hang_together_in_bounded_work() -> None:
     random = np.random.default_rng(0)
-    film = phantom.render("Normal", 0, 64).image
+    film = render("Normal", 0, 64).image
     thumbs = np.broadcast_to(film, (1000, 64, 64))
     hashes = np.broadcast_to(random.integers(0, 256, 32, dtype=np.uint8), (1000, 32)).copy()
     hashes[np.arange(1000), random.integers(0, 32, 1000)] ^= 1  # each a bit apart from the others

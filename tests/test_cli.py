@@ -16,7 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trustcxr import cli
-from trustcxr.data import load_dataset, phantom
+from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
 from trustcxr.results import files
 
 
@@ -62,7 +63,7 @@ def test_python_minus_m_is_the_command() -> None:
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic data set in COVID-QU-Ex's layout."""
-    return phantom.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=64)
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
 def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path, films: Path, tmp_path: Path) -> None:
     run("evaluate", trained, "--data", films, "--attack", "fgsm")
     before = (trained / "metrics.json").read_bytes()
-    other = phantom.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
+    other = writing.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
     assert "9 images" in run("evaluate", trained, "--data", other, "--attack", "fgsm").stdout
     assert (trained / "metrics.json").read_bytes() == before
     assert (trained / "evaluations" / "elsewhere-all" / "metrics.json").is_file()
@@ -164,7 +165,7 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
 def test_explain_on_other_data_uses_the_thresholds_of_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
     quick = ("--sample", 0, "--corruption", "jpeg", "--method", "gradcam")
     own = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)["saliency"]["gradcam"]
-    other = phantom.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=64, seed=5)
+    other = writing.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=64, seed=5)
     found = json.loads(run("explain", trained, "--data", other, "--split", "Test", *quick, "--json").stdout)
     assert found["saliency"]["gradcam"]["threshold"] == own["threshold"]
     assert found["saliency"]["gradcam"]["n"] == 6

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from trustcxr import cli, corruptions
 from trustcxr.corruptions import acquisition, sheet
-from trustcxr.data import phantom
+from trustcxr.data.phantom import anatomy
+from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
 
 NAMES = tuple(corruptions.CORRUPTIONS)
@@ -23,7 +24,7 @@ PHYSICAL = tuple(name for name in NAMES if name not in corruptions.ARTEFACTS)
 
 def films(count: int = 3, size: int = 64) -> Tensor:
     """Synthetic films (count, 1, size, size) in [0, 1]."""
-    made = [phantom.render(phantom.CLASSES[i % 3], i, size).image for i in range(count)]
+    made = [render(anatomy.CLASSES[i % 3], i, size).image for i in range(count)]
     return torch.from_numpy(np.stack(made)).float().div(255)[:, None]
 
 
@@ -163,7 +164,7 @@ def test_noise_has_the_spread_of_the_table(severity: int) -> None:
 
 @pytest.mark.parametrize("severity", corruptions.SEVERITIES)
 def test_jpeg_is_what_pillow_writes_and_reads(severity: int) -> None:
-    film = phantom.render("COVID-19", 3, 224).image
+    film = render("COVID-19", 3, 224).image
     file = io.BytesIO()
     Image.fromarray(film).save(file, "jpeg", quality=int(acquisition.QUALITY[severity - 1]))
     expected = np.asarray(Image.open(file)).astype(float)
@@ -293,7 +294,7 @@ def test_bad_input_is_one_line() -> None:
 
 
 def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    film = phantom.render("COVID-19", 0, 64).image
+    film = render("COVID-19", 0, 64).image
     page = sheet.draw(film)
     assert page.size == (150 + 6 * 196, 24 + 15 * 196)
     first = np.asarray(page)[24 : 24 + 192, 150 : 150 + 192]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from trustcxr.data import load_dataset
-from trustcxr.data.images import UnreadableImage, read_image
+from trustcxr.data.images.grey import UnreadableImage
+from trustcxr.data.images.reading import read_image
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.data import get_testdata_file  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 
 from test_cli import complaint, run
 from trustcxr import corruptions
-from trustcxr.data import phantom
+from trustcxr.data.phantom import writing
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import testing
@@ -20,7 +20,7 @@ from trustcxr.study import run_folder
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic data set in COVID-QU-Ex's layout."""
-    return phantom.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
 
 
 @pytest.fixture(scope="module")

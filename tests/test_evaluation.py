@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from trustcxr import attacks, catalogue, corruptions
-from trustcxr.data import load_dataset, phantom
+from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lungs import soften
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
@@ -38,7 +39,7 @@ HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with synthetic films, and a run trained on them for two epochs."""
     folder = tmp_path_factory.mktemp("evaluation")
-    phantom.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
+    writing.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
     train, val = (films(folder, split) for split in ("Train", "Val"))
     content = {
         "model": {"name": MODEL, "weights": "none"},

@@ -7,17 +7,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data import images
-from trustcxr.data.images import (
-    MAX_PIXELS,
-    UnreadableImage,
-    read_image,
-    read_image_at,
-    read_mask,
-    read_mask_at,
-    resize_image,
-    resize_mask,
-)
+from trustcxr.data.images import reading
+from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage
+from trustcxr.data.images.reading import read_image, read_image_at, read_mask, read_mask_at
+from trustcxr.data.images.squares import resize_image, resize_mask
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 
@@ -43,7 +36,7 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
     film = random.integers(0, 255, (40, 30)).astype(np.uint8)
     whole = save(tmp_path / "whole.png", Image.fromarray(film)).read_bytes()
     path, outcomes, decoded = tmp_path / "damaged.png", [], 0
-    decode = images._png_decoder()
+    decode = reading._png_decoder()
     assert decode is not None
 
     def counted(data: bytes) -> np.ndarray:
@@ -65,7 +58,7 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
         path.write_bytes(content if number else whole)
         found = []
         for decoder in (lambda: counted, lambda: None):
-            monkeypatch.setattr(images, "_png_decoder", decoder)
+            monkeypatch.setattr(reading, "_png_decoder", decoder)
             try:
                 found.append(read_image(path).tobytes())
             except UnreadableImage as problem:
@@ -82,7 +75,7 @@ def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(images, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
+    monkeypatch.setattr(reading, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
     image = Image.fromarray(GREY)
     turned = Image.Exif()
     turned[274] = 3
@@ -95,7 +88,7 @@ def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
     read_image(save(tmp_path / "colour.png", image.convert("RGB")))
     read_image(save(tmp_path / "deep.png", Image.fromarray(GREY.astype(np.uint16))))
     read_image(save(tmp_path / "grey.jpg", image))
-    monkeypatch.setattr(images, "_MOST_BYTES", 40)
+    monkeypatch.setattr(reading, "_MOST_BYTES", 40)
     read_image(tmp_path / "plain.png")
     assert len(decoded) == 1
 

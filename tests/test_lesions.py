@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.data import lesions, phantom
+from trustcxr.data import lesions
 from trustcxr.data.lesions import Films
+from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
 from trustcxr.explain import lesions as explained
 
@@ -17,7 +18,7 @@ SIZE, COUNT = 48, 12
 
 @lru_cache
 def _films(kind: str, shortcuts: tuple[str, ...] = ("marker",), seed: int = 0) -> Films:
-    films = [phantom.render(kind, seed + k, SIZE, shortcuts, conspicuity=2.5) for k in range(COUNT)]
+    films = [render(kind, seed + k, SIZE, shortcuts, conspicuity=2.5) for k in range(COUNT)]
     images, lung, lesion = (
         torch.from_numpy(np.stack([getattr(film, name) for film in films]))
         for name in ("image", "lung_mask", "infection_mask")

@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trustcxr.data import phantom
+from trustcxr.data.phantom import anatomy, shortcuts, writing
+from trustcxr.data.phantom.film import Film, render
 from trustcxr.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def films() -> dict[str, list[phantom.Film]]:
-    return {name: [phantom.render(name, seed, 96) for seed in range(60)] for name in phantom.CLASSES}
+def films() -> dict[str, list[Film]]:
+    return {name: [render(name, seed, 96) for seed in range(60)] for name in anatomy.CLASSES}
 
 
-def test_masks_are_exact_and_lie_in_the_lungs(films: dict[str, list[phantom.Film]]) -> None:
+def test_masks_are_exact_and_lie_in_the_lungs(films: dict[str, list[Film]]) -> None:
     for name, of_class in films.items():
         for film in of_class:
             assert film.image.shape == film.lung_mask.shape == film.infection_mask.shape == (96, 96)
@@ -28,7 +29,7 @@ def test_masks_are_exact_and_lie_in_the_lungs(films: dict[str, list[phantom.Film
             assert film.infection_mask.any() == (name != "Normal")
 
 
-def test_the_lesion_is_where_the_mask_says(films: dict[str, list[phantom.Film]]) -> None:
+def test_the_lesion_is_where_the_mask_says(films: dict[str, list[Film]]) -> None:
     """The same seed as another class is the same film but for the disease, so the difference must lie in the mask."""
     for name in ("COVID-19", "Non-COVID"):
         inside, outside = [], []
@@ -40,8 +41,8 @@ def test_the_lesion_is_where_the_mask_says(films: dict[str, list[phantom.Film]])
         assert max(outside) < 1.5
 
 
-def test_covid_is_in_both_lungs_and_the_other_pneumonia_in_one(films: dict[str, list[phantom.Film]]) -> None:
-    def sides(film: phantom.Film) -> int:
+def test_covid_is_in_both_lungs_and_the_other_pneumonia_in_one(films: dict[str, list[Film]]) -> None:
+    def sides(film: Film) -> int:
         left_edge = film.lung_mask.any(0).argmax()
         right_edge = 96 - film.lung_mask.any(0)[::-1].argmax()
         middle = (left_edge + right_edge) // 2
@@ -52,7 +53,7 @@ def test_covid_is_in_both_lungs_and_the_other_pneumonia_in_one(films: dict[str, 
 
 
 def test_same_seed_same_film_other_seed_other_patient() -> None:
-    first, again, other = (phantom.render("COVID-19", seed, 64) for seed in (5, 5, 6))
+    first, again, other = (render("COVID-19", seed, 64) for seed in (5, 5, 6))
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.infection_mask, again.infection_mask)
     assert np.abs(first.image.astype(int) - other.image).mean() > 5
@@ -65,18 +66,18 @@ def test_grey_levels_do_not_give_the_class_away() -> None:
     from sklearn.preprocessing import StandardScaler
 
     rows, labels = [], []
-    for label, name in enumerate(phantom.CLASSES):
+    for label, name in enumerate(anatomy.CLASSES):
         for seed in range(150):
-            image = phantom.render(name, 1000 * label + seed, 64).image
+            image = render(name, 1000 * label + seed, 64).image
             rows.append([image.mean(), image.std(), *np.percentile(image, [5, 25, 50, 75, 95])])
             labels.append(label)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     assert cross_val_score(probe, np.array(rows), np.array(labels), cv=5).mean() < 0.48  # chance 0.33
 
 
-@pytest.mark.parametrize("name", phantom.SHORTCUTS)
+@pytest.mark.parametrize("name", shortcuts.SHORTCUTS)
 def test_a_shortcut_changes_the_film_within_its_mask_only(name: str) -> None:
-    plain, planted = phantom.render("Normal", 3, 128), phantom.render("Normal", 3, 128, shortcuts=(name,))
+    plain, planted = render("Normal", 3, 128), render("Normal", 3, 128, shortcuts=(name,))
     mark = planted.marks[name]
     changed = plain.image != planted.image
     assert set(planted.marks) == {name}
@@ -88,29 +89,29 @@ def test_a_shortcut_changes_the_film_within_its_mask_only(name: str) -> None:
 
 def test_the_marker_lies_in_a_corner_outside_the_lungs() -> None:
     for seed in range(30):
-        film = phantom.render("COVID-19", seed, 96, shortcuts=("marker",))
+        film = render("COVID-19", seed, 96, shortcuts=("marker",))
         assert not np.any(film.marks["marker"] & film.lung_mask)
         assert not film.marks["marker"][24:].any()
 
 
 def test_parse_shortcut() -> None:
-    assert phantom.parse_shortcut("marker=0.9") == phantom.Shortcut("marker", 0.9, "COVID-19")
-    assert phantom.parse_shortcut("tube:Normal=0.25") == phantom.Shortcut("tube", 0.25, "Normal")
-    assert phantom.parse_shortcut("border").share == 1.0
+    assert shortcuts.parse_shortcut("marker=0.9") == shortcuts.Shortcut("marker", 0.9, "COVID-19")
+    assert shortcuts.parse_shortcut("tube:Normal=0.25") == shortcuts.Shortcut("tube", 0.25, "Normal")
+    assert shortcuts.parse_shortcut("border").share == 1.0
     for wrong in ("market=0.9", "marker=lots", "marker=1.5", "marker:Flu=0.5", "marker=nan", ""):
         with pytest.raises(UserError):
-            phantom.parse_shortcut(wrong)
+            shortcuts.parse_shortcut(wrong)
 
 
 def test_bad_input_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("x")
     for call in (
-        lambda: phantom.render("Covid", 0),
-        lambda: phantom.render("Normal", 0, 8),
-        lambda: phantom.render("Normal", 0, shortcuts=("glow",)),
-        lambda: phantom.write(tmp_path / "there", {"Train": 1}),
-        lambda: phantom.write(tmp_path / "new", {"Training": 1}),
+        lambda: render("Covid", 0),
+        lambda: render("Normal", 0, 8),
+        lambda: render("Normal", 0, shortcuts=("glow",)),
+        lambda: writing.write(tmp_path / "there", {"Train": 1}),
+        lambda: writing.write(tmp_path / "new", {"Training": 1}),
     ):
         with pytest.raises(UserError) as caught:
             call()
@@ -126,8 +127,8 @@ def _digest(folder: Path) -> str:
 
 def test_write_is_covidqu_shaped_and_the_same_for_any_workers(tmp_path: Path) -> None:
     counts = {"Train": 10, "Val": 3, "Test": 4}
-    one = phantom.write(tmp_path / "one", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"])
-    two = phantom.write(
+    one = writing.write(tmp_path / "one", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"])
+    two = writing.write(
         tmp_path / "two", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"], workers=2
     )
     assert _digest(one) == _digest(two)
@@ -145,13 +146,13 @@ def test_write_is_covidqu_shaped_and_the_same_for_any_workers(tmp_path: Path) ->
     row = table[(table["class"] == "COVID-19") & (table["shortcut_marker"] == 1) & (table["set"] == "infection")].iloc[
         0
     ]
-    film = phantom.render(row["class"], int(row["seed"]), 64, shortcuts=("marker",))
+    film = render(row["class"], int(row["seed"]), 64, shortcuts=("marker",))
     assert np.array_equal(film.image, np.asarray(Image.open(one / row["path"])))
     infection = np.asarray(Image.open(one / row["path"].replace("/images/", "/infection masks/")))
     assert np.array_equal(film.infection_mask * 255, infection)
 
 
 def test_shortcuts_can_be_planted_in_one_split_only(tmp_path: Path) -> None:
-    out = phantom.write(tmp_path / "x", {"Train": 4, "Test": 4}, size=32, shortcuts={"Train": ["marker=1"]})
+    out = writing.write(tmp_path / "x", {"Train": 4, "Test": 4}, size=32, shortcuts={"Train": ["marker=1"]})
     table = pd.read_csv(out / "manifest.csv").query("`class` == 'COVID-19' and set == 'lung'")
     assert table.groupby("split")["shortcut_marker"].mean().to_dict() == {"Train": 1.0, "Test": 0.0}

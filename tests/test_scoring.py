@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
-from trustcxr.data import load_dataset, phantom
+from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
+from trustcxr.data.phantom import anatomy, writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import examples, faithfulness, layers, measures, methods, randomisation, scores, stability
@@ -32,7 +33,7 @@ OPTIONS = ExplanationRecipe(methods=METHODS, corruptions=("jpeg", "letters"), sa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantom.write(tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+    return writing.write(tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
 
 
 def films(folder: Path, split: str = "Test") -> Any:
@@ -44,7 +45,7 @@ def run() -> Run:
     torch.manual_seed(0)
     content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
     model = factory.build("test_resnet", classes=3).eval()
-    return Run(Path("nowhere"), model, phantom.CLASSES, validate(RunRecipe, content, "test"))
+    return Run(Path("nowhere"), model, anatomy.CLASSES, validate(RunRecipe, content, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -447,7 +448,7 @@ def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
 
 
 def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = phantom.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
+    data = writing.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
     mask = next(data.rglob("Test/COVID-19/infection masks/*.png"))
     with Image.open(mask) as image:
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
@@ -460,10 +461,10 @@ def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pyte
 
 
 def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> None:
-    for name in phantom.CLASSES:
+    for name in anatomy.CLASSES:
         (tmp_path / "bare" / name).mkdir(parents=True)
         Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
-    bare = load_dataset(tmp_path / "bare", size=SIZE, classes=phantom.CLASSES, workers=1)
+    bare = load_dataset(tmp_path / "bare", size=SIZE, classes=anatomy.CLASSES, workers=1)
     with pytest.raises(UserError, match="no infection or lung masks here"):
         scores.score(run, bare)
 

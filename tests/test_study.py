@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from trustcxr import catalogue
-from trustcxr.data import phantom
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes import validation
@@ -42,7 +42,7 @@ def tiny(**changes: object) -> StudyRecipe:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantom.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_what_a_recipe_asks_for_in_vain_is_said_before_any_work(
 
 
 def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
-    films = phantom.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    films = writing.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     victims = sorted(films.rglob("Train/Normal/images/*.png"))
     for victim in [p for p in victims if p.name == victims[0].name]:
         victim.write_bytes(victim.read_bytes()[:100])
@@ -172,7 +172,7 @@ def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
 
 
 def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
-    films = phantom.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    films = writing.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     import shutil
 
     for folder in films.rglob("Non-COVID"):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
 from trustcxr import defences
-from trustcxr.data import load_dataset, phantom
+from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
 from trustcxr.defences import lung_losses
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -199,7 +200,7 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
 def test_images_without_a_mask_are_left_as_they_are_and_counted(
     tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = phantom.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
+    folder = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
     masks: dict[str, list[Path]] = {}  # films that have an infection mask are in the layout twice
     for path in sorted(folder.rglob("Train/*/lung masks/*.png")):
         masks.setdefault(path.name, []).append(path)

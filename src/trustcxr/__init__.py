@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING
 from trustcxr.about import NOTICE, __version__
 from trustcxr.lazily import loader
 
-_NAMES = {
-    "load_run": "trustcxr.evaluation.predictions",
-    "load_dataset": "trustcxr.data",
-    "attacks": "trustcxr.attacks",
-    "data": "trustcxr.data",
-    "explain": "trustcxr.explain",
-    "models": "trustcxr.models",
-}
-__all__ = ["NOTICE", "__version__", *sorted(_NAMES)]
-__getattr__ = loader(__name__, _NAMES)
+_NAMES = {"load_run": "trustcxr.evaluation.run", "load_dataset": "trustcxr.data.dataset"}
+_MODULES = ("attacks", "data", "explain", "models")
+__all__ = ["NOTICE", "__version__", *sorted((*_NAMES, *_MODULES))]
+__getattr__ = loader(__name__, _NAMES, _MODULES)
 
 if TYPE_CHECKING:
     from trustcxr import attacks, data, explain, models

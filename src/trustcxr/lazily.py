@@ -1,17 +1,18 @@
 """Names that a package offers and loads on first use, so that importing it costs nothing (PEP 562)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def loader(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of `package`: each name and the module that it is in; a module's own name gives the module."""
+def loader(package: str, names: Mapping[str, str], modules: Sequence[str] = ()) -> Callable[[str], Any]:
+    """The `__getattr__` of `package`: `names` says which module each name is in; `modules` are modules of its own."""
 
     def load(name: str) -> Any:
+        if name in modules:
+            return import_module(f"{package}.{name}")
         if name not in names:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        module = import_module(names[name])
-        return module if names[name].rpartition(".")[2] == name else getattr(module, name)
+        return getattr(import_module(names[name]), name)
 
     return load

@@ -24,11 +24,12 @@ def data_check(
     json: Json = False,
 ) -> None:
     """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
-    from trustcxr.data.audit import audit
+    from trustcxr.data.auditing.audit import audit
+    from trustcxr.data.auditing.page import write_page
 
     found = audit(path, probes=probes, **listing(column, images))
     if html:
-        found.write_page(html)
+        write_page(found, html)
     if clean:
         found.write_clean(clean)
     if json:
@@ -70,11 +71,11 @@ def data_phantom(
     ] = None,
 ) -> None:
     """Write synthetic chest X-rays with known lesions, exact masks and, if asked, planted shortcuts."""
-    from trustcxr.data import phantom
+    from trustcxr.data.phantom import anatomy, writing
 
     counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
-    phantom.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
-    total = sum(counts.values()) * len(phantom.CLASSES)
+    writing.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
+    total = sum(counts.values()) * len(anatomy.CLASSES)
     print(f"{out}: {total} synthetic films in the layout of COVID-QU-Ex. {NOTICE}")
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from trustcxr import corruptions
-from trustcxr.data import images as files
+from trustcxr.data.images import grey, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.results.files import replacing
 
@@ -43,14 +43,14 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
 
     Raises UserError where the film cannot be read or the picture cannot be written.
     """
-    from trustcxr.data import phantom
+    from trustcxr.data.phantom.film import render
 
     if film is None:
-        picture = phantom.render("COVID-19", seed, size).image
+        picture = render("COVID-19", seed, size).image
     else:
         try:
-            picture = np.asarray(files.resize_image(files.read_image(film), size))
-        except (files.UnreadableImage, OSError) as problem:
+            picture = np.asarray(squares.resize_image(reading.read_image(film), size))
+        except (grey.UnreadableImage, OSError) as problem:
             raise UserError(f"{film}: not read ({problem}); give an image file") from None
     try:
         with replacing(out) as temporary:

@@ -3,20 +3,22 @@
 The names below are loaded on first use, so that `import trustcxr.data` imports neither pandas nor PIL.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_LAZY = {
+from trustcxr.lazily import loader
+
+_NAMES = {
     "Dataset": "trustcxr.data.dataset",
-    "load_dataset": "trustcxr.data.dataset",
     "Manifest": "trustcxr.data.manifest",
-    "read_manifest": "trustcxr.data.layouts",
-    "read_image": "trustcxr.data.images",
-    "read_mask": "trustcxr.data.images",
-    "UnreadableImage": "trustcxr.data.images",
+    "UnreadableImage": "trustcxr.data.images.grey",
+    "audit": "trustcxr.data.auditing.audit",
+    "load_dataset": "trustcxr.data.dataset",
     "open_store": "trustcxr.data.store",
+    "read_image": "trustcxr.data.images.reading",
+    "read_manifest": "trustcxr.data.layouts",
+    "read_mask": "trustcxr.data.images.reading",
 }
-_MODULES = ("audit", "batches", "phantom")
+_MODULES = ("batches", "phantom")
 __all__ = [
     "Dataset",
     "Manifest",
@@ -30,22 +32,17 @@ __all__ = [
     "read_manifest",
     "read_mask",
 ]
+__getattr__ = loader(__name__, _NAMES, _MODULES)
 
 if TYPE_CHECKING:
-    from trustcxr.data import audit, batches, phantom
+    from trustcxr.data import batches, phantom
+    from trustcxr.data.auditing.audit import audit
     from trustcxr.data.dataset import Dataset, load_dataset
-    from trustcxr.data.images import UnreadableImage, read_image, read_mask
+    from trustcxr.data.images.grey import UnreadableImage
+    from trustcxr.data.images.reading import read_image, read_mask
     from trustcxr.data.layouts import read_manifest
     from trustcxr.data.manifest import Manifest
     from trustcxr.data.store import open_store
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"trustcxr.data.{name}")
-    if name not in _LAZY:
-        raise AttributeError(f"module 'trustcxr.data' has no attribute '{name}'")
-    return getattr(import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

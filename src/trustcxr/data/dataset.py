@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.lists import NO_SPLIT
-from trustcxr.data.manifest import MASK_SUFFIX, SHARES, Manifest
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
 from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, unknown
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trustcxr.data.images import UnreadableImage, read_image_at, read_mask_at
+from trustcxr.data.images.grey import UnreadableImage
+from trustcxr.data.images.reading import read_image_at, read_mask_at
 
 _BLOCK_BYTES = 2**20
 _KEPT_BLOCKS = 64  # of memory that Pillow keeps for the next image, instead of asking the system for it again

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 from trustcxr.errors import UserError
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
+NO_SPLIT = "All"  # the split of data that come without one
 NEEDED = ("sample_id", "path", "class", "split")
 MASK_SUFFIX = "_mask"
 SHARES = {"Train": 0.64, "Val": 0.16, "Test": 0.20}  # of data that come without splits, as COVID-QU-Ex is divided
@@ -78,7 +80,6 @@ class Manifest:
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
         """Read a manifest that `write` wrote. Raises UserError."""
-        from trustcxr.data.lists import read_table
 
         file = Path(path).expanduser().absolute()
         if not file.is_file():
@@ -189,3 +190,21 @@ def _known(value: Any) -> str | None:
         return None
     text = str(value)
     return text if text.strip() else None
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
+    try:
+        if file.suffix.lower() == ".parquet":
+            return pd.read_parquet(file).astype(object)
+        with open(file, encoding="utf-8-sig") as lines:
+            head = lines.readline()
+        if "," not in head and "\t" not in head:
+            # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
+            rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+            return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
+        separator = "," if "," in head else "\t"
+        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(f"{file}: not a readable table ({reason})") from None

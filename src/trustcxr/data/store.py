@@ -21,7 +21,7 @@ import numpy as np
 
 from trustcxr.console import Progress, say
 from trustcxr.data.decoding import decode_rows, write_at
-from trustcxr.data.images import DECODER
+from trustcxr.data.images.reading import DECODER
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.errors import UserError, unknown
 

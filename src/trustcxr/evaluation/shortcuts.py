@@ -115,11 +115,11 @@ def _answers(
 def _drawn(
     rows: Sequence[Mapping[Any, Any]], side: int, marks: Sequence[tuple[str, ...]], run: "Run"
 ) -> Iterator[np.ndarray]:
-    from trustcxr.data import phantom
-    from trustcxr.data.images import resize_image
+    from trustcxr.data.images.squares import resize_image
+    from trustcxr.data.phantom.film import render
 
     for row, planted in zip(rows, marks, strict=True):
-        film = phantom.render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
+        film = render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
         yield np.array(resize_image(film.image, run.size))
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trustcxr.data import phantom
+from trustcxr.data.phantom import anatomy
+from trustcxr.data.phantom.film import render
 from trustcxr.explain import measures
 from trustcxr.explain import methods as cam
 from trustcxr.models.classifier import Classifier
 
-DISEASE, HEALTHY = phantom.CLASSES[0], "Normal"
+DISEASE, HEALTHY = anatomy.CLASSES[0], "Normal"
 MARKER = "marker"
 VISIBLE = 2.5  # conspicuity at which a lesion is plain to see
 
@@ -49,7 +50,7 @@ def draw(
         diseased = number % 2 == 0
         planted = [MARKER] if marked(number, diseased) else []
         name = DISEASE if diseased else HEALTHY
-        films.append(phantom.render(name, 100_000 * seed + number, size, planted, conspicuity=conspicuity))
+        films.append(render(name, 100_000 * seed + number, size, planted, conspicuity=conspicuity))
         labels.append(0 if diseased else 1)
     nothing = np.zeros((size, size), np.uint8)
     return Films(

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, explain
-from trustcxr.data import images as files
+from trustcxr.data.images import grey, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.results.files import replacing
@@ -31,8 +31,8 @@ def predict(
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:
-            film = files.read_image(path)
-        except files.UnreadableImage as problem:
+            film = reading.read_image(path)
+        except grey.UnreadableImage as problem:
             answers.append({"image": str(path), "error": str(problem)})
             continue
         place = (out or path.parent) / f"{path.stem}.heatmap.png"
@@ -78,7 +78,7 @@ def answer(run: Run, film: np.ndarray, *, epsilon: float, heatmap: Path | None =
 
 def as_input(film: np.ndarray, size: int) -> Tensor:
     """A film (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
-    return torch.from_numpy(np.array(files.resize_image(film, size))).float().div_(255)[None, None]
+    return torch.from_numpy(np.array(squares.resize_image(film, size))).float().div_(255)[None, None]
 
 
 def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:

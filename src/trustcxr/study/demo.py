@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.console import say
-from trustcxr.data import phantom
+from trustcxr.data.phantom import anatomy, writing
 from trustcxr.recipes import study
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
@@ -18,10 +18,10 @@ def run(out: Path) -> dict[str, Any]:
     """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, return study.json."""
     data = out / "phantom"
     if not data.is_dir():
-        classes = len(phantom.CLASSES)
+        classes = len(anatomy.CLASSES)
         say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
         partial = out / ".phantom-unfinished"
         shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
-        phantom.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
+        writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
         partial.rename(data)
     return Study(study.load_study("demo"), data, out, engines.get("local")).run()

@@ -3,11 +3,19 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.data.manifest import MASK_SUFFIX, NEEDED, Manifest, from_records, from_table, split_name
+from trustcxr.data.manifest import (
+    MASK_SUFFIX,
+    NEEDED,
+    NO_SPLIT,
+    Manifest,
+    from_records,
+    from_table,
+    read_table,
+    split_name,
+)
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -15,7 +23,6 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, str | int]
 SUFFIXES = frozenset([".csv", ".tsv", ".txt", ".parquet"])
-NO_SPLIT = "All"  # the split of data that come without one
 # Our word for a column -> the published list's column: its name, or its place where the list has no header.
 PUBLISHED: dict[str, Columns] = {
     "covidx": {"patient": 0, "path": 1, "class": 2, "source": 3},
@@ -58,26 +65,6 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     notes: list[str] = []
     records = _records(chosen, file, base, notes)
     return from_records(records, base, "list", notes)
-
-
-def read_table(file: Path) -> "pd.DataFrame":
-    """A table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
-    import pandas as pd
-
-    try:
-        if file.suffix.lower() == ".parquet":
-            return pd.read_parquet(file).astype(object)
-        with open(file, encoding="utf-8-sig") as lines:
-            head = lines.readline()
-        if "," not in head and "\t" not in head:
-            # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
-            rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-            return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
-        separator = "," if "," in head else "\t"
-        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise UserError(f"{file}: not a readable table ({reason})") from None
 
 
 def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, Any]:

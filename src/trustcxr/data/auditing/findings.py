@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.data.audit_scan import Scan
-from trustcxr.data.confounds import WITHOUT_LUNGS, Association, Probe
+from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
+from trustcxr.data.auditing.scan import Scan
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 
 SEVERITIES = ("fault", "leak", "warning", "note")

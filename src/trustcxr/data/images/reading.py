@@ -3,10 +3,8 @@
 import logging
 import os
 import struct
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +12,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 64_000_000  # detectors give up to 20 million, film digitisers 60; more is a mistake or a bomb
+from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+from trustcxr.data.images.squares import _square
+
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
@@ -27,11 +27,6 @@ _MOST_BYTES = 2 * MAX_PIXELS  # no sound 8-bit grey file is larger
 _GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
 # Chunks that may hold an orientation, transparency or frames; found by chance in the pixels, Pillow reads the file.
 _PNG_ODDITIES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL")
-_DEPTHS = (8, 10, 12, 14, 16)
-
-
-class UnreadableImage(Exception):
-    """A file that cannot be read as one grey image. The message says why, without the file's name."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -74,7 +69,7 @@ def _read(path: str | Path) -> Image.Image:
     try:
         with open(path, "rb") as file, quiet():
             if file.read(132)[128:] == _DICOM:
-                from trustcxr.data.dicom import read_dicom
+                from trustcxr.data.images.dicom import read_dicom
 
                 return Image.fromarray(read_dicom(path))
             file.seek(0)
@@ -174,28 +169,6 @@ def _deep_grey(values: np.ndarray, inverted: bool) -> np.ndarray:
     return scale_depth(values, invert=inverted)
 
 
-def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
-    """Scale whole numbers from 0 to 65535, shape (H, W), to uint8 by the smallest usual depth that holds them."""
-    brightest = int(values.max())
-    top = next(2**d - 1 for d in _DEPTHS if brightest < 2**d)
-    grey = np.rint(values.astype(np.float32) * (255 / top)).astype(np.uint8)
-    return 255 - grey if invert else grey
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the decoders' warnings to themselves: what matters is raised, and the rest is odd metadata.
-
-    Only in the main thread, since Python's warning filters are not safe to change from several at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def is_dicom(path: str | Path) -> bool:
     """Whether a file is a DICOM file, by its content."""
     try:
@@ -216,27 +189,3 @@ def _one_line(fault: Exception) -> str:
         return "needs more memory than there is"
     text = " ".join(str(fault).split())
     return text[:200] or type(fault).__name__
-
-
-def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
-    """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing. `pad` keeps the aspect ratio on black."""
-    return _resized(image, size, resize, Image.Resampling.BILINEAR)
-
-
-def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
-    """Resize a 0/1 mask (H, W) to (size, size) by nearest neighbour, so it stays 0/1."""
-    return _resized(mask, size, resize, Image.Resampling.NEAREST)
-
-
-def _resized(pixels: np.ndarray, size: int, resize: str, filter: Image.Resampling) -> np.ndarray:
-    return np.asarray(_square(Image.fromarray(pixels), size, resize, filter))
-
-
-def _square(image: Image.Image, size: int, resize: str, filter: Image.Resampling) -> Image.Image:
-    width, height = image.size
-    if resize == "pad" and height != width:
-        side = max(height, width)
-        padded = Image.new("L", (side, side))
-        padded.paste(image, ((side - width) // 2, (side - height) // 2))
-        image = padded
-    return image if image.size == (size, size) else image.resize((size, size), filter)

@@ -10,10 +10,12 @@ from PIL import Image
 
 from trustcxr.about import NOTICE
 from trustcxr.console import duration, track
-from trustcxr.data.audit import Audit
-from trustcxr.data.audit_findings import Finding
-from trustcxr.data.confounds import VIEWS, WITHOUT_LUNGS
-from trustcxr.data.images import UnreadableImage, read_image, resize_image
+from trustcxr.data.auditing.audit import Audit
+from trustcxr.data.auditing.confounds import VIEWS, WITHOUT_LUNGS
+from trustcxr.data.auditing.findings import Finding
+from trustcxr.data.images.grey import UnreadableImage
+from trustcxr.data.images.reading import read_image
+from trustcxr.data.images.squares import resize_image
 from trustcxr.errors import UserError
 
 SIDE = 128  # pixels of a picture
@@ -24,7 +26,7 @@ def write_page(audit: Audit, path: str | Path) -> Path:
     """Write the page to `path` and return it. Reads again the images that it shows. UserError where it cannot write."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("trustcxr.data", "templates"), autoescape=True)
+    environment = Environment(loader=PackageLoader("trustcxr.data.auditing", "templates"), autoescape=True)
     manifest, document = audit.manifest, audit.to_dict()
     listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
     order = {"Train": 0, "Val": 1, "Test": 2}

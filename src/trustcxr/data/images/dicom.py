@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trustcxr.data.images import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 
 INSTALL = "pip install 'trustcxr[dicom]'"
 _DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from trustcxr.data.images import UnreadableImage, quiet, read_image
+from trustcxr.data.images.grey import UnreadableImage, quiet
+from trustcxr.data.images.reading import read_image
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 
 THUMB, PROBE, HASH_BITS = 64, 32, 256

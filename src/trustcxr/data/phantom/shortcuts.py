@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trustcxr.data.phantom_anatomy import CLASSES, Array, Thorax, enlarger
+from trustcxr.data.phantom.anatomy import CLASSES, Array, Thorax, enlarger
 from trustcxr.errors import UserError, unknown
 
 SHORTCUTS = ("marker", "border", "brightness", "scanner_noise", "tube")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trustcxr.data.audit_scan import PROBE, Scan
+from trustcxr.data.auditing.scan import PROBE, Scan
 from trustcxr.data.manifest import Manifest
 from trustcxr.statistics import Bootstrap, interval
 

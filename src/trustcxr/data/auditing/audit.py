@@ -1,8 +1,6 @@
 """Can this data set be trusted? `audit(path)` reads every file and says what is there and what is wrong with it."""
 
-import sys
 import time
-import types
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.data import audit_findings, confounds, duplicates
-from trustcxr.data.audit_findings import SEVERITIES, Finding
-from trustcxr.data.audit_scan import Scan, scan
-from trustcxr.data.confounds import Association, Probe
+from trustcxr.data.auditing import confounds, duplicates
+from trustcxr.data.auditing.confounds import Association, Probe
+from trustcxr.data.auditing.findings import (
+    SEVERITIES,
+    Finding,
+    confound_findings,
+    file_findings,
+    leak_findings,
+    mask_findings,
+)
+from trustcxr.data.auditing.scan import Scan, scan
+from trustcxr.data.auditing.text import _HEADS, _SOURCES, _count_table, _file_lines, _item_line, _probe_table
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import Manifest
 
@@ -26,7 +32,6 @@ PUBLISHED = {
 }
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
 _SHOWN = 3  # files named under a finding in the terminal
-_HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
 
 
 @dataclass
@@ -123,12 +128,6 @@ class Audit:
         """What the files are, in lines: formats, colour modes, sizes, masks."""
         return _file_lines(self.files)
 
-    def write_page(self, path: str | Path) -> Path:
-        """Write the audit as one HTML page with a contact sheet of each finding."""
-        from trustcxr.data.audit_page import write_page
-
-        return write_page(self, path)
-
     def clean_manifest(self) -> Manifest:
         """The manifest without what cannot be read, what leaks between splits, and what carries two classes.
 
@@ -181,10 +180,10 @@ def audit(
     linked = confounds.associations(manifest, read)
     published, surplus = _against_published(manifest)
     findings = [
-        *audit_findings.file_findings(manifest, read),
-        *audit_findings.mask_findings(manifest, read, same_film),
-        *audit_findings.leak_findings(manifest, pairs),
-        *audit_findings.confound_findings(tried, linked),
+        *file_findings(manifest, read),
+        *mask_findings(manifest, read, same_film),
+        *leak_findings(manifest, pairs),
+        *confound_findings(tried, linked),
         *surplus,
     ]
     findings.sort(key=lambda f: SEVERITIES.index(f.severity))
@@ -262,71 +261,5 @@ def _mark_leaks(table: pd.DataFrame, tied: np.ndarray, reasons: np.ndarray) -> N
         reasons[members[~inside]] = reason
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-_ORDER = {"Train": 0, "Val": 1, "Test": 2}
-_SOURCES = {
-    "lungs blanked": "the film without its lungs",
-    "outer frame": "the outer frame of the film",
-    "lung shape": "the shape of the lung mask",
-    "grey levels": "the film's overall brightness",
-}
-
-
 def _joined(texts: Any) -> str:
     return "; ".join(texts)
-
-
-def _count_table(counts: dict[str, dict[str, int]], classes: tuple[str, ...]) -> list[str]:
-    rows = [["", *classes, "all"]]
-    for split, of_class in sorted(counts.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0])):
-        rows.append([split, *(f"{of_class[c]:,}" for c in classes), f"{sum(of_class.values()):,}"])
-    if len(counts) > 1:
-        totals = [sum(of_class[c] for of_class in counts.values()) for c in classes]
-        rows.append(["all", *(f"{t:,}" for t in totals), f"{sum(totals):,}"])
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
-
-
-def _file_lines(files: dict[str, Any]) -> list[str]:
-    def listed(name: str) -> str:
-        return ", ".join(f"{k} {n:,}" for k, n in list(files[name].items())[:4])
-
-    lines = [
-        f"formats: {listed('formats')}; colour modes: {listed('modes')}; "
-        + (
-            f"size {next(iter(files['sizes']))}"
-            if files["different_sizes"] == 1
-            else f"{files['different_sizes']:,} sizes, most often {listed('sizes')}"
-        )
-    ]
-    lines += [f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()]
-    return lines
-
-
-def _probe_table(probes: list[Probe]) -> list[str]:
-    head = f"A linear probe tells the classes apart ({probes[0].how}; balanced accuracy, chance {probes[0].chance:.2f})"
-    width = max(len(p.view) for p in probes)
-    rows = [
-        f"  {p.view.ljust(width)}  {p.accuracy:.2f}  [{p.accuracy_ci[0]:.2f}, {p.accuracy_ci[1]:.2f}]" for p in probes
-    ]
-    return [head, *rows]
-
-
-def _item_line(item: dict[str, Any]) -> str:
-    other = f" and {item['other_id']}" if "other_id" in item else ""
-    detail = f": {item['detail']}" if item.get("detail") else ""
-    return f"{item['sample_id']}{other}{detail}"
-
-
-class _Callable(types.ModuleType):
-    """Lets `trustcxr.data.audit(path)` be called, although `trustcxr.data.audit` is this module."""
-
-    def __call__(self, *args: Any, **options: Any) -> Audit:
-        return audit(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

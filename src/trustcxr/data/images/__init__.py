@@ -1,0 +1,1 @@
+"""One file becomes one grey image: decoding, depth, DICOM, squares."""

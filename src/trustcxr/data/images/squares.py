@@ -1,0 +1,28 @@
+"""Images and masks as squares: squeezed, or padded."""
+
+import numpy as np
+from PIL import Image
+
+
+def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
+    """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing. `pad` keeps the aspect ratio on black."""
+    return _resized(image, size, resize, Image.Resampling.BILINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
+    """Resize a 0/1 mask (H, W) to (size, size) by nearest neighbour, so it stays 0/1."""
+    return _resized(mask, size, resize, Image.Resampling.NEAREST)
+
+
+def _resized(pixels: np.ndarray, size: int, resize: str, filter: Image.Resampling) -> np.ndarray:
+    return np.asarray(_square(Image.fromarray(pixels), size, resize, filter))
+
+
+def _square(image: Image.Image, size: int, resize: str, filter: Image.Resampling) -> Image.Image:
+    width, height = image.size
+    if resize == "pad" and height != width:
+        side = max(height, width)
+        padded = Image.new("L", (side, side))
+        padded.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = padded
+    return image if image.size == (size, size) else image.resize((size, size), filter)

@@ -1,0 +1,113 @@
+"""COVID-QU-Ex as it is downloaded: parts, splits, classes, with lung and infection masks."""
+
+import filecmp
+from collections.abc import Iterator
+from pathlib import Path
+
+from trustcxr.data.layouts.files import Record, _files, _folders, _Masks
+from trustcxr.data.layouts.side_car import _join_side_car
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, Manifest, from_records, split_name
+
+_MASK_FOLDERS = {"lung masks": "lung", "lung_masks": "lung", "masks": "lung", "infection masks": "infection"}
+
+
+def _class_folders(folder: Path, names: list[str] | None = None) -> list[str]:
+    return [c for c in (_folders(folder) if names is None else names) if (folder / c / "images").is_dir()]
+
+
+def _splits_of_part(folder: Path) -> list[tuple[str, Path]]:
+    """The (split, folder) pairs of one part; the folder itself may be a split, or have none."""
+    names = _folders(folder)
+    splits = [(s, folder / n) for n in names if (s := split_name(n)) and _class_folders(folder / n)]
+    if splits or not _class_folders(folder, names):
+        return splits
+    return [(split_name(folder.name) or NO_SPLIT, folder)]
+
+
+def _parts(root: Path) -> list[Path]:
+    """The folders that hold Train/Val/Test: the given one, or those one or two levels below it."""
+    if not root.is_dir():
+        return []
+    level = [root]
+    for _ in range(3):
+        parts = [f for f in level if _splits_of_part(f)]
+        if parts:
+            return parts
+        level = [f / n for f in level for n in _folders(f)[:50] if f == root or "data" in n.lower()]
+    return []
+
+
+def _part_records(part: Path, root: Path) -> Iterator[Record]:
+    """One record an image of a part."""
+    for split, split_folder in _splits_of_part(part):
+        for name in _class_folders(split_folder):
+            folder = split_folder / name
+            relative = folder.relative_to(root).as_posix()
+            relative = "" if relative == "." else relative + "/"
+            masks: dict[str, _Masks] = {
+                f"{kind}{MASK_SUFFIX}": _Masks(f"{folder}/{sub}", f"{relative}{sub}")
+                for sub in _folders(folder)
+                if (kind := _MASK_FOLDERS.get(sub.lower()))
+            }
+            for file in _files(folder / "images"):
+                record: Record = {"class": name, "split": split, "file": file, "path": f"{relative}images/{file}"}
+                record |= {column: found.get(file) for column, found in masks.items()}
+                record["sample_id"] = f"{split}/{name}/{file}"
+                yield record
+
+
+def read_covidqu(root: Path) -> Manifest | None:
+    """COVID-QU-Ex as published: the outer folder, an inner one, or one part alone.
+
+    The infection part repeats images of the lung part: the same class and file name is one sample with the masks of
+    both, in the lung part's split. Where the bytes differ, both images are kept.
+    """
+    lung: list[Record] = []
+    infection: list[Record] = []
+    parts = _parts(root)
+    if not parts:
+        return None
+    for part in parts:
+        records = list(_part_records(part, root))
+        (infection if any("infection_mask" in r for r in records) else lung).extend(records)
+    notes: list[str] = []
+    records = _joined(lung, infection, root, notes)
+    _join_side_car(records, root, _home(root), notes, splits=False)
+    return from_records(records, root, "covidqu", notes)
+
+
+def _home(root: Path) -> Path:
+    """The folder of the whole data set, given one part or one split of it: the side-car manifest stands there."""
+    home = root.parent if split_name(root.name) else root
+    while home.name.lower().endswith("segmentation data"):
+        home = home.parent
+    return home
+
+
+def _joined(lung: list[Record], infection: list[Record], root: Path, notes: list[str]) -> list[Record]:
+    """The samples of both parts, each once. Says in `notes` what disagreed."""
+    by_name: dict[tuple[str, str], list[Record]] = {}
+    for record in lung:
+        by_name.setdefault((record["class"], record["file"]), []).append(record)
+    records, other_bytes, other_split, alone = list(lung), 0, 0, 0
+    for record in infection:
+        twins = by_name.get((record["class"], record["file"]), [])
+        twin = next((t for t in twins if t["split"] == record["split"]), twins[0] if twins else None)
+        if twin is None:
+            alone += bool(lung)
+            records.append(record)
+        elif not filecmp.cmp(root / twin["path"], root / record["path"], shallow=False):
+            other_bytes += 1
+            records.append(record | {"sample_id": record["sample_id"] + "#infection"})
+        else:
+            other_split += twin["split"] != record["split"]
+            for column, mask in record.items():
+                if column.endswith(MASK_SUFFIX) and not twin.get(column):
+                    twin[column] = mask
+    if other_split:
+        notes.append(f"{other_split} images are in another split in the infection part: the lung part's split is kept")
+    if other_bytes:
+        notes.append(f"{other_bytes} images of the infection part differ from the lung part's of that name: both kept")
+    if alone:
+        notes.append(f"{alone} images are in the infection part only")
+    return records

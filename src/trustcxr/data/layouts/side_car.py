@@ -1,0 +1,54 @@
+"""A table beside the images: patients, sources, masks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trustcxr.data.layouts.files import Record
+from trustcxr.errors import UserError
+
+_SIDECAR = {
+    "patient": ("patient", "patient_id"),
+    "group": ("group", "group_id"),
+    "source": ("source", "source_repo"),
+    "view": ("view",),
+    "split": ("split",),
+}
+_UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
+
+
+def _join_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> None:
+    """Add patient, group, source, view (and split, where the folders do not say) from `manifest.csv` in `home`."""
+    file = home / "manifest.csv"
+    if not file.is_file():
+        return
+    rows = side_car_rows(file)
+    prefix = "" if home == root else root.relative_to(home).as_posix() + "/"
+    missing = 0
+    for record in records:
+        row = rows.get(prefix + record["path"])
+        missing += row is None
+        for column, value in (row or {}).items():
+            if column != "split" or splits:
+                record[column] = value
+    if missing:
+        notes.append(f"{missing} images are not in {file.name}: nothing is known of their patients or sources")
+
+
+def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
+    """The known facts of each path in a side-car manifest. Raises UserError where it has no `path` column."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, OSError, UnicodeDecodeError) as fault:
+        raise UserError(f"{file}: not a readable CSV file ({str(fault).splitlines()[0]})") from None
+    if "path" not in table:
+        raise UserError(f"{file}: expected a column 'path'; found {', '.join(map(str, table.columns))}")
+    found = {ours: next((n for n in theirs if n in table), None) for ours, theirs in _SIDECAR.items()}
+    columns = {ours: table[name].tolist() for ours, name in found.items() if name}
+    rows: dict[str, Mapping[str, str]] = {}
+    for i, path in enumerate(table["path"]):
+        values = {ours: v[i].strip() for ours, v in columns.items()}
+        known = {k: v for k, v in values.items() if v and not any(w in v.lower() for w in _UNKNOWN_WORDS)}
+        rows[path.replace("\\", "/")] = known
+    return rows

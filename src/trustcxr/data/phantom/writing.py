@@ -1,0 +1,152 @@
+"""Synthetic films written to disk in COVID-QU-Ex's layout."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustcxr.console import track
+from trustcxr.data.phantom.anatomy import CLASSES
+from trustcxr.data.phantom.film import Film, render
+from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
+from trustcxr.errors import UserError, unknown
+
+SPLITS = ("Train", "Val", "Test")
+_FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
+
+
+def write(
+    out: Path | str,
+    counts: Mapping[str, int] | None = None,
+    *,
+    size: int = 256,
+    seed: int = 0,
+    shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]] = (),
+    conspicuity: float = 1.0,
+    workers: int = 1,
+) -> Path:
+    """Write a data set of synthetic X-rays in COVID-QU-Ex's layout, with a manifest.csv, and return its folder.
+
+    counts: split -> films of **each** class. shortcuts: for all splits, or split -> shortcuts. Every film is a patient
+    of its own, and the same arguments give the same bytes whatever the workers. Both diseases have exact infection
+    masks; those of Normal are empty. `conspicuity` is as in `render`. UserError where `out` holds something already.
+    """
+    import pandas as pd
+
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
+    jobs = _jobs(counts or {"Train": 200, "Val": 50, "Test": 50}, seed, shortcuts, conspicuity)
+    for split, class_name in {(job.split, job.class_name) for job in jobs}:
+        for part, kinds in _PARTS.items():
+            for kind in kinds:
+                (folder / part / part / split / class_name / kind).mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    chunks = [jobs[i : i + 50] for i in range(0, len(jobs), 50)]
+    for done in track(_results(chunks, folder, size, workers), "Synthetic X-rays", len(chunks)):
+        rows += done
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+_PARTS = {
+    "Lung Segmentation Data": ("images", "lung masks"),
+    "Infection Segmentation Data": ("images", "lung masks", "infection masks"),
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    split: str
+    class_name: str
+    number: int  # within its class, from 1
+    seed: int
+    shortcuts: tuple[str, ...]
+    conspicuity: float
+
+
+def _jobs(
+    counts: Mapping[str, int],
+    seed: int,
+    shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]],
+    conspicuity: float,
+) -> list[_Job]:
+    for split in [*counts, *(shortcuts if isinstance(shortcuts, Mapping) else ())]:
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+    jobs: list[_Job] = []
+    started = dict.fromkeys(CLASSES, 0)
+    for split, count in counts.items():
+        wanted = shortcuts.get(split, ()) if isinstance(shortcuts, Mapping) else shortcuts
+        plan = [parse_shortcut(s) if isinstance(s, str) else s for s in wanted]
+        for place, class_name in enumerate(CLASSES):
+            random = np.random.default_rng([seed, SPLITS.index(split), place])
+            planted: list[list[str]] = [[] for _ in range(count)]
+            for shortcut in plan:
+                if shortcut.class_name == class_name:
+                    for i in random.permutation(count)[: round(shortcut.share * count)]:
+                        planted[i].append(shortcut.kind)
+            for names in planted:
+                started[class_name] += 1
+                film_seed = (seed * len(CLASSES) + place) * 10_000_019 + started[class_name]
+                jobs.append(_Job(split, class_name, started[class_name], film_seed, tuple(names), conspicuity))
+    return jobs
+
+
+def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) -> Iterable[list[dict[str, Any]]]:
+    if workers <= 1:
+        for chunk in chunks:
+            yield _write_films(chunk, folder, size)
+        return
+    import joblib
+
+    pool = joblib.Parallel(workers, backend="loky", return_as="generator", batch_size=1, pre_dispatch=4 * workers)
+    yield from pool(joblib.delayed(_write_films)(chunk, folder, size) for chunk in chunks)
+
+
+def _write_films(jobs: list[_Job], folder: Path, size: int) -> list[dict[str, Any]]:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1):  # the matrix products are small: a second thread only waits
+        return [row for job in jobs for row in _write_film(job, folder, size)]
+
+
+def _write_film(job: _Job, folder: Path, size: int) -> Iterator[dict[str, Any]]:
+    from PIL import Image
+
+    film = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
+    name = _FILE_NAMES[job.class_name].format(job.number)
+    masks = {"lung masks": film.lung_mask * 255, "infection masks": film.infection_mask * 255}
+    pictures = {"images": film.image, **masks}
+    saved: dict[str, Path] = {}
+    for part, kinds in _PARTS.items():
+        base = Path(part, part, job.split, job.class_name)
+        for kind in kinds:
+            path = folder / base / kind / name
+            if kind in saved:
+                path.write_bytes(saved[kind].read_bytes())
+            else:
+                Image.fromarray(pictures[kind]).save(path, compress_level=1)
+                saved[kind] = path
+        yield _row(job, film, (base / "images" / name).as_posix(), part)
+
+
+def _row(job: _Job, film: Film, path: str, part: str) -> dict[str, Any]:
+    patient = f"phantom:{job.class_name}-{job.number}"
+    return {
+        "path": path,
+        "set": part.split()[0].lower(),
+        "split": job.split,
+        "class": job.class_name,
+        "source_repo": "phantom",
+        "patient_id": patient,
+        "view": film.parameters["view"],
+        "group_id": patient,
+        "conspicuity": job.conspicuity,
+        "seed": job.seed,  # with it, render() gives this film, its masks and its marks again
+        **{f"shortcut_{name}": int(name in film.marks) for name in SHORTCUTS},
+        "lung_fraction": round(float(film.lung_mask.mean()), 5),
+        "infection_fraction": round(float(film.infection_mask.mean()), 5),
+    }
