@@ -13,7 +13,7 @@ from benchmarks.tables import percent
 from trustcxr import catalogue
 from trustcxr.data import load_dataset
 from trustcxr.evaluation import metrics, predictions
-from trustcxr.evaluation.run import as_validated, load_run
+from trustcxr.evaluation.run import as_before_refit, load_run
 from trustcxr.report import words
 from trustcxr.results import files, folders
 
@@ -29,7 +29,7 @@ def main() -> None:
     for folder in given.runs:
         run = load_run(folder)
         if given.split == run.recipe.data.splits.val:  # on which the weights of a second training have been trained
-            run = as_validated(run)
+            run = as_before_refit(run)
         data = load_dataset(given.data, split=given.split, **run.recipe.data.reading())
         found = metrics.from_predictions(predictions.predict(run, data), run.classes)
         shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in catalogue.VIEWS)]

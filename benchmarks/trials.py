@@ -20,12 +20,12 @@ from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
 from trustcxr.study import run_folder
-from trustcxr.training.monitor import WATCH_STEPS
+from trustcxr.training.monitor import MONITOR_STEPS
 
 STEPS, EPSILON = 20, 0.02
 HEAD = (
     "model", "defence", "training", "images", "epochs", "minutes",
-    "clean", "watched", "FGSM", f"PGD-{WATCH_STEPS}", f"PGD-{STEPS}, all",
+    "clean", "watched", "FGSM", f"PGD-{MONITOR_STEPS}", f"PGD-{STEPS}, all",
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     print()
     print(
         f"`python -m benchmarks.trials RUN...{given_data}`. One seed; the epoch whose weights were kept. Clean "
-        f"accuracy is of all validation images. FGSM and PGD-{WATCH_STEPS} are of so many of them as the column "
+        f"accuracy is of all validation images. FGSM and PGD-{MONITOR_STEPS} are of so many of them as the column "
         "`watched` says, at the epsilon of training (0.02 unless said): known to about "
         f"{halfwidth:.0f} points either way (95 %) or better, and too high, as the epoch was chosen on them. "
         f"PGD-{STEPS} is of all, at {EPSILON:g}, with its interval; empty where it was not measured. Minutes are of "
@@ -51,7 +51,7 @@ def main() -> None:
     print()
     print(f"| {' | '.join(HEAD)} |")
     print("| --- " * len(HEAD) + "|")
-    for folder in map(folders.validated, given.runs):
+    for folder in map(folders.before_refit, given.runs):
         print(f"| {' | '.join([*row(folder), on_all(folder, given.data)])} |", flush=True)
 
 

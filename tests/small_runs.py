@@ -13,7 +13,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.training import monitor
-from trustcxr.training.step import Fitting
+from trustcxr.training.step import TrainingStep
 
 MODEL = "test_resnet"  # timm's own network for tests
 
@@ -61,13 +61,13 @@ class PowerCut(Exception):
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, step: int, problem: type[BaseException] = PowerCut) -> list[int]:
     """Let training fail at a step; the steps that were done are listed."""
-    real, done = Fitting.training_step, []
+    real, done = TrainingStep.training_step, []
 
-    def training_step(self: Fitting, batch: Any, number: int) -> Tensor:
+    def training_step(self: TrainingStep, batch: Any, number: int) -> Tensor:
         if self.global_step == step:
             raise problem
         done.append(self.global_step)
         return real(self, batch, number)
 
-    monkeypatch.setattr(Fitting, "training_step", training_step)
+    monkeypatch.setattr(TrainingStep, "training_step", training_step)
     return done

@@ -358,7 +358,7 @@ def test_a_training_model_is_explained_in_eval_mode(small: Small, x: Tensor) -> 
 
 
 class Noisy(Small):
-    """Draws random numbers in eval mode too, as Monte Carlo dropout does."""
+    """ImageRandom random numbers in eval mode too, as Monte Carlo dropout does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + 0.1 * torch.randn_like(x))

@@ -11,7 +11,7 @@ from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
 from trustcxr.defences import noise
 from trustcxr.defences.adversarial import _divergence, fgsm_rs, free, pgd, trades
-from trustcxr.defences.auxiliary_batchnorm import TwinBatchNorm
+from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.errors import UserError
 
 EPSILON = 0.05
@@ -275,7 +275,7 @@ def test_each_kind_of_batch_has_its_own_batchnorm(
 ) -> None:
     images, labels = batch
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    twin = TwinBatchNorm(model)
+    twin = AuxiliaryBatchNorm(model)
     attacked, clean = (model, twin) if keeps == "adversarial" else (twin, model)
     firsts: list[tuple[bool, Tensor]] = []
     kept_layer = layers(model)[0]
@@ -307,7 +307,7 @@ def test_each_kind_of_batch_has_its_own_batchnorm(
 
 
 def test_a_twin_is_the_model_until_it_is_trained(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
-    twin = TwinBatchNorm(model)
+    twin = AuxiliaryBatchNorm(model)
     assert torch.equal(twin.eval()(batch[0]), model.eval()(batch[0]))
     with torch.no_grad():
         twin.layers[0].weight.mul_(2)
@@ -316,4 +316,4 @@ def test_a_twin_is_the_model_until_it_is_trained(model: SmallNet, batch: tuple[T
         twin(batch[0])
     assert {int(layer.num_batches_tracked) for layer in twin.layers} == {0}
     with pytest.raises(UserError, match="no BatchNorm"):
-        TwinBatchNorm(nn.Linear(1, 1))
+        AuxiliaryBatchNorm(nn.Linear(1, 1))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks, defences
 from trustcxr.defences import adversarial
-from trustcxr.defences.auxiliary_batchnorm import TwinBatchNorm
+from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.models import factory, zoo
 from trustcxr.models.folding import folded, pairs
 
@@ -120,7 +120,7 @@ class Counting(nn.BatchNorm2d):
 def test_a_view_with_batchnorm_of_its_own_is_folded_with_its_own() -> None:
     torch.manual_seed(0)
     model = factory.build("resnet10t", classes=3)
-    twin = TwinBatchNorm(model).eval()
+    twin = AuxiliaryBatchNorm(model).eval()
     lived_in(twin.layers)
     plain, own = twin(IMAGES), model(IMAGES)
     with folded(twin):

@@ -24,7 +24,7 @@ from trustcxr.results import files, tables
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 from trustcxr.training import loop, monitor
-from trustcxr.training.step import Fitting
+from trustcxr.training.step import TrainingStep
 
 LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
 
@@ -52,13 +52,13 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
 ) -> None:
     made_up(monkeypatch, [*LOOKED_ON, (0.9,), (0.1,)])
     seen: dict[int, set[int]] = {}
-    real = Fitting.training_step
+    real = TrainingStep.training_step
 
-    def watching_step(self: Fitting, batch: Any, number: int) -> torch.Tensor:
+    def watching_step(self: TrainingStep, batch: Any, number: int) -> torch.Tensor:
         seen.setdefault(self.steps_per_epoch, set()).update(batch[2].tolist())
         return real(self, batch, number)
 
-    monkeypatch.setattr(Fitting, "training_step", watching_step)
+    monkeypatch.setattr(TrainingStep, "training_step", watching_step)
     bars: list[console.Progress] = []
     closed = console.Progress.__exit__
     monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
@@ -74,7 +74,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     }
     assert summary["refit"]["epochs"] == 2
     assert summary["seconds"] == pytest.approx(first["seconds"] + summary["refit"]["seconds"])
-    assert terminal.trained(summary).endswith("after 4 epochs; then 2 with the validation images too")
+    assert terminal.training_sentence(summary).endswith("after 4 epochs; then 2 with the validation images too")
     history = files.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
@@ -91,7 +91,7 @@ def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path)
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
-    assert evaluation_run.as_validated(loaded) is loaded
+    assert evaluation_run.as_before_refit(loaded) is loaded
 
 
 @pytest.mark.parametrize("cut", [4, 9])
@@ -101,16 +101,16 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
     made = recipe("fgsm", epochs=3, refit=True)
     whole = loop.fit(made, *films, tmp_path / "whole")
     done: list[int] = []
-    real = Fitting.training_step
+    real = TrainingStep.training_step
 
-    def step(self: Fitting, batch: Any, number: int) -> torch.Tensor:
+    def step(self: TrainingStep, batch: Any, number: int) -> torch.Tensor:
         if len(done) == cut:
             done.append(-1)
             raise PowerCut
         done.append(self.global_step)
         return real(self, batch, number)
 
-    monkeypatch.setattr(Fitting, "training_step", step)
+    monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
         loop.fit(made, *films, tmp_path / "cut")
     assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
@@ -231,6 +231,6 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
 
 
 def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:
-    watch = monitor.Refitting(tmp_path, films[1], recipe(refit=True), {"best_epoch": 4, "seconds": 1.0})
+    watch = monitor.RefitMonitor(tmp_path, films[1], recipe(refit=True), {"best_epoch": 4, "seconds": 1.0})
     assert watch.epochs == 5
     assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)

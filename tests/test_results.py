@@ -87,8 +87,8 @@ def test_once_does_nothing_twice(tmp_path: Path) -> None:
         calls.append(1)
         files.write_json(path, {})
 
-    assert folders.once(path, make)
-    assert not folders.once(path, make)
+    assert folders.make_unless_there(path, make)
+    assert not folders.make_unless_there(path, make)
     assert calls == [1]
 
 

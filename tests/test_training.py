@@ -26,7 +26,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting
-from trustcxr.training.step import Fitting
+from trustcxr.training.step import TrainingStep
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
 
 
 def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:
-    places = monitor.watched(range(1000))  # type: ignore[arg-type]
-    assert (len(places), places[0], places[-1]) == (monitor.WATCH_IMAGES, 0, 999)
+    places = monitor.attacked_rows(range(1000))  # type: ignore[arg-type]
+    assert (len(places), places[0], places[-1]) == (monitor.MONITOR_IMAGES, 0, 999)
     assert set(np.diff(places)) <= {3, 4}
-    assert monitor.watched(range(7)).tolist() == list(range(7))  # type: ignore[arg-type]
+    assert monitor.attacked_rows(range(7)).tolist() == list(range(7))  # type: ignore[arg-type]
 
 
 def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: Path) -> None:
@@ -324,8 +324,8 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 # --- robust runs -----------------------------------------------------------------------------------------------------
 
 
-def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> monitor.Watch:
-    return monitor.Watch(folder, films[1], recipe(defence, **options))
+def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> monitor.Monitor:
+    return monitor.Monitor(folder, films[1], recipe(defence, **options))
 
 
 def test_catastrophic_overfitting_stops_training_and_is_said(
@@ -390,7 +390,7 @@ def test_a_robust_run_is_judged_by_pgd(films: tuple[Any, Any], tmp_path: Path) -
 def test_epsilon_grows_over_the_ramp() -> None:
     def epsilons(ramp: float) -> list[float]:
         made = recipe({"name": "fgsm", "epsilon": 0.1, "ramp": ramp}, epochs=2)
-        module = Fitting(nn.Linear(1, 1), made, classes=3, steps_per_epoch=5)
+        module = TrainingStep(nn.Linear(1, 1), made, classes=3, steps_per_epoch=5)
         return [module.epsilon(step) for step in range(10)]
 
     assert epsilons(0.0) == [0.1] * 10
@@ -436,13 +436,13 @@ def test_kept_weights_are_the_moving_average(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[dict[str, Tensor]] = []
-    real = Fitting.on_train_batch_end
+    real = TrainingStep.on_train_batch_end
 
-    def spy(self: Fitting, *inputs: Any) -> None:
+    def spy(self: TrainingStep, *inputs: Any) -> None:
         steps.append({k: v.detach().clone() for k, v in self.model.state_dict().items()})
         real(self, *inputs)
 
-    monkeypatch.setattr(Fitting, "on_train_batch_end", spy)
+    monkeypatch.setattr(TrainingStep, "on_train_batch_end", spy)
     loop.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
     assert len(steps) == 6
     expected = steps[0]
@@ -525,3 +525,10 @@ def _one_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_monitor_is_found_in_checkpoints_of_runs_cut_off_before_its_class_was_renamed(tmp_path: Path) -> None:
+    made = recipe()
+    assert monitor.Monitor(tmp_path, None, made).state_key == "Watch"  # type: ignore[arg-type]
+    again = monitor.RefitMonitor(tmp_path, None, made, {"best_epoch": 0})  # type: ignore[arg-type]
+    assert again.state_key == "Refitting"

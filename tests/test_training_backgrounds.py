@@ -99,10 +99,10 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
 def test_swapped_images_have_their_own_lungs(films: tuple[Any, Any], tmp_path: Path, steps: list[Step]) -> None:
     train, _ = films
     order: list[Tensor] = []
-    real = step.Fitting.training_step
+    real = step.TrainingStep.training_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            step.Fitting,
+            step.TrainingStep,
             "training_step",
             lambda self, batch, number: order.append(batch[2]) or real(self, batch, number),
         )
@@ -135,7 +135,7 @@ def test_radii_are_larger_outside_the_lungs(films: tuple[Any, Any], tmp_path: Pa
         assert radii.shape == (16, 1, 32, 32)
         assert float(radii.min()) == pytest.approx(0.02 * factor)
         assert float(radii.max()) == pytest.approx(0.1 * factor)
-    module = step.Fitting(nn.Linear(1, 1), recipe(defence), classes=3, steps_per_epoch=3)
+    module = step.TrainingStep(nn.Linear(1, 1), recipe(defence), classes=3, steps_per_epoch=3)
     masks = torch.zeros(2, 1, 4, 4)
     masks[0, ..., :2] = 1
     radii = module.radii(6, masks)
@@ -185,9 +185,9 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
 ) -> None:
     monkeypatch.setattr(lung_segmenter, "EPOCHS", 1)
     learners: list[nn.Module] = []
-    real = lung_losses.BesideEmptied
+    real = lung_losses.WithEmptiedLungs
     monkeypatch.setattr(
-        lung_losses, "BesideEmptied", lambda learner, images: learners.append(learner) or real(learner, images)
+        lung_losses, "WithEmptiedLungs", lambda learner, images: learners.append(learner) or real(learner, images)
     )
     run = recipe("fgsm", model={"copies": 2}, background="gate-emptied", epochs=1)
     loop.fit(run, *films, tmp_path)

@@ -19,7 +19,7 @@ from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
 from trustcxr.results import files
 from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting
-from trustcxr.training.step import Fitting
+from trustcxr.training.step import TrainingStep
 
 ATTACKED = ["fgsm", "fgsm-rs", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
@@ -152,15 +152,15 @@ def test_weights_that_are_no_numbers_stop_the_run(
     name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attack meets the broken weights before the loss does."""
-    real = Fitting.training_step
+    real = TrainingStep.training_step
 
-    def spoil(self: Fitting, batch: Any, number: int) -> Tensor:
+    def spoil(self: TrainingStep, batch: Any, number: int) -> Tensor:
         if self.global_step == 4:
             with torch.no_grad():
                 self.model.net.fc.weight.fill_(torch.nan)
         return real(self, batch, number)
 
-    monkeypatch.setattr(Fitting, "training_step", spoil)
+    monkeypatch.setattr(TrainingStep, "training_step", spoil)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
     summary = loop.fit(run, *films, tmp_path)
@@ -172,9 +172,9 @@ def test_weights_that_are_no_numbers_stop_the_run(
 def test_the_twin_is_trained_and_not_saved(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules: list[Fitting] = []
-    real = Fitting.configure_optimizers
-    monkeypatch.setattr(Fitting, "configure_optimizers", lambda self: modules.append(self) or real(self))
+    modules: list[TrainingStep] = []
+    real = TrainingStep.configure_optimizers
+    monkeypatch.setattr(TrainingStep, "configure_optimizers", lambda self: modules.append(self) or real(self))
     for keeps in ("adversarial", "clean"):
         run = {"name": "fgsm", "clean_share": 0.5, "separate_batchnorm": True, "evaluated_batchnorm": keeps}
         loop.fit(recipe(run), *films, tmp_path / keeps)

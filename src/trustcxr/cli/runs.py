@@ -72,7 +72,7 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
-    from trustcxr.report.terminal import trained
+    from trustcxr.report.terminal import training_sentence
     from trustcxr.study import run_folder
 
     training = {
@@ -93,7 +93,7 @@ def train(
         options=set_ or (),
     )
     summary = run_folder.train(recipe, data, out)
-    print(f"{out}: {trained(summary)}")
+    print(f"{out}: {training_sentence(summary)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trustcxr.corruptions import acquisition, artefacts
-from trustcxr.corruptions.draws import Draws
+from trustcxr.corruptions.draws import ImageRandom
 from trustcxr.errors import UserError, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -27,7 +27,7 @@ class Corruption:
 
     name: str
     about: str
-    apply: Callable[[Tensor, int, Draws], tuple[Tensor, Tensor | None]]
+    apply: Callable[[Tensor, int, ImageRandom], tuple[Tensor, Tensor | None]]
     is_artefact: bool = False
 
 
@@ -117,7 +117,7 @@ def _applied(
     mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.is_artefact else None
     size = _piece(images)
     for part in (slice(first, first + size) for first in range(0, len(images), size)):
-        draws = Draws(corruption.name, seed, names[part])
+        draws = ImageRandom(corruption.name, seed, names[part])
         pixels, where = corruption.apply(images[part].detach().float(), severity, draws)
         changed[part] = pixels.clamp_(0, 1)
         if mask is not None and where is not None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from trustcxr.corruptions.draws import Draws
+from trustcxr.corruptions.draws import ImageRandom
 
 WRITTEN_FOR = 224  # pixels of a side
 
@@ -32,31 +32,31 @@ def scale(images: Tensor) -> float:
     return min(images.shape[-2:]) / WRITTEN_FOR
 
 
-def gaussian_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def gaussian_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """The same noise in every pixel, whatever its brightness. Fewer pixels on the same film have less of it each."""
     noise = draws.normal(*images.shape[-2:]).to(images.device)
     return torch.add(images, noise, alpha=NOISE[severity - 1] * scale(images))
 
 
-def poisson_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def poisson_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Counts of quanta in their normal approximation: mean x, variance x over the quanta of a white pixel."""
     quanta = QUANTA[severity - 1] / scale(images) ** 2  # a pixel of a smaller film is larger, and collects more
     noise = draws.normal(*images.shape[-2:]).to(images.device)
     return torch.addcmul(images, images.sqrt(), noise, value=quanta**-0.5)
 
 
-def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def defocus_blur(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Each point becomes a disc."""
     return convolve(images, disc(DEFOCUS[severity - 1] * scale(images)).to(images.device))
 
 
-def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def motion_blur(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Each point becomes a line; its direction is drawn for each image, near upright, as a chest breathes."""
     angles = torch.deg2rad(90 + draws.uniform(-BREATH, BREATH))
     return convolve(images, lines(MOTION[severity - 1] * scale(images), angles).to(images.device))
 
 
-def resolution(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def resolution(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Averaged to fewer pixels, and enlarged again."""
     factor = 1 + (COARSER[severity - 1] - 1) * scale(images)
     height, width = (max(round(n / factor), 1) for n in images.shape[-2:])
@@ -64,7 +64,7 @@ def resolution(images: Tensor, severity: int, draws: Draws) -> Tensor:
     return F.interpolate(small, size=tuple(images.shape[-2:]), mode="bilinear", align_corners=False)
 
 
-def jpeg(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def jpeg(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """JPEG's loss (ITU-T T.81), on any device: the cosines of 8 x 8 pixels, rounded to the steps of a quality.
 
     What follows in a file loses nothing, so the result is that of writing and reading one. A smaller film has more of
@@ -82,24 +82,24 @@ def jpeg(images: Tensor, severity: int, draws: Draws) -> Tensor:
     return levels[..., :height, :width].round_().add_(128).div_(255)
 
 
-def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def contrast(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """More or less contrast, as drawn for each image, about its own mean."""
     factor = (CONTRAST[severity - 1] ** draws.signs()).to(images.device)[:, None, None, None]
     return (images * factor).add_(images.mean((1, 2, 3), keepdim=True) * (1 - factor))
 
 
-def exposure(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def exposure(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Brighter or darker, as drawn for each image."""
     return images + (EXPOSURE[severity - 1] * draws.signs()).to(images.device)[:, None, None, None]
 
 
-def gamma(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def gamma(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Raised to an exponent above or below 1, as drawn for each image."""
     exponent = (GAMMA[severity - 1] ** draws.signs()).to(images.device)[:, None, None, None]
     return images.log().mul_(exponent).exp_()  # a third of the time of a power
 
 
-def rotation(images: Tensor, severity: int, draws: Draws) -> Tensor:
+def rotation(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Turned about the middle, either way; what comes in from outside is black."""
     angle = torch.deg2rad(ROTATION[severity - 1] * draws.signs())
     height, width = images.shape[-2:]

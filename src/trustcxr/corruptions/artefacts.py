@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trustcxr.corruptions.draws import Draws
+from trustcxr.corruptions.draws import ImageRandom
 
 Point = tuple[float, float]  # across and down, shares of the side
 DRAWN = 0.05  # opacity from which a pixel belongs to the artefact
@@ -89,7 +89,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 Drawing = Callable[[Layer, np.random.Generator, int], float]
 
 
-def paint(drawing: Drawing, images: Tensor, severity: int, draws: Draws) -> tuple[Tensor, Tensor]:
+def paint(drawing: Drawing, images: Tensor, severity: int, draws: ImageRandom) -> tuple[Tensor, Tensor]:
     """The images (B, 1, H, W) with a drawing on each, and where it is: (B, H, W) bool."""
     height, width = images.shape[-2:]
     opacities, tones = torch.zeros(len(images), height, width), torch.zeros(len(images))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class ImageRandom:
     """A stream of random numbers for each of B images, told by (seed, name, key). Drawn on the CPU, float32."""
 
     def __init__(self, name: str, seed: int, keys: Iterable[int | str]) -> None:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trustcxr.errors import UserError
 
 
-class TwinBatchNorm(nn.Module):
+class AuxiliaryBatchNorm(nn.Module):
     """A view of `model` with BatchNorm layers of its own (Xie et al. 2020; Han et al. 2021).
 
     Every other weight is the model's. The model itself keeps its layers, its names and its state: what this view adds

@@ -57,7 +57,7 @@ def penalty(passes: Passes, logits: Tensor, outside: Tensor) -> Tensor:
     return (outside * slope).square().sum() / len(images)
 
 
-class BesideEmptied(nn.Module):
+class WithEmptiedLungs(nn.Module):
     """A learner whose passes in training take images with emptied lungs along, and answer for them apart.
 
     All in one pass, so that BatchNorm's statistics are of both and an attack finds the model that was trained.
@@ -84,7 +84,7 @@ class BesideEmptied(nn.Module):
         self.answer = logits[len(images) :]
         return logits[: len(images)]
 
-    def unevenness(self) -> Tensor:
+    def confusion_loss(self) -> Tensor:
         """How far the answers to emptied lungs are from even: KL(even || answer), a mean of images; a scalar."""
         log_shares = self.answer.float().log_softmax(1)
         return -log_shares.mean() - math.log(log_shares.shape[1])

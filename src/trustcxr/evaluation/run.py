@@ -71,7 +71,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     return Run(path, model, classes, recipe, optional["metrics"], optional["training"] or {})
 
 
-def as_validated(run: Run) -> Run:
+def as_before_refit(run: Run) -> Run:
     """The run with the weights that validation judged: others where it was trained once more on validation images."""
-    folder = folders.validated(run.folder)
+    folder = folders.before_refit(run.folder)
     return run if folder == run.folder else load_run(folder, on=run.device)

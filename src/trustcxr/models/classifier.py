@@ -55,7 +55,7 @@ class Classifier(nn.Module):
 
     def members(self) -> list["Classifier"]:
         """This model with one of its networks alone, for each of them: the same weights, not others like them."""
-        if not isinstance(self.net, ensemble.SideBySide):
+        if not isinstance(self.net, ensemble.Ensemble):
             return [self]
         members = []
         for net, mean, std in zip(self.net.nets, self.net.means, self.net.stds, strict=True):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 
 
-class SideBySide(nn.Module):
+class Ensemble(nn.Module):
     """Networks that see the same image: their logits are averaged.
 
     An average of networks errs less than each (Hansen and Salamon 1990), and an attack must turn most of them at once.

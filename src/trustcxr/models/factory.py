@@ -47,7 +47,7 @@ def build(
     for net, arch in zip(nets, archs, strict=True):
         layers.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
     return Classifier(
-        nets[0] if len(nets) == 1 else ensemble.SideBySide(nets, means, stds),
+        nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
         mean=means[0],
         std=stds[0],
         input_blur=input_blur,

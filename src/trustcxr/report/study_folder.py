@@ -96,7 +96,7 @@ class Run:
         """history.csv: a row an epoch, of the training that validation looked on."""
         import pandas as pd
 
-        name = (folders.validated(self.folder) / folders.HISTORY_FILE).relative_to(self.folder)
+        name = (folders.before_refit(self.folder) / folders.HISTORY_FILE).relative_to(self.folder)
         return self._read(str(name), pd.read_csv)
 
     @cached_property

@@ -101,7 +101,7 @@ def sentences(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-def trained(summary: dict[str, Any]) -> str:
+def training_sentence(summary: dict[str, Any]) -> str:
     """A training.json in a line."""
     again = f"; then {summary['refit']['epochs']} with the validation images too" if "refit" in summary else ""
     return f"best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs{again}"

@@ -12,7 +12,7 @@ RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "traini
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
-VALIDATED = "validated"  # of a run that was trained once more on validation images: the run that validation judged
+BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 
 
@@ -33,9 +33,9 @@ def check_run(folder: Path) -> Path:
     return folder
 
 
-def validated(run: Path) -> Path:
+def before_refit(run: Path) -> Path:
     """The folder of the weights that validation judged: the run itself, unless it was trained once more after that."""
-    return run / VALIDATED if (run / VALIDATED).is_dir() else run
+    return run / BEFORE_REFIT if (run / BEFORE_REFIT).is_dir() else run
 
 
 def check_study(folder: Path) -> Path:
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def once(path: Path, make: Callable[[], object]) -> bool:
+def make_unless_there(path: Path, make: Callable[[], object]) -> bool:
     """Call `make` unless the file that it ends with is there; True where it was called."""
     if path.is_file():
         return False

@@ -30,8 +30,8 @@ from trustcxr.results.folders import (
     STUDY_RESULTS,
     TRAINING_FILE,
     VALIDATION_FILE,
-    once,
-    validated,
+    before_refit,
+    make_unless_there,
     versions,
 )
 from trustcxr.results.tables import logits_of
@@ -173,7 +173,7 @@ class Study:
         start = None
         if run.defence.start_from == "standard":
             start = self._run_folder(run_recipe(self.recipe, run.model, DefenceRecipe(), run.seed))
-        once(
+        make_unless_there(
             folder / TRAINING_FILE,
             lambda: loop.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
         )
@@ -185,11 +185,11 @@ class Study:
         folder = self._run_folder(run)
 
         def make() -> None:
-            loaded, batch_size = load_run(validated(folder)), self.recipe.evaluation.batch_size
+            loaded, batch_size = load_run(before_refit(folder)), self.recipe.evaluation.batch_size
             table = predictions.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
             files.write_table(folder / VALIDATION_FILE, table)
 
-        once(folder / VALIDATION_FILE, make)
+        make_unless_there(folder / VALIDATION_FILE, make)
 
     def _rank(self, baselines: list[RunRecipe]) -> list[dict[str, Any]]:
         by = self.recipe.selection.by
@@ -209,7 +209,7 @@ class Study:
 
     def _test(self, run: RunRecipe) -> None:
         from trustcxr.evaluation import predictions
-        from trustcxr.evaluation.run import as_validated, load_run
+        from trustcxr.evaluation.run import as_before_refit, load_run
         from trustcxr.evaluation.summary import describe
         from trustcxr.explain import scores, summary
 
@@ -225,7 +225,7 @@ class Study:
 
         def explain() -> None:
             options = recipe.explanation
-            levels = scores.tune(as_validated(loaded), self.datasets["val"], options.methods)
+            levels = scores.tune(as_before_refit(loaded), self.datasets["val"], options.methods)
             tables = scores.batches(loaded, test, options, thresholds=levels)
             files.write_batches(folder / SALIENCY_FILE, tables)
 
@@ -244,10 +244,10 @@ class Study:
                 )
             files.write_json(folder / METRICS_FILE, document)
 
-        once(folder / PREDICTIONS_FILE, predict)
+        make_unless_there(folder / PREDICTIONS_FILE, predict)
         if test.has_mask("infection").any() or test.has_mask("lung").any():
-            once(folder / SALIENCY_FILE, explain)
-        once(folder / METRICS_FILE, summarise)
+            make_unless_there(folder / SALIENCY_FILE, explain)
+        make_unless_there(folder / METRICS_FILE, summarise)
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""

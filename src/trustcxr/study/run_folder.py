@@ -9,7 +9,7 @@ from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.run import Run, as_validated, load_run
+from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import scores, summary
@@ -164,7 +164,7 @@ def _validation(
         except UserError as problem:
             say(f"calibration is not measured: {problem}")
             return None
-        table = evaluation.predict(as_validated(run), dataset, views=False)
+        table = evaluation.predict(as_before_refit(run), dataset, views=False)
         files.write_table(path, table)
     else:
         return None
@@ -238,7 +238,7 @@ def _thresholds(
         except UserError as problem:
             say(f"no threshold is tuned: {problem}")
             return {}
-        return scores.tune(as_validated(run), validation, methods)
+        return scores.tune(as_before_refit(run), validation, methods)
     if not (run.folder / folders.SALIENCY_FILE).is_file():
         return {}
     before = files.read_table(run.folder / folders.SALIENCY_FILE)

@@ -1,4 +1,4 @@
-"""Fitting one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
+"""TrainingStep one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
 
 import shutil
 import signal
@@ -22,8 +22,8 @@ from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.training import lung_segmenter
-from trustcxr.training.monitor import WATCH_STEPS, Bar, Refitting, Watch, watched
-from trustcxr.training.step import Fitting, replays
+from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
+from trustcxr.training.step import TrainingStep, replays
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -39,21 +39,21 @@ def fit(
     Raises UserError where the run cannot be trained, with the last good weights kept.
     """
     if not recipe.training.refit:
-        return _fit(recipe, train, Watch(folder, val, recipe), start_from)
+        return _fit(recipe, train, Monitor(folder, val, recipe), start_from)
     folder.mkdir(parents=True, exist_ok=True)
-    both, first = Joined(train, val), folder / folders.VALIDATED
+    both, first = Joined(train, val), folder / folders.BEFORE_REFIT
     _write_recipe(folder, recipe, both, start_from)
     if not (first / folders.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
-        _fit(alone, train, Watch(first, val, alone), start_from and folders.validated(start_from))
+        _fit(alone, train, Monitor(first, val, alone), start_from and folders.before_refit(start_from))
     chosen = files.read_json(first / folders.TRAINING_FILE)
-    return _fit(recipe, both, Refitting(folder, val, recipe, chosen), start_from)
+    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen), start_from)
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | Joined", watch: Watch, start_from: Path | None) -> dict[str, Any]:
-    """Train a run once, into the folder of `watch`."""
-    folder = watch.folder
+def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_from: Path | None) -> dict[str, Any]:
+    """Train a run once, into the folder of `monitor`."""
+    folder = monitor.folder
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoint"
     torch.manual_seed(recipe.seed)
@@ -70,7 +70,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", watch: Watch, start_from:
         drop_last=True,
         repeats=replays(recipe),
     )
-    module = Fitting(
+    module = TrainingStep(
         model,
         recipe,
         classes=len(classes),
@@ -83,19 +83,19 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", watch: Watch, start_from:
     )
     _write_recipe(folder, recipe, train, start_from)
     with _quiet():
-        trainer = _trainer(recipe, watch.epochs, [watch, Bar(recipe.name, watch), save])
+        trainer = _trainer(recipe, monitor.epochs, [monitor, Bar(recipe.name, monitor), save])
         try:
             trainer.fit(module, batches, ckpt_path=checkpoints / "last.ckpt" if resumed else None, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it would ignore the next
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         except FloatingPointError as problem:
-            watch.stopped = f"numbers: {problem}"
-            if watch.best["epoch"] < 0:
+            monitor.stopped = f"numbers: {problem}"
+            if monitor.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
-            say(f"{recipe.name}: {problem}; the weights of epoch {watch.best['epoch']} are kept")
+            say(f"{recipe.name}: {problem}; the weights of epoch {monitor.best['epoch']} are kept")
     counts = {"steps": module.global_step} | ({} if lungs is None else {"images_without_lung_mask": without})
-    return _finish(folder, recipe, watch, model, counts)
+    return _finish(folder, recipe, monitor, model, counts)
 
 
 def _trainer(recipe: RunRecipe, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -153,23 +153,25 @@ def _can_resume(checkpoint: Path) -> bool:
     return True
 
 
-def _finish(folder: Path, recipe: RunRecipe, watch: Watch, model: nn.Module, counts: dict[str, int]) -> dict[str, Any]:
+def _finish(
+    folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
+) -> dict[str, Any]:
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
         shutil.copyfile(folder / "checkpoint" / "best.safetensors", temporary)
-    summary = watch.summary() | counts | {"parameters": zoo.count_parameters(model)}
+    summary = monitor.summary() | counts | {"parameters": zoo.count_parameters(model)}
     if recipe.defence.attacks:
-        summary["watched_images"] = len(watched(watch.val))
-    if watch.stopped == "overfitting":
+        summary["watched_images"] = len(attacked_rows(monitor.val))
+    if monitor.stopped == "overfitting":
+        last = monitor.history[-1]
         summary["alarm"] = (
-            f"catastrophic overfitting at epoch {len(watch.history) - 1}: accuracy under PGD-{WATCH_STEPS} fell from "
-            f"{watch.best['best_pgd']:.1%} to {watch.history[-1]['val_pgd_accuracy']:.1%} on {watch.measured_on} while "
-            f"FGSM accuracy was {watch.history[-1]['val_fgsm_accuracy']:.1%}; "
-            f"the weights of epoch {int(watch.best['epoch'])} are kept"
+            f"catastrophic overfitting at epoch {len(monitor.history) - 1}: accuracy under PGD-{MONITOR_STEPS} fell from "
+            f"{monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while FGSM "
+            f"accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {int(monitor.best['epoch'])} are kept"
         )
         say(f"{recipe.name}: {summary['alarm']}")
     files.write_json(folder / folders.TRAINING_FILE, summary)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    say(f"trained {recipe.name}{watch.sentence()}")
+    say(f"trained {recipe.name}{monitor.sentence()}")
     return summary
 
 

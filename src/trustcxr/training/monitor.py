@@ -21,12 +21,12 @@ from trustcxr.results import files, folders
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-WATCH_IMAGES = 256  # validation images that PGD is run on after every epoch
-WATCH_STEPS = 10
-OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Watch._overfits
+MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch
+MONITOR_STEPS = 10
+OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
-class Watch(pl.Callback):
+class Monitor(pl.Callback):
     """Validates after every epoch, keeps the best weights, stops early, and notices catastrophic overfitting.
 
     A run that no attack trained is judged by its accuracy on validation. One that an attack trained is judged by its
@@ -43,6 +43,11 @@ class Watch(pl.Callback):
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
         self.epochs = recipe.training.epochs  # at most
+
+    @property
+    def state_key(self) -> str:
+        """What a checkpoint keeps this under: not the class's own name, which may change while a run is cut off."""
+        return "Watch"
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -119,10 +124,11 @@ class Watch(pl.Callback):
         return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
 
 
-class Refitting(Watch):
-    """Looks on while a run is trained once more with the validation images among the others.
+class RefitMonitor(Monitor):
+    """Monitor of the refit on training and validation images.
 
-    What it measures on these is of images that are trained on: it shows catastrophic overfitting and chooses nothing.
+    Its validation figures are training figures (columns `seen_*`): they can show catastrophic overfitting, but the
+    number of epochs is fixed beforehand.
     The last epoch is kept, which is the one that validation chose before; `chosen` is the training.json of that.
     """
 
@@ -131,6 +137,11 @@ class Refitting(Watch):
     def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: dict[str, Any]) -> None:
         super().__init__(folder, val, recipe)
         self.chosen, self.epochs = chosen, chosen["best_epoch"] + 1
+
+    @property
+    def state_key(self) -> str:
+        """What a checkpoint keeps this under."""
+        return "Refitting"
 
     def table(self) -> pd.DataFrame:
         """As of any run; what is measured on validation images is named `seen_`."""
@@ -153,13 +164,13 @@ class Refitting(Watch):
 class Bar(pl.Callback):
     """One bar for the whole of training, with the time left."""
 
-    def __init__(self, name: str, watch: Watch) -> None:
-        self.name, self.watch = name, watch
+    def __init__(self, name: str, monitor: Monitor) -> None:
+        self.name, self.monitor = name, monitor
         self.bar: Progress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open it, at the step where a resumed run stands."""
-        steps = self.watch.epochs * module.steps_per_epoch  # fewer than the schedule's where training ends before it
+        steps = self.monitor.epochs * module.steps_per_epoch  # fewer than the schedule's where training ends before it
         self.bar = Progress(f"training {self.name}", steps).__enter__()
         if module.global_step:
             self.bar.advance(module.global_step)
@@ -179,11 +190,11 @@ class Bar(pl.Callback):
         self.on_fit_end(trainer, module)
 
     def _note(self) -> str:
-        if not self.watch.history:
+        if not self.monitor.history:
             return ""
-        last = self.watch.history[-1]
+        last = self.monitor.history[-1]
         under = f", PGD {last['val_pgd_accuracy']:.1%}" if "val_pgd_accuracy" in last else ""
-        return f"{self.watch.measured_on} {last['val_accuracy']:.1%}{under}"
+        return f"{self.monitor.measured_on} {last['val_accuracy']:.1%}{under}"
 
 
 @torch.no_grad()
@@ -196,7 +207,7 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
     figures = {"val_accuracy": right / len(val)}
     if not recipe.defence.attacks:
         return figures
-    rows = watched(val)
+    rows = attacked_rows(val)
     hits = {"fgsm": 0.0, "pgd": 0.0}
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
@@ -206,7 +217,7 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16-mixed"):
             adversarial = {
                 "fgsm": attacks.fgsm(model, images, labels, epsilon=epsilon),
-                "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=WATCH_STEPS, stop_when_wrong=True),
+                "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=MONITOR_STEPS, stop_when_wrong=True),
             }
         with attacks.undisturbed(model):
             for name, perturbed in adversarial.items():
@@ -214,9 +225,9 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
     return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
 
 
-def watched(val: "Dataset") -> np.ndarray:
+def attacked_rows(val: "Dataset") -> np.ndarray:
     """The places of the validation images that PGD is run on: an even slice, so of every class and source."""
-    return np.unique(np.linspace(0, len(val) - 1, min(WATCH_IMAGES, len(val))).astype(int))
+    return np.unique(np.linspace(0, len(val) - 1, min(MONITOR_IMAGES, len(val))).astype(int))
 
 
 def _pixels(images: Tensor, device: torch.device) -> Tensor:

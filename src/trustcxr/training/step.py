@@ -12,13 +12,13 @@ from trustcxr import defences
 from trustcxr.data.batches import Batch, augment, to_pixels
 from trustcxr.data.lungs import has_lungs
 from trustcxr.defences import backgrounds, lung_losses
-from trustcxr.defences.auxiliary_batchnorm import TwinBatchNorm
+from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DEFENCE_OPTIONS
 
 
-class Fitting(pl.LightningModule):
+class TrainingStep(pl.LightningModule):
     """One defence applied to one model."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Fitting(pl.LightningModule):
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCE_OPTIONS[recipe.defence.name] if k not in ours}
-        self.twin = TwinBatchNorm(model) if recipe.defence.separate_batchnorm else None
+        self.twin = AuxiliaryBatchNorm(model) if recipe.defence.separate_batchnorm else None
         self.perturbation: Tensor | None
         self.register_buffer("perturbation", _first_perturbation(recipe))
         self.class_weights: Tensor | None
@@ -119,14 +119,14 @@ class Fitting(pl.LightningModule):
         """The loss of one network on a batch, and its logits."""
         weight, beside = self.recipe.training.rrr, None
         if self.recipe.empties and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
-            learner = beside = lung_losses.BesideEmptied(learner, emptied)
+            learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
         with lung_losses.recorded(learner, wanted=weight > 0) as passes:
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
         if weight and lungs is not None:
             outside = (1 - lungs) * has_lungs(lungs)
             loss = loss + weight * lung_losses.penalty(passes, logits, outside)
         if beside is not None:
-            loss = loss + beside.unevenness()
+            loss = loss + beside.confusion_loss()
         return loss, logits
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -159,7 +159,7 @@ class Fitting(pl.LightningModule):
             self.average.update_parameters(self.model)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Nothing here: Watch validates the kept weights once an epoch."""
+        """Nothing here: Monitor validates the kept weights once an epoch."""
 
     def configure_optimizers(self) -> Any:
         """Adam, with a warm-up and then a cosine to zero (or constant)."""

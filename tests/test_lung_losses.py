@@ -138,22 +138,22 @@ def test_a_learner_answers_for_emptied_lungs_apart_and_in_training_alone() -> No
     torch.manual_seed(0)
     learner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
     images, emptied = torch.rand(6, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    beside = lung_losses.BesideEmptied(learner.train(), emptied)
+    beside = lung_losses.WithEmptiedLungs(learner.train(), emptied)
     logits = beside(images)
     whole = learner(torch.cat([images, emptied]))
     assert torch.allclose(logits, whole[:6], atol=1e-6)
     assert torch.allclose(beside.answer, whole[6:], atol=1e-6)
     even = torch.full((2, 3), 1 / 3)
     wanted = F.kl_div(beside.answer.log_softmax(1), even, reduction="batchmean")
-    assert torch.allclose(beside.unevenness(), wanted, atol=1e-6)
+    assert torch.allclose(beside.confusion_loss(), wanted, atol=1e-6)
     beside.answer = torch.full((2, 3), 4.0)
-    assert float(beside.unevenness()) == pytest.approx(0, abs=1e-6)
+    assert float(beside.confusion_loss()) == pytest.approx(0, abs=1e-6)
     shown: list[int] = []
     hook = learner.register_forward_pre_hook(lambda _, given: shown.append(len(given[0])))
     assert torch.equal(beside.eval()(images), learner(images))
     assert shown == [6, 6], "an attack's passes cost nothing more"
     hook.remove()
-    assert lung_losses.BesideEmptied(learner.eval(), emptied).training is False, "as the learner is"
+    assert lung_losses.WithEmptiedLungs(learner.eval(), emptied).training is False, "as the learner is"
 
 
 def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
@@ -177,9 +177,9 @@ def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
             for step in range(60):
                 images, labels = marked(48, seed=step)
                 lungs = inside.expand_as(images)
-                learner = lung_losses.BesideEmptied(model, lung_losses.emptied(images, lungs))
+                learner = lung_losses.WithEmptiedLungs(model, lung_losses.emptied(images, lungs))
                 loss, _ = contract.standard(model if background == "full" else learner, images, labels)
-                loss = loss if background == "full" else loss + learner.unevenness()
+                loss = loss if background == "full" else loss + learner.confusion_loss()
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

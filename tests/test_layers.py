@@ -278,7 +278,7 @@ def test_each_network_learns_for_itself_on_an_attack_of_its_own(
 
     monkeypatch.setattr(attacks, "fgsm", watched)
     together = built(run.model.name, **run.model.options())
-    module = step.Fitting(together, run, classes=3, steps_per_epoch=3)
+    module = step.TrainingStep(together, run, classes=3, steps_per_epoch=3)
     module._trainer = type("Trainer", (), {"global_step": 3, "fit_loop": None})()  # type: ignore[assignment]
     images, labels, rows = films[0].batch(range(8)), torch.as_tensor(films[0].labels[:8]), torch.arange(8)
     loss = module.training_step((torch.from_numpy(images), labels, rows), 0)
@@ -295,7 +295,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     assert [m.net for m in members] == list(model.net.nets)
     with torch.no_grad():
         assert torch.allclose(model.eval()(IMAGES), torch.stack([m.eval()(IMAGES) for m in members]).mean(0), atol=1e-5)
-    assert isinstance(model.net, ensemble.SideBySide)
+    assert isinstance(model.net, ensemble.Ensemble)
     assert built().members()[0].net is not None
     gated = built("resnet10t+resnet18", lung_gate=True).eval()
     assert all(member.gate is gated.gate for member in gated.members()), "one gate before them all"
