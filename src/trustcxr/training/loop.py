@@ -164,8 +164,8 @@ def _finish(
     if monitor.stopped == "overfitting":
         last = monitor.history[-1]
         summary["alarm"] = (
-            f"catastrophic overfitting at epoch {len(monitor.history) - 1}: accuracy under PGD-{MONITOR_STEPS} fell from "
-            f"{monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while FGSM "
+            f"catastrophic overfitting at epoch {len(monitor.history) - 1}: accuracy under PGD-{MONITOR_STEPS} fell "
+            f"from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while FGSM "
             f"accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {int(monitor.best['epoch'])} are kept"
         )
         say(f"{recipe.name}: {summary['alarm']}")
