@@ -165,8 +165,9 @@ def _finish(
         last = monitor.history[-1]
         summary["alarm"] = (
             f"catastrophic overfitting at epoch {len(monitor.history) - 1}: accuracy under PGD-{MONITOR_STEPS} fell "
-            f"from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while FGSM "
-            f"accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {int(monitor.best['epoch'])} are kept"
+            f"from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while "
+            f"FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {int(monitor.best['epoch'])} are "
+            "kept"
         )
         say(f"{recipe.name}: {summary['alarm']}")
     files.write_json(folder / folders.TRAINING_FILE, summary)
