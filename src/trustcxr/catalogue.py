@@ -105,6 +105,7 @@ _METHODS = {
     "layercam-smooth": "LayerCAM, smoothed",
     "activation": "activation (control)",
     "activation-smooth": "activation, smoothed (control)",
+    "evidence": "evidence, summed to the answer",
     "integrated-gradients": "integrated gradients",
     "smoothgrad": "SmoothGrad",
     "occlusion": "occlusion",

@@ -165,6 +165,8 @@ class Films:
 
 def moved_onto(donors: Films, lung: Tensor) -> Films:
     """Each donor shifted so that the middle of its lungs lies on that of `lung` (B, H, W)."""
+    if len(lung) == 0:
+        return donors
     shifts = (_middle(lung) - _middle(donors.lung)).round().long().tolist()
     fields = (donors.images[:, 0], donors.lung, donors.lesion)
     images, lungs, lesions = (

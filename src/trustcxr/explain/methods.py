@@ -19,6 +19,7 @@ from trustcxr.explain.cam import (
 )
 from trustcxr.explain.contract import SaliencyMethod, Target, check_images
 from trustcxr.explain.controls import centre_saliency, random_saliency
+from trustcxr.explain.evidence import evidence_map
 from trustcxr.explain.layers import Layer, find_layer
 from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
 
@@ -47,6 +48,7 @@ METHODS: dict[str, SaliencyMethod] = {
     "layercam-smooth": smooth_layer_cam,
     "activation": activation_map,
     "activation-smooth": smooth_activation_map,
+    "evidence": evidence_map,
     "integrated-gradients": integrated_gradients,
     "smoothgrad": smooth_grad,
     "occlusion": occlusion,

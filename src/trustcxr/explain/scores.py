@@ -16,6 +16,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, layers, measures, randomisation
 from trustcxr.explain import methods as cam_methods
+from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.recipes.testing import ExplanationRecipe
 
@@ -153,9 +154,11 @@ def check_options(options: ExplanationRecipe) -> None:
 def check(run: "Run", methods: Sequence[str]) -> None:
     """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
     for name in methods:
-        _, layer = cam_methods.parse(name)
+        base, layer = cam_methods.parse(name)
         if layer is not None:
             layers.find_layer(run.model, layer)
+        if base == "evidence":
+            check_evidence(run.model)
 
 
 def with_random(methods: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.models import ensemble, layers
+from trustcxr.models import ensemble, evidence, layers
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
 from trustcxr.models.zoo import architectures
@@ -57,6 +57,10 @@ def build(
 
 
 def _network(arch: str, classes: int, weights: str) -> nn.Module:
+    if evidence.known(arch):
+        if weights != "none":
+            raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
+        return evidence.named(arch, classes)
     if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:
         return _from_hub(arch, classes)
     net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)

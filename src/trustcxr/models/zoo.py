@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError, unknown
+from trustcxr.models import evidence
 
 # Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
 PAPER_MODELS: dict[str, str] = {
@@ -47,11 +48,11 @@ def architecture(name: str) -> str:
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    if timm.is_model(name.lower()):
+    if evidence.known(name.lower()) or timm.is_model(name.lower()):
         return name.lower()
-    every = [*PAPER_MODELS, *timm.list_models()]
+    every = [*PAPER_MODELS, *timm.list_models(), *(f"evidence-{field}" for field in (*evidence.FIELDS, evidence.WHOLE))]
     complaint = str(unknown("model", name, every)).split("valid: ")[0]
-    raise UserError(f"{complaint}valid: {', '.join(PAPER_MODELS)}, or any timm architecture")
+    raise UserError(f"{complaint}valid: {', '.join(PAPER_MODELS)}, evidence-33 and its like, or any timm architecture")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -53,13 +53,18 @@ class RunRecipe(Strict):
 
     @property
     def name(self) -> str:
-        """The name of the run's folder: <model>-<defence>-s<seed>, or <model>-<background>-<defence>-s<seed>."""
+        """The name of the run's folder: <model>-<defence>-s<seed>; before the defence stands what else is not usual."""
         return f"{self.model.name.lower()}-{self.trained_how}-s{self.seed}"
 
     @property
     def trained_how(self) -> str:
-        """The defence, after the background where that is not the whole image."""
-        return self.defence.name if self.background == "full" else f"{self.background}-{self.defence.name}"
+        """The defence, after the background where that is not the whole image, and what lesion masks are used for."""
+        reasons = (
+            "guided" if self.training.guidance else "",
+            "counterfactual" if self.training.counterfactuals else "",
+        )
+        background = "" if self.background == "full" else self.background
+        return "-".join(part for part in (background, *reasons, self.defence.name) if part)
 
     @property
     def background(self) -> Background:
@@ -83,12 +88,21 @@ class RunRecipe(Strict):
     @property
     def needs_lungs(self) -> bool:
         """Whether its training looks at lung masks."""
-        return self.background != "full" or self.training.rrr > 0 or self.defence.epsilon_outside is not None
+        outside = self.training.rrr > 0 or self.defence.epsilon_outside is not None
+        return self.background != "full" or outside or self.training.needs_lesions
 
     @model_validator(mode="after")
     def _fits(self) -> "RunRecipe":
         if self.training.rrr and self.defence.name == "mixup":
             raise ValueError("rrr needs the lungs of one image, and mixup shows two at once")
+        if self.training.needs_lesions and self.defence.name == "mixup":
+            raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
+        if self.training.guidance and self.defence.separate_batchnorm:
+            raise ValueError("guidance looks at one network's evidence, and separate_batchnorm makes two of it")
+        if self.training.needs_lesions and self.background == "crop":
+            raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
+        if self.training.guidance and not all(n.startswith("evidence") for n in self.model.name.lower().split("+")):
+            raise ValueError(f"guidance is of the evidence of an evidence network; {self.model.name} has none")
         if self.defence.start_from == "standard" and self.defence.background is not None and self.gated:
             raise ValueError(
                 "start_from: standard has no lung gate to start from; "

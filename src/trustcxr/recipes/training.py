@@ -68,7 +68,22 @@ class TrainingRecipe(Strict):
     rrr: float = Field(
         0.0, ge=0, description="weight of the squared gradient outside the lungs (right for the right reasons)"
     )
+    guidance: float = Field(
+        0.0, ge=0, description="evidence networks: weight of the loss that holds the evidence to the lesion masks"
+    )
+    guidance_loss: Literal["energy", "l1"] = Field(
+        "energy", description="what guidance asks: the energy inside the mask, or the map like the mask"
+    )
+    counterfactuals: Fraction = Field(
+        0.0, description="share of the films with a lesion, and of the healthy ones, that lose it, or get another's"
+    )
+    healthy: str = Field("Normal", description="with counterfactuals: the class of a film whose lesion is removed")
     augment: Augment = Augment()
+
+    @property
+    def needs_lesions(self) -> bool:
+        """Whether training looks at lesion masks."""
+        return self.guidance > 0 or self.counterfactuals > 0
 
 
 class DefenceRecipe(Strict):

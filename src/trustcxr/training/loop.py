@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trustcxr.console import say
 from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
@@ -59,6 +59,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     torch.manual_seed(recipe.seed)
     classes, training = train.classes, recipe.training
     lungs, without = _lungs(train, recipe)
+    lesions = _lesions(train, recipe)
     resumed = _can_resume(checkpoints / "last.ckpt")
     model = _network(recipe, train, lungs, start_from, resumed=resumed)
     batches = loader(
@@ -77,6 +78,8 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
         steps_per_epoch=len(batches),
         class_weights=class_weights(train.labels, len(classes)) if training.class_weights else None,
         lungs=lungs,
+        lesions=lesions,
+        healthy=_healthy(train, recipe),
     )
     save = pl.callbacks.ModelCheckpoint(
         checkpoints, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
@@ -135,11 +138,38 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
     without = sum(not mask.any() for mask in lungs)
     if without == len(train):
         raise UserError(
-            f"{recipe.name}: background, rrr and epsilon_outside need lung masks, and no image of {train.root} has one"
+            f"{recipe.name}: background, rrr, epsilon_outside, guidance and counterfactuals need lung masks, and no "
+            f"image of {train.root} has one"
         )
     if without:
         say(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
     return lungs, without
+
+
+def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
+    """The lesion masks (N, H, W) where training needs them; says which classes have none, and so are unguided."""
+    if not recipe.training.needs_lesions:
+        return None
+    lesions = train.masks("infection") if "infection" in train.mask_kinds else np.zeros((len(train), 0, 0))
+    has = np.array([bool(mask.any()) for mask in lesions])
+    if not has.any():
+        raise UserError(
+            f"{recipe.name}: guidance and counterfactuals need lesion masks, and no image of {train.root} has one"
+        )
+    counts = {name: int(has[train.labels == k].sum()) for k, name in enumerate(train.classes)}
+    some = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+    none = ", ".join(name for name, count in counts.items() if not count)
+    say(f"{recipe.name}: lesion masks of {some}" + (f"; {none} unguided, without any" if none else ""))
+    return lesions
+
+
+def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
+    """The place of the class that a film without its lesion has; None where nothing asks for it."""
+    if not recipe.training.counterfactuals:
+        return None
+    if recipe.training.healthy not in train.classes:
+        raise unknown("healthy class (training.healthy)", recipe.training.healthy, train.classes)
+    return train.classes.index(recipe.training.healthy)
 
 
 def _can_resume(checkpoint: Path) -> bool:

@@ -1,6 +1,7 @@
 """What one training step is: a batch, changed as the recipe says, through the defence; and how the weights move."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from trustcxr import defences
 from trustcxr.data.batches import Batch, augment, to_pixels
 from trustcxr.data.lungs import has_lungs
-from trustcxr.defences import backgrounds, lung_losses
+from trustcxr.defences import backgrounds, lesion_losses, lung_losses
 from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
+from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DEFENCE_OPTIONS
@@ -30,10 +32,13 @@ class TrainingStep(pl.LightningModule):
         steps_per_epoch: int,
         class_weights: Tensor | None = None,
         lungs: np.ndarray | None = None,
+        lesions: np.ndarray | None = None,
+        healthy: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
-        self.lungs = lungs  # (N, H, W) of 0 and 1, all 0 where there is no mask
+        self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 where there is no mask
+        self.healthy = healthy  # the class of a film without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCE_OPTIONS[recipe.defence.name] if k not in ours}
@@ -100,12 +105,16 @@ class TrainingStep(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step of the defence on a batch."""
         images, labels, rows = batch
-        pixels, lungs = self._pixels(images, rows)
+        pixels, lungs, lesions = self._pixels(images, rows)
+        known = None if lungs is None or lesions is None else Known(pixels, labels, lungs, lesions)
+        if known is not None and self.healthy is not None:
+            known = self._counterfactual(known, self.healthy)
+            pixels, labels = known.pixels, known.labels
         # Networks side by side learn each for itself, on its own attack, so that they stay different.
         learners = [self.attacked()]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.several:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, lungs) for learner in learners]
+        learnt = [self._learn(learner, pixels, labels, lungs, known) for learner in learners]
         loss = torch.stack([loss for loss, _ in learnt]).mean()
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         if not torch.isfinite(loss):
@@ -115,22 +124,33 @@ class TrainingStep(pl.LightningModule):
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         return loss
 
-    def _learn(self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _learn(
+        self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None, known: Known | None
+    ) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch, and its logits."""
-        weight, beside = self.recipe.training.rrr, None
+        training, beside = self.recipe.training, None
+        weight, inside = training.rrr, getattr(learner, "net", learner)
         if self.recipe.empties and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
-        with lung_losses.recorded(learner, wanted=weight > 0) as passes:
+        with lung_losses.recorded(learner, wanted=weight > 0) as passes, lesion_losses.followed(inside) as heads:
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
         if weight and lungs is not None:
             outside = (1 - lungs) * has_lungs(lungs)
             loss = loss + weight * lung_losses.penalty(passes, logits, outside)
         if beside is not None:
             loss = loss + beside.confusion_loss()
+        if training.guidance and known is not None:
+            loss = loss + training.guidance * lesion_losses.guidance(heads[-1], known, loss=training.guidance_loss)
         return loss, logits
 
-    def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A batch as the model sees it, with its lungs where the recipe needs them.
+    def _counterfactual(self, known: Known, healthy: int) -> Known:
+        generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
+        share = self.recipe.training.counterfactuals
+        known = lesion_losses.counterfactual(known, healthy=healthy, share=share, generator=generator)
+        return replace(known, pixels=known.pixels.contiguous(memory_format=torch.channels_last))
+
+    def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A batch as the model sees it, with its lungs and its lesions where the recipe needs them.
 
         The random state of a step depends on seed and step alone, so that a resumed run is the same run; all replays of
         a batch are augmented alike.
@@ -138,20 +158,25 @@ class TrainingStep(pl.LightningModule):
         training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
         torch.manual_seed(first + self.global_step)
         generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
-        pixels, lungs = to_pixels(images), None
+        pixels, lungs, lesions = to_pixels(images), None, None
         if self.lungs is None:
             pixels = augment(pixels, generator, **training.augment.model_dump())
         else:
-            lungs = torch.from_numpy(np.asarray(self.lungs[rows.cpu().numpy()])).to(pixels)[:, None]
+            lungs, lesions = self._masks(self.lungs, rows, pixels), self._masks(self.lesions, rows, pixels)
             share, background = training.swap_share, training.background
             if background == "crop":  # before augmentation, which would otherwise lose its shift and scale
                 pixels, lungs = backgrounds.crop(pixels, lungs, share=share, generator=generator)
-            both = augment(torch.cat([pixels, lungs], 1), generator, **training.augment.model_dump())
-            pixels, lungs = both[:, :1], both[:, 1:]
+            layers = [pixels, lungs] if lesions is None else [pixels, lungs, lesions]
+            changed = augment(torch.cat(layers, 1), generator, **training.augment.model_dump())
+            pixels, lungs, lesions = changed[:, :1], changed[:, 1:2], None if lesions is None else changed[:, 2:]
             pixels = backgrounds.change(pixels, lungs, background, share=share, generator=generator)
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(f"a pixel is not a number at step {self.global_step}")
-        return pixels.contiguous(memory_format=torch.channels_last), lungs
+        return pixels.contiguous(memory_format=torch.channels_last), lungs, lesions
+
+    @staticmethod
+    def _masks(masks: np.ndarray | None, rows: Tensor, like: Tensor) -> Any:
+        return None if masks is None else torch.from_numpy(np.asarray(masks[rows.cpu().numpy()])).to(like)[:, None]
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the averaged weights."""

@@ -1,0 +1,143 @@
+"""Lesion masks in training: evidence held to the lesion, and films whose lesion is removed or transplanted.
+
+Masks are needed in training alone. A class whose films have none (Non-COVID here) is unguided: nothing tells its
+evidence where to lie, but that it must be in the lungs. Images are (B, 1, H, W), float, in [0, 1]; lung and lesion
+masks (B, 1, H, W), 1 inside, all 0 where an image has none.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr.data import lesions
+from trustcxr.data.lungs import has_lungs
+from trustcxr.models.evidence import EvidenceNet
+
+CONTROL = 0.75  # controls beside each film that is made counterfactual: they keep its label
+
+
+@dataclass(frozen=True)
+class Known:
+    """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,)."""
+
+    pixels: Tensor
+    labels: Tensor
+    lung: Tensor
+    lesion: Tensor
+
+    def films(self, rows: Tensor) -> lesions.Films:
+        """Some of them, with masks as `data.lesions` takes them."""
+        return lesions.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
+
+
+# --- counterfactual films --------------------------------------------------------------------------------------------
+
+
+def counterfactual(known: Known, *, healthy: int, share: float, generator: torch.Generator) -> Known:
+    """The batch with a share of the films that have a lesion, and of the healthy ones, made counterfactual.
+
+    Lesion removed: it is labelled `healthy`, whatever else may be on the film. As much healthy lung removed: it keeps
+    its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy film: that has the
+    donor's label and lesion. A healthy film's lung put in at the same place: still healthy. Removed means filled with
+    the healthy grey; the other fills of `data.lesions` are left for testing.
+    """
+    ill, well = _shuffled(_has(known.lesion), generator), _shuffled(known.labels == healthy, generator)
+    count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
+    known = _removed(known, ill[:count], ill[count : count + beside], healthy)
+    donors = ill[count + beside :]
+    count, beside = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
+    known = _transplanted(known, well[:count], donors[:count], patch=donors[:count])
+    recipients = well[count : count + beside]
+    others = well[count + beside :][: len(recipients)]
+    few = min(len(recipients), len(others), len(donors))
+    return _transplanted(known, recipients[:few], others[:few], patch=donors[:few])
+
+
+def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int) -> Known:
+    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
+    films = known.films(gone)
+    pixels[gone] = lesions.removed(films.images, films.lesion, films.lung, films.lesion)
+    labels[gone], lesion[gone] = healthy, 0.0
+    films = known.films(controls)
+    control = lesions.congruent(films.lesion, films.lung).control
+    pixels[controls] = lesions.removed(films.images, control, films.lung, films.lesion)
+    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
+
+
+def _transplanted(known: Known, into: Tensor, donors: Tensor, *, patch: Tensor) -> Known:
+    """What `donors` have where the lesions of `patch` lie, put into other films; a lesion takes its label along."""
+    films, giver = known.films(into), known.films(donors)
+    region = lesions.moved_onto(known.films(patch), films.lung).lesion & films.lung
+    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
+    pixels[into] = lesions.transplanted(films, lesions.moved_onto(giver, films.lung), region)
+    carried = region & lesions.moved_onto(giver, films.lung).lesion
+    lesion[into] = carried[:, None].to(lesion)
+    ill = carried.flatten(1).any(1)
+    labels[into] = torch.where(ill, known.labels[donors], known.labels[into])
+    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
+
+
+def _has(lesion: Tensor) -> Tensor:
+    return (lesion > 0.5).flatten(1).any(1)
+
+
+def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:
+    rows = chosen.nonzero()[:, 0]
+    return rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+
+
+# --- guidance --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def followed(net: nn.Module) -> Iterator[list[Tensor]]:
+    """What the head of an evidence network puts out in training mode inside: (B, C + 1, h, w), a pass after another."""
+    passes: list[Tensor] = []
+    if not isinstance(net, EvidenceNet):
+        yield passes
+        return
+
+    def keep(module: nn.Module, _: object, output: Tensor) -> None:
+        if module.training and torch.is_grad_enabled():
+            passes.append(output)
+
+    hook = net.head.register_forward_hook(keep)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def guidance(found: Tensor, known: Known, *, loss: str = "energy") -> Tensor:
+    """How far the evidence of a pass is from the lesion, and what it takes for lung from the lungs; a scalar.
+
+    `found` (B or more, C + 1, h, w) as `followed` gives it; rows beyond the batch are left out. On films with a lesion
+    the positive evidence for their class is held to the mask, by "energy": one less its share inside, or by "l1": the
+    mean distance of the map, its peak at 1, from the mask (both Rao et al. 2023). On films with lungs the places that
+    count are held to the lungs, by cross-entropy.
+    """
+    evidence, lungs = EvidenceNet.weighed(found[: len(known.labels)].float())
+    cells = (evidence.shape[-2], evidence.shape[-1])
+    inside, lung = (F.adaptive_avg_pool2d(mask, cells) for mask in (known.lesion, known.lung))
+    own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None].clamp(min=0)
+    by_film = {"energy": _energy, "l1": _l1}[loss](own, inside)
+    guided, placed = _has(known.lesion), has_lungs(known.lung).flatten()
+    where = F.binary_cross_entropy_with_logits(lungs, lung, reduction="none").mean((1, 2, 3))
+    return _mean_over(by_film, guided) + _mean_over(where, placed)
+
+
+def _energy(own: Tensor, inside: Tensor) -> Tensor:
+    return 1 - (own * inside).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1e-6)
+
+
+def _l1(own: Tensor, inside: Tensor) -> Tensor:
+    peak = own.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return (own / peak - inside).abs().mean((1, 2, 3))
+
+
+def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)

@@ -1,0 +1,43 @@
+"""The map of a network whose answer is a sum over its map: nothing is estimated, it is the answer's own arithmetic."""
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
+from trustcxr.models import evidence
+from trustcxr.models.untouched import as_found
+
+
+def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """Evidence for the target at each place, as saliency (B, H, W), float32, in [0, 1]; what speaks against is 0.
+
+    Raises UserError where the answer is no sum of evidence. All else as `grad_cam`.
+    """
+    found, classes = _found(model, x, target)
+    return to_saliency(found[torch.arange(len(found), device=x.device), classes], x.shape[-2], x.shape[-1])
+
+
+def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """The same with its sign and in logits, (B, h, w), float32: it sums to the target's logit."""
+    found, classes = _found(model, x, target)
+    return found[torch.arange(len(found), device=x.device), classes]
+
+
+def check_evidence(model: nn.Module) -> None:
+    """Raises UserError unless the model's answer is a sum of evidence."""
+    if not evidence.reads_evidence(model) or not hasattr(model, "cam_layer"):
+        raise UserError("saliency method evidence is of evidence networks (evidence-33 and its like); choose a CAM")
+
+
+def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    check_images(x)
+    check_evidence(model)
+    seen: list[Tensor] = []
+    hook = model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))  # type: ignore[union-attr]
+    try:
+        with as_found(model, x.device), torch.no_grad():
+            logits = model(x)
+    finally:
+        hook.remove()
+    return evidence.per_class(model, seen[-1]).float(), target_classes(target, logits)

@@ -1,0 +1,144 @@
+"""Networks whose map is their reason: evidence for each class at each place, summed to the logits.
+
+`evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
+Bethge 2019); `evidence-full` sees the whole film from each. Every fourth pixel has a cell. A cell's evidence counts
+only as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where
+it is the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
+"""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+
+FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
+WHOLE = "full"
+STRIDE = 4  # pixels from cell to cell
+WIDTH = 48  # channels; evidence-33x96 has 96
+_FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
+_WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
+_SCALE = 16.0  # of the map: many cells are summed
+_NAME = re.compile(rf"evidence-({'|'.join(map(str, FIELDS))}|{WHOLE})(?:x(\d+))?")
+
+
+class Block(nn.Module):
+    """A 3 x 3 and a 1 x 1 convolution beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.act = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, K, h, w) -> the same shape."""
+        return self.act(features + self.body(features))
+
+
+class EvidenceNet(nn.Module):
+    """Pixels, normalised (B, 1, H, W) -> evidence (B, C, H/4, W/4) -> logits (B, C), its sum.
+
+    `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole film, which a branch of a quarter of
+    the cells brings in, and whose own mean and spread the pixels are measured by. BatchNorm alone: other layers would
+    let each cell see the whole film in training and after.
+    """
+
+    def __init__(self, classes: int, *, field: int | None = 33, width: int = WIDTH) -> None:
+        super().__init__()
+        self.field, self.num_features = field, classes
+        blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width // 2, 5, 2, 2, bias=False),
+            nn.BatchNorm2d(width // 2),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
+        self.around = _Around(width) if field is None else None
+        self.head = nn.Conv2d(width, classes + 1, 1)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 1, H, W) -> evidence (B, C, h, w), whose sum over places is the logits."""
+        if self.around is not None:
+            pixels = _standardised(pixels)
+        features = self.body(self.stem(pixels))
+        if self.around is not None:
+            features = F.relu(features + self.around(features))
+        return self.weighed(self.head(features))[0]
+
+    @staticmethod
+    def weighed(found: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head puts out (B, C + 1, h, w) -> evidence (B, C, h, w) and the gate's logits (B, 1, h, w)."""
+        evidence, gate = found[:, :-1], found[:, -1:]
+        # Evidence for all classes alike changes no answer: without it a map shows what decides between them.
+        evidence = evidence - evidence.mean(1, keepdim=True)
+        return evidence * gate.sigmoid() / _SCALE, gate
+
+    def forward_head(self, evidence: Tensor) -> Tensor:
+        """Evidence (B, C, h, w) -> logits (B, C)."""
+        return evidence.sum((2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 1, H, W) -> logits (B, C)."""
+        return self.forward_head(self.forward_features(pixels))
+
+
+class _Around(nn.Module):
+    """What the whole film adds at each place: blocks on a quarter of the cells, brought back up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()
+        )
+        self.deep = nn.Sequential(*[Block(2 * width) for _ in range(_DEEP_BLOCKS)])
+        self.up = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        found = self.up(self.deep(self.down(features)))
+        return F.interpolate(found, size=features.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _standardised(pixels: Tensor) -> Tensor:
+    centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
+    return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.01).sqrt()
+
+
+def known(name: str) -> bool:
+    """Whether this is the name of an evidence network."""
+    return _NAME.fullmatch(name) is not None
+
+
+def named(name: str, classes: int) -> EvidenceNet:
+    """An untrained network by its name, such as evidence-33 or evidence-fullx96; UserError for any other name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UserError(
+            f"'{name}' is no evidence network: evidence-N with N of {', '.join(map(str, FIELDS))} or {WHOLE}"
+        )
+    field, width = found.groups()
+    return EvidenceNet(classes, field=None if field == WHOLE else int(field), width=int(width or WIDTH))
+
+
+def reads_evidence(model: nn.Module) -> bool:
+    """Whether a model's answer is a sum of evidence: an evidence network, or several of one shape side by side."""
+    nets = [getattr(model, "net", model)]
+    nets = list(getattr(nets[0], "nets", nets))
+    return all(isinstance(net, EvidenceNet) for net in nets)
+
+
+def per_class(model: nn.Module, features: Tensor) -> Tensor:
+    """What passes `cam_layer` of such a model -> evidence (B, C, h, w), the mean of networks side by side."""
+    nets = getattr(getattr(model, "net", model), "nets", [None])
+    return torch.stack(features.chunk(len(nets), 1)).mean(0)

@@ -1,0 +1,237 @@
+"""Networks whose map is their reason, and lesion masks in their training."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trustcxr import explain, models
+from trustcxr.data import lesions
+from trustcxr.defences import lesion_losses
+from trustcxr.defences.lesion_losses import Known
+from trustcxr.errors import UserError
+from trustcxr.explain.contract import to_saliency
+from trustcxr.explain.evidence import evidence_map, signed_evidence
+from trustcxr.models import evidence
+from trustcxr.models.evidence import EvidenceNet
+from trustcxr.recipes.run import RunRecipe
+
+SIZE = 64
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def _model(name: str) -> models.Classifier:
+    torch.manual_seed(0)
+    return models.build(name, classes=3).eval()
+
+
+@pytest.mark.parametrize("name", ["evidence-17", "evidence-33x16", "evidence-full", "evidence-17+evidence-25"])
+def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
+    model, seen = _model(name), []
+    model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    logits = model(images)
+    found = evidence.per_class(model, seen[0])
+    assert found.shape == (3, 3, SIZE // evidence.STRIDE, SIZE // evidence.STRIDE)
+    assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
+    assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
+
+
+@pytest.mark.parametrize("field", evidence.FIELDS)
+def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
+    net = EvidenceNet(2, field=field, width=8).double().eval()
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.ReLU):  # a path that is shut on this image would make the field look smaller
+            module.forward = lambda x: x  # type: ignore[method-assign]
+    image = torch.rand(1, 1, 96, 96, dtype=torch.float64, requires_grad=True)
+    net.forward_features(image)[0, 0, 12, 12].backward()
+    assert image.grad is not None
+    rows, columns = image.grad[0, 0].nonzero().unbind(1)
+    assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == field
+
+
+def test_the_whole_film_is_seen_by_each_cell_of_the_full_one() -> None:
+    image = torch.rand(1, 1, SIZE, SIZE, requires_grad=True)
+    _model("evidence-full").net.forward_features(image)[0, 0, 0, 0].backward()  # type: ignore[operator]
+    assert image.grad is not None
+    assert image.grad[0, 0, -4:, -4:].abs().max() > 0
+
+
+def test_names_are_read_in_any_case_and_others_refused() -> None:
+    assert models.architecture("Evidence-33x96") == "evidence-33x96"
+    assert not evidence.known("evidence-32")
+    with pytest.raises(UserError, match="evidence-33"):
+        models.architecture("evidence-32")
+    with pytest.raises(UserError, match="weights: none"):
+        models.build("evidence-33", classes=3, weights="imagenet")
+
+
+# --- lesion masks in training ----------------------------------------------------------------------------------------
+
+
+def _known(count: int = 12) -> Known:
+    """COVID-19 (0), Non-COVID (1) and Normal (2) in turn: lungs of 0.3, lesions of 0.8 in the first."""
+    lung, lesion = torch.zeros(count, 1, SIZE, SIZE), torch.zeros(count, 1, SIZE, SIZE)
+    lung[..., 10:54, 8:28] = lung[..., 10:54, 36:56] = 1
+    lesion[::3, :, 14:26, 10:22] = 1
+    pixels = torch.full((count, 1, SIZE, SIZE), 0.5) - 0.2 * lung + 0.5 * lesion
+    return Known(pixels, torch.arange(count) % 3, lung, lesion)
+
+
+def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> None:
+    known = _known(24)
+    after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    ill = known.labels == 0
+    gone = ill & (after.labels == 2)
+    assert int(gone.sum()) == 4
+    assert not after.lesion[gone].any()
+    assert after.pixels[gone].max() <= 0.5
+    edited = ill & (after.labels == 0) & (after.pixels != known.pixels).flatten(1).any(1)
+    assert int(edited.sum()) == round(lesion_losses.CONTROL * 4)
+    assert torch.equal(after.lesion[edited], known.lesion[edited])
+    assert torch.equal((after.pixels * after.lesion)[edited], (known.pixels * known.lesion)[edited])
+
+
+def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
+    known = _known(24)
+    after = lesion_losses.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
+    ill_now = (known.labels == 2) & (after.labels == 0)
+    assert int(ill_now.sum()) == 2
+    assert torch.equal(after.lesion[ill_now].flatten(1).any(1), torch.ones(2, dtype=torch.bool))
+    assert float(after.pixels[ill_now].flatten(1).amax()) > 0.75
+    others = known.labels == 1
+    assert torch.equal(after.pixels[others], known.pixels[others])
+    assert not torch.equal(known.pixels, after.pixels)
+
+
+def test_no_share_changes_nothing() -> None:
+    known = _known()
+    after = lesion_losses.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())
+    for name in ("pixels", "labels", "lesion"):
+        assert torch.equal(getattr(after, name), getattr(known, name))
+
+
+@pytest.mark.parametrize("loss", ["energy", "l1"])
+def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) -> None:
+    known = _known(3)
+    cells = SIZE // evidence.STRIDE
+    on, off = torch.full((3, 4, cells, cells), -6.0), torch.full((3, 4, cells, cells), -6.0)
+    on[:, 3] = off[:, 3] = 20 * torch.nn.functional.adaptive_avg_pool2d(known.lung, cells)[:, 0] - 10
+    on[0, 0, 4:6, 3:5] = 6.0
+    off[0, 0, 9:11, 10:12] = 6.0
+    costs = [float(lesion_losses.guidance(found, known, loss=loss)) for found in (on, off)]
+    assert costs[0] < costs[1] - 0.01
+    if loss == "energy":
+        lung = float(lesion_losses.guidance(on, Known(known.pixels, known.labels, known.lung, 0 * known.lesion)))
+        assert costs[0] == pytest.approx(lung, abs=1e-3), "all of the energy is inside"
+
+
+def test_films_without_masks_are_unguided() -> None:
+    known = _known(3)
+    nothing = Known(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
+    found = torch.randn(3, 4, 16, 16, requires_grad=True)
+    loss = lesion_losses.guidance(found, nothing)
+    loss.backward()
+    assert loss.item() == 0
+    assert found.grad is not None
+    assert not found.grad.any()
+
+
+def test_only_the_passes_of_training_are_followed() -> None:
+    net = EvidenceNet(3, field=17, width=8)
+    with lesion_losses.followed(net) as passes:
+        net(torch.rand(2, 1, 16, 16))
+        net.eval()(torch.rand(2, 1, 16, 16))
+        with torch.no_grad():
+            net.train()(torch.rand(2, 1, 16, 16))
+    net(torch.rand(2, 1, 16, 16))
+    assert [tuple(p.shape) for p in passes] == [(2, 4, 4, 4)]
+    with lesion_losses.followed(torch.nn.Identity()) as none:
+        assert none == []
+
+
+def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = None, **training: object) -> RunRecipe:
+    return RunRecipe.model_validate(
+        {
+            "model": {"name": name, "weights": "none"},
+            "defence": defence or {"name": "standard"},
+            "training": {"epochs": 1, "batch_size": 12} | training,
+            "data": {"size": 32},
+        }
+    )
+
+
+def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
+    recipe = _recipe(guidance=1.0, counterfactuals=0.3, background="emptied", defence={"name": "fgsm"})
+    assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
+    assert _recipe().name == "evidence-17x8-standard-s0"
+    assert recipe.needs_lungs
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"name": "resnet18", "guidance": 1.0}, "resnet18"),
+        ({"guidance": 1.0, "defence": {"name": "mixup"}}, "mixup"),
+        ({"counterfactuals": 0.2, "background": "crop"}, "crop"),
+    ],
+)
+def test_what_lesion_masks_cannot_do_is_refused(keys: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        _recipe(**keys)  # type: ignore[arg-type]
+
+
+def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_training(tmp_path: Path) -> None:
+    from trustcxr.data import phantom
+    from trustcxr.data.dataset import load_dataset
+    from trustcxr.evaluation import load_run
+    from trustcxr.training import fit
+
+    phantom.write(tmp_path / "films", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
+    train, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
+    inside = {}
+    for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
+        recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
+        fit(recipe, train, val, tmp_path / name)
+        model = load_run(tmp_path / name).model
+        ill = np.flatnonzero(train.masks("infection").any((1, 2)))
+        pixels = torch.from_numpy(train.batch(ill)).float() / 255
+        with torch.no_grad():
+            own = model.net.forward_features(model.normalise(pixels))  # type: ignore[operator]
+        own = own[torch.arange(len(ill)), torch.from_numpy(train.labels[ill])].clamp(min=0)
+        mask = torch.from_numpy(np.array(train.masks("infection")[ill])).float()[:, None]
+        mask = torch.nn.functional.adaptive_avg_pool2d(mask, 8)[:, 0]
+        inside[name] = float(((own * mask).sum((1, 2)) / own.sum((1, 2)).clamp(min=1e-9)).mean())
+    assert inside["guided"] > 1.5 * inside["plain"]
+
+
+def test_every_fill_is_beside_the_one_that_training_uses() -> None:
+    assert next(iter(lesions.FILLS)) == "grey"
+    assert all(a != b for a, b in pairwise(lesions.FILLS))
+
+
+# --- the map ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["evidence-17", "evidence-17+evidence-25"])
+def test_the_map_is_the_answers_own_arithmetic(name: str, images: Tensor) -> None:
+    model = _model(name).train()
+    signed = signed_evidence(model, images, 1)
+    assert model.training
+    assert torch.allclose(signed.sum((1, 2)), model.eval()(images)[:, 1], atol=1e-6)
+    shown = explain.METHODS["evidence"](model, images, 1)
+    assert shown.shape == (3, SIZE, SIZE)
+    assert torch.equal(shown, to_saliency(signed, SIZE, SIZE))
+    assert torch.equal(explain.method("evidence")(model, images), evidence_map(model, images, model(images).argmax(1)))
+
+
+def test_a_network_whose_answer_is_no_sum_of_evidence_has_no_such_map(images: Tensor) -> None:
+    with pytest.raises(UserError, match="evidence-33"):
+        evidence_map(models.build("resnet10t", classes=3), images)
