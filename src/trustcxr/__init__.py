@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from trustcxr.about import NOTICE, __version__
 from trustcxr.lazily import loader
 
-_NAMES = {"load_run": "trustcxr.evaluation.run", "load_dataset": "trustcxr.data.dataset"}
+_NAMES = {
+    "load_dataset": "trustcxr.data.dataset",
+    "load_model": "trustcxr.evaluation.given",
+    "load_run": "trustcxr.evaluation.run",
+}
 _MODULES = ("attacks", "data", "explain", "models")
 __all__ = ["NOTICE", "__version__", *sorted((*_NAMES, *_MODULES))]
 __getattr__ = loader(__name__, _NAMES, _MODULES)
@@ -16,6 +20,7 @@ __getattr__ = loader(__name__, _NAMES, _MODULES)
 if TYPE_CHECKING:
     from trustcxr import attacks, data, explain, models
     from trustcxr.data import load_dataset
+    from trustcxr.evaluation.given import load_model
     from trustcxr.evaluation.run import load_run
 
 

@@ -1,0 +1,23 @@
+"""Bring your own model: any classifier, whatever made it, as a module from pixel space to logits.
+
+`load` opens a model file, a model's own file (.pt2, TorchScript, ONNX, weights with their timm name), a function, a
+module or a table of scores. `describe_file` writes the model file's first draft for one. Nothing is unpickled, and no
+code of a file's maker runs unless it is trusted.
+"""
+
+from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.models.adapters.declaration import InputSpec, ModelFile, OutputSpec, read_model_file
+from trustcxr.models.adapters.draft import describe_file
+from trustcxr.models.adapters.loading import Given, Origin, load
+
+__all__ = [
+    "Adapted",
+    "Given",
+    "InputSpec",
+    "ModelFile",
+    "Origin",
+    "OutputSpec",
+    "describe_file",
+    "load",
+    "read_model_file",
+]

@@ -1,0 +1,180 @@
+"""A network of any making behind the door of ours: pixel space -> logits, differentiable where the network is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from trustcxr.errors import UserError
+from trustcxr.models.adapters.declaration import InputSpec, Kind, OutputSpec
+
+TINY = 1e-30  # the smallest probability whose logarithm is taken
+_SOFTMAX = {"softmax", "_softmax"}
+_SIGMOID = {"sigmoid", "expit"}
+
+
+class Adapted(nn.Module):
+    """`net` as a module from images (B, 1, H, W), float, in [0, 1], to logits (B, C).
+
+    Resizing, range, RGB and normalisation happen inside, so gradients come out in pixel space. Probabilities become
+    logits: where they were made by a softmax or sigmoid that torch can see, by what went into it; otherwise by their
+    logarithm, clamped. Of kind sigmoid the logit of each finding is that of its own probability. The last feature map
+    passes through `cam_layer`, an identity, once `find_cam_layer` has found it.
+    """
+
+    def __init__(self, net: nn.Module, taken: InputSpec, given: OutputSpec) -> None:
+        super().__init__()
+        self.net, self.taken, self.given = net, taken, given
+        self.cam_layer = nn.Identity()
+        self.cam_place: int | None = None  # which call makes the last feature map
+        scale, shift = _affine(taken)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        self.training = net.training  # of this module alone: its net's layers keep theirs
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Pixel space (B, 1, H, W) in [0, 1] -> what the network wants (B, channels, size, size)."""
+        images = resized(images, self.taken.size, self.taken.resize)
+        return images.expand(-1, self.taken.channels, -1, -1) * self.scale + self.shift
+
+    def answers(self, images: Tensor) -> Tensor:
+        """What the network itself says of images in pixel space, (B, C): logits or probabilities as declared."""
+        return self._checked(self.net(self.prepare(images)), len(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
+        given = self.prepare(images)
+        with Watch(self.cam_layer, self.cam_place) as seen:
+            answer = self.net(given)
+        before = seen.squashed.get(id(answer))
+        answer = self._checked(answer, len(images))
+        if self.given.kind == "logits":
+            return answer
+        if before is not None and before[0] == self.given.kind and before[2].shape == answer.shape:
+            return F.log_softmax(before[2].float(), 1) if self.given.kind == "probabilities" else before[2]
+        return logits_of_probabilities(answer, self.given.kind)
+
+    def find_cam_layer(self, images: Tensor) -> bool:
+        """Look where the last feature map is made, on some images; False where torch cannot see one."""
+        given = self.prepare(images)
+        with torch.no_grad(), Watch(self.cam_layer, None) as seen:
+            self.net(given)
+        self.cam_place = seen.last_map
+        return seen.last_map is not None
+
+    def _checked(self, answer: Any, count: int) -> Tensor:
+        if isinstance(answer, list | tuple) and len(answer) == 1:
+            answer = answer[0]
+        if isinstance(answer, dict) and len(answer) == 1:
+            answer = next(iter(answer.values()))
+        if not isinstance(answer, Tensor):
+            raise UserError(f"the model answers with {type(answer).__name__}, not with a tensor (B, {self._classes})")
+        if answer.ndim == 1 and self._classes == 1:
+            answer = answer[:, None]
+        if answer.ndim != 2 or answer.shape != (count, self._classes):
+            names = f"{self._classes} classes are declared"
+            raise UserError(
+                f"{names}, but the model answers {tuple(answer.shape)} for {count} images: see output.classes"
+            )
+        return answer.float()
+
+    @property
+    def _classes(self) -> int:
+        return len(self.given.classes)
+
+
+class Watch(TorchFunctionMode):
+    """Looks on while a network runs: what each softmax and sigmoid was given, and where the last feature map is made.
+
+    squashed: of each 2-D result of a softmax or sigmoid its id, the kind, itself (so that the id stays its own), and
+    what went in. last_map: the number of the last call that made a map (B, C, H, W) larger than one pixel from another.
+    """
+
+    def __init__(self, cam_layer: nn.Module, cam_place: int | None) -> None:
+        super().__init__()
+        self.cam_layer, self.cam_place = cam_layer, cam_place
+        self.squashed: dict[int, tuple[Kind, Tensor, Tensor]] = {}
+        self.last_map: int | None = None
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let the call through; note it, and pass the last feature map on through the CAM layer."""
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor):
+            return result
+        if result.ndim == 4 and result.is_floating_point() and min(result.shape[-2:]) > 1 and _has_map(args):
+            self.last_map, self.calls = self.calls, self.calls + 1
+            if self.last_map == self.cam_place:
+                return self.cam_layer(result)
+        elif result.ndim == 2 and args and isinstance(args[0], Tensor):
+            name = plain_name(func)
+            if name in _SOFTMAX or name in _SIGMOID:
+                kind: Kind = "probabilities" if name in _SOFTMAX else "sigmoid"
+                self.squashed[id(result)] = (kind, result, args[0])
+        return result
+
+
+def plain_name(func: Callable[..., Any]) -> str:
+    """The name of a torch function, whatever form it was called in: aten.softmax.int is softmax."""
+    name = str(getattr(func, "_opname", None) or getattr(func, "__name__", ""))
+    packet = getattr(func, "overloadpacket", None)
+    return str(packet.__name__) if packet is not None else name
+
+
+def _has_map(args: tuple[Any, ...]) -> bool:
+    flat = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,))]
+    return any(isinstance(a, Tensor) and a.ndim == 4 for a in flat)
+
+
+def resized(images: Tensor, size: int, how: str) -> Tensor:
+    """Images (B, 1, H, W) as squares of that side, differentiably; as they are where they have it already."""
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    if how == "pad" and height != width:
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        images = F.pad(images, (left, side - width - left, top, side - height - top))
+    if how == "crop" and height != width:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        images = images[..., top : top + side, left : left + side]
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def logits_of_probabilities(answer: Tensor, kind: Kind) -> Tensor:
+    """Logits (B, C) of probabilities (B, C), which are kept from 0 (and, of sigmoids, from 1) so that logs exist."""
+    if kind == "probabilities":
+        return answer.clamp(min=TINY).log()
+    half = torch.finfo(answer.dtype).eps / 2
+    return answer.clamp(TINY, 1 - half).log() - (1 - answer.clamp(max=1 - half)).log()
+
+
+def saturation(answer: Tensor, kind: Kind) -> float:
+    """Share of answers (B, C) so near 0 or 1 that their logarithm says nothing more; 0 for logits."""
+    if kind == "logits" or not len(answer):
+        return 0.0
+    full = (answer <= TINY) | (answer >= 1 - torch.finfo(answer.dtype).eps / 2)
+    return float(full.any(1).float().mean() if kind == "probabilities" else full.float().mean())
+
+
+def _affine(taken: InputSpec) -> tuple[Tensor, Tensor]:
+    """What an image in [0, 1] is multiplied by, and what is added, each (1, channels, 1, 1)."""
+    low, high = taken.range
+    span = high - low
+    mean = torch.tensor(taken.mean or (0.0,), dtype=torch.float64)
+    std = torch.tensor(taken.std or (1.0,), dtype=torch.float64)
+    unit = span if taken.std else 1.0  # of the std, in units of the range
+    scale = span / (std * unit)
+    shift = -mean * span / (std * unit) if taken.mean else low / (std * unit)
+    parts = torch.broadcast_tensors(scale, shift, torch.empty(taken.channels))[:2]
+    return parts[0].float().reshape(1, -1, 1, 1).clone(), parts[1].float().reshape(1, -1, 1, 1).clone()

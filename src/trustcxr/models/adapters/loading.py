@@ -1,0 +1,194 @@
+"""Any model, loaded: a model file, a file of one of the known kinds, a module or a function -> `Given`."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.models.adapters.declaration import InputSpec, Kind, ModelFile, OutputSpec, check, read_model_file
+from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, InBatches, from_object, open_source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES = (".csv", ".parquet")
+_PROBES = 2  # images that conversions are compared on
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was given: kind, file and its checksum, whether gradients are its own, and what is worth saying."""
+
+    kind: str
+    path: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    parameters: int | None = None
+    gradients: Gradients = "own"
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in audit.json under `model`."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+
+@dataclass
+class Given:
+    """A model that somebody gave us, as evaluation and explanation take it.
+
+    model: pixel space -> logits, in evaluation mode; None where only its scores were given, in `predictions` (columns
+    sample_id and logits). kind: what the logits are of; of "sigmoid" one a finding, judged at `thresholds`.
+    """
+
+    model: Adapted | None
+    classes: tuple[str, ...]
+    size: int
+    name: str
+    origin: Origin
+    input: InputSpec
+    output: OutputSpec
+    predictions: "pd.DataFrame | None" = None
+    metrics: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device("cpu") if self.model is None else self.model.scale.device
+
+    @property
+    def kind(self) -> Kind:
+        """logits, probabilities or sigmoid, as declared."""
+        return self.output.kind
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """The operating point of each finding, as a probability; None where the answer is the highest class."""
+        return self.output.operating_points
+
+
+def load(
+    model: str | Path | nn.Module | Callable[..., Any],
+    *,
+    classes: Sequence[str] | None = None,
+    output: Kind = "logits",
+    thresholds: Sequence[float] | None = None,
+    timm: str | None = None,
+    name: str | None = None,
+    trust_code: bool = False,
+    on: torch.device | str | None = None,
+    **taken: Any,
+) -> Given:
+    """A model from a model file (.yaml), a model's own file, "module:function", a module or a function.
+
+    `classes` in the order of the outputs, `output` (logits, probabilities, sigmoid), `thresholds`, `timm` (the network
+    of a weight file) and `taken` (size, channels, range, mean, std, resize) are what a model file says, and are refused
+    beside one. `trust_code` lets a file run code of its maker's. `on` is the device.
+    Raises UserError, in one line, for whatever cannot be loaded; nothing that was not trusted is run.
+    """
+    if isinstance(model, str | Path) and Path(model).suffix in (".yaml", ".yml"):
+        if classes is not None or thresholds is not None or timm or taken or output != "logits":
+            raise UserError(f"{model}: a model file says all this itself; change it there")
+        declared = read_model_file(Path(model))
+        return _opened(declared.model_copy(update={"name": name or declared.name or Path(model).stem}), trust_code, on)
+    where = f"load_model({model if isinstance(model, str | Path) else type(model).__name__})"
+    if classes is None:
+        raise UserError(f"{where}: say its classes, in the order of its outputs: classes=[...]")
+    said: dict[str, Any] = {"kind": output, "classes": list(classes), "thresholds": thresholds and list(thresholds)}
+    parts = {"input": taken, "output": said, "timm": timm, "name": name}
+    if isinstance(model, str | Path):
+        declared = check(ModelFile, _source(str(model)) | parts, where)
+        return _opened(declared, trust_code, on)
+    declared = check(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
+    found = from_object(model, where)
+    return _given(declared, found, Origin("python"), on)
+
+
+def _source(model: str) -> dict[str, str]:
+    """Which key of a model file this is."""
+    path = Path(model)
+    if path.suffix in TABLES:
+        return {"predictions": model}
+    if path.suffix not in SUFFIXES and not path.exists() and ":" in model:
+        return {"python": model}
+    return {"source": model}
+
+
+def _opened(declared: ModelFile, trust_code: bool, on: torch.device | str | None) -> Given:
+    if declared.predictions:
+        return _table(declared)
+    taken = declared.input
+    probe = torch.rand((_PROBES, 1, taken.size, taken.size), generator=torch.Generator().manual_seed(0))
+    probe = Adapted(nn.Identity(), taken, declared.output).prepare(probe)
+    found = open_source(declared, probe, trust_code=trust_code)
+    return _given(declared, found, _origin(declared, found.kind), on)
+
+
+def _table(declared: ModelFile) -> Given:
+    from trustcxr.models.adapters.scores import read_scores
+
+    path = Path(str(declared.predictions))
+    table = read_scores(path, declared.output)
+    notes = ("only its scores were given: nothing was attacked, corrupted or explained",)
+    origin = Origin("predictions", str(path), *_checksum(path), gradients="none", notes=notes)
+    given = declared.output
+    return Given(
+        None, given.classes, declared.input.size, declared.name or path.stem, origin, declared.input, given, table
+    )
+
+
+def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device | str | None) -> Given:
+    net = found.net if found.batch is None else InBatches(found.net, found.batch)
+    model = Adapted(net, declared.input, declared.output).eval()
+    if on is not None and found.kind != "ONNX":
+        model = model.to(on)
+    gradients, notes = found.gradients, list(found.notes)
+    if gradients != "none" and not _tried(model, declared, origin):
+        gradients = "none"
+        notes.append("no gradients: its answers do not depend on the image in a way that torch can follow")
+    weights = sum(p.numel() for p in [*model.parameters(), *net.buffers()])
+    origin = Origin(origin.kind, origin.path, origin.sha256, origin.bytes, weights or None, gradients, tuple(notes))
+    name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
+    return Given(model, declared.output.classes, declared.input.size, name, origin, declared.input, declared.output)
+
+
+def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
+    """Run it once on two grey images: whether a gradient comes back. UserError where it does not take them."""
+    size = declared.input.size
+    images = torch.rand((_PROBES, 1, size, size), generator=torch.Generator().manual_seed(0)).to(model.scale.device)
+    try:
+        with torch.enable_grad():
+            logits = model(images.requires_grad_(True))
+        model.find_cam_layer(images.detach())
+    except UserError as problem:
+        raise UserError(f"{origin.path or declared.python}: {problem}") from None
+    except Exception as problem:  # whatever a foreign forward pass raises
+        why = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+        raise UserError(
+            f"{origin.path or declared.python}: it does not take images of {declared.input.channels} channels and "
+            f"{size} pixels ({why}): see input.size and input.channels"
+        ) from None
+    return bool(logits.requires_grad)
+
+
+def _origin(declared: ModelFile, kind: str) -> Origin:
+    if declared.source is None:
+        return Origin(kind, declared.python)
+    return Origin(kind, declared.source, *_checksum(Path(declared.source)))
+
+
+def _checksum(path: Path) -> tuple[str, int]:
+    """SHA-256 of a file, and its bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+
+
+def probe_images(given: Given, count: int, *, seed: int = 0) -> Tensor:
+    """Images (count, 1, size, size) of noise, where no films are at hand."""
+    return torch.rand((count, 1, given.size, given.size), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,184 @@
+"""From what a model file names to a network: each kind of file, weights of a timm network, a function of one's own."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.models.adapters.declaration import ModelFile
+
+Gradients = Literal["own", "converted", "none"]
+SUFFIXES = (".pt2", ".pt", ".onnx", ".safetensors", ".pth")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network and how it was had.
+
+    kind: "torch.export", "TorchScript", "ONNX", "weights", "python". gradients: "own", "converted" (a stand-in that
+    answers alike has them) or "none". batch: the one size of batch that it takes, None for any.
+    """
+
+    net: nn.Module
+    kind: str
+    gradients: Gradients = "own"
+    batch: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Found:
+    """The network that a model file names. `probe` are images as it wants them, to compare conversions on.
+
+    Raises UserError for a file that is not sound, is of no known kind, or could run code that was not trusted.
+    """
+    if declared.python:
+        return _python(declared.python, trust_code)
+    path = Path(str(declared.source))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give one that ends in {', '.join(SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: {unknown('kind of model file', path.suffix, SUFFIXES)}")
+    if declared.timm:
+        return _weights(path, declared)
+    readers: dict[str, Callable[[Path, Tensor, bool], Found]] = {".pt2": _exported, ".pt": _scripted, ".onnx": _onnx}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: weights alone; say which network they are of with timm: NAME")
+    return readers[path.suffix](path, probe, trust_code)
+
+
+def _exported(path: Path, probe: Tensor, trust_code: bool) -> Found:
+    from trustcxr.models.adapters.exported import ExportedNet
+
+    net = ExportedNet(path)
+    return Found(net, "torch.export", batch=net.batch)
+
+
+def _scripted(path: Path, probe: Tensor, trust_code: bool) -> Found:
+    from trustcxr.models.adapters import torchscript
+
+    if not torchscript.is_torchscript(path):
+        raise UserError(f"{path}: not TorchScript; if it holds weights alone, say of which network with timm: NAME")
+    if trust_code:
+        return Found(torchscript.trusted(path), "TorchScript", notes=("its code was trusted and not looked at",))
+    net = torchscript.ScriptedNet(path)
+    notes = () if net.compare(probe) else ("its inside cannot be followed, so stopped gradients in it stay stopped",)
+    return Found(net, "TorchScript", notes=notes)
+
+
+def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
+    from trustcxr.models.adapters.onnx_files import load_onnx
+
+    net, batch, why = load_onnx(path, probe)
+    if why is None:
+        return Found(net, "ONNX", "converted", batch)
+    return Found(net, "ONNX", "none", batch, (f"no gradients: {why}; attacks without gradients alone",))
+
+
+def _weights(path: Path, declared: ModelFile) -> Found:
+    import timm
+
+    from trustcxr.models.adapters.weight_files import read_tensors
+    from trustcxr.models.zoo import architecture
+
+    name = architecture(str(declared.timm))
+    net = timm.create_model(name, num_classes=len(declared.output.classes), in_chans=declared.input.channels)
+    state = read_tensors(path)
+    own = net.state_dict()
+    missing = [k for k in own if k not in state and "num_batches_tracked" not in k]
+    alien = [k for k in state if k not in own or state[k].shape != own[k].shape]
+    if missing or alien:
+        first = (alien + missing)[0]
+        shapes = (
+            f" of {tuple(state[first].shape)}, the network's is {tuple(own[first].shape)}"
+            if first in state and first in own
+            else ""
+        )
+        raise UserError(
+            f"{path}: not the weights of {name} with {len(declared.output.classes)} classes and "
+            f"{declared.input.channels} channels: {len(missing)} missing, {len(alien)} that do not fit "
+            f"(first: {first}{shapes})"
+        )
+    net.load_state_dict(state, strict=False)
+    return Found(net, "weights")
+
+
+def _python(target: str, trust_code: bool) -> Found:
+    if not trust_code:
+        raise UserError(
+            f"python: {target} runs code of somebody's: give --trust-code (trust_code=True) if you trust it"
+        )
+    module_name, _, attribute = target.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        made: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+    except (ImportError, AttributeError) as problem:
+        raise UserError(f"python: {target} cannot be had ({problem})") from None
+    if inspect.isclass(made) or (callable(made) and not isinstance(made, nn.Module) and _takes_nothing(made)):
+        made = made()
+    return from_object(made, target)
+
+
+def from_object(made: Any, name: str) -> Found:
+    """A module, or a function from images (B, C, H, W) as it wants them to scores (B, classes), as a network."""
+    if isinstance(made, nn.Module):
+        training = [m for m in made.modules() if m.training and next(m.children(), None) is None]
+        note = "it was in training mode, and is examined in evaluation mode"
+        return Found(made, "python", notes=(note,) if training else ())
+    if not callable(made):
+        raise UserError(f"{name} is {type(made).__name__}: give a torch module, or a function from images to scores")
+    return Found(FunctionNet(made), "python")
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        taken = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not inspect.Parameter.empty or p.kind in named for p in taken)
+
+
+class FunctionNet(nn.Module):
+    """A function from images to scores, which may be of numpy, as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the function wants them -> its scores as a tensor."""
+        try:
+            scores = self.function(images)
+        except RuntimeError:
+            if not images.requires_grad:
+                raise
+            scores = self.function(images.detach())  # one of numpy, which takes no tensor that is followed
+        return scores if isinstance(scores, Tensor) else torch.as_tensor(np.asarray(scores)).to(images)
+
+
+class InBatches(nn.Module):
+    """A net that takes one size of batch alone, for any: the last batch is filled up with its last image."""
+
+    def __init__(self, net: nn.Module, size: int) -> None:
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, ...) -> the net's answers (B, ...)."""
+        answers = []
+        for part in images.split(self.size):
+            filled = torch.cat([part, part[-1:].expand(self.size - len(part), -1, -1, -1)])
+            answer = self.net(filled)
+            answers.append((answer[0] if isinstance(answer, tuple | list) else answer)[: len(part)])
+        return torch.cat(answers)

@@ -1,0 +1,60 @@
+"""Weights in a file, read as tensors alone: safetensors, or a table of tensors that torch saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trustcxr.errors import UserError
+from trustcxr.models.adapters.archives import Archive, check_pickle
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name. A `state_dict` or `model` around them is taken off, and what DataParallel puts before names.
+
+    Raises UserError for a file that holds anything but tensors, or tensors that are not in it. No code is run.
+    """
+    try:
+        state: Any = _safetensors(path) if path.suffix == ".safetensors" else _saved(path)
+    except UserError:
+        raise
+    except Exception as problem:  # torch and safetensors raise many kinds
+        raise UserError(
+            f"{path}: cannot be read as tensors alone ({type(problem).__name__}); nothing in it was run"
+        ) from None
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: expected a table of tensors by name, found something else")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The words that a safetensors file carries about itself."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(path.stat().st_size, 100 * 2**20):
+                return {}
+            header = json.loads(file.read(length))
+    except (OSError, ValueError):
+        return {}
+    found = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _saved(path: Path) -> Any:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise UserError(f"{path}: not an archive that torch 1.6 or newer wrote; save the weights as .safetensors")
+    check_pickle(Archive(path), "data.pkl", tensors="data")
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,356 @@
+"""Any model can be loaded: the same logits as the plain network, in pixel space, with a gradient."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from foreign_models import (
+    CLASSES,
+    FORMATS,
+    IMAGENET,
+    SIDE,
+    DropoutLeftOn,
+    Probabilities,
+    Sigmoids,
+    densenet121,
+    exported,
+    normalised,
+    onnx,
+    resnet18,
+    scores,
+    small,
+    traced,
+)
+from trustcxr.data.phantom import render
+from trustcxr.errors import UserError
+from trustcxr.models import adapters
+from trustcxr.models.adapters import load
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def films() -> Tensor:
+    """Synthetic films (3, 1, SIDE, SIDE) in [0, 1]."""
+    drawn = [render(kind, seed=k, size=SIDE).image for k, kind in enumerate(CLASSES)]
+    return torch.from_numpy(np.stack(drawn)).float()[:, None].div(255)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return small()
+
+
+def gradient(model: nn.Module, images: Tensor) -> Tensor:
+    leaf = images.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(model(leaf).square().sum(), leaf)
+    return found
+
+
+def same_as_the_plain_network(model: nn.Module, net: nn.Module, films: Tensor) -> None:
+    wanted = net(normalised(films)).detach()
+    assert torch.allclose(model(films), wanted, atol=1e-4, rtol=1e-4)
+    leaf = films.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(net(normalised(leaf)).square().sum(), leaf)
+    assert torch.allclose(gradient(model, films), slope, atol=1e-3 * float(slope.abs().max()))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_has_the_logits_and_gradients_of_the_plain_network(
+    form: str, net: nn.Module, films: Tensor, tmp_path: Path
+) -> None:
+    write, name = FORMATS[form]
+    given = load(write(net, tmp_path / name), classes=CLASSES, **IMAGENET)
+    same_as_the_plain_network(given.model, net, films)
+    assert given.classes == CLASSES
+    assert given.size == SIDE
+    assert len(given.origin.sha256) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [resnet18, densenet121])
+@pytest.mark.parametrize("form", FORMATS)
+def test_networks_of_torchvision_and_timm_in_every_format(
+    form: str, make: Callable[[], nn.Module], films: Tensor, tmp_path: Path
+) -> None:
+    net = make()
+    write, name = FORMATS[form]
+    same_as_the_plain_network(load(write(net, tmp_path / name), classes=CLASSES, **IMAGENET).model, net, films)
+
+
+def test_weights_with_the_name_of_their_network(films: Tensor, tmp_path: Path) -> None:
+    import timm
+
+    net = timm.create_model("test_resnet", num_classes=3, in_chans=3).eval()
+    save_file(net.state_dict(), tmp_path / "m.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "m.pth")
+    for name in ("m.safetensors", "m.pth"):
+        given = load(tmp_path / name, timm="test_resnet", classes=CLASSES, **IMAGENET)
+        same_as_the_plain_network(given.model, net, films)
+    with pytest.raises(UserError, match="say which network they are of with timm"):
+        load(tmp_path / "m.pth", classes=CLASSES)
+    with pytest.raises(UserError, match=r"not the weights of test_resnet with 4 classes.*of \(3, "):
+        load(tmp_path / "m.pth", timm="test_resnet", classes=[*CLASSES, "other"], **IMAGENET)
+
+
+def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn.Module, films: Tensor) -> None:
+    with pytest.raises(UserError, match="--trust-code"):
+        load("foreign_models:a_network", classes=CLASSES, **IMAGENET)
+    given = load("foreign_models:a_network", classes=CLASSES, trust_code=True, **IMAGENET)
+    same_as_the_plain_network(given.model, net, films)
+    with pytest.raises(UserError, match="cannot be had"):
+        load("foreign_models:no_network", classes=CLASSES, trust_code=True)
+
+
+def test_a_function_of_numpy_has_no_gradients_and_says_so(films: Tensor) -> None:
+    given = load(scores, classes=CLASSES, channels=3, size=SIDE)
+    assert given.origin.gradients == "none"
+    assert torch.allclose(given.model(films), films.mean((2, 3)).expand(-1, 3))
+
+
+@pytest.mark.parametrize(
+    ("span", "scale", "shift"), [((0, 255), 255, 0), ((-1024, 1024), 2048, -1024), ((-1, 1), 2, -1)]
+)
+def test_the_range_that_the_model_wants_is_made_inside(
+    span: tuple[float, float], scale: float, shift: float, net: nn.Module, films: Tensor
+) -> None:
+    given = load(net, classes=CLASSES, size=SIDE, channels=3, range=span)
+    assert torch.allclose(given.model(films), net(films.repeat(1, 3, 1, 1) * scale + shift), atol=1e-3)
+
+
+def test_probabilities_become_logits_by_what_went_into_the_softmax(
+    net: nn.Module, films: Tensor, tmp_path: Path
+) -> None:
+    wanted = net(normalised(films)).log_softmax(1)
+    for given in (
+        load(Probabilities(net).eval(), output="probabilities", classes=CLASSES, **IMAGENET),
+        load(traced(Probabilities(net).eval(), tmp_path / "m.pt"), output="probabilities", classes=CLASSES, **IMAGENET),
+        load(onnx(Probabilities(net).eval(), tmp_path / "m.onnx"), output="probabilities", classes=CLASSES, **IMAGENET),
+    ):
+        assert torch.allclose(given.model(films), wanted, atol=1e-4)
+        assert torch.allclose(given.model.answers(films).sum(1), torch.ones(3))
+
+
+def test_a_softmax_that_rounds_to_one_still_has_its_logits_and_a_gradient(net: nn.Module, films: Tensor) -> None:
+    class Sure(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (net(images) * 1000).softmax(1)
+
+    given = load(Sure(), output="probabilities", classes=CLASSES, **IMAGENET)
+    assert torch.allclose(given.model(films), (1000 * net(normalised(films))).log_softmax(1), rtol=1e-3)
+    assert bool((gradient(given.model, films).flatten(1).abs().amax(1) > 0).all())
+
+
+def test_fourteen_sigmoids_become_fourteen_logits_with_their_operating_points(films: Tensor) -> None:
+    findings, net = [f"finding {n}" for n in range(14)], small(14)
+    given = load(Sigmoids(net).eval(), output="sigmoid", classes=findings, thresholds=[0.3], **IMAGENET)
+    assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
+    assert given.thresholds == (0.3,) * 14
+    one = load(lambda x: torch.sigmoid(x.mean((1, 2, 3))), output="sigmoid", classes=["pneumonia"], size=SIDE)
+    assert torch.allclose(one.model(films)[:, 0], films.mean((1, 2, 3)), atol=1e-4)
+
+
+def test_sigmoids_that_torch_cannot_see_into_are_taken_by_their_logarithm(films: Tensor) -> None:
+    given = load(lambda x: x.mean((2, 3)).numpy(), output="sigmoid", classes=["a", "b", "c"], size=SIDE, channels=3)
+    assert torch.allclose(torch.sigmoid(given.model(films)), films.mean((2, 3)).expand(-1, 3), atol=1e-6)
+
+
+def test_a_model_that_takes_one_size_of_batch_takes_any(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+    fixed = torch.export.export(net, (torch.randn(2, 3, SIDE, SIDE),))
+    torch.export.save(fixed, tmp_path / "m.pt2")
+    torch.onnx.export(net, (torch.randn(2, 3, SIDE, SIDE),), tmp_path / "m.onnx", dynamo=False)
+    for name in ("m.pt2", "m.onnx"):
+        same_as_the_plain_network(load(tmp_path / name, classes=CLASSES, **IMAGENET).model, net, films)
+
+
+def test_onnx_that_is_not_converted_answers_without_gradients(
+    net: nn.Module, films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trustcxr.models.adapters import onnx_operators
+
+    path = onnx(net, tmp_path / "m.onnx")
+    monkeypatch.delitem(onnx_operators.OPERATORS, "Relu")
+    given = load(path, classes=CLASSES, **IMAGENET)
+    assert given.origin.gradients == "none"
+    assert "operator Relu" in given.origin.notes[0]
+    assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
+    monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda i, a: i[0].abs())
+    assert "answers otherwise" in load(path, classes=CLASSES, **IMAGENET).origin.notes[0]
+
+
+def test_films_of_another_size_are_resized_inside_with_a_gradient(net: nn.Module) -> None:
+    images = torch.rand(2, 1, 40, 48, requires_grad=True)
+    for how, cut in (("squeeze", images), ("crop", images[..., 4:44])):
+        given = load(net, classes=CLASSES, resize=how, **IMAGENET)
+        small = nn.functional.interpolate(cut, (SIDE, SIDE), mode="bilinear", antialias=True)
+        assert torch.allclose(given.model(images), net(normalised(small)), atol=1e-3)
+    padded = load(net, classes=CLASSES, resize="pad", **IMAGENET).model.prepare(images)
+    assert float(padded[..., 0, :].std()) < 0.3  # black above and below
+    load(net, classes=CLASSES, **IMAGENET).model(images).sum().backward()
+    assert bool((images.grad != 0).any())
+
+
+def test_saliency_reads_the_last_feature_map_of_any_model(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+    from trustcxr.explain import grad_cam
+
+    maps = [
+        grad_cam(load(source, classes=CLASSES, **IMAGENET).model, films, 0)
+        for source in (net, exported(net, tmp_path / "m.pt2"), traced(net, tmp_path / "m.pt"))
+    ]
+    assert float(maps[0].amax()) == pytest.approx(1)
+    assert all(torch.allclose(found, maps[0], atol=1e-3) for found in maps[1:])
+
+
+def test_a_network_left_in_training_mode_is_put_into_evaluation_mode(net: nn.Module, films: Tensor) -> None:
+    given = load(net.train(), classes=CLASSES, **IMAGENET)
+    assert torch.equal(given.model(films), given.model(films))
+    assert "training mode" in given.origin.notes[0]
+    restless = load(DropoutLeftOn(net).eval(), classes=CLASSES, **IMAGENET)
+    assert not torch.equal(restless.model(films), restless.model(films))
+
+
+def test_a_table_of_scores_needs_no_model(tmp_path: Path) -> None:
+    table = pd.DataFrame({"image": ["a", "b"], "COVID-19": [0.7, 0.1], "Non-COVID": [0.2, 0.1], "Normal": [0.1, 0.8]})
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    given = load(tmp_path / "scores.csv", output="probabilities", classes=CLASSES)
+    assert given.model is None
+    assert list(given.predictions["sample_id"]) == ["a", "b"]
+    assert np.allclose(np.exp(np.stack(given.predictions["logits"])), table[list(CLASSES)])
+    for change, error in (
+        ({"image": ["a", "a"]}, "a is there twice"),
+        ({"Normal": [0.1, np.nan]}, "the score of b is missing"),
+        ({"Normal": [0.1, "high"]}, "not a number"),
+        ({"Normal": [0.9, 0.8]}, "sum to 1.8"),
+        ({"Normal": [5.0, 0.8]}, "declare output.kind: logits"),
+    ):
+        table.assign(**change).to_csv(tmp_path / "wrong.csv", index=False)
+        with pytest.raises(UserError, match=error):
+            load(tmp_path / "wrong.csv", output="probabilities", classes=CLASSES)
+
+
+def test_a_model_file_says_it_all(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+    exported(net, tmp_path / "m.pt2")
+    text = {"source": "m.pt2", "input": IMAGENET, "output": {"kind": "logits", "classes": list(CLASSES)}}
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(str(text).replace("(", "[").replace(")", "]"))))
+    given = load(path)
+    assert given.name == "model"
+    same_as_the_plain_network(given.model, net, films)
+    with pytest.raises(UserError, match="a model file says all this itself"):
+        load(path, classes=CLASSES)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"sourze": "m.pt2"}, "unknown key 'sourze': did you mean source"),
+    ({"input": {"chanels": 3}}, r"unknown key 'input.chanels': did you mean channels"),
+    ({"input": {"resize": "sqeeze"}}, r"input.resize 'sqeeze': did you mean squeeze"),
+    ({"input": {"range": [1, 1]}}, "key 'input': range"),
+    ({"input": {"mean": [0.1, 0.2]}}, "mean has 2 numbers"),
+    ({"input": {"std": 0}}, "std must be above 0"),
+    ({"input": {"size": "big"}}, r"key 'input.size'"),
+    ({"output": {"classes": ["a", "b"], "kind": "softmax"}}, "output.kind 'softmax'"),
+    ({"output": {"classes": ["a", "a"]}}, "class 'a' is there twice"),
+    ({"output": {"classes": ["a"]}}, "one finding is of kind sigmoid"),
+    ({"output": {"classes": ["a", "b"], "thresholds": [0.5]}}, "thresholds are of kind sigmoid"),
+    ({"output": {"classes": ["a", "b"], "kind": "sigmoid", "thresholds": [0.5] * 3}}, "3 thresholds for 2"),
+    ({"output": {}}, r"key 'output.classes'"),
+    ({"python": "a:b"}, "give one of source, python and predictions, not source and python"),
+    ({"source": "nothing.pt2"}, "no such file"),
+    ({"source": "model.yaml"}, "unknown kind of model file"),
+]
+
+
+@pytest.mark.parametrize(("change", "error"), WRONG, ids=[error[:24] for _, error in WRONG])
+def test_a_wrong_model_file_names_file_and_key(change: dict[str, Any], error: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump({"source": "m.pt2", "output": {"classes": ["a", "b"]}} | change))
+    with pytest.raises(UserError, match=error) as caught:
+        load(path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_of_classes_is_checked(net: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"2 classes are declared, but the model answers \(2, 3\)"):
+        load(net, classes=["a", "b"], **IMAGENET)
+    with pytest.raises(UserError, match="say its classes"):
+        load(net)
+
+
+DRAFTS: list[tuple[Callable[..., Path], str, dict[str, Any]]] = [
+    (exported, "m.pt2", {"size": SIDE, "channels": 3}),
+    (traced, "m.pt", {"channels": 3}),
+    (onnx, "m.onnx", {"size": SIDE, "channels": 3}),
+]
+
+
+@pytest.mark.parametrize(("write", "name", "known"), DRAFTS, ids=["export", "torchscript", "onnx"])
+def test_a_draft_says_what_the_file_shows_and_asks_for_the_rest(
+    write: Callable[..., Path], name: str, known: dict[str, Any], net: nn.Module, tmp_path: Path
+) -> None:
+    text = adapters.describe_file(write(Probabilities(net).eval(), tmp_path / name))
+    draft = yaml.safe_load(text)
+    assert draft["source"] == name
+    assert draft["input"].items() >= known.items()
+    assert draft["output"]["kind"] == "probabilities"
+    assert len(draft["output"]["classes"]) == 3
+    assert "# ?" in text
+    (tmp_path / "model.yaml").write_text(text)
+    assert load(tmp_path / "model.yaml").kind == "probabilities"
+
+
+def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Path) -> None:
+    import onnx as library
+
+    path = onnx(net, tmp_path / "m.onnx")
+    model = library.load(path)
+    library.helper.set_model_props(model, {"names": "{0: 'COVID-19', 1: 'Non-COVID', 2: 'Normal'}", "author": "x"})
+    library.save(model, path)
+    text = adapters.describe_file(path)
+    assert yaml.safe_load(text)["output"]["classes"] == list(CLASSES)
+    assert "says of itself author: x" in text
+
+
+def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
+    import timm
+
+    net = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+    save_file(net.state_dict(), tmp_path / "m.safetensors")
+    text = adapters.describe_file(tmp_path / "m.safetensors")
+    assert "timm:  # ? which timm architecture" in text
+    assert yaml.safe_load(text)["input"]["channels"] == 1
+    pd.DataFrame({"image": ["a"], "x": [0.2], "y": [0.8]}).to_csv(tmp_path / "s.csv", index=False)
+    assert yaml.safe_load(adapters.describe_file(tmp_path / "s.csv"))["output"]["classes"] == ["x", "y"]
+
+
+def test_load_model_takes_a_run_too(tmp_path: Path) -> None:
+    import trustcxr as tx
+    from small_runs import make_films, recipe
+    from trustcxr.training import fit
+
+    train, val = make_films(tmp_path)
+    fit(recipe(epochs=1), train, val, tmp_path / "run")
+    assert type(tx.load_model(tmp_path / "run")).__name__ == "Run"
+    with pytest.raises(UserError, match="a run says all this itself; leave out size"):
+        tx.load_model(tmp_path / "run", size=64)
+    given = tx.load_model(nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
+    assert given.model(torch.zeros(2, 1, 8, 8)).shape == (2, 64)
+    assert given.device == given.model.scale.device
+
+
+@pytest.mark.slow
+def test_the_densenet_of_torchxrayvision(films: Tensor) -> None:
+    xrv = pytest.importorskip("torchxrayvision")
+    net = xrv.models.DenseNet(num_classes=18, in_channels=1).eval()
+    findings = [f"finding {n}" for n in range(18)]
+    given = load(net, classes=findings, size=224, range=(-1024, 1024), output="logits")
+    images = nn.functional.interpolate(films, 224)
+    assert torch.allclose(given.model(images), net(images * 2048 - 1024), atol=1e-3)
