@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write one JSON document; NaN becomes null, so that any reader takes it."""
+    """Write one JSON document, typed or plain; NaN becomes null, so that any reader takes it."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(content), encoding="utf-8")
 
@@ -39,6 +39,8 @@ def to_json(content: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "plain"):  # a document
+        return _plain(value.plain())
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
