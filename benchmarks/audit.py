@@ -61,7 +61,7 @@ def measure(root: Path, limit: int, workers: int) -> None:
     get_reusable_executor().shutdown(wait=True)  # the time and memory of workers are known once they have ended
     clock.lap("reading every file")
     digests = [d if isinstance(d, str) else None for d in scan.files["pixels"]]
-    pairs = duplicates.find_duplicates(digests, scan.hashes, scan.thumbs)
+    pairs = duplicates.find_duplicates(digests, scan.thumbs, scan.trimmed)
     clock.lap("duplicates")
     probes = confounds.run_probes(manifest, scan)
     clock.lap("confounds")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import trustcxr as tx
-from trustcxr.data.auditing import confounds, duplicates
+from trustcxr.data.auditing import confounds
 from trustcxr.data.auditing.audit import Audit, audit
 from trustcxr.data.auditing.scan import scan
 from trustcxr.data.layouts import read_manifest
@@ -23,6 +23,12 @@ from trustcxr.data.phantom import anatomy, writing
 from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
 
+# Pairs of covidqu-mini that are one film, cropped by a little: looked at one by one, and in two splits.
+REAL_LEAKS = [
+    ("covid_3216.png", "covid_1427.png"),
+    ("covid_4249.png", "covid_2619.png"),
+    ("covid_3050.png", "covid_3952.png"),
+]
 PART = Path("Lung Segmentation Data", "Lung Segmentation Data")
 
 
@@ -311,36 +317,6 @@ def test_the_same_film_under_two_classes_is_dropped(tmp_path: Path) -> None:
     assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
 
 
-def test_hashes_find_changed_films_among_many_others() -> None:
-    """The candidates must not miss what a comparison of every film with every other finds."""
-    import imagehash
-
-    films = [render(anatomy.CLASSES[i % 3], i, 64).image for i in range(150)]
-    films += [_compressed(f) for f in films[:15]] + [_brighter(f) for f in films[15:30]]
-    hashes = np.stack([np.packbits(imagehash.phash(Image.fromarray(f), hash_size=16).hash.ravel()) for f in films])
-    thumbs = np.stack(films)
-    pairs = duplicates.find_duplicates([str(i) for i in range(len(films))], hashes, thumbs)
-    every = np.array([(i, j) for i in range(len(films)) for j in range(i + 1, len(films))])
-    bits = np.unpackbits(hashes, axis=1).astype(int)
-    distance = np.abs(bits[every[:, 0]] - bits[every[:, 1]]).sum(1)
-    alike = (distance <= duplicates.MAX_DISTANCE) & (
-        duplicates.detail_correlation(thumbs, every) >= duplicates.MIN_CORRELATION
-    )
-    assert set(map(tuple, pairs[["first", "second"]].to_numpy())) == set(map(tuple, every[alike]))
-    assert set(zip(pairs["first"], pairs["second"], strict=True)) >= {(i, 150 + i) for i in range(30)}
-
-
-def test_a_thousand_films_that_are_all_alike_hang_together_in_bounded_work() -> None:
-    random = np.random.default_rng(0)
-    film = render("Normal", 0, 64).image
-    thumbs = np.broadcast_to(film, (1000, 64, 64))
-    hashes = np.broadcast_to(random.integers(0, 256, 32, dtype=np.uint8), (1000, 32)).copy()
-    hashes[np.arange(1000), random.integers(0, 32, 1000)] ^= 1  # each a bit apart from the others
-    pairs = duplicates.find_duplicates([str(i) for i in range(1000)], hashes, thumbs)
-    assert len(pairs) < 100 * 1000
-    assert len(set(duplicates.clusters(1000, pairs[["first", "second"]].to_numpy()))) == 1
-
-
 def test_probe_views_are_what_they_say(clean: Path) -> None:
     read = scan(read_manifest(clean), workers=1)
     rows = np.arange(5)
@@ -364,7 +340,10 @@ def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Pat
     for view, value in published.items():
         assert got[view] == pytest.approx(value, abs=0.05), view
     assert not found.of("fault")
-    assert not found.of("leak")
+    # Its README looked without aligning the films.
+    leaked = {(i["sample_id"].split("/")[-1], i["other_id"].split("/")[-1]) for f in found.of("leak") for i in f.items}
+    assert {frozenset(pair) for pair in leaked} <= {frozenset(pair) for pair in REAL_LEAKS}
+    assert len(leaked) >= 2
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
     assert found.seconds < 90
 

@@ -45,7 +45,7 @@ class Audit:
         files: {"formats": {name: n}, "modes": ..., "sizes": ...} of the images, and {"masks": {kind: {n, empty}}}.
         findings: worst first.
         probes, associations: what tells the classes apart.
-        pairs: DataFrame first, second (rows of the manifest), exact, distance, correlation: the same film twice.
+        pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: a film twice.
         unreadable: (N,) bool.
     """
 
@@ -174,7 +174,7 @@ def audit(
     )
     read = scan(manifest, workers=workers)
     digests = [d if isinstance(d, str) else None for d in read.files["pixels"]]
-    pairs = duplicates.find_duplicates(digests, read.hashes, read.thumbs, seed=seed)
+    pairs = duplicates.find_duplicates(digests, read.thumbs, read.trimmed, seed=seed)
     same_film = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
     tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
     linked = confounds.associations(manifest, read)

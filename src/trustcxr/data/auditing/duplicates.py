@@ -1,54 +1,77 @@
-"""The same film twice in a data set, even resized, re-compressed or at another brightness.
+"""The same film twice in a data set: mirrored, inverted, moved, padded, cropped a little, at another brightness.
 
-Candidates are films whose perceptual hashes (256 bits) agree on at least one of many small random choices of bits
-(locality-sensitive hashing: Indyk and Motwani 1998), so no film is compared with all others. A candidate counts when
-the hashes differ in at most 32 bits and the fine detail correlates. Films turned by more than about a degree, or
-cropped by more than about 2 %, are not found.
+A film is described by low frequencies of its grey levels' ranks, so that brightness and gamma do not matter, once as it
+is and once without its even borders. Mirrored or inverted it has the same description but for signs, so that these are
+looked up too. Candidates are descriptions on the same side of as many random planes as the data call for
+(locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so no film is compared with all others. A candidate
+counts when its fine detail correlates once it is laid upon the other (`alignment`). Films cropped by more than about
+5 %, or turned by more than about three degrees, are not found.
 """
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-MAX_DISTANCE = (
-    32  # bits of 256; what is re-compressed, resized or brightened differs in at most 14, others in 26 or more
-)
-MIN_CORRELATION = 0.9  # of local detail; the same film has at least 0.96, another patient's at most 0.87
-_TABLES, _KEY_BITS, _NEIGHBOURS = 64, 24, 16
-_BATCH = 1024
-_POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.uint16)
+from trustcxr.data.auditing import alignment
+
+MIN_COSINE = 0.74  # of descriptions: a film moved or cropped by 2 % keeps 0.84 or more, by more often less
+MIN_CORRELATION = 0.9  # of local detail, aligned; the same film has at least 0.91, another patient's at most 0.86
+ORDER = 10  # frequencies, in half waves across the film
+_ROUNDS, _TABLES, _NEIGHBOURS, _NEAREST = 12, 8, 16, 5
+_BATCH = 512
+_TYPICAL = 50  # films that the usual spectrum counts for, where the data have few of their own
 Pairs = NDArray[np.int64]
+Floats = NDArray[np.float32]
+_down, _across = np.meshgrid(np.arange(ORDER), np.arange(ORDER), indexing="ij")
+_KEPT = (_down + _across > 0) & (_down + _across <= ORDER)
+_ODD = np.where(_across[_KEPT] % 2 == 1, -1, 1).astype(np.float32)  # what mirroring does to each frequency
+
+
+class _Turn(NamedTuple):
+    """What may have been done to one film of a pair."""
+
+    mirrored: bool
+    inverted: bool
+
+    @property
+    def signs(self) -> Floats:
+        """What it does to a description."""
+        signs = _ODD if self.mirrored else np.ones_like(_ODD)
+        return -signs if self.inverted else signs
+
+    def apply(self, pictures: Floats) -> Floats:
+        """The same of equalised pictures (N, H, W)."""
+        turned = pictures[:, :, ::-1] if self.mirrored else pictures
+        return np.ascontiguousarray(-turned if self.inverted else turned)
+
+
+_TURNS = tuple(_Turn(mirrored, inverted) for mirrored, inverted in product((False, True), repeat=2))
 
 
 def find_duplicates(
-    digests: list[str | None], hashes: np.ndarray, thumbs: np.ndarray, *, seed: int = 0
+    digests: list[str | None], thumbs: np.ndarray, trimmed: np.ndarray, *, seed: int = 0
 ) -> pd.DataFrame:
-    """Pairs of the same film: DataFrame first, second (rows), exact, distance (bits), correlation (-1..1).
+    """Pairs of the same film: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
 
-    digests: (N,) of the decoded pixels, None where a film is not to be looked at; hashes (N, 32) uint8, packed bits;
-    thumbs (N, h, w) uint8. Films with the very same pixels are each paired with the first of them only.
+    digests: (N,) of the decoded pixels, None where a film is not to be looked at; thumbs (N, 64, 64) uint8, the film;
+    trimmed likewise, the film without its even borders. Films with the very same pixels are each paired with the first
+    of them only; of films that are alike by the dozen, each is compared with those most like it.
     """
     first_of: dict[str, int] = {}
     exact: list[tuple[int, int]] = []
     for row, digest in enumerate(digests):
         if digest is not None and first_of.setdefault(digest, row) != row:
             exact.append((first_of[digest], row))
+    same = pd.DataFrame(np.array(exact, np.int64).reshape(-1, 2), columns=["first", "second"])
+    same = same.assign(exact=True, mirrored=False, inverted=False, correlation=1.0)
     rows = np.array(sorted(first_of.values()), dtype=np.int64)
-    pairs = rows[_candidates(hashes[rows], seed)] if len(rows) > 1 else np.zeros((0, 2), np.int64)
-    distance = _distances(hashes, pairs)
-    pairs, distance = pairs[distance <= MAX_DISTANCE], distance[distance <= MAX_DISTANCE]
-    correlation = detail_correlation(thumbs, pairs)
-    near = correlation >= MIN_CORRELATION
-    tables = [
-        pd.DataFrame(np.array(exact, np.int64).reshape(-1, 2), columns=["first", "second"]).assign(
-            exact=True, distance=0, correlation=1.0
-        ),
-        pd.DataFrame(pairs[near], columns=["first", "second"]).assign(
-            exact=False, distance=distance[near].astype(np.int64), correlation=correlation[near]
-        ),
-    ]
-    filled = [t for t in tables if len(t)]
-    return pd.concat(filled, ignore_index=True) if filled else tables[0]
+    near = _near(rows, thumbs, trimmed, seed) if len(rows) > 1 else same[:0]
+    filled = [table for table in (same, near) if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else same
 
 
 def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
@@ -60,75 +83,144 @@ def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 
-def _candidates(hashes: np.ndarray, seed: int) -> Pairs:
-    """Pairs (M, 2), first < second, that agree on all bits of one of the random keys."""
-    bits = np.unpackbits(hashes, axis=1)
-    share = bits.mean(axis=0)
-    # Bits that nearly all chest X-rays share tell nothing: keys are drawn from the others.
-    telling = np.flatnonzero(np.abs(share - 0.5) < 0.4)
-    if len(telling) < _KEY_BITS:
-        telling = np.arange(bits.shape[1])
-    random = np.random.default_rng(seed)
-    weights = (1 << np.arange(_KEY_BITS)).astype(np.int64)
-    codes = np.zeros(0, np.int64)
-    for _ in range(_TABLES):
-        chosen = random.choice(telling, min(_KEY_BITS, len(telling)), replace=False)
-        keys = bits[:, chosen] @ weights[: len(chosen)]
-        codes = np.union1d(codes, _within_buckets(keys, len(hashes), hashes))
-    return np.stack([codes // len(hashes), codes % len(hashes)], axis=1)
+def equalised(thumbs: np.ndarray) -> Floats:
+    """(N, H, W) float32: each pixel's rank in its film, -0.5 to 0.5, whatever the brightness and gamma."""
+    flat = thumbs.reshape(len(thumbs), -1)
+    places = flat + 256 * np.arange(len(flat))[:, None]
+    counts = np.bincount(places.ravel(), minlength=256 * len(flat)).reshape(-1, 256)
+    ranks = (np.cumsum(counts, axis=1) - counts / 2) / flat.shape[1] - 0.5
+    return ranks.astype(np.float32).ravel()[places].reshape(thumbs.shape)
 
 
-def _within_buckets(keys: NDArray[np.int64], count: int, hashes: np.ndarray) -> NDArray[np.int64]:
-    """Codes first * count + second of the pairs with the same key that are near enough."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    codes: list[NDArray[np.int64]] = []
-    position = np.arange(count)
-    ends = np.searchsorted(ordered, ordered, side="right")
-    alive = position
-    # Pair each film with the next one of its bucket, then with the one after, and so on. A bucket of more holds
-    # films that are all alike (blank ones, slices of one scan): they hang together without every pair being looked at.
-    for step in range(1, _NEIGHBOURS + 1):
-        alive = alive[alive + step < ends[alive]]
-        if not len(alive):
-            break
-        pairs = np.sort(np.stack([order[alive], order[alive + step]], axis=1), axis=1)
-        near = _distances(hashes, pairs) <= MAX_DISTANCE
-        codes.append(pairs[near, 0] * count + pairs[near, 1])
-    return np.concatenate(codes) if codes else np.zeros(0, np.int64)
+def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray, seed: int) -> pd.DataFrame:
+    """The pairs among these rows that are the same film with other pixels, each once, as it correlates best."""
+    bordered = rows[(thumbs[rows] != trimmed[rows]).any(axis=(1, 2))]
+    film = np.concatenate([rows, bordered])  # of each entry: every film, then once more without its borders
+
+    def pictures(entries: NDArray[np.int64]) -> Floats:
+        whole = (entries < len(rows))[:, None, None]
+        return equalised(np.where(whole, thumbs[film[entries]], trimmed[film[entries]]))
+
+    described = np.concatenate([_described(pictures(part)) for part in _batches(np.arange(len(film)))])
+    tables = []
+    for turn, pairs in _candidates(described, film, seed):
+        correlation = np.zeros(len(pairs))
+        for part in _batches(np.arange(len(pairs))):
+            first, second = pairs[part].T
+            correlation[part] = alignment.correlation(turn.apply(pictures(first)), pictures(second))
+        ends = np.sort(film[pairs].reshape(-1, 2), axis=1)
+        table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
+        tables.append(table.assign(mirrored=turn.mirrored, inverted=turn.inverted, correlation=correlation))
+    found = pd.concat(tables, ignore_index=True)
+    found = found[found["correlation"] >= MIN_CORRELATION].sort_values("correlation", ascending=False, kind="stable")
+    return found.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
 
 
-def _distances(hashes: np.ndarray, pairs: Pairs) -> NDArray[np.uint16]:
-    """(M,) bits in which the hashes of each pair differ."""
-    out = np.zeros(len(pairs), np.uint16)
-    for start in range(0, len(pairs), 64 * _BATCH):
-        a, b = pairs[start : start + 64 * _BATCH].T
-        out[start : start + len(a)] = _POPCOUNT[hashes[a] ^ hashes[b]].sum(axis=1, dtype=np.uint16)
-    return out
+def _batches(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [numbers[start : start + _BATCH] for start in range(0, len(numbers), _BATCH)]
 
 
-def detail_correlation(thumbs: np.ndarray, pairs: Pairs) -> NDArray[np.float64]:
-    """(M,) correlation of each pair's local detail: what is left of a thumbnail without its blur, at equal contrast.
+def _described(pictures: Floats) -> Floats:
+    """Descriptions (N, 63) of equalised pictures (N, S, S): their low frequencies (DCT-II, orthonormal)."""
+    side = pictures.shape[-1]
+    waves = np.cos(np.pi / side * np.outer(np.arange(ORDER), np.arange(side) + 0.5)) * np.sqrt(2 / side)
+    waves[0] /= np.sqrt(2)
+    basis = waves.astype(np.float32)
+    found: Floats = (basis @ pictures @ basis.T)[:, _KEPT]
+    return found
 
-    Dividing by the local contrast keeps a marker, a border or the exposure from deciding.
+
+def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
+    """Unit vectors (N, 64): how each description, turned, differs from the usual.
+
+    The last number is the same for all, so that films that are all the usual one are near each other and not at random.
     """
-    out = np.zeros(len(pairs))
-    for start in range(0, len(pairs), _BATCH):
-        part = pairs[start : start + _BATCH]
-        rows, place = np.unique(part, return_inverse=True)
-        detail = _detail(thumbs[rows])
-        first, second = detail[place.reshape(part.shape)].transpose(1, 0, 2)
-        out[start : start + len(part)] = np.einsum("ij,ij->i", first, second)
-    return out
+    mean, spread = usual
+    about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
+    unit: Floats = about / np.linalg.norm(about, axis=1, keepdims=True)
+    return unit
 
 
-def _detail(thumbs: np.ndarray) -> NDArray[np.float32]:
-    """(n, h * w) float32, mean 0 and length 1 each."""
-    from scipy.ndimage import uniform_filter
+def _usual(described: Floats) -> tuple[Floats, Floats]:
+    """Mean and spread (63,) of descriptions, held to a usual spectrum where films are few or all alike."""
+    usual = 1 / (_down[_KEPT] ** 2 + _across[_KEPT] ** 2).astype(np.float32)
+    usual *= (described**2).sum() / len(described) / usual.sum()
+    own = len(described) / (len(described) + _TYPICAL)
+    mean = own * described.mean(0)
+    variance = own * described.var(0) + (1 - own) * usual
+    return mean, np.sqrt(np.maximum(variance, usual / 100) + 1e-9)
 
-    grey = thumbs.astype(np.float32)
-    detail = grey - uniform_filter(grey, (0, 9, 9))
-    detail /= np.sqrt(uniform_filter(detail**2, (0, 17, 17))) + 4
-    flat = detail.reshape(len(detail), -1)
-    flat -= flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+def _candidates(described: Floats, film: NDArray[np.int64], seed: int) -> Iterator[tuple[_Turn, Pairs]]:
+    """For each turn, pairs (M, 2) of entries of which the first, turned, may be the second."""
+    count, usual = len(described), _usual(described)
+    index = _directions(described, np.ones_like(_ODD), usual)
+    bits = max(8, int(np.ceil(np.log2(count))) + 1)  # buckets hold few films, however many there are
+    for turn in _TURNS:
+        query = _directions(described, turn.signs, usual)
+        random = np.random.default_rng(seed)
+        pairs = np.zeros((0, 2), np.int64)
+        for _ in range(_ROUNDS):
+            planes = random.standard_normal((_TABLES, index.shape[1], bits)).astype(np.float32)
+            found = [_same_bucket(_keys(index, p), _keys(query, p), random.permutation(count)) for p in planes]
+            near = [p[_cosines(query, index, p) >= MIN_COSINE] for p in found]
+            pairs = _once(np.concatenate([pairs, *near]), count)
+            pairs = pairs[film[pairs[:, 0]] != film[pairs[:, 1]]]
+            # As it goes, so that films which are all alike do not make pairs of each with every other.
+            pairs = pairs[_among_nearest(pairs, _cosines(query, index, pairs))]
+        yield turn, pairs
+
+
+def _once(pairs: Pairs, count: int) -> Pairs:
+    """Each pair (M, 2) of numbers below `count` once, the smaller number first."""
+    codes = np.sort(np.sort(pairs, axis=1) @ np.array([count, 1]))
+    codes = codes[np.diff(codes, prepend=-1) > 0]
+    return np.stack([codes // count, codes % count], axis=1)
+
+
+def _keys(vectors: Floats, planes: Floats) -> NDArray[np.int64]:
+    """The number of each vector's bucket (N,): on which side of each plane (D, bits) it lies."""
+    sides = (vectors @ planes > 0).astype(np.int64)
+    return np.sum(sides << np.arange(planes.shape[1]), axis=1, dtype=np.int64)
+
+
+def _same_bucket(index: NDArray[np.int64], query: NDArray[np.int64], order: NDArray[np.int64]) -> Pairs:
+    """Pairs (M, 2), query and index, of the same key; of a full bucket some in `order` after one's own place."""
+    order = order[np.argsort(index[order], kind="stable")]
+    ordered = index[order]
+    start, end = np.searchsorted(ordered, query, side="left"), np.searchsorted(ordered, query, side="right")
+    size = end - start
+    asking = np.flatnonzero(size)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    # A bucket of more than a few holds films that are all alike (blank ones, slices of one scan): they hang together
+    # without every pair being looked at.
+    found = []
+    for step in range(1, _NEIGHBOURS + 1):
+        asking = asking[size[asking] >= step]
+        if not len(asking):
+            break
+        chosen = start[asking] + (place[asking] + step) % size[asking]
+        found.append(np.stack([asking, order[chosen]], axis=1))
+    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+
+
+def _cosines(query: Floats, index: Floats, pairs: Pairs) -> Floats:
+    """(M,) of each pair, whichever way round is more alike."""
+    found = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), 128 * _BATCH):
+        a, b = pairs[start : start + 128 * _BATCH].T
+        there = np.einsum("ij,ij->i", query[a], index[b])
+        found[start : start + len(a)] = np.maximum(there, np.einsum("ij,ij->i", query[b], index[a]))
+    return found
+
+
+def _among_nearest(pairs: Pairs, cosines: Floats) -> NDArray[np.bool_]:
+    """(M,): the pair is among the few nearest of either of its entries."""
+    kept = np.zeros(len(pairs), bool)
+    for entry in pairs.T:
+        order = np.lexsort((-cosines, entry))
+        ordered = entry[order]
+        rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+        kept[order[rank < _NEAREST]] = True
+    return kept

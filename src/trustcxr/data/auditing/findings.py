@@ -198,8 +198,7 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
             pair, one, other = pairs.iloc[i], table.iloc[first[i]], table.iloc[second[i]]
             item = {"sample_id": one["sample_id"], "path": one["path"]}
             item |= {"other_id": other["sample_id"], "other_path": other["path"]}
-            alike = f"correlation {pair['correlation']:.3f}, {pair['distance']} of 256 bits differ"
-            listed.append(item | {"detail": "same pixels" if pair["exact"] else alike})
+            listed.append(item | {"detail": _alike(pair)})
         return listed
 
     return [
@@ -210,6 +209,14 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
         *_tied(table, "group", "leak_group", "# [group|groups] of tied images in several splits"),
         *found("repeated", "note", "# [pair|pairs] of the same image within a split", items(~across & ~labels_differ)),
     ]
+
+
+def _alike(pair: Any) -> str:
+    """What makes a pair the same film, in words."""
+    if pair["exact"]:
+        return "same pixels"
+    turned = [name for name in ("mirrored", "inverted") if pair[name]]
+    return ", ".join([*turned, f"correlation {pair['correlation']:.3f} once aligned"])
 
 
 def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Finding]:

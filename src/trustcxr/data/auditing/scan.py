@@ -1,4 +1,4 @@
-"""Reading every file of a data set once, and keeping what the audit asks of it: facts, a hash, small pictures."""
+"""Reading every file of a data set once, and keeping what the audit asks of it: facts and small pictures."""
 
 import hashlib
 import io
@@ -14,10 +14,11 @@ from trustcxr.data.images.grey import UnreadableImage, quiet
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 
-THUMB, PROBE, HASH_BITS = 64, 32, 256
+THUMB, PROBE = 64, 32
 _CHUNK = 64
 _FEW = 400  # below this many images, starting worker processes costs more than it saves
 _DARK, _LIGHT = 10, 245
+_EVEN = 3  # grey levels of 255: a row or column at the edge that varies by less is border, padded or collimated
 _FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".tif": "TIFF", ".png": "PNG", ".tiff": "TIFF"}
 _FORMAT_OF |= {".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".jp2": "JPEG2000", ".pgm": "PPM", ".ppm": "PPM"}
 _FORMAT_OF |= {".pnm": "PPM", ".dcm": "DICOM", ".dicom": "DICOM", ".dic": "DICOM"}
@@ -30,8 +31,8 @@ class Scan:
     Attributes:
         files: DataFrame fault (None, or why the image cannot be read), format, mode, width, height, named (the format
             that the name promises, None where it promises nothing known), pixels (a digest of the decoded image).
-        hashes: (N, 32) uint8, 256 packed bits: the DCT perceptual hash.
         thumbs: (N, 64, 64) uint8, the image squeezed.
+        trimmed: (N, 64, 64) uint8, the image without its even borders, squeezed.
         blanked: (N, 32, 32) uint8, the image with the lungs at 0; all 0 where there is no usable lung mask.
         lungs: (N, 32, 32) uint8, the image with all but the lungs at 0, likewise.
         shapes: (N, 32, 32) uint8, the lung mask, 0 to 255.
@@ -41,8 +42,8 @@ class Scan:
     """
 
     files: pd.DataFrame
-    hashes: np.ndarray
     thumbs: np.ndarray
+    trimmed: np.ndarray
     blanked: np.ndarray
     lungs: np.ndarray
     shapes: np.ndarray
@@ -111,7 +112,7 @@ class _Found:
         self.facts: list[dict[str, Any]] = []
         self.masks: dict[str, list[dict[str, Any]]] = {k: [] for k in kinds}
         self.arrays: tuple[np.ndarray, ...] = (
-            np.zeros((count, HASH_BITS // 8), np.uint8),
+            np.zeros((count, THUMB, THUMB), np.uint8),
             np.zeros((count, THUMB, THUMB), np.uint8),
             np.zeros((count, PROBE, PROBE), np.uint8),
             np.zeros((count, PROBE, PROBE), np.uint8),
@@ -129,9 +130,9 @@ class _Found:
                     array[row] = value
 
     def scan(self) -> Scan:
-        hashes, thumbs, blanked, lungs, shapes, grey = self.arrays
+        thumbs, trimmed, blanked, lungs, shapes, grey = self.arrays
         masks = {kind: _table(rows) for kind, rows in self.masks.items()}
-        return Scan(_table(self.facts), hashes, thumbs, blanked, lungs, shapes, grey, masks)
+        return Scan(_table(self.facts), thumbs, trimmed, blanked, lungs, shapes, grey, masks)
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -208,11 +209,7 @@ def _read_mask(root: str, path: str | None) -> tuple[dict[str, Any], np.ndarray 
 
 
 def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    import imagehash
-
-    thumb = _small(image, THUMB)
-    # Zauner 2010: the signs of an image's lowest DCT coefficients about their median, here 16 x 16 of them.
-    bits = imagehash.phash(Image.fromarray(thumb), hash_size=16).hash
+    thumb, trimmed = _small(image, THUMB), _small(_without_borders(image), THUMB)
     parts = [np.zeros((PROBE, PROBE), np.uint8)] * 3
     if lung is not None and lung.shape == image.shape:
         # Blanked before it is made small: what rounding leaves of a lung would be told apart by a probe.
@@ -220,7 +217,16 @@ def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, .
     quartiles = np.percentile(image, [25, 50, 75])
     dark, light = np.mean(image < _DARK), np.mean(image > _LIGHT)
     grey = np.array([image.mean(), image.std(), *quartiles, dark, light], np.float32)
-    return np.packbits(bits.ravel()), thumb, *parts, grey
+    return thumb, trimmed, *parts, grey
+
+
+def _without_borders(image: np.ndarray) -> np.ndarray:
+    """The part within even rows and columns at the edges; the whole image where little would be left."""
+    kept = [np.flatnonzero(image.std(axis=1 - axis) > _EVEN) for axis in (0, 1)]
+    if any(len(lines) < size / 3 for lines, size in zip(kept, image.shape, strict=True)):
+        return image
+    (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) for lines in kept)
+    return image[top:bottom, left:right]
 
 
 def _small(image: np.ndarray, size: int) -> np.ndarray:
