@@ -17,6 +17,7 @@ from PIL import Image
 import trustcxr as tx
 from trustcxr.data.auditing import confounds
 from trustcxr.data.auditing.audit import Audit, audit
+from trustcxr.data.auditing.page import write_page
 from trustcxr.data.auditing.scan import scan
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import anatomy, writing
@@ -265,13 +266,13 @@ def test_the_clean_manifest_has_no_leak_and_says_what_was_dropped(
 
 
 def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted, Audit], tmp_path: Path) -> None:
-    page = planted[2].write_page(tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_page(planted[2], tmp_path / "page.html").read_text(encoding="utf-8")
     assert all(html.escape(f.text, quote=False) in html.unescape(page) for f in planted[2].findings)
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from outside
     assert page.count("<figure") > 50
     assert str(planted[0].parent) not in page
     with pytest.raises(UserError):
-        planted[2].write_page("/dev/null/page.html")
+        write_page(planted[2], "/dev/null/page.html")
 
 
 def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> None:

@@ -127,6 +127,23 @@ def test_an_absent_class_and_one_never_predicted() -> None:
     assert np.isfinite(found["auroc_macro_ci"]).all()
 
 
+def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
+    """A class of three images is often not drawn: its recall is not 0 there, but not defined."""
+    labels = np.repeat([0, 1, 2], [30, 30, 3])
+    found = metrics.classification(20 * np.eye(3)[labels], labels, np.arange(63), NAMES[3], resamples=500)
+    for name in ("precision", "recall", "f1", "auroc"):
+        assert (found[f"{name}_macro"], found[f"{name}_macro_ci"]) == (1, [1, 1]), name
+        assert found["per_class"]["Normal"][f"{name}_ci"] == [1, 1], name
+
+
+def test_recall_of_a_class_that_is_not_there_is_not_defined() -> None:
+    logits, labels = answers(3)
+    labels = np.where(labels == 2, 1, labels)
+    found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100)
+    assert np.isnan(found["per_class"]["Normal"]["recall"])
+    assert found["recall_macro"] == pytest.approx(sk.balanced_accuracy_score(labels, logits.argmax(1)))
+
+
 def test_one_class_alone_has_no_auroc() -> None:
     logits, labels = answers(3)
     found = metrics.classification(logits, np.zeros_like(labels), np.arange(200), NAMES[3], resamples=100)

@@ -1,12 +1,13 @@
 """Intervals, tests, calibration and ROC areas against SciPy, scikit-learn and torchmetrics."""
 
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -180,13 +181,49 @@ def test_mcnemar_is_exact() -> None:
     assert result.difference_ci[0] > 0
 
 
-def test_wilcoxon_agrees_with_scipy(random: np.random.Generator) -> None:
-    first = random.random(80)
-    second = first + random.normal(0.05, 0.2, 80)
-    result = paired(first, second, np.arange(80))
-    assert result.p_value == pytest.approx(float(stats.wilcoxon(second, first).pvalue))
-    assert result.difference == pytest.approx(float((second - first).mean()))
-    assert result.difference_ci[0] < result.difference < result.difference_ci[1]
+def test_few_groups_are_flipped_in_every_way(random: np.random.Generator) -> None:
+    """By hand, over all signs: the sums of groups change theirs together."""
+    difference, groups = random.normal(0.3, 1, 21), np.repeat(np.arange(7), 3)
+    sums = difference.reshape(7, 3).sum(1)
+    flipped = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=7)]
+    by_hand = np.mean(np.array(flipped) >= abs(sums.sum()) - 1e-9)
+    assert paired(np.zeros(21), difference, groups).p_value == pytest.approx(by_hand)
+    theirs = stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert theirs.pvalue == pytest.approx(by_hand)
+
+
+def test_many_groups_are_flipped_at_random_and_always_the_same(random: np.random.Generator) -> None:
+    difference = random.normal(0.2, 1, 80)
+    found = paired(np.zeros(80), difference, np.arange(80)).p_value
+    assert found == paired(np.zeros(80), difference, np.arange(80)).p_value
+    assert found == pytest.approx(float(stats.ttest_1samp(difference, 0).pvalue), abs=0.02)
+    assert paired(np.zeros(80), difference + 5, np.arange(80)).p_value == pytest.approx(1 / 20_001)
+
+
+def test_whole_numbers_are_exact_whatever_the_size_of_the_groups(random: np.random.Generator) -> None:
+    difference, groups = random.integers(-1, 2, 60), np.repeat(np.arange(12), 5)
+    sums = difference.reshape(12, 5).sum(1)
+    signs = np.array(list(itertools.product((-1, 1), repeat=12)))
+    by_hand = np.mean(np.abs(signs @ sums) >= abs(sums.sum()))
+    assert statistics.sign_flip(difference, groups) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("kind", ["right or wrong", "energy"])
+def test_the_test_alarms_falsely_in_one_case_of_twenty_with_ten_films_a_patient(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is better; a patient's films go the same way. McNemar's and Wilcoxon's tests alarm far more often."""
+    monkeypatch.setattr(statistics, "FLIPS", 1999)
+    random, patients = np.random.default_rng(0), np.repeat(np.arange(40), 10)
+    alarms, trials = 0, 1200
+    for _ in range(trials):
+        leaning = np.repeat(random.normal(0, 1, 40), 10)
+        if kind == "energy":
+            alarms += statistics.sign_flip(leaning + random.normal(0, 1, 400), patients) <= 0.05
+        else:
+            first, second = random.random((2, 400)) < special.expit(np.stack([leaning, -leaning]))
+            alarms += statistics.sign_flip(second.astype(float) - first, patients) <= 0.05
+    assert 0.035 <= alarms / trials <= 0.065
 
 
 def test_same_figures_are_no_difference(random: np.random.Generator) -> None:
@@ -220,18 +257,44 @@ def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) 
 
 
 def test_statistics_and_results_need_no_torch() -> None:
-    code = "import sys, trustcxr.statistics, trustcxr.results, trustcxr.metrics; assert 'torch' not in sys.modules"
+    modules = "trustcxr.statistics, trustcxr.results, trustcxr.evaluation.metrics"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def share(hits: int, count: int = 120, per_group: int = 1) -> list[float]:
+    bootstrap = statistics.Bootstrap.over(np.arange(count) // per_group, resamples=2000)
+    return statistics.share_interval(bootstrap, bootstrap.means(np.arange(count) < hits))
+
+
 def test_a_share_of_none_or_all_has_an_interval_too() -> None:
-    """0 of 300: the exact upper bound is 1 - 0.025 ** (1 / 300), about the rule of three; groups count once."""
-    bootstrap = statistics.Bootstrap.over(np.arange(300), resamples=100)
-    low, high = statistics.share_interval(bootstrap, bootstrap.means(np.zeros(300)))
+    """0 of 300: the score interval; groups count once."""
+    low, high = share(0, 300)
     assert low == 0
-    assert high == pytest.approx(1 - 0.025 ** (1 / 300))
-    assert statistics.share_interval(bootstrap, bootstrap.means(np.ones(300))) == pytest.approx([1 - high, 1])
-    pairs = statistics.Bootstrap.over(np.arange(300) // 2, resamples=100)
-    assert statistics.share_interval(pairs, pairs.means(np.zeros(300)))[1] == pytest.approx(1 - 0.025 ** (1 / 150))
+    assert high == pytest.approx(stats.binomtest(0, 300).proportion_ci(method="wilson").high)
+    assert share(300, 300) == pytest.approx([1 - high, 1])
+    assert share(0, 300, 2)[1] == pytest.approx(stats.binomtest(0, 150).proportion_ci(method="wilson").high)
+    bootstrap = statistics.Bootstrap.over(np.arange(300), resamples=100)
     some = bootstrap.means(np.arange(300) < 30)
     assert statistics.share_interval(bootstrap, some) == statistics.interval(some)
+
+
+@pytest.mark.parametrize("per_group", [1, 10])
+def test_intervals_of_rare_shares_grow_with_the_share(per_group: int) -> None:
+    """0 of 120 says no less than 1 of 120."""
+    found = [share(hits, 120, per_group) for hits in range(8)]
+    widths = [high - low for low, high in found]
+    assert widths == sorted(widths)
+    assert [high for _, high in found] == sorted(high for _, high in found)
+    mirrored = [share(120 - hits, 120, per_group) for hits in range(8)]
+    assert [1 - low for low, _ in mirrored] == pytest.approx([high for _, high in found], abs=0.02)
+
+
+def test_intervals_of_rare_shares_cover_the_truth() -> None:
+    covered = []
+    for trial in range(300):
+        right = np.random.default_rng(trial).random(120) < 0.02
+        bootstrap = statistics.Bootstrap.over(np.arange(120), resamples=200, seed=trial)
+        low, high = statistics.share_interval(bootstrap, bootstrap.means(right))
+        covered.append(low <= 0.02 <= high)
+    assert 0.9 <= np.mean(covered) <= 0.99

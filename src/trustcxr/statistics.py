@@ -1,6 +1,5 @@
 """Bootstrap intervals over groups, paired tests, calibration. NumPy and SciPy alone."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,9 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
+RARE = 10  # where fewer groups than this are expected on one side, a share is too near 0 or 1 for the bootstrap
+FLIPS = 20_000  # random signs where all of them are too many
+EXACT_GROUPS = 14  # up to here all signs are tried
 _CHUNK = 64  # resamples at a time, which fit the processor's cache
 
 
@@ -84,14 +86,26 @@ def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
 def share_interval(bootstrap: Bootstrap, resampled: ArrayLike, level: float = LEVEL) -> list[float]:
     """Interval [low, high] of a share of rows.
 
-    By bootstrap; where the share is 0 or 1 every resample agrees, so there it is the exact binomial interval (Clopper
-    and Pearson 1934) with each group counted once: none of 300 right is not proof that none ever will be.
+    By bootstrap; where the share is so near 0 or 1 that fewer than RARE groups would stand on one side, resamples say
+    too little (of none of 300 nothing at all), so there it is the score interval (Wilson 1927) on the effective count:
+    the number of independent rows that would vary as much as the resamples, at most the number of groups.
     """
-    share, groups = float(np.asarray(resampled)[0]), bootstrap.weights.shape[1]
-    if share not in (0.0, 1.0) or not groups:
+    figures = np.asarray(resampled, dtype=float)
+    share, groups = float(figures[0]), bootstrap.weights.shape[1]
+    if not groups or not np.isfinite(share) or min(share, 1 - share) * groups >= RARE:
         return interval(resampled, level)
-    bounds = stats.binomtest(round(share * groups), groups).proportion_ci(level, method="exact")
-    return [float(bounds.low), float(bounds.high)]
+    spread = float(np.nanvar(figures[1:]))
+    effective = min(share * (1 - share) / spread, groups) if spread > 0 else float(groups)
+    return wilson(share, effective, level)
+
+
+def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
+    """Score interval [low, high] of a share of `count` independent rows, which need not be whole (Wilson 1927)."""
+    z = float(stats.norm.ppf((1 + level) / 2))
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    # At 0 and 1 the end is the share itself, but for rounding.
+    return [0.0 if share == 0 else float(middle - half), 1.0 if share == 1 else float(middle + half)]
 
 
 def mean_interval(
@@ -150,8 +164,7 @@ class Paired:
 def paired(first: ArrayLike, second: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Paired:
     """Two figures of the same rows (N,), compared: mean difference with its interval over groups, and a test.
 
-    The test is McNemar's exact one where both are 0 or 1 (right or wrong), else Wilcoxon's signed-rank test. Rows where
-    either is NaN are left out. Both tests treat rows as independent: the interval does not.
+    Rows where either is NaN are left out. The test is `sign_flip`: it too takes groups, not rows, as independent.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     known = np.isfinite(a) & np.isfinite(b)
@@ -161,25 +174,50 @@ def paired(first: ArrayLike, second: ArrayLike, groups: ArrayLike, *, resamples:
         return Paired(nan, nan, nan, [nan, nan], nan, nan, 0)
     difference = b - a
     means = Bootstrap.over(names, resamples=resamples, seed=seed).means(difference)
-    test: Callable[[Floats], float] = _mcnemar if set(np.unique([a, b])) <= {0.0, 1.0} else _wilcoxon
     return Paired(
         float(a.mean()),
         float(b.mean()),
         float(difference.mean()),
         interval(means),
         float((difference > 0).mean()),
-        test(difference),
+        sign_flip(difference, names),
         len(a),
     )
 
 
-def _mcnemar(difference: Floats) -> float:
-    gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+def sign_flip(differences: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> float:
+    """Two-sided p-value that paired differences (N,) come out as far from 0 by chance (Fisher 1935, by groups).
+
+    Were first and second the same, the sum of a group's differences would be as likely with the other sign: rows of one
+    patient keep theirs together. Exact where the sums are whole numbers (of groups of one row that are right or wrong
+    this is McNemar's exact test) or EXACT_GROUPS or fewer; else over FLIPS random signs, always the same for a seed.
+    """
+    values = np.asarray(differences, dtype=float)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(member, values) if len(values) else np.zeros(0)
+    sums = sums[sums != 0]
+    if not len(sums):
+        return 1.0
+    if np.all(sums == np.round(sums)):
+        return _flipped_counts(np.abs(sums).astype(int), int(abs(sums.sum())))
+    least = abs(sums.sum()) * (1 - 1e-9)  # sums that are equal but for rounding are as far
+    if len(sums) <= EXACT_GROUPS:
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1)
+        return float(np.mean(np.abs(signs @ sums) >= least))
+    random, far = np.random.default_rng(seed), 0
+    for start in range(0, FLIPS, 1000):
+        drawn = random.integers(0, 2, (min(1000, FLIPS - start), len(sums)), dtype=np.int8)
+        far += int((np.abs((1.0 - 2.0 * drawn) @ sums) >= least).sum())
+    return (1 + far) / (1 + FLIPS)
 
 
-def _wilcoxon(difference: Floats) -> float:
-    return float(stats.wilcoxon(difference).pvalue) if np.any(difference != 0) else 1.0
+def _flipped_counts(sizes: NDArray[np.intp], least: int) -> float:
+    """The chance that whole numbers (G,), each with a random sign, sum to `least` or more, or to -`least` or less."""
+    chances, middle = np.zeros(2 * int(sizes.sum()) + 1), int(sizes.sum())
+    chances[middle] = 1.0
+    for size in sizes:  # no sum leaves the array: the far ends cannot be reached before the last size
+        chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
+    return float(min(chances[: middle - least + 1].sum() + chances[middle + least :].sum(), 1.0)) if least else 1.0
 
 
 def holm(p_values: ArrayLike) -> Floats:

@@ -20,9 +20,10 @@ def classification(
 ) -> dict[str, Any]:
     """Accuracy, precision, recall, F1, AUROC (macro and per class), calibration error, confusion, with intervals.
 
-    `logits` (N, C), `labels` (N,). Precision, recall and F1 of a class that is never predicted, or absent, count as 0,
-    as in scikit-learn; AUROC is one class against the rest, averaged over the classes that are there, and
-    NaN for a class that is not.
+    `logits` (N, C), `labels` (N,). Precision and F1 of a class that is there and never predicted, or predicted and not
+    there, count as 0, as in scikit-learn. Of a class that is not there recall and AUROC (one class against the rest)
+    are not defined, nor precision and F1 where it is not predicted either: NaN, and left out of the mean of classes. A
+    resample in which a class of the sample was not drawn says nothing of that mean.
     """
     count = len(classes)
     bootstrap = Bootstrap.over(groups, resamples=resamples)
@@ -65,9 +66,9 @@ def _from_confusion(confusion: Floats) -> dict[str, Floats]:
     total = confusion.sum((1, 2))
     return {
         "accuracy": np.divide(hit.sum(1), total, out=np.zeros_like(total), where=total > 0),
-        "precision": np.divide(hit, said, out=np.zeros_like(hit), where=said > 0),
-        "recall": np.divide(hit, true, out=np.zeros_like(hit), where=true > 0),
-        "f1": np.divide(2 * hit, true + said, out=np.zeros_like(hit), where=true + said > 0),
+        "precision": np.divide(hit, said, out=np.where(true > 0, 0.0, np.nan), where=said > 0),
+        "recall": np.divide(hit, true, out=np.full_like(hit, np.nan), where=true > 0),
+        "f1": np.divide(2 * hit, true + said, out=np.full_like(hit, np.nan), where=true + said > 0),
     }
 
 
