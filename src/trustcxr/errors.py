@@ -12,6 +12,10 @@ class NotFiniteError(UserError, FloatingPointError):
     """Weights or answers of a model that are NaN or infinite. While training, it ends as a loss that is no number."""
 
 
+class CannotWrite(UserError):
+    """A file could not be written: the disk is full, or the place read-only or forbidden. What was there is whole."""
+
+
 def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:
     """A UserError for a name outside a known set: suggests the nearest and lists the valid ones."""
     names = [str(c) for c in choices]

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 a fault of the program, 2 the user's input is wrong (one l
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,23 +28,55 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2."""
+    """Entry point: a user's mistake, or a disk that refuses, is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name that is no text is shown escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False))
     except UserError as problem:
-        print(f"trustcxr: {' '.join(str(problem).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(problem))
+    except OSError as problem:
+        if problem.errno is None:
+            raise
+        _refuse(_of_the_disk(problem))
+    except MemoryError as problem:
+        _refuse(f"more memory is needed than there is ({problem or 'of the whole process'}): choose a smaller size")
     except Exception as problem:
         if not hasattr(problem, "format_message"):
             raise
         # Typer's own complaint: a missing or unknown option, a value of the wrong kind.
         at = getattr(problem, "ctx", None)
         hint = f"; see {at.command_path} --help" if at else ""
-        print(f"trustcxr: {' '.join(problem.format_message().split())}{hint}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(problem.format_message() + hint)
     except KeyboardInterrupt:
-        print("trustcxr: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"trustcxr: stopped; {_kept(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(text: str) -> NoReturn:
+    line = " ".join(text.split())
+    print(f"trustcxr: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _of_the_disk(problem: OSError) -> str:
+    """What nothing else has caught: a file or folder that cannot be read or written."""
+    from trustcxr.results.disk import escaped
+
+    where = f"{escaped(str(problem.filename))}: " if problem.filename is not None else ""
+    return f"{where}{problem.strerror or problem}: it can be neither read nor written; check the path and the disk"
+
+
+def _kept(words: list[str]) -> str:
+    """What is there after Ctrl-C, by command."""
+    if not words or words[0] in ("train", "study", "demo"):
+        return "the same command goes on from here: finished epochs and runs are kept"
+    if words[0] == "predict":
+        return "the heatmaps written so far are kept; the same command makes the others"
+    if words[0] in ("evaluate", "explain", "report"):
+        return "nothing was overwritten: the results from before are kept, and decoded images too"
+    return "files are written whole or not at all: what was finished is kept"
 
 
 def _version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from trustcxr.errors import UserError
+from trustcxr.results.files import replacing
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data that come without one
@@ -41,6 +42,7 @@ class Manifest:
     classes: tuple[str, ...]
     layout: str
     notes: list[str] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)  # what cannot be listed: its path, and why
 
     @property
     def mask_kinds(self) -> tuple[str, ...]:
@@ -69,13 +71,11 @@ class Manifest:
             table[column] = [
                 None if p is None else Path(os.path.normpath(f"{start}/{p}")).as_posix() for p in table[column]
             ]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
-        if file.suffix.lower() == ".csv":
-            table.to_csv(part, index=False)
-        else:
-            table.to_parquet(part, index=False)
-        part.replace(file)
+        with replacing(file) as part:
+            if file.suffix.lower() == ".csv":
+                table.to_csv(part, index=False)
+            else:
+                table.to_parquet(part, index=False)
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
@@ -111,7 +111,7 @@ class Manifest:
             notes.append(f"{count} samples labelled '{name}' were left out by the label mapping")
         table = self.table.assign(**{"class": renamed})[renamed.notna()]
         records: Any = table.to_dict("records")
-        return from_records(records, self.root, self.layout, notes)
+        return self._again(records, notes)
 
     def with_splits(self, *, seed: int = 0) -> "Manifest":
         """The manifest divided into Train, Val and Test (SHARES), whatever splits it had.
@@ -137,12 +137,19 @@ class Manifest:
         shares = ", ".join(f"{share:.0%} {split}" for split, share in SHARES.items())
         together = "classes alike, groups together" if len(sizes) < len(self.table) else "classes alike"
         note = f"these data have no splits: they were divided by seed {seed} into {shares}, {together}"
-        return from_records(records, self.root, self.layout, [*self.notes, note])
+        return self._again(records, [*self.notes, note])
 
     def select(self, keep: Any) -> "Manifest":
         """The manifest with only the rows where `keep` (boolean, one a row) is true."""
         table = self.table[keep].reset_index(drop=True)
-        return Manifest(table, self.root, tuple(sorted(set(table["class"]))), self.layout, list(self.notes))
+        classes = tuple(sorted(set(table["class"])))
+        return Manifest(table, self.root, classes, self.layout, list(self.notes), self.passed_over)
+
+    def _again(self, records: Any, notes: list[str]) -> "Manifest":
+        """The manifest with other rows and notes."""
+        made = from_records(records, self.root, self.layout, notes)
+        made.passed_over = self.passed_over
+        return made
 
 
 def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, notes: list[str]) -> Manifest:
@@ -198,7 +205,7 @@ def read_table(file: Path) -> pd.DataFrame:
         if file.suffix.lower() == ".parquet":
             return pd.read_parquet(file).astype(object)
         with open(file, encoding="utf-8-sig") as lines:
-            head = lines.readline()
+            head = lines.readline(1 << 20)
         if "," not in head and "\t" not in head:
             # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
             rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]

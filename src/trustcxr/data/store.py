@@ -23,7 +23,8 @@ from trustcxr.console import Progress, say
 from trustcxr.data.decoding import decode_rows, write_at
 from trustcxr.data.images.reading import DECODER
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
-from trustcxr.errors import UserError, unknown
+from trustcxr.errors import CannotWrite, UserError, unknown
+from trustcxr.results.disk import megabytes
 
 RESIZES = ("squeeze", "pad")
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
@@ -69,7 +70,7 @@ def open_store(
         raise UserError(f"image size {size}: expected 8 to 4096 pixels")
     folder = cache_folder(cache) / "stores" / _key(manifest, size, resize)
     if not (folder / "index.json").exists():
-        with _out_of_space(folder), _alone(folder):
+        with _out_of_space(folder, len(manifest.table) * size**2 * (1 + len(manifest.mask_kinds))), _alone(folder):
             if not (folder / "index.json").exists():
                 _build(folder, manifest, size, resize, workers)
     return _opened(folder)
@@ -105,13 +106,23 @@ def _key(manifest: Manifest, size: int, resize: str) -> str:
             if path is None:
                 lines.append("-")
                 continue
-            try:
-                facts = os.stat(f"{root}/{path}")
-            except OSError as fault:
-                raise UserError(f"{root}/{path}: {fault.strerror}; the data changed since it was listed") from None
-            lines.append(f"{path}\t{facts.st_size}\t{facts.st_mtime_ns}")
+            lines.append(f"{path}\t{_facts(f'{root}/{path}')}")
         digest.update("\n".join(lines).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:40]
+
+
+def _facts(file: str) -> str:
+    """Size and time of change; of a link that leads nowhere, or a file that may not be looked at, only that it is so.
+
+    UserError where the file is gone.
+    """
+    try:
+        facts = os.stat(file)
+    except OSError as fault:
+        if fault.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(file):
+            raise UserError(f"{file}: {fault.strerror}; the data changed since it was listed") from None
+        return f"!{fault.errno}"
+    return f"{facts.st_size}\t{facts.st_mtime_ns}"
 
 
 @contextmanager
@@ -133,17 +144,22 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _out_of_space(folder: Path) -> Iterator[None]:
+def _out_of_space(folder: Path, most: int) -> Iterator[None]:
     """Turn a full disk or a cache that cannot be written into one line."""
+
+    def needed() -> str:
+        return f" (up to {megabytes(most)} are needed, {megabytes(shutil.disk_usage(folder.parent).free)} are free)"
+
     advice = "free some space or set TRUSTCXR_CACHE to another disk; what is decoded so far is kept"
     try:
         yield
     except OSError as fault:
         if fault.errno in _LOST:
-            raise UserError(f"{folder.parent}: no space left for decoded images: {advice}") from None
-        if fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{folder.parent}: cannot be written; set TRUSTCXR_CACHE to another folder") from None
-        raise
+            raise CannotWrite(f"{folder.parent}: no space left for decoded images{needed()}: {advice}") from None
+        raise CannotWrite(
+            f"{folder.parent}: decoded images cannot be written there ({str(fault.strerror or fault).lower()}); set "
+            "TRUSTCXR_CACHE to another folder"
+        ) from None
 
 
 # Building ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.results.files import read_yaml
+from trustcxr.results.files import parse_yaml, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -63,8 +63,8 @@ def assign(content: dict[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
             if not isinstance(at, dict):
                 raise UserError(f"--set {pair}: '{parent}' holds a value, not keys")
         try:
-            at[last] = yaml.safe_load(text)
-        except yaml.YAMLError as problem:
+            at[last] = parse_yaml(text)
+        except (ValueError, yaml.YAMLError) as problem:
             raise UserError(f"--set {pair}: not readable as YAML: {' '.join(str(problem).split())}") from None
     return result
 

@@ -3,28 +3,38 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from trustcxr.errors import UserError
+from trustcxr.results.disk import read_text, writing
 
 if TYPE_CHECKING:
     import pandas as pd
 
+REMAKE = "delete it, and the command that wrote it makes it again"
+_MOST_JSON, _MOST_YAML = 1 << 30, 1 << 20  # bytes
+_MOST_VALUES = 100_000  # in one YAML document, aliases followed
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    CannotWrite, with what was there before still whole, where the disk is full, read-only or forbidden.
+    """
+    temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}{path.suffix}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -55,11 +65,13 @@ def _plain(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """One JSON document; UserError where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, most=_MOST_JSON))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{path}: not readable as JSON ({problem})") from None
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{path}: not readable as JSON ({problem}); {REMAKE}") from None
 
 
 def write_yaml(path: Path, content: Any) -> None:
@@ -71,14 +83,40 @@ def write_yaml(path: Path, content: Any) -> None:
 def read_yaml(path: Path, *, what: str = "file") -> dict[str, Any]:
     """One YAML document with keys and values; UserError where it is missing or broken. `what` is its name there."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path, most=_MOST_YAML))
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+    except (ValueError, yaml.YAMLError) as problem:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML text. ValueError where its aliases would unfold to more than a recipe can hold, or never end.
+
+    yaml.YAMLError where it is not YAML.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _count_values(content, [0], ())
+    return content
+
+
+def _count_values(value: Any, counted: list[int], above: tuple[int, ...]) -> None:
+    counted[0] += 1
+    if counted[0] > _MOST_VALUES:
+        raise ValueError(f"its aliases unfold to more than {_MOST_VALUES:,} values")
+    if id(value) in above:
+        raise ValueError("an alias holds itself")
+    inside = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in inside:
+        _count_values(part, counted, (*above, id(value)) if isinstance(value, dict | list) else above)
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
@@ -119,7 +157,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     try:
         return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as problem:
-        raise UserError(f"{path}: not readable as a table ({type(problem).__name__})") from problem
+        raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -61,7 +61,9 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
         for s, f in zip(samples, facts, strict=True)
         if not f["fault"] and f["named"] and f["format"] and f["named"] != f["format"]
     ]
+    passed_over = [{"sample_id": path, "path": path, "detail": why} for path, why in manifest.passed_over.items()]
     return [
+        *found("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
         *found("unreadable", "fault", "# [image|images] cannot be read", broken),
         *found(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
@@ -180,7 +182,11 @@ def _unpaired(root: Path) -> list[dict[str, Any]]:
 
 
 def _stems(folder: str) -> dict[str, str]:
-    return {os.path.splitext(e.name)[0]: e.name for e in os.scandir(folder) if not e.name.startswith(".")}
+    try:
+        names = os.listdir(folder)
+    except OSError:  # that it cannot be listed is a finding of its own
+        return {}
+    return {os.path.splitext(name)[0]: name for name in names if not name.startswith(".")}
 
 
 def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:

@@ -16,7 +16,7 @@ from trustcxr.data.auditing.findings import Finding
 from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.images.squares import resize_image
-from trustcxr.errors import UserError
+from trustcxr.results.files import replacing
 
 SIDE = 128  # pixels of a picture
 _SHOWN, _FILMS, _MEAN_OF = 24, 6, 200
@@ -50,13 +50,8 @@ def write_page(audit: Audit, path: str | Path) -> Path:
         side=SIDE,
     )
     file = Path(path)
-    part = file.with_name(f".{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8")
-        part.replace(file)
-    except OSError as fault:
-        raise UserError(f"{path}: the page cannot be written there ({fault.strerror})") from None
+    with replacing(file) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return file
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from trustcxr.data.images.grey import UnreadableImage, quiet
+from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.results.disk import open_regular
 
 THUMB, PROBE = 64, 32
 _CHUNK = 64
@@ -176,7 +177,8 @@ def _read_file(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
 def _what_it_is(file: Path) -> tuple[str | None, str | None]:
     """The format and PIL's mode, told from the content; None where it is not known."""
     try:
-        data = file.read_bytes()
+        with open_regular(file, most=8 * MAX_PIXELS) as opened:
+            data = opened.read()
         if data[128:132] == b"DICM":
             return "DICOM", None
         with quiet(), Image.open(io.BytesIO(data)) as image:

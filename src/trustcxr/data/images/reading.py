@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 from trustcxr.data.images.squares import _square
+from trustcxr.results.disk import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
@@ -24,6 +25,7 @@ _ORIENTED = frozenset(["exif", "Raw profile type exif", "XML:com.adobe.xmp", "xm
 _PNG_START = struct.Struct(">16sII5s")  # signature and head of the first chunk, width, height, and what pixels are
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _MOST_BYTES = 2 * MAX_PIXELS  # no sound 8-bit grey file is larger
+_MOST_FILE = 8 * MAX_PIXELS  # of any format: 16 bits, three colours, and room
 _GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
 # Chunks that may hold an orientation, transparency or frames; found by chance in the pixels, Pillow reads the file.
 _PNG_ODDITIES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL")
@@ -67,7 +69,7 @@ def _threshold(mask: Image.Image) -> int:
 def _read(path: str | Path) -> Image.Image:
     """A file as a Pillow image of mode L, in memory. Raises UnreadableImage."""
     try:
-        with open(path, "rb") as file, quiet():
+        with open_regular(path, most=_MOST_FILE) as file, quiet():
             if file.read(132)[128:] == _DICOM:
                 from trustcxr.data.images.dicom import read_dicom
 
@@ -86,6 +88,8 @@ def _read(path: str | Path) -> Image.Image:
         raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels: refused") from None
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
+    except OSError as fault:
+        raise UnreadableImage(_one_line(fault.strerror or fault)) from None
     except Exception as fault:  # a damaged file makes the decoders raise almost anything
         raise UnreadableImage(_one_line(fault)) from None
 
@@ -172,7 +176,7 @@ def _deep_grey(values: np.ndarray, inverted: bool) -> np.ndarray:
 def is_dicom(path: str | Path) -> bool:
     """Whether a file is a DICOM file, by its content."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(132)[128:] == _DICOM
     except OSError:
         return False
@@ -184,7 +188,7 @@ def _not_an_image(path: Path) -> str:
     return "damaged, or not an image format that is read here"
 
 
-def _one_line(fault: Exception) -> str:
+def _one_line(fault: Exception | str) -> str:
     if isinstance(fault, MemoryError):
         return "needs more memory than there is"
     text = " ".join(str(fault).split())

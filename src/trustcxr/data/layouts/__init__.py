@@ -1,15 +1,17 @@
 """How a data set's folder is laid out: each layout turns it into a manifest."""
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
-from trustcxr.data.layouts.files import _folders
+from trustcxr.data.layouts.files import _folders, noting
 from trustcxr.data.layouts.folders import read_folders
 from trustcxr.data.layouts.lists import read_covidx, read_list
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
+from trustcxr.results.disk import escaped, kind_of, open_regular
 
 EXPECTED = (
     "expected COVID-QU-Ex ('Lung Segmentation Data' or 'Infection Segmentation Data' with "
@@ -30,11 +32,46 @@ def read_manifest(
     `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders`. `columns` and `images` are for a list: see
     `lists.read_list`. Raises UserError where the folder or file is not understood.
     """
-    root = Path(path).expanduser().absolute()
+    root = _root(path)
     if layout != "auto" and layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
-    if not root.exists():
-        raise UserError(f"{path}: no such file or folder")
+    with noting() as passed_over:
+        manifest = _read(root, layout, columns, images)
+    if manifest is not None:
+        manifest.passed_over = passed_over
+        if passed_over:
+            first, why = next(iter(passed_over.items()))
+            several = f"{len(passed_over)} files or folders were passed over, such as"
+            manifest.notes.append(f"{several if len(passed_over) > 1 else 'passed over:'} {first}: {why}")
+        return manifest
+    inside = [n for n in _folders(root)[:20] if _parts(root / n) or read_folders(root / n)] if root.is_dir() else []
+    hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
+    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}{hint}")
+
+
+def _root(path: str | Path) -> Path:
+    """The folder or file itself. UserError where there is none, or it is neither."""
+    if not str(path):
+        raise UserError("no data named: give a folder of X-rays or a list")
+    try:
+        root = Path(path).expanduser().absolute()
+        mode = root.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file or folder") from None
+    except (OSError, ValueError, RuntimeError) as fault:
+        why = getattr(fault, "strerror", None) or str(fault)
+        raise UserError(
+            f"{escaped(str(path))[:200]}: cannot be read: {why}; give a folder of X-rays or a list"
+        ) from None
+    if not stat.S_ISDIR(mode) and (what := kind_of(mode)) is not None:
+        raise UserError(f"{path}: {what}: give a folder of X-rays or a list")
+    return root
+
+
+def _read(
+    root: Path, layout: str, columns: str | Mapping[str, str | int] | None, images: str | Path | None
+) -> Manifest | None:
+    """The manifest by the first layout that fits; None where none does."""
     if root.name == "manifest.csv" and columns is None and (beside := _beside(root)) is not None:
         return beside
     for name in [layout] if layout != "auto" else list(LAYOUTS):
@@ -42,14 +79,13 @@ def read_manifest(
         manifest = read_list(root, columns=columns, images=images) if name == "list" else reader(root)
         if manifest is not None:
             return manifest
-    inside = [n for n in _folders(root)[:20] if _parts(root / n) or read_folders(root / n)] if root.is_dir() else []
-    hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
-    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}{hint}")
+    return None
 
 
 def _beside(side_car: Path) -> Manifest | None:
     """The COVID-QU-Ex data set that a side-car manifest stands in: its rows list an image once for each part."""
-    own = "sample_id" in side_car.open(errors="replace").readline()
+    with open_regular(side_car) as file:
+        own = b"sample_id" in file.readline(1 << 16)
     return None if own else read_covidqu(side_car.parent)
 
 
@@ -57,7 +93,11 @@ def what_is_there(folder: Path) -> str:
     """A folder's content in a few words, for an error message."""
     if not folder.is_dir():
         return f"a file of type '{folder.suffix}'"
-    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in os.scandir(folder) if not e.name.startswith("."))
+    folders = set(_folders(folder))
+    try:
+        names = sorted(f"{n}/" if n in folders else n for n in os.listdir(folder) if not n.startswith("."))
+    except OSError as fault:
+        return f"a folder that cannot be looked into ({(fault.strerror or str(fault)).lower()})"
     if not names:
         return "an empty folder"
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,22 +1,74 @@
-"""Folders and files of a data set, listed in one order; masks beside their images."""
+"""Folders and files of a data set, listed in one order; masks beside their images; what cannot be listed is noted."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from trustcxr.data.images.reading import SUFFIXES, is_dicom
+from trustcxr.results.disk import escaped
 
 Record = dict[str, Any]
+_PASSED_OVER: ContextVar[dict[str, str] | None] = ContextVar("passed over while a data set is read", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[str, str]]:
+    """While it lasts, what cannot be listed is passed over and kept here: its escaped path, and why."""
+    found: dict[str, str] = {}
+    token = _PASSED_OVER.set(found)
+    try:
+        yield found
+    finally:
+        _PASSED_OVER.reset(token)
+
+
+def _pass_over(path: str, why: str) -> None:
+    found = _PASSED_OVER.get()
+    if found is not None:
+        found[escaped(path)] = why
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, where it can be looked into and the name is text."""
+    try:
+        with os.scandir(folder) as found:
+            entries = [e for e in found if e.name[0] != "."]
+    except OSError as fault:
+        _pass_over(f"{folder}", f"cannot be looked into: {(fault.strerror or str(fault)).lower()}")
+        return []
+    for entry in entries:
+        if not _is_text(entry.name):
+            _pass_over(entry.path, "its name is not UTF-8")
+    return [e for e in entries if _is_text(e.name)]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as fault:  # a link to itself
+        _pass_over(entry.path, (fault.strerror or str(fault)).lower())
+        return False
 
 
 def _folders(folder: str | Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+    return sorted(e.name for e in _entries(folder) if _is_folder(e))
 
 
 def _files(folder: str | Path) -> list[str]:
     """The image files in a folder, told by their names; where none is, the DICOM files, told by their content."""
-    names = os.listdir(folder)
-    images = [n for n in names if n[n.rfind(".") :].lower() in SUFFIXES and n[0] != "."]
+    names = [e.name for e in _entries(folder)]
+    images = [n for n in names if n[n.rfind(".") :].lower() in SUFFIXES]
     # DICOM files often have no suffix, or a number's.
     return sorted(images or [n for n in names if is_dicom(f"{folder}/{n}")])
 

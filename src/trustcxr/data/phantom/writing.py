@@ -1,6 +1,9 @@
 """Synthetic films written to disk in COVID-QU-Ex's layout."""
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,11 @@ from trustcxr.data.phantom.anatomy import CLASSES
 from trustcxr.data.phantom.film import Film, render
 from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
 from trustcxr.errors import UserError, unknown
+from trustcxr.results.disk import writing
 
 SPLITS = ("Train", "Val", "Test")
+SIZES = (16, 4096)  # pixels of a side
+_MOST_FILMS = 1_000_000  # of a class in a split
 _FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
 
 
@@ -33,12 +39,45 @@ def write(
     of its own, and the same arguments give the same bytes whatever the workers. Both diseases have exact infection
     masks; those of Normal are empty. `conspicuity` is as in `render`. UserError where `out` holds something already.
     """
-    import pandas as pd
-
-    folder = Path(out)
+    folder, counts = Path(out), counts or {"Train": 200, "Val": 50, "Test": 50}
+    _check(counts, size, seed)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
-    jobs = _jobs(counts or {"Train": 200, "Val": 50, "Test": 50}, seed, shortcuts, conspicuity)
+    jobs = _jobs(counts, seed, shortcuts, conspicuity)
+    with writing(folder), _whole_or_not(folder) as place:
+        _write_all(jobs, place, size, workers)
+    return folder
+
+
+def _check(counts: Mapping[str, int], size: int, seed: int) -> None:
+    for split, count in counts.items():
+        if not 0 <= count <= _MOST_FILMS:
+            raise UserError(f"{count} films of a class in {split}: choose 1 to {_MOST_FILMS:,}")
+    if not sum(counts.values()):
+        raise UserError("no film at all: choose at least one of a class")
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(f"size {size}: a synthetic film has {SIZES[0]} to {SIZES[1]} pixels a side")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
+
+
+@contextmanager
+def _whole_or_not(folder: Path) -> Iterator[Path]:
+    """A folder beside the one wanted, which takes its place when the block ends well, and is gone otherwise."""
+    building = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.building")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        if folder.is_dir():
+            folder.rmdir()
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> None:
+    import pandas as pd
+
     for split, class_name in {(job.split, job.class_name) for job in jobs}:
         for part, kinds in _PARTS.items():
             for kind in kinds:
@@ -48,7 +87,6 @@ def write(
     for done in track(_results(chunks, folder, size, workers), "Synthetic X-rays", len(chunks)):
         rows += done
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
-    return folder
 
 
 _PARTS = {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trustcxr.console import say
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.study.engines.contract import Failure, Task
 
 
@@ -19,6 +19,8 @@ class LocalEngine:
             name = getattr(task, "name", str(task))
             try:
                 found.append(work(task))
+            except CannotWrite:  # the next run would not be written either
+                raise
             except UserError as problem:
                 found.append(Failure(name, str(problem)))
                 say(f"{name}: {problem}")

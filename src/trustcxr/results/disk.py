@@ -1,0 +1,119 @@
+"""The disk says no: what that means in one line, and files that are opened only where they are files."""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from trustcxr.errors import CannotWrite, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
+_WORDS = {  # in what a library says that keeps no error number
+    "no space left": errno.ENOSPC,
+    "storagefull": errno.ENOSPC,
+    "os error 28": errno.ENOSPC,
+    "file too large": errno.EFBIG,
+    "filetoolarge": errno.EFBIG,
+    "os error 27": errno.EFBIG,
+    "permission denied": errno.EACCES,
+    "read-only file system": errno.EROFS,
+    "pytorchstreamwriter failed": errno.ENOSPC,
+    "filewriter": errno.ENOSPC,
+}
+
+
+@contextmanager
+def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
+    """Turn the disk's refusal into CannotWrite: what could not be written, how much is needed, that the old is whole.
+
+    `path` is the file or folder that is written in the block; `needed` its bytes, where they are known. Other errors
+    pass as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:
+        if (number := _number(problem)) is None:
+            raise
+        raise CannotWrite(refusal(path, number, needed=needed)) from None
+
+
+def refusal(path: Path | str, number: int, *, needed: int | None = None) -> str:
+    """One line for an error number at a path that was to be written."""
+    where = escaped(str(path))
+    if number in _FULL:
+        room = _room(Path(path))
+        amount = f"{megabytes(needed)} are needed, " if needed else ""
+        left = f" ({amount}{megabytes(room)} are free)" if room is not None else ""
+        limit = "a file may not become so large" if number == errno.EFBIG else "no space left on the disk"
+        return f"{where}: cannot be written: {limit}{left}; make room or choose another disk; {_WHOLE}"
+    in_the_way = number in (errno.EEXIST, errno.ENOTDIR)
+    reason = "a file is where a folder should be" if in_the_way else os.strerror(number).lower()
+    if number in _FORBIDDEN:
+        return f"{where}: cannot be written: {reason}; choose a folder that you may write to; {_WHOLE}"
+    return f"{where}: cannot be written: {reason}; choose another place; {_WHOLE}"
+
+
+_WHOLE = "what was there before is whole"
+
+
+def _number(problem: Exception) -> int | None:
+    """The error number of a disk's refusal; None where it is another error."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem.errno
+    text = str(problem).lower()
+    return next((number for words, number in _WORDS.items() if words in text), None)
+
+
+def _room(path: Path) -> int | None:
+    """Free bytes where `path` is or would be."""
+    for place in (path, *path.parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return None
+
+
+def megabytes(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def escaped(text: str) -> str:
+    """A name as it can be shown: what is no text, and what would move the cursor, as escapes."""
+    safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
+
+
+def kind_of(mode: int) -> str | None:
+    """What a thing in a folder is, by its mode, where it is not a regular file; None for a file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for test, name in _KINDS if test(mode)), "a device")
+
+
+def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
+    """Open a regular file to read; never waits for a pipe. OSError where it is none, or has more than `most` bytes."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    facts = os.fstat(number)
+    what = kind_of(facts.st_mode)
+    if what is None and most is not None and facts.st_size > most:
+        what = f"{megabytes(facts.st_size)}, more than the {megabytes(most)} that are read"
+    if what is not None:
+        os.close(number)
+        raise OSError(errno.EINVAL, f"{what}: expected a regular file", str(path))
+    return os.fdopen(number, "rb")
+
+
+def read_text(path: Path, *, most: int) -> str:
+    """The text of a regular file of at most `most` bytes, as UTF-8."""
+    with open_regular(path, most=most) as file:
+        return file.read().decode("utf-8")

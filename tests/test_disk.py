@@ -1,0 +1,190 @@
+"""The disk refuses, a file is no file, a name is no text: one line each, and what was there before is whole."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trustcxr.data import load_dataset
+from trustcxr.data.auditing.audit import audit
+from trustcxr.data.images.grey import UnreadableImage
+from trustcxr.data.images.reading import is_dicom, read_image, read_mask
+from trustcxr.data.layouts import read_manifest
+from trustcxr.data.phantom import writing
+from trustcxr.errors import CannotWrite, UserError
+from trustcxr.results import disk, files
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+
+
+def at_once(work: Callable[[], object], seconds: float = 20) -> object:
+    """What `work` answers or raises; fails where it is still waiting after some seconds."""
+    found: list[object] = []
+
+    def tried() -> None:
+        try:
+            found.append(work())
+        except Exception as problem:
+            found.append(problem)
+
+    thread = threading.Thread(target=tried, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "it hangs"
+    return found[0]
+
+
+def half_write(target: Path, problem: Exception) -> None:
+    with files.replacing(target) as temporary:
+        temporary.write_text("half")
+        raise problem
+
+
+def refuse(place: Path, problem: Exception, needed: int | None = None) -> None:
+    with disk.writing(place, needed=needed):
+        raise problem
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """Two classes of four random images in three splits."""
+    random = np.random.default_rng(0)
+    for split in ("Train", "Val", "Test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "films" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(random.integers(0, 255, (40, 40), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "films"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS])
+def test_a_write_that_the_disk_refuses_is_one_line_and_the_old_file_is_whole(tmp_path: Path, number: int) -> None:
+    target = tmp_path / "metrics.json"
+    files.write_json(target, {"old": 1})
+    with pytest.raises(CannotWrite, match=r"metrics.json: cannot be written: .*; what was there before is whole"):
+        half_write(target, OSError(number, os.strerror(number)))
+    assert files.read_json(target) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_what_is_needed_and_what_is_free_is_said(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(CannotWrite, match=r"79\.0 MB are needed, [\d,.]+ [MG]B are free"):
+        refuse(tmp_path / "checkpoint", full, needed=79_000_000)
+
+
+def test_libraries_that_keep_no_error_number_are_understood(tmp_path: Path) -> None:
+    said = 'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'
+    with pytest.raises(CannotWrite, match="no space left"):
+        refuse(tmp_path / "x", RuntimeError(said))
+    with pytest.raises(RuntimeError, match="shapes"):
+        refuse(tmp_path / "x", RuntimeError("shapes do not match"))
+
+
+def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match="a file is where a folder should be"):
+        files.write_json(tmp_path / "file" / "metrics.json", {})
+
+
+def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = writing._write_film, []
+
+    def full(*given: object) -> object:
+        calls.append(1)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return list(real(*given))
+
+    monkeypatch.setattr(writing, "_write_film", full)
+    with pytest.raises(CannotWrite, match="no space left"):
+        writing.write(tmp_path / "out", {"Train": 2}, size=32)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert (writing.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
+
+
+@pytest.mark.parametrize("wrong", [{"counts": {"Train": -3}}, {"counts": {"Train": 0}}, {"size": 10**6}, {"seed": -1}])
+def test_synthetic_films_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        writing.write(tmp_path / "out", **({"counts": {"Train": 1}, "size": 32} | wrong))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_or_a_device_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, what in (("pipe.png", "a named pipe"), ("zero.png", "a device")):
+        for read in (read_image, read_mask):
+            answer = at_once(lambda read=read, name=name: read(tmp_path / name))  # type: ignore[misc]
+            assert isinstance(answer, UnreadableImage)
+            assert what in str(answer)
+    assert at_once(lambda: is_dicom(tmp_path / "pipe.png")) is False
+    for read in (files.read_json, files.read_yaml):
+        assert "named pipe" in str(at_once(lambda read=read: read(tmp_path / "pipe.png")))  # type: ignore[misc]
+
+
+def test_pipes_among_images_are_findings_and_the_rest_is_read(films: Path) -> None:
+    os.mkfifo(films / "Train" / "a" / "pipe.png")
+    found = at_once(lambda: audit(films, probes=False, workers=1))
+    (finding,) = (f for f in found.findings if f.kind == "unreadable")  # type: ignore[attr-defined]
+    assert "named pipe" in finding.items[0]["detail"]
+    assert len(at_once(lambda: load_dataset(films, split="Train", size=32, workers=1))) == 8  # type: ignore[arg-type]
+
+
+def test_a_data_set_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.csv")
+    assert "a named pipe" in str(at_once(lambda: read_manifest(tmp_path / "list.csv")))
+
+
+def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(films: Path) -> None:
+    (films / "Train" / "loop").symlink_to("loop")
+    (films / "Train" / "a" / "self.png").symlink_to("self.png")
+    (films / "Train" / "b" / "0.png").rename(os.fsdecode(os.fsencode(films) + b"/Train/b/caf\xe9.png"))
+    found = audit(films, probes=False, workers=1)
+    by_kind = {f.kind: f for f in found.findings}
+    passed = " ".join(item["path"] + item["detail"] for item in by_kind["passed_over"].items)
+    assert by_kind["passed_over"].count == 2
+    assert "caf\\udce9.png" in passed
+    assert "loop" in passed
+    assert by_kind["unreadable"].count == 1
+    found.text().encode("utf-8")
+    data = load_dataset(films, split="Train", size=32, workers=1)
+    assert len(data) == 7
+    assert any("2 files or folders were passed over" in note for note in data.notes)
+
+
+def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, closed = os.scandir, films / "Train" / "closed"
+    closed.mkdir()
+
+    def scandir(folder: str | Path) -> object:
+        if str(folder) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = audit(films, probes=False, workers=1)
+    (finding,) = (f for f in found.findings if f.kind == "passed_over")
+    assert "permission denied" in finding.items[0]["detail"]
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "[" * 3000, "&a {b: *a}"])
+def test_yaml_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match="not readable as YAML"):
+        files.read_yaml(tmp_path / "x.yaml")
+
+
+def test_yaml_that_unfolds_to_millions_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="unfold to more than"):
+        files.read_yaml(tmp_path / "bomb.yaml")
