@@ -72,6 +72,8 @@ DEFENCE_COLOURS = {
     "free": "#b5548d",
     "pgd": "#c44e00",
     "trades": "#00805c",
+    "ibp": "#8c2d5a",
+    "crown-ibp": "#3b6ea5",
     "mixup": "#a87400",
     "cutout": "#6d5a14",
     "gaussian": "#6f4aa8",
@@ -83,7 +85,20 @@ ATTACK_STYLES: dict[str, tuple[str, str, Any]] = {
     "square": ("#2b6777", "s", (0, (1, 1.2))),
     "transfer": ("#567a2c", "^", (0, (1, 1.2))),
 }
-DEFENCE_ORDER = ("standard", "fgsm", "fgsm-rs", "free", "pgd", "trades", "mixup", "cutout", "gaussian")
+CERTIFIED_COLOUR = "#1f6f43"  # of what is proved
+DEFENCE_ORDER = (
+    "standard",
+    "fgsm",
+    "fgsm-rs",
+    "free",
+    "pgd",
+    "trades",
+    "ibp",
+    "crown-ibp",
+    "mixup",
+    "cutout",
+    "gaussian",
+)
 _ATTACKS = {
     "fgsm": "FGSM",
     "fgsm-rs": "FGSM-RS",

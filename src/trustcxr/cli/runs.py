@@ -152,6 +152,47 @@ def evaluate(
     return None
 
 
+@runs_app.command(epilog="Example: trustcxr certify out/run --data COVID-QU-Ex --epsilon 0.005 --epsilon 0.02")
+def certify(
+    run: RunFolder,
+    data: Data,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="L-infinity radius; repeatable. 0.005, 0.01 and 0.02 unless said.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split to prove; the run's test split unless said.")] = None,
+    method: Annotated[
+        str, typer.Option(help="ibp: intervals alone. crown: CROWN too where they prove nothing.")
+    ] = "crown",
+    steps: Annotated[int, typer.Option(help="Gradients in CROWN's slopes, for tighter bounds.")] = 10,
+    neurons: Annotated[int, typer.Option(help="CROWN bounds layers of at most so many ReLUs too.")] = 256,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
+    json: Json = False,
+) -> None:
+    """The share of images whose answer is proved not to change within epsilon, beside what attacks leave."""
+    from trustcxr import report
+    from trustcxr.certify.proofs import effort
+    from trustcxr.report.terminal import certified_rows
+    from trustcxr.study import run_folder
+
+    document, folder = run_folder.certify(
+        run,
+        data,
+        epsilons=epsilon,
+        effort=effort(method, neurons=neurons, steps=steps),
+        split=split,
+        labels=label_map(label),
+        listing=listing(column, images),
+    )
+    if json:
+        return print_json(document)
+    count = document["certified"][0]["n"]
+    report.print_rows(f"{document['run']} on {document['split']} ({count} images): proved", certified_rows(document))
+    print(f"written to {folder}\n{NOTICE}")
+    return None
+
+
 @runs_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
     run: RunFolder,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, pgd, trades
+from trustcxr.defences.certified import crown_ibp, ibp
 from trustcxr.defences.contract import Defence, standard
 from trustcxr.defences.noise import cutout, gaussian, mixup
 from trustcxr.errors import unknown
@@ -12,12 +13,14 @@ from trustcxr.errors import unknown
 __all__ = [
     "DEFENCES",
     "Defence",
+    "crown_ibp",
     "cutout",
     "fgsm",
     "fgsm_rs",
     "free",
     "gaussian",
     "get",
+    "ibp",
     "mixup",
     "pgd",
     "standard",
@@ -31,6 +34,8 @@ DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "free": free,
     "pgd": pgd,
     "trades": trades,
+    "ibp": ibp,
+    "crown-ibp": crown_ibp,
     "mixup": mixup,
     "cutout": cutout,
     "gaussian": gaussian,

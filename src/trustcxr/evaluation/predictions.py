@@ -48,7 +48,7 @@ def predict(
     and the lungs on a film of another class, whose lungs they do not quite cover. There the class is the lungs': a
     model that answers by the background has it less often than chance.
     """
-    about = _about(dataset)
+    about = about_images(dataset)
     batches = loader(dataset, batch_size)
     pieces: dict[Condition, list[pd.DataFrame]] = {}
     named = corruptions.conditions() if corruptions else ()
@@ -77,7 +77,7 @@ def predict(
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def _about(dataset: "Dataset") -> pd.DataFrame:
+def about_images(dataset: "Dataset") -> pd.DataFrame:
     """What is known of every image: sample_id, group, source, split, class, label."""
     return pd.DataFrame(
         {

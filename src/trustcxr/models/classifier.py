@@ -1,5 +1,6 @@
 """Classifier: pixel space -> logits, with normalisation inside and the last feature map at `cam_layer`."""
 
+from collections.abc import Iterator
 from copy import copy
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.models import ensemble
 from trustcxr.models.lung_gate import LungGate
+from trustcxr.models.plain import PixelScale
 
 
 class Classifier(nn.Module):
@@ -52,6 +54,11 @@ class Classifier(nn.Module):
             images = images + self.gate.level
         features = self.net.forward_features(self.normalise(self.blur(images)))  # type: ignore[operator]
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
+
+    def chain(self) -> Iterator[tuple[str, nn.Module]]:
+        """What is run one after the other, by name: what a proof follows (`certify.contract`)."""
+        scale = PixelScale(self.mean, self.std)
+        yield from (("gate", self.gate), ("blur", self.blur), ("normalise", scale), ("net", self.net))
 
     def members(self) -> list["Classifier"]:
         """This model with one of its networks alone, for each of them: the same weights, not others like them."""

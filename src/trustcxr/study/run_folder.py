@@ -4,10 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from trustcxr.certify import contract
+from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
-from trustcxr.evaluation import metrics
+from trustcxr.evaluation import certified, metrics
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
@@ -19,8 +23,6 @@ from trustcxr.recipes.validation import assign, validate
 from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from trustcxr.data.dataset import Dataset
 
 
@@ -70,7 +72,9 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
             return files.read_json(folder / folders.TRAINING_FILE)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     factory.check(run.model.name, size=run.data.size, **run.model.options())
-    factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
+    model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
+    if run.defence.certifies:
+        contract.layers(model)
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     for note in parts[0].notes:
@@ -125,9 +129,47 @@ def evaluate(
         document["drop_from_internal"] = metrics.drop_from_internal(files.read_table(internal), predictions)
     if planted_shortcuts is not None:
         document["planted_shortcuts"] = planted_shortcuts
+    if (place / folders.CERTIFIED_FILE).is_file():
+        document["certified"] = certified.describe(files.read_table(place / folders.CERTIFIED_FILE))
     if (place / folders.SALIENCY_FILE).is_file():
         document["saliency"] = summary.summarise(files.read_table(place / folders.SALIENCY_FILE), images=len(dataset))
     files.write_table(place / folders.PREDICTIONS_FILE, predictions)
+    files.write_json(place / folders.METRICS_FILE, document)
+    return document, place
+
+
+def certify(
+    folder: Path,
+    data: Path,
+    *,
+    epsilons: Sequence[float] | None = None,
+    effort: Effort | None = None,
+    split: str | None = None,
+    labels: Mapping[str, str | None] | None = None,
+    listing: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Prove which answers of a run cannot change within epsilon: certified.parquet, and `certified` in metrics.json.
+
+    Other epsilons that were certified there before are kept. Where the run was not evaluated on these images yet, that
+    is done first, so that accuracy under attack stands beside.
+    Raises UserError, naming the layer, where the model cannot be bounded.
+    """
+    from trustcxr.attacks.contract import check_epsilon
+
+    radii = [check_epsilon(epsilon) for epsilon in dict.fromkeys(epsilons or certified.EPSILONS)]
+    run = load_run(folder)
+    contract.layers(run.model)  # what cannot be bounded is said before the images are read
+    dataset, place = _open(run, data, split, labels, listing)
+    _say_if_trained_on(run, dataset)
+    table, path = certified.prove(run, dataset, radii, effort=effort), place / folders.CERTIFIED_FILE
+    if path.is_file():
+        before = files.read_table(path)
+        table = pd.concat([before[~before["epsilon"].isin(radii)], table]).sort_values("epsilon", kind="stable")
+    files.write_table(path, table.reset_index(drop=True))
+    if not (place / folders.METRICS_FILE).is_file():
+        return evaluate(folder, data, split=split, epsilons=radii, labels=labels, listing=listing)
+    document = files.read_json(place / folders.METRICS_FILE)
+    document["certified"] = certified.describe(table)
     files.write_json(place / folders.METRICS_FILE, document)
     return document, place
 
@@ -153,7 +195,7 @@ def _validation(
     tested: set[str],
     labels: Mapping[str, str | None] | None,
     listing: Mapping[str, Any] | None,
-) -> "pd.DataFrame | None":
+) -> pd.DataFrame | None:
     """Predictions on the run's validation images, made now where they are at hand and were not made before."""
     path = run.folder / folders.VALIDATION_FILE
     if path.is_file():
@@ -211,7 +253,7 @@ def explain(
     return document, place
 
 
-def _with_before(tables: "Iterator[pd.DataFrame]", path: Path, methods: Sequence[str]) -> "Iterator[pd.DataFrame]":
+def _with_before(tables: Iterator[pd.DataFrame], path: Path, methods: Sequence[str]) -> Iterator[pd.DataFrame]:
     """What `path` already holds of other methods, brought to the columns of the new tables; then these."""
     first = next(tables)
     if path.is_file():

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.attacks import contract
+from trustcxr.attacks.contract import check_finite
+from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.models.weights import save_weights
@@ -33,6 +34,7 @@ class Monitor(pl.Callback):
     A run that no attack trained is judged by its accuracy on validation. One that an attack trained is judged by its
     accuracy under PGD on a slice of validation, above what a constant answer would have; FGSM accuracy only breaks ties
     (and decides where PGD accuracy is never above chance), since FGSM accuracy alone rewards masked gradients.
+    One that was trained by bounds is judged by what interval bounds prove on all of validation, at the whole epsilon.
     """
 
     measured_on = "validation"
@@ -43,6 +45,8 @@ class Monitor(pl.Callback):
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
+        if recipe.defence.certifies:
+            self.monitor = "val_certified_accuracy"
         self.epochs = recipe.training.epochs  # at most
 
     @property
@@ -115,6 +119,8 @@ class Monitor(pl.Callback):
     def _score(self, row: dict[str, float], classes: int) -> float:
         if not self.recipe.defence.attacks:
             return row["val_accuracy"]
+        if self.recipe.defence.certifies:
+            return row["val_certified_accuracy"]
         return max(row["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * row["val_fgsm_accuracy"]
 
     def _overfits(self, row: dict[str, float]) -> bool:
@@ -194,7 +200,8 @@ class Bar(pl.Callback):
         if not self.monitor.history:
             return ""
         last = self.monitor.history[-1]
-        under = f", PGD {last['val_pgd_accuracy']:.1%}" if "val_pgd_accuracy" in last else ""
+        beside = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
+        under = "".join(f", {name} {last[key]:.1%}" for name, key in beside.items() if key in last)
         return f"{self.monitor.measured_on} {last['val_accuracy']:.1%}{under}"
 
 
@@ -204,14 +211,18 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
 
     Raises NotFiniteError, which ends training, where the model answers with NaN or infinity: argmax would call that a
     class, and such weights could be kept as the best.
+
+    For a run that was trained by bounds also what interval bounds prove, without CROWN and in the weights' precision.
     """
     right, epsilon = 0.0, recipe.defence.epsilon
     with attacks.undisturbed(model):
         for images, labels, _ in loader(val, 64):
             logits = model(_pixels(images, device))
-            contract.check_finite(logits)
+            check_finite(logits)
             right += float((logits.argmax(1) == labels.to(device)).sum())
     figures = {"val_accuracy": right / len(val)}
+    if recipe.defence.certifies:
+        return figures | {"val_certified_accuracy": _certified(model, val, epsilon, device)}
     if not recipe.defence.attacks:
         return figures
     rows = attacked_rows(val)
@@ -230,6 +241,18 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
             for name, perturbed in adversarial.items():
                 hits[name] += float((model(perturbed).argmax(1) == labels).sum())
     return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
+
+
+def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device) -> float:
+    """The share of validation that is right, and proved to stay so by interval bounds."""
+    proved = 0.0
+    with attacks.undisturbed(model):
+        layers = contract.layers(model)
+        for images, labels, _ in loader(val, 64):
+            truth, box = labels.to(device), ibp.Interval.of(*contract.box(_pixels(images, device), epsilon))
+            least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
+            proved += float((least > 0).all(1).sum())
+    return proved / len(val)
 
 
 def attacked_rows(val: "Dataset") -> np.ndarray:

@@ -82,6 +82,8 @@ class TrainingStep(pl.LightningModule):
         }
         if self.robust:
             options["epsilon"] = self.radii(self.global_step, lungs)
+        if self.recipe.defence.certifies:
+            options["grown"] = self._grown(self.global_step)
         if self.perturbation is not None:
             options["perturbation"] = self.perturbation
         if self.twin is not None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import ATTACK_STYLES
+from trustcxr.catalogue import ATTACK_STYLES, CERTIFIED_COLOUR
 from trustcxr.report import words
 from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, _percent_axis, draw
 from trustcxr.report.study_folder import Run
@@ -16,6 +16,7 @@ _HISTORY = (
     ("val_accuracy", "validation, clean", CLEAN_STYLE[0], "solid"),
     ("val_fgsm_accuracy", "validation, FGSM", ATTACK_STYLES["fgsm"][0], (0, (4, 2))),
     ("val_pgd_accuracy", "validation, PGD", ATTACK_STYLES["pgd"][0], (0, (1, 1.2))),
+    ("val_certified_accuracy", "validation, certified", CERTIFIED_COLOUR, (0, (6, 1.5))),
 )
 HISTORY_LEGEND = [(label, colour, dash) for _, label, colour, dash in _HISTORY]
 

@@ -1,0 +1,179 @@
+"""What can be bounded: a model written out as affine layers and ReLUs, and the box of images around an image.
+
+A proof holds for every image of the box {x' : |x' - x| <= epsilon, 0 <= x' <= 1}, a ball of the attacks' pixel space.
+What is bounded is the model as it stands in evaluation, so BatchNorm is a scale and a shift of each channel; whatever
+is neither affine nor a ReLU is refused by name.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+from trustcxr.models.plain import PixelScale
+
+Images = Callable[[Tensor], Tensor]
+NUDGE = 1e-6  # added to each end of the box: an image of the ball written in float32 lies inside it
+UNIT = 2.0**-24  # the unit roundoff of float32
+_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_AS_IT_IS = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A layer x -> W x + b, by what it does: W itself is never written out.
+
+    Attributes:
+        name: of the layer, as messages give it.
+        apply: x (B, ...) -> W x + b.
+        spread: r (B, ...) >= 0 -> |W| r, entry by entry.
+        terms: how many products an entry sums at most, the bias among them.
+    """
+
+    name: str
+    apply: Images
+    spread: Images
+    terms: int
+
+    def transpose(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Rows of coefficients (R, *output) -> rows W (R, *input), with `shape` of one input."""
+        kept = torch.is_grad_enabled()  # then gradients must reach the weights, and what made the rows
+        with torch.enable_grad():
+            zeros = rows.new_zeros(len(rows), *shape).requires_grad_(True)
+            (out,) = torch.autograd.grad(self.apply(zeros), zeros, rows, create_graph=kept)
+        return out
+
+    def offset(self, shape: torch.Size, like: Tensor) -> Tensor:
+        """b (1, *output), with `shape` of one input."""
+        return self.apply(like.new_zeros(1, *shape))
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """max(x, 0), entry by entry."""
+
+    name: str
+
+
+Layer = Affine | ReLU
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """The layers of a model from pixel space to logits, in order, in the precision of its weights.
+
+    `model` is a Classifier of a network that is a chain of layers (one whose `chain()` names them, or a Sequential), or
+    such a chain itself. The layers share the model's weights, so that gradients reach them.
+    Raises UserError that names the first layer which is neither affine nor a ReLU.
+    """
+    return [layer for name, module in _chain(model) for layer in _layer(name, module)]
+
+
+def exact(model: nn.Module) -> list[Layer]:
+    """The layers of a copy of the model in float64 and in evaluation: what proofs are made of."""
+    return layers(deepcopy(model).double().eval().requires_grad_(False))
+
+
+def box(images: Tensor, epsilon: float, *, nudge: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Lowest and highest pixels (B, 1, H, W) within epsilon of the images and in [0, 1], `nudge` further out."""
+    return (images - epsilon).clamp(0, 1) - nudge, (images + epsilon).clamp(0, 1) + nudge
+
+
+def margins(logits: int, labels: Tensor, like: Tensor) -> Tensor:
+    """Rows (B, C, C) that turn logits into the margins of each label over every class: 0 over itself."""
+    own = F.one_hot(labels.long(), logits).to(like)
+    return own[:, None, :] - torch.eye(logits, dtype=like.dtype, device=like.device)
+
+
+def _chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a model runs one after the other, by name."""
+    if callable(chain := getattr(model, "chain", None)):
+        for part, module in chain():
+            yield from _chain(module, f"{name}{part}")
+    elif isinstance(model, nn.Sequential):
+        for part, module in model.named_children():
+            yield from _chain(module, f"{name}.{part}" if name else part)
+    else:
+        yield name or type(model).__name__, model
+
+
+def _layer(name: str, module: nn.Module) -> list[Layer]:
+    """The layers that one module is; none where it does nothing in evaluation."""
+    if isinstance(module, _AS_IT_IS):
+        return []
+    if type(module) is nn.ReLU:
+        return [ReLU(name)]
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+        return [_convolution(name, module)]
+    if type(module) is nn.Linear:
+        return [_linear(name, module)]
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and type(module) in _NORMS and module.track_running_stats:
+        return _batch_norm(name, module)
+    if isinstance(module, (nn.Flatten, *_AVERAGES)):
+        return [Affine(name, module, module, _terms(module))]
+    if isinstance(module, PixelScale):
+        return [Affine(name, module, lambda r: r / module.std, 2)]
+    kind = type(module).__name__ + ("" if type(module) is not nn.Conv2d else f" padded with '{module.padding_mode}'")
+    raise UserError(
+        f"certify: layer '{name}' ({kind}) cannot be bounded; what can: Conv2d padded with zeros, Linear, BatchNorm, "
+        "ReLU, AvgPool2d, AdaptiveAvgPool2d, Flatten, one after the other, as in the networks `plain...`"
+    )
+
+
+def _convolution(name: str, conv: nn.Conv2d) -> Affine:
+    """A convolution; its spread is the one with the weights' absolute values."""
+
+    def convolved(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(images, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    return Affine(
+        name,
+        lambda x: convolved(x, conv.weight, conv.bias),
+        lambda r: convolved(r, conv.weight.abs(), None),
+        conv.weight[0].numel() + 1,
+    )
+
+
+def _linear(name: str, linear: nn.Linear) -> Affine:
+    return Affine(
+        name,
+        lambda x: F.linear(x, linear.weight, linear.bias),
+        lambda r: F.linear(r, linear.weight.abs()),
+        linear.in_features + 1,
+    )
+
+
+def _batch_norm(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Layer]:
+    """BatchNorm in evaluation: a scale and a shift of each channel, twice, by its statistics and by its weights."""
+
+    def channels(values: Tensor, like: Tensor) -> Tensor:
+        return values.view(1, -1, *(1,) * (like.ndim - 2))
+
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, scale = norm.running_mean, torch.rsqrt(norm.running_var + norm.eps)
+    standardise = Affine(
+        name, lambda x: (x - channels(mean, x)) * channels(scale, x), lambda r: r * channels(scale, r), 4
+    )
+    if not norm.affine:
+        return [standardise]
+    weight, bias = norm.weight, norm.bias
+    rescale = Affine(
+        name,
+        lambda x: x * channels(weight, x) + channels(bias, x),
+        lambda r: r * channels(weight.abs(), r),
+        2,
+    )
+    return [standardise, rescale]
+
+
+def _terms(module: nn.Module) -> int:
+    """How many entries an entry of a pooling layer is the mean of, at most."""
+    if isinstance(module, nn.AvgPool2d):
+        side = module.kernel_size
+        return (side**2 if isinstance(side, int) else side[0] * side[1]) + 1
+    return 4096 if isinstance(module, nn.AdaptiveAvgPool2d) else 1  # of maps up to 64 pixels a side

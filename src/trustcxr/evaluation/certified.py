@@ -1,0 +1,73 @@
+"""Certified accuracy: the share of images whose answer is right and proved not to change within epsilon.
+
+The truth, the accuracy that the strongest possible attack would leave, lies between it and accuracy under `worst-case`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from trustcxr.certify import contract
+from trustcxr.certify.proofs import Effort, least_margins
+from trustcxr.console import Progress
+from trustcxr.data.batches import loader, to_pixels
+from trustcxr.evaluation.predictions import about_images
+from trustcxr.evaluation.run import Run
+from trustcxr.models.untouched import undisturbed
+from trustcxr.statistics import Bootstraps, interval
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+EPSILONS = (0.005, 0.01, 0.02)
+
+
+def prove(
+    run: Run, dataset: "Dataset", epsilons: Sequence[float] = EPSILONS, *, effort: Effort | None = None
+) -> pd.DataFrame:
+    """The table of certified.parquet: a row an image and epsilon.
+
+    Columns beside what is known of the image: `epsilon`; `answer`, a place among the classes, of the model as it
+    runs; `margin`, a lower bound of the answer's margin over any other class within epsilon; `proved`, whether that is
+    above 0; `certified`, whether the answer is right too.
+    Raises UserError, naming the layer, where the model cannot be bounded.
+    """
+    layers, known, pieces = contract.exact(run.model), about_images(dataset), []
+    batches = loader(dataset, 16)
+    with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
+        for raw, _, places in batches:
+            images, rows = to_pixels(raw.to(run.device)), known.iloc[places.numpy()]
+            with torch.no_grad(), undisturbed(run.model):
+                said = run.model(images).argmax(1)
+            for epsilon in epsilons:
+                margin = least_margins(layers, images, said, epsilon, effort or Effort()).cpu().numpy()
+                pieces.append(_rows(rows, said.cpu().numpy(), epsilon, margin))
+                bar.advance(note=f"epsilon {epsilon:g}")
+    return pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
+
+
+def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[dict[str, Any]]:
+    """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
+    bootstraps, found = Bootstraps(resamples=resamples), []
+    for epsilon, rows in table.groupby("epsilon"):
+        figures = bootstraps.over(rows["group"]).means(rows["certified"])
+        found.append(
+            {
+                "epsilon": float(str(epsilon)),
+                "accuracy": float(figures[0]),
+                "accuracy_ci": interval(figures),
+                "balanced_accuracy": float(rows.groupby("label")["certified"].mean().mean()),
+                "proved": float(rows["proved"].mean()),
+                "n": len(rows),
+            }
+        )
+    return found
+
+
+def _rows(rows: pd.DataFrame, said: np.ndarray, epsilon: float, margin: np.ndarray) -> pd.DataFrame:
+    proved = margin > 0
+    right = said == rows["label"].to_numpy()
+    return rows.assign(epsilon=epsilon, answer=said, margin=margin, proved=proved, certified=proved & right)

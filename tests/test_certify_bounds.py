@@ -1,0 +1,226 @@
+"""Bounds of small networks against points of the ball, against each other and against a linear program."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from trustcxr.certify import contract, crown, ibp
+from trustcxr.errors import UserError
+
+EPSILON = 0.03
+Bound = Callable[..., Tensor]
+BOUNDS: dict[str, Bound] = {
+    "ibp": ibp.least_margins,
+    "crown": crown.least_margins,
+    "crown all the way": partial(crown.least_margins, neurons=10_000),
+    "crown with slopes sought": partial(crown.least_margins, neurons=10_000, steps=5),
+}
+
+
+def convolutional(seed: int = 0) -> nn.Sequential:
+    """Every kind of layer that can be bounded, on images of 12 pixels; BatchNorm with statistics of its own."""
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean, norm.running_var = torch.randn(4), torch.rand(4) + 0.5
+    nn.init.uniform_(norm.weight, -2, 2)
+    nn.init.normal_(norm.bias)
+    return nn.Sequential(
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.Conv2d(1, 4, 3, stride=2, padding=1),
+        norm,
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(54, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ).eval()
+
+
+def some(count: int, size: int = 12) -> tuple[Tensor, Tensor]:
+    """Images and labels; a few pixels at black and at white, where the ball is cut."""
+    torch.manual_seed(1)
+    images = (torch.rand(count, 1, size, size) * 1.4 - 0.2).clamp(0, 1)
+    return images, torch.arange(count) % 3
+
+
+def interval(images: Tensor, epsilon: float = EPSILON) -> ibp.Interval:
+    return ibp.Interval.of(*contract.box(images.double(), epsilon))
+
+
+@pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
+def test_no_point_of_the_ball_has_a_smaller_margin_than_the_bound(bound: Bound) -> None:
+    net, (images, labels) = convolutional(), some(2)
+    least = bound(contract.exact(net), interval(images), labels)
+    corners = torch.rand(5_000, 2, 1, 12, 12)
+    corners[::2] = corners[::2].round()  # half of them at the corners of the ball, where a network errs soonest
+    points = (images + EPSILON * (2 * corners - 1)).clamp(0, 1)
+    with torch.no_grad():
+        logits = net(points.flatten(0, 1)).double().unflatten(0, (5_000, 2))
+    own = logits.gather(2, labels.expand(5_000, 2)[..., None])
+    margins = own - logits
+    assert (margins >= least - 1e-5).all()
+    assert (margins.amin(0) - least < 3).all()  # and the bound says something
+
+
+def test_crown_is_never_below_the_intervals_and_sometimes_well_above() -> None:
+    net, (images, labels) = contract.exact(convolutional()), some(6)
+    at = interval(images, 0.2)
+    rising = [bound(net, at, labels) for bound in BOUNDS.values()]
+    for lower, higher in zip(rising[:1] * 3 + rising[2:3], [*rising[1:], rising[3]], strict=True):
+        assert (higher >= lower - 1e-9).all()
+    assert (rising[1] - rising[0]).max() > 0.01
+    assert (rising[3] - rising[2]).max() > 1e-4
+
+
+def test_without_a_relu_every_bound_is_the_exact_minimum() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
+    images, labels = some(3, 6)
+    low, high = contract.box(images.double(), EPSILON)
+    weights = torch.stack([torch.autograd.functional.jacobian(net.double(), x[None]).squeeze((0, 2)) for x in low])
+    at_low = net(low)
+    for bound in BOUNDS.values():
+        found = bound(contract.exact(net), ibp.Interval.of(low, high), labels)
+        for row, label in enumerate(labels):
+            slope = (weights[row][label] - weights[row]).flatten(1)
+            exact = at_low[row][label] - at_low[row] + (slope.clamp(max=0) * (high - low)[row].flatten()).sum(1)
+            assert torch.allclose(found[row], exact, atol=1e-9)
+
+
+def toy() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+def program(net: nn.Sequential, found: list[ibp.Interval], row: np.ndarray, slopes: crown.Slopes | None) -> float:
+    """The least value of `row` times the logits, with each ReLU between its lines: variables are all layers' values.
+
+    With `slopes` a ReLU has one lower line, a z; without, both z and 0: the triangle.
+    """
+    weights = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in net if isinstance(m, nn.Linear)]
+    sizes = [9, 7, 7, 6, 6, 3]  # image, z1, y1, z2, y2, logits
+    starts = np.cumsum([0, *sizes])
+    total, upper, limits, equal, fixed = starts[-1], [], [], [], []
+    place = {i: slice(starts[i], starts[i + 1]) for i in range(6)}
+    for i, (weight, bias) in enumerate(weights):
+        block = np.zeros((len(bias), total))
+        block[:, place[2 * i]], block[:, place[2 * i + 1]] = -weight, np.eye(len(bias))
+        equal.append(block)
+        fixed.append(bias)
+    for i, at in ((1, 2), (3, 4)):  # z in variables i, after layers[at]
+        low, high = (t[0].numpy() for t in (found[at].low, found[at].high))
+        for j in range(sizes[i]):
+            if low[j] >= 0 or high[j] <= 0:
+                lines = [(float(low[j] >= 0),) * 2]
+                top = (float(low[j] >= 0), 0.0)
+            else:
+                rise = high[j] / (high[j] - low[j])
+                top = (rise, -low[j] * rise)
+                lines = [(0.0,), (1.0,)] if slopes is None else [(float(slopes[at][0, 0, j]),)]
+            line = np.zeros(total)
+            line[starts[i + 1] + j], line[starts[i] + j] = 1, -top[0]
+            upper.append(line)
+            limits.append(top[1])
+            for slope in lines:
+                line = np.zeros(total)
+                line[starts[i + 1] + j], line[starts[i] + j] = -1, slope[0]
+                upper.append(line)
+                limits.append(0.0)
+    cost = np.zeros(total)
+    cost[place[5]] = row
+    box = list(zip(found[0].low.flatten().tolist(), found[0].high.flatten().tolist(), strict=True))
+    solved = linprog(
+        cost, np.stack(upper), limits, np.concatenate(equal), np.concatenate(fixed), box + [(None, None)] * (total - 9)
+    )
+    assert solved.status == 0
+    return float(solved.fun)
+
+
+@pytest.mark.parametrize("neurons", [0, 100])
+def test_crown_is_the_linear_program_over_its_own_lines(neurons: int) -> None:
+    net, (images, labels) = toy(), some(3, 3)
+    layers = contract.exact(net)
+    for image, label in zip(images, labels, strict=True):
+        at, one = interval(image[None], 0.3), label[None]
+        found = crown.tightened(layers, at, neurons=neurons)
+        assert any(((x.low < 0) & (x.high > 0)).any() for x in found)
+        rows, slopes = contract.margins(3, one, found[-1].centre), crown.first_slopes(layers, found)
+        bound = crown.backward(layers, found, rows, slopes)
+        for k in range(3):
+            assert float(bound[0, k]) == pytest.approx(program(net, found, rows[0, k].numpy(), slopes), abs=1e-7)
+
+
+def test_slopes_that_are_sought_come_to_the_triangle_relaxation_and_no_further() -> None:
+    net, (images, labels) = toy(), some(3, 3)
+    layers = contract.exact(net)
+    found = crown.tightened(layers, interval(images[:1], 0.3))
+    rows = contract.margins(3, labels[:1], found[-1].centre)
+    sought = crown.climbed(layers, found, rows, crown.first_slopes(layers, found), steps=60, rate=0.1)
+    for k in range(3):
+        best = program(net, found, rows[0, k].numpy(), None)
+        assert best - 0.01 < float(sought[0, k]) < best + 1e-7
+
+
+def test_one_hidden_layer_s_intervals_are_the_program_s_own() -> None:
+    """Before the first ReLU intervals are exact: nothing that a linear program knows of is lost."""
+    net, (images, _) = toy(), some(1, 3)
+    found = ibp.intervals(contract.exact(net), interval(images, 0.3))
+    weight, bias = net[1].weight.detach(), net[1].bias.detach()
+    for j in range(7):
+        box = list(zip(found[0].low.flatten().tolist(), found[0].high.flatten().tolist(), strict=True))
+        least = linprog(weight[j].numpy(), bounds=box).fun + float(bias[j])
+        assert float(found[2].low[0, j]) == pytest.approx(least, abs=1e-9)
+
+
+def test_batchnorm_is_bounded_as_if_folded_into_the_convolution() -> None:
+    net, (images, labels) = convolutional(), some(4)
+    folded = nn.Sequential(net[0], torch.nn.utils.fuse_conv_bn_eval(net[1], net[2]), *net[3:]).eval()
+    for bound in BOUNDS.values():
+        both = [bound(contract.exact(each), interval(images), labels) for each in (net, folded)]
+        assert torch.allclose(*both, atol=1e-5)
+
+
+def test_layers_give_the_model_s_own_answer() -> None:
+    net, (images, _) = convolutional(), some(4)
+    answer = images.double()
+    for layer in contract.exact(net):
+        answer = layer.apply(answer) if isinstance(layer, contract.Affine) else answer.relu()
+    assert torch.allclose(answer, net.double()(images.double()), atol=1e-12)
+
+
+def test_the_allowance_for_rounding_covers_float32_and_is_small() -> None:
+    net, (images, _) = convolutional(), some(50)
+    found = ibp.intervals(contract.exact(net), interval(images))
+    allowed = ibp.rounding(contract.exact(net), found)
+    with torch.no_grad():
+        single = net(images).double()
+        exact = convolutional().double()(images.double())
+    assert ((single - exact).abs() <= allowed).all()
+    assert 0 < allowed.max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (nn.MaxPool2d(2), "MaxPool2d"),
+        (nn.Sigmoid(), "Sigmoid"),
+        (nn.GroupNorm(1, 4), "GroupNorm"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padded with 'reflect'"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "BatchNorm2d"),
+    ],
+)
+def test_a_layer_that_cannot_be_bounded_is_named(layer: nn.Module, named: str) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.ReLU(), layer), nn.Flatten())
+    with pytest.raises(UserError, match="cannot be bounded") as refused:
+        contract.layers(net)
+    assert "'1.1'" in str(refused.value)
+    assert named in str(refused.value)

@@ -1,0 +1,124 @@
+"""`train --defence ibp` and `certify` from the command line, on synthetic films."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from trustcxr import load_run
+from trustcxr.certify.ibp import Interval
+from trustcxr.cli import app
+from trustcxr.data.phantom import writing
+from trustcxr.errors import UserError
+from trustcxr.evaluation import certified
+from trustcxr.results import files
+from trustcxr.study import run_folder
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("data") / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
+
+
+@pytest.fixture(scope="module")
+def run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run trained by bounds, and certified at two radii."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = "--model plain3 --weights none --defence ibp --size 32 --epochs 6 --learning-rate 0.004 --epsilon 0.01"
+    shares = "--ramp 0.5 --clean-share 0.2 --set defence.attack_share=0.1 --set defence.regulariser=0.5"
+    typed = ["train", "--data", str(films), "--out", str(folder), *options.split(), *shares.split()]
+    done = RUNNER.invoke(app, typed)
+    assert done.exit_code == 0, done.output
+    done = RUNNER.invoke(app, ["certify", str(folder), "--data", str(films), "--epsilon", "0.002", "--epsilon", "0.01"])
+    assert done.exit_code == 0, done.output
+    assert "proved" in done.output
+    assert "0.002" in done.output
+    return folder
+
+
+def test_training_is_judged_by_what_it_proves(run: Path) -> None:
+    training, history = files.read_json(run / "training.json"), pd.read_csv(run / "history.csv")
+    assert training["monitor"] == "val_certified_accuracy"
+    assert training["best_value"] == history["val_certified_accuracy"].max()
+    assert (history["val_certified_accuracy"] <= history["val_accuracy"]).all()
+    assert history["epsilon"].iloc[-1] == pytest.approx(0.01)
+
+
+def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
+    document, table = files.read_json(run / "metrics.json"), files.read_table(run / "certified.parquet")
+    assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.01]
+    for entry in document["certified"]:
+        rows = table[table["epsilon"] == entry["epsilon"]]
+        assert entry["n"] == len(rows) == rows["sample_id"].nunique() == 24
+        assert entry["accuracy"] == pytest.approx(rows["certified"].mean())
+        assert entry["accuracy_ci"][0] <= entry["accuracy"] <= entry["accuracy_ci"][1]
+        for attack in (a for a in document["attacks"] if a["epsilon"] == entry["epsilon"]):
+            assert entry["accuracy"] <= attack["accuracy"] <= document["clean"]["accuracy"]
+    assert (table["certified"] <= table["proved"]).all()
+    assert table["proved"].any()
+
+
+def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Path, films: Path) -> None:
+    before = files.read_json(run / "metrics.json")["certified"]
+    document, _ = run_folder.certify(run, films, epsilons=[0.005])
+    assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.005, 0.01]
+    assert [e for e in document["certified"] if e["epsilon"] != 0.005] == before
+    again, _ = run_folder.evaluate(run, films, attacks=["fgsm"])
+    assert again["certified"] == document["certified"]
+
+
+def test_the_document_can_be_printed_as_json(run: Path, films: Path) -> None:
+    typed = ["certify", str(run), "--data", str(films), "--epsilon", "0.01", "--method", "ibp", "--json"]
+    done = RUNNER.invoke(app, typed)
+    assert done.exit_code == 0, done.output
+    assert 0 <= json.loads(done.stdout)["certified"][-1]["accuracy"] <= 1
+
+
+def test_an_answer_is_certified_only_where_it_is_right_and_proved() -> None:
+    rows = {"group": list("aabb"), "label": [0, 0, 1, 2], "epsilon": 0.01}
+    table = pd.DataFrame(rows | {"proved": [True, True, False, True], "certified": [True, False, False, True]})
+    (entry,) = certified.describe(table, resamples=200)
+    assert entry["accuracy"] == 0.5
+    assert entry["proved"] == 0.75
+    assert entry["balanced_accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
+    import torch
+
+    from trustcxr.certify import contract, ibp
+
+    model, images = load_run(run).model, torch.rand(3, 1, 32, 32)
+    found = ibp.intervals(contract.exact(model), Interval.of(*contract.box(images.double(), 0.01)))[-1]
+    logits = model(images).double()
+    assert (found.low - 1e-4 <= logits).all()
+    assert (logits <= found.high + 1e-4).all()
+
+
+PLAIN = ["--model", "plain3", "--weights", "none"]
+TOO_MUCH = ["--defence", "ibp", "--clean-share", "0.9", "--set", "defence.attack_share=0.2"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--model", "test_resnet", "--weights", "none", "--defence", "ibp"], "cannot be bounded"),
+        (["--model", "plain5", "--defence", "ibp"], "has no ImageNet weights"),
+        (["--model", "plain6", "--weights", "none"], "plain5"),
+        ([*PLAIN, "--defence", "fgsm", "--set", "defence.attack_share=0.1"], "not use"),
+        ([*PLAIN, *TOO_MUCH], "together at most 1"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(films: Path, tmp_path: Path, typed: list[str], said: str) -> None:
+    done = RUNNER.invoke(app, ["train", "--data", str(films), "--out", str(tmp_path / "run"), "--size", "32", *typed])
+    assert isinstance(done.exception, UserError) or done.exit_code == 2, done.output
+    assert said in str(done.exception) + done.output
+
+
+def test_an_unknown_method_is_refused_with_the_ones_there_are(run: Path, films: Path) -> None:
+    with pytest.raises(UserError, match="ibp, crown"):
+        RUNNER.invoke(app, ["certify", str(run), "--data", str(films), "--method", "crow"], catch_exceptions=False)

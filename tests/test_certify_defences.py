@@ -1,0 +1,180 @@
+"""The loss of `ibp` and `crown-ibp`, against the papers' formulas written out by hand; and what such training gives."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from small_networks import images_and_labels, one_thread
+from trustcxr import attacks
+from trustcxr.certify import contract, crown, ibp
+from trustcxr.defences import certified
+from trustcxr.models.plain import PixelScale, Plain, PlainNet, draw_even
+
+EPSILON = 0.05
+
+
+class Small(nn.Sequential):
+    """One convolution, one hidden layer, on images of 20 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            PixelScale(torch.tensor(0.5), torch.tensor(0.25)),
+            nn.Conv2d(1, 4, 4, 4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(100, 16),
+            nn.ReLU(),
+            nn.Linear(16, 3),
+        )
+
+
+@pytest.fixture
+def model() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, Tensor]:
+    return images_and_labels(16, seed=2)
+
+
+def worst_logits(model: nn.Sequential, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Interval bounds by their ends, with the positive and the negative weights apart; then the worst margins."""
+    scale, conv, _, _, hidden, _, last = model
+    low, high = scale(images - epsilon), scale(images + epsilon)
+    low, high = (
+        F.conv2d(a, conv.weight.clamp(min=0), conv.bias, 4) + F.conv2d(b, conv.weight.clamp(max=0), None, 4)
+        for a, b in ((low, high), (high, low))
+    )
+    low, high = low.relu().flatten(1), high.relu().flatten(1)
+    low, high = (
+        a @ hidden.weight.clamp(min=0).T + b @ hidden.weight.clamp(max=0).T + hidden.bias
+        for a, b in ((low, high), (high, low))
+    )
+    low, high = low.relu(), high.relu()
+    margins = torch.zeros(len(images), 3)
+    for i, label in enumerate(labels):
+        for other in range(3):
+            weight = last.weight[other] - last.weight[label]
+            ends = weight.clamp(min=0) @ high[i] + weight.clamp(max=0) @ low[i]
+            margins[i, other] = ends + last.bias[other] - last.bias[label]
+    return margins
+
+
+def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    loss, logits = certified.ibp(model, images, labels, epsilon=EPSILON)
+    worst = worst_logits(model, images, labels, EPSILON)
+    assert torch.allclose(logits, worst, atol=1e-5)
+    assert torch.allclose(loss, F.cross_entropy(worst, labels), atol=1e-5)
+    gradients = [torch.autograd.grad(each, list(model.parameters())) for each in (loss, F.cross_entropy(worst, labels))]
+    assert all(torch.allclose(*pair, atol=1e-5) and pair[0].any() for pair in zip(*gradients, strict=True))
+
+
+def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    loss, _ = certified.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
+    adversarial = attacks.fgsm(model, images, labels, epsilon=EPSILON)
+    parts = worst_logits(model, images, labels, EPSILON), model(images), model(adversarial)
+    bound, clean, attacked = (F.cross_entropy(each, labels) for each in parts)
+    assert torch.allclose(loss, 0.5 * bound + 0.2 * clean + 0.3 * attacked, atol=1e-5)
+
+
+def test_crown_ibp_goes_from_crown_to_the_intervals(model: Small, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    half, start, end = (
+        certified.crown_ibp(model, images, labels, epsilon=EPSILON, grown=grown)[1] for grown in (0.5, 0.0, 1.0)
+    )
+    layers = contract.layers(model)
+    found = ibp.intervals(layers, ibp.Interval(images, torch.full_like(images, EPSILON)))
+    rows = contract.margins(3, labels, images)
+    for each in (start, half):
+        assert all(g.any() for g in torch.autograd.grad(each.logsumexp(1).sum(), list(model.parameters())))
+    by_crown = -crown.backward(layers, found, rows, crown.first_slopes(layers, found))
+    assert torch.allclose(start, by_crown, atol=1e-5)
+    assert torch.allclose(end, worst_logits(model, images, labels, EPSILON), atol=1e-5)
+    assert torch.allclose(half, (start + end) / 2, atol=1e-5)
+    assert (start - end).abs().max() > 1e-3
+
+
+def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    with torch.no_grad():
+        model[1].weight.mul_(9)  # a radius that grows too fast, so that the first regulariser has something to say
+        model[1].bias.add_(1.0)  # most values before the ReLU surely active, so that the second has too
+    plain, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=0.25)
+    loss, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=0.25, regulariser=2.0)
+    tightness, balance = [], []
+    low, high = model[0](images - 0.01), model[0](images + 0.01)
+    first = float((high - low).mean())
+    for layers in (list(model)[1:2], list(model)[1:5]):
+        at = ibp.intervals(contract.layers(nn.Sequential(*layers)), ibp.Interval.of(low, high))[-1]
+        tightness.append(max(0.0, 0.5 - first / float(2 * at.radius.mean())) / 0.5)
+        centre, active, inactive = at.centre, at.low > 0, at.high < 0
+        mean = float(centre[active].sum() / -centre[inactive].sum())
+        spread = (centre - centre.mean()) ** 2
+        spread = float(spread[active].sum() / spread[inactive].sum())
+        balance.append(sum(max(0.0, 0.5 - min(r, 1 / r)) / 0.5 for r in (mean, spread)))
+    expected = sum(tightness) / 2 + sum(balance) / 2
+    assert tightness[0] > 0
+    assert sum(balance) > 0
+    assert float(loss - plain) == pytest.approx(2.0 * 0.75 * expected, rel=1e-3)
+    ended, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=1.0, regulariser=2.0)
+    assert float(ended) == pytest.approx(float(certified.ibp(model, images, labels, epsilon=0.01)[0]))
+
+
+def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(400, 400), nn.ReLU())), nn.Linear(400, 400))
+    images = batch[0].flatten(1)
+    radii = []
+    for drawn in (False, True):
+        if drawn:
+            draw_even(net)
+        found = ibp.intervals(contract.layers(net), ibp.Interval(images, torch.full_like(images, EPSILON)))
+        radii.append(float(found[-2].radius.detach().mean()))
+    assert radii[0] > 100 * EPSILON, "torch's own weights let it explode"
+    assert 0.2 * EPSILON < radii[1] < 5 * EPSILON
+    assert float(net[0].weight.detach().std()) == pytest.approx(math.sqrt(2 * math.pi) / 400, rel=0.02)
+
+
+@pytest.mark.parametrize("defence", [certified.ibp, certified.crown_ibp])
+def test_training_by_bounds_proves_what_standard_training_cannot(defence: certified.Bounded) -> None:
+    images, labels = images_and_labels(96, seed=5)
+    proved = []
+    with one_thread():
+        for bounded in (False, True):
+            torch.manual_seed(0)
+            net = nn.Sequential(PixelScale(torch.tensor(0.5), torch.tensor(0.25)), PlainNet(SHORT, 3))
+            optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
+            for step in range(60):
+                grown = min(1.0, step / 40)
+                if bounded:
+                    loss, _ = defence(net, images, labels, epsilon=0.02 * grown, clean_share=0.3, grown=grown)
+                else:
+                    loss = F.cross_entropy(net(images), labels)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            at = ibp.Interval.of(*contract.box(images.double(), 0.02))
+            least = ibp.least_margins(contract.exact(net), at, labels)
+            proved.append(float((least + F.one_hot(labels, 3) > 0).all(1).float().mean()))
+    assert proved[0] < 0.3
+    assert proved[1] > 0.7
+
+
+SHORT = Plain(((6, 4, 2), (12, 3, 2)), grid=5, hidden=16)
+
+
+def test_the_loss_leaves_the_model_as_it_was(model: Small, batch: tuple[Tensor, Tensor]) -> None:
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    certified.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
