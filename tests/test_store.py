@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,7 +173,8 @@ def test_a_build_cut_off_at_its_very_end_is_finished(
     assert np.array_equal(data.images, fresh.images)
     assert np.array_equal(data.masks("lung"), fresh.masks("lung"))
     assert data.skipped["path"].tolist() == ["Train/a/0.png"]
-    assert sorted(f.name for f in data._store.folder.iterdir()) == ["images.u8", "index.json", "lung_mask.u8"]
+    held = ["films.b2", "images.u8", "index.json", "lung_mask.u8", "sums.json"]
+    assert sorted(f.name for f in data._store.folder.iterdir()) == held
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_store(
@@ -202,12 +204,65 @@ print(int(data.images.sum()))
 """
 
 
-def test_a_store_that_lost_its_end_is_said_to_be_damaged(films: Path, tmp_path: Path) -> None:
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
-    file = next((tmp_path / "cache").rglob("images.u8"))
+def flip(file: Path) -> None:
+    """One bit of a file the other way round."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
-    with pytest.raises(UserError, match="damaged store"):
-        load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json"])
+@pytest.mark.parametrize("damage", [flip, cut_short, Path.unlink])
+def test_a_damaged_store_is_said_to_be_and_built_again(
+    damage: Any, name: str, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    pixels, masks = np.array(before.images), np.array(before.masks("lung"))
+    file = next((tmp_path / "cache").rglob(name))
+    if (damage, name) == (flip, "index.json"):
+        file.write_text("{")
+    else:
+        damage(file)
+    again = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert f"damaged store ({name} is not what was written)" in capsys.readouterr().err
+    assert np.array_equal(again.images, pixels)
+    assert np.array_equal(again.masks("lung"), masks)
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_store_that_was_only_touched_or_is_from_before_checksums_is_kept(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    expected, folder = list(first.film_sums), first._store.folder
+    monkeypatch.setattr(decoding, "read_image_at", lambda *_: pytest.fail("decoded again"))
+    os.utime(folder / "images.u8")
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    for name in ("films.b2", "sums.json"):
+        (folder / name).unlink()
+    again = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert list(again.film_sums) == expected
+    assert (folder / "sums.json").is_file()
+
+
+def test_a_fingerprint_is_of_what_the_films_are_and_not_of_where_they_lie(films: Path, tmp_path: Path) -> None:
+    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    copy = Path(shutil.copytree(films, tmp_path / "elsewhere"))
+    moved = load_dataset(copy, "Train", 32, cache=tmp_path / "cache")
+    assert moved.fingerprint == data.fingerprint == data.fingerprints()["Train"]
+    assert load_dataset(films, "Test", 32, cache=tmp_path / "cache").fingerprint == data.fingerprints()["Test"]
+    Image.new("L", (30, 40), 200).save(copy / data.table["path"][2])
+    changed = load_dataset(copy, "Train", 32, cache=tmp_path / "cache")
+    assert changed.fingerprint != data.fingerprint
+    assert changed.fingerprints()["Test"] == data.fingerprints()["Test"]
+    assert [a == b for a, b in zip(changed.film_sums, data.film_sums, strict=True)].count(False) == 1
+    relabelled = load_dataset(films, "Train", 32, cache=tmp_path / "cache", labels={"a": "b", "b": "a"})
+    assert relabelled.fingerprint != data.fingerprint
 
 
 def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path: Path) -> None:

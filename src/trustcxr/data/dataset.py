@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Dataset:
         rows = np.flatnonzero(chosen[kept])
         # The manifest is sorted by split, so a split is one slice of the store: a view of the map, and no copy.
         self._start, self._stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        self._store = store
+        self._store, self._kept = store, manifest.table.loc[kept, ["sample_id", "class", "split"]]
         self.table: pd.DataFrame = manifest.table[chosen].reset_index(drop=True)
         self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
         self.split, self.layout, self.resize = split, manifest.layout, store.resize
@@ -110,6 +111,21 @@ class Dataset:
         """(N,) array of str."""
         return self.table["split"].to_numpy(dtype=str)
 
+    @cached_property
+    def film_sums(self) -> np.ndarray:
+        """(N,) array of str: a checksum of each film's pixels, by which it is known again in other data."""
+        return self._store.film_sums()[self._start : self._stop]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What these samples are: their names, classes and pixels at this size, as 16 hexadecimal digits."""
+        return _fingerprint(self.table, self.film_sums)
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every split of the data set, whichever of them this is."""
+        splits, pixels = self._kept["split"].to_numpy(), self._store.film_sums()
+        return {str(s): _fingerprint(self._kept[splits == s], pixels[splits == s]) for s in sorted(set(splits))}
+
     @property
     def mask_kinds(self) -> tuple[str, ...]:
         """The kinds of mask that the data set has."""
@@ -135,6 +151,12 @@ class Dataset:
             raise unknown("kind of mask", kind, kinds)
 
 
+def _fingerprint(table: pd.DataFrame, pixels: np.ndarray) -> str:
+    rows = zip(table["sample_id"], table["class"], pixels, strict=True)
+    lines = "\n".join(f"{name}\t{label}\t{film}" for name, label, film in rows)
+    return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
 class Joined:
     """Two splits of the same data, the second after the first: what training reads."""
 
@@ -143,9 +165,16 @@ class Joined:
         self.classes, self.size, self.root, self.mask_kinds = first.classes, first.size, first.root, first.mask_kinds
         self.split = f"{first.split}+{second.split}"
         self.labels = np.concatenate([part.labels for part in self.parts])
+        self.fingerprint = "+".join(part.fingerprint for part in self.parts)
+        self.sample_ids = np.concatenate([part.sample_ids for part in self.parts])
+        self.film_sums = np.concatenate([part.film_sums for part in self.parts])
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every split of the data set."""
+        return self.parts[0].fingerprints()
 
     @property
     def images(self) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 A store is a folder named by its key, the SHA-256 of what the files are (path, size, time of change) and how they are
 decoded, so a changed file or option never meets a stale store. In it: `images.u8`, raw uint8 of shape (N, size, size);
-one such file for each kind of mask, sparse where a sample has none; `index.json`. While it is being built it is
-called `<key>.building`, with one byte a row in `done.u8`: a build that was cut off goes on from there.
+one such file for each kind of mask, sparse where a sample has none; `index.json`; checksums (`sums.py`). While it is
+being built it is called `<key>.building`, with one byte a row in `done.u8`: a build that was cut off goes on there.
 """
 
 import errno
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from trustcxr.console import Progress, say
+from trustcxr.data import sums
 from trustcxr.data.decoding import decode_rows, write_at
 from trustcxr.data.images.reading import DECODER
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
@@ -49,6 +50,10 @@ class Store:
         """`images` or `<kind>_mask`, memory-mapped read-only: uint8 (count, size, size)."""
         return np.memmap(self.folder / f"{name}.u8", np.uint8, "r", shape=(self.count, self.size, self.size))
 
+    def film_sums(self) -> np.ndarray:
+        """The checksum of every film's pixels, (count,) array of str: the same pixels have the same."""
+        return sums.films(self.folder, self.count, self.size**2)
+
 
 def open_store(
     manifest: Manifest,
@@ -62,18 +67,22 @@ def open_store(
 
     `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
     number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, or
-    `pad` to one with black. Raises UserError where a file is gone, the disk is full, or no image is readable.
+    `pad` to one with black. A store that is damaged is said to be, and built again. Raises UserError where a file is
+    gone, the disk is full, or no image is readable.
     """
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
         raise UserError(f"image size {size}: expected 8 to 4096 pixels")
     folder = cache_folder(cache) / "stores" / _key(manifest, size, resize)
-    if not (folder / "index.json").exists():
+    store = _opened(folder)
+    if store is None:
         with _out_of_space(folder, len(manifest.table) * size**2 * (1 + len(manifest.mask_kinds))), _alone(folder):
-            if not (folder / "index.json").exists():
+            store = _opened(folder)  # another process may have built it in the meantime
+            if store is None:
+                shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, manifest, size, resize, workers)
-    return _opened(folder)
+    return store or _opened(folder) or _unusable(folder)
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -84,15 +93,29 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("trustcxr"))
 
 
-def _opened(folder: Path) -> Store:
-    index = json.loads((folder / "index.json").read_text())
-    index["kinds"] = tuple(index["kinds"])
-    store = Store(folder, **index)
-    for name in ("images", *(k + MASK_SUFFIX for k in store.kinds)):
-        file = folder / f"{name}.u8"
-        if not file.exists() or file.stat().st_size != store.count * store.size**2:
-            raise UserError(f"{folder}: damaged store ({name}.u8 is not whole); delete that folder and try again")
-    return store
+def _opened(folder: Path) -> Store | None:
+    """The store in that folder; None where there is none yet, or what there is is damaged, which is said."""
+    if not folder.exists():
+        return None
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        index["kinds"] = tuple(index["kinds"])
+        store = Store(folder, **index)
+        names = ["images", *(kind + MASK_SUFFIX for kind in store.kinds)]
+        short = [n for n in names if (folder / f"{n}.u8").stat().st_size != store.count * store.size**2]
+        fault = f"{short[0]}.u8" if short else sums.damaged(folder, names, store.size**2)
+    except OSError as problem:
+        fault = Path(str(problem.filename)).name
+    except (ValueError, TypeError, KeyError):
+        fault = "index.json"
+    if fault is None:
+        return store
+    say(f"{folder}: damaged store ({fault} is not what was written): the images are decoded again")
+    return None
+
+
+def _unusable(folder: Path) -> Store:
+    raise UserError(f"{folder}: the store was changed while it was written; try again")
 
 
 def _key(manifest: Manifest, size: int, resize: str) -> str:
@@ -196,6 +219,7 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
         "skipped": [f for f in faults if f["file"] == "images"],
         "bad_masks": [f for f in faults if f["file"] != "images" and f["row"] not in bad],
     }
+    sums.write(work, columns, size**2)
     (work / "index.json").write_text(json.dumps(index, indent=1))
     work.rename(folder)
     # Only now: a build that is cut off before it has its name must still know what it had done.

@@ -61,6 +61,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
         classes = tuple(str(name) for name in content["classes"])
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path / folders.RUN_FILE}: not the file of a run ({problem} is missing)") from None
+    folders.check_sums(path, content)
     model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
     load_weights(model, path / folders.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]

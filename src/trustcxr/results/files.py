@@ -1,5 +1,6 @@
 """JSON, YAML, tables and arrays: written under a temporary name and renamed, so whole or not at all."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -31,10 +32,23 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            _to_disk(temporary)
             temporary.replace(path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write what it holds of a file: a name must never outlive a power cut that its content did not."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

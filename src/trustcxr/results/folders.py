@@ -1,12 +1,15 @@
 """Is this a run? A study? And what is each of their files called; said once, here."""
 
+import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from trustcxr.about import __version__
 from trustcxr.errors import UserError
+from trustcxr.results import files
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
@@ -14,6 +17,7 @@ CERTIFIED_FILE = "certified.parquet"  # an image and epsilon a row: whether its 
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
+FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 
 
@@ -32,6 +36,24 @@ def check_run(folder: Path) -> Path:
             hint = "give the folder of a run"
         raise UserError(f"{folder}: not a trained run ({' and '.join(missing)} missing): {hint}")
     return folder
+
+
+def checksums(run: Path, classes: Iterable[object]) -> dict[str, str]:
+    """What run.yaml keeps of a trained run's weights and of its classes in their order, SHA-256 in hexadecimal."""
+    named = hashlib.sha256("\n".join(map(str, classes)).encode()).hexdigest()
+    return {WEIGHTS_FILE: files.checksum(run / WEIGHTS_FILE), "classes": named}
+
+
+def check_sums(run: Path, content: Mapping[str, Any]) -> None:
+    """UserError where a run's weights or classes are not those it was trained to; runs of 0.1 have no checksums."""
+    before = content.get("checksums")
+    if not isinstance(before, dict):
+        return
+    now = checksums(run, content["classes"])
+    if before.get("classes") != now["classes"]:
+        raise UserError(f"{run / RUN_FILE}: classes other than those of the training, or in another order; restore it")
+    if before.get(WEIGHTS_FILE) != now[WEIGHTS_FILE]:
+        raise UserError(f"{run / WEIGHTS_FILE}: damaged or replaced since the training: restore it, or train again")
 
 
 def before_refit(run: Path) -> Path:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.console import say
+from trustcxr.data import provenance
 from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError, unknown
@@ -21,7 +22,7 @@ from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
-from trustcxr.training import lung_segmenter
+from trustcxr.training import checkpoint, lung_segmenter
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
@@ -40,7 +41,6 @@ def fit(
     """
     if not recipe.training.refit:
         return _fit(recipe, train, Monitor(folder, val, recipe), start_from)
-    folder.mkdir(parents=True, exist_ok=True)
     both, first = Joined(train, val), folder / folders.BEFORE_REFIT
     _write_recipe(folder, recipe, both, start_from)
     if not (first / folders.TRAINING_FILE).is_file():
@@ -54,14 +54,32 @@ def fit(
 def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_from: Path | None) -> dict[str, Any]:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = folder / "checkpoint"
+    _write_recipe(folder, recipe, train, start_from)
     torch.manual_seed(recipe.seed)
-    classes, training = train.classes, recipe.training
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
-    resumed = _can_resume(checkpoints / "last.ckpt")
-    model = _network(recipe, train, lungs, start_from, resumed=resumed)
+    before = checkpoint.read(folder)
+    model = _network(recipe, train, lungs, start_from, resumed=before is not None)
+    if before is not None and monitor.take_up_if_ended(before):
+        steps = int(before["global_step"])  # cut off after its last epoch: only what follows that is still to do
+    else:
+        steps = _run(recipe, train, monitor, model, lungs, lesions, resumed=before is not None)
+    counts = {"steps": steps} | ({} if lungs is None else {"images_without_lung_mask": without})
+    return _finish(folder, recipe, monitor, model, counts)
+
+
+def _run(
+    recipe: RunRecipe,
+    train: "Dataset | Joined",
+    monitor: Monitor,
+    model: classifier.Classifier,
+    lungs: np.ndarray | None,
+    lesions: np.ndarray | None,
+    *,
+    resumed: bool,
+) -> int:
+    """The epochs that are still to do; how many steps all took together."""
+    training, classes = recipe.training, len(train.classes)
     batches = loader(
         train,
         training.batch_size,
@@ -74,21 +92,18 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     module = TrainingStep(
         model,
         recipe,
-        classes=len(classes),
+        classes=classes,
         steps_per_epoch=len(batches),
-        class_weights=class_weights(train.labels, len(classes)) if training.class_weights else None,
+        class_weights=class_weights(train.labels, classes) if training.class_weights else None,
         lungs=lungs,
         lesions=lesions,
         healthy=_healthy(train, recipe),
     )
-    save = pl.callbacks.ModelCheckpoint(
-        checkpoints, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    _write_recipe(folder, recipe, train, start_from)
+    last = monitor.folder / checkpoint.FOLDER / checkpoint.LAST
     with _quiet():
-        trainer = _trainer(recipe, monitor.epochs, [monitor, Bar(recipe.name, monitor), save])
+        trainer = _trainer(recipe, monitor)
         try:
-            trainer.fit(module, batches, ckpt_path=checkpoints / "last.ckpt" if resumed else None, weights_only=True)
+            trainer.fit(module, batches, ckpt_path=last if resumed else None, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it would ignore the next
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
@@ -97,17 +112,24 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
             if monitor.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
             say(f"{recipe.name}: {problem}; the weights of epoch {monitor.best['epoch']} are kept")
-    counts = {"steps": module.global_step} | ({} if lungs is None else {"images_without_lung_mask": without})
-    return _finish(folder, recipe, monitor, model, counts)
+    return module.global_step
 
 
-def _trainer(recipe: RunRecipe, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
+    save = pl.callbacks.ModelCheckpoint(
+        monitor.folder / checkpoint.FOLDER,
+        filename=Path(checkpoint.LAST).stem,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
     return pl.Trainer(
-        max_epochs=epochs,
+        max_epochs=monitor.epochs,
         accelerator="auto",
         devices=1,
         precision=recipe.training.precision,
-        callbacks=callbacks,
+        callbacks=[monitor, Bar(recipe.name, monitor), save],
+        plugins=[checkpoint.WholeCheckpoints()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -172,22 +194,18 @@ def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
     return train.classes.index(recipe.training.healthy)
 
 
-def _can_resume(checkpoint: Path) -> bool:
-    if not checkpoint.is_file():
-        return False
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as problem:
-        reason = f"cannot be read as tensors alone ({type(problem).__name__})"
-        raise UserError(f"{checkpoint}: {reason}; delete {checkpoint.parent} to start anew") from None
-    return True
-
-
 def _finish(
     folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
 ) -> dict[str, Any]:
+    best = folder / checkpoint.FOLDER / checkpoint.BEST
+    if monitor.best_sum not in ("", files.checksum(best)):
+        shutil.rmtree(folder / checkpoint.FOLDER)
+        raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
-        shutil.copyfile(folder / "checkpoint" / "best.safetensors", temporary)
+        shutil.copyfile(best, temporary)
+    content = files.read_yaml(folder / folders.RUN_FILE)
+    content["checksums"] = folders.checksums(folder, content["classes"])
+    files.write_yaml(folder / folders.RUN_FILE, content)
     summary = monitor.summary() | counts | {"parameters": zoo.count_parameters(model)}
     if recipe.defence.attacks:
         summary["watched_images"] = len(attacked_rows(monitor.val))
@@ -201,7 +219,7 @@ def _finish(
         )
         say(f"{recipe.name}: {summary['alarm']}")
     files.write_json(folder / folders.TRAINING_FILE, summary)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
     say(f"trained {recipe.name}{monitor.sentence()}")
     return summary
 
@@ -213,15 +231,20 @@ def class_weights(labels: np.ndarray, classes: int) -> Tensor:
 
 
 def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", start: Path | None) -> None:
+    """run.yaml, and the films that it is trained on; UserError where the folder holds a training on other films."""
+    folder.mkdir(parents=True, exist_ok=True)
+    provenance.refuse_other_films(folder, train)
     content = {
         "name": recipe.name,
         "background": recipe.background,
         "classes": list(train.classes),
         "recipe": recipe.model_dump(mode="json"),
-        "data": {"root_name": train.root.name, "split": train.split, "images": len(train)},
+        "data": provenance.of(train),
         "started_from": start.name if start else None,
         "versions": folders.versions(),
     }
+    if not (folder / folders.FILMS_FILE).is_file():
+        files.write_table(folder / folders.FILMS_FILE, provenance.films(train))
     files.write_yaml(folder / folders.RUN_FILE, content)
 
 

@@ -19,6 +19,7 @@ from trustcxr.data.batches import loader, to_pixels
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
+from trustcxr.training import checkpoint
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -48,6 +49,7 @@ class Monitor(pl.Callback):
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
         self.epochs = recipe.training.epochs  # at most
+        self.best_sum = ""  # the checksum of the best weights; unknown in checkpoints from before it was kept
 
     @property
     def state_key(self) -> str:
@@ -56,12 +58,22 @@ class Monitor(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"history": self.history, "best": self.best, "stopped": self.stopped, "seconds": self.seconds}
+        kept = {"history": self.history, "best": self.best, "stopped": self.stopped, "seconds": self.seconds}
+        return kept | {"best_sum": self.best_sum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a resumed run."""
         self.history, self.best = state["history"], state["best"]
         self.stopped, self.seconds = state["stopped"], state["seconds"]
+        self.best_sum = state.get("best_sum", "")
+
+    def take_up_if_ended(self, kept: dict[str, Any]) -> bool:
+        """Whether the training of this checkpoint had stopped before its last epoch; if so, its state is taken up."""
+        state = kept.get("callbacks", {}).get(self.state_key)
+        if not state or state["stopped"] == "epochs":
+            return False
+        self.load_state_dict(state)
+        return True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
@@ -90,7 +102,9 @@ class Monitor(pl.Callback):
         ramp_ends = self.recipe.defence.ramp * self.recipe.training.epochs if module.robust else 0
         if score > self.best["score"]:
             self.best.update(epoch=row["epoch"], score=score, value=row[self.monitor])
-            save_weights(module.candidate(), self.folder / "checkpoint" / "best.safetensors")
+            best = self.folder / checkpoint.FOLDER / checkpoint.BEST
+            save_weights(module.candidate(), best)
+            self.best_sum = files.checksum(best)
         elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
             self.stopped = "early"
             trainer.should_stop = True

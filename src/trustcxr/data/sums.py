@@ -1,0 +1,95 @@
+"""Are the pixels in a store those that were decoded? A checksum of every film, and of every file.
+
+`films.b2` holds 16 bytes a film (BLAKE2b of its pixels), by which a film is known again in other data. `sums.json`
+holds the checksum of each file, and its size and time of change when it was last looked at: a file that has neither
+changed since is believed, any other is read again. Stores from before these files get them when they are next opened.
+"""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustcxr.errors import CannotWrite
+from trustcxr.results.files import replacing, write_json
+
+FILMS_FILE, SUMS_FILE = "films.b2", "sums.json"
+_BYTES = 16
+_BLOCK = 2**24
+
+
+def write(folder: Path, names: Iterable[str], row_bytes: int) -> None:
+    """Checksums of the files `<name>.u8` of a store; `images` among them is summed film by film."""
+    with replacing(folder / FILMS_FILE) as temporary:
+        temporary.write_bytes(_films(folder, row_bytes))
+    found = {name: {"sum": _sum(folder, name, row_bytes), "stamp": _stamp(folder, name)} for name in names}
+    write_json(folder / SUMS_FILE, found)
+
+
+def damaged(folder: Path, names: Iterable[str], row_bytes: int) -> str | None:
+    """The first file of a store whose content is not what it was when its checksum was taken; None where all are."""
+    names = list(names)
+    known = _read(folder)
+    if known is None:
+        with suppress(CannotWrite):  # a cache that only others may write to is read as it is
+            write(folder, names, row_bytes)
+        return None
+    looked_at = False
+    for name in names:
+        before: dict[str, Any] = known.get(name, {})
+        if before.get("stamp") == _stamp(folder, name):
+            continue
+        if before.get("sum") != _sum(folder, name, row_bytes):
+            return f"{name}.u8"
+        before["stamp"], looked_at = _stamp(folder, name), True
+    if looked_at:
+        with suppress(CannotWrite):
+            write_json(folder / SUMS_FILE, known)
+    return None
+
+
+def films(folder: Path, count: int, row_bytes: int) -> np.ndarray:
+    """The checksum of every film as 32 hexadecimal digits: (count,) array of str."""
+    content = b""
+    with suppress(OSError):
+        content = (folder / FILMS_FILE).read_bytes()
+    if len(content) != count * _BYTES:
+        content = _films(folder, row_bytes)
+    digits = content.hex()
+    return np.array([digits[at : at + 2 * _BYTES] for at in range(0, len(digits), 2 * _BYTES)], dtype=str)
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
+    try:
+        found = json.loads((folder / SUMS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _stamp(folder: Path, name: str) -> list[int]:
+    facts = (folder / f"{name}.u8").stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _films(folder: Path, row_bytes: int) -> bytes:
+    found = bytearray()
+    with open(folder / "images.u8", "rb") as file:
+        while row := file.read(row_bytes):
+            found += blake2b(row, digest_size=_BYTES).digest()
+    return bytes(found)
+
+
+def _sum(folder: Path, name: str, row_bytes: int) -> str:
+    digest = blake2b(digest_size=_BYTES)
+    if name == "images":
+        digest.update(_films(folder, row_bytes))
+        return digest.hexdigest()
+    with open(folder / f"{name}.u8", "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""The checkpoint of a training: written in the run's own folder, whole or not at all; a damaged one is not used."""
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from trustcxr.console import say
+from trustcxr.results import files
+
+FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes under a temporary name in the checkpoint's own folder, and renames.
+
+    Lightning's own way goes through the system's temporary folder, from which a file is copied where that is on another
+    disk: a kill in between leaves half a checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`, whole or not at all."""
+        with files.replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """The last checkpoint of a run; None where there is none, or it cannot be read, which is said, and it is removed.
+
+    Nothing is unpickled, and every byte is held against the checksums within the file.
+    """
+    path = run / FOLDER / LAST
+    if not path.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"{broken} is damaged")
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return found
+    except Exception as problem:
+        shutil.rmtree(run / FOLDER, ignore_errors=True)
+        reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
+        say(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
+        return None

@@ -1,0 +1,170 @@
+"""A training that is cut off, or whose files are damaged, loses nothing in silence."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from trustcxr.data import load_dataset
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
+from trustcxr.results import files
+from trustcxr.training import checkpoint, loop
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture(scope="module")
+def made(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "run"
+    loop.fit(recipe(epochs=1), *films, folder)
+    return folder
+
+
+@pytest.fixture
+def trained(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut(films: tuple[Any, Any], folder: Path, **options: Any) -> None:
+    """Train and be cut off in the second epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(**options), *films, folder)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_cut_off_while_it_is_written_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint" / "last.ckpt"
+    io = checkpoint.WholeCheckpoints()
+    io.save_checkpoint({"epoch": 0}, path)
+
+    class Cut:
+        def __reduce__(self) -> Any:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        io.save_checkpoint({"large": torch.zeros(1000), "then": Cut()}, path)
+    assert checkpoint.read(tmp_path) == {"epoch": 0}
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_never_passes_through_the_temporary_folder(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("written elsewhere first")
+
+    for name in ("mkstemp", "NamedTemporaryFile", "mkdtemp"):
+        monkeypatch.setattr(tempfile, name, never)
+    cut(films, tmp_path)
+    assert checkpoint.read(tmp_path) is not None
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.safetensors"])
+def test_one_flipped_bit_in_a_checkpoint_is_said_and_training_starts_anew(
+    name: str, films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    accuracies = [(0.9,), (0.5,)]
+    made_up(monkeypatch, accuracies)
+    loop.fit(recipe(), *films, tmp_path / "whole")
+    made_up(monkeypatch, accuracies)
+    cut(films, tmp_path / "parts")
+    flip(tmp_path / "parts" / "checkpoint" / name)
+    if name == "best.safetensors":
+        made_up(monkeypatch, accuracies[1:])
+        with pytest.raises(UserError, match=r"best\.safetensors: damaged.*the same command trains them anew"):
+            loop.fit(recipe(), *films, tmp_path / "parts")
+    made_up(monkeypatch, accuracies)
+    loop.fit(recipe(), *films, tmp_path / "parts")
+    if name == "last.ckpt":
+        assert "training starts anew" in capsys.readouterr().err
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_killed_after_its_early_stop_a_run_does_not_train_on(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = [(0.5,), (0.4,), (0.4,), (0.9,), (0.9,)]
+    made_up(monkeypatch, accuracies)
+    whole = loop.fit(recipe(epochs=5, patience=2), *films, tmp_path / "whole")
+    assert (whole["stopped"], whole["epochs"]) == ("early", 3)
+    made_up(monkeypatch, accuracies)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(epochs=5, patience=2), *films, tmp_path / "parts")
+    made_up(monkeypatch, accuracies[3:])
+    again = loop.fit(recipe(epochs=5, patience=2), *films, tmp_path / "parts")
+    assert again | {"seconds": 0} == whole | {"seconds": 0}
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+# --- what it was trained on ------------------------------------------------------------------------------------------
+
+
+def test_a_training_does_not_go_on_with_other_films_of_the_same_name(films: tuple[Any, Any], tmp_path: Path) -> None:
+    cut(films, tmp_path / "run")
+    root = Path(shutil.copytree(films[0].root, tmp_path / "phantom"))
+    Image.new("L", (32, 32), 90).save(root / films[0].table["path"][3])
+    others = [load_dataset(root, split=split, size=32) for split in ("Train", "Val")]
+    with pytest.raises(UserError, match=r"was trained on other films.*choose another --out"):
+        loop.fit(recipe(), others[0], others[1], tmp_path / "run")
+    copy = Path(shutil.copytree(films[0].root, tmp_path / "copy" / "renamed"))
+    moved = [load_dataset(copy, split=split, size=32) for split in ("Train", "Val")]
+    assert loop.fit(recipe(), moved[0], moved[1], tmp_path / "run")["epochs"] == 2, "the same films, elsewhere"
+
+
+def test_a_run_of_before_fingerprints_goes_on(films: tuple[Any, Any], tmp_path: Path) -> None:
+    cut(films, tmp_path)
+    content = files.read_yaml(tmp_path / "run.yaml")
+    content["data"] = {"root_name": "phantom", "split": "Train", "images": 48}
+    files.write_yaml(tmp_path / "run.yaml", content)
+    (tmp_path / "films.parquet").unlink()
+    assert loop.fit(recipe(), *films, tmp_path)["epochs"] == 2
+    cut(films, tmp_path / "other")
+    files.write_yaml(tmp_path / "other" / "run.yaml", content | {"data": content["data"] | {"images": 47}})
+    with pytest.raises(UserError, match="other films"):
+        loop.fit(recipe(), *films, tmp_path / "other")
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------
+
+
+def test_weights_with_one_bit_changed_are_refused(trained: Path) -> None:
+    flip(trained / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged or replaced") as caught:
+        load_run(trained)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_in_another_order_are_refused(trained: Path) -> None:
+    content = files.read_yaml(trained / "run.yaml")
+    files.write_yaml(trained / "run.yaml", content | {"classes": content["classes"][::-1]})
+    with pytest.raises(UserError, match="in another order"):
+        load_run(trained)
+
+
+def test_a_run_without_checksums_loads(trained: Path) -> None:
+    content = files.read_yaml(trained / "run.yaml")
+    del content["checksums"]
+    files.write_yaml(trained / "run.yaml", content)
+    assert load_run(trained).classes == ("COVID-19", "Non-COVID", "Normal")
