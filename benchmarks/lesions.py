@@ -1,0 +1,358 @@
+"""Is the disease the reason for the answer? Runs held against lesion masks, by picture and by cause.
+
+    python -m benchmarks.lesions RUN... --data covidqu-midi [--split Val]
+
+For each run: accuracy, clean and in the worst case of several attacks, and with the lungs blacked out; where its map
+lies, beside every map that knows no model; and what removing or transplanting the lesion does to its answer. What is
+measured of a run is kept in its folder, so that test images are touched once. On Test, writes results/lesions-<data>.md
+and .csv; on another split it prints the page. No number is typed by hand.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from trustcxr import attacks
+from trustcxr.console import say
+from trustcxr.data import load_dataset
+from trustcxr.data.batches import to_pixels
+from trustcxr.data.lesions import FILLS, Films
+from trustcxr.evaluation import metrics, predictions
+from trustcxr.evaluation.run import Run, load_run
+from trustcxr.explain import lesions, margins, methods
+from trustcxr.models import evidence
+from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.results import files
+from trustcxr.results.tables import logits_of
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+EPSILON, BATCH, HEADLINE = 0.02, 64, ("grey", "lung")
+TRIED = ("evidence", "gradcam", "layercam-smooth@gate")
+CAUSES = """The probability of the film's class: as it is; with the part of the lesion that has a congruent counterpart
+in healthy lung filled with the healthy grey; with the counterpart filled alike; with the whole lesion filled. The
+lesion effect is the third less the second. Grey is what training used, where it used any; mirrored lung and inpainting
+no network has seen. Transplant: what a lesion adds to a healthy film beyond a healthy patch.
+"""
+CAUSES_HEAD = [
+    "film",
+    "lesion gone",
+    "control gone",
+    "all gone",
+    "lesion effect",
+    "flips (control)",
+    "mirror",
+    "inpaint",
+]
+CAUSES_HEAD += ["against background", "under PGD", "transplant"]
+CONDITIONS = ("clean", "pgd", "worst-case", "lungs_blacked_out")
+WORST_CASE = {"name": "worst-case", "epsilons": (EPSILON,), "steps": 30, "queries": 300}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="Test")
+    parser.add_argument("--note", default="", help="what the figures do not tell, such as what did not work")
+    given = parser.parse_args()
+    found = [measured(folder, given.data, given.split) for folder in given.runs]
+    text = page(found, given.data.resolve().name, given.split, given.note)
+    print(text)
+    if given.split == "Test":
+        name = f"lesions-{given.data.resolve().name}"
+        pd.DataFrame([row(run) for run in found]).to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def measured(folder: Path, path: Path, split: str) -> dict[str, Any]:
+    """Everything about one run on a split, from its folder where it was measured before."""
+    kept = folder / f"lesions-{path.resolve().name}-{split}.json"
+    if kept.is_file():
+        return files.read_json(kept)
+    run = load_run(folder)
+    data = load_dataset(path, split=split, **run.recipe.data.reading())
+    train = load_dataset(path, split=run.recipe.data.splits.train, **run.recipe.data.reading())
+    say(f"{run.name}: accuracy on {len(data)} images of {split}")
+    attack = [AttackRecipe(name="pgd", epsilons=(EPSILON,), steps=20), AttackRecipe.model_validate(WORST_CASE)]
+    answers = accuracies(predictions.predict(run, data, attack), run.classes)
+    ill, labels, groups = annotated(run, data)
+    say(f"{run.name}: maps and causes on {len(ill.images)} films with a lesion")
+    document = {
+        "run": run.name,
+        "training": run.training,
+        "images": len(data),
+        "answers": answers,
+        "maps": maps(run, ill, labels, groups, margins.mean_mask(np.asarray(train.masks("infection")))),
+        "causes": causes(run, ill, labels, groups),
+        "transplants": transplants(run, data, ill, labels, groups),
+    }
+    files.write_json(kept, document)
+    return document
+
+
+def accuracies(table: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """By condition: accuracy, and its mean over classes (recall_macro), each with its interval."""
+    found = {}
+    for name, rows in table[table["attack"].isin(CONDITIONS)].groupby("attack"):
+        labels = rows["label"].to_numpy(dtype=np.int64)
+        whole = metrics.classification(logits_of(rows), labels, rows["group"], classes)
+        found[str(name)] = {k: whole[k] for k in ("accuracy", "accuracy_ci", "recall_macro", "recall_macro_ci", "n")}
+    return found
+
+
+def annotated(run: Run, data: "Dataset") -> tuple[Films, Tensor, np.ndarray]:
+    """The films with a lesion mask, their labels and their groups."""
+    rows = np.flatnonzero(np.asarray(data.masks("infection")).reshape(len(data), -1).any(1))
+    return films(run, data, rows), torch.from_numpy(data.labels[rows]).to(run.device), data.groups[rows]
+
+
+def films(run: Run, data: "Dataset", rows: np.ndarray) -> Films:
+    """Some films of a data set with their masks, on the run's device."""
+    images = to_pixels(torch.from_numpy(data.batch(rows)).to(run.device))
+    lung, lesion = (torch.from_numpy(np.array(data.masks(k)[rows])).to(run.device) > 0 for k in ("lung", "infection"))
+    return Films(images, lung, lesion)
+
+
+def batches(count: int) -> list[slice]:
+    """Slices of at most BATCH rows."""
+    return [slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+
+
+# --- measured --------------------------------------------------------------------------------------------------------
+
+
+def maps(run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor) -> dict[str, Any]:
+    """By method: its measures, what it has over each control, and how it ranks regions by what removing them does."""
+    masks = margins.Lesions(ill.lesion, ill.lung)
+    beside = {margins.CHANCE: margins.by_chance(masks)}
+    for name, control in margins.film_controls(ill.images, ill.lung, mean).items():
+        beside[name] = margins.measured(control, masks)
+    falls = torch.cat([lesions.causes(run.model, ill[part], labels[part]) for part in batches(len(labels))])
+    found = {}
+    for name in own_methods(run):
+        activation = activation_of(run, name)
+        wanted = [name, activation]
+        parts = [methods.maps(run.model, ill.images[part], labels[part], wanted) for part in batches(len(labels))]
+        shown, plain = (torch.cat([part[one] for part in parts]) for one in wanted)
+        all_beside = beside | {"activation": margins.measured(plain, masks)}
+        table = margins.margins(margins.measured(shown, masks), all_beside, groups)
+        ranked = lesions.ranked_by_cause(shown, falls)
+        found[name] = {
+            "margins": table.to_dict("records"),
+            "by_cause": mean_of(ranked, groups),
+            "brightness_by_cause": mean_of(lesions.ranked_by_cause(ill.images[:, 0] * ill.lung, falls), groups),
+        }
+    return found
+
+
+def own_methods(run: Run) -> list[str]:
+    """The methods that this network has: its evidence, or a CAM; behind a lung gate also at the gate."""
+    sums = evidence.reads_evidence(run.model)  # of which Grad-CAM is the evidence itself
+    has = {"evidence": sums, "gradcam": not sums, "layercam-smooth@gate": run.recipe.gated}
+    return [name for name in TRIED if has[name]]
+
+
+def activation_of(run: Run, method: str) -> str:
+    """The control of a method: its layer without the gradient; of evidence, the features that it is read from."""
+    if method != "evidence":
+        return "activation-smooth@gate" if method.endswith("@gate") else "activation"
+    net = run.model.net
+    inside = "net.nets.0." if hasattr(net, "nets") else "net."
+    return f"activation@{inside}body"
+
+
+def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dict[str, Any]]:
+    """The lesion effect by fill and control, on films as they are and under attack."""
+    rows = []
+    for condition in ("clean", "pgd"):
+        tables = []
+        for number, part in enumerate(batches(len(labels))):
+            some, own = ill[part], labels[part]
+            if condition == "pgd":
+                perturbed = attacks.pgd(run.model, some.images, own, epsilon=EPSILON, steps=20, seed=number)
+                some = Films(perturbed, some.lung, some.lesion)
+            tables.append(lesions.removal(run.model, some, own).assign(part=part.start))
+        table = pd.concat(tables, ignore_index=True)
+        table["film"] += table.pop("part")
+        for (fill, control), chosen in table.groupby(["fill", "control"], sort=False):
+            chosen = chosen.sort_values("film")
+            about = {"condition": condition, "fill": fill, "control": control}
+            sizes = lesions.by_size(chosen, groups).to_dict("records")
+            means = {k: float(chosen[k].mean()) for k in ("before", "without", "beside", "whole", "share")}
+            rows.append(about | means | asdict(lesions.summed_up(chosen, groups)) | {"by_size": sizes})
+    return rows
+
+
+def transplants(run: Run, data: "Dataset", ill: Films, labels: Tensor, groups: np.ndarray) -> dict[str, Any]:
+    """What a lesion adds to healthy films, each from another donor, drawn by a fixed seed."""
+    healthy = np.flatnonzero(data.labels == run.classes.index(run.recipe.training.healthy))
+    random = np.random.default_rng(0)
+    donors = torch.from_numpy(random.integers(len(labels), size=len(healthy))).to(run.device)
+    others = np.roll(random.permutation(healthy), 1)
+    tables = []
+    for part in batches(len(healthy)):
+        giver = films(run, data, others[part])
+        into, lesion = films(run, data, healthy[part]), ill[donors[part]]
+        tables.append(lesions.transplantation(run.model, into, lesion, giver, labels[donors[part]]))
+    table = pd.concat(tables, ignore_index=True).assign(film=np.arange(len(healthy)))
+    means = {k: float(table[k].mean()) for k in ("before", "without", "beside")}
+    return means | asdict(lesions.summed_up(table, data.groups[healthy]))
+
+
+def mean_of(values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """A mean with its interval over groups."""
+    from trustcxr.statistics import mean_interval
+
+    mean, ends = mean_interval(values, groups)
+    return {"mean": mean, "ci": ends}
+
+
+# --- shown -----------------------------------------------------------------------------------------------------------
+
+
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """One run as a row of the CSV: shares from 0 to 1; `less_control` is less the control that comes closest."""
+    best, answers = first_map(found), found["answers"]
+    hit, inside = closest(best[1], "hit_rate"), closest(best[1], "infection_given_lung")
+    effect = cause_of(found, *HEADLINE)
+    columns: dict[str, Any] = {"run": found["run"], "map": best[0]}
+    for name in CONDITIONS:
+        column = name.replace("-", "_")
+        columns |= {column: answers[name]["accuracy"], f"{column}_balanced": answers[name]["recall_macro"]}
+    for name, part in (("hit_rate", hit), ("infection_given_lung", inside)):
+        columns |= {name: part["value"], f"{name}_control": part["control"]}
+        columns |= {f"{name}_less_control": part["difference"], f"{name}_less_control_low": part["low"]}
+    columns |= {"lesion_effect": effect["effect"], "lesion_effect_low": effect["effect_ci"][0]}
+    columns |= {f"lesion_effect_{fill}": cause_of(found, fill, "lung")["effect"] for fill in FILLS}
+    columns |= {
+        "lesion_effect_background": cause_of(found, "grey", "background")["effect"],
+        "lesion_effect_pgd": cause_of(found, *HEADLINE, condition="pgd")["effect"],
+        "flipped": effect["flipped"],
+        "flipped_control": effect["flipped_control"],
+        "transplant_effect": found["transplants"]["effect"],
+        "transplant_effect_low": found["transplants"]["effect_ci"][0],
+        "ranked_by_cause": best[1]["by_cause"]["mean"],
+        "films": effect["films"],
+        "left_out": effect["left_out"],
+        "images": found["images"],
+    }
+    return columns
+
+
+def first_map(found: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The map that stands in the row: the first of TRIED that the run has; at the gate where there is one."""
+    names = [name for name in ("evidence", "layercam-smooth@gate", "gradcam") if name in found["maps"]]
+    return names[0], found["maps"][names[0]]
+
+
+def closest(part: dict[str, Any], measure: str) -> dict[str, Any]:
+    """What the map has over the control that comes closest to it."""
+    rows: list[dict[str, Any]] = [r for r in part["margins"] if r["measure"] == measure]
+    return min(rows, key=lambda r: r["difference"])
+
+
+def cause_of(found: dict[str, Any], fill: str, control: str, condition: str = "clean") -> dict[str, Any]:
+    """The lesion effect of one fill and control."""
+    keys = {"fill": fill, "control": control, "condition": condition}
+    return next(r for r in found["causes"] if all(r[k] == v for k, v in keys.items()))
+
+
+def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> str:
+    """The page of results/: one table of accuracy, one of maps, one of causes, one by the size of the lesion."""
+    some, count = cause_of(found[0], *HEADLINE), found[0]["images"]
+    asked = f"--data {data}" + ("" if split == "Test" else f" --split {split}")
+    text = [
+        "# Is the disease the reason for the answer?\n",
+        f"`python -m benchmarks.lesions RUN... {asked}`. {count} {split} images of {data}, "
+        f"{some['films'] + some['left_out']} of them with a lesion mask; epsilon {EPSILON:g} (L-infinity, pixel "
+        f"space); 95 % intervals over patients or groups of images. {split} was touched once for each run. No network "
+        "saw a mask at test. Research software, not for diagnosis.\n",
+        *([note + "\n"] if note else []),
+        "## Answers\n",
+        "Percent answered rightly, and in brackets the mean over classes (a constant answer has 33.3 there). Worst "
+        "case: of APGD on two losses, FAB and Square.\n",
+        *table(["run", "clean", "PGD-20", "worst case", "lungs blacked out"], [answers_row(f) for f in found]),
+        "\n## Where the map lies\n",
+        "Less control: less the map without a model that comes closest, on the same films, with its name.\n",
+        *table(
+            ["run", "map", "hit rate", "less control", "infection given lung", "less control", "ranks by cause"],
+            [cells for f in found for cells in maps_rows(f)],
+        ),
+        "\n## What the lesion does\n",
+        CAUSES,
+        *table(["run", *CAUSES_HEAD], [causes_row(f) for f in found]),
+        "\nBy how much of the lungs the lesion covers (films):\n",
+        *table(["run", *(f"up to {100 * s['up_to']:.0f} %" for s in some["by_size"])], [sizes_row(f) for f in found]),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def share(part: dict[str, Any]) -> str:
+    """Accuracy in percent with its interval, and the mean over classes."""
+    low, high = part["accuracy_ci"]
+    return f"{100 * part['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({100 * part['recall_macro']:.1f})"
+
+
+def answers_row(found: dict[str, Any]) -> list[str]:
+    """A run's accuracies."""
+    return [found["run"], *(share(found["answers"][name]) for name in CONDITIONS)]
+
+
+def maps_rows(found: dict[str, Any]) -> list[list[str]]:
+    """A row for each map of a run."""
+    rows = []
+    for name, part in found["maps"].items():
+        cells = [found["run"], name]
+        for measure in ("hit_rate", "infection_given_lung"):
+            least = closest(part, measure)
+            between = f"{least['difference']:+.3f} [{least['low']:+.3f}, {least['high']:+.3f}], {least['control']}"
+            cells += [f"{least['value']:.3f}", between]
+        low, high = part["by_cause"]["ci"]
+        bright = part["brightness_by_cause"]["mean"]
+        rows.append([*cells, f"{part['by_cause']['mean']:.2f} [{low:.2f}, {high:.2f}], brightness {bright:.2f}"])
+    return rows
+
+
+def effect(part: dict[str, Any]) -> str:
+    """An effect with its interval."""
+    low, high = part["effect_ci"]
+    return f"{part['effect']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def causes_row(found: dict[str, Any]) -> list[str]:
+    """What the lesion does to a run's answers."""
+    part = cause_of(found, *HEADLINE)
+    return [
+        found["run"],
+        *(f"{part[name]:.2f}" for name in ("before", "without", "beside", "whole")),
+        effect(part),
+        f"{100 * part['flipped']:.0f} % ({100 * part['flipped_control']:.0f} %)",
+        *(effect(cause_of(found, fill, "lung")) for fill in ("mirror", "inpaint")),
+        effect(cause_of(found, "grey", "background")),
+        effect(cause_of(found, *HEADLINE, condition="pgd")),
+        effect(found["transplants"]),
+    ]
+
+
+def sizes_row(found: dict[str, Any]) -> list[str]:
+    """The effect by the size of the lesion."""
+    return [found["run"], *(f"{s['effect']:+.3f} ({s['films']})" for s in cause_of(found, *HEADLINE)["by_size"])]
+
+
+if __name__ == "__main__":
+    main()
