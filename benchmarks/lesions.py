@@ -22,7 +22,6 @@ from torch import Tensor
 from trustcxr import attacks
 from trustcxr.console import say
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import FILLS, Films
 from trustcxr.evaluation import metrics, predictions
 from trustcxr.evaluation.run import Run, load_run
@@ -112,15 +111,12 @@ def accuracies(table: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[
 
 def annotated(run: Run, data: "Dataset") -> tuple[Films, Tensor, np.ndarray]:
     """The films with a lesion mask, their labels and their groups."""
-    rows = np.flatnonzero(np.asarray(data.masks("infection")).reshape(len(data), -1).any(1))
-    return films(run, data, rows), torch.from_numpy(data.labels[rows]).to(run.device), data.groups[rows]
-
-
-def films(run: Run, data: "Dataset", rows: np.ndarray) -> Films:
-    """Some films of a data set with their masks, on the run's device."""
-    images = to_pixels(torch.from_numpy(data.batch(rows)).to(run.device))
-    lung, lesion = (torch.from_numpy(np.array(data.masks(k)[rows])).to(run.device) > 0 for k in ("lung", "infection"))
-    return Films(images, lung, lesion)
+    rows = lesions.with_lesions(data)
+    return (
+        lesions.films_of(data, rows, run.device),
+        torch.from_numpy(data.labels[rows]).to(run.device),
+        data.groups[rows],
+    )
 
 
 def batches(count: int) -> list[slice]:
@@ -184,12 +180,8 @@ def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dic
             tables.append(lesions.removal(run.model, some, own).assign(part=part.start))
         table = pd.concat(tables, ignore_index=True)
         table["film"] += table.pop("part")
-        for (fill, control), chosen in table.groupby(["fill", "control"], sort=False):
-            chosen = chosen.sort_values("film")
-            about = {"condition": condition, "fill": fill, "control": control}
-            sizes = lesions.by_size(chosen, groups).to_dict("records")
-            means = {k: float(chosen[k].mean()) for k in ("before", "without", "beside", "whole", "share")}
-            rows.append(about | means | asdict(lesions.summed_up(chosen, groups)) | {"by_size": sizes})
+        table["group"] = groups[table["film"].to_numpy()]
+        rows += [{"condition": condition} | found for found in lesions.described(table)]
     return rows
 
 
@@ -201,8 +193,8 @@ def transplants(run: Run, data: "Dataset", ill: Films, labels: Tensor, groups: n
     others = np.roll(random.permutation(healthy), 1)
     tables = []
     for part in batches(len(healthy)):
-        giver = films(run, data, others[part])
-        into, lesion = films(run, data, healthy[part]), ill[donors[part]]
+        giver = lesions.films_of(data, others[part], run.device)
+        into, lesion = lesions.films_of(data, healthy[part], run.device), ill[donors[part]]
         tables.append(lesions.transplantation(run.model, into, lesion, giver, labels[donors[part]]))
     table = pd.concat(tables, ignore_index=True).assign(film=np.arange(len(healthy)))
     means = {k: float(table[k].mean()) for k in ("before", "without", "beside")}

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trustcxr import catalogue
 from trustcxr.results import files, folders
 from trustcxr.study import comparison, run_folder
 
@@ -207,7 +208,7 @@ def localisation(runs_: list[dict[str, Any]]) -> list[str]:
         for name, part in parts.items():
             lines.append(f"| {' | '.join([name, *(_measured(part, key) for key in MEASURES)])} |")
         part = next(iter(parts.values()))
-        for reference, words in (("chance", "chance"), ("centre", "centre prior"), ("lung", "lung mask")):
+        for reference, words in catalogue.REFERENCES.items():
             cells = [f"{part[f'{key}_{reference}']:.3f}" if f"{key}_{reference}" in part else "" for key in MEASURES]
             lines.append(f"| *{words}* | {' | '.join(cells)} |")
         lines.append("")

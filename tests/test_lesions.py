@@ -1,17 +1,26 @@
 """Lesions removed and transplanted, and what that does to models whose reason is known."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.data import lesions
+from trustcxr import models
+from trustcxr.data import lesions, load_dataset
 from trustcxr.data.lesions import Films
+from trustcxr.data.phantom import writing
 from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions as explained
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.training import ModelRecipe
+from trustcxr.report.study_folder import Run as ReportRun
+from trustcxr.report.tables.lesions import effects
 
 SIZE, COUNT = 48, 12
 
@@ -210,3 +219,40 @@ def test_the_model_is_left_as_it_was_found() -> None:
     model = _lesion_reader().train()
     explained.removal(model, films, 0, fills=("grey",))
     assert model.training
+
+
+# --- in every report -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(tmp_path: Path) -> None:
+    writing.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
+    data = load_dataset(tmp_path, split="Test", size=SIZE)
+    torch.manual_seed(0)
+    model = models.build("evidence-17x8", classes=3).eval()
+    recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
+    table = explained.of_run(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
+    ill = explained.with_lesions(data)
+    assert len(ill) == 10
+    for (_, _), rows in table.groupby(["fill", "control"]):
+        assert rows["film"].tolist() == ill.tolist()
+        assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
+    whole = explained.removal(
+        model, explained.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
+    )
+    first = whole[(whole["fill"] == "mirror") & (whole["control"] == "lung")]["effect"].to_numpy()
+    ours = table[(table["fill"] == "mirror") & (table["control"] == "lung")]["effect"].to_numpy()
+    assert ours == pytest.approx(first, abs=1e-5, nan_ok=True), "batches change nothing"
+
+    document = explained.described(table, resamples=100)
+    assert [(row["fill"], row["control"]) for row in document] == [
+        (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
+    ]
+    shown = effects([ReportRun({"lesions": document, "model": "m", "defence": "d"}, tmp_path, [])])
+    assert len(shown.rows) == 4
+    assert shown.rows[0][2].text == "healthy grey"
+    assert shown.rows[0][8].value == pytest.approx(document[0]["effect"])
+
+
+def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
+    assert explained.described(pd.DataFrame()) == []
+    assert effects([ReportRun({}, tmp_path, [])]).rows == []

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
+from trustcxr.catalogue import REFERENCES
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.phantom import anatomy, writing
@@ -308,8 +309,18 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
         assert part[measure] == pytest.approx(rows["value"].mean())
         low, high = part[f"{measure}_ci"]
         assert low <= part[measure] <= high
-        for beside in ("chance", "centre", "lung"):
-            assert part[f"{measure}_{beside}"] == pytest.approx(rows[beside].mean())
+        for beside in ("chance", "centre", "lung", "brightness", "edges"):
+            if measure != "infection_iou_tuned" or beside not in (
+                "brightness",
+                "edges",
+            ):  # no threshold is tuned for them
+                assert part[f"{measure}_{beside}"] == pytest.approx(rows[beside].mean())
+        least = next(r for r in part["beyond"] if r["measure"] == measure)
+        gaps = {b: (rows["value"] - rows[b]).mean() for b in REFERENCES if rows[b].notna().any()}
+        assert least["difference"] == pytest.approx(min(gaps.values()))
+        assert least["control"] == min(gaps, key=gaps.__getitem__)
+        low, high = least["difference_ci"]
+        assert low <= least["difference"] <= high
     right = clean[(clean["measure"] == "infection_energy") & (clean["predicted"] == clean["class"])]
     assert part["correct"]["n"] == len(right)
     assert part["correct"].get("infection_energy", np.nan) == pytest.approx(right["value"].mean(), nan_ok=True)

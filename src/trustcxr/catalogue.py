@@ -9,6 +9,14 @@ ONE_STEP = ("fgsm", "fgsm-rs")  # attacks without a number of steps
 
 
 ATTACKED, CONTROL = "fgsm", "random"
+# Beside every figure of a map against masks: what maps have that look at no model, by their name in tables.
+REFERENCES = {
+    "chance": "chance",
+    "centre": "centre prior",
+    "lung": "lung mask",
+    "brightness": "brightness in the lungs",
+    "edges": "edges in the lungs",
+}
 
 
 CONTROLS = (CONTROL, "centre", "activation", "activation-smooth")

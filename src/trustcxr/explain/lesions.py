@@ -8,8 +8,9 @@ Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model only e
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise, product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trustcxr.data import lesions
+from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import as_found
 from trustcxr.statistics import Bootstrap, interval, share_interval
 
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+    from trustcxr.evaluation.run import Run
+
 CONTROLS = ("lung", "background")
+FILLS = ("grey", "mirror")  # of a report; inpainting, which needs an extra, is asked for by name
 TRANSPLANT = "transplant"
 SMALLEST = 0.1  # of the lesion that its congruent part must have for the film to count
 SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a lesion covers, for the table by size
@@ -134,6 +141,50 @@ def _cover(films: Films) -> np.ndarray:
     return ((films.lesion & films.lung).flatten(1).sum(1) / lung).cpu().numpy()
 
 
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def films_of(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Films:
+    """Some films of a data set, with their masks."""
+    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
+    masks = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) > 0 for kind in ("lung", "infection"))
+    return Films(images, *masks)
+
+
+def with_lesions(dataset: "Dataset") -> np.ndarray:
+    """Rows of the films whose lesion mask is not empty; none where the data has no such masks."""
+    if not {"lung", "infection"} <= set(dataset.mask_kinds):
+        return np.zeros(0, int)
+    return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
+
+
+def of_run(run: "Run", dataset: "Dataset", *, fills: Sequence[str] = FILLS, batch_size: int = 32) -> pd.DataFrame:
+    """The table of lesions.parquet: `removal` of every film with a lesion, for its own class, with sample_id and group.
+
+    Empty, with no columns, where no film has a lesion mask.
+    """
+    rows, tables = with_lesions(dataset), []
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        labels = torch.from_numpy(dataset.labels[some]).to(run.device)
+        table = removal(run.model, films_of(dataset, some, run.device), labels, fills=fills)
+        chosen = some[table["film"].to_numpy()]
+        tables.append(table.assign(film=chosen, sample_id=dataset.sample_ids[chosen], group=dataset.groups[chosen]))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[dict[str, Any]]:
+    """The part "lesions" of metrics.json: for each fill and control the effect, what led to it, and it by size."""
+    found = []
+    for (fill, control), rows in table.groupby(["fill", "control"], sort=False) if len(table) else ():
+        groups = rows["group"].to_numpy(dtype=str)
+        means = {name: float(rows[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
+        sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
+        effect = asdict(summed_up(rows, groups, resamples=resamples))
+        found.append({"fill": str(fill), "control": str(control)} | means | effect | {"by_size": sizes})
+    return found
+
+
 # --- summed up -------------------------------------------------------------------------------------------------------
 
 
@@ -168,14 +219,14 @@ def summed_up(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamp
     )
 
 
-def by_size(table: pd.DataFrame, groups: Sequence[str] | np.ndarray) -> pd.DataFrame:
+def by_size(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> pd.DataFrame:
     """The effect by how much of the lungs the lesion covers: columns above, up_to, films, effect, low, high."""
     rows, names = [], np.asarray(groups)
     for low, high in pairwise(SIZES):
         chosen = ((table["lesion"] > low) & (table["lesion"] <= high)).to_numpy()
         if not chosen.any():
             continue
-        found = summed_up(table[chosen], names[chosen])
+        found = summed_up(table[chosen], names[chosen], resamples=resamples)
         rows.append({"above": low, "up_to": high, "films": found.films, "effect": found.effect})
         rows[-1] |= {"low": found.effect_ci[0], "high": found.effect_ci[1]}
     return pd.DataFrame(rows, columns=["above", "up_to", "films", "effect", "low", "high"])

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
+from trustcxr.catalogue import REFERENCES
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, layers, measures, randomisation
 from trustcxr.explain import methods as cam_methods
 from trustcxr.explain.evidence import check_evidence
+from trustcxr.explain.margins import film_controls
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.recipes.testing import ExplanationRecipe
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 RANDOM = "random"  # scored always: what a method that knows nothing of the model has
 CENTRE = "centre"
-REFERENCES = ("chance", CENTRE, "lung")  # beside each value: chance, the centre prior, the lung mask as the map
 RANDOMISED = "randomised:"  # before the name of the part that was made random last
 _STEPS, _REMOVED = (
     10,
@@ -210,7 +211,7 @@ def _against_masks_and_stability(
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks))
-    references = _references(masks, thresholds)
+    references = _references(images, masks, thresholds)
     clean = cam_methods.maps(run.model, images, labels, methods)
     said = predicted(run, images)
     for name, maps in clean.items():
@@ -303,15 +304,20 @@ def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, 
     return found
 
 
-def _references(masks: Masks, thresholds: Mapping[str, float]) -> dict[str, dict[str, Tensor]]:
-    """The centre prior's and the lung mask's figures: they hang on the masks alone."""
+def _references(images: Tensor, masks: Masks, thresholds: Mapping[str, float]) -> dict[str, dict[str, Tensor]]:
+    """The figures of the centre prior, the lung mask, and the film's brightness and edges within the lungs."""
     centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
-    lung = against_masks(masks.lung.float(), masks, 0.5)
+    of_film = film_controls(images, masks.lung)
     without = ~masks.lung.flatten(1).any(1)
-    return {
-        CENTRE: _without_null(against_masks(centre, masks, thresholds.get(CENTRE))),
-        "lung": _without_null({name: value.double().masked_fill(without, torch.nan) for name, value in lung.items()}),
-    }
+    found = {CENTRE: _without_null(against_masks(centre, masks, thresholds.get(CENTRE)))}
+    for name, maps, level in (
+        ("lung", masks.lung.float(), 0.5),
+        ("brightness", of_film["brightness"], None),
+        ("edges", of_film["edges-in-lungs"], None),
+    ):
+        values = _without_null(against_masks(maps, masks, level))
+        found[name] = {key: value.double().masked_fill(without, torch.nan) for key, value in values.items()}
+    return found
 
 
 def _without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.explain.scores import RANDOM, RANDOMISED, REFERENCES
+from trustcxr.catalogue import AGAINST_MASKS, REFERENCES
+from trustcxr.explain.scores import RANDOM, RANDOMISED
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 
@@ -41,6 +42,20 @@ class Summary:
                     part[f"{name}_{reference}"] = float(known[reference].mean())
         return part
 
+    def beyond(self, rows: pd.DataFrame) -> list[dict[str, Any]]:
+        """Of each measure against masks, what the map has over the reference that comes closest, on the same images."""
+        found = []
+        for measure, values in rows[rows["measure"].isin(AGAINST_MASKS)].groupby("measure", sort=False):
+            least: dict[str, Any] = {}
+            for reference in REFERENCES:
+                if reference not in values or not values[reference].notna().any():
+                    continue
+                means = self._over(values["group"]).means(values["value"] - values[reference])
+                if not least or means[0] < least["difference"]:
+                    least = {"control": reference, "difference": float(means[0]), "difference_ci": interval(means)}
+            found += [{"measure": str(measure)} | least] if least else []
+        return found
+
     def mean(self, values: pd.Series, groups: pd.Series) -> tuple[float, list[float]]:
         """One mean and its interval."""
         means: Floats = self._over(groups).means(values)
@@ -57,10 +72,10 @@ class Summary:
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, Any]:
     """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
 
-    Beside each: by chance, of the centre prior, of the lung mask. Measures are of the clean images; "correct": of those
-    among them that the model gets right; "by_lesion": by how much of the lungs the lesion covers; "perturbed": of the
-    FGSM images; "stability", "faithfulness", "sanity". `images` is how many there were in all; those without a mask are
-    left out and counted. Methods stand as they were asked for, the random map last.
+    Beside each: REFERENCES; "beyond": what the map has over the closest. Measures are of the clean images; "correct":
+    of those among them that the model gets right; "by_lesion": by how much of the lungs the lesion covers; "perturbed":
+    of the FGSM images; "stability", "faithfulness", "sanity". `images` is how many there were in all; those without a
+    mask are left out and counted. Methods stand as they were asked for, the random map last.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
@@ -76,6 +91,7 @@ def _method(rows: pd.DataFrame, counts: Summary, images: int) -> dict[str, Any]:
     right = clean[clean["predicted"] == clean["class"]]
     part = counts.means(clean) | counts.means(perturbed[stable]) | {"target": "label", "n": n}
     part["without_mask"] = images - n
+    part["beyond"] = counts.beyond(clean)
     tuned = rows["threshold"].dropna() if "threshold" in rows else pd.Series(dtype=float)
     if len(tuned):
         part["threshold"] = float(tuned.iloc[0])

@@ -11,7 +11,7 @@ from trustcxr.report.figures import accuracy, calibration, legends, pictures, tr
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.figures.saliency import explanation_dots
 from trustcxr.report.study_folder import Run, StudyFolder, read
-from trustcxr.report.tables import comparisons, confusion, leaderboard, provenance, robustness, saliency
+from trustcxr.report.tables import comparisons, confusion, leaderboard, lesions, provenance, robustness, saliency
 from trustcxr.results import files, folders
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ def _looks(found: StudyFolder, runs: list[Run]) -> dict[str, Any]:
         "localisation_legend": legends.localisation(runs),
         "all_measures": saliency.measures(runs),
         "by_lesion": saliency.by_lesion(runs),
+        "lesion_effects": lesions.effects(runs),
+        "lesion_effects_by_size": lesions.by_size(runs),
         "stability": saliency.stability(runs),
         "changes": saliency.changes(runs),
         "faithfulness": saliency.faithfulness(runs),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.catalogue import REFERENCES
 from trustcxr.evaluation import gradient_masking
 from trustcxr.evaluation.shortcuts import HOW
 from trustcxr.report import words
@@ -167,7 +168,7 @@ def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "measure": name.replace("_", " "),
             "value": f"{_number(measured[name])} [{', '.join(_number(end) for end in measured[f'{name}_ci'])}]",
-            **{beside: _number(measured.get(f"{name}_{beside}")) for beside in ("chance", "centre", "lung")},
+            **{beside: _number(measured.get(f"{name}_{beside}")) for beside in REFERENCES},
         }
         for name in names
     ]

@@ -217,6 +217,14 @@ class Perturbed(Measures):
     epsilon: Number = None
 
 
+class Lead(Document):
+    """What a map has over the map without a model that comes closest, on the same images, by one measure."""
+
+    measure: str = ""
+    control: str = ""
+    difference: Share = Share()
+
+
 class SaliencyDocument(Measures):
     """One saliency method against the masks: its own figures are those on the clean images."""
 
@@ -224,6 +232,7 @@ class SaliencyDocument(Measures):
     condition: str = ""
     without_mask: int | None = None
     threshold: Number = None
+    beyond: Records[Lead] = []
     correct: Measures = Measures()
     by_lesion: Records[Stratum] = []
     stability: Records[Change] = []
@@ -258,6 +267,39 @@ class TrainingDocument(Document):
     alarm: str | None = None
 
 
+class LesionSize(Document):
+    """The lesion effect where the lesion covers more than `above`, and at most `up_to`, of the lungs."""
+
+    above: Number = None
+    up_to: Number = None
+    films: int | None = None
+    effect: Number = None
+    low: Number = None
+    high: Number = None
+
+
+class LesionDocument(Document):
+    """What removing the lesion does to the probability of the film's class, by one fill and control.
+
+    `before`: as it is; `without`: the part of the lesion with a congruent counterpart removed, `share` of it; `beside`:
+    the counterpart removed instead; `whole`: all of the lesion removed. `effect` is `beside` less `without`.
+    """
+
+    fill: str = ""
+    control: str = ""
+    before: Number = None
+    without: Number = None
+    beside: Number = None
+    whole: Number = None
+    share: Number = None
+    effect: Share = Share()
+    flipped: Share = Share()
+    flipped_control: Number = None
+    films: int | None = None
+    left_out: int | None = None
+    by_size: Records[LesionSize] = []
+
+
 class RunDocument(Document):
     """metrics.json: one run on one split. In study.json `training` is beside it."""
 
@@ -276,6 +318,7 @@ class RunDocument(Document):
     corruptions: Records[CorruptionResult] = []
     corruptions_mean: CorruptionsMean | None = None
     saliency: Named[SaliencyDocument] = {}
+    lesions: Records[LesionDocument] = []
     masking: Verdict | None = None
     calibration: Calibration | None = None
     alarms: Records[Alarm] = []

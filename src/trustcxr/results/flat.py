@@ -23,7 +23,14 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-BESIDE = ("ci", "chance", "centre", "lung")  # what may stand beside a figure, as an ending of its key
+BESIDE = (
+    "ci",
+    "chance",
+    "centre",
+    "lung",
+    "brightness",
+    "edges",
+)  # endings of keys beside a figure
 
 
 def _lost(info: ValidationInfo) -> list[str] | None:
@@ -87,11 +94,13 @@ class Share(BaseModel):
 
 
 class Figure(Share):
-    """A measure of saliency beside what it must be better than: chance, a centre prior, the lung mask as the map."""
+    """A measure of saliency beside what it must be better than: chance, and maps that look at no model."""
 
     chance: Number = None
     centre: Number = None
     lung: Number = None
+    brightness: Number = None
+    edges: Number = None
 
     @property
     def against_chance(self) -> str:

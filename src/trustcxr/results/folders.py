@@ -14,6 +14,7 @@ from trustcxr.results import files
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
 CERTIFIED_FILE = "certified.parquet"  # an image and epsilon a row: whether its answer is proved not to change
+LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged

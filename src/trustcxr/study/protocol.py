@@ -22,6 +22,7 @@ from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.results.folders import (
+    LESIONS_FILE,
     METRICS_FILE,
     PANELS_FILE,
     PREDICTIONS_FILE,
@@ -211,7 +212,7 @@ class Study:
         from trustcxr.evaluation import predictions
         from trustcxr.evaluation.run import as_before_refit, load_run
         from trustcxr.evaluation.summary import describe
-        from trustcxr.explain import scores, summary
+        from trustcxr.explain import lesions, scores, summary
 
         folder, test, recipe = self._run_folder(run), self.datasets["test"], self.recipe
         loaded = load_run(folder)
@@ -242,11 +243,20 @@ class Study:
                     images=len(test),
                     resamples=recipe.evaluation.bootstrap,
                 )
+            if (folder / LESIONS_FILE).is_file():
+                document["lesions"] = lesions.described(
+                    files.read_table(folder / LESIONS_FILE), resamples=recipe.evaluation.bootstrap
+                )
             files.write_json(folder / METRICS_FILE, document)
+
+        def counterfactuals() -> None:
+            files.write_table(folder / LESIONS_FILE, lesions.of_run(loaded, test))
 
         make_unless_there(folder / PREDICTIONS_FILE, predict)
         if test.has_mask("infection").any() or test.has_mask("lung").any():
             make_unless_there(folder / SALIENCY_FILE, explain)
+        if len(lesions.with_lesions(test)):
+            make_unless_there(folder / LESIONS_FILE, counterfactuals)
         make_unless_there(folder / METRICS_FILE, summarise)
 
     def _show(self, runs: list[RunRecipe]) -> None:

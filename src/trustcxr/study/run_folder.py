@@ -16,7 +16,7 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
-from trustcxr.explain import scores, summary
+from trustcxr.explain import lesions, scores, summary
 from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import assign, validate
@@ -133,6 +133,8 @@ def evaluate(
         document["certified"] = certified.describe(files.read_table(place / folders.CERTIFIED_FILE))
     if (place / folders.SALIENCY_FILE).is_file():
         document["saliency"] = summary.summarise(files.read_table(place / folders.SALIENCY_FILE), images=len(dataset))
+    if (place / folders.LESIONS_FILE).is_file():
+        document["lesions"] = lesions.described(files.read_table(place / folders.LESIONS_FILE))
     files.write_table(place / folders.PREDICTIONS_FILE, predictions)
     files.write_json(place / folders.METRICS_FILE, document)
     return document, place
@@ -249,6 +251,10 @@ def explain(
         evaluate(folder, data, split=split, labels=labels, listing=listing)
     document = files.read_json(metrics_file)
     document["saliency"] = summary.summarise(files.read_table(path), images=len(dataset))
+    found = lesions.of_run(run, dataset)
+    if len(found):
+        files.write_table(place / folders.LESIONS_FILE, found)
+        document["lesions"] = lesions.described(found)
     files.write_json(metrics_file, document)
     return document, place
 

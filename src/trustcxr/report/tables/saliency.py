@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROL
+from trustcxr.catalogue import AGAINST_MASKS, CONTROL, REFERENCES
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import chance_verdict, main_method
@@ -33,8 +33,9 @@ def names(run: Run, method: str) -> list[Cell]:
 
 
 def measures(runs: list[Run]) -> Table:
-    """A row for each run, method and measure: the value, beside chance, the centre prior and the lung mask."""
-    header = ["Model", "Defence", "Method", "Measure", "Value", "Chance", "Centre", "Lung mask", "Answered right", "n"]
+    """A row for each run, method and measure: the value, beside maps that look at no model, and its lead."""
+    beside_it = [_capital(name) for name in REFERENCES.values()]
+    header = ["Model", "Defence", "Method", "Measure", "Value", *beside_it, "Over the closest", "Answered right", "n"]
     rows = []
     for run, method, document in documents(runs):
         for name in AGAINST_MASKS:
@@ -51,12 +52,24 @@ def measures(runs: list[Run]) -> Table:
                     *names(run, method),
                     Cell(words.measure(name), tuned),
                     Cell(value.text, value.small, "", value.value, note),
-                    *[plain(document.get(f"{name}_{beside}")) for beside in ("chance", "centre", "lung")],
+                    *[plain(document.get(f"{name}_{beside}")) for beside in REFERENCES],
+                    _beyond(document, name),
                     Cell(words.decimal(words.get(right, name)), of, value=words.finite(words.get(right, name))),
                     whole(document.get("n")),
                 ]
             )
     return Table(header, rows, heads=4)
+
+
+def _beyond(document: dict[str, Any], name: str) -> Cell:
+    """What the map has over the reference that comes closest; good where its interval is above 0, bad where below."""
+    row = next((r for r in words.records(document.get("beyond")) if r.get("measure") == name), {})
+    value, ends = words.finite(row.get("difference")), row.get("difference_ci")
+    if value is None or not isinstance(ends, list):
+        return Cell(words.DASH)
+    note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
+    control = REFERENCES.get(str(row.get("control")), "")
+    return Cell(words.signed(value), words.between(ends, reveal=True), control, value, note)
 
 
 def by_lesion(runs: list[Run]) -> Table:
