@@ -25,8 +25,8 @@ Columns = Annotated[
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Of a list: the folder of its images, if elsewhere.")]
 SALIENCY_METHODS = (
-    "gradcam, gradcam++, hirescam, layercam, layercam-smooth, integrated-gradients, smoothgrad, occlusion, or as "
-    "controls activation, activation-smooth, random, centre; a CAM of an earlier layer is layercam@-2 or "
+    "gradcam, gradcam++, hirescam, layercam, layercam-smooth, evidence, integrated-gradients, smoothgrad, "
+    "occlusion, or as controls activation, activation-smooth, random, centre; a CAM of an earlier layer is layercam@-2 or "
     "layercam@NAME; repeatable. gradcam and layercam unless said."
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]

@@ -250,7 +250,11 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for the heatmaps; beside each image unless said.")] = None,
     json: Json = False,
 ) -> None:
-    """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon."""
+    """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon.
+
+    An answer survives where neither FGSM nor PGD-20, changing no pixel by more than epsilon, found a picture that gets
+    another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written.
+    """
     from trustcxr.explain import one_image
     from trustcxr.report import terminal
 

@@ -84,12 +84,23 @@ def _share(entry: Any, between: str) -> str:
     return words.hundred(words.get(entry, "accuracy")) + inside
 
 
+CALIBRATED = "probabilities are calibrated on the run's validation images; on films from elsewhere they may not be"
+NOT_CALIBRATED = "probabilities are not calibrated: `trustcxr evaluate` on the run's own data fits a temperature"
+SURVIVES = "to survive is to keep the class, whatever the attack changed within that radius; it is no proof"
+
+
 def sentences(answer: dict[str, Any]) -> list[str]:
     """An answer in words."""
     if "error" in answer:
         return [f"{answer['image']}: not read: {answer['error']}"]
+    if "left_out" in answer:
+        return [f"{answer['image']}: left out: {answer['left_out']}"]
     ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
     lines = [f"{answer['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
+    if warnings := answer.get("warnings"):
+        lines.append(f"  DOUBTFUL: {'; '.join(warnings)}. The answer means nothing unless this is a frontal chest film")
+    if "calibrated" in answer:
+        lines.append(f"  {CALIBRATED if answer['calibrated'] else NOT_CALIBRATED}")
     changed = [name.upper() for name, survived in answer["survives"].items() if not survived]
     radius = f"epsilon {answer['epsilon']:g} ({answer['epsilon'] * 255:.1f} grey levels of 255)"
     if changed:
@@ -97,6 +108,7 @@ def sentences(answer: dict[str, Any]) -> list[str]:
     else:
         names = " and ".join(name.upper() for name in answer["survives"])
         lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
+    lines.append(f"  {SURVIVES}")
     if "heatmap" in answer:
         lines.append(f"  heatmap of the predicted class: {answer['heatmap']}")
     return lines

@@ -17,6 +17,7 @@ from trustcxr.data.auditing.findings import (
     Finding,
     confound_findings,
     file_findings,
+    film_findings,
     leak_findings,
     mask_findings,
 )
@@ -181,6 +182,7 @@ def audit(
     published, surplus = _against_published(manifest)
     findings = [
         *file_findings(manifest, read),
+        *film_findings(manifest, read),
         *mask_findings(manifest, read, same_film),
         *leak_findings(manifest, pairs),
         *confound_findings(tried, linked),

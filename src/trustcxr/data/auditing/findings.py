@@ -12,6 +12,7 @@ import pandas as pd
 
 from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.auditing.scan import Scan
+from trustcxr.data.images import plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 
 SEVERITIES = ("fault", "leak", "warning", "note")
@@ -69,6 +70,31 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
         ),
     ]
+
+
+_DOUBTS = {
+    "colour": "# [image is|images are] in colour",
+    "constant": "# [image is|images are] nearly one grey level",
+    "noise": "# [image looks|images look] like noise",
+    "inverted": "# [image is|images are] inverted, or no chest film",
+    "unlike": "# [image is|images are] not laid out as a frontal chest film is",
+}
+_CHANCE = 0.03  # up to this share of real films looks unlike one, so that it is a note and not a warning
+
+
+def film_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
+    """Images that could hardly be frontal chest films."""
+    items: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _DOUBTS}
+    samples: list[Any] = manifest.table[["sample_id", "path"]].to_dict("records")
+    for row in np.flatnonzero(scan.readable):
+        colour = float(scan.files["colour"].iloc[row])
+        for kind, reason in plausibility.doubts(scan.thumbs[row], colour).items():
+            items[kind].append(samples[row] | {"detail": reason})
+    found_all = []
+    for kind, text in _DOUBTS.items():
+        by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
+        found_all += found(f"film_{kind}", "note" if by_chance else "warning", text, items[kind])
+    return found_all
 
 
 def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list[Finding]:

@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet
+from trustcxr.data.images.plausibility import colour_of
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.results.disk import open_regular
@@ -18,6 +19,7 @@ from trustcxr.results.disk import open_regular
 THUMB, PROBE = 64, 32
 _CHUNK = 64
 _FEW = 400  # below this many images, starting worker processes costs more than it saves
+_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 _DARK, _LIGHT = 10, 245
 _EVEN = 3  # grey levels of 255: a row or column at the edge that varies by less is border, padded or collimated
 _FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".tif": "TIFF", ".png": "PNG", ".tiff": "TIFF"}
@@ -31,7 +33,8 @@ class Scan:
 
     Attributes:
         files: DataFrame fault (None, or why the image cannot be read), format, mode, width, height, named (the format
-            that the name promises, None where it promises nothing known), pixels (a digest of the decoded image).
+            that the name promises, None where it promises nothing known), pixels (a digest of the decoded image),
+            colour (mean distance of the colour channels in grey levels).
         thumbs: (N, 64, 64) uint8, the image squeezed.
         trimmed: (N, 64, 64) uint8, the image without its even borders, squeezed.
         blanked: (N, 32, 32) uint8, the image with the lungs at 0; all 0 where there is no usable lung mask.
@@ -164,7 +167,7 @@ def _read_one(root: str, paths: dict[str, str | None]) -> _Read:
 def _read_file(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
     facts: dict[str, Any] = {"fault": None, "format": None, "mode": None, "width": 0, "height": 0, "pixels": None}
     facts["named"] = _FORMAT_OF.get(file.suffix.lower())
-    facts["format"], facts["mode"] = _what_it_is(file)
+    facts["format"], facts["mode"], facts["colour"] = _what_it_is(file)
     try:
         image = read_image(file)
     except UnreadableImage as fault:
@@ -174,17 +177,18 @@ def _read_file(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
     return facts, image
 
 
-def _what_it_is(file: Path) -> tuple[str | None, str | None]:
-    """The format and PIL's mode, told from the content; None where it is not known."""
+def _what_it_is(file: Path) -> tuple[str | None, str | None, float]:
+    """The format, PIL's mode and how much colour it has, told from the content; None where it is not known."""
     try:
         with open_regular(file, most=8 * MAX_PIXELS) as opened:
             data = opened.read()
         if data[128:132] == b"DICM":
-            return "DICOM", None
+            return "DICOM", None, 0.0
         with quiet(), Image.open(io.BytesIO(data)) as image:
-            return image.format, image.mode
+            colour = colour_of(image) if image.mode in _COLOUR_MODES else 0.0
+            return image.format, image.mode, colour
     except Exception:  # what is wrong with the file is said where it is read
-        return None, None
+        return None, None, 0.0
 
 
 def _digest(pixels: np.ndarray) -> str:

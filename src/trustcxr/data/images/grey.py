@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 MAX_PIXELS = 64_000_000  # detectors give up to 20 million, film digitisers 60; more is a mistake or a bomb
+_ROWS = 512
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -19,8 +20,12 @@ def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
     """Scale whole numbers from 0 to 65535, shape (H, W), to uint8 by the smallest usual depth that holds them."""
     brightest = int(values.max())
     top = next(2**d - 1 for d in _DEPTHS if brightest < 2**d)
-    grey = np.rint(values.astype(np.float32) * (255 / top)).astype(np.uint8)
-    return 255 - grey if invert else grey
+    shades = np.rint(np.arange(top + 1, dtype=np.float32) * (255 / top)).astype(np.uint8)
+    shades = 255 - shades if invert else shades
+    grey = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _ROWS):  # a large film takes little memory beside itself
+        grey[row : row + _ROWS] = shades[values[row : row + _ROWS]]
+    return grey
 
 
 @contextmanager

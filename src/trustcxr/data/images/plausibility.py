@@ -1,0 +1,140 @@
+"""Could this be a frontal chest film? Simple signs, each with its reason; no network, and no proof of the contrary.
+
+The thresholds leave about one real film in a hundred under suspicion (COVID-QU-Ex and films of other hospitals; a test
+measures it), so that they are warnings and never refusals. Only what a DICOM file says of itself is refused.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trustcxr.data.images.grey import quiet
+from trustcxr.data.images.reading import FORMATS, is_dicom
+from trustcxr.results.disk import open_regular
+
+SIDE = 64  # pixels of the thumbnail that is judged
+FLAT, NOISY, COLOURED = 8.0, 0.75, 15.0  # grey levels; correlation of neighbours; levels between the colour channels
+LAYOUT, UPSIDE = 0.6, -1.2  # see Signs
+_FILMS = {"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC", "PX"}  # modalities that a film may be stored as
+_OTHERS = {"CT", "MR", "US", "MG", "PT", "NM", "XA", "ECG", "OPT", "OP", "ES", "GM", "SM", "IO", "BMD", "SEG", "SR"}
+_CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "TORSO", "TRUNK", "STERN")
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is measured on a thumbnail (64, 64) uint8.
+
+    Attributes:
+        spread: standard deviation of the grey levels.
+        smoothness: correlation of pixels with their right neighbours.
+        symmetry: correlation of the 16 x 16 picture with its mirror image: a chest has two halves alike.
+        middle: how much brighter the mediastinum is than the lung fields, in standard deviations.
+        below: how much brighter the upper abdomen is than the lung fields, likewise.
+    """
+
+    spread: float
+    smoothness: float
+    symmetry: float
+    middle: float
+    below: float
+
+    @property
+    def layout(self) -> float:
+        """High where it is laid out as a chest film is: alike left and right, dark lungs, bright middle and below."""
+        return self.symmetry + self.middle + self.below
+
+
+def measure(thumb: np.ndarray) -> Signs:
+    """The signs of a thumbnail (64, 64) uint8."""
+    levels = thumb.astype(np.float64)
+    spread = float(levels.std())
+    if spread < 1:
+        return Signs(spread, 0.0, 0.0, 0.0, 0.0)
+    coarse = levels.reshape(16, 4, 16, 4).mean(axis=(1, 3))
+    lungs = (_zone(levels, 0.3, 0.6, 0.2, 0.4) + _zone(levels, 0.3, 0.6, 0.6, 0.8)) / 2
+    middle = (_zone(levels, 0.35, 0.75, 0.45, 0.56) - lungs) / spread
+    below = (_zone(levels, 0.8, 1.0, 0.2, 0.8) - lungs) / spread
+    smoothness = _correlation(levels[:, 1:], levels[:, :-1])
+    return Signs(spread, smoothness, _correlation(coarse, coarse[:, ::-1]), middle, below)
+
+
+def doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
+    """What speaks against a chest film: a fixed word -> the reason. Empty where nothing does.
+
+    thumb: (64, 64) uint8, the picture squeezed. colour: mean distance of the colour channels in grey levels.
+    """
+    signs = measure(thumb)
+    found = {}
+    if colour > COLOURED:
+        found["colour"] = "it is in colour"
+    if signs.spread < FLAT:
+        return found | {"constant": "it is nearly one grey level"}
+    if signs.smoothness < NOISY:
+        found["noise"] = "its pixels have little to do with their neighbours, as in noise"
+    elif signs.middle + signs.below < UPSIDE and signs.symmetry > 0:
+        found["inverted"] = "its lungs are brighter than the middle of the chest: inverted, or no chest film"
+    elif signs.layout < LAYOUT:
+        found["unlike"] = "it is not laid out as a frontal chest film is"
+    return found
+
+
+def thumbnail(film: np.ndarray) -> np.ndarray:
+    """A film (H, W) uint8 squeezed to (64, 64)."""
+    return np.asarray(Image.fromarray(film).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
+
+
+def colourfulness(path: str | Path) -> float:
+    """Mean distance of the largest from the smallest of red, green and blue, 0 to 255; 0 where there is no colour."""
+    try:
+        with open_regular(path) as file, quiet(), Image.open(file, formats=FORMATS) as image:
+            if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"):
+                return 0.0
+            image.draft("RGB", (4 * SIDE, 4 * SIDE))
+            image.thumbnail((2 * SIDE, 2 * SIDE))
+            return colour_of(image)
+    except Exception:  # what is wrong with the file is said where it is read
+        return 0.0
+
+
+def colour_of(image: Image.Image) -> float:
+    """The same of an open image."""
+    small = np.asarray(image.convert("RGB").resize((SIDE, SIDE))).astype(np.int16)
+    return float((small.max(axis=2) - small.min(axis=2)).mean())
+
+
+def another_kind(path: str | Path) -> str | None:
+    """Why a DICOM file is not a film of the chest, by what it says of itself; None for all else.
+
+    What the file says is not quoted, but for a known modality's code.
+    """
+    if not is_dicom(path):
+        return None
+    try:
+        import pydicom
+
+        with quiet():
+            tags = ["Modality", "BodyPartExamined"]
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
+    except Exception:  # damaged, or no pydicom: said where it is read
+        return None
+    if modality and modality not in _FILMS:
+        code = modality if modality in _OTHERS else "another modality"
+        return f"a DICOM file of {code}: expected a chest film (CR or DX)"
+    if part and not any(word in part for word in _CHEST):
+        return "a DICOM file of another body part: expected the chest"
+    return None
+
+
+def _zone(levels: np.ndarray, top: float, bottom: float, left: float, right: float) -> float:
+    height, width = levels.shape
+    zone = levels[int(top * height) : int(bottom * height), int(left * width) : int(right * width)]
+    return float(zone.mean())
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    one, other = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return float((one * other).sum()) / scale if scale > 1e-9 else 0.0

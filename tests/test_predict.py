@@ -1,0 +1,138 @@
+"""`predict`: whose heatmap is where, what is doubted or refused, its probabilities, and the memory that it takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small_runs import recipe
+from trustcxr.about import NOTICE
+from trustcxr.data.phantom.film import render
+from trustcxr.evaluation.run import load_run
+from trustcxr.explain import heatmap_files, one_image
+from trustcxr.models import factory
+from trustcxr.models.weights import save_weights
+from trustcxr.report import terminal
+from trustcxr.results import files
+from trustcxr.statistics import softmax
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never trained."""
+    folder, chosen = tmp_path_factory.mktemp("run"), recipe()
+    save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
+    content = {"classes": ["a", "b", "c"], "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
+    files.write_yaml(folder / "run.yaml", content)
+    return folder
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """a/x.png, b/x.png and b/x.jpg, three films."""
+    for seed, name in enumerate(("a/x.png", "b/x.png", "b/x.jpg")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(render("Normal", seed, 200).image).save(tmp_path / name)
+    return tmp_path
+
+
+def test_films_of_one_name_have_heatmaps_of_their_own(run: Path, films: Path) -> None:
+    paths = [films / name for name in ("a/x.png", "b/x.png", "b/x.jpg")]
+    answers = one_image.predict(run, paths, out=films / "out")
+    places = [answer["heatmap"] for answer in answers]
+    assert len(set(places)) == 3
+    before = {place: Path(place).read_bytes() for place in places}
+    again = one_image.predict(run, paths, out=films / "out")
+    assert [answer["heatmap"] for answer in again] == places
+    assert {place: Path(place).read_bytes() for place in places} == before
+    assert len({p.name for p in (films / "out").iterdir()}) == 3
+    beside = one_image.predict(run, [films / "b" / "x.jpg"])[0]["heatmap"]
+    alone = one_image.predict(run, [films / "b" / "x.png"])[0]["heatmap"]
+    assert beside != alone
+
+
+def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) -> None:
+    foreign = films / "a" / "x.heatmap.png"
+    Image.new("L", (9, 9)).save(foreign)
+    before = foreign.read_bytes()
+    (answer,) = one_image.predict(run, [films / "a" / "x.png"])
+    assert foreign.read_bytes() == before
+    assert answer["heatmap"] != str(foreign)
+    assert heatmap_files.source_of(Path(answer["heatmap"])) == heatmap_files.fingerprint(films / "a" / "x.png")
+
+
+def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, films: Path) -> None:
+    one_image.predict(run, sorted((films / "a").glob("*.png")))
+    answers = one_image.predict(run, sorted((films / "a").glob("*.png")))
+    left_out = [a for a in answers if "left_out" in a]
+    assert len(answers) == 2
+    assert len(left_out) == 1
+    assert "heatmap" in terminal.sentences(left_out[0])[0]
+    assert len(list((films / "a").glob("*.png"))) == 2
+
+
+def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: Path) -> None:
+    (answer,) = one_image.predict(run, [films / "a" / "x.png"])
+    with Image.open(answer["heatmap"]) as picture:
+        assert NOTICE in picture.info.values()
+        assert picture.size == (200, 200)
+        bottom = np.asarray(picture)[-20:]
+    assert (bottom > 150).all(axis=2).sum() > 60  # white letters
+    assert (bottom == 0).all(axis=2).sum() > 300  # on black
+
+
+def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path) -> None:
+    film = render("Normal", 1, 64).image
+    plain = load_run(run)
+    scaled = load_run(run)
+    scaled.metrics = {"calibration": {"temperature": 4.0}}
+    before, after = (one_image.answer(r, film, epsilon=0.0) for r in (plain, scaled))
+    assert (before["calibrated"], after["calibrated"]) == (False, True)
+    logits = np.log(list(before["probabilities"].values()))
+    assert list(after["probabilities"].values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
+    words = "\n".join(terminal.sentences({"image": "x"} | after))
+    assert "calibrated on the run's validation images" in words
+    assert "to survive is to keep the class" in words
+    assert "not calibrated" in "\n".join(terminal.sentences({"image": "x"} | before))
+
+
+def test_what_is_no_film_is_answered_with_a_doubt_or_refused(run: Path, tmp_path: Path) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "black.png")
+    colour = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    black, coloured = one_image.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
+    assert black["warnings"] == ["it is nearly one grey level"]
+    assert "it is in colour" in coloured["warnings"]
+    assert "DOUBTFUL" in "\n".join(terminal.sentences(black))
+    pydicom = pytest.importorskip("pydicom")
+    (slice_of,) = one_image.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
+    assert slice_of["error"] == "a DICOM file of CT: expected a chest film (CR or DX)"
+
+
+MEASURE = """
+import json, resource, sys
+from pathlib import Path
+from trustcxr.explain import one_image
+(answer,) = one_image.predict(Path(sys.argv[1]), [Path(sys.argv[2])])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grey", "deep", "colour"])
+def test_a_film_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(run: Path, tmp_path: Path, kind: str) -> None:
+    side = 7937
+    grey = np.add.outer(np.arange(side), np.arange(side))
+    pixels = {"grey": grey.astype(np.uint8), "deep": (grey * 2).astype(np.uint16)}
+    image = Image.fromarray(pixels["deep" if kind == "deep" else "grey"])
+    (image.convert("RGB") if kind == "colour" else image).save(tmp_path / "film.png", compress_level=1)
+    command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path / "film.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, error = json.loads(done.stdout)
+    assert error is None
+    assert peak < 1.5e9, f"{peak / 1e9:.2f} GB"
