@@ -201,8 +201,8 @@ def test_square_breaks_a_model_without_gradients(batch: tuple[Tensor, Tensor]) -
     images, labels = (t[:80] for t in batch)
     model = Rounded()
     assert accuracy(model, attacks.pgd(model, images, labels, epsilon=0.05), labels) > 0.8
-    assert accuracy(model, attacks.square(model, images, labels, epsilon=0.05, queries=300), labels) < 0.3
-    report = attacks.worst_case_report(model, images, labels, epsilon=0.05, steps=5, queries=300)
+    assert accuracy(model, attacks.square(model, images, labels, epsilon=0.05, queries=1000), labels) < 0.3
+    report = attacks.worst_case_report(model, images, labels, epsilon=0.05, steps=5, queries=1000)
     assert Counter(report.broken_by)["square"] > 40
 
 

@@ -10,10 +10,11 @@ import pytest
 from scipy import stats
 
 from trustcxr import catalogue, statistics
-from trustcxr.catalogue import HIGHER_IS_BETTER, control_of
+from trustcxr.catalogue import HIGHER_IS_BETTER, Method
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, summary
-from trustcxr.explain.methods import METHODS
+from trustcxr.explain import summary
+from trustcxr.explain.methods import COMBINE, METHODS
+from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.results import files
 from trustcxr.study import comparison, engines
 from trustcxr.study.comparison import Key
@@ -344,9 +345,15 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
 
 def test_every_cam_has_a_control_and_nothing_else_has() -> None:
     controls = {"activation", "activation-smooth"}
-    cams = {name for name in METHODS if name in cam._COMBINE} - controls
-    assert {name for name in METHODS if control_of(name)} == cams
-    assert {control_of(name) for name in cams} == controls
-    assert control_of("layercam-smooth@-2") == "activation-smooth@-2"
-    assert control_of("gradcam") == "activation"
-    assert control_of("integrated-gradients") is None
+    cams = set(COMBINE) - controls
+    assert {name for name in METHODS if Method(name).control} == cams
+    assert {str(Method(name).control) for name in cams} == controls
+    assert str(Method.parse("layercam-smooth@-2").control) == "activation-smooth@-2"
+    assert str(Method.parse("gradcam").control) == "activation"
+    assert Method.parse("integrated-gradients").control is None
+
+
+def test_a_method_in_capitals_has_its_control_too() -> None:
+    assert str(Method.parse(" LayerCAM@gate ")) == "layercam@gate"
+    assert str(Method.parse("LayerCAM@gate").control) == "activation@gate"
+    assert ExplanationRecipe(methods=("LayerCAM@gate",)).methods == ("layercam@gate",)

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from small_networks import SmallNet, images_and_labels
-from trustcxr import attacks, defences
+from trustcxr import attacks, catalogue, defences
 from trustcxr.defences import contract
 from trustcxr.defences.adversarial import fgsm
 from trustcxr.errors import UserError
-from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
+from trustcxr.recipes.training import DefenceRecipe
+
+DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
 
 
 @pytest.fixture
@@ -86,7 +88,11 @@ def test_the_recipe_knows_what_each_defence_takes() -> None:
     not_the_loss = {"ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside"}
     for name, defence in defences.DEFENCES.items():
         parameters = inspect.signature(defence).parameters
-        takes = {p for p in parameters if p not in ("model", "images", "labels", "weighing", "clean", "perturbation")}
+        takes = {
+            p
+            for p in parameters
+            if p not in ("model", "images", "labels", "weighing", "clean", "perturbation", "grown")
+        }
         if name != "standard":
             assert takes == set(DEFENCE_OPTIONS[name]) - not_the_loss, name
         assert ("clean" in parameters) == ("separate_batchnorm" in DEFENCE_OPTIONS[name]), name

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from test_cli import complaint, run
-from trustcxr import corruptions
+from trustcxr import catalogue, corruptions
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
@@ -50,7 +50,7 @@ def other(films: Path, place: Path) -> Path:
 
 
 def test_the_names_of_corruptions_are_one_list() -> None:
-    assert tuple(corruptions.CORRUPTIONS) == testing.CORRUPTIONS
+    assert list(corruptions.CORRUPTIONS) == list(catalogue.CORRUPTIONS)
     assert testing.CorruptionsRecipe().severities == corruptions.SEVERITIES
 
 

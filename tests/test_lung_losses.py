@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_networks import SIDE, SmallNet, images_and_labels, one_thread
-from trustcxr import defences
+from trustcxr import catalogue, defences
 from trustcxr.defences import contract, lung_losses
-from trustcxr.recipes.training import DEFENCE_OPTIONS
+
+DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
 
 OUTSIDE = torch.zeros(16, 1, 20, 20)
 OUTSIDE[..., :7] = 1

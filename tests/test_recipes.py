@@ -101,7 +101,7 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, -1]}]}}, ["attacks.0.epsilons.1", "not -1"]),
         (
             {"evaluation": {"attacks": [{"name": "pdg"}]}},
-            ["evaluation.attacks.0.name", "'fgsm', 'fgsm-rs', 'pgd'", "'pdg'"],
+            ["evaluation.attacks.0.name", "fgsm, fgsm-rs, pgd", "'pdg'"],
         ),
         ({"selection": {"by": "acc"}}, ["key 'selection.by'", "'accuracy'"]),
         ({"models": []}, ["key 'models'", "at least 1"]),

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
-from trustcxr import attacks, defences
+from trustcxr import attacks, catalogue, defences
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.training import DEFENCE_OPTIONS, DefenceRecipe
+from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.results import files
 from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
+
+DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
 
 ATTACKED = ["fgsm", "fgsm-rs", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
+from trustcxr import catalogue
 from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.contract import Attack, Loss, Precision, check_epsilon, check_input, cross_entropy, input_gradient
 from trustcxr.attacks.fab import fab
@@ -23,19 +24,13 @@ from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import unknown
 from trustcxr.models.untouched import Mode, undisturbed
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {
-    "fgsm": fgsm,
-    "fgsm-rs": fgsm_rs,
-    "pgd": pgd,
-    "pgd-l2": pgd_l2,
-    "momentum": momentum,
-    "transfer": transfer,
-    "apgd-ce": apgd,
-    "apgd-margin": partial(apgd, loss="margin"),
-    "fab": fab,
-    "square": square,
-    "worst-case": worst_case,
-}
+
+def _found(entry: catalogue.Attack) -> Callable[..., Tensor]:
+    function = catalogue.function_of("attacks", entry.function)
+    return partial(function, **entry.fixed) if entry.fixed else function
+
+
+ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry in catalogue.ATTACKS.items()}
 
 
 def get(name: str) -> Callable[..., Tensor]:

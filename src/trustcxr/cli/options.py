@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY
 from trustcxr.errors import UserError
 
 Data = Annotated[
@@ -23,17 +24,17 @@ Columns = Annotated[
         help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index'; repeatable.",
     ),
 ]
-Images = Annotated[Path | None, typer.Option("--images", help="Of a list: the folder of its images, if elsewhere.")]
+Images = Annotated[Path | None, typer.Option("--images", help="Image folder of a list, if it is not the list's own.")]
+_METHODS = ", ".join(name for name in SALIENCY if name not in CONTROLS)
 SALIENCY_METHODS = (
-    "gradcam, gradcam++, hirescam, layercam, layercam-smooth, evidence, integrated-gradients, smoothgrad, "
-    "occlusion, or as controls activation, activation-smooth, random, centre; a CAM of an earlier layer is layercam@-2 or "
-    "layercam@NAME; repeatable. gradcam and layercam unless said."
+    f"{_METHODS}, or as controls {', '.join(CONTROLS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; "
+    "repeatable. gradcam and layercam unless said."
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 # --- of train ---
 Defence = Annotated[
     str,
-    typer.Option(help="How it is made robust: standard, fgsm, fgsm-rs, free, pgd, trades, mixup, cutout or gaussian."),
+    typer.Option(help=f"How it is made robust: {', '.join(DEFENCES)}."),
 ]
 Patience = Annotated[int | None, typer.Option(help="Epochs without a better validation figure before it stops.")]
 TrainingEpsilon = Annotated[
@@ -41,7 +42,7 @@ TrainingEpsilon = Annotated[
 ]
 Background = Annotated[
     str,
-    typer.Option(help="full; or swap, mask, crop, emptied, gate or gate-emptied, which need lung masks to train."),
+    typer.Option(help=f"{', '.join(BACKGROUNDS)}; all but full need lung masks to train."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -54,24 +55,17 @@ Settings = Annotated[
 # --- of evaluate ---
 Attacks = Annotated[
     list[str] | None,
-    typer.Option(
-        help="fgsm, fgsm-rs, pgd, pgd-l2, momentum, transfer, apgd-ce, apgd-margin, fab, square, worst-case; "
-        "repeatable. fgsm and pgd unless said."
-    ),
+    typer.Option(help=f"{', '.join(ATTACKS)}; repeatable. fgsm and pgd unless said."),
 ]
 Epsilons = Annotated[
     list[float] | None,
     typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
 ]
-Steps = Annotated[
-    int | None, typer.Option(help="Of an attack's climb: 20 for pgd, 10 for momentum, 50 for the rest unless said.")
-]
+Steps = Annotated[int | None, typer.Option(help="Attack steps (20 for pgd, 10 for momentum, 50 for the others).")]
 Source = Annotated[
     Path | None, typer.Option(help="Run whose adversarial images the attack transfer tries on this one.")
 ]
-Corruptions = Annotated[
-    list[str] | None, typer.Option(help="all, or a name such as gaussian_noise or device; repeatable.")
-]
+Corruptions = Annotated[list[str] | None, typer.Option(help=f"all, or of {', '.join(CORRUPTIONS)}; repeatable.")]
 Severities = Annotated[
     list[int] | None, typer.Option(help="Of the corruptions, 1 to 5; repeatable. All five unless said.")
 ]

@@ -59,7 +59,7 @@ def train(
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="At most so many epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser (recipe default: 5e-4).")] = None,
     patience: Patience = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
     epsilon: TrainingEpsilon = 0.02,

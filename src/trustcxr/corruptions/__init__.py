@@ -9,11 +9,13 @@ draw, only stronger.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from trustcxr.corruptions import acquisition, artefacts
+from trustcxr import catalogue
+from trustcxr.corruptions import artefacts
 from trustcxr.corruptions.draws import ImageRandom
 from trustcxr.errors import UserError, unknown
 
@@ -31,36 +33,20 @@ class Corruption:
     is_artefact: bool = False
 
 
-def _acquired(name: str, about: str) -> Corruption:
-    function = getattr(acquisition, name)
-    return Corruption(name, about, lambda images, severity, draws: (function(images, severity, draws), None))
+def _found(entry: catalogue.Corruption) -> Corruption:
+    function = catalogue.function_of("corruptions", entry.where)
+    if entry.artefact:
+        return Corruption(entry.name, entry.about, partial(artefacts.paint, function), is_artefact=True)
+    return Corruption(entry.name, entry.about, partial(_without_place, function))
 
 
-def _drawn(name: str, about: str) -> Corruption:
-    function = getattr(artefacts, name)
-    return Corruption(name, about, lambda *given: artefacts.paint(function, *given), is_artefact=True)
+def _without_place(
+    function: Callable[[Tensor, int, ImageRandom], Tensor], images: Tensor, severity: int, draws: ImageRandom
+) -> tuple[Tensor, None]:
+    return function(images, severity, draws), None
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    c.name: c
-    for c in (
-        _acquired("gaussian_noise", "noise of the detector's electronics"),
-        _acquired("poisson_noise", "too small a dose: quantum noise"),
-        _acquired("defocus_blur", "out of focus, as a photographed film is"),
-        _acquired("motion_blur", "the patient breathed or moved"),
-        _acquired("resolution", "made smaller and larger again"),
-        _acquired("jpeg", "compressed with loss"),
-        _acquired("contrast", "windowed too soft or too hard"),
-        _acquired("exposure", "too bright or too dark"),
-        _acquired("gamma", "another characteristic curve"),
-        _acquired("rotation", "the patient or the film was not straight"),
-        _drawn("letters", "side markers and words such as PORTABLE"),
-        _drawn("arrows", "arrows, as in teaching files and publications"),
-        _drawn("collimation_border", "the black border of the collimator"),
-        _drawn("leads_and_tubes", "ECG leads and tubes"),
-        _drawn("device", "a pacemaker and its leads"),
-    )
-}
+CORRUPTIONS: dict[str, Corruption] = {name: _found(entry) for name, entry in catalogue.CORRUPTIONS.items()}
 ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_artefact)
 
 

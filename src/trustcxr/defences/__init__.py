@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from trustcxr import catalogue
 from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, pgd, trades
 from trustcxr.defences.certified import crown_ibp, ibp
 from trustcxr.defences.contract import Defence, standard
@@ -28,17 +29,7 @@ __all__ = [
 ]
 
 DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "standard": standard,
-    "fgsm": fgsm,
-    "fgsm-rs": fgsm_rs,
-    "free": free,
-    "pgd": pgd,
-    "trades": trades,
-    "ibp": ibp,
-    "crown-ibp": crown_ibp,
-    "mixup": mixup,
-    "cutout": cutout,
-    "gaussian": gaussian,
+    name: catalogue.function_of("defences", entry.function) for name, entry in catalogue.DEFENCES.items()
 }
 
 

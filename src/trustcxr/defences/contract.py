@@ -19,7 +19,7 @@ class Weighing(TypedDict, total=False):
 
 
 class Defence(Protocol):
-    """What every defence looks like; the options that each takes are in recipes.DEFENCE_OPTIONS too."""
+    """What every defence looks like; the options that each takes are in the catalogue too."""
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The loss (scalar) and the logits (B, C)."""

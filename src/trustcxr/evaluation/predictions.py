@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import contract
-from trustcxr.catalogue import VIEWS
+from trustcxr.catalogue import ATTACKS, VIEWS
 from trustcxr.console import Progress
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
@@ -21,7 +21,7 @@ from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
 from trustcxr.models import classifier
-from trustcxr.recipes.testing import ATTACK_OPTIONS, AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import folders
 from trustcxr.results.tables import CLEAN, Condition
@@ -107,9 +107,9 @@ def _attacked(
     known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == "worst-case"):
         options = attack.options()
-        if attack.name in ("pgd", "pgd-l2", "momentum"):
+        if attack.entry.stops_when_wrong:
             options["stop_when_wrong"] = True
-        if attack.name not in ("fgsm", "momentum", "transfer"):
+        if attack.entry.seeded:
             options["seed"] = seed
         if attack.source is not None:
             options["source"] = _source(run, attack.source)
@@ -118,7 +118,7 @@ def _attacked(
                 options["start"] = [found for radius, found in known if radius <= epsilon]
             perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
             yield (attack.name, epsilon, attack.effort), perturbed
-            if attack.name != "pgd-l2":
+            if attack.entry.norm == "linf":
                 known.append((epsilon, perturbed))
 
 
@@ -165,7 +165,7 @@ def conditions(
     found = []
     for name in dict.fromkeys(names):
         attacks.get(name)
-        radii = [e if name == "pgd-l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]
-        options = {k: v for k, v in given.items() if k in ATTACK_OPTIONS[name]}
+        radii = [e if ATTACKS[name].norm == "l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]
+        options = {k: v for k, v in given.items() if k in ATTACKS[name].options}
         found.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
     return tuple(found)

@@ -37,7 +37,7 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer
 
     Raises UserError for a layer that is not in the model, or a target outside its classes.
     """
-    return _cam(_grad_cam_map, model, x, target, layer)
+    return cam_of(_grad_cam_map, model, x, target, layer)
 
 
 def grad_cam_plus_plus(
@@ -49,12 +49,12 @@ def grad_cam_plus_plus(
     gradients are smaller than about its square root it decides the weights; 0 gives the paper's equation as printed.
     All else as `grad_cam`.
     """
-    return _cam(partial(_grad_cam_plus_plus_map, stabiliser=stabiliser), model, x, target, layer)
+    return cam_of(partial(_grad_cam_plus_plus_map, stabiliser=stabiliser), model, x, target, layer)
 
 
 def hires_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
     """HiResCAM (Draelos and Carin 2020): feature map times gradient, pixel by pixel. All else as `grad_cam`."""
-    return _cam(_hires_cam_map, model, x, target, layer)
+    return cam_of(_hires_cam_map, model, x, target, layer)
 
 
 def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
@@ -62,7 +62,7 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
 
     All else as `grad_cam`.
     """
-    return _cam(_layer_cam_map, model, x, target, layer)
+    return cam_of(_layer_cam_map, model, x, target, layer)
 
 
 def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
@@ -72,7 +72,21 @@ def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer:
     the model's; at a layer near the image, such as a lung gate, it is little more than how bright the film is there.
     All else as `grad_cam`; `target` is checked and changes nothing.
     """
-    return _cam(_activation_map, model, x, target, layer)
+    return cam_of(_activation_map, model, x, target, layer)
+
+
+def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """LayerCAM, then a Gaussian whose standard deviation is SMOOTHING of the longer side.
+
+    Meant for layers as fine as the image, whose maps are grainy: their highest pixel is an accident of its neighbours.
+    Zhang et al. 2018 (excitation backprop) smooth gradients so before they point. All else as `grad_cam`.
+    """
+    return smoothed(layer_cam(model, x, target, layer=layer))
+
+
+def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian."""
+    return smoothed(activation_map(model, x, target, layer=layer))
 
 
 def smoothed(saliency: Tensor) -> Tensor:
@@ -94,7 +108,7 @@ def _grad_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
     return torch.einsum("bk,bkhw->bhw", gradient.mean(dim=(2, 3)), features)
 
 
-def _grad_cam_plus_plus_map(features: Tensor, gradient: Tensor, *, stabiliser: float) -> Tensor:
+def _grad_cam_plus_plus_map(features: Tensor, gradient: Tensor, *, stabiliser: float = _STABILISER) -> Tensor:
     total = features.sum(dim=(2, 3), keepdim=True)
     denominator = 2 * gradient**2 + total * gradient**3 + stabiliser
     alpha = torch.where((gradient != 0) & (denominator != 0), gradient**2 / denominator, 0.0)
@@ -114,30 +128,21 @@ def _activation_map(features: Tensor, gradient: Tensor) -> Tensor:
     return features.clamp(min=0).sum(dim=1)
 
 
-_COMBINE: dict[str, Combine] = {
-    "gradcam": _grad_cam_map,
-    "gradcam++": partial(_grad_cam_plus_plus_map, stabiliser=_STABILISER),
-    "hirescam": _hires_cam_map,
-    "layercam": _layer_cam_map,
-    "layercam-smooth": _layer_cam_map,
-    "activation": _activation_map,
-    "activation-smooth": _activation_map,
-}
-
-
-def _cam(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
+def cam_of(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
+    """Saliency (B, H, W) in [0, 1] by any combination of a layer's features and gradient, (B, K, h, w) -> (B, h, w)."""
     check_images(x)
-    return _saliency(combine, model, x, *_feature_map_and_gradient(model, x, target, find_layer(model, layer)))
+    return saliency_of(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
 
 
-def _saliency(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
+def saliency_of(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
+    """The map that a combination makes of a layer's features and gradient, as saliency (B, H, W) in [0, 1]."""
     height, width = x.shape[-2:]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         arrange = arrangement(features, height, width, model)
         return to_saliency(combine(arrange(features), arrange(gradient)), height, width)
 
 
-def _feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
+def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """The layer's output and the gradient of the target's logit with respect to it, in the layer's own shape.
 
     The network up to the layer runs without gradients; the hook then hands on a fresh leaf and turns gradients on, so

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trustcxr import catalogue
 from trustcxr.errors import UserError, unknown
 
 # Differences smaller than this say nothing about place (saliency has its maximum at 1).
@@ -115,19 +116,14 @@ def average_precision(saliency: Tensor, mask: Tensor) -> Tensor:
     return value.masked_fill(~inside.any(dim=1), torch.nan)
 
 
-MEASURES: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f
-    for f in (
-        energy_inside,
-        pointing_hit,
-        iou,
-        iou_otsu,
-        iou_at_mask_area,
-        rank_accuracy,
-        pixel_auroc,
-        average_precision,
-    )
-}
+def of(entry: catalogue.Measure) -> Callable[..., Tensor]:
+    """The function of a measure of the catalogue."""
+    return catalogue.function_of("explain", str(entry.function))
+
+
+# By the function's name; a measure of the catalogue that has another mask or field shares it.
+MEASURES: dict[str, Callable[..., Tensor]] = {of(m).__name__: of(m) for m in catalogue.MEASURES.values() if m.function}
+_CHANCE = {of(m).__name__: m.chance for m in catalogue.MEASURES.values() if m.function}
 
 
 def chance(
@@ -155,9 +151,9 @@ def chance(
     inside = inside & field
     area, pixels = inside.sum(dim=1).double(), field.sum(dim=1).clamp(min=1)
     share = area / pixels
-    if name == "pixel_auroc":
+    if _CHANCE[name] == "half":
         share = torch.full_like(share, 0.5).masked_fill(area == pixels, torch.nan)
-    elif name.startswith("iou"):
+    elif _CHANCE[name] == "pixels":
         on = area
         if name != "iou_at_mask_area":
             level = otsu_threshold(saliency) if name == "iou_otsu" else threshold

@@ -5,57 +5,28 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from trustcxr import catalogue
+from trustcxr.catalogue import SALIENCY, Method
 from trustcxr.errors import UserError, unknown
-from trustcxr.explain.cam import (
-    _COMBINE,
-    _feature_map_and_gradient,
-    _saliency,
-    activation_map,
-    grad_cam,
-    grad_cam_plus_plus,
-    hires_cam,
-    layer_cam,
-    smoothed,
-)
+from trustcxr.explain.cam import Combine, cam_of, feature_map_and_gradient, saliency_of, smoothed
 from trustcxr.explain.contract import SaliencyMethod, Target, check_images
-from trustcxr.explain.controls import centre_saliency, random_saliency
-from trustcxr.explain.evidence import evidence_map
 from trustcxr.explain.layers import Layer, find_layer
-from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
 
-
-def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """LayerCAM, then a Gaussian whose standard deviation is SMOOTHING of the longer side.
-
-    Meant for layers as fine as the image, whose maps are grainy: their highest pixel is an accident of its neighbours.
-    Zhang et al. 2018 (excitation backprop) smooth gradients so before they point. All else as `grad_cam`.
-    """
-    return smoothed(layer_cam(model, x, target, layer=layer))
-
-
-def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian."""
-    return smoothed(activation_map(model, x, target, layer=layer))
-
-
-# Every method by the name that commands and tables use; the last two are the controls that are always there, the
-# activations those of a layer. A CAM may name the layer that it reads: "layercam@-2", "gradcam@layer3".
-METHODS: dict[str, SaliencyMethod] = {
-    "gradcam": grad_cam,
-    "gradcam++": grad_cam_plus_plus,
-    "hirescam": hires_cam,
-    "layercam": layer_cam,
-    "layercam-smooth": smooth_layer_cam,
-    "activation": activation_map,
-    "activation-smooth": smooth_activation_map,
-    "evidence": evidence_map,
-    "integrated-gradients": integrated_gradients,
-    "smoothgrad": smooth_grad,
-    "occlusion": occlusion,
-    "random": random_saliency,
-    "centre": centre_saliency,
+# The CAMs by name: what makes a map of a layer's features and their gradient.
+COMBINE: dict[str, Combine] = {
+    name: catalogue.function_of("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
 }
-WITHOUT_MODEL = ("random", "centre")  # maps that are the same for every model
+
+
+def _plain_cam(combine: Combine, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    """A CAM that is its combination of features and gradient, and no more."""
+    return cam_of(combine, model, x, target, layer)
+
+
+METHODS: dict[str, SaliencyMethod] = {
+    name: catalogue.function_of("explain", entry.function) if entry.function else partial(_plain_cam, COMBINE[name])
+    for name, entry in SALIENCY.items()
+}
 
 
 def method(name: str) -> SaliencyMethod:
@@ -69,19 +40,19 @@ def method(name: str) -> SaliencyMethod:
 
 def parse(name: str) -> tuple[str, Layer]:
     """ "layercam@-2" -> ("layercam", -2); the layer is None where the name has none."""
-    base, at, layer = name.strip().partition("@")
-    if base.lower() not in METHODS:
-        raise unknown("saliency method", base, METHODS)
-    if not at:
-        return base.lower(), None
-    if base.lower() not in _COMBINE:
-        raise UserError(f"'{name}': {base} reads no layer; those that do are {', '.join(_COMBINE)}")
-    if not layer:
-        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {base}@-2")
+    said = Method.parse(name)
+    if said.base not in METHODS:
+        raise unknown("saliency method", said.base, METHODS)
+    if said.layer is None:
+        return said.base, None
+    if said.base not in COMBINE:
+        raise UserError(f"'{name}': {said.base} reads no layer; those that do are {', '.join(COMBINE)}")
+    if not said.layer:
+        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {said.base}@-2")
     try:
-        return base.lower(), int(layer)
+        return said.base, int(said.layer)
     except ValueError:
-        return base.lower(), layer
+        return said.base, said.layer
 
 
 def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> dict[str, Tensor]:
@@ -91,11 +62,11 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
     shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     for name in names:
         base, layer = parse(name)
-        if base in _COMBINE:
+        if base in COMBINE:
             module = find_layer(model, layer)
             if module not in shared:
-                shared[module] = _feature_map_and_gradient(model, x, target, module)
-            saliency = _saliency(_COMBINE[base], model, x, *shared[module])
+                shared[module] = feature_map_and_gradient(model, x, target, module)
+            saliency = saliency_of(COMBINE[base], model, x, *shared[module])
             found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
             found[name] = METHODS[base](model, x, target)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import REFERENCES
+from trustcxr.catalogue import MEASURES, REFERENCES, SALIENCY, Measure, Method
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, layers, measures, randomisation
-from trustcxr.explain import methods as cam_methods
+from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.margins import film_controls
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
@@ -147,7 +147,7 @@ def batches(
 def check_options(options: ExplanationRecipe) -> None:
     """Raises UserError for a saliency method or a corruption that nobody knows; no model is needed."""
     for name in options.methods:
-        cam_methods.parse(name)
+        methods_by_name.parse(name)
     for name in () if options.corruptions == "all" else options.corruptions:
         corruptions.get(name)
 
@@ -155,7 +155,7 @@ def check_options(options: ExplanationRecipe) -> None:
 def check(run: "Run", methods: Sequence[str]) -> None:
     """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
     for name in methods:
-        base, layer = cam_methods.parse(name)
+        base, layer = methods_by_name.parse(name)
         if layer is not None:
             layers.find_layer(run.model, layer)
         if base == "evidence":
@@ -212,7 +212,7 @@ def _against_masks_and_stability(
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks))
     references = _references(images, masks, thresholds)
-    clean = cam_methods.maps(run.model, images, labels, methods)
+    clean = methods_by_name.maps(run.model, images, labels, methods)
     said = predicted(run, images)
     for name, maps in clean.items():
         level = thresholds.get(name)
@@ -222,7 +222,7 @@ def _against_masks_and_stability(
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
         # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
-        changed = cam_methods.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looking)
+        changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looking)
         attacked = predicted(run, pixels) if way.condition == ATTACKED else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
@@ -241,10 +241,10 @@ def _on_the_sample(
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)))
-    clean, looking = cam_methods.maps(run.model, images, labels, methods), _looking(methods)
+    clean, looking = methods_by_name.maps(run.model, images, labels, methods), _looking(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
-        for name, maps in cam_methods.maps(run.model, pixels, labels, looking).items():
+        for name, maps in methods_by_name.maps(run.model, pixels, labels, looking).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
     for name, maps in clean.items():
         curves = {
@@ -261,47 +261,43 @@ def _on_the_sample(
 
 def _looking(methods: Sequence[str]) -> list[str]:
     """The methods whose maps come from the model."""
-    return [name for name in methods if cam_methods.parse(name)[0] not in cam_methods.WITHOUT_MODEL]
+    return [name for name in methods if SALIENCY[Method.parse(name).base].model]
 
 
 def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
     """Every measure (B,) of maps (B, H, W) against the masks; NaN where the mask is not there."""
-    infection, lung = masks.infection, masks.lung
-    found = {
-        "infection_energy": measures.energy_inside(maps, infection),
-        "infection_energy_given_lung": measures.energy_inside(maps, infection, within=lung),
-        "pointing_hit_rate": measures.pointing_hit(maps, infection),
-        "infection_iou": measures.iou_otsu(maps, infection),
-        "infection_iou_area": measures.iou_at_mask_area(maps, infection),
-        "infection_rank_accuracy": measures.rank_accuracy(maps, infection),
-        "infection_auroc": measures.pixel_auroc(maps, infection),
-        "infection_ap": measures.average_precision(maps, infection),
-        "lung_energy": measures.energy_inside(maps, lung),
-        "null_map": measures.null_map(maps),
-    }
+    found = {m.name: measures.of(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
+    found["null_map"] = measures.null_map(maps)
     if threshold is not None:
-        found["infection_iou_tuned"] = measures.iou(maps, infection, threshold)
+        found |= {m.name: measures.of(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
     return found
 
 
 def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
     """What maps that know nothing would have by the same measures."""
-    infection, lung = masks.infection, masks.lung
-    chance = partial(measures.chance, saliency=maps, mask=infection)
-    found = {
-        "infection_energy": chance("energy_inside"),
-        "infection_energy_given_lung": chance("energy_inside", within=lung),
-        "pointing_hit_rate": chance("pointing_hit"),
-        "infection_iou": chance("iou_otsu"),
-        "infection_iou_area": chance("iou_at_mask_area"),
-        "infection_rank_accuracy": chance("rank_accuracy"),
-        "infection_auroc": chance("pixel_auroc"),
-        "infection_ap": chance("average_precision"),
-        "lung_energy": measures.chance("energy_inside", maps, lung),
-    }
+    found = {m.name: measures.chance(measures.of(m), maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
     if threshold is not None:
-        found["infection_iou_tuned"] = chance("iou", threshold=threshold)
+        tuned = partial(measures.chance, saliency=maps, threshold=threshold)
+        found |= {m.name: tuned(measures.of(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
     return found
+
+
+def _plain() -> list[Measure]:
+    return [m for m in MEASURES.values() if m.function and not m.tuned]
+
+
+def _tuned() -> list[Measure]:
+    """The measures that take the threshold that validation chose."""
+    return [m for m in MEASURES.values() if m.function and m.tuned]
+
+
+def _masks_of(measure: Measure, masks: Masks) -> tuple[Tensor]:
+    return (getattr(masks, str(measure.mask)),)
+
+
+def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
+    """The mask that map and mask are cut to, where the measure says one."""
+    return {"within": getattr(masks, measure.within)} if measure.within else {}
 
 
 def _references(images: Tensor, masks: Masks, thresholds: Mapping[str, float]) -> dict[str, dict[str, Tensor]]:
@@ -359,7 +355,7 @@ def tune(run: "Run", dataset: "Dataset", methods: Sequence[str], *, batch_size: 
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
             continue
-        found = cam_methods.maps(run.model, images, labels, names)
+        found = methods_by_name.maps(run.model, images, labels, names)
         found[CENTRE] = controls.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
         for name, maps in found.items():
             sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]

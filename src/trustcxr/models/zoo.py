@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import nn
 
+from trustcxr.catalogue import networks
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import evidence
 from trustcxr.models.plain import PLAIN_MODELS
@@ -38,7 +39,7 @@ PAPER_MODELS: dict[str, str] = {
 
 def architectures(name: str) -> list[str]:
     """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is both, side by side."""
-    return [architecture(part) for part in name.split("+")]
+    return [architecture(part) for part in networks(name)]
 
 
 def architecture(name: str) -> str:

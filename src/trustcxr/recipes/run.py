@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from trustcxr.catalogue import BACKGROUNDS, networks
 from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import Strict
 
@@ -78,12 +79,12 @@ class RunRecipe(Strict):
     @property
     def gated(self) -> bool:
         """Whether a lung gate is part of the model."""
-        return self.background.startswith("gate")
+        return BACKGROUNDS[self.background].gate
 
     @property
     def empties(self) -> bool:
         """Whether images with emptied lungs stand beside those it is trained on."""
-        return self.background.endswith("emptied")
+        return BACKGROUNDS[self.background].emptied
 
     @property
     def needs_lungs(self) -> bool:
@@ -101,7 +102,7 @@ class RunRecipe(Strict):
             raise ValueError("guidance looks at one network's evidence, and separate_batchnorm makes two of it")
         if self.training.needs_lesions and self.background == "crop":
             raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
-        if self.training.guidance and not all(n.startswith("evidence") for n in self.model.name.lower().split("+")):
+        if self.training.guidance and not all(n.startswith("evidence") for n in networks(self.model.name.lower())):
             raise ValueError(f"guidance is of the evidence of an evidence network; {self.model.name} has none")
         if self.defence.start_from == "standard" and self.defence.background is not None and self.gated:
             raise ValueError(

@@ -2,44 +2,23 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, Attack, Method
 from trustcxr.errors import unknown
 from trustcxr.recipes.validation import Fraction, Strict
 
-AttackName = Literal[
-    "fgsm",
-    "fgsm-rs",
-    "pgd",
-    "pgd-l2",
-    "momentum",
-    "transfer",
-    "apgd-ce",
-    "apgd-margin",
-    "fab",
-    "square",
-    "worst-case",
-]
-# The options that each attack takes, and what they are unless said.
-ATTACK_OPTIONS: dict[str, dict[str, Any]] = {
-    "fgsm": {},
-    "fgsm-rs": {},
-    "pgd": {"steps": 20, "restarts": 1},
-    "pgd-l2": {"steps": 20, "restarts": 1},
-    "momentum": {"steps": 10},
-    "transfer": {"steps": 10, "source": None},
-    "apgd-ce": {"steps": 50, "restarts": 1, "precision": None},
-    "apgd-margin": {"steps": 50, "restarts": 1, "precision": None},
-    "fab": {"steps": 50, "restarts": 1},
-    "square": {"queries": 1000, "precision": None},
-    "worst-case": {"steps": 50, "queries": 1000, "restarts": 1, "precision": None},
-}
+
+def _known(attack: str) -> str:
+    if attack not in ATTACKS:
+        raise ValueError(str(unknown("attack", attack, ATTACKS)))
+    return attack
 
 
 class AttackRecipe(Strict):
     """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
 
-    name: AttackName
+    name: Annotated[str, AfterValidator(_known)] = Field(description=f"one of {', '.join(ATTACKS)}")
     epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (0.02,), description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1"
     )
@@ -53,21 +32,27 @@ class AttackRecipe(Strict):
     @classmethod
     def _fill(cls, content: Any) -> Any:
         """What the attack takes and was not said."""
-        taken = ATTACK_OPTIONS.get(str(content.get("name")), {}) if isinstance(content, dict) else {}
+        entry = ATTACKS.get(str(content.get("name"))) if isinstance(content, dict) else None
+        taken = entry.options if entry else {}
         return {**content, **{k: v for k, v in taken.items() if content.get(k) is None}} if taken else content
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        taken = ATTACK_OPTIONS[self.name]
+        taken = self.entry.options
         for option in ("steps", "queries", "restarts", "precision", "source"):
             if getattr(self, option) is not None and option not in taken:
                 takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
                 raise ValueError(f"{self.name} has no option '{option}'; {takes}")
-        if self.name == "transfer" and self.source is None:
-            raise ValueError("transfer needs a source: the folder of the run that the images are made against")
-        if self.name != "pgd-l2" and any(e > 1 for e in self.epsilons):
+        if "source" in taken and self.source is None:
+            raise ValueError(f"{self.name} needs a source: the folder of the run that the images are made against")
+        if self.entry.norm == "linf" and any(e > 1 for e in self.epsilons):
             raise ValueError(f"epsilon of {self.name} is an L-infinity radius in pixel space: at most 1")
         return self
+
+    @property
+    def entry(self) -> Attack:
+        """What the catalogue says of the attack."""
+        return ATTACKS[self.name]
 
     @property
     def effort(self) -> int:
@@ -76,26 +61,7 @@ class AttackRecipe(Strict):
 
     def options(self) -> dict[str, Any]:
         """The options that the attack takes, without the source."""
-        return {k: getattr(self, k) for k in ATTACK_OPTIONS[self.name] if k != "source"}
-
-
-CORRUPTIONS = (
-    "gaussian_noise",
-    "poisson_noise",
-    "defocus_blur",
-    "motion_blur",
-    "resolution",
-    "jpeg",
-    "contrast",
-    "exposure",
-    "gamma",
-    "rotation",
-    "letters",
-    "arrows",
-    "collimation_border",
-    "leads_and_tubes",
-    "device",
-)
+        return {k: getattr(self, k) for k in self.entry.options if k != "source"}
 
 
 class CorruptionsRecipe(Strict):
@@ -113,7 +79,7 @@ class CorruptionsRecipe(Strict):
 
     def conditions(self) -> tuple[tuple[str, int], ...]:
         """Every (name, severity), each once."""
-        names = CORRUPTIONS if self.names == "all" else dict.fromkeys(self.names)
+        names = tuple(CORRUPTIONS) if self.names == "all" else dict.fromkeys(self.names)
         return tuple((name, severity) for name in names for severity in sorted(set(self.severities)))
 
 
@@ -129,7 +95,7 @@ class EvaluationRecipe(Strict):
 class ExplanationRecipe(Strict):
     """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""
 
-    methods: tuple[str, ...] = Field(
+    methods: tuple[Annotated[str, AfterValidator(lambda name: str(Method.parse(name)))], ...] = Field(
         ("gradcam", "layercam"),
         min_length=1,
         description="names of saliency methods; a CAM of an earlier layer is layercam@-2 or layercam@layer3",

@@ -4,27 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from trustcxr.catalogue import DEFENCES, networks
 from trustcxr.recipes.validation import Fraction, Strict
 
+# The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
-# The keys of DefenceRecipe that each defence uses; those that are not trained on an attack have no epsilon among them.
-_ATTACK = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
-_SHARED = (*_ATTACK, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
-_BOUNDED = ("epsilon", "ramp", "clean_share", "attack_share", "regulariser")
-CERTIFIED = ("ibp", "crown-ibp")  # trained on a bound, and judged by what it proves
-DEFENCE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "standard": (),
-    "fgsm": _SHARED,
-    "fgsm-rs": _SHARED,
-    "free": ("epsilon", "ramp", "epsilon_outside", "replays"),
-    "pgd": (*_SHARED, "steps"),
-    "trades": (*_ATTACK, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"),
-    "ibp": _BOUNDED,
-    "crown-ibp": _BOUNDED,
-    "mixup": ("alpha",),
-    "cutout": ("size", "holes"),
-    "gaussian": ("sigma",),
-}
 
 
 class Augment(Strict):
@@ -93,7 +77,7 @@ class TrainingRecipe(Strict):
 class DefenceRecipe(Strict):
     """How a model is made robust. Training keys given here replace the study's.
 
-    DEFENCE_OPTIONS says which keys a defence uses; one that it does not use must stay as it is.
+    The catalogue says which keys a defence uses; one that it does not use must stay as it is.
     """
 
     name: str = "standard"
@@ -138,18 +122,19 @@ class DefenceRecipe(Strict):
     @property
     def attacks(self) -> bool:
         """Whether training attacks the model, so that it is judged by its accuracy under attack."""
-        return "epsilon" in DEFENCE_OPTIONS.get(self.name, ("epsilon",))
+        entry = DEFENCES.get(self.name)
+        return entry is None or entry.attacks
 
     @property
     def certifies(self) -> bool:
         """Whether training is by bounds, so that it is judged by its certified accuracy."""
-        return self.name in CERTIFIED
+        return self.name in DEFENCES and DEFENCES[self.name].certifies
 
     @model_validator(mode="after")
     def _used(self) -> "DefenceRecipe":
-        if self.name in DEFENCE_OPTIONS:
-            uses = DEFENCE_OPTIONS[self.name]
-            options = {key for keys in DEFENCE_OPTIONS.values() for key in keys}
+        if self.name in DEFENCES:
+            uses = DEFENCES[self.name].options
+            options = {key for entry in DEFENCES.values() for key in entry.options}
             for key, field in type(self).model_fields.items():
                 if key in options and key not in uses and getattr(self, key) != field.default:
                     takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
@@ -186,7 +171,7 @@ class ModelRecipe(Strict):
     @property
     def several(self) -> bool:
         """Whether networks stand side by side."""
-        return self.copies > 1 or "+" in self.name
+        return self.copies > 1 or len(networks(self.name)) > 1
 
     def options(self) -> dict[str, Any]:
         """What `models.build` is told beside name, classes and weights: the options that are not the default."""

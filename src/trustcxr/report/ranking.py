@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from trustcxr.catalogue import DEFENCE_ORDER
+from trustcxr.catalogue import DEFENCES
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 
@@ -102,7 +102,7 @@ def ways(runs: list[Run]) -> list[str]:
 
 
 def _place(defence: str) -> int:
-    return DEFENCE_ORDER.index(defence) if defence in DEFENCE_ORDER else len(DEFENCE_ORDER)
+    return list(DEFENCES).index(defence) if defence in DEFENCES else len(DEFENCES)
 
 
 def constant_answer(run: Run) -> float | None:

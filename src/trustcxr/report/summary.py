@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from trustcxr.catalogue import control_of
+from trustcxr.catalogue import Method
 from trustcxr.evaluation.gradient_masking import MASKING_GAP
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
@@ -278,7 +278,7 @@ def _beside_activation(runs: list[Run]) -> str:
     for run in runs:
         methods = run.saliency_methods()
         main = main_method(methods)
-        alone = methods.get(control_of(main) or "")
+        alone = methods.get(str(Method.parse(main).control))
         if alone is not None:
             pairs = [
                 f"{name} {_measured(methods[main], key)}, control {_measured(alone, key)}"

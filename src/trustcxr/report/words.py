@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trustcxr.catalogue import _ATTACKS, _CORRUPTIONS, _MEASURES, _METHODS
+from trustcxr.catalogue import CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
 
 DASH = "–"
 MINUS = "−"
@@ -118,21 +118,22 @@ def seconds(value: Any) -> str:
 
 def attack(name: Any, steps: Any = None) -> str:
     """FGSM, or PGD-20 where the number of steps is known."""
-    label = _ATTACKS.get(str(name), str(name))
     number = finite(steps)
-    return label if number is None or name == "fgsm" else f"{label}-{number:.0f}"
+    return attack_said(name, None if number is None else f"{number:.0f}")
 
 
 def corruption(name: Any) -> str:
     """A corruption's key as words: `Gaussian noise`, `leads and tubes`."""
-    return _CORRUPTIONS.get(str(name), str(name).replace("_", " "))
+    entry = CORRUPTIONS.get(str(name))
+    return entry.label if entry else str(name).replace("_", " ")
 
 
 def method(name: Any) -> str:
     """The published name of a saliency method: Grad-CAM; `layercam@-2` is LayerCAM, stage −2."""
-    base, at, layer = str(name).partition("@")
-    known = _METHODS.get(base, base)
-    if not at:
+    said = Method.parse(str(name))
+    known = SALIENCY[said.base].label if said.base in SALIENCY else said.base
+    layer = said.layer
+    if layer is None:
         return known
     return f"{known}, stage {layer.replace('-', MINUS)}" if layer.startswith("-") else f"{known}, {layer}"
 
@@ -145,7 +146,8 @@ def measure(name: Any) -> str:
     part = re.fullmatch(r"((?:lungs|border|silhouette).*) accuracy", str(name))
     if part:
         return f"accuracy, {part[1]}"
-    return _MEASURES.get(str(name)) or " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
+    entry = MEASURES.get(str(name))
+    return entry.label if entry else " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -15,7 +15,7 @@ from trustcxr.catalogue import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     VIEWS,
-    control_of,
+    Method,
     direction,
 )
 from trustcxr.explain.summary import means_over_severities, over_changes
@@ -54,7 +54,7 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
         if base is None or base == folder or (document["defence"], background) == ("standard", "full"):
             continue
         for key, before in known[base].items():
-            if key in known[folder] and key.method.partition("@")[0] not in CONTROLS:
+            if key in known[folder] and Method.parse(key.method).base not in CONTROLS:
                 found.append(_row(document, key, before, known[folder][key], resamples))
     _correct(found)
     return [row | {"verdict": sentence(row)} for row in found]
@@ -69,7 +69,7 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, 
     tables = figures(folder)
     found: list[dict[str, Any]] = []
     for key, own in tables.items():
-        control = Key(key.measure, control_of(key.method) or "")
+        control = Key(key.measure, str(Method.parse(key.method).control))
         if key.measure not in AGAINST_MASKS or control not in tables:
             continue
         shared = own.index.intersection(tables[control].index)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import defences
+from trustcxr.catalogue import DEFENCES
 from trustcxr.data.batches import Batch, augment, to_pixels
 from trustcxr.data.lungs import has_lungs
 from trustcxr.defences import backgrounds, lesion_losses, lung_losses
@@ -17,7 +18,6 @@ from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.training import DEFENCE_OPTIONS
 
 
 class TrainingStep(pl.LightningModule):
@@ -41,7 +41,7 @@ class TrainingStep(pl.LightningModule):
         self.healthy = healthy  # the class of a film without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside")
-        self.options = {k: getattr(recipe.defence, k) for k in DEFENCE_OPTIONS[recipe.defence.name] if k not in ours}
+        self.options = {k: getattr(recipe.defence, k) for k in DEFENCES[recipe.defence.name].options if k not in ours}
         self.twin = AuxiliaryBatchNorm(model) if recipe.defence.separate_batchnorm else None
         self.perturbation: Tensor | None
         self.register_buffer("perturbation", _first_perturbation(recipe))
@@ -210,7 +210,7 @@ class TrainingStep(pl.LightningModule):
 
 def replays(recipe: RunRecipe) -> int:
     """How many optimiser steps each batch has in a row: more than one in free adversarial training alone."""
-    return recipe.defence.replays if "replays" in DEFENCE_OPTIONS[recipe.defence.name] else 1
+    return recipe.defence.replays if "replays" in DEFENCES[recipe.defence.name].options else 1
 
 
 def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
@@ -222,6 +222,6 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
 
 def _first_perturbation(recipe: RunRecipe) -> Tensor | None:
     """Of free adversarial training: zeros, to be kept from step to step and in checkpoints."""
-    if "replays" not in DEFENCE_OPTIONS[recipe.defence.name]:
+    if "replays" not in DEFENCES[recipe.defence.name].options:
         return None
     return torch.zeros(recipe.training.batch_size, 1, recipe.data.size, recipe.data.size)

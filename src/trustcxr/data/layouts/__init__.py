@@ -5,10 +5,11 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from trustcxr import catalogue
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
 from trustcxr.data.layouts.files import _folders, noting
 from trustcxr.data.layouts.folders import read_folders
-from trustcxr.data.layouts.lists import read_covidx, read_list
+from trustcxr.data.layouts.lists import read_list
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.disk import escaped, kind_of, open_regular
@@ -29,8 +30,8 @@ def read_manifest(
 ) -> Manifest:
     """Read a data set's files into a manifest, without opening the images.
 
-    `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders`. `columns` and `images` are for a list: see
-    `lists.read_list`. Raises UserError where the folder or file is not understood.
+    `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders` (the catalogue's). `columns` and `images` are for
+    a list: see `lists.read_list`. Raises UserError where the folder or file is not understood.
     """
     root = _root(path)
     if layout != "auto" and layout not in LAYOUTS:
@@ -104,8 +105,5 @@ def what_is_there(folder: Path) -> str:
 
 
 LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {
-    "list": read_list,
-    "covidqu": read_covidqu,
-    "covidx": read_covidx,
-    "folders": read_folders,
+    name: catalogue.function_of("data.layouts", entry.function) for name, entry in catalogue.LAYOUTS.items()
 }

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr import catalogue
 from trustcxr.report import words
 from trustcxr.report.figures import svg
 from trustcxr.report.ranking import Headline
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 RELIABILITY_LEGEND = (
     ("clean", svg.CLEAN_STYLE[0], "o", "solid"),
     ("clean, scaled", svg.CLEAN_STYLE[0], "s", (0, (4, 2))),
-    ("under the strongest attack", catalogue.ATTACK_STYLES["pgd"][0], "^", "solid"),
-    ("under it, scaled", catalogue.ATTACK_STYLES["pgd"][0], "D", (0, (1, 1.2))),
+    ("under the strongest attack", svg.attack_style("pgd")[0], "^", "solid"),
+    ("under it, scaled", svg.attack_style("pgd")[0], "D", (0, (1, 1.2))),
 )
 
 

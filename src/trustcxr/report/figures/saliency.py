@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.catalogue import MEASURES
 from trustcxr.report import words
 from trustcxr.report.figures.svg import INK, QUIET, RULE, _error, _rows, defence_colour, draw
 from trustcxr.report.study_folder import Run
@@ -38,20 +39,7 @@ def explanation_dots(runs: list[Run]) -> str | None:
     return draw(760, 74 + 24 * len(measured), plot, alt=alt, key="localisation")
 
 
-_SHOWN = (
-    "infection_energy",
-    "infection_energy_given_lung",
-    "pointing_hit_rate",
-    "infection_iou_area",
-    "infection_auroc",
-    "lung_energy",
-    "stability_ssim",
-    "corruption_ssim",
-    "artefact_gain",
-    "insertion",
-    "deletion",
-    "road",
-)
+_SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
 _COLUMNS = 4
 _COLOURS = {"better": "#00664a", "worse": "#b3261e", "not settled": QUIET}
 

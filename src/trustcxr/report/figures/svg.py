@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.catalogue import ATTACK_STYLES, DEFENCE_COLOURS
+from trustcxr.catalogue import ATTACKS, DEFENCES
 from trustcxr.report import words
 
 if TYPE_CHECKING:
@@ -33,12 +33,13 @@ _SETTINGS: dict[Any, Any] = {
 
 def attack_style(name: str) -> tuple[str, str, Any]:
     """Colour, marker and dash of an attack."""
-    return ATTACK_STYLES.get(name, _OTHER_STYLE)
+    entry = ATTACKS.get(name)
+    return (entry.style if entry else None) or _OTHER_STYLE
 
 
 def defence_colour(name: str) -> str:
     """The colour of a defence, the same in every figure."""
-    return DEFENCE_COLOURS.get(name, "#333333")
+    return DEFENCES[name].colour if name in DEFENCES else "#333333"
 
 
 def draw(width: float, height: float, plot: "Callable[[Figure], None]", *, alt: str, key: str) -> str:

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import ATTACK_STYLES, CERTIFIED_COLOUR
+from trustcxr.catalogue import CERTIFIED_COLOUR
 from trustcxr.report import words
-from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, _percent_axis, draw
+from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, _percent_axis, attack_style, draw
 from trustcxr.report.study_folder import Run
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _HISTORY = (
     ("train_accuracy", "training", "#8793a3", "solid"),
     ("val_accuracy", "validation, clean", CLEAN_STYLE[0], "solid"),
-    ("val_fgsm_accuracy", "validation, FGSM", ATTACK_STYLES["fgsm"][0], (0, (4, 2))),
-    ("val_pgd_accuracy", "validation, PGD", ATTACK_STYLES["pgd"][0], (0, (1, 1.2))),
+    ("val_fgsm_accuracy", "validation, FGSM", attack_style("fgsm")[0], (0, (4, 2))),
+    ("val_pgd_accuracy", "validation, PGD", attack_style("pgd")[0], (0, (1, 1.2))),
     ("val_certified_accuracy", "validation, certified", CERTIFIED_COLOUR, (0, (6, 1.5))),
 )
 HISTORY_LEGEND = [(label, colour, dash) for _, label, colour, dash in _HISTORY]
