@@ -299,7 +299,8 @@ def rewrite(folder: Path, **keys: Any) -> None:
     [
         ({"recipe": None}, "not the file of a run"),
         ({"classes": None}, "not the file of a run"),
-        ({"classes": ["a", "b"]}, "not the weights of this model"),
+        ({"classes": ["a", "b"]}, "classes other than those of the training"),
+        ({"classes": ["a", "b"], "checksums": None}, "not the weights of this model"),
         ({"recipe": {"model": {"name": "resnet-18"}}}, "unknown model 'resnet-18': did you mean"),
         ({"recipe": {"model": {"name": "test_vit"}}}, "not the weights of this model"),
         ({"recipe": {"model": {"name": MODEL}, "sede": 1}}, "unknown key 'sede': did you mean seed"),
@@ -323,6 +324,7 @@ class Trap:
 
 
 def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
+    rewrite(copied, checksums=None)  # with them, the file is refused before it is opened
     torch.save({"weights": Trap(tmp_path / "ran")}, copied / "model.safetensors")
     with pytest.raises(UserError, match="not the weights of this model"):
         load_run(copied)
@@ -335,6 +337,7 @@ def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
 def test_weights_without_a_tensor(copied: Path) -> None:
     state = factory.build(MODEL, classes=3).state_dict()
     state.pop("net.fc.bias")
+    rewrite(copied, checksums=None)
     save_file(state, copied / "model.safetensors")
     with pytest.raises(UserError, match=r"not the weights of this model.*") as problem:
         load_run(copied)

@@ -19,6 +19,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import one_image
+from trustcxr.results import files
 from trustcxr.training import loop, monitor
 
 
@@ -117,6 +118,8 @@ def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, val
     state = load_file(tmp_path / "model.safetensors")
     state["net.fc.bias"][0] = value
     save_file(state, tmp_path / "model.safetensors")
+    about = files.read_yaml(tmp_path / "run.yaml")
+    files.write_yaml(tmp_path / "run.yaml", about | {"checksums": None})  # a run of 0.1, which has none
     with pytest.raises(UserError, match=r"net\.fc\.bias holds NaN or infinity") as problem:
         load_run(tmp_path)
     assert "\n" not in str(problem.value)
