@@ -136,7 +136,14 @@ def input_gradient(
             check_logits(logits, labels)
         # Summed, not averaged: in half precision an averaged loss can underflow to a zero gradient.
         total = (loss or cross_entropy)(logits.float(), labels.long().clone()).sum()
-        (gradient,) = torch.autograd.grad(total, leaf)
+        if not total.requires_grad:
+            raise UserError(
+                "attack: the model has no gradient that torch can follow: take square or transfer, or go through "
+                "stand-ins (attacks.stand_ins)"
+            )
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    if gradient is None:  # the answers do not depend on these images, as where a model rounds or detaches them
+        gradient = torch.zeros_like(leaf)
     # What is no number would make a pixel of the image none; such a gradient shows no way.
     return gradient.nan_to_num(0.0), logits.detach()
 

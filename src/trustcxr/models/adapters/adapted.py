@@ -1,6 +1,7 @@
 """A network of any making behind the door of ours: pixel space -> logits, differentiable where the network is."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -58,6 +59,12 @@ class Adapted(nn.Module):
         if before is not None and before[0] == self.given.kind and before[2].shape == answer.shape:
             return F.log_softmax(before[2].float(), 1) if self.given.kind == "probabilities" else before[2]
         return logits_of_probabilities(answer, self.given.kind)
+
+    def of_kind(self, kind: Kind) -> "Adapted":
+        """The same network, its answers taken as logits, probabilities or sigmoids."""
+        other = copy(self)
+        other.given = self.given.model_copy(update={"kind": kind})
+        return other
 
     def find_cam_layer(self, images: Tensor) -> bool:
         """Look where the last feature map is made, on some images; False where torch cannot see one."""

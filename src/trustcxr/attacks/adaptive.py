@@ -1,0 +1,105 @@
+"""An attack that adapts to the model: through stand-ins, over draws, by way of a surrogate; the worst for each image.
+
+Tramer et al. 2020 ("On adaptive attacks to adversarial example defenses"): an attack that does not look at how a model
+defends itself says little about it. Everything found is judged on the model itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.attacks.apgd import apgd
+from trustcxr.attacks.contract import check_input, logits_of, radii
+from trustcxr.attacks.pgd import pgd
+from trustcxr.attacks.square import square
+from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.models.untouched import undisturbed
+
+JUDGED = 16  # draws that a random model is judged by, and as many that the worst image is chosen by
+
+
+def adaptive(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    traits: Traits | None = None,
+    surrogate: nn.Module | None = None,
+    gradients: bool = True,
+    start: Sequence[Tensor] = (),
+    steps: int = 50,
+    queries: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    """The worst of PGD and APGD through every variant of the model, of a surrogate's images and of `start`.
+
+    `traits`: what `look` found, looked for on these images unless given. `surrogate`: a model distilled from this one
+    (`surrogate.distil`), whose adversarial images are tried. `gradients`: False where the model has none at all.
+    `queries`: of Square, tried on what is left; 0 for none. Of a random model the image that is misjudged most often
+    over draws is kept. Raises UserError as the attacks do.
+    """
+    check_input(images, labels, epsilon)
+    images = images.detach()
+    traits = traits or look(model, images[:32])
+    worst = _Worst(model, images, labels, random=traits.random)
+    for found in start:
+        worst.try_all(found.detach())
+    for variant in traits.variants(model) if gradients else []:
+        worst.climb(variant, epsilon, steps, seed, stop=not traits.random)
+    if surrogate is not None:
+        worst.climb(Attackable(surrogate), epsilon, steps, seed, stop=False)
+    if queries and len(rows := worst.standing()):
+        seen = Attackable(model, draws=traits.draws, scale=traits.scale)
+        radius = radii(epsilon, images)[rows]
+        worst.try_some(rows, square(seen, images[rows], labels[rows], epsilon=radius, queries=queries, seed=seed))
+    return worst.images
+
+
+def wrong_share(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
+    """How often the model is wrong on each image, (B,) in [0, 1], over so many draws from a fixed seed."""
+    with undisturbed(model):
+        torch.manual_seed(seed)
+        wrong = torch.zeros(len(images), device=images.device)
+        for _ in range(draws):
+            wrong += (logits_of(model, images).argmax(1) != labels).float()
+    return wrong / draws
+
+
+class _Worst:
+    """The worst image so far for each, by how often the model is wrong on it."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, random: bool) -> None:
+        self.model, self.clean, self.labels = model, images, labels
+        self.draws = JUDGED if random else 1
+        self.images = images.clone()
+        self.wrong = self._judged(images, torch.arange(len(images), device=images.device))
+
+    def standing(self) -> Tensor:
+        """Rows on which the model is not always wrong."""
+        return (self.wrong < 1).nonzero()[:, 0]
+
+    def try_all(self, found: Tensor) -> None:
+        self.try_some(torch.arange(len(found), device=found.device), found)
+
+    def try_some(self, rows: Tensor, found: Tensor) -> None:
+        wrong = self._judged(found, rows)
+        worse = wrong > self.wrong[rows]
+        self.images[rows[worse]], self.wrong[rows[worse]] = found[worse], wrong[worse]
+
+    def climb(self, variant: nn.Module, epsilon: float | Tensor, steps: int, seed: int, *, stop: bool) -> None:
+        """PGD, and APGD on the margin on what is left, seen through `variant`."""
+        radius = radii(epsilon, self.clean)
+        rows = self.standing()
+        if len(rows):
+            own, size, labels = self.clean[rows], radius[rows], self.labels[rows]
+            self.try_some(rows, pgd(variant, own, labels, epsilon=size, steps=steps, seed=seed, stop_when_wrong=stop))
+        rows = self.standing()
+        if len(rows):
+            own, size, labels = self.clean[rows], radius[rows], self.labels[rows]
+            self.try_some(rows, apgd(variant, own, labels, epsilon=size, steps=steps, loss="margin", seed=seed))
+
+    def _judged(self, images: Tensor, rows: Tensor) -> Tensor:
+        # Another seed than that of whoever judges the result, so that no draw is chosen by.
+        return wrong_share(self.model, images, self.labels[rows], draws=self.draws, seed=977)

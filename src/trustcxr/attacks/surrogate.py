@@ -1,0 +1,71 @@
+"""A surrogate: a small network that is taught to answer as a model does, for models whose gradients do not lead on.
+
+Papernot et al. 2017 ("Practical black-box attacks against machine learning"): adversarial images of the surrogate are
+tried on the model. The model is asked about films and about films with noise within epsilon, and nothing else.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr.models.untouched import undisturbed
+
+_WIDTHS = (16, 32, 64, 96)
+
+
+class SurrogateNet(nn.Module):
+    """Four convolutions of stride 2 with BatchNorm, mean over the map, a linear layer: pixel space -> logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 1
+        for width in _WIDTHS:
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
+        return self.head(self.body(images - 0.5).mean((2, 3)))
+
+
+def distil(
+    model: nn.Module,
+    films: Tensor,
+    *,
+    scale: float = 1.0,
+    epsilon: float = 0.02,
+    steps: int = 300,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> SurrogateNet:
+    """A surrogate of `model`, taught on `films` (N, 1, H, W) in [0, 1], in evaluation mode.
+
+    Half of each batch has noise of up to `epsilon`, so that it learns how the model answers near its films. `scale`
+    divides the model's logits (`stand_ins.Traits.scale`). The model is asked steps * batch_size times and left as it
+    was.
+    """
+    random = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            classes = model(films[:1]).shape[1]
+        net = SurrogateNet(classes).to(films.device).train()
+        optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+        for _ in range(steps):
+            batch = films[torch.randint(len(films), (batch_size,), generator=random)].clone()
+            half = batch_size // 2
+            noise = (torch.rand(batch[:half].shape, generator=random) * 2 - 1).sign() * epsilon
+            batch[:half] = (batch[:half] + noise.to(batch)).clamp(0, 1)
+            with torch.no_grad():
+                taught = (model(batch).float() / scale).softmax(1)
+            loss = F.kl_div(net(batch).log_softmax(1), taught, reduction="batchmean")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return net.eval().requires_grad_(False)

@@ -1,0 +1,124 @@
+"""Is the model what its file declares? Other class orders, ranges, channel orders and inverted films are tried."""
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.models.adapters.declaration import IMAGENET, InputSpec
+
+RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
+_BETTER = 0.10  # accuracy that another declaration must have more
+_SURE = 1e-3  # McNemar's exact p-value below which it is believed
+_ALIKE = 0.01  # accuracy by which two declarations may differ and be as good as each other
+_CHANCE = 0.05  # the same, of a binomial test against chance
+
+
+@dataclass(frozen=True)
+class Declared:
+    """How right the declaration looks: its accuracy, chance, and the better declaration that was found, if any.
+
+    remedy: what to change, in the words of the model file; None where nothing is better.
+    """
+
+    accuracy: float
+    chance: float
+    at_chance: bool
+    better: float | None = None
+    remedy: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the declaration."""
+        return self.remedy is None and not self.at_chance
+
+
+def check_declaration(model: nn.Module, classes: tuple[str, ...], images: Tensor, labels: Tensor) -> Declared:
+    """Compare the declaration with others on films (N, 1, H, W) in [0, 1] of known class, (N,).
+
+    Another is believed only where it is right on ten points more, surely so (McNemar's exact test), and right on more
+    than halfway from chance to all: a model that is merely bad on these films is not accused. The model's own class
+    order is compared with every other by matching answers to labels.
+    """
+    from scipy.stats import binomtest
+
+    truth = labels.cpu().numpy()
+    own = _answers(model, images)
+    right = own == truth
+    chance = max(float(np.bincount(truth, minlength=len(classes)).max()) / len(truth), 1 / len(classes))
+    at_chance = binomtest(int(right.sum()), len(truth), chance, alternative="greater").pvalue > _CHANCE
+    found: list[tuple[float, str]] = []
+    for remedy, answers in _others(model, classes, images, own, truth):
+        other = answers == truth
+        gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
+        accuracy = float(other.mean())
+        halfway = accuracy > chance + (1 - chance) / 2
+        surely = gained + lost > 0 and binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue < _SURE
+        if accuracy - right.mean() >= _BETTER and surely and halfway:
+            found.append((accuracy, remedy))
+    # Of several that do about as well the one that comes first, which people mix up the most.
+    highest = max((accuracy for accuracy, _ in found), default=0.0)
+    best = next((pair for pair in found if pair[0] >= highest - _ALIKE), (None, None))
+    return Declared(float(right.mean()), chance, bool(at_chance), *best)
+
+
+def _others(
+    model: nn.Module, classes: tuple[str, ...], images: Tensor, own: np.ndarray, truth: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each other declaration: what to change, and the answers (N,) with it."""
+    order = _best_order(own, truth, len(classes))
+    if list(order) != list(range(len(classes))):
+        yield f"output.classes: [{', '.join(classes[k] for k in order)}]", order[own]
+    yield "range: [high, low], as MONOCHROME1 films are inverted", _answers(model, 1 - images)
+    if not isinstance(model, Adapted):
+        return
+    for remedy, taken in _inputs(model.taken):
+        answers = _answers(_with(model, taken), images)
+        yield remedy, answers
+        order = _best_order(answers, truth, len(classes))
+        if list(order) != list(range(len(classes))):
+            yield f"{remedy} and output.classes: [{', '.join(classes[k] for k in order)}]", order[answers]
+
+
+def _inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
+    """The input declarations that people mix up with this one."""
+    if taken.channels == 3 and (taken.mean, taken.std) != IMAGENET:
+        other = taken.model_copy(update={"range": (0.0, 1.0), "mean": IMAGENET[0], "std": IMAGENET[1]})
+        yield f"input.mean: {list(IMAGENET[0])}, input.std: {list(IMAGENET[1])}", other
+    for low, high in RANGES:
+        if taken.mean or taken.std or taken.range != (low, high):
+            other = taken.model_copy(update={"range": (low, high), "mean": None, "std": None})
+            yield (
+                f"input.range: [{low:g}, {high:g}]" + (" without mean and std" if taken.mean or taken.std else ""),
+                other,
+            )
+    if taken.mean and len(set(taken.mean)) > 1:
+        turned = {"mean": taken.mean[::-1], "std": taken.std[::-1] if taken.std else None}
+        yield "the channels in the other order: input.mean and input.std reversed", taken.model_copy(update=turned)
+
+
+def _with(model: Adapted, taken: InputSpec) -> Adapted:
+    """The same network behind another declaration of its input."""
+    fresh = Adapted(nn.Identity(), taken, model.given)
+    other = copy(model)
+    other._buffers = {"scale": fresh.scale.to(model.scale.device), "shift": fresh.shift.to(model.scale.device)}
+    other.taken = taken
+    return other
+
+
+def _best_order(answers: np.ndarray, truth: np.ndarray, count: int) -> np.ndarray:
+    """Which class each output would have to be for most answers to be right, (C,)."""
+    from scipy.optimize import linear_sum_assignment
+
+    table = np.zeros((count, count), int)
+    np.add.at(table, (answers, truth), 1)
+    return linear_sum_assignment(table, maximize=True)[1]
+
+
+def _answers(model: nn.Module, images: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return np.concatenate([model(part).argmax(1).cpu().numpy() for part in images.split(64)])

@@ -1,0 +1,233 @@
+"""The gate at the door: what is checked of a given model before any figure of it is believed.
+
+The declaration, then what the authors of AutoAttack ask for (answers that change from run to run, probabilities in the
+place of logits, gradients that vanish, gradients used inside the model, black box stronger than white box), and an
+active test: whether the attack finds an adversarial example that is sure to exist.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
+from trustcxr.evaluation.declared import Declared, check_declaration
+from trustcxr.evaluation.given import Subject
+from trustcxr.models.adapters import Adapted, Given
+from trustcxr.models.adapters.adapted import saturation
+from trustcxr.models.untouched import undisturbed
+
+SATURATED = 0.05  # share of saturated answers that is said
+VANISHED = 0.02  # share of images without a gradient that is let pass
+STRONGER = 0.02  # accuracy that an attack without gradients may leave less than one with them
+LOOKED_AT = 32  # films on which gradients and draws are looked at
+PLANTED = 16  # films around which an adversarial example is planted
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the gate. passed is None where it could not be made; `text` says what was seen, in a sentence."""
+
+    check: str
+    passed: bool | None
+    text: str
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in audit.json under `gate`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Door:
+    """The gate's checks, what an attack must know of the model, and the ways in which it should see it.
+
+    model: the given one or, where its answers are of another kind than declared, the same taken as what they are: judge
+    on it what an attack finds. model and traits are None where only scores were given. gradients: whether attacks can
+    use any.
+    """
+
+    checks: tuple[Check, ...]
+    model: nn.Module | None = None
+    traits: Traits | None = None
+    gradients: bool = True
+    variants: tuple[Attackable, ...] = field(default=())
+
+    @property
+    def believed(self) -> bool:
+        """Whether figures under attack may be printed: the attack found what was planted, or nothing could be."""
+        return all(c.passed is not False for c in self.checks if c.check == "active test")
+
+
+def examine_at_the_door(
+    subject: Subject, images: Tensor, labels: Tensor, *, epsilon: float = 0.02, planted: int = PLANTED
+) -> Door:
+    """All checks that need no long attack, on films (N, 1, H, W) in [0, 1] of known class (N,).
+
+    Some hundred films, the classes evenly among them, tell a wrong declaration; the first 32 serve the rest, and around
+    the first `planted` an adversarial example is planted. The model is left as it was found.
+    """
+    if subject.model is None:
+        return Door(
+            (Check("model", None, "only its scores were given, so there was nothing to attack"),), gradients=False
+        )
+    few = images[:LOOKED_AT]
+    with undisturbed(subject.model):
+        kind, model = _kind(subject.model, few)
+        traits = look(model, few)
+        gradients = traits.healed < 1 or traits.zero_gradients < 1
+        checks = [
+            *_declaration(subject, images, labels),
+            *_conversion(subject, gradients),
+            _deterministic(traits),
+            *kind,
+            _gradients(traits),
+            *_scale(traits),
+            *_stopped(traits),
+            _uses_gradients(model, few),
+        ]
+        variants = tuple(traits.variants(model)) if gradients else ()
+        if gradients:
+            checks.append(_planted(active_test(model, few[:planted], epsilon=epsilon, traits=traits)))
+    return Door(tuple(checks), model, traits, gradients, variants)
+
+
+def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
+    """Whether attacks without gradients left less accuracy than those with them: then gradients are masked."""
+    figures = f"{black:.1%} under attacks without gradients, {white:.1%} under those with them, at epsilon {epsilon:g}"
+    passed = black >= white - STRONGER
+    text = f"accuracy is {figures}" + ("" if passed else ": gradients lead attacks astray, so the lower figure counts")
+    return Check("black box against white box", passed, text)
+
+
+def _declaration(subject: Subject, images: Tensor, labels: Tensor) -> Iterator[Check]:
+    if isinstance(subject, Given) and subject.kind == "sigmoid":
+        yield Check("declaration", None, "not looked for: findings are judged one by one, each with its own labels")
+        return
+    assert subject.model is not None  # examine_at_the_door saw to it
+    found = check_declaration(subject.model, subject.classes, images, labels)
+    yield Check("declaration", found.passed, _declared_text(found, len(images)))
+
+
+def _declared_text(found: Declared, count: int) -> str:
+    as_it_is = f"accuracy on {count} films is {found.accuracy:.1%} as declared"
+    if found.remedy is not None:
+        return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}"
+    if found.at_chance:
+        return (
+            f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other class order, range, channel order "
+            "or inversion does better: is it the right model for these films?"
+        )
+    return f"{as_it_is}; no other class order, range, channel order or inversion does better"
+
+
+def _conversion(subject: Subject, gradients: bool) -> Iterator[Check]:
+    if isinstance(subject, Given) and subject.origin.gradients != "own":
+        none = [note for note in subject.origin.notes if note.startswith("no gradients")]
+        if none and gradients:
+            yield Check("conversion", False, f"{none[0]}; stand-ins give it some")
+        elif none:
+            yield Check("conversion", False, f"{none[0]}; robust accuracy can only be overestimated")
+        else:
+            yield Check("conversion", True, "gradients come from a conversion that answers as the original does")
+
+
+def _deterministic(traits: Traits) -> Check:
+    if not traits.random:
+        return Check("same answer twice", True, "the same film has the same answer each time")
+    text = f"its answers change from run to run: attacks average over {traits.draws} draws, accuracy is over draws too"
+    return Check("same answer twice", False, text)
+
+
+def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
+    """Whether the answers are of the declared kind; and the model as the kind that they are of."""
+    if not isinstance(model, Adapted):
+        return [], model
+    with torch.no_grad():
+        answers = model.answers(images)
+    inside = bool(((answers >= 0) & (answers <= 1)).all())
+    sums = inside and bool(((answers.sum(1) - 1).abs() < 1e-3).all()) and answers.shape[1] > 1
+    declared = model.given.kind
+    if declared == "logits":
+        if sums:
+            text = "it answers with probabilities, whose logarithm was taken: write output.kind: probabilities"
+            return [Check("logits", False, text)], model.of_kind("probabilities")
+        return [Check("logits", True, "it answers with logits")], model
+    if not inside or (declared == "probabilities" and not sums):
+        ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
+        text = f"its answers, from {ends}, are no {declared} and were taken as logits: write output.kind: logits"
+        return [Check("logits", False, text)], model.of_kind("logits")
+    share = saturation(answers, declared)
+    text = f"it answers with {declared}, of which the logits were taken; {share:.1%} are 0 or 1 to rounding"
+    return [Check("logits", share <= SATURATED, text)], model
+
+
+def _gradients(traits: Traits) -> Check:
+    zero, broken = traits.zero_gradients, traits.broken_gradients
+    if zero <= VANISHED and broken == 0:
+        return Check("gradients", True, f"{1 - zero:.1%} of films have a gradient")
+    text = f"{zero:.1%} of films have no gradient" + (f", {broken:.1%} one that is not finite" if broken else "")
+    return Check("gradients", False, f"{text}; through stand-ins {1 - traits.healed:.1%} have one")
+
+
+def _scale(traits: Traits) -> Iterator[Check]:
+    if traits.scale != 1:
+        text = (
+            f"its logits lie {traits.margin:.3g} apart: they are divided by {traits.scale:.3g} before a loss is taken"
+        )
+        yield Check("scale of the logits", False, text)
+
+
+def _stopped(traits: Traits) -> Iterator[Check]:
+    names = {"detour": "leaving torch or becoming whole numbers", "no_grad": "no_grad", "detach": "detach"}
+    if traits.stopped:
+        listed = ", ".join(f"{names.get(name, name)} ({count})" for name, count in traits.stopped.items())
+        yield Check("nothing stops gradients", False, f"gradients are stopped by {listed}: stand-ins let them through")
+
+
+def _uses_gradients(model: nn.Module, images: Tensor) -> Check:
+    with counted_gradients() as calls, torch.enable_grad():
+        model(images[:2])
+    scripted = any(getattr(module, "uses_gradient", False) for module in model.modules())
+    if calls or scripted:
+        text = "it computes gradients while it answers, so an attack would have to be made for it: its figures flatter"
+        return Check("no gradients used inside", False, text)
+    return Check("no gradients used inside", True, "it answers in one forward pass")
+
+
+@contextmanager
+def counted_gradients() -> Iterator[list[str]]:
+    """The calls of torch's backward passes that are made inside, by name."""
+    calls: list[str] = []
+    places = [(torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")]
+    before = [getattr(owner, name) for owner, name in places]
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    try:
+        for (owner, name), function in zip(places, before, strict=True):
+            setattr(owner, name, counted(name, function))
+        yield calls
+    finally:
+        for (owner, name), function in zip(places, before, strict=True):
+            setattr(owner, name, function)
+
+
+def _planted(found: Planted | None) -> Check:
+    if found is None:
+        return Check("active test", None, "no adversarial example could be planted: its last layer cannot be seen")
+    text = (
+        f"of {found.count} adversarial examples that were planted the attack found {found.found:.0%}, random tries "
+        f"{found.by_chance:.0%}"
+    )
+    if found.passed:
+        return Check("active test", True, text)
+    return Check("active test", False, f"{text}: fewer than {ENOUGH:.0%}, so its figures under attack are withdrawn")

@@ -1,0 +1,74 @@
+"""Networks that only look robust: each hides or bends the gradient of an honest one."""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+
+class Liar(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.eval()
+
+
+class LogitsTimesThousand(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images) * 1000
+
+
+class Tanh(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(1000 * self.net(images))
+
+
+class ThreeBits(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(torch.round(images * 7) / 7)
+
+
+class ThreeBitsOfIntegers(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        levels = (images * 7 + 0.5).to(torch.uint8)
+        return self.net(levels.float() / 7)
+
+
+class Jpeg(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        films = [self.once(film) for film in images.detach().cpu().mul(255).byte().numpy()[:, 0]]
+        return self.net(torch.from_numpy(np.stack(films))[:, None].float() / 255)
+
+    @staticmethod
+    def once(film: np.ndarray) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(film).save(file, "JPEG", quality=75)
+        return np.array(Image.open(file))
+
+
+class Noise(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net((images + 0.05 * torch.randn_like(images)).clamp(0, 1))
+
+
+class RandomResizing(Liar):
+    def forward(self, images: Tensor) -> Tensor:
+        side = images.shape[-1]
+        small = int(torch.randint(side - side // 10, side + 1, ()))
+        smaller = F.interpolate(images, (small, small), mode="bilinear", antialias=True)
+        left, top = (int(torch.randint(0, side - small + 1, ())) for _ in range(2))
+        return self.net(F.pad(smaller, (left, side - small - left, top, side - small - top), value=0.5))
+
+
+LIARS = {
+    "logits x 1000": LogitsTimesThousand,
+    "tanh(1000 logits)": Tanh,
+    "3 bits": ThreeBits,
+    "3 bits of integers": ThreeBitsOfIntegers,
+    "jpeg": Jpeg,
+    "noise": Noise,
+    "random resizing": RandomResizing,
+}

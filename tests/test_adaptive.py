@@ -1,0 +1,146 @@
+"""Networks that only look robust are found out, and broken as their honest twins are."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from liars import LIARS, Jpeg
+from small_networks import SIDE, images_and_labels, trained
+from trustcxr.attacks import pgd
+from trustcxr.attacks.adaptive import adaptive, wrong_share
+from trustcxr.attacks.stand_ins import Attackable, StandIns, look
+from trustcxr.attacks.surrogate import distil
+
+EPSILON = 0.06  # where an honest network has lost nearly all
+
+
+@pytest.fixture(scope="module")
+def films() -> tuple[Tensor, Tensor]:
+    return images_and_labels(32, seed=5)
+
+
+def left(model: nn.Module, films: tuple[Tensor, Tensor], found: Tensor) -> float:
+    """Accuracy on what an attack found, over draws."""
+    return 1 - float(wrong_share(model, found, films[1], draws=8).mean())
+
+
+@pytest.mark.parametrize("name", LIARS)
+def test_a_liar_is_broken_as_its_honest_twin_is(name: str, films: tuple[Tensor, Tensor]) -> None:
+    honest, liar = trained(), LIARS[name](trained())
+    truth = left(honest, films, adaptive(honest, *films, epsilon=EPSILON, steps=20))
+    assert truth < 0.05
+    steps = 20 if name != "random resizing" else 10
+    assert left(liar, films, adaptive(liar, *films, epsilon=EPSILON, steps=steps)) <= truth + 0.03
+
+
+@pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
+def test_pgd_alone_is_fooled_by_it(name: str, films: tuple[Tensor, Tensor]) -> None:
+    liar = LIARS[name](trained())
+    assert left(liar, films, pgd(liar, *films, epsilon=EPSILON)) > 0.6
+
+
+def test_the_found_images_lie_within_epsilon(films: tuple[Tensor, Tensor]) -> None:
+    liar = LIARS["jpeg"](trained())
+    found = adaptive(liar, *films, epsilon=0.03, steps=5, queries=5, surrogate=trained())
+    assert float((found - films[0]).abs().max()) <= 0.03 + 1e-6
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 1
+
+
+def test_an_honest_network_is_left_alone(films: tuple[Tensor, Tensor]) -> None:
+    traits = look(trained(), films[0])
+    assert (traits.random, traits.scale, traits.stopped, traits.zero_gradients) == (False, 1.0, {}, 0.0)
+    assert not traits.needs_stand_ins
+    assert [v.stand_ins for v in traits.variants(trained())] == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"),
+    [
+        ("logits x 1000", lambda t: t.scale > 100),
+        ("tanh(1000 logits)", lambda t: t.zero_gradients == 1 and t.healed == 0),
+        ("3 bits", lambda t: t.stopped == {"round": 1}),
+        ("3 bits of integers", lambda t: "detour" in t.stopped),
+        ("jpeg", lambda t: "detour" in t.stopped),
+        ("noise", lambda t: t.random and t.draws >= 8),
+        ("random resizing", lambda t: t.random),
+    ],
+)
+def test_what_a_liar_does_is_seen(name: str, sign: object, films: tuple[Tensor, Tensor]) -> None:
+    assert sign(look(LIARS[name](trained()), films[0]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
+def test_stand_ins_leave_the_answers_as_they_are(name: str, films: tuple[Tensor, Tensor]) -> None:
+    liar = LIARS[name](trained())
+    images = films[0].clone().requires_grad_(True)
+    assert torch.equal(Attackable(liar, stand_ins=True)(images), liar(films[0]))
+
+
+class NoGrad(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            small = images * 2
+        return small.detach().flatten(1)
+
+
+def test_no_grad_and_detach_are_passed_over() -> None:
+    images = torch.rand(2, 1, 4, 4, requires_grad=True)
+    with StandIns() as seen:
+        answer = NoGrad()(images)
+    assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 2))
+    assert set(seen.found) == {"no_grad", "detach"}
+    assert torch.is_grad_enabled()
+
+
+def test_rounding_in_place_is_passed_over_too() -> None:
+    images = torch.rand(2, 1, 4, 4, requires_grad=True)
+    with StandIns():
+        answer = (images * 3).round_()
+    assert torch.equal(answer, (images * 3).round())
+    assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 3))
+
+
+def test_noise_is_not_taken_for_the_image() -> None:
+    images = torch.rand(2, 1, 16, 16, requires_grad=True)
+    with StandIns() as seen:
+        _ = (images > 0.5).sum()
+        noise = torch.rand(2, 1, 16, 16) + 0.0
+    assert not noise.requires_grad
+    assert "detour" not in seen.found
+
+
+def test_jpeg_has_the_slope_of_the_image(films: tuple[Tensor, Tensor]) -> None:
+    images = nn.functional.avg_pool2d(films[0], 3, 1, 1).requires_grad_(True)
+    with StandIns():
+        answer = Jpeg(nn.Flatten())(images)
+    (slope,) = torch.autograd.grad(answer.sum(), images)
+    assert float(slope.mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(films: tuple[Tensor, Tensor]) -> None:
+    class Blind(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor(trained()(images).detach().numpy())
+
+    taught, _ = images_and_labels(200, seed=77)
+    with torch.random.fork_rng():
+        state = torch.get_rng_state()
+        surrogate = distil(Blind(), taught, epsilon=EPSILON, steps=60)
+        assert torch.equal(torch.get_rng_state(), state)
+    answers = surrogate(films[0]).argmax(1)
+    assert float((answers == trained()(films[0]).argmax(1)).float().mean()) > 0.85
+    found = adaptive(Blind(), *films, epsilon=0.1, gradients=False, surrogate=surrogate, steps=10)
+    assert left(Blind(), films, found) < left(Blind(), films, films[0]) - 0.3
+    assert films[0].shape[-1] == SIDE
+
+
+def test_a_model_without_gradients_says_so_to_an_attack(films: tuple[Tensor, Tensor]) -> None:
+    from trustcxr.errors import UserError
+
+    class Blind(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return trained()(images).detach()
+
+    with pytest.raises(UserError, match="no gradient that torch can follow: take square"):
+        pgd(Blind(), *films, epsilon=0.02)

@@ -1,0 +1,222 @@
+"""What is checked of a given model before any figure of it is believed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from liars import LIARS
+from small_networks import SIDE, images_and_labels, trained
+from trustcxr.attacks.stand_ins import Attackable
+from trustcxr.evaluation.active_test import active_test
+from trustcxr.evaluation.door import Check, Door, black_box_check, examine_at_the_door
+from trustcxr.models.adapters import load
+
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+
+
+@pytest.fixture(scope="module")
+def films() -> tuple[Tensor, Tensor]:
+    return images_and_labels(60, seed=5)
+
+
+def door(net: Any, films: tuple[Tensor, Tensor], **declared: Any) -> Door:
+    options = {"classes": CLASSES, "size": SIDE} | declared
+    return examine_at_the_door(load(net, **options), *films, epsilon=0.05, planted=4)
+
+
+def failed(found: Door) -> set[str]:
+    return {c.check for c in found.checks if c.passed is False}
+
+
+def text(found: Door, check: str) -> str:
+    return next(c.text for c in found.checks if c.check == check)
+
+
+def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor]) -> None:
+    found = door(trained(), films)
+    assert failed(found) == set()
+    assert found.believed
+    assert {c.check for c in found.checks if c.passed} >= {
+        "declaration",
+        "same answer twice",
+        "logits",
+        "gradients",
+        "no gradients used inside",
+        "active test",
+    }
+    assert all(c.document().keys() == {"check", "passed", "text"} for c in found.checks)
+
+
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        ("logits x 1000", {"scale of the logits"}),
+        ("tanh(1000 logits)", {"gradients"}),
+        ("3 bits", {"gradients", "nothing stops gradients"}),
+        ("jpeg", {"gradients", "nothing stops gradients"}),
+        ("noise", {"same answer twice"}),
+        ("random resizing", {"same answer twice"}),
+    ],
+)
+def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], films: tuple[Tensor, Tensor]) -> None:
+    found = door(LIARS[name](trained()), films)
+    assert failed(found) == checks
+    assert found.believed  # through stand-ins and draws the attack finds what was planted
+
+
+def test_a_wrong_class_order_is_noticed_with_the_remedy(films: tuple[Tensor, Tensor]) -> None:
+    images, labels = films
+    turned = torch.tensor([1, 2, 0])[labels]  # the truth as whoever mixed the names up has it
+    found = door(trained(), (images, turned), classes=("Normal", "COVID-19", "Non-COVID"))
+    assert failed(found) == {"declaration"}
+    assert "write output.classes: [COVID-19, Non-COVID, Normal]" in text(found, "declaration")
+
+
+class Wants(nn.Module):
+    """The trained network behind images that were made as `make` says."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make, self.net = make, trained()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(self.make(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda x: x / 255, "input.range: [0, 255]"),
+        (lambda x: (x + 1) / 2, "input.range: [-1, 1]"),
+        (lambda x: (x + 1024) / 2048, "input.range: [-1024, 1024]"),
+        (lambda x: 1 - x, "range: [high, low]"),
+    ],
+)
+def test_a_wrong_range_is_noticed_with_the_remedy(
+    make: Callable[[Tensor], Tensor], remedy: str, films: tuple[Tensor, Tensor]
+) -> None:
+    found = door(Wants(make), films)
+    assert "declaration" in failed(found)
+    assert remedy in text(found, "declaration")
+
+
+def test_a_missing_mean_and_std_are_noticed(films: tuple[Tensor, Tensor]) -> None:
+    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    net = Wants(lambda x: (x * std + mean).mean(1, keepdim=True))
+    assert "input.mean: [0.485" in text(door(net, films, channels=3), "declaration")
+    assert failed(door(net, films, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))) == set()
+
+
+def test_a_model_at_chance_is_said_to_be_and_accused_of_nothing_else(films: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3))
+    found = door(net, films)
+    assert failed(found) == {"declaration"}
+    assert "no better than chance" in text(found, "declaration")
+
+
+def test_probabilities_in_place_of_logits_are_noticed_both_ways(films: tuple[Tensor, Tensor]) -> None:
+    ends_in_softmax = nn.Sequential(trained(), nn.Softmax(1)).eval()
+    taken_as_logits = door(ends_in_softmax, films)
+    assert "write output.kind: probabilities" in text(taken_as_logits, "logits")
+    assert torch.allclose(taken_as_logits.model(films[0]), trained()(films[0]).log_softmax(1), atol=1e-5)
+    assert taken_as_logits.believed
+    assert failed(door(ends_in_softmax, films, output="probabilities")) == set()
+    assert "write output.kind: logits" in text(door(trained(), films, output="probabilities"), "logits")
+
+
+def test_saturated_probabilities_are_measured(films: tuple[Tensor, Tensor]) -> None:
+    class Sure(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (1000 * trained()(images)).softmax(1)
+
+    found = door(Sure(), films, output="probabilities")
+    assert "100.0% are 0 or 1 to rounding" in text(found, "logits")
+    assert found.believed
+
+
+class UsesGradients(nn.Module):
+    """Moves the image up its own confidence before it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self.net(leaf).amax(1).sum(), leaf)
+        return self.net(images + 0.01 * slope.sign())
+
+
+def test_gradients_used_inside_the_model_are_noticed(films: tuple[Tensor, Tensor]) -> None:
+    before = torch.autograd.grad
+    assert "no gradients used inside" in failed(door(UsesGradients(), films))
+    assert torch.autograd.grad is before
+
+
+def test_a_model_without_gradients_is_attacked_without_them(films: tuple[Tensor, Tensor]) -> None:
+    patterns = [films[0][films[1] == k].mean(0).flatten().numpy() for k in range(3)]
+
+    def blind(images: Tensor) -> Any:
+        return np.stack([(images.flatten(1).numpy() - 0.5) @ (p - 0.5) for p in patterns], 1)
+
+    found = door(blind, films)
+    assert not found.gradients
+    assert found.variants == ()
+    assert "robust accuracy can only be overestimated" in text(found, "conversion")
+
+
+def test_a_network_behind_numpy_is_attacked_through_it(films: tuple[Tensor, Tensor]) -> None:
+    def behind(images: Tensor) -> Any:
+        return trained()(images).detach().numpy()
+
+    found = door(behind, films)
+    assert found.gradients
+    assert found.believed
+    assert "stand-ins give it some" in text(found, "conversion")
+
+
+def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("image,COVID-19,Non-COVID,Normal\na,1,2,3\n")
+    found = examine_at_the_door(load(path, classes=CLASSES), *films)
+    assert (found.traits, found.variants, found.gradients) == (None, (), False)
+
+
+@pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "jpeg"])
+def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str, films: tuple[Tensor, Tensor]) -> None:
+    images, liar = films[0][:4], LIARS[name](trained())
+    plain = active_test(liar, images, epsilon=0.03, variants=[Attackable(liar)])
+    assert plain is not None
+    assert not plain.passed
+    mended = active_test(liar, images, epsilon=0.03)
+    assert mended is not None
+    assert mended.passed
+    assert mended.by_chance < mended.found
+
+
+def test_an_attack_that_fails_the_active_test_is_not_believed() -> None:
+    checks = (Check("active test", False, "found 3 of 16"),)
+    assert not Door(checks).believed
+
+
+def test_black_box_beats_white_box() -> None:
+    assert black_box_check(0.60, 0.20, epsilon=0.02).passed is False
+    assert black_box_check(0.20, 0.60, epsilon=0.02).passed is True
+
+
+def test_the_model_is_left_as_it_was(films: tuple[Tensor, Tensor]) -> None:
+    net = trained()
+    given = load(net, classes=CLASSES, size=SIDE)
+    before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    examine_at_the_door(given, *films, planted=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
