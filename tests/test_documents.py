@@ -87,7 +87,7 @@ def test_what_is_missing_has_a_default_and_stays_missing() -> None:
 
 
 def test_what_is_newer_is_kept() -> None:
-    newer = {"version": 99, "run": "a", "certified": {"0.02": 0.4}, "clean": {"accuracy": 0.5, "kappa": 0.3}}
+    newer = {"version": 99, "run": "a", "vouched": {"0.02": 0.4}, "clean": {"accuracy": 0.5, "kappa": 0.3}}
     newer |= {"attacks": [{"attack": "new", "epsilon": 0.1, "accuracy": 0.2, "norm": "L0"}]}
     document, lost = understood(RunDocument, newer)
     assert document.plain() == newer

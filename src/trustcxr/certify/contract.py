@@ -5,6 +5,7 @@ What is bounded is the model as it stands in evaluation, so BatchNorm is a scale
 is neither affine nor a ReLU is refused by name.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -32,13 +33,18 @@ class Affine:
         name: of the layer, as messages give it.
         apply: x (B, ...) -> W x + b.
         spread: r (B, ...) >= 0 -> |W| r, entry by entry.
-        terms: how many products an entry sums at most, the bias among them.
+        terms: how many products an entry sums at most, the bias among them; 0 for a mean over a part of the map that
+            its size decides.
     """
 
     name: str
     apply: Images
     spread: Images
     terms: int
+
+    def terms_between(self, before: torch.Size, after: torch.Size) -> int:
+        """`terms`, with those of a mean found from the shapes (B, ...) of what goes in and what comes out."""
+        return self.terms or math.prod(-(-a // b) + 1 for a, b in zip(before[2:], after[2:], strict=True))
 
     def transpose(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Rows of coefficients (R, *output) -> rows W (R, *input), with `shape` of one input."""
@@ -172,8 +178,8 @@ def _batch_norm(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Layer]
 
 
 def _terms(module: nn.Module) -> int:
-    """How many entries an entry of a pooling layer is the mean of, at most."""
+    """How many entries an entry of a pooling layer is the mean of, at most; 0 where the map decides."""
     if isinstance(module, nn.AvgPool2d):
         side = module.kernel_size
         return (side**2 if isinstance(side, int) else side[0] * side[1]) + 1
-    return 4096 if isinstance(module, nn.AdaptiveAvgPool2d) else 1  # of maps up to 64 pixels a side
+    return 0 if isinstance(module, nn.AdaptiveAvgPool2d) else 1

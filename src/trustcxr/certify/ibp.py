@@ -92,10 +92,12 @@ def rounding(layers: Sequence[Layer], found: Sequence[Interval]) -> Tensor:
     convolutions by Winograd's or Fourier's transform, nor a lower precision than float32.
     """
     error = torch.zeros_like(found[0].centre)
-    for layer, at in zip(layers, found, strict=False):
+    for layer, at, after in zip(layers, found[:-1], found[1:], strict=True):
         if isinstance(layer, Affine):
             largest = at.centre.abs() + at.radius + error
             bias = layer.offset(at.centre.shape[1:], at.centre).abs()
-            n = (layer.terms + 1) * UNIT
+            n = (layer.terms_between(at.centre.shape, after.centre.shape) + 1) * UNIT
             error = layer.spread(error) + n / (1 - n) * (layer.spread(largest) + bias)
+        else:
+            error = error.where(at.high + error > 0, 0.0)  # what is surely 0 is 0 in float32 too
     return error

@@ -29,8 +29,8 @@ class Plain:
 
 # Name -> what it is made of.
 PLAIN_MODELS: dict[str, Plain] = {
-    "plain3": Plain(((16, 5, 2), (32, 3, 2), (64, 3, 2))),
-    "plain5": Plain(((16, 5, 2), (32, 3, 2), (32, 3, 1), (64, 3, 2), (64, 3, 1))),
+    "plain3": Plain(((16, 6, 2), (32, 3, 2), (64, 3, 2)), grid=4),  # made for 32 pixels
+    "plain5": Plain(((16, 5, 2), (32, 3, 2), (32, 3, 1), (64, 3, 2), (64, 3, 1))),  # made for 64 pixels
 }
 
 
@@ -42,7 +42,7 @@ class PlainNet(nn.Module):
         parts: list[nn.Module] = []
         channels = 1
         for width, side, stride in plain.convolutions:
-            parts += [nn.Conv2d(channels, width, side, stride, side // 2), nn.ReLU()]
+            parts += [nn.Conv2d(channels, width, side, stride, (side - 1) // 2), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*parts)
         self.head = nn.Sequential(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
 from trustcxr.report import alarms, ranking, summary, words
-from trustcxr.report.figures import accuracy, calibration, legends, pictures, training
+from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, training
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.figures.saliency import explanation_dots
 from trustcxr.report.study_folder import Run, StudyFolder, read
+from trustcxr.report.tables import certified as certified_table
 from trustcxr.report.tables import comparisons, confusion, leaderboard, lesions, provenance, robustness, saliency
 from trustcxr.results import files, folders
 
@@ -34,6 +35,7 @@ _SECTIONS = (
     Section("leaderboard", "Leaderboard"),
     Section("accuracy", "Clean and perturbed, at a glance"),
     Section("epsilon", "Accuracy against epsilon"),
+    Section("proved", "What no attack can take"),
     Section("corruptions", "What real films suffer"),
     Section("calibration", "Can the stated probability be believed"),
     Section("confusion", "What is taken for what"),
@@ -48,7 +50,7 @@ _SECTIONS = (
     Section("made", "How it was made"),
 )
 # These are left out where there is nothing for them.
-_OPTIONAL = {"shortcuts": ("shortcuts", "planted"), "other": ("other_data",)}
+_OPTIONAL = {"proved": ("proved",), "shortcuts": ("shortcuts", "planted"), "other": ("other_data",)}
 
 
 def write(study_folder: Path) -> Path:
@@ -144,9 +146,12 @@ def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dic
 
 
 def _robustness(runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
-    """Corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
+    """What is proved, corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
     diagrams = (calibration.reliability(run, head, f"rel{i}") for i, run in enumerate(runs))
     return {
+        "proved": certified_table.proved(runs),
+        "proof_bars": _safe(certified.bars(runs)),
+        "proof_legend": legends.proof(),
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),
         "masking": robustness.masking(runs),

@@ -84,6 +84,19 @@ class AttackResult(Document):
         return epsilon is not None and self.epsilon is not None and abs(self.epsilon - epsilon) < 1e-9
 
 
+class CertifiedResult(Document):
+    """What is proved at one epsilon (L-infinity in pixel space): `accuracy` of answers that are right and proved.
+
+    `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change.
+    """
+
+    epsilon: Number = None
+    accuracy: Share = Share()
+    balanced_accuracy: Number = None
+    proved: Number = None
+    n: int | None = None
+
+
 class CorruptionResult(Document):
     """One corruption at one severity, 1 to 5; `flip_rate`: answers that are not those of the clean image."""
 
@@ -315,6 +328,7 @@ class RunDocument(Document):
     by_source: Named[Accuracy] = {}
     shortcuts: Named[Accuracy] = {}
     attacks: Records[AttackResult] = []
+    certified: Records[CertifiedResult] = []
     corruptions: Records[CorruptionResult] = []
     corruptions_mean: CorruptionsMean | None = None
     saliency: Named[SaliencyDocument] = {}

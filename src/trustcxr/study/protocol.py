@@ -22,6 +22,7 @@ from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.results.folders import (
+    CERTIFIED_FILE,
     LESIONS_FILE,
     METRICS_FILE,
     PANELS_FILE,
@@ -209,7 +210,7 @@ class Study:
         return [{"model": n, "value": v, "chosen": i < self.recipe.selection.count} for i, (v, n) in enumerate(ranked)]
 
     def _test(self, run: RunRecipe) -> None:
-        from trustcxr.evaluation import predictions
+        from trustcxr.evaluation import certified, predictions
         from trustcxr.evaluation.run import as_before_refit, load_run
         from trustcxr.evaluation.summary import describe
         from trustcxr.explain import lesions, scores, summary
@@ -223,6 +224,10 @@ class Study:
                 loaded, test, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
             )
             files.write_table(folder / PREDICTIONS_FILE, table)
+
+        def prove() -> None:
+            radii = {epsilon for attack in recipe.evaluation.attacks for epsilon in attack.epsilons if epsilon}
+            files.write_table(folder / CERTIFIED_FILE, certified.prove(loaded, test, sorted(radii)))
 
         def explain() -> None:
             options = recipe.explanation
@@ -247,12 +252,17 @@ class Study:
                 document["lesions"] = lesions.described(
                     files.read_table(folder / LESIONS_FILE), resamples=recipe.evaluation.bootstrap
                 )
+            if (folder / CERTIFIED_FILE).is_file():
+                proofs = files.read_table(folder / CERTIFIED_FILE)
+                document["certified"] = certified.describe(proofs, resamples=recipe.evaluation.bootstrap)
             files.write_json(folder / METRICS_FILE, document)
 
         def counterfactuals() -> None:
             files.write_table(folder / LESIONS_FILE, lesions.of_run(loaded, test))
 
         make_unless_there(folder / PREDICTIONS_FILE, predict)
+        if run.defence.certifies:
+            make_unless_there(folder / CERTIFIED_FILE, prove)
         if test.has_mask("infection").any() or test.has_mask("lung").any():
             make_unless_there(folder / SALIENCY_FILE, explain)
         if len(lesions.with_lesions(test)):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.report.figures.calibration import RELIABILITY_LEGEND
+from trustcxr.report.figures.certified import BAR_LEGEND
 from trustcxr.report.figures.svg import CLEAN_STYLE, INK, attack_style, defence_colour
 from trustcxr.report.figures.training import HISTORY_LEGEND
 from trustcxr.report.ranking import Headline, defences
@@ -50,6 +51,11 @@ def curves(runs: list[Run]) -> "list[Markup]":
         _, mark, dash = attack_style(name)
         entries.append(key(attack_name(name, steps[name]), INK, mark=mark, dash=dash))
     return entries
+
+
+def proof() -> "list[Markup]":
+    """Of the bars between proof and attack."""
+    return [key(label, colour, mark="s", line=False) for label, colour in BAR_LEGEND]
 
 
 def reliability() -> "list[Markup]":

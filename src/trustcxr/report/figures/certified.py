@@ -1,0 +1,47 @@
+"""Proof and attack as one bar: what is proved, what is open, what is lost."""
+
+from typing import TYPE_CHECKING
+
+from trustcxr.catalogue import CERTIFIED_COLOUR
+from trustcxr.report import words
+from trustcxr.report.figures.svg import INK, _percent_axis, _rows, draw
+from trustcxr.report.study_folder import Run
+from trustcxr.report.tables.certified import Gap, gaps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OPEN, _LOST = "#e0b252", "#eadfdd"
+BAR_LEGEND = [
+    ("proved", CERTIFIED_COLOUR),
+    ("open: neither proved nor broken", _OPEN),
+    ("broken by an attack", _LOST),
+]
+
+
+def bars(runs: list[Run]) -> str | None:
+    """A bar for each run and epsilon, from 0 to clean accuracy; None where nothing was certified."""
+    found = gaps(runs)
+    if not found:
+        return None
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        _rows(axes, [f"{gap.run.label}, {words.epsilon(gap.epsilon)}" for gap in found])
+        for row, gap in enumerate(found):
+            for start, end, colour in parts(gap):
+                axes.barh(row, end - start, left=start, height=0.56, color=colour)
+            axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.1)
+        axes.set_xlim(0, 1)
+        _percent_axis(axes.xaxis)
+        axes.set_xlabel("accuracy, %")
+
+    return draw(720, 70 + 26 * len(found), plot, alt="What is proved, what is open, what is lost.", key="proof")
+
+
+def parts(gap: Gap) -> list[tuple[float, float, str]]:
+    """Start, end and colour of each part of the bar."""
+    clean = words.finite(gap.run.clean("accuracy"))
+    top = gap.certified if clean is None else max(clean, gap.certified)
+    held = top if gap.attacked is None else max(gap.attacked, gap.certified)
+    return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, held, _OPEN), (held, top, _LOST)]

@@ -1,0 +1,50 @@
+"""What is proved, on the page of a study: a table and a bar between proof and attack."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trustcxr.report.figures import certified as figure
+from trustcxr.report.study_folder import Run
+from trustcxr.report.tables import certified as table
+
+
+def run(certified: Any = None, attacks: Any = None) -> Run:
+    content = {"model": "plain3", "defence": "ibp", "clean": {"accuracy": 0.8}, "certified": certified}
+    return Run(content | {"attacks": attacks or []}, Path("runs/a"), [], label="plain3 ibp")
+
+
+ENTRY = {"epsilon": 0.02, "accuracy": 0.6, "accuracy_ci": [0.5, 0.7], "balanced_accuracy": 0.55, "n": 100}
+ATTACKS = [
+    {"attack": "fgsm", "epsilon": 0.02, "accuracy": 0.7},
+    {"attack": "worst-case", "epsilon": 0.02, "accuracy": 0.65, "accuracy_ci": [0.6, 0.7]},
+    {"attack": "pgd", "epsilon": 0.05, "accuracy": 0.1},
+    {"attack": "pgd-l2", "epsilon": 0.02, "accuracy": 0.0},
+]
+
+
+def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
+    found = table.proved([run([ENTRY], ATTACKS)])
+    assert found is not None
+    (row,) = found.rows
+    shown = dict(zip(found.header, row, strict=True))
+    assert (shown["Certified, %"].value, shown["Under attack, %"].value) == (0.6, 0.65)
+    assert shown["Strongest"].text == "worst case"
+    assert shown["Open, points"].text == "5.0"
+
+
+def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
+    (gap,) = table.gaps([run([ENTRY], ATTACKS)])
+    assert [(start, end) for start, end, _ in figure.parts(gap)] == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]
+    (alone,) = table.gaps([run([ENTRY])])
+    assert [(start, end) for start, end, _ in figure.parts(alone)] == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
+    drawn = figure.bars([run([ENTRY], ATTACKS)])
+    assert drawn is not None
+    assert drawn.startswith("<svg role")
+
+
+@pytest.mark.parametrize("broken", [None, [], [{"epsilon": "x", "accuracy": 1}], [{"epsilon": 0.1}], 3])
+def test_what_is_missing_or_broken_leaves_the_part_out(broken: Any) -> None:
+    assert table.proved([run(broken)]) is None
+    assert figure.bars([run(broken)]) is None
