@@ -11,7 +11,7 @@ from trustcxr.evaluation.run import Run
 def describe(
     run: Run, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
 ) -> dict[str, Any]:
-    """The document of metrics.json (DESIGN.md), without saliency, from predictions of one split.
+    """The document of metrics.json (results/documents.py), without saliency, from predictions of one split.
 
     `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
     """

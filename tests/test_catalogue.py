@@ -1,0 +1,167 @@
+"""Every name once: what the catalogue says is what the functions are, and a toy of each kind is found everywhere."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from trustcxr import attacks, catalogue, corruptions, defences, explain
+from trustcxr.catalogue import Method
+from trustcxr.data import layouts
+from trustcxr.recipes import training
+from trustcxr.recipes.training import DefenceRecipe
+
+
+def test_registries_are_the_catalogue() -> None:
+    assert list(attacks.ATTACKS) == list(catalogue.ATTACKS)
+    assert list(defences.DEFENCES) == list(catalogue.DEFENCES)
+    assert list(corruptions.CORRUPTIONS) == list(catalogue.CORRUPTIONS)
+    assert list(layouts.LAYOUTS) == list(catalogue.LAYOUTS)
+    assert list(explain.METHODS) == list(catalogue.SALIENCY)
+
+
+@pytest.mark.parametrize("name", catalogue.ATTACKS)
+def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
+    entry = catalogue.ATTACKS[name]
+    function = catalogue.function_of("attacks", entry.function)
+    takes = inspect.signature(function).parameters
+    loose = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    wanted = {*entry.options, *entry.fixed, *(["seed"] if entry.seeded else [])}
+    wanted |= {"stop_when_wrong"} if entry.stops_when_wrong else set()
+    assert loose or wanted <= set(takes), name
+
+
+def test_backgrounds_of_recipes_are_those_of_the_catalogue() -> None:
+    assert list(training.Background.__args__) == list(catalogue.BACKGROUNDS)  # type: ignore[attr-defined]
+    assert {name for name, entry in catalogue.BACKGROUNDS.items() if entry.gate} == {"gate", "gate-emptied"}
+
+
+def test_the_options_of_defences_are_keys_of_recipes() -> None:
+    for entry in catalogue.DEFENCES.values():
+        assert set(entry.options) <= set(DefenceRecipe.model_fields), entry.name
+
+
+def test_every_entry_says_what_it_is_called_and_labels_differ() -> None:
+    for table in (catalogue.ATTACKS, catalogue.DEFENCES, catalogue.CORRUPTIONS, catalogue.SALIENCY, catalogue.MEASURES):
+        labels = [entry.label for entry in table.values()]
+        assert all(labels)
+        assert len(set(labels)) == len(labels)
+
+
+def test_what_needs_no_steps_shows_none() -> None:
+    assert catalogue.attack_said("pgd", 20) == "PGD-20"
+    assert catalogue.attack_said("fgsm", 1) == "FGSM"
+    assert catalogue.attack_said("worst-case", 50) == "worst case"
+    assert catalogue.attack_said("unheard-of", 3) == "unheard-of-3"
+
+
+def test_a_method_is_its_name_and_a_layer() -> None:
+    assert Method.parse("LayerCAM@gate") == Method("layercam", "gate")
+    assert str(Method("layercam", "-2")) == "layercam@-2"
+    assert Method.parse("gradcam").layer is None
+
+
+def test_the_catalogue_needs_no_torch() -> None:
+    code = "import sys, trustcxr.catalogue; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TOY = '''
+"""A toy of each kind, as somebody would write it outside the package."""
+import torch
+
+
+def attack(model, images, labels, *, epsilon, steps=3):
+    return (images + epsilon).clamp(0, 1)
+
+
+def defence(model, images, labels, *, epsilon=0.02, label_smoothing=0.0, class_weights=None):
+    logits = model(images)
+    return torch.nn.functional.cross_entropy(logits, labels), logits
+
+
+def corruption(images, severity, draws):
+    return images * (1 - severity / 10)
+
+
+def layout(root):
+    return None
+
+
+def combine(features, gradient):
+    return features.abs().sum(1)
+
+
+def measure(maps, mask):
+    return (maps * mask).flatten(1).amax(1)
+'''
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from trustcxr import catalogue as c
+
+c.ATTACKS["toyattack"] = c.Attack(
+    "toyattack", "Toy", "", "toys.kinds:attack", {"steps": 3}, shows_steps=True, seeded=False
+)
+c.DEFENCES["toydefence"] = c.Defence("toydefence", "toy defence", "", "toys.kinds:defence", ("epsilon",), "#123456")
+c.CORRUPTIONS["toyhaze"] = c.Corruption("toyhaze", "toy haze", "a toy", function="toys.kinds:corruption")
+c.LAYOUTS["toylayout"] = c.Layout("toylayout", "a toy", "toys.kinds:layout")
+c.SALIENCY["toycam"] = c.Saliency("toycam", "ToyCAM", "", combine="toys.kinds:combine", control="activation")
+c.MEASURES["infection_toy"] = c.Measure("infection_toy", "infection toy", "higher", "toys.kinds:measure", "infection")
+
+import torch
+from typer.testing import CliRunner
+from trustcxr import attacks, corruptions, defences, explain
+from trustcxr.cli import app
+from trustcxr.data import layouts
+from trustcxr.explain import scores
+from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
+from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.report import words
+from trustcxr.report.figures.svg import defence_colour
+
+flat = {}
+for name in ("train", "evaluate", "explain"):
+    flat[name] = "".join(CliRunner().invoke(app, [name, "--help"]).output.replace("│", "").split())
+assert "toydefence" in flat["train"] and "toyattack" in flat["evaluate"] and "toyhaze" in flat["evaluate"]
+assert "toycam" in flat["explain"]
+assert AttackRecipe(name="toyattack").steps == 3
+assert DefenceRecipe(name="toydefence").attacks
+assert ("toyhaze", 3) in CorruptionsRecipe(severities=(3,)).conditions()
+assert ExplanationRecipe(methods=("ToyCAM@-2",)).methods == ("toycam@-2",)
+assert attacks.get("toyattack") and defences.get("toydefence") and layouts.LAYOUTS["toylayout"]
+images = torch.rand(2, 1, 16, 16)
+assert corruptions.corrupt(images, "toyhaze", 5, keys=["a", "b"]).shape == images.shape
+nn = torch.nn
+net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+assert explain.methods.maps(net, images, None, ["toycam@-1"])["toycam@-1"].shape == (2, 16, 16)
+masks = scores.Masks(infection=torch.ones(2, 16, 16) > 0, lung=torch.ones(2, 16, 16) > 0)
+maps = torch.rand(2, 16, 16)
+assert "infection_toy" in scores.against_masks(maps, masks, None)
+assert "infection_toy" in scores.by_chance(maps, masks, None)
+assert (words.attack("toyattack", 3), words.corruption("toyhaze")) == ("Toy-3", "toy haze")
+assert (words.method("toycam@-2"), words.measure("infection_toy")) == ("ToyCAM, stage \\u22122", "infection toy")
+assert defence_colour("toydefence") == "#123456"
+print("found")
+"""
+
+
+def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path) -> None:
+    """In help, recipes, registries, tables and figures, with no other file touched."""
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "toys" / "__init__.py").write_text("")
+    (tmp_path / "toys" / "kinds.py").write_text(textwrap.dedent(TOY))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False, env=None
+    )
+    assert done.stdout.strip() == "found", done.stderr
+
+
+def test_a_function_of_ones_own_is_named_with_its_package() -> None:
+    assert catalogue.function_of("attacks", "pgd:pgd") is importlib.import_module("trustcxr.attacks.pgd").pgd
+    assert catalogue.function_of("attacks", "trustcxr.attacks.fab:fab") is attacks.fab
