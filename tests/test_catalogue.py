@@ -138,8 +138,11 @@ assert attacks.get("toyattack") and defences.get("toydefence") and layouts.LAYOU
 images = torch.rand(2, 1, 16, 16)
 assert corruptions.corrupt(images, "toyhaze", 5, keys=["a", "b"]).shape == images.shape
 nn = torch.nn
-net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-assert explain.methods.maps(net, images, None, ["toycam@-1"])["toycam@-1"].shape == (2, 16, 16)
+net = nn.Sequential()
+for name, part in {"conv": nn.Conv2d(1, 4, 3), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}.items():
+    net.add_module(name, part)
+net.add_module("head", nn.Linear(4, 3))
+assert explain.methods.maps(net, images, None, ["toycam@conv"])["toycam@conv"].shape == (2, 16, 16)
 masks = scores.Masks(infection=torch.ones(2, 16, 16) > 0, lung=torch.ones(2, 16, 16) > 0)
 maps = torch.rand(2, 16, 16)
 assert "infection_toy" in scores.against_masks(maps, masks, None)
