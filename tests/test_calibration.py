@@ -1,5 +1,7 @@
 """Temperature scaling and calibration under attack, against scikit-learn, torch and numbers known beforehand."""
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr.evaluation import calibration
-from trustcxr.statistics import softmax
+from trustcxr.statistics import Bootstrap, softmax
 
 
 def drawn(count: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,15 +95,95 @@ def test_calibration_before_and_after_on_clean_images_and_under_attack(
         logits, labels = np.stack(own["logits"]), own["label"].to_numpy()
         for ending, scaled in (("", logits), ("_scaled", logits / found["temperature"])):
             ece = multiclass_calibration_error(torch.tensor(softmax(scaled)), torch.tensor(labels), 3, n_bins=15)
-            assert part[f"ece{ending}"] == pytest.approx(float(ece), abs=1e-6)
-            assert part[f"ece{ending}_ci"][0] <= part[f"ece{ending}_ci"][1]
+            assert part[f"ece_plug_in{ending}"] == pytest.approx(float(ece), abs=1e-6)
+            assert part[f"ece{ending}_ci"][0] <= part[f"ece{ending}"] <= part[f"ece{ending}_ci"][1]
             assert part[f"log_loss{ending}"] == pytest.approx(log_loss(labels, softmax(scaled)))
             bins = part[f"bins{ending}"]
             assert sum(row["n"] for row in bins) == 1500 == part["n"]
             again = sum(abs(row["confidence"] - row["accuracy"]) * row["n"] for row in bins) / 1500
-            assert again == pytest.approx(part[f"ece{ending}"])
+            assert again == pytest.approx(part[f"ece_plug_in{ending}"])
             confidence = sum(row["confidence"] * row["n"] for row in bins) / 1500
             assert confidence == pytest.approx(part[f"confidence{ending}"])
         assert part["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     assert found["clean"]["ece_scaled"] < 0.5 * found["clean"]["ece"]
     assert found["attacks"][0]["ece_scaled"] > 3 * found["clean"]["ece_scaled"], "it was fitted on clean images"
+
+
+def test_a_run_trained_anew_on_validation_images_has_no_temperature(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """The network before it is another one: its temperature says nothing of this."""
+    found = calibration.describe(*tables, resamples=100, refit=True)
+    assert found["temperature"] is None
+    assert not [key for key in found["clean"] if key.endswith("_scaled")]
+    assert found["clean"]["ece"] > 0
+
+
+# --- the calibration error without chance ----------------------------------------------------------------------------
+
+
+def totals(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
+    bootstrap = Bootstrap.over(groups, resamples=200, seed=seed)
+    return bootstrap.totals(calibration.calibration_bins(softmax(logits), labels))
+
+
+@lru_cache
+def true_error(sharpness: float) -> float:
+    """Of very many images, with the chance of being right in the place of right and wrong."""
+    logits = np.random.default_rng(99).normal(0, 1.5, (200_000, 3)) * sharpness
+    said, honest = softmax(logits), softmax(logits / sharpness)
+    answer, confidence = said.argmax(1), said.max(1)
+    place = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    return float(np.abs(np.bincount(place, honest[np.arange(len(said)), answer] - confidence, 15)).sum() / len(said))
+
+
+def repeated(count: int, sharpness: float, seed: int, films: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `drawn`, with as many films a patient, of which half have one draw in common."""
+    random, patients = np.random.default_rng(seed), count // films
+    honest = np.repeat(random.normal(0, 1.5, (patients, 3)), films, axis=0)
+    shared = np.repeat(random.random(patients), films)
+    draws = np.where(random.random(count) < 0.5, shared, random.random(count)) if films > 1 else shared
+    labels = (draws[:, None] > softmax(honest).cumsum(1)).sum(1).clip(0, 2)
+    return honest * sharpness, labels, np.repeat(np.arange(patients), films)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("films", [1, 4])
+@pytest.mark.parametrize("sharpness", [0.7, 1.0, 1.3, 2.0])
+def test_the_interval_of_the_calibration_error_holds_the_truth_as_often_as_it_says(
+    sharpness: float, films: int
+) -> None:
+    truth, covered, trials = true_error(sharpness), 0, 120
+    for trial in range(trials):
+        logits, labels, groups = repeated(400, sharpness, trial, films)
+        error, (low, high) = calibration.debiased_error(totals(logits, labels, groups, trial))
+        assert low <= error <= high
+        covered += low <= truth + 1e-9 <= high + 1e-9
+    assert covered / trials >= 0.9 - 0.03, "at least 90 of 100, and chance"
+
+
+def test_coverage_over_all_cases_is_neither_too_small_nor_too_large() -> None:
+    covered = []
+    for trial in range(200):
+        sharpness = (0.7, 1.0, 1.3, 2.0)[trial % 4]
+        logits, labels, groups = repeated(400, sharpness, 1000 + trial, 1 + 3 * (trial % 8 > 3))
+        _, (low, high) = calibration.debiased_error(totals(logits, labels, groups, trial))
+        covered.append(low <= true_error(sharpness) + 1e-9 <= high + 1e-9)
+    assert 0.9 <= np.mean(covered) <= 0.98
+
+
+def test_the_debiased_error_is_nearer_the_truth_than_the_plug_in() -> None:
+    """A calibrated network of 400 films: the plug-in says about 0.05, where there is nothing."""
+    found, plug_in = [], []
+    for trial in range(40):
+        sums = totals(*repeated(400, 1.0, trial, 1), trial)
+        found.append(calibration.debiased_error(sums)[0])
+        plug_in.append(float(calibration.calibration_error(sums[0])))
+    assert np.mean(found) < 0.5 * np.mean(plug_in)
+    off = [
+        abs(calibration.debiased_error(totals(*repeated(400, 2.0, t, 1), t))[0] - true_error(2.0)) for t in range(40)
+    ]
+    assert np.mean(off) < 0.03
+
+
+def test_no_images_have_no_calibration_error() -> None:
+    error, ends = calibration.debiased_error(np.zeros((11, 15, 3)))
+    assert np.isnan([error, *ends]).all()

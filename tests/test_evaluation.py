@@ -19,7 +19,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.views import _of_another_class, _views
+from trustcxr.evaluation.views import _of_another_class, _views, boxes
 from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
@@ -78,6 +78,7 @@ def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int =
 
 def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, held_out: Any) -> None:
     about = ["sample_id", "group", "source", "split", "class", "label"]
+    about += ["view"]  # synthetic films know theirs
     assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "logits"]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
     conditions += [(view, 0.0, 0, 0) for view in catalogue.VIEWS]
@@ -118,11 +119,28 @@ def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) 
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
     shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the film
-    views = (("lungs_blacked_out", pixels * (1 - lungs)), ("lungs_only", pixels * lungs), ("silhouette_only", shapes))
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    views = (
+        ("lungs_blacked_out", pixels * (1 - lungs)),
+        ("lungs_in_grey", pixels * (1 - lungs) + 0.5 * lungs),
+        ("lungs_in_mean", pixels * (1 - lungs) + mean * lungs),
+        ("box_in_grey", pixels * (1 - boxes(lungs)) + 0.5 * boxes(lungs)),
+        ("lungs_only", pixels * lungs),
+        ("lungs_only_on_grey", pixels * lungs + 0.5 * (1 - lungs)),
+        ("silhouette_only", shapes),
+    )
     for view, shown in views:
         with torch.inference_mode():
             expected = run.model(shown)
         assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
+
+
+def test_a_box_is_the_smallest_that_holds_the_mask() -> None:
+    masks = torch.zeros(3, 1, 8, 9)
+    masks[0, 0, 2, 3] = masks[0, 0, 5, 7] = masks[1, 0, 7, 8] = 1
+    found = boxes(masks)
+    assert found[0, 0, 2:6, 3:8].min() == 1
+    assert found.sum((1, 2, 3)).tolist() == [20, 1, 0]
 
 
 def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:

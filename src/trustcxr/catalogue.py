@@ -424,11 +424,17 @@ MEASURES = _by_name(
         Measure("artefact_ssim", "stability under artefacts (SSIM)"),
         Measure("artefact_gain", "saliency moved onto artefacts", "lower", charted=True),
         Measure("insertion", "insertion", charted=True, paper="Petsiuk et al. 2018"),
-        Measure("deletion", "deletion", "lower", charted=True, paper="Petsiuk et al. 2018"),
+        Measure("deletion", "deletion (blurred)", "lower", charted=True, paper="Petsiuk et al. 2018"),
         Measure("road", "ROAD", charted=True, paper="Rong et al. 2022"),
         Measure("ece", "calibration error", "lower", compared=False),
         # Without the lungs a model that reads them must fall; that is no matter of better or worse for a robust one.
         Measure("lungs_blacked_out", "lungs blacked out", None, compared=False),
+        Measure("lungs_in_grey", "lungs hidden in mid-grey", None, compared=False),
+        Measure("lungs_in_mean", "lungs hidden in the film’s mean", None, compared=False),
+        Measure("box_blacked_out", "box of the lungs blacked out", None, compared=False),
+        Measure("box_in_grey", "box of the lungs in mid-grey", None, compared=False),
+        Measure("box_in_mean", "box of the lungs in the film’s mean", None, compared=False),
+        Measure("lungs_only_on_grey", "lungs only, on mid-grey", "higher", compared=False),
         Measure("border_only", "border only", None, compared=False),
         Measure("silhouette_only", "silhouette only", None, compared=False),
     )
@@ -456,6 +462,23 @@ REFERENCES = {
 # --- views of the test images ---
 
 # What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
-VIEWS = ("lungs_blacked_out", "lungs_only", "silhouette_only", "border_only", "lungs_on_another_film")
+# The lungs hidden in black, in mid-grey and in the film's own mean; exactly, and by their box, which hides the outline.
+LUNGS_HIDDEN = (
+    "lungs_blacked_out",
+    "lungs_in_grey",
+    "lungs_in_mean",
+    "box_blacked_out",
+    "box_in_grey",
+    "box_in_mean",
+)
+VIEWS = (
+    *LUNGS_HIDDEN,
+    "lungs_only",
+    "lungs_only_on_grey",  # the grey that the lung gate puts outside: black there, it does not know
+    "silhouette_only",
+    "border_only",
+    "lungs_on_another_film",
+)
+GROUPINGS = ("source", "strict_external", "view")  # columns of the data by which the clean images are told apart
 ATTACKED = "fgsm"  # the attack under which saliency must be stable
 CERTIFIED_COLOUR = "#1f6f43"  # of what is proved

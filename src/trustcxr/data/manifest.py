@@ -15,6 +15,7 @@ from trustcxr.results.files import replacing
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data that come without one
+OPTIONAL = ("strict_external",)  # 1 where no image of the same collection can have been trained on, else 0
 NEEDED = ("sample_id", "path", "class", "split")
 MASK_SUFFIX = "_mask"
 SHARES = {"Train": 0.64, "Val": 0.16, "Test": 0.20}  # of data that come without splits, as COVID-QU-Ex is divided
@@ -161,7 +162,8 @@ def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, 
     if not rows:
         raise UserError(f"{root}: no image found")
     there: set[str] = set().union(*rows)
-    names = [*COLUMNS, *sorted(n for n in there - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
+    also = [name for name in OPTIONAL if name in there]
+    names = [*COLUMNS, *also, *sorted(n for n in there - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
     columns: dict[str, list[Any]] = {n: [r.get(n) for r in rows] if n in there else [None] * len(rows) for n in names}
     patients, samples = columns["patient"], columns["sample_id"]
     columns["group"] = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]

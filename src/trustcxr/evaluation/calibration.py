@@ -8,7 +8,7 @@ from scipy import optimize, special
 
 from trustcxr import catalogue, statistics
 from trustcxr.results import tables
-from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval
+from trustcxr.statistics import LEVEL, Bootstrap, Bootstraps, Floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,15 +16,20 @@ if TYPE_CHECKING:
 BINS = 15  # of the calibration error
 
 
-def describe(predictions: "pd.DataFrame", validation: "pd.DataFrame", *, resamples: int = 2000) -> dict[str, Any]:
+def describe(
+    predictions: "pd.DataFrame", validation: "pd.DataFrame", *, resamples: int = 2000, refit: bool = False
+) -> dict[str, Any]:
     """The part "calibration" of metrics.json, from the predictions of one run on its test and validation images.
 
     A temperature is fitted on the unperturbed validation images (Guo et al. 2017) and then applied to the test images,
     "clean" and under each of "attacks": the calibration error as it is (`ece`) and so scaled (`ece_scaled`), log loss,
     mean confidence, and the bins of the reliability diagram (DeGroot and Fienberg 1983).
+
+    `refit`: the run was trained anew on validation images too, so that no image is left to fit its temperature on, and
+    that of the network before says nothing of this one: temperature and all that is scaled stay empty.
     """
     fitted = validation[validation["attack"] == tables.CLEAN]
-    temperature = fit_temperature(tables.logits_of(fitted), fitted["label"])
+    temperature = None if refit else fit_temperature(tables.logits_of(fitted), fitted["label"])
     samples = Bootstraps(resamples=resamples)
     plain = predictions[(tables.severities(predictions) == 0) & ~predictions["attack"].isin(catalogue.VIEWS)]
     clean = plain["attack"] == tables.CLEAN
@@ -42,22 +47,24 @@ def describe(predictions: "pd.DataFrame", validation: "pd.DataFrame", *, resampl
     }
 
 
-def _condition(rows: "pd.DataFrame", temperature: float, samples: Bootstraps) -> dict[str, Any]:
+def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> dict[str, Any]:
     logits, labels = tables.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
     found: dict[str, Any] = {"accuracy": float(tables.right(rows).mean())}
-    for ending, scaled in (("", logits), ("_scaled", logits / temperature)):
-        found |= _figures(scaled, labels, bootstrap, ending)
+    found |= _figures(logits, labels, bootstrap, "")
+    if temperature is not None:
+        found |= _figures(logits / temperature, labels, bootstrap, "_scaled")
     return found | {"n": len(rows)}
 
 
 def _figures(logits: Floats, labels: Any, bootstrap: Bootstrap, ending: str) -> dict[str, Any]:
     probabilities = statistics.softmax(logits)
     totals = bootstrap.totals(calibration_bins(probabilities, labels))
-    errors = calibration_error(totals)
+    error, ends = debiased_error(totals)
     return {
-        f"ece{ending}": float(errors[0]),
-        f"ece{ending}_ci": interval(errors),
+        f"ece{ending}": error,
+        f"ece{ending}_ci": ends,
+        f"ece_plug_in{ending}": float(calibration_error(totals[0])),
         f"log_loss{ending}": float(log_loss(logits, labels).mean()),
         f"confidence{ending}": float(probabilities.max(1).mean()),
         f"bins{ending}": [
@@ -80,10 +87,54 @@ def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BI
 
 
 def calibration_error(totals: ArrayLike) -> Floats:
-    """Expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...)."""
+    """Expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...).
+
+    As it stands in the sample: chance alone makes it more than 0, the more so the fewer rows a bin has. What it would
+    be without that, with an interval, is `debiased_error`.
+    """
     sums = np.asarray(totals, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.abs(sums[..., 0] - sums[..., 1]).sum(-1) / sums[..., 2].sum(-1)
+
+
+def debiased_error(resampled: ArrayLike, level: float = LEVEL) -> tuple[float, list[float]]:
+    """The calibration error that is not chance, and its interval [low, high], from bins (R + 1, bins, 3).
+
+    Row 0 is the sample, the others resamples of it (`Bootstrap.totals`); they say how a bin's gap between confidence
+    and accuracy varies by chance. Supposing true gaps of a size, the sample's own error would then have a certain
+    distribution: the estimate is the size of which the sample's error is the median, the interval all sizes of which it
+    is not too far out (Neyman 1937), so that the estimate lies in the interval always, and the truth about as often as
+    `level` says. Gaps are supposed in the proportions seen; for the ends also in proportion to their chance variation,
+    which is what a small error spread thinly looks like, and the wider of the two holds. NaN without rows.
+    """
+    sums = np.asarray(resampled, dtype=float)
+    counts = sums[..., 2].sum(-1, keepdims=True)
+    if not counts[0, 0]:
+        return float("nan"), [float("nan")] * 2
+    gaps = (sums[..., 1] - sums[..., 0]) / np.maximum(counts, 1)
+    chance, signs = gaps[1:] - gaps[0], np.where(gaps[0] < 0, -1.0, 1.0)
+    own = np.abs(gaps[0])
+    tail = (1 - level) / 2
+    found = [
+        _sizes(own.sum(), signs * _shares(shape), chance, [0.5, 1 - tail, tail]) for shape in (own, chance.std(axis=0))
+    ]
+    (estimate, low, high), (_, other_low, other_high) = found
+    return estimate, [min(low, other_low), max(high, other_high)]
+
+
+_SIZES = np.concatenate([[0.0], np.geomspace(1e-3, 1, 60)])
+
+
+def _shares(sizes: Floats) -> Floats:
+    return sizes / sizes.sum() if sizes.sum() > 0 else np.full_like(sizes, 1 / len(sizes))
+
+
+def _sizes(error: float, shape: Floats, chance: Floats, places: list[float]) -> list[float]:
+    """For each quantile, the size of gaps in this shape at which an error's distribution has `error` there."""
+    errors = np.abs(_SIZES[:, None, None] * shape + chance).sum(2)  # (sizes, R)
+    quantiles = np.quantile(errors, places, axis=1).T
+    rising = np.maximum.accumulate(quantiles, axis=0)
+    return [0.0 if error <= column[0] else float(np.interp(error, column, _SIZES)) for column in rising.T]
 
 
 def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:

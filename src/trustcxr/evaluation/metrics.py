@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.catalogue import ONE_STEP, VIEWS
+from trustcxr.catalogue import GROUPINGS, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.evaluation import calibration
 from trustcxr.results.tables import CLEAN, clean_answers, logits_of, right, severities
 from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, share_interval
@@ -38,14 +38,18 @@ def classification(
     figures["auroc"] = areas
     whole = {
         "accuracy": figures.pop("accuracy"),
+        "balanced_accuracy": _macro(figures["recall"]),
         **{f"{name}_macro": _macro(values) for name, values in figures.items()},
-        "ece": calibration.calibration_error(bootstrap.totals(calibration.calibration_bins(probabilities, labels))),
     }
     document: dict[str, Any] = {}
     for name, values in whole.items():
         ends = share_interval(bootstrap, values) if name == "accuracy" else interval(values)
         document |= {name: float(values[0]), f"{name}_ci": ends}
+    bins = bootstrap.totals(calibration.calibration_bins(probabilities, labels))
+    document["ece"], document["ece_ci"] = calibration.debiased_error(bins)
     document |= {
+        "ece_plug_in": float(calibration.calibration_error(bins[0])),
+        "constant_answer": constant_answer(labels),
         "n": len(labels),
         "groups": int(bootstrap.weights.shape[1]),
         "confusion": confusion[0].astype(int).tolist(),
@@ -81,8 +85,10 @@ def _macro(values: Floats) -> Floats:
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> dict[str, Any]:
     """All of metrics.json that comes from the predictions of one run and one split.
 
-    Parts: "clean", "by_source" (where the images come from several), "shortcuts" (the views), "attacks", "corruptions"
-    and "corruptions_mean".
+    Parts: "clean", "by_source" (where the images come from several), "by_group" (the same by every column that divides
+    them), "shortcuts" (the views) and "without_lungs" (of the views that hide the lungs the one with the highest
+    accuracy, which is the worst for whoever claims that the lungs are needed), "attacks", "corruptions" and
+    "corruptions_mean".
     """
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
@@ -91,18 +97,34 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     attacked = ~corrupted & ~predictions["attack"].isin([CLEAN, *VIEWS])
     keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
     views = {view: predictions[predictions["attack"] == view] for view in VIEWS}
+    shortcuts = {view: accuracy(rows, samples) for view, rows in views.items() if len(rows)}
+    hidden = [shortcuts[view] | {"view": view} for view in LUNGS_HIDDEN if view in shortcuts]
     return {
         "clean": classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
-        "by_source": _by_source(clean, samples),
-        "shortcuts": {view: accuracy(rows, samples) for view, rows in views.items() if len(rows)},
+        "by_source": by_column(clean, "source", samples),
+        "by_group": {name: by_column(clean, name, samples) for name in GROUPINGS if clean.get(name) is not None},
+        "shortcuts": shortcuts,
+        **({"without_lungs": max(hidden, key=lambda part: part["accuracy"])} if hidden else {}),
         "attacks": [_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
         **_corruptions(predictions[corrupted], shown, samples),
     }
 
 
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
-    """accuracy, accuracy_ci and n of the rows of one condition."""
-    return _share("accuracy", right(rows), samples.over(rows["group"])) | {"n": len(rows)}
+    """Of the rows of one condition: accuracy and balanced_accuracy, each with _ci, constant_answer and n."""
+    bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
+    of_class = labels[:, None] == np.unique(labels)
+    hits, sizes = (bootstrap.totals(of_class & kept) for kept in (right(rows)[:, None], True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        balanced = (hits / sizes).mean(axis=1)  # NaN in a resample that lacks a class
+    found = _share("accuracy", right(rows), bootstrap)
+    found |= {"balanced_accuracy": float(balanced[0]), "balanced_accuracy_ci": interval(balanced)}
+    return found | {"constant_answer": constant_answer(labels), "n": len(rows)}
+
+
+def constant_answer(labels: NDArray[np.int64]) -> float:
+    """The accuracy of always giving the commonest class of labels (N,); NaN without any."""
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else float("nan")
 
 
 def _share(name: str, values: Any, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -115,13 +137,15 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     attack, own = rows["attack"].iloc[0], right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
     bins = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
+    totals = samples.over(rows["group"]).totals(bins)
     found = accuracy(rows, samples)
     return {
         "attack": attack,
         "epsilon": float(rows["epsilon"].iloc[0]),
-        **{key: found[key] for key in ("accuracy", "accuracy_ci")},
+        **{key: found[key] for key in ("accuracy", "accuracy_ci", "balanced_accuracy", "balanced_accuracy_ci")},
         "success_rate": float((~own)[was_right].mean()) if was_right.any() else float("nan"),
-        "ece": float(calibration.calibration_error(bins.sum(0))),
+        "ece": calibration.debiased_error(totals)[0],
+        "ece_plug_in": float(calibration.calibration_error(totals[0])),
         "n": len(rows),
     } | ({"steps": int(rows["steps"].iloc[0])} if "steps" in rows and attack not in ONE_STEP else {})
 
@@ -149,16 +173,11 @@ def _corruptions(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstrap
     return {"corruptions": found, "corruptions_mean": mean | {"n": len(means), "conditions": len(found)}}
 
 
-def _by_source(clean: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
-    """Accuracy of each source of the images, and of always giving its commonest class; empty for a single source."""
-    if "source" not in clean or clean["source"].nunique() < 2:
+def by_column(clean: "pd.DataFrame", column: str, samples: Bootstraps) -> dict[str, Any]:
+    """`accuracy` of the rows with each value of a column, apart; empty where it does not divide the rows."""
+    if column not in clean or clean[column].fillna("").nunique() < 2:
         return {}
-    sources = clean["source"].fillna("")
-    found = {}
-    for name, rows in clean.groupby(sources):
-        constant = float(rows["label"].value_counts(normalize=True).max())
-        found[name or "unknown"] = accuracy(rows, samples) | {"constant_answer": constant}
-    return found
+    return {str(name) or "unknown": accuracy(rows, samples) for name, rows in clean.groupby(clean[column].fillna(""))}
 
 
 def drop_from_internal(

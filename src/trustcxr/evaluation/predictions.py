@@ -13,14 +13,15 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import contract
-from trustcxr.catalogue import ATTACKS, VIEWS
-from trustcxr.console import Progress
+from trustcxr.catalogue import ATTACKS, GROUPINGS, VIEWS
+from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
 from trustcxr.models import classifier
+from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import folders
@@ -44,9 +45,10 @@ def predict(
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
-    `views`, where the data has lung masks: the lungs blacked out, the lungs alone, their silhouette, the border alone,
-    and the lungs on a film of another class, whose lungs they do not quite cover. There the class is the lungs': a
-    model that answers by the background has it less often than chance.
+    `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
+    mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
+    class, whose lungs they do not quite cover. There the class is the lungs': a model that answers by the background
+    has it less often than chance.
     """
     about = about_images(dataset)
     batches = loader(dataset, batch_size)
@@ -56,6 +58,8 @@ def predict(
     with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * steps) as bar:
         for number, (raw, labels, places) in enumerate(batches):
             images = to_pixels(raw.to(run.device)).contiguous(memory_format=torch.channels_last)
+            if not number and conditions and is_randomised(run.model, images[:1]):
+                say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
             rows = places.numpy()
             attacked = _attacked(run, images, labels.to(run.device), conditions, seed=number)
             versions = chain(
@@ -78,7 +82,9 @@ def predict(
 
 
 def about_images(dataset: "Dataset") -> pd.DataFrame:
-    """What is known of every image: sample_id, group, source, split, class, label."""
+    """What is known of every image: sample_id, group, source, split, class, label, and what else divides the data."""
+    also = [name for name in GROUPINGS if name in dataset.table and dataset.table[name].notna().any()]
+    known = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}
     return pd.DataFrame(
         {
             "sample_id": dataset.sample_ids,
@@ -87,6 +93,7 @@ def about_images(dataset: "Dataset") -> pd.DataFrame:
             "split": dataset.splits,
             "class": [dataset.classes[k] for k in dataset.labels],
             "label": np.asarray(dataset.labels),
+            **known,
         }
     )
 

@@ -29,7 +29,9 @@ def describe(
     }
     document["masking"] = gradient_masking.verdict(document)
     if validation is not None and len(validation):
-        document["calibration"] = calibration.describe(predictions, validation, resamples=resamples)
+        document["calibration"] = calibration.describe(
+            predictions, validation, resamples=resamples, refit=run.recipe.training.refit
+        )
     document["alarms"] = gradient_masking.alarms(document)
     if "alarm" in run.training:
         document["alarms"].append({"kind": "catastrophic_overfitting", "text": run.training["alarm"]})

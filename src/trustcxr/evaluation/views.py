@@ -10,6 +10,7 @@ from torch import Tensor
 from trustcxr.catalogue import VIEWS
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lungs import soften
+from trustcxr.models.lung_gate import LEVEL
 from trustcxr.results.tables import Condition
 
 if TYPE_CHECKING:
@@ -33,13 +34,30 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
     width = round(BORDER * pixels.shape[-1])
     border[..., width:-width, width:-width] = 0
     shape = torch.where(lungs > 0, *SILHOUETTE)
-    shown = [pixels * (1 - lungs), pixels * lungs, shape, pixels * border]
+    hidden = [torch.lerp(pixels, fill, mask) for mask in (lungs, boxes(lungs)) for fill in _fills(pixels)]
+    shown = [*hidden, pixels * lungs, torch.lerp(torch.full_like(pixels, LEVEL), pixels, lungs), shape, pixels * border]
     if len(np.unique(dataset.labels)) > 1:
         behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
         visible = soften(lungs)
         shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
     for name, view in zip(VIEWS, shown, strict=False):
         yield (name, 0.0, 0, 0), kept, view
+
+
+def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What to hide lungs in: black, mid-grey, each film's own mean."""
+    mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
+    return torch.zeros_like(pixels), torch.full_like(pixels, 0.5), mean
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """The smallest upright box around each mask (B, 1, H, W) of 0 and 1: the same shape; empty stays empty."""
+    inside = torch.ones_like(masks)
+    for across, along in ((2, 3), (3, 2)):
+        line = masks.amax(dim=across, keepdim=True)
+        begun, ended = line.cummax(dim=along).values, line.flip(along).cummax(dim=along).values.flip(along)
+        inside = inside * begun * ended
+    return inside
 
 
 def _of_another_class(labels: np.ndarray) -> np.ndarray:

@@ -45,7 +45,10 @@ def insertion(
 def deletion(
     model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, *, steps: int = 20, blur: float | None = None
 ) -> Curve:
-    """Blur the most salient pixels first: a low area is good (Petsiuk et al. 2018, RISE). All else as `insertion`."""
+    """Deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
+
+    Petsiuk et al. 2018 (RISE) set them to a constant instead, which shows by its outline: the figures do not compare.
+    """
     return _curve(model, x, saliency, target, steps, blur, show=False)
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Mode = Literal["eval", "train"]
 
@@ -62,3 +62,15 @@ def as_found(model: nn.Module, device: torch.device, *, seed: int | None = None)
             for module in training:
                 module.training = True
             torch.set_autocast_cache_enabled(cached)
+
+
+def is_randomised(model: nn.Module, images: Tensor) -> bool:
+    """Whether the model's answers (evaluation mode) to these images (B, 1, H, W) hang on torch's random state.
+
+    `undisturbed` puts that state back after every pass, so that an attack sees the very draw by which it is judged.
+    """
+    with torch.no_grad(), undisturbed(model):
+        torch.manual_seed(0)
+        first = model(images)
+        torch.manual_seed(1)
+        return not torch.equal(first, model(images))

@@ -160,6 +160,7 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
         "reliability_legend": legends.reliability(),
         "planted": robustness.planted(runs),
         "other_data": robustness.other_data(runs),
+        "other_data_by_group": robustness.other_data_by_group(runs),
     }
 
 

@@ -123,9 +123,11 @@ def training_sentence(summary: dict[str, Any]) -> str:
 def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     """A metrics document as rows for the terminal."""
     clean = document["clean"]
-    empty = dict.fromkeys(("condition", "epsilon", "accuracy", "macro F1", "AUROC", "calibration error", "n"), "")
+    names = ("condition", "epsilon", "accuracy", "balanced", "macro F1", "AUROC", "calibration error", "n")
+    empty = dict.fromkeys(names, "")
     figures = {
         "accuracy": with_interval(clean, "accuracy"),
+        "balanced": _percent(clean.get("balanced_accuracy")),
         "macro F1": f"{clean['f1_macro']:.3f}",
         "AUROC": _number(clean["auroc_macro"]),
         "calibration error": f"{clean['ece']:.3f}",
@@ -134,6 +136,7 @@ def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     for attack in document["attacks"]:
         name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
         shown = {"accuracy": with_interval(attack, "accuracy"), "calibration error": f"{attack['ece']:.3f}"}
+        shown["balanced"] = _percent(attack.get("balanced_accuracy"))
         lines.append(empty | {"condition": name, "epsilon": f"{attack['epsilon']:g}", "n": attack["n"]} | shown)
     return lines
 
@@ -154,10 +157,12 @@ def remarks(document: dict[str, Any]) -> list[str]:
         low, high = row["drop_ci"]
         ends = f"{row['internal']:.1%} internal, {row['external']:.1%} here"
         lines.append(f"Drop from internal, {name}{at}: {row['drop']:.1%} [{low:.1%}, {high:.1%}] ({ends})")
-    for name, part in document.get("by_source", {}).items():
-        lines.append(
-            f"{name}: {with_interval(part, 'accuracy')}, n {part['n']}, constant {part['constant_answer']:.1%}"
-        )
+    if worst_view := document.get("without_lungs"):
+        name = words.measure(worst_view["view"])
+        lines.append(f"Without the lungs, at worst ({name}): {_beside_constant(worst_view)}")
+    groups = document.get("by_group") or {"source": document.get("by_source", {})}
+    for column, parts in groups.items():
+        lines += [f"{column.replace('_', ' ')} {name}: {_beside_constant(part)}" for name, part in parts.items()]
     for kind, part in document.get("planted_shortcuts", {}).items():
         shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in HOW)
         lines.append(
@@ -165,9 +170,12 @@ def remarks(document: dict[str, Any]) -> list[str]:
             f"{part['follows']:.1%} follow it ({part['follows_before']:.1%} without it)"
         )
     if part := document.get("calibration"):
+        error = f"error on clean images {part['clean']['ece']:.3f}"
         lines.append(
-            f"Calibration: temperature {part['temperature']:.2f} from {part['split']}; error on clean images "
-            f"{part['clean']['ece']:.3f}, {part['clean']['ece_scaled']:.3f} with it"
+            f"Calibration: {error}; trained anew on validation images, so no temperature could be fitted"
+            if part["temperature"] is None
+            else f"Calibration: temperature {part['temperature']:.2f} from {part['split']}; {error}, "
+            f"{part['clean']['ece_scaled']:.3f} with it"
         )
     return lines
 
@@ -212,3 +220,16 @@ def with_interval(part: dict[str, Any], key: str) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.1%}"
+
+
+def _beside_constant(part: dict[str, Any]) -> str:
+    """Accuracy and balanced accuracy of a part, what a constant answer has, and how many images."""
+    balanced = f", balanced {_percent(part['balanced_accuracy'])}" if "balanced_accuracy" in part else ""
+    return (
+        f"{with_interval(part, 'accuracy')}{balanced}, constant answer {_percent(part.get('constant_answer'))}, "
+        f"n {part['n']}"
+    )

@@ -143,7 +143,7 @@ def measure(name: Any) -> str:
     attacked = re.fullmatch(r"(\S+) accuracy @(\S+)", str(name))
     if attacked:
         return f"{attack(attacked[1])} accuracy at {attacked[2]}"
-    part = re.fullmatch(r"((?:lungs|border|silhouette).*) accuracy", str(name))
+    part = re.fullmatch(r"((?:lungs|box|border|silhouette).*) accuracy", str(name))
     if part:
         return f"accuracy, {part[1]}"
     entry = MEASURES.get(str(name))

@@ -49,11 +49,14 @@ class Classification(Document):
     """The unperturbed images of a split."""
 
     accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
+    constant_answer: Number = None
     precision_macro: Share = Share()
     recall_macro: Share = Share()
     f1_macro: Share = Share()
     auroc_macro: Share = Share()
     ece: Share = Share()
+    ece_plug_in: Number = None
     n: int | None = None
     groups: int | None = None
     confusion: list[list[int]] = []
@@ -64,8 +67,10 @@ class Accuracy(Document):
     """How many images of one condition are answered rightly; `constant_answer`: what the commonest class has."""
 
     accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
     n: int | None = None
     constant_answer: Number = None
+    view: str = ""
 
 
 class AttackResult(Document):
@@ -74,8 +79,10 @@ class AttackResult(Document):
     attack: str = ""
     epsilon: Number = None
     accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
     success_rate: Share = Share()
     ece: Share = Share()
+    ece_plug_in: Number = None
     n: int | None = None
     steps: int | None = None
 
@@ -132,10 +139,12 @@ class Calibrated(Document):
     steps: int | None = None
     accuracy: Share = Share()
     ece: Share = Share()
+    ece_plug_in: Number = None
     log_loss: Share = Share()
     confidence: Share = Share()
     bins: Records[Bin] = []
     ece_scaled: Share = Share()
+    ece_plug_in_scaled: Number = None
     log_loss_scaled: Share = Share()
     confidence_scaled: Share = Share()
     bins_scaled: Records[Bin] = []
@@ -326,7 +335,9 @@ class RunDocument(Document):
     split: str = ""
     clean: Classification = Classification()
     by_source: Named[Accuracy] = {}
+    by_group: dict[str, Named[Accuracy]] = {}
     shortcuts: Named[Accuracy] = {}
+    without_lungs: Accuracy | None = None
     attacks: Records[AttackResult] = []
     certified: Records[CertifiedResult] = []
     corruptions: Records[CorruptionResult] = []

@@ -11,6 +11,7 @@ _SIDECAR = {
     "group": ("group", "group_id"),
     "source": ("source", "source_repo"),
     "view": ("view",),
+    "strict_external": ("strict_external",),
     "split": ("split",),
 }
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")

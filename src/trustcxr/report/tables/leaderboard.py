@@ -11,12 +11,19 @@ from trustcxr.report.summary import chance_verdict
 from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
 
 
+def _balanced(run: Run) -> tuple[Any, Any]:
+    """Balanced accuracy and its interval; macro recall is the same figure in documents that do not have it."""
+    name = "balanced_accuracy" if run.clean("balanced_accuracy") is not None else "recall_macro"
+    return run.clean(name), run.clean(f"{name}_ci")
+
+
 def leaderboard(runs: list[Run], head: Headline) -> Table:
     """Accuracy clean and under each headline attack, and what else the clean test says."""
     at = f" at {words.epsilon(head.epsilon)}, %"
     attacks = head.attacks or ("fgsm", "pgd")
     names = [head.names.get(name, words.attack(name)) + (at if head.attacks else ", %") for name in attacks]
-    header = ["Model", "Defence", "Clean accuracy, %", *names, "Macro F1", "AUROC", "Calibration error", "n"]
+    header = ["Model", "Defence", "Clean accuracy, %", *names, "Balanced accuracy, %", "Macro F1", "AUROC"]
+    header += ["Calibration error", "n"]
     rows = []
     for run in runs:
         entries = [run.attacked(name, head.epsilon) for name in attacks]
@@ -35,6 +42,7 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
                 *_names(run),
                 clean,
                 *[share(e.get("accuracy"), e.get("accuracy_ci")) for e in entries],
+                share(*_balanced(run)),
                 plain(run.clean("f1_macro"), 3, run.clean("f1_macro_ci")),
                 plain(run.clean("auroc_macro"), 3, run.clean("auroc_macro_ci")),
                 plain(run.clean("ece"), 3, run.clean("ece_ci")),

@@ -183,6 +183,30 @@ def other_data(runs: list[Run]) -> Table | None:
     return Table(header, rows, heads=4) if rows else None
 
 
+def other_data_by_group(runs: list[Run]) -> Table | None:
+    """Each run on other data sets, apart by source and by how external it is; None where nothing divides them."""
+    rows = []
+    for run in runs:
+        for file in sorted(run.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
+            try:
+                document = files.read_json(file)
+            except UserError:  # said by other_data
+                continue
+            for column in ("strict_external", "source"):
+                parts = words.get(document, "by_group", column)
+                for name, part in parts.items() if isinstance(parts, dict) else ():
+                    cells = [
+                        share(words.get(part, "accuracy"), words.get(part, "accuracy_ci")),
+                        share(words.get(part, "balanced_accuracy"), words.get(part, "balanced_accuracy_ci")),
+                        share(words.get(part, "constant_answer")),
+                        whole(words.get(part, "n")),
+                    ]
+                    what = Cell(f"{words.measure(column)}: {name}")
+                    rows.append([*_names(run), Cell(file.parent.name), what, *cells])
+    header = ["Model", "Defence", "Data", "Part", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"]
+    return Table(header, rows, heads=4) if rows else None
+
+
 def _drops(document: Any) -> list[list[Cell]]:
     found = []
     for part in words.records(words.get(document, "drop_from_internal")):

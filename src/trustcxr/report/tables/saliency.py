@@ -149,7 +149,7 @@ def changes(runs: list[Run]) -> Table:
 
 def faithfulness(runs: list[Run]) -> Table:
     """Insertion, deletion and ROAD beside those of a random map on the same model, and what randomisation leaves."""
-    header = ["Model", "Defence", "Method", "Insertion", "Deletion", "ROAD", "Left of the map after", "n"]
+    header = ["Model", "Defence", "Method", "Insertion", "Deletion (blurred)", "ROAD", "Left of the map after", "n"]
     rows = []
     for run, method, document in documents(runs, control=False):
         found = document.get("faithfulness")
