@@ -45,6 +45,8 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
     """
     from trustcxr.data.phantom.film import render
 
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
     if film is None:
         picture = render("COVID-19", seed, size).image
     else:

@@ -101,13 +101,17 @@ class Manifest:
         known = list(known)
         targets = {str(v) for v in labels.values() if v is not None} | set(known)
         unmapped = sorted(set(self.table["class"]) - set(labels) - targets)
+        strange = sorted(set(labels) - set(self.table["class"]))
         if unmapped:
             raise UserError(
                 f"{self.root}: no label mapping for {', '.join(repr(c) for c in unmapped)} "
                 f"(mapped: {', '.join(map(str, labels)) or 'none'}); map each to a class, or to null to leave it out"
+                + (f"; {', '.join(map(repr, strange))} is no class of these data" if strange else "")
             )
         renamed = self.table["class"].map(lambda c: labels.get(c, c))
         notes = list(self.notes)
+        if strange:
+            notes.append(f"the label mapping names what is no class of these data: {', '.join(strange)}")
         for name, count in self.table["class"][renamed.isna()].value_counts().items():
             notes.append(f"{count} samples labelled '{name}' were left out by the label mapping")
         table = self.table.assign(**{"class": renamed})[renamed.notna()]
@@ -208,11 +212,11 @@ def read_table(file: Path) -> pd.DataFrame:
             return pd.read_parquet(file).astype(object)
         with open(file, encoding="utf-8-sig") as lines:
             head = lines.readline(1 << 20)
-        if "," not in head and "\t" not in head:
+        separator = max(",;\t", key=head.count)
+        if separator not in head:
             # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
             rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
             return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
-        separator = "," if "," in head else "\t"
         return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]

@@ -66,7 +66,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     load_weights(model, path / folders.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     optional = {
-        key: files.read_json(path / name) if (path / name).is_file() else None
+        key: files.read_document(path / name) if (path / name).is_file() else None
         for key, name in (("metrics", folders.METRICS_FILE), ("training", folders.TRAINING_FILE))
     }
     return Run(path, model, classes, recipe, optional["metrics"], optional["training"] or {})

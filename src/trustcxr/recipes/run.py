@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from trustcxr.catalogue import BACKGROUNDS, networks
 from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, TrainingRecipe
-from trustcxr.recipes.validation import Strict
+from trustcxr.recipes.validation import Seed, Strict
 
 
 class Splits(Strict):
@@ -48,7 +48,7 @@ class RunRecipe(Strict):
 
     model: ModelRecipe
     defence: DefenceRecipe = DefenceRecipe()
-    seed: int = 0
+    seed: Seed = 0
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 

@@ -12,7 +12,7 @@ from trustcxr.recipes.testing import (
     ExplanationRecipe,
 )
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
-from trustcxr.recipes.validation import Strict, read, validate
+from trustcxr.recipes.validation import Seed, Strict, read, validate
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -40,7 +40,7 @@ class StudyRecipe(Strict):
     defences: tuple[Annotated[DefenceRecipe, BeforeValidator(_as_model)], ...] = (DefenceRecipe(name="fgsm"),)
     evaluation: EvaluationRecipe = EvaluationRecipe()
     explanation: ExplanationRecipe = ExplanationRecipe()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:

@@ -88,6 +88,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({problem}); {REMAKE}") from None
 
 
+def read_document(path: Path) -> dict[str, Any]:
+    """One JSON document with keys and values; UserError where it is missing, broken or something else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}; {REMAKE}")
+    return content
+
+
 def write_yaml(path: Path, content: Any) -> None:
     """Write one YAML document."""
     with replacing(path) as temporary:

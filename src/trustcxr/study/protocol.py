@@ -37,7 +37,7 @@ from trustcxr.results.folders import (
     versions,
 )
 from trustcxr.results.tables import logits_of
-from trustcxr.study import comparison
+from trustcxr.study import comparison, mending, preflight
 from trustcxr.study.engines import Engine, Failure
 from trustcxr.study.provenance import describe_data, hardware
 
@@ -56,7 +56,7 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Carry out the protocol and return study.json."""
-        self._check_recipe()
+        preflight.recipe(self.recipe, self.folder)
         self._claim_folder()
         self._clock = time.monotonic()
         datasets = self._read_data()
@@ -91,20 +91,6 @@ class Study:
         files.write_json(self.folder / STUDY_RESULTS, document)
         return document
 
-    def _check_recipe(self) -> None:
-        """Names that nobody knows and files that are not there are said before hours of work, not after."""
-        from trustcxr import defences
-        from trustcxr.explain import scores
-        from trustcxr.models import factory
-
-        for model in self.recipe.models:
-            factory.check(model.name, size=self.recipe.data.size, **model.options())
-            if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
-                raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
-        for defence in self.recipe.defences:
-            defences.get(defence.name)
-        scores.check_options(self.recipe.explanation)
-
     def _claim_folder(self) -> None:
         path = self.folder / STUDY_FILE
         content = {"data": self.data.resolve().name, "recipe": self.recipe.model_dump(mode="json")}
@@ -137,6 +123,7 @@ class Study:
                 f"{self.data}: the splits hold different classes: "
                 + ", ".join(f"{k} {v.classes}" for k, v in found.items())
             )
+        preflight.classes(found)
         self.datasets = found
         return found
 
@@ -172,6 +159,7 @@ class Study:
         from trustcxr.training import loop
 
         folder = self._run_folder(run)
+        mending.mend(folder)
         start = None
         if run.defence.start_from == "standard":
             start = self._run_folder(run_recipe(self.recipe, run.model, DefenceRecipe(), run.seed))

@@ -21,6 +21,7 @@ from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import assign, validate
 from trustcxr.results import files, folders
+from trustcxr.study import preflight
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -54,7 +55,10 @@ def recipe(
         "data": {"size": size} | (data or {}),
         "training": training,
     }
-    return validate(RunRecipe, assign(content, options), "options")
+    chosen = validate(RunRecipe, assign(content, options), "options")
+    zoo.architectures(chosen.model.name)
+    defences.get(chosen.defence.name)
+    return chosen
 
 
 def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
@@ -80,6 +84,7 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
     for note in parts[0].notes:
         say(note)
     report_skipped(parts[0])
+    preflight.classes({"train": parts[0], "val": parts[1]})
     return loop.fit(run, parts[0], parts[1], folder)
 
 
@@ -249,7 +254,7 @@ def explain(
     metrics_file = place / folders.METRICS_FILE
     if not metrics_file.is_file():
         evaluate(folder, data, split=split, labels=labels, listing=listing)
-    document = files.read_json(metrics_file)
+    document = files.read_document(metrics_file)
     document["saliency"] = summary.summarise(files.read_table(path), images=len(dataset))
     found = lesions.of_run(run, dataset)
     if len(found):

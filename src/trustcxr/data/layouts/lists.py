@@ -125,7 +125,10 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     listed = _nih_splits(file.parent)
     records: dict[str, dict[str, Any]] = {}
     absent: list[str] = []
-    for row in _rows(chosen):
+    listed_rows = list(_rows(chosen))
+    if incomplete := len(next(iter(chosen.values()))) - len(listed_rows):
+        notes.append(f"{incomplete} rows of {file.name} have no image or no class and were left out")
+    for row in listed_rows:
         split = row.get("split") or listed.get(os.path.basename(row["path"])) or from_name or NO_SPLIT
         split = split_name(split) or split
         path = finder.find(row["path"], split)

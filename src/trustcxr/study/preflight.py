@@ -1,0 +1,90 @@
+"""What would fail only after hours of training is said before it: names, files, weights, layers, classes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trustcxr.errors import UserError
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, run_recipe
+from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
+from trustcxr.results import folders
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+
+def recipe(study: StudyRecipe, folder: Path) -> None:
+    """UserError for what nobody knows or what is not there: defences, attacks' sources, weights, layers, methods.
+
+    `folder` is the study's: the weights of a network that is trained there already are not asked for again.
+    """
+    from trustcxr import defences
+    from trustcxr.explain import scores
+
+    for defence in study.defences:
+        defences.get(defence.name)
+    scores.check_options(study.explanation)
+    for attack in study.evaluation.attacks:
+        if attack.source is not None:
+            folders.check_run(Path(attack.source))
+    for model in study.models:
+        runs = [run_recipe(study, model, defence, study.seeds[0]) for defence in (DefenceRecipe(), *study.defences)]
+        trained = all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in runs)
+        _network(model, study.data.size, trained=trained)
+        for run in runs:
+            _layers(run, study.explanation.methods)
+
+
+def run(one: RunRecipe) -> None:
+    """UserError where a single run's network, weights or defence cannot be had."""
+    from trustcxr import defences
+
+    defences.get(one.defence.name)
+    _network(one.model, one.data.size, trained=False)
+
+
+def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
+    """Of a network: it takes images of that size, and its weights are there."""
+    from trustcxr.models import factory
+
+    factory.check(model.name, size=size, **model.options())
+    if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
+        raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
+    if model.weights == "imagenet" and not trained:  # fetched now, into the cache, where training finds them
+        factory.build(model.name, classes=2, weights=model.weights, **model.options())
+
+
+def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
+    """Of the saliency methods: the layers that they name are in the network."""
+    import torch
+
+    from trustcxr.explain import scores
+    from trustcxr.models import factory
+
+    if not any("@" in name or name.startswith("evidence") for name in methods):
+        return
+    with torch.device("meta"):
+        model = factory.build(one.model.name, classes=2, **one.network_options())
+    empty: Any = SimpleNamespace(model=model)
+    try:
+        scores.check(empty, methods)
+    except UserError as problem:
+        raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
+
+
+def classes(datasets: Mapping[str, "Dataset"]) -> None:
+    """UserError where there is one class alone, or one is missing from a split; by role: train, val, test."""
+    for role, part in datasets.items():
+        names = ", ".join(map(str, part.classes))
+        if len(part.classes) < 2:
+            raise UserError(f"{part.root}: one class alone ({names}): a classifier needs two or more; see --label")
+        counts = np.bincount(part.labels, minlength=len(part.classes))
+        if missing := [str(c) for c, n in zip(part.classes, counts, strict=True) if n == 0]:
+            raise UserError(
+                f"{part.root}: no image of {', '.join(missing)} in the split {part.split} ({role}); every class must "
+                "be in every split: add some, or leave the class out with a label mapping"
+            )

@@ -1,0 +1,155 @@
+"""Runs one command line in this process and says how it ended: code, lines, seconds, traceback or hang."""
+
+import contextlib
+import ctypes
+import io
+import os
+import re
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fault_artefacts import Artefacts
+from fault_commands import Case
+
+LIMIT = 60  # seconds for one command
+LINES = 3  # of a refusal
+MEMORY = 10 << 30  # bytes of address space: what reads a device without end must not take the machine with it
+_PROGRESS = re.compile(r"^(\[|study |chosen on|going on with|trained |Decoding|Reading|explaining|testing|.*: already)")
+
+
+@dataclass
+class Ended:
+    """How a command ended. `lines`: of a refusal, those that are not progress."""
+
+    code: int
+    lines: int
+    seconds: float
+    traceback: bool
+    hang: bool
+    text: str
+
+    @property
+    def good(self) -> bool:
+        """Done, or refused in a few lines."""
+        refused_well = self.code == 0 or (self.code == 2 and 1 <= self.lines <= LINES)
+        return refused_well and not self.traceback and not self.hang
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"good": self.good}
+
+
+class Hang(BaseException):
+    """A command that took longer than LIMIT."""
+
+
+def main(*words: object) -> int:
+    """A command line that must succeed."""
+    ended = _call([str(w) for w in words], 300)
+    if ended.code:
+        raise RuntimeError(f"{words}: {ended.text}")
+    return ended.code
+
+
+def run(case: Case, artefacts: Artefacts) -> Ended:
+    """One case, with the rights of an ordinary user over files, and with files no longer than it says."""
+    words = [fill(word, artefacts) for word in case.words]
+    with _ordinary_user(), _files_end_at(case.full):
+        return _call(words, LIMIT)
+
+
+def fill(word: str, artefacts: Artefacts) -> str:
+    """A word with its braces filled."""
+    if word.startswith("{recipe/"):
+        return str(artefacts.recipe(word[8:-1]))
+
+    def found(match: re.Match[str]) -> str:
+        kind, _, rest = match[1].partition("/")
+        if kind in ("run", "study"):
+            return str(artefacts.fresh(kind, rest))
+        if kind in ("data", "image"):
+            return str(getattr(artefacts, kind)(rest))
+        if kind == "closed":
+            closed = artefacts.base / "closed"
+            closed.mkdir(exist_ok=True)
+            closed.chmod(0o500)
+            return str(closed)
+        places = {"films": artefacts.films, "film": artefacts.base / "film.png", "base": artefacts.base}
+        return str(places[kind] if kind in places else artefacts.out())
+
+    return re.sub(r"\{([a-z]+(?:/[^{}]*)?)\}", found, word)
+
+
+def _call(words: list[str], limit: int) -> Ended:
+    from trustcxr import cli
+
+    out, err, before, started = io.StringIO(), io.StringIO(), sys.argv, time.monotonic()
+    code, fell, hang = 0, False, False
+
+    def too_long(*_: object) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, too_long)
+    sys.argv = ["trustcxr", *words]
+    signal.alarm(limit)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+    except Hang:
+        hang = True
+    except BaseException:
+        code, fell = 1, True
+        err.write(traceback.format_exc())
+    finally:
+        signal.alarm(0)
+        sys.argv = before
+    said = err.getvalue()
+    lines = [line for line in said.splitlines() if line.strip() and not _PROGRESS.match(line)]
+    if code == 2 and not lines:  # predict says in its answers what it could not read
+        lines = [line for line in out.getvalue().splitlines() if ": not read" in line]
+    fell = fell or "Traceback (most recent call last)" in said + out.getvalue()
+    text = "\n".join(lines[-4:] if not fell else said.splitlines()[-3:])
+    return Ended(code, len(lines), time.monotonic() - started, fell, hang, text[-700:])
+
+
+@contextlib.contextmanager
+def _files_end_at(size: int | None) -> Iterator[None]:
+    """While it lasts no file grows beyond `size` bytes: the system refuses the write, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def _ordinary_user() -> Iterator[None]:
+    """Where root runs the list: without the right to pass over what a file's mode forbids (Linux)."""
+    if os.name != "posix" or os.geteuid() != 0 or not Path("/proc/self/status").is_file():
+        yield
+        return
+    libc, header, data = (
+        ctypes.CDLL(None, use_errno=True),
+        (ctypes.c_uint32 * 2)(0x20080522, 0),
+        (ctypes.c_uint32 * 6)(),
+    )
+    libc.capget(header, data)
+    kept = data[0]
+    data[0] = kept & ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    libc.capset(header, data)
+    try:
+        yield
+    finally:
+        data[0] = kept
+        libc.capset(header, data)

@@ -1,0 +1,52 @@
+"""Whatever is wrong, a command ends with 0 or 2, in at most three lines, within a minute, without a traceback."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_artefacts import Artefacts
+from fault_commands import Case, cases
+from fault_runner import main, run
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes, limits and alarms are POSIX's")
+SAMPLE = 60
+
+
+def sample() -> list[Case]:
+    """Some cases, the same every day; those that need a whole study are left to the slow test."""
+    quick = [c for c in cases() if "{study" not in (text := " ".join(c.words)) and "study {base}" not in text]
+    return sorted(quick, key=lambda case: hashlib.blake2b(repr(case).encode()).digest())[:SAMPLE]
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artefacts]:
+    here, cache = Path.cwd(), os.environ.get("TRUSTCXR_CACHE")
+    yield Artefacts(tmp_path_factory.mktemp("faults"), main)
+    os.chdir(here)
+    os.environ.pop("TRUSTCXR_CACHE", None)
+    if cache is not None:
+        os.environ["TRUSTCXR_CACHE"] = cache
+
+
+def told(wrong: list[tuple[Case, object]]) -> str:
+    return "\n".join(f"{str(case)[:300]!r}\n    {ended}" for case, ended in wrong[:10])
+
+
+def test_the_list_is_long_and_nothing_is_in_it_twice() -> None:
+    everything = [repr(case) for case in cases()]
+    assert len(everything) >= 400
+    assert len(set(everything)) == len(everything)
+
+
+def test_a_sample_of_the_fault_list_ends_well(artefacts: Artefacts) -> None:
+    wrong = [(case, ended) for case in sample() if not (ended := run(case, artefacts)).good]
+    assert not wrong, told(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_fault_list_ends_well(artefacts: Artefacts) -> None:
+    wrong = [(case, ended) for case in cases() if not (ended := run(case, artefacts)).good]
+    assert not wrong, told(wrong)

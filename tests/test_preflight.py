@@ -1,0 +1,149 @@
+"""What would fail after hours of training is said before it; what is damaged of a finished run is made again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small_runs import recipe as run_recipe
+from trustcxr.data import load_dataset
+from trustcxr.data.layouts import read_manifest
+from trustcxr.errors import UserError
+from trustcxr.models import factory
+from trustcxr.models.weights import save_weights
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import files
+from trustcxr.study import mending, preflight
+
+NETWORK = {"name": "test_resnet", "weights": "none"}
+
+
+def study(**keys: Any) -> StudyRecipe:
+    return validate(StudyRecipe, {"name": "x", "data": {"size": 32}, "models": [NETWORK]} | keys, "x.yaml")
+
+
+def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
+    preflight.recipe(study(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"explanation": {"methods": ["layercam@layer9"]}}, "unknown layer 'layer9'"),
+        ({"explanation": {"methods": ["layercam@-99"]}}, "unknown layer -99"),
+        ({"evaluation": {"attacks": [{"name": "transfer", "source": "gone"}]}}, "gone: no such run folder"),
+        ({"models": [NETWORK | {"weights": "gone.safetensors"}]}, "no such file 'gone.safetensors'"),
+        ({"defences": ["fgms"]}, "did you mean fgsm"),
+    ],
+)
+def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        preflight.recipe(study(**keys), tmp_path)
+
+
+def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(arch: str, classes: int) -> None:
+        raise UserError(f"no ImageNet weights for {arch}")
+
+    monkeypatch.setattr(factory, "_from_hub", none)
+    with pytest.raises(UserError, match="no ImageNet weights for test_resnet"):
+        preflight.recipe(study(models=[{"name": "test_resnet"}]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"seeds": [-1]},
+        {"seeds": [2**32]},
+        {"training": {"weight_decay": float("inf")}},
+        {"training": {"warmup_epochs": float("inf")}},
+        {"training": {"rrr": float("nan")}},
+        {"data": {"size": 1_000_000}},
+        {"defences": [{"name": "trades", "beta": float("inf")}]},
+    ],
+)
+def test_seeds_sizes_and_numbers_without_end_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="key '"):
+        study(**keys)
+
+
+def films(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
+    random = np.random.default_rng(0)
+    for split in ("Train", "Val", "Test"):
+        for name in classes:
+            if f"{split}/{name}" == without:
+                continue
+            (folder / split / name).mkdir(parents=True)
+            Image.fromarray(random.integers(0, 255, (32, 32), np.uint8)).save(folder / split / name / "0.png")
+    return folder
+
+
+def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> None:
+    for data, said in (
+        (films(tmp_path / "one", ("a",)), "one class alone"),
+        (films(tmp_path / "val", ("a", "b"), "Val/b"), r"no image of b in the split Val \(val\)"),
+    ):
+        parts = {role: load_dataset(data, split, 32, workers=1) for role, split in (("train", "Train"), ("val", "Val"))}
+        with pytest.raises(UserError, match=said):
+            preflight.classes(parts)
+
+
+def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path) -> None:
+    films(tmp_path / "films", ("a",))
+    listed = tmp_path / "films" / "list.csv"
+    listed.write_text("path;class;split\nTrain/a/0.png;a;Train\nVal/a/0.png;;Val\nTest/a/0.png;b;Test\n")
+    manifest = read_manifest(listed)
+    assert len(manifest.table) == 2
+    assert any("1 rows of list.csv have no image or no class" in note for note in manifest.notes)
+    renamed = manifest.with_labels({"a": "x", "b": "x", "nobody": "x"})
+    assert any("no class of these data: nobody" in note for note in renamed.notes)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run that says it is trained, with one table."""
+    folder, chosen = tmp_path / "run", run_recipe()
+    folder.mkdir()
+    save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")
+    files.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
+    files.write_json(folder / "training.json", {"epochs": 1})
+    files.write_json(folder / "metrics.json", {"clean": {}})
+    import pandas as pd
+
+    files.write_table(folder / "predictions.parquet", pd.DataFrame({"label": [0, 1]}))
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def test_a_whole_run_is_left_alone(finished: Path) -> None:
+    before = names(finished)
+    mending.mend(finished)
+    assert names(finished) == before
+
+
+@pytest.mark.parametrize("file", ["run.yaml", "model.safetensors", "training.json"])
+def test_a_run_without_its_recipe_or_weights_is_trained_again(
+    finished: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / file).unlink()
+    if file == "training.json":
+        (finished / file).write_text('{"epochs": ')
+    mending.mend(finished)
+    assert names(finished) == set()
+    assert "trained again" in capsys.readouterr().err
+
+
+def test_a_damaged_table_takes_with_it_what_was_made_from_it(finished: Path) -> None:
+    table = finished / "predictions.parquet"
+    table.write_bytes(table.read_bytes()[:50])
+    mending.mend(finished)
+    assert names(finished) == {"run.yaml", "model.safetensors", "training.json"}
+    shutil.rmtree(finished)
+    mending.mend(finished)  # nothing there yet
