@@ -231,7 +231,8 @@ def _training(seeds: list[Tested]) -> str:
     )
     return (
         f"- `{seeds[0].row}`, {len(seeds)} seed(s): {radius}, {recipe.defence.clean_share:g} of the loss on clean "
-        f"images; {weights} weights; {minutes:.1f} minutes on one shared core; certified at that radius on validation {best} %."
+        f"images; {weights} weights; {minutes:.1f} minutes on one shared core; certified at that radius on validation "
+        f"{best} %."
     )
 
 
