@@ -181,7 +181,7 @@ def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dic
         table = pd.concat(tables, ignore_index=True)
         table["film"] += table.pop("part")
         table["group"] = groups[table["film"].to_numpy()]
-        rows += [{"condition": condition} | found for found in lesions.described(table)]
+        rows += [{"condition": condition} | found.plain() for found in lesions.described(table)]
     return rows
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from trustcxr import catalogue
 from trustcxr.results import files, folders
+from trustcxr.results.documents import BeyondControl
 from trustcxr.study import comparison, run_folder
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -65,7 +66,7 @@ def external(folder: Path, study: dict[str, Any], data: Path) -> dict[str, dict[
         found[run["run"]] = (
             files.read_json(done)
             if done.is_file()
-            else run_folder.evaluate(home, data, attacks=["fgsm", "pgd"], epsilons=[epsilon])[0]
+            else run_folder.evaluate(home, data, attacks=["fgsm", "pgd"], epsilons=[epsilon])[0].plain()
         )
     return found
 
@@ -236,11 +237,11 @@ def beyond(folder: Path, runs_: list[dict[str, Any]]) -> Iterator[str]:
         yield from ("", f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines, "")
 
 
-def _added(row: dict[str, Any] | None) -> str:
-    if row is None:
+def _added(row: BeyondControl | None) -> str:
+    if row is None or row.difference.interval is None:
         return ""
-    low, high = row["difference_ci"]
-    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    low, high = row.difference.interval
+    return f"{row.difference.value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _measured(part: dict[str, Any], key: str) -> str:

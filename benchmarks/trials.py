@@ -64,7 +64,7 @@ def on_all(folder: Path, data: Path | None) -> str:
     document = (
         files.read_json(done)
         if done.is_file()
-        else run_folder.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0]
+        else run_folder.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0].plain()
     )
     found = attacked(document, "pgd", EPSILON)
     return percent(found) if found else ""

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.evaluation import calibration, gradient_masking, metrics
+from trustcxr.results.documents import Document
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
@@ -75,6 +76,8 @@ def _file_name(name: str) -> str:
 
 def _plain(value: Any) -> Any:
     """NaN as null, as study.json has it."""
+    if isinstance(value, Document):
+        return _plain(value.plain())
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
 from trustcxr.results import files
+from trustcxr.results.documents import CertifiedResult
 from trustcxr.study import run_folder
 
 RUNNER = CliRunner()
@@ -66,9 +67,9 @@ def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Pa
     before = files.read_json(run / "metrics.json")["certified"]
     document, _ = run_folder.certify(run, films, epsilons=[0.005])
     assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.005, 0.01]
-    assert [e for e in document["certified"] if e["epsilon"] != 0.005] == before
+    assert [e for e in document["certified"] if e["epsilon"] != 0.005] == [CertifiedResult(**e) for e in before]
     again, _ = run_folder.evaluate(run, films, attacks=["fgsm"])
-    assert again["certified"] == document["certified"]
+    assert again.certified == document.certified
 
 
 def test_the_document_can_be_printed_as_json(run: Path, films: Path) -> None:

@@ -139,9 +139,7 @@ def test_a_document_is_built_with_figures_and_written_flat(tmp_path: Path) -> No
 
 def test_a_file_that_is_no_document_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text("[1]")
-    with pytest.raises(
-        UserError, match=r"training\.json: not a document of TrustCXR \(expected keys and values"
-    ) as problem:
+    with pytest.raises(UserError, match=r"training\.json: expected keys and values, found list") as problem:
         documents.read(TrainingDocument, tmp_path / "training.json")
     assert "\n" not in str(problem.value)
 

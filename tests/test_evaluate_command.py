@@ -78,7 +78,7 @@ def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     document = files.read_json(trained / "metrics.json")
     assert [row["corruption"] for row in document["corruptions"]] == list(corruptions.CORRUPTIONS)
     again = summary.describe(load_run(trained), files.read_table(trained / "predictions.parquet"), resamples=2000)
-    assert again["corruptions"] == document["corruptions"], "from the table, the same numbers"
+    assert again.plain()["corruptions"] == document["corruptions"], "from the table, the same numbers"
 
 
 def test_bad_corruptions_are_one_line(trained: Path, films: Path) -> None:

@@ -25,6 +25,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.results.documents import Alarm, TrainingDocument
 from trustcxr.training import loop
 
 MODEL = "test_resnet"
@@ -232,12 +233,12 @@ def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFram
 
 def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame) -> None:
     text = "catastrophic overfitting at epoch 3: ..."
-    run.training["alarm"] = text
+    run.training.alarm = text
     try:
         document = summary.describe(run, table, resamples=100)
     finally:
-        del run.training["alarm"]
-    assert {"kind": "catastrophic_overfitting", "text": text} in document["alarms"]
+        run.training = TrainingDocument()
+    assert Alarm(kind="catastrophic_overfitting", text=text) in document.alarms
 
 
 # --- data of other kinds ---------------------------------------------------------------------------------------------

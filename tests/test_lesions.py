@@ -247,7 +247,9 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     assert [(row["fill"], row["control"]) for row in document] == [
         (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
     ]
-    shown = effects([ReportRun({"lesions": document, "model": "m", "defence": "d"}, tmp_path, [])])
+    shown = effects(
+        [ReportRun({"lesions": [row.plain() for row in document], "model": "m", "defence": "d"}, tmp_path, [])]
+    )
     assert len(shown.rows) == 4
     assert shown.rows[0][2].text == "healthy grey"
     assert shown.rows[0][8].value == pytest.approx(document[0]["effect"])

@@ -18,6 +18,7 @@ from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import terminal
 from trustcxr.results import files
+from trustcxr.results.documents import Calibration, RunDocument
 from trustcxr.statistics import softmax
 
 
@@ -89,7 +90,7 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     film = render("Normal", 1, 64).image
     plain = load_run(run)
     scaled = load_run(run)
-    scaled.metrics = {"calibration": {"temperature": 4.0}}
+    scaled.metrics = RunDocument(calibration=Calibration(temperature=4.0))
     before, after = (one_image.answer(r, film, epsilon=0.0) for r in (plain, scaled))
     assert (before["calibrated"], after["calibrated"]) == (False, True)
     logits = np.log(list(before["probabilities"].values()))

@@ -21,6 +21,7 @@ from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run
 from trustcxr.results import files, tables
+from trustcxr.results.documents import TrainingDocument
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 from trustcxr.training import loop, monitor
@@ -68,7 +69,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     assert max(seen[4]) >= 48
     first = files.read_json(tmp_path / "validated" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
-    assert files.read_json(tmp_path / "training.json") == summary
+    assert files.read_json(tmp_path / "training.json") == summary.plain()
     assert {k: summary[k] for k in ("epochs", "best_epoch", "best_value")} == {
         k: first[k] for k in ("epochs", "best_epoch", "best_value")
     }
@@ -231,6 +232,6 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
 
 
 def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:
-    watch = monitor.RefitMonitor(tmp_path, films[1], recipe(refit=True), {"best_epoch": 4, "seconds": 1.0})
+    watch = monitor.RefitMonitor(tmp_path, films[1], recipe(refit=True), TrainingDocument(best_epoch=4, seconds=1.0))
     assert watch.epochs == 5
     assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)

@@ -334,8 +334,8 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     assert part["stability_ssim"] == pytest.approx(by_change["fgsm"]["stability_ssim"])
     assert part["artefact_gain"] == pytest.approx(by_change["letters"]["artefact_gain"])
     assert part["faithfulness"]["n"] == OPTIONS.sample
-    assert {"insertion", "deletion", "road"} <= set(part["faithfulness"])
-    assert {"part", "ssim", "rank_correlation", "null"} <= set(part["sanity"][0])
+    assert {"insertion", "deletion", "road"} <= set(part["faithfulness"].figures)
+    assert {"part", "ssim", "rank_correlation", "null"} <= set(part["sanity"][0].keys())
     assert part["perturbed"]["attack"] == "fgsm"
     assert "faithfulness" in document["random"]
     files.to_json(document)

@@ -25,6 +25,7 @@ from trustcxr.models.weights import load_weights, save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.results.documents import TrainingDocument
 from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
@@ -62,7 +63,7 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
         "run.yaml",
         "training.json",
     ]
-    assert files.read_json(tmp_path / "training.json") == summary
+    assert files.read_json(tmp_path / "training.json") == summary.plain()
     history = files.read_table(tmp_path / "history.csv")
     common = ["epoch", "train_loss", "learning_rate", "epsilon", "train_accuracy", "val_accuracy"]
     robust = ["val_fgsm_accuracy", "val_pgd_accuracy"] if defence == "fgsm" else []
@@ -541,5 +542,5 @@ def _one_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_monitor_is_found_in_checkpoints_of_runs_cut_off_before_its_class_was_renamed(tmp_path: Path) -> None:
     made = recipe()
     assert monitor.Monitor(tmp_path, None, made).state_key == "Watch"  # type: ignore[arg-type]
-    again = monitor.RefitMonitor(tmp_path, None, made, {"best_epoch": 0})  # type: ignore[arg-type]
+    again = monitor.RefitMonitor(tmp_path, None, made, TrainingDocument(best_epoch=0))  # type: ignore[arg-type]
     assert again.state_key == "Refitting"

@@ -141,13 +141,11 @@ def evaluate(
     )
     if json:
         return print_json(document)
-    report.print_rows(
-        f"{document['run']} on {document['split']} ({document['clean']['n']} images)", terminal_lines.rows(document)
-    )
+    report.print_rows(f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.rows(document))
     for line in terminal_lines.remarks(document):
         print(line)
-    for alarm in document["alarms"]:
-        print(f"ALARM: {alarm['text']}")
+    for alarm in document.alarms:
+        print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")
     return None
 
@@ -187,8 +185,8 @@ def certify(
     )
     if json:
         return print_json(document)
-    count = document["certified"][0]["n"]
-    report.print_rows(f"{document['run']} on {document['split']} ({count} images): proved", certified_rows(document))
+    count = document.certified[0].n
+    report.print_rows(f"{document.run} on {document.split} ({count} images): proved", certified_rows(document))
     print(f"written to {folder}\n{NOTICE}")
     return None
 
@@ -236,8 +234,8 @@ def explain(
     )
     if json:
         return print_json(document)
-    for name, part in document["saliency"].items():
-        report.print_rows(f"{document['run']}, {name}: {part['n']} annotated images", saliency_rows(part))
+    for name, part in document.saliency.items():
+        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
     print(f"written to {folder}\n{NOTICE}")
     return None
 

@@ -1,7 +1,7 @@
 """Many trained models: `demo`, `study`, `report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from trustcxr.about import NOTICE
 from trustcxr.cli.options import (
     Data,
 )
+
+if TYPE_CHECKING:
+    from trustcxr.results.documents import StudyDocument
 
 studies_app = typer.Typer()
 
@@ -48,7 +51,7 @@ def report(study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder o
     print(report.write(folders.check_study(study)))
 
 
-def _finish_study(document: dict[str, Any], out: Path) -> None:
+def _finish_study(document: "StudyDocument", out: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
@@ -56,11 +59,11 @@ def _finish_study(document: dict[str, Any], out: Path) -> None:
 
     page = report.write(out)
     console = Console()
-    console.print(report.leaderboard(document))
-    for alarm in document["alarms"]:
-        console.print(f"ALARM {alarm['run']}: {alarm['text']}", style="yellow", markup=False)
-    for failure in document["failures"]:
-        console.print(f"FAILED {failure['run']}: {failure['reason']}", style="red", markup=False)
+    console.print(report.leaderboard(document.plain()))
+    for alarm in document.alarms:
+        console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
+    for failure in document.failures:
+        console.print(f"FAILED {failure.run}: {failure.reason}", style="red", markup=False)
     print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
-    if document["failures"]:
+    if document.failures:
         raise typer.Exit(1)

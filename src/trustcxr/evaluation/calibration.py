@@ -8,6 +8,7 @@ from scipy import optimize, special
 
 from trustcxr import catalogue, statistics
 from trustcxr.results import tables
+from trustcxr.results.documents import Bin, Calibrated, Calibration, Share
 from trustcxr.statistics import LEVEL, Bootstrap, Bootstraps, Floats
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ BINS = 15  # of the calibration error
 
 def describe(
     predictions: "pd.DataFrame", validation: "pd.DataFrame", *, resamples: int = 2000, refit: bool = False
-) -> dict[str, Any]:
+) -> Calibration:
     """The part "calibration" of metrics.json, from the predictions of one run on its test and validation images.
 
     A temperature is fitted on the unperturbed validation images (Guo et al. 2017) and then applied to the test images,
@@ -33,28 +34,28 @@ def describe(
     samples = Bootstraps(resamples=resamples)
     plain = predictions[(tables.severities(predictions) == 0) & ~predictions["attack"].isin(catalogue.VIEWS)]
     clean = plain["attack"] == tables.CLEAN
-    return {
-        "temperature": temperature,
-        "split": "+".join(sorted(set(fitted["split"]))),
-        "n": len(fitted),
-        "clean": _condition(plain[clean], temperature, samples),
-        "attacks": [
-            {"attack": attack, "epsilon": float(epsilon)}
-            | ({"steps": int(steps)} if attack not in catalogue.ONE_STEP else {})
-            | _condition(rows, temperature, samples)
-            for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"])
-        ],
-    }
+    attacked = []
+    for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
+        found = _condition(rows, temperature, samples)
+        found.attack, found.epsilon = str(attack), float(epsilon)
+        if attack not in catalogue.ONE_STEP:
+            found.steps = int(steps)
+        attacked.append(found)
+    return Calibration(
+        temperature=temperature,
+        split="+".join(sorted(set(fitted["split"]))),
+        n=len(fitted),
+        clean=_condition(plain[clean], temperature, samples),
+        attacks=attacked,
+    )
 
 
-def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> dict[str, Any]:
+def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
     logits, labels = tables.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
-    found: dict[str, Any] = {"accuracy": float(tables.right(rows).mean())}
-    found |= _figures(logits, labels, bootstrap, "")
-    if temperature is not None:
-        found |= _figures(logits / temperature, labels, bootstrap, "_scaled")
-    return found | {"n": len(rows)}
+    scaled = {} if temperature is None else _figures(logits / temperature, labels, bootstrap, "_scaled")
+    accuracy = Share(value=tables.right(rows).mean())
+    return Calibrated(accuracy=accuracy, **_figures(logits, labels, bootstrap, ""), **scaled, n=len(rows))
 
 
 def _figures(logits: Floats, labels: Any, bootstrap: Bootstrap, ending: str) -> dict[str, Any]:
@@ -62,13 +63,12 @@ def _figures(logits: Floats, labels: Any, bootstrap: Bootstrap, ending: str) -> 
     totals = bootstrap.totals(calibration_bins(probabilities, labels))
     error, ends = debiased_error(totals)
     return {
-        f"ece{ending}": error,
-        f"ece{ending}_ci": ends,
+        f"ece{ending}": Share(value=error, ci=tuple(ends)),
         f"ece_plug_in{ending}": float(calibration_error(totals[0])),
-        f"log_loss{ending}": float(log_loss(logits, labels).mean()),
-        f"confidence{ending}": float(probabilities.max(1).mean()),
+        f"log_loss{ending}": Share(value=log_loss(logits, labels).mean()),
+        f"confidence{ending}": Share(value=probabilities.max(1).mean()),
         f"bins{ending}": [
-            {"confidence": float(confidence / count), "accuracy": float(correct / count), "n": int(count)}
+            Bin(confidence=confidence / count, accuracy=correct / count, n=int(count))
             for confidence, correct, count in totals[0]
             if count
         ],

@@ -4,7 +4,7 @@ The truth, the accuracy that the strongest possible attack would leave, lies bet
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from trustcxr.data.batches import loader, to_pixels
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.run import Run
 from trustcxr.models.untouched import undisturbed
+from trustcxr.results.documents import CertifiedResult, Share
 from trustcxr.statistics import Bootstraps, interval
 
 if TYPE_CHECKING:
@@ -49,20 +50,19 @@ def prove(
     return pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
 
 
-def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[dict[str, Any]]:
+def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedResult]:
     """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
     bootstraps, found = Bootstraps(resamples=resamples), []
     for epsilon, rows in table.groupby("epsilon"):
         figures = bootstraps.over(rows["group"]).means(rows["certified"])
         found.append(
-            {
-                "epsilon": float(str(epsilon)),
-                "accuracy": float(figures[0]),
-                "accuracy_ci": interval(figures),
-                "balanced_accuracy": float(rows.groupby("label")["certified"].mean().mean()),
-                "proved": float(rows["proved"].mean()),
-                "n": len(rows),
-            }
+            CertifiedResult(
+                epsilon=float(str(epsilon)),
+                accuracy=Share(value=figures[0], ci=interval(figures)),
+                balanced_accuracy=rows.groupby("label")["certified"].mean().mean(),
+                proved=rows["proved"].mean(),
+                n=len(rows),
+            )
         )
     return found
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -10,7 +9,8 @@ from trustcxr.errors import UserError
 from trustcxr.models import classifier, factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.results import documents, files, folders
+from trustcxr.results.documents import RunDocument, TrainingDocument
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Run:
     model: classifier.Classifier
     classes: tuple[str, ...]
     recipe: RunRecipe
-    metrics: dict[str, Any] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
+    metrics: RunDocument | None = None
+    training: TrainingDocument = field(default_factory=TrainingDocument)
 
     @property
     def name(self) -> str:
@@ -65,11 +65,9 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
     load_weights(model, path / folders.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optional = {
-        key: files.read_document(path / name) if (path / name).is_file() else None
-        for key, name in (("metrics", folders.METRICS_FILE), ("training", folders.TRAINING_FILE))
-    }
-    return Run(path, model, classes, recipe, optional["metrics"], optional["training"] or {})
+    metrics = documents.read_if_there(RunDocument, path / folders.METRICS_FILE)
+    training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE)
+    return Run(path, model, classes, recipe, metrics, training or TrainingDocument())
 
 
 def as_before_refit(run: Run) -> Run:

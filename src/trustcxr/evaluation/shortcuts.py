@@ -11,6 +11,7 @@ import torch
 from trustcxr import attacks
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.results.documents import Accuracy, PlantedShortcut, Share
 from trustcxr.statistics import Bootstrap, share_interval
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Shortcut:
     moved_to: str
 
 
-def audit(run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000) -> dict[str, Any]:
+def audit(
+    run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
+) -> dict[str, PlantedShortcut]:
     """The part "planted_shortcuts" of metrics.json: {kind: accuracy as it is, removed and moved}.
 
     `data` is a folder that `trustcxr data phantom` wrote. Its films are drawn again from their seeds: "as_is" with what
@@ -48,18 +51,21 @@ def audit(run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples
     labels = np.array([run.classes.index(name) for name in films["class"]])
     bootstrap = Bootstrap.over(films["group_id"], resamples=resamples)
     side = _side(data / films["path"].iloc[0])
-    found: dict[str, Any] = {}
+    found = {}
     for shortcut in shortcuts:
         answers = {how: _answers(run, films, side, _marks(films, shortcut, how), batch_size) for how in HOW}
         onto = films["class"].to_numpy() == shortcut.moved_to
         carrier = run.classes.index(shortcut.carrier)
-        document: dict[str, Any] = {"class": shortcut.carrier, "moved_to": shortcut.moved_to, "n": len(films)}
-        for how in HOW:
-            means = bootstrap.means(answers[how] == labels)
-            document[how] = {"accuracy": float(means[0]), "accuracy_ci": share_interval(bootstrap, means)}
-        document["follows"] = float((answers["moved"][onto] == carrier).mean())
-        document["follows_before"] = float((answers["removed"][onto] == carrier).mean())
-        found[shortcut.kind] = document
+        means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
+        shares = {how: Share(value=m[0], ci=share_interval(bootstrap, m)) for how, m in means.items()}
+        found[shortcut.kind] = PlantedShortcut(
+            carrier=shortcut.carrier,
+            moved_to=shortcut.moved_to,
+            n=len(films),
+            **{how: Accuracy(accuracy=share) for how, share in shares.items()},
+            follows=(answers["moved"][onto] == carrier).mean(),
+            follows_before=(answers["removed"][onto] == carrier).mean(),
+        )
     return found
 
 

@@ -6,17 +6,19 @@ import pandas as pd
 
 from trustcxr.evaluation import calibration, gradient_masking, metrics
 from trustcxr.evaluation.run import Run
+from trustcxr.results.documents import VERSION, RunDocument
 
 
 def describe(
     run: Run, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
-) -> dict[str, Any]:
+) -> RunDocument:
     """The document of metrics.json (results/documents.py), without saliency, from predictions of one split.
 
     `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
     """
     splits = sorted(predictions["split"].unique())
-    document = {
+    document: dict[str, Any] = {
+        "version": VERSION,
         "run": run.name,
         "model": run.recipe.model.name,
         "defence": run.recipe.defence.name,
@@ -35,4 +37,4 @@ def describe(
     document["alarms"] = gradient_masking.alarms(document)
     if "alarm" in run.training:
         document["alarms"].append({"kind": "catastrophic_overfitting", "text": run.training["alarm"]})
-    return document
+    return RunDocument.model_validate(document)

@@ -10,7 +10,7 @@ Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model only e
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import as_found
+from trustcxr.results.documents import LesionDocument
 from trustcxr.statistics import Bootstrap, interval, share_interval
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def of_run(run: "Run", dataset: "Dataset", *, fills: Sequence[str] = FILLS, batc
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[dict[str, Any]]:
+def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
     """The part "lesions" of metrics.json: for each fill and control the effect, what led to it, and it by size."""
     found = []
     for (fill, control), rows in table.groupby(["fill", "control"], sort=False) if len(table) else ():
@@ -181,7 +182,8 @@ def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[dict[str, A
         means = {name: float(rows[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
         sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
         effect = asdict(summed_up(rows, groups, resamples=resamples))
-        found.append({"fill": str(fill), "control": str(control)} | means | effect | {"by_size": sizes})
+        content = {"fill": str(fill), "control": str(control)} | means | effect | {"by_size": sizes}
+        found.append(LesionDocument.model_validate(content))
     return found
 
 

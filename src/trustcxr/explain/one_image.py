@@ -1,6 +1,5 @@
 """One X-ray: classes with probabilities, a heatmap beside it, and whether the answer survives epsilon."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,9 @@ def answer(
 
 def temperature(run: Run) -> float | None:
     """The temperature that the run's validation images gave (Guo et al. 2017); None where none was fitted."""
-    found = ((run.metrics or {}).get("calibration") or {}).get("temperature")
-    return float(found) if isinstance(found, int | float) and math.isfinite(found) and found > 0 else None
+    fitted = run.metrics.calibration if run.metrics else None
+    found = fitted.temperature if fitted else None
+    return found if found is not None and found > 0 else None
 
 
 def as_input(film: np.ndarray, size: int) -> Tensor:

@@ -1,7 +1,6 @@
 """The table of saliency.parquet -> the part "saliency" of metrics.json: means with intervals, beside chance."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,17 @@ import pandas as pd
 from trustcxr.catalogue import AGAINST_MASKS, REFERENCES
 from trustcxr.explain.scores import RANDOM, RANDOMISED
 from trustcxr.explain.stability import ATTACKED, CLEAN
+from trustcxr.results.documents import (
+    Change,
+    Figure,
+    Lead,
+    Measures,
+    Perturbed,
+    SaliencyDocument,
+    Share,
+    Stage,
+    Stratum,
+)
 from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
@@ -26,40 +36,37 @@ class Summary:
         self.resamples = resamples
         self._drawn: dict[bytes, Bootstrap] = {}
 
-    def means(self, rows: pd.DataFrame) -> dict[str, Any]:
+    def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
         """For each measure among the rows its mean, interval, and the means of what stands beside it."""
-        part: dict[str, Any] = {}
+        found = {}
         for measure, values in rows.groupby("measure", sort=False):
             name = _NAMES.get(str(measure), str(measure))
             bootstrap = self._over(values["group"])
             means = bootstrap.means(values["value"])
             ends = share_interval(bootstrap, means) if name in _SHARES else interval(means)
-            part |= {name: float(means[0]), f"{name}_ci": ends}
             # Of the same images as the mean: one without a lung mask, say, has neither.
             known = values[values["value"].notna()]
-            for reference in REFERENCES:
-                if reference in known and known[reference].notna().any():
-                    part[f"{name}_{reference}"] = float(known[reference].mean())
-        return part
+            beside = [name for name in REFERENCES if name in known and known[name].notna().any()]
+            found[name] = Figure(value=means[0], ci=ends, **{name: known[name].mean() for name in beside})
+        return found
 
-    def beyond(self, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    def beyond(self, rows: pd.DataFrame) -> list[Lead]:
         """Of each measure against masks, what the map has over the reference that comes closest, on the same images."""
         found = []
         for measure, values in rows[rows["measure"].isin(AGAINST_MASKS)].groupby("measure", sort=False):
-            least: dict[str, Any] = {}
-            for reference in REFERENCES:
-                if reference not in values or not values[reference].notna().any():
-                    continue
-                means = self._over(values["group"]).means(values["value"] - values[reference])
-                if not least or means[0] < least["difference"]:
-                    least = {"control": reference, "difference": float(means[0]), "difference_ci": interval(means)}
-            found += [{"measure": str(measure)} | least] if least else []
+            bootstrap = self._over(values["group"])
+            known = [name for name in REFERENCES if name in values and values[name].notna().any()]
+            over = {name: bootstrap.means(values["value"] - values[name]) for name in known}
+            if over:
+                closest = min(over, key=lambda name: float(over[name][0]))
+                difference = Share(value=over[closest][0], ci=interval(over[closest]))
+                found.append(Lead(measure=str(measure), control=closest, difference=difference))
         return found
 
-    def mean(self, values: pd.Series, groups: pd.Series) -> tuple[float, list[float]]:
+    def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
         """One mean and its interval."""
         means: Floats = self._over(groups).means(values)
-        return float(means[0]), interval(means)
+        return Figure(value=means[0], ci=interval(means))
 
     def _over(self, groups: pd.Series) -> Bootstrap:
         names = groups.to_numpy(dtype=str)
@@ -69,7 +76,7 @@ class Summary:
         return self._drawn[key]
 
 
-def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, Any]:
+def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
     """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
 
     Beside each: REFERENCES; "beyond": what the map has over the closest. Measures are of the clean images; "correct":
@@ -82,32 +89,42 @@ def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dic
     return {str(name): _method(table[table["method"] == name], counts, images) for name in names}
 
 
-def _method(rows: pd.DataFrame, counts: Summary, images: int) -> dict[str, Any]:
+def _method(rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
     stable = perturbed["measure"].isin(_STABLE)
     faithful = clean["measure"].isin(_FAITHFUL)
     faithfulness, clean = clean[faithful], clean[~faithful]
-    n = clean["sample_id"].nunique()
     right = clean[clean["predicted"] == clean["class"]]
-    part = counts.means(clean) | counts.means(perturbed[stable]) | {"target": "label", "n": n}
-    part["without_mask"] = images - n
-    part["beyond"] = counts.beyond(clean)
+    part = SaliencyDocument(
+        target="label",
+        n=_images(clean),
+        without_mask=images - _images(clean),
+        beyond=counts.beyond(clean),
+        correct=Measures(figures=counts.means(right), n=_images(right)),
+        by_lesion=list(_by_lesion(clean, counts)),
+        stability=list(_stability(rows, counts)),
+        sanity=list(_sanity(rows, counts)),
+        perturbed=Perturbed(
+            attack=ATTACKED,
+            epsilon=perturbed["epsilon"].max() if len(perturbed) else None,
+            n=_images(clean),
+            figures=counts.means(perturbed[~stable]),
+        ),
+        figures=counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts),
+    )
     tuned = rows["threshold"].dropna() if "threshold" in rows else pd.Series(dtype=float)
     if len(tuned):
-        part["threshold"] = float(tuned.iloc[0])
-    part["correct"] = counts.means(right) | {"n": right["sample_id"].nunique()}
-    part["by_lesion"] = list(_by_lesion(clean, counts))
-    part["stability"] = list(_stability(rows, counts))
-    part |= _overall(rows, counts)
+        part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
-        part["faithfulness"] = counts.means(faithfulness) | {"n": faithfulness["sample_id"].nunique()}
-    part["sanity"] = list(_sanity(rows, counts))
-    radius = float(perturbed["epsilon"].max()) if len(perturbed) else float("nan")
-    part["perturbed"] = counts.means(perturbed[~stable]) | {"attack": ATTACKED, "epsilon": radius, "n": n}
+        part.faithfulness = Measures(figures=counts.means(faithfulness), n=_images(faithfulness))
     return part
 
 
-def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]:
+def _images(rows: pd.DataFrame) -> int:
+    return int(rows["sample_id"].nunique())
+
+
+def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
     """Images whose lesion covers the lungs, and the others; then thirds by how much it covers."""
     if "lesion" not in clean:
         return
@@ -125,42 +142,43 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]
     }
     for name, (chosen, start, end) in strata.items():
         some = clean[chosen]
-        about = {"stratum": name, "from": float(start), "to": float(end), "n": some["sample_id"].nunique()}
-        yield about | (counts.means(some) if len(some) else {})
+        figures = counts.means(some) if len(some) else {}
+        yield Stratum(stratum=name, start=start, end=end, n=_images(some), figures=figures)
 
 
-def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]:
+def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
     """A row for each change: how like the clean map the map of the changed image is."""
     kept = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
     for condition, some in kept.groupby("condition", sort=False):
         artefact = some["measure"].isin(_MOVED).any()
         severity = int(some["severity"].max()) if "severity" in some else 0
         kind = "artefact" if artefact else "corruption" if severity else "attack"
-        about = {"condition": str(condition), "kind": kind, "epsilon": float(some["epsilon"].max())}
-        yield about | {"severity": severity, "n": some["sample_id"].nunique()} | counts.means(some)
+        yield Change(
+            condition=str(condition),
+            kind=kind,
+            epsilon=some["epsilon"].max(),
+            severity=severity,
+            n=_images(some),
+            figures=counts.means(some),
+        )
 
 
-def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Any]:
+def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
     """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
-    found: dict[str, Any] = {}
-    for name, values in over_changes(rows).items() if "severity" in rows else ():
-        mean, ends = counts.mean(values["value"], values["group"])
-        found |= {name: mean, f"{name}_ci": ends}
+    changes = over_changes(rows) if "severity" in rows else {}
+    found = {name: counts.mean(values["value"], values["group"]) for name, values in changes.items()}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
-        found["artefact_energy_chance"] = float(on_artefacts["chance"].mean())
+        found["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
     return found
 
 
-def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[dict[str, Any]]:
+def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
     """How like the trained model's maps are as the network is made random, from the logits down."""
     random = rows[rows["condition"].str.startswith(RANDOMISED)]
     for condition, some in random.groupby("condition", sort=False):
-        found = counts.means(some)
-        part = str(condition).removeprefix(RANDOMISED)
-        yield {"part": part, "n": some["sample_id"].nunique()} | {
-            name.replace("randomised_", ""): value for name, value in found.items()
-        }
+        figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
+        yield Stage(part=str(condition).removeprefix(RANDOMISED), n=_images(some), figures=figures)
 
 
 def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

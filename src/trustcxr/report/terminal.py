@@ -1,14 +1,23 @@
 """Tables for the terminal."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.catalogue import REFERENCES
 from trustcxr.evaluation import gradient_masking
-from trustcxr.evaluation.shortcuts import HOW
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label
+from trustcxr.results.documents import (
+    Accuracy,
+    AttackResult,
+    Drop,
+    RunDocument,
+    SaliencyDocument,
+    Share,
+    TrainingDocument,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +64,7 @@ def leaderboard(study: dict[str, Any]) -> "Table":
     return table
 
 
-def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as a table on stdout; in a narrow terminal cells wrap between words, so that nothing is cut."""
     from rich.console import Console
     from rich.table import Table
@@ -114,122 +123,123 @@ def sentences(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-def training_sentence(summary: dict[str, Any]) -> str:
+def training_sentence(training: TrainingDocument) -> str:
     """A training.json in a line."""
-    again = f"; then {summary['refit']['epochs']} with the validation images too" if "refit" in summary else ""
-    return f"best {summary['monitor']} {summary['best_value']:.1%} after {summary['epochs']} epochs{again}"
+    again = f"; then {training.refit.epochs} with the validation images too" if training.refit else ""
+    return f"best {training.monitor} {percent(training.best_value)} after {training.epochs} epochs{again}"
 
 
-def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(document: RunDocument) -> list[dict[str, str]]:
     """A metrics document as rows for the terminal."""
-    clean = document["clean"]
+    clean = document.clean
     names = ("condition", "epsilon", "accuracy", "balanced", "macro F1", "AUROC", "calibration error", "n")
     empty = dict.fromkeys(names, "")
     figures = {
-        "accuracy": with_interval(clean, "accuracy"),
-        "balanced": _percent(clean.get("balanced_accuracy")),
-        "macro F1": f"{clean['f1_macro']:.3f}",
-        "AUROC": _number(clean["auroc_macro"]),
-        "calibration error": f"{clean['ece']:.3f}",
+        "accuracy": with_interval(clean.accuracy),
+        "balanced": percent(clean.balanced_accuracy.value),
+        "macro F1": _number(clean.f1_macro.value),
+        "AUROC": _number(clean.auroc_macro.value),
+        "calibration error": _number(clean.ece.value),
     }
-    lines: list[dict[str, Any]] = [empty | {"condition": "clean", "n": clean["n"]} | figures]
-    for attack in document["attacks"]:
-        name = f"{attack['attack']}-{attack['steps']}" if "steps" in attack else attack["attack"]
-        shown = {"accuracy": with_interval(attack, "accuracy"), "calibration error": f"{attack['ece']:.3f}"}
-        shown["balanced"] = _percent(attack.get("balanced_accuracy"))
-        lines.append(empty | {"condition": name, "epsilon": f"{attack['epsilon']:g}", "n": attack["n"]} | shown)
+    lines = [empty | {"condition": "clean", "n": str(clean.n)} | figures]
+    for attack in document.attacks:
+        shown = {"accuracy": with_interval(attack.accuracy), "calibration error": _number(attack.ece.value)}
+        shown["balanced"] = percent(attack.balanced_accuracy.value)
+        about = {"condition": _attack(attack), "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
+        lines.append(empty | about | shown)
     return lines
 
 
-def remarks(document: dict[str, Any]) -> list[str]:
+def _attack(row: AttackResult | Drop) -> str:
+    return row.attack + (f"-{row.steps}" if row.steps is not None else "")
+
+
+def remarks(document: RunDocument) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
-    lines = [gradient_masking.sentence(document["masking"])]
-    if mean := document.get("corruptions_mean"):
-        worst = min(document["corruptions"], key=lambda row: row["accuracy"])
+    lines = [gradient_masking.sentence(document.masking.plain())] if document.masking else []
+    if (mean := document.corruptions_mean) and document.corruptions:
+        worst = min(document.corruptions, key=lambda row: row.accuracy.value or 0.0)
         lines.append(
-            f"Corruptions: {with_interval(mean, 'accuracy')} on the mean of {mean['conditions']}, "
-            f"{mean['flip_rate']:.1%} of answers change; worst {worst['corruption']} at {worst['severity']}: "
-            f"{worst['accuracy']:.1%}"
+            f"Corruptions: {with_interval(mean.accuracy)} on the mean of {mean.conditions}, "
+            f"{percent(mean.flip_rate.value)} of answers change; worst {worst.corruption} at {worst.severity}: "
+            f"{percent(worst.accuracy.value)}"
         )
-    for row in document.get("drop_from_internal", []):
-        name = row["attack"] + (f"-{row['steps']}" if "steps" in row else "")
-        at = f" at {row['epsilon']:g}" if row["epsilon"] else ""
-        low, high = row["drop_ci"]
-        ends = f"{row['internal']:.1%} internal, {row['external']:.1%} here"
-        lines.append(f"Drop from internal, {name}{at}: {row['drop']:.1%} [{low:.1%}, {high:.1%}] ({ends})")
-    if worst_view := document.get("without_lungs"):
-        name = words.measure(worst_view["view"])
+    for row in document.drop_from_internal:
+        at = f" at {row.epsilon:g}" if row.epsilon else ""
+        ends = f"{percent(row.internal)} internal, {percent(row.external)} here"
+        lines.append(f"Drop from internal, {_attack(row)}{at}: {with_interval(row.drop)} ({ends})")
+    if worst_view := document.without_lungs:
+        name = words.measure(worst_view.view)
         lines.append(f"Without the lungs, at worst ({name}): {_beside_constant(worst_view)}")
-    groups = document.get("by_group") or {"source": document.get("by_source", {})}
-    for column, parts in groups.items():
+    for column, parts in (document.by_group or {"source": document.by_source}).items():
         lines += [f"{column.replace('_', ' ')} {name}: {_beside_constant(part)}" for name, part in parts.items()]
-    for kind, part in document.get("planted_shortcuts", {}).items():
-        shown = ", ".join(f"{how.replace('_', ' ')} {with_interval(part[how], 'accuracy')}" for how in HOW)
+    for kind, planted in document.planted_shortcuts.items():
+        ways = {"as is": planted.as_is, "removed": planted.removed, "moved": planted.moved}
+        shown = ", ".join(f"{how} {with_interval(part.accuracy)}" for how, part in ways.items())
         lines.append(
-            f"Planted {kind} of {part['class']}, moved to {part['moved_to']}: {shown}; "
-            f"{part['follows']:.1%} follow it ({part['follows_before']:.1%} without it)"
+            f"Planted {kind} of {planted.carrier}, moved to {planted.moved_to}: {shown}; "
+            f"{percent(planted.follows)} follow it ({percent(planted.follows_before)} without it)"
         )
-    if part := document.get("calibration"):
-        error = f"error on clean images {part['clean']['ece']:.3f}"
+    if fitted := document.calibration:
+        error = f"error on clean images {_number(fitted.clean.ece.value)}"
         lines.append(
             f"Calibration: {error}; trained anew on validation images, so no temperature could be fitted"
-            if part["temperature"] is None
-            else f"Calibration: temperature {part['temperature']:.2f} from {part['split']}; {error}, "
-            f"{part['clean']['ece_scaled']:.3f} with it"
+            if fitted.temperature is None
+            else f"Calibration: temperature {fitted.temperature:.2f} from {fitted.split}; {error}, "
+            f"{_number(fitted.clean.ece_scaled.value)} with it"
         )
     return lines
 
 
-def saliency_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """The saliency of one method as rows for the terminal."""
-    measured = part | part.get("faithfulness", {})
-    names = [key for key in measured if f"{key}_ci" in measured]
-    return [
-        {
-            "measure": name.replace("_", " "),
-            "value": f"{_number(measured[name])} [{', '.join(_number(end) for end in measured[f'{name}_ci'])}]",
-            **{beside: _number(measured.get(f"{name}_{beside}")) for beside in REFERENCES},
-        }
-        for name in names
-    ]
-
-
-def certified_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+def certified_rows(document: RunDocument) -> list[dict[str, str]]:
     """What is proved, beside the lowest accuracy that an attack leaves at the same epsilon, for the terminal."""
     lines = []
-    for entry in document["certified"]:
-        under = [a for a in document["attacks"] if abs(a["epsilon"] - entry["epsilon"]) < 1e-9]
-        lowest: dict[str, Any] = min(under, key=lambda a: float(a["accuracy"]), default={})
+    for entry in document.certified:
+        under = [attack for attack in document.attacks if attack.at(entry.epsilon)]
+        lowest = min(under, key=lambda attack: attack.accuracy.value or 0.0, default=None)
         lines.append(
             {
-                "epsilon": f"{entry['epsilon']:g}",
-                "certified": with_interval(entry, "accuracy"),
-                "balanced": f"{entry['balanced_accuracy']:.1%}",
-                "lowest under attack": with_interval(lowest, "accuracy") if lowest else "",
-                "attack": words.attack(lowest["attack"]) if lowest else "",
+                "epsilon": f"{entry.epsilon:g}",
+                "certified": with_interval(entry.accuracy),
+                "balanced": percent(entry.balanced_accuracy),
+                "lowest under attack": with_interval(lowest.accuracy) if lowest else "",
+                "attack": words.attack(lowest.attack) if lowest else "",
             }
         )
     return lines
 
 
-def with_interval(part: dict[str, Any], key: str) -> str:
+def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
+    """The saliency of one method as rows for the terminal."""
+    figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
+    return [
+        {
+            "measure": name.replace("_", " "),
+            "value": f"{_number(figure.value)} [{', '.join(map(_number, figure.ci))}]",
+            **{name: _number(figure.beside(name)) for name in REFERENCES},
+        }
+        for name, figure in figures.items()
+        if figure.ci is not None
+    ]
+
+
+def with_interval(share: Share) -> str:
     """A share as percent with its 95 % interval."""
-    low, high = part[f"{key}_ci"]
-    return f"{part[key]:.1%} [{low:.1%}, {high:.1%}]"
+    low, high = share.ci or (None, None)
+    return f"{percent(share.value)} [{percent(low)}, {percent(high)}]"
+
+
+def percent(value: float | None) -> str:
+    """12.3%, or a dash."""
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.1%}"
-
-
-def _beside_constant(part: dict[str, Any]) -> str:
+def _beside_constant(part: Accuracy) -> str:
     """Accuracy and balanced accuracy of a part, what a constant answer has, and how many images."""
-    balanced = f", balanced {_percent(part['balanced_accuracy'])}" if "balanced_accuracy" in part else ""
-    return (
-        f"{with_interval(part, 'accuracy')}{balanced}, constant answer {_percent(part.get('constant_answer'))}, "
-        f"n {part['n']}"
-    )
+    balanced = part.balanced_accuracy.value
+    told = "" if balanced is None else f", balanced {percent(balanced)}"
+    return f"{with_interval(part.accuracy)}{told}, constant answer {percent(part.constant_answer)}, n {part.n}"

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from trustcxr.errors import UserError
 from trustcxr.results import files
 from trustcxr.results.flat import Document, Figure, Measured, Named, Number, Records, Share, understood
 
@@ -32,6 +31,7 @@ __all__ = [
     "Verdict",
 ]
 
+LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 VERSION = 1  # of the documents' shape; raised where an older reader would misunderstand a newer file
 
 
@@ -376,6 +376,14 @@ class Comparison(Document):
     comparisons: int | None = None
     verdict: str = ""
 
+    @property
+    def outcome(self) -> Literal["higher", "lower", "not settled"]:
+        """Which way the interval and the test, corrected for the number of comparisons, agree that it went."""
+        ends, corrected = self.difference.interval, self.p_corrected
+        if ends is None or ends[0] <= 0 <= ends[1] or (corrected is not None and corrected >= LEVEL):
+            return "not settled"
+        return "higher" if ends[0] > 0 else "lower"
+
 
 class BeyondControl(Document):
     """A CAM against the activation of its own layer: `value` less `control`, image by image."""
@@ -463,7 +471,9 @@ _D = TypeVar("_D", bound=Document)
 
 def read(kind: type[_D], path: Path) -> _D:
     """A document from its file, as far as it can be understood; UserError where it is missing or broken."""
-    try:
-        return understood(kind, files.read_json(path))[0]
-    except TypeError as problem:
-        raise UserError(f"{path}: not a document of TrustCXR ({problem})") from None
+    return understood(kind, files.read_document(path))[0]
+
+
+def read_if_there(kind: type[_D], path: Path) -> _D | None:
+    """A document from its file; None where there is no such file."""
+    return read(kind, path) if path.is_file() else None

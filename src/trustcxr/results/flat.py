@@ -102,6 +102,10 @@ class Figure(Share):
     brightness: Number = None
     edges: Number = None
 
+    def beside(self, reference: str) -> float | None:
+        """What stands beside it, by a name of REFERENCES."""
+        return getattr(self, reference)
+
     @property
     def against_chance(self) -> str:
         """Where the whole interval lies: `above` or `below` chance, `around` it, or `` where a number is missing."""

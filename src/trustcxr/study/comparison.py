@@ -1,8 +1,7 @@
 """Standard against robust, paired over the same images: measure by measure, corrected for how many were compared."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,11 +19,10 @@ from trustcxr.catalogue import (
 )
 from trustcxr.explain.summary import means_over_severities, over_changes
 from trustcxr.results import files
+from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
 from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.results.tables import CLEAN, logits_of
 from trustcxr.statistics import holm, paired
-
-LEVEL = 0.05
 
 
 class Key(NamedTuple):
@@ -34,7 +32,7 @@ class Key(NamedTuple):
     method: str = ""
 
 
-def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> list[dict[str, Any]]:
+def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> list[Comparison]:
     """Every other run of a study against the standard run of its model and seed, measure by measure.
 
     A row says the means, their difference with its bootstrap interval over groups, the share of images improved, the
@@ -42,32 +40,34 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     study, and the verdict in words. Standard is the run without a defence and with the full background; where there is
     none, that with the run's own background.
     """
-    about = {folder: files.read_json(folder / METRICS_FILE) for folder in folders}
-    standard: dict[tuple[Any, ...], Path] = {}
+    about = {folder: read(RunDocument, folder / METRICS_FILE) for folder in folders}
+    standard: dict[tuple[str, int | None, str], Path] = {}
     for folder, document in about.items():
-        if document["defence"] == "standard":
-            standard.setdefault((document["model"], document["seed"], _background(document)), folder)
+        if document.defence == "standard":
+            standard.setdefault((document.model, document.seed, document.background), folder)
     found, known = [], {folder: figures(folder) for folder in folders}
     for folder, document in about.items():
-        model, background = (document["model"], document["seed"]), _background(document)
+        model, background = (document.model, document.seed), document.background
         base = standard.get((*model, "full")) or standard.get((*model, background))
-        if base is None or base == folder or (document["defence"], background) == ("standard", "full"):
+        if base is None or base == folder or (document.defence, background) == ("standard", "full"):
             continue
         for key, before in known[base].items():
             if key in known[folder] and Method.parse(key.method).base not in CONTROLS:
                 found.append(_row(document, key, before, known[folder][key], resamples))
     _correct(found)
-    return [row | {"verdict": sentence(row)} for row in found]
+    for row in found:
+        row.verdict = sentence(row)
+    return found
 
 
-def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, Any]]:
+def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondControl]:
     """Each CAM of a run against the activation of the very layer that it reads: what the gradient, so the model, adds.
 
     A row for each measure against the masks: method, control, their means, the difference with its bootstrap interval
     over groups, the test's p-value corrected (Holm 1979) for all rows, n. Empty where no such control was measured.
     """
     tables = figures(folder)
-    found: list[dict[str, Any]] = []
+    found: list[BeyondControl] = []
     for key, own in tables.items():
         control = Key(key.measure, str(Method.parse(key.method).control))
         if key.measure not in AGAINST_MASKS or control not in tables:
@@ -75,76 +75,77 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[dict[str, 
         shared = own.index.intersection(tables[control].index)
         with_gradient, without = own.loc[shared], tables[control].loc[shared]
         result = paired(without["value"], with_gradient["value"], without["group"], resamples=resamples)
-        found.append({"method": key.method, "measure": key.measure, "control": result.first, "value": result.second,
-                      "difference": result.difference, "difference_ci": result.difference_ci, "n": result.n,
-                      "p_value": result.p_value})  # fmt: skip
-    for row, corrected in zip(found, holm([row["p_value"] for row in found]), strict=True):
-        row["p_corrected"] = float(corrected)
+        found.append(
+            BeyondControl(
+                method=key.method,
+                measure=key.measure,
+                control=result.first,
+                value=result.second,
+                difference=Share(value=result.difference, ci=result.difference_ci),
+                n=result.n,
+                p_value=result.p_value,
+            )
+        )
+    for row, corrected in zip(found, holm([_p_value(row) for row in found]), strict=True):
+        row.p_corrected = _known(corrected)
     return found
 
 
-def _background(document: dict[str, Any]) -> str:
-    return str(document.get("background") or "full")
+def _p_value(row: Comparison | BeyondControl) -> float:
+    return float("nan") if row.p_value is None else row.p_value
 
 
-def _row(
-    document: dict[str, Any], key: Key, first: pd.DataFrame, second: pd.DataFrame, resamples: int
-) -> dict[str, Any]:
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> Comparison:
     shared = first.index.intersection(second.index)
     before, after = first.loc[shared], second.loc[shared]
     result = paired(before["value"], after["value"], before["group"], resamples=resamples)
     better = direction(key.measure)
     moved = np.asarray(after["value"] - before["value"], dtype=float)
     improved = float((better * moved[np.isfinite(moved)] > 0).mean()) if result.n and better else result.improved
-    return {
-        "model": document["model"],
-        "seed": document["seed"],
-        "defence": document["defence"],
-        "background": _background(document),
-        "split": document["split"],
-        "measure": key.measure,
-        "method": key.method or None,
-        "better": {1: "higher", -1: "lower", 0: None}[better],
-        "standard": result.first,
-        "robust": result.second,
-        "difference": result.difference,
-        "difference_ci": result.difference_ci,
-        "improved": improved,
-        "p_value": result.p_value,
-        "n": result.n,
-    }
+    return Comparison(
+        model=document.model,
+        seed=document.seed,
+        defence=document.defence,
+        background=document.background,
+        split=document.split,
+        measure=key.measure,
+        method=key.method or None,
+        better="higher" if better > 0 else "lower" if better < 0 else None,
+        standard=result.first,
+        robust=result.second,
+        difference=Share(value=result.difference, ci=result.difference_ci),
+        improved=improved,
+        p_value=result.p_value,
+        n=result.n,
+    )
 
 
-def _correct(rows: list[dict[str, Any]]) -> None:
-    """Adds p_corrected and how many comparisons it is corrected for."""
-    kinds: tuple[Callable[[dict[str, Any]], bool], ...] = (lambda r: r["method"] is None, lambda r: bool(r["method"]))
-    for kind in kinds:
-        family = [row for row in rows if kind(row)]
-        for row, p_value in zip(family, holm([row["p_value"] for row in family]), strict=True):
-            row |= {"p_corrected": float(p_value), "comparisons": len(family)}
+def _correct(rows: list[Comparison]) -> None:
+    """Adds p_corrected and how many comparisons it is corrected for; accuracy and saliency each are a family."""
+    for of_saliency in (False, True):
+        family = [row for row in rows if bool(row.method) is of_saliency]
+        for row, p_value in zip(family, holm([_p_value(row) for row in family]), strict=True):
+            row.p_corrected, row.comparisons = _known(p_value), len(family)
 
 
-def outcome(row: dict[str, Any]) -> str:
-    """`higher`, `lower` or `not settled`: which way the interval and the corrected test agree that it went."""
-    low, high = row["difference_ci"]
-    if not row["n"] or not np.isfinite(low) or low <= 0 <= high or not row["p_corrected"] < LEVEL:
-        return "not settled"
-    return "higher" if low > 0 else "lower"
-
-
-def sentence(row: dict[str, Any]) -> str:
+def sentence(row: Comparison) -> str:
     """The comparison in one sentence: yes, no or not settled, and by how much."""
-    name = row["measure"].replace("_", " ") + (f" ({row['method']})" if row["method"] else "")
-    if not row["n"]:
+    name = row.measure.replace("_", " ") + (f" ({row.method})" if row.method else "")
+    if not row.n or row.difference.value is None:
         return f"Not settled: {name} was not measured on the same images."
-    went = outcome(row)
-    low, high = row["difference_ci"]
-    numbers = f"[{low:+.3f}, {high:+.3f}], n = {row['n']}, corrected p = {row['p_corrected']:.2g}"
+    went, change = row.outcome, row.difference.value
+    ends = ", ".join("unknown" if end is None else f"{end:+.3f}" for end in row.difference.ci or ())
+    corrected = "unknown" if row.p_corrected is None else f"{row.p_corrected:.2g}"
+    numbers = f"[{ends}], n = {row.n}, corrected p = {corrected}"
     if went == "not settled":
-        return f"Not settled: {name} changes by {row['difference']:+.3f} {numbers}."
-    answer = "Yes" if went == row["better"] else "No" if row["better"] else "Neither"
+        return f"Not settled: {name} changes by {change:+.3f} {numbers}."
+    answer = "Yes" if went == row.better else "No" if row.better else "Neither"
     verb = "rises" if went == "higher" else "falls"
-    return f"{answer}: {name} {verb} by {abs(row['difference']):.3f} {numbers}."
+    return f"{answer}: {name} {verb} by {abs(change):.3f} {numbers}."
 
 
 def figures(folder: Path) -> dict[Key, pd.DataFrame]:

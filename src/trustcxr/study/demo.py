@@ -2,11 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from trustcxr.console import say
 from trustcxr.data.phantom import anatomy, writing
 from trustcxr.recipes import study
+from trustcxr.results.documents import StudyDocument
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 
@@ -14,7 +14,7 @@ FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
 CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 
-def run(out: Path) -> dict[str, Any]:
+def run(out: Path) -> StudyDocument:
     """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, return study.json."""
     data = out / "phantom"
     if not data.is_dir():

@@ -20,7 +20,16 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.results import documents, files
+from trustcxr.results.documents import (
+    VERSION,
+    FailedRun,
+    Ranked,
+    RunDocument,
+    Selection,
+    StudyDocument,
+    TrainingDocument,
+)
 from trustcxr.results.folders import (
     CERTIFIED_FILE,
     LESIONS_FILE,
@@ -54,7 +63,7 @@ class Study:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder, engine
         self.failures: list[Failure] = []
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
         preflight.recipe(self.recipe, self.folder)
         self._claim_folder()
@@ -75,7 +84,7 @@ class Study:
         baselines = self._each("train", baselines, self._train)
         baselines = self._each("validate", baselines, self._validate)
         ranking = self._rank(baselines)
-        chosen = {row["model"] for row in ranking if row["chosen"]}
+        chosen = {row.model for row in ranking if row.chosen}
         say(f"chosen on {self.recipe.data.splits.val} by {self.recipe.selection.by}: {', '.join(sorted(chosen))}")
         defended = [
             run_recipe(self.recipe, run.model, defence, run.seed)
@@ -181,7 +190,7 @@ class Study:
 
         make_unless_there(folder / VALIDATION_FILE, make)
 
-    def _rank(self, baselines: list[RunRecipe]) -> list[dict[str, Any]]:
+    def _rank(self, baselines: list[RunRecipe]) -> list[Ranked]:
         by = self.recipe.selection.by
         values: dict[str, list[float]] = {}
         for run in baselines:
@@ -195,7 +204,8 @@ class Study:
             )
             values.setdefault(run.model.name, []).append(figures[by])
         ranked = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
-        return [{"model": n, "value": v, "chosen": i < self.recipe.selection.count} for i, (v, n) in enumerate(ranked)]
+        count = self.recipe.selection.count
+        return [Ranked(model=name, value=value, chosen=i < count) for i, (value, name) in enumerate(ranked)]
 
     def _test(self, run: RunRecipe) -> None:
         from trustcxr.evaluation import certified, predictions
@@ -231,18 +241,18 @@ class Study:
                 resamples=recipe.evaluation.bootstrap,
             )
             if (folder / SALIENCY_FILE).is_file():
-                document["saliency"] = summary.summarise(
+                document.saliency = summary.summarise(
                     files.read_table(folder / SALIENCY_FILE),
                     images=len(test),
                     resamples=recipe.evaluation.bootstrap,
                 )
             if (folder / LESIONS_FILE).is_file():
-                document["lesions"] = lesions.described(
+                document.lesions = lesions.described(
                     files.read_table(folder / LESIONS_FILE), resamples=recipe.evaluation.bootstrap
                 )
             if (folder / CERTIFIED_FILE).is_file():
                 proofs = files.read_table(folder / CERTIFIED_FILE)
-                document["certified"] = certified.describe(proofs, resamples=recipe.evaluation.bootstrap)
+                document.certified = certified.describe(proofs, resamples=recipe.evaluation.bootstrap)
             files.write_json(folder / METRICS_FILE, document)
 
         def counterfactuals() -> None:
@@ -273,36 +283,33 @@ class Study:
             files.write_arrays(folder / PANELS_FILE, arrays)
 
     def _document(
-        self, runs: list[RunRecipe], ranking: list[dict[str, Any]], datasets: dict[str, "Dataset"], seconds: float
-    ) -> dict[str, Any]:
-        folders = [self._run_folder(run) for run in runs]
-        documents = [
-            files.read_json(f / METRICS_FILE) | {"training": files.read_json(f / TRAINING_FILE)} for f in folders
-        ]
-        recipe, test = self.recipe, datasets["test"]
-        return {
-            "study": recipe.name,
-            "title": recipe.title,
-            "notice": NOTICE,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "trustcxr": __version__,
-            "versions": versions(),
-            "hardware": hardware(),
-            "seconds": seconds,
-            "data": describe_data(self.data, datasets),
-            "recipe": recipe.model_dump(mode="json"),
-            "classes": list(test.classes),
-            "selection": {
-                "split": recipe.data.splits.val,
-                "by": recipe.selection.by,
-                "count": recipe.selection.count,
-                "ranking": ranking,
-            },
-            "runs": documents,
-            "comparisons": comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
-            "alarms": [{"run": d["run"], **alarm} for d in documents for alarm in d["alarms"]],
-            "failures": [{"run": f.name, "reason": f.reason} for f in self.failures],
-        }
+        self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
+    ) -> StudyDocument:
+        folders, recipe = [self._run_folder(run) for run in runs], self.recipe
+        tested = [documents.read(RunDocument, folder / METRICS_FILE) for folder in folders]
+        for document, folder in zip(tested, folders, strict=True):
+            document.training = documents.read(TrainingDocument, folder / TRAINING_FILE)
+        return StudyDocument(
+            version=VERSION,
+            study=recipe.name,
+            title=recipe.title,
+            notice=NOTICE,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            trustcxr=__version__,
+            versions=versions(),
+            hardware=hardware(),
+            seconds=seconds,
+            data=describe_data(self.data, datasets),
+            recipe=recipe.model_dump(mode="json"),
+            classes=list(datasets["test"].classes),
+            selection=Selection(
+                split=recipe.data.splits.val, by=recipe.selection.by, count=recipe.selection.count, ranking=ranking
+            ),
+            runs=tested,
+            comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
+            alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
+            failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
+        )
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
@@ -314,7 +321,6 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     return [] if plain(before) == plain(now) else [at]
 
 
-def summary(document: dict[str, Any]) -> str:
+def summary(document: StudyDocument) -> str:
     """One line for the end of a study."""
-    runs = len(document["runs"])
-    return f"{runs} runs, {len(document['alarms'])} alarms, {duration(document['seconds'])}"
+    return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {duration(document.seconds or 0)}"

@@ -3,16 +3,18 @@
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from trustcxr.results.documents import DataDescription, Hardware
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 
-def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> dict[str, Any]:
+def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription:
     """What was trained and tested on, counted."""
     counts, masks = {}, {}
     for part in datasets.values():
@@ -22,24 +24,24 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> dict[str, Any]:
         held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
         masks[split] = int(sum(bool(mask.any()) for mask in held))
     first = datasets["train"]
-    return {
-        "root_name": root.resolve().name,
-        "layout": getattr(first, "layout", ""),
-        "notes": first.notes,
-        "counts": counts,
-        "skipped": len(first.skipped),
-        "size": first.size,
-        "infection_masks": masks,
-        "groups": {role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
-    }
+    return DataDescription(
+        root_name=root.resolve().name,
+        layout=getattr(first, "layout", ""),
+        notes=list(first.notes),
+        counts=counts,
+        skipped=len(first.skipped),
+        size=first.size,
+        infection_masks=masks,
+        groups={role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
+    )
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """What the study ran on."""
     import torch
 
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"processor": processor(), "cores": os.cpu_count(), "accelerator": accelerator, "system": platform.system()}
+    return Hardware(processor=processor(), cores=os.cpu_count(), accelerator=accelerator, system=platform.system())
 
 
 def processor() -> str:

@@ -20,7 +20,8 @@ from trustcxr.explain import lesions, scores, summary
 from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import assign, validate
-from trustcxr.results import files, folders
+from trustcxr.results import documents, files, folders
+from trustcxr.results.documents import Drop, RunDocument, TrainingDocument
 from trustcxr.study import preflight
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def recipe(
     return chosen
 
 
-def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
+def train(run: RunRecipe, data: Path, folder: Path) -> TrainingDocument:
     """Train a run into `folder`, or go on with it; its training.json."""
     from trustcxr.models import factory
     from trustcxr.training import loop
@@ -73,7 +74,7 @@ def train(run: RunRecipe, data: Path, folder: Path) -> dict[str, Any]:
             raise UserError(f"{folder}: holds another run; choose another --out")
         if (folder / folders.TRAINING_FILE).is_file():
             say(f"{folder}: already trained")
-            return files.read_json(folder / folders.TRAINING_FILE)
+            return documents.read(TrainingDocument, folder / folders.TRAINING_FILE)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     factory.check(run.model.name, size=run.data.size, **run.model.options())
     model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
@@ -111,7 +112,7 @@ def evaluate(
     shortcuts: bool = False,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[RunDocument, Path]:
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in.
 
     `sweep` adds the epsilons of a whole curve. `corruptions` are names, or "all". `shortcuts`: the films of synthetic
@@ -131,15 +132,16 @@ def evaluate(
     )
     internal = run.folder / folders.PREDICTIONS_FILE
     if place != run.folder and internal.is_file():
-        document["drop_from_internal"] = metrics.drop_from_internal(files.read_table(internal), predictions)
+        drops = metrics.drop_from_internal(files.read_table(internal), predictions)
+        document.drop_from_internal = [Drop.model_validate(drop) for drop in drops]
     if planted_shortcuts is not None:
-        document["planted_shortcuts"] = planted_shortcuts
+        document.planted_shortcuts = planted_shortcuts
     if (place / folders.CERTIFIED_FILE).is_file():
-        document["certified"] = certified.describe(files.read_table(place / folders.CERTIFIED_FILE))
+        document.certified = certified.describe(files.read_table(place / folders.CERTIFIED_FILE))
     if (place / folders.SALIENCY_FILE).is_file():
-        document["saliency"] = summary.summarise(files.read_table(place / folders.SALIENCY_FILE), images=len(dataset))
+        document.saliency = summary.summarise(files.read_table(place / folders.SALIENCY_FILE), images=len(dataset))
     if (place / folders.LESIONS_FILE).is_file():
-        document["lesions"] = lesions.described(files.read_table(place / folders.LESIONS_FILE))
+        document.lesions = lesions.described(files.read_table(place / folders.LESIONS_FILE))
     files.write_table(place / folders.PREDICTIONS_FILE, predictions)
     files.write_json(place / folders.METRICS_FILE, document)
     return document, place
@@ -154,7 +156,7 @@ def certify(
     split: str | None = None,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[RunDocument, Path]:
     """Prove which answers of a run cannot change within epsilon: certified.parquet, and `certified` in metrics.json.
 
     Other epsilons that were certified there before are kept. Where the run was not evaluated on these images yet, that
@@ -175,8 +177,8 @@ def certify(
     files.write_table(path, table.reset_index(drop=True))
     if not (place / folders.METRICS_FILE).is_file():
         return evaluate(folder, data, split=split, epsilons=radii, labels=labels, listing=listing)
-    document = files.read_json(place / folders.METRICS_FILE)
-    document["certified"] = certified.describe(table)
+    document = documents.read(RunDocument, place / folders.METRICS_FILE)
+    document.certified = certified.describe(table)
     files.write_json(place / folders.METRICS_FILE, document)
     return document, place
 
@@ -235,7 +237,7 @@ def explain(
     split: str | None = None,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[RunDocument, Path]:
     """Saliency of a run measured on a data set; other methods measured there before are kept.
 
     The table is written a batch at a time. `options`: keys of ExplanationRecipe. Thresholds are tuned on the run's
@@ -254,12 +256,12 @@ def explain(
     metrics_file = place / folders.METRICS_FILE
     if not metrics_file.is_file():
         evaluate(folder, data, split=split, labels=labels, listing=listing)
-    document = files.read_document(metrics_file)
-    document["saliency"] = summary.summarise(files.read_table(path), images=len(dataset))
+    document = documents.read(RunDocument, metrics_file)
+    document.saliency = summary.summarise(files.read_table(path), images=len(dataset))
     found = lesions.of_run(run, dataset)
     if len(found):
         files.write_table(place / folders.LESIONS_FILE, found)
-        document["lesions"] = lesions.described(found)
+        document.lesions = lesions.described(found)
     files.write_json(metrics_file, document)
     return document, place
 

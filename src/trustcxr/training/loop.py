@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,7 +21,8 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.results import files, folders
+from trustcxr.results import documents, files, folders
+from trustcxr.results.documents import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def fit(
     recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, *, start_from: Path | None = None
-) -> dict[str, Any]:
+) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
 
     `start_from` is a run whose weights this one begins with. With `training.refit` the run is trained twice: on `train`
@@ -47,11 +48,11 @@ def fit(
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
         _fit(alone, train, Monitor(first, val, alone), start_from and folders.before_refit(start_from))
-    chosen = files.read_json(first / folders.TRAINING_FILE)
+    chosen = documents.read(TrainingDocument, first / folders.TRAINING_FILE)
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen), start_from)
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_from: Path | None) -> dict[str, Any]:
+def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_from: Path | None) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     _write_recipe(folder, recipe, train, start_from)
@@ -196,7 +197,7 @@ def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
 
 def _finish(
     folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
-) -> dict[str, Any]:
+) -> TrainingDocument:
     best = folder / checkpoint.FOLDER / checkpoint.BEST
     if monitor.best_sum not in ("", files.checksum(best)):
         shutil.rmtree(folder / checkpoint.FOLDER)
@@ -206,18 +207,18 @@ def _finish(
     content = files.read_yaml(folder / folders.RUN_FILE)
     content["checksums"] = folders.checksums(folder, content["classes"])
     files.write_yaml(folder / folders.RUN_FILE, content)
-    summary = monitor.summary() | counts | {"parameters": zoo.count_parameters(model)}
+    summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
     if recipe.defence.attacks:
-        summary["watched_images"] = len(attacked_rows(monitor.val))
+        summary.watched_images = len(attacked_rows(monitor.val))
     if monitor.stopped == "overfitting":
         last = monitor.history[-1]
-        summary["alarm"] = (
+        summary.alarm = (
             f"catastrophic overfitting at epoch {len(monitor.history) - 1}: accuracy under PGD-{MONITOR_STEPS} fell "
             f"from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while "
             f"FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {int(monitor.best['epoch'])} are "
             "kept"
         )
-        say(f"{recipe.name}: {summary['alarm']}")
+        say(f"{recipe.name}: {summary.alarm}")
     files.write_json(folder / folders.TRAINING_FILE, summary)
     shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
     say(f"trained {recipe.name}{monitor.sentence()}")

@@ -19,6 +19,7 @@ from trustcxr.data.batches import loader, to_pixels
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
+from trustcxr.results.documents import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint
 
 if TYPE_CHECKING:
@@ -114,16 +115,17 @@ class Monitor(pl.Callback):
         """What stands in history.csv: a row an epoch."""
         return pd.DataFrame(self.history)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> TrainingDocument:
         """What training.json says of how long, why no longer, and which epoch is kept."""
-        return {
-            "epochs": len(self.history),
-            "best_epoch": int(self.best["epoch"]),
-            "seconds": self.seconds,
-            "monitor": self.monitor,
-            "best_value": self.best["value"],
-            "stopped": self.stopped,
-        }
+        return TrainingDocument(
+            version=VERSION,
+            epochs=len(self.history),
+            best_epoch=int(self.best["epoch"]),
+            seconds=self.seconds,
+            monitor=self.monitor,
+            best_value=self.best["value"],
+            stopped=self.stopped,
+        )
 
     def sentence(self) -> str:
         """The same for a person, after the run's name."""
@@ -155,9 +157,9 @@ class RefitMonitor(Monitor):
 
     measured_on = "validation images that it was trained on"
 
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument) -> None:
         super().__init__(folder, val, recipe)
-        self.chosen, self.epochs = chosen, chosen["best_epoch"] + 1
+        self.chosen, self.epochs = chosen, (chosen.best_epoch or 0) + 1
 
     @property
     def state_key(self) -> str:
@@ -168,11 +170,12 @@ class RefitMonitor(Monitor):
         """As of any run; what is measured on validation images is named `seen_`."""
         return super().table().rename(columns=lambda name: name.replace("val_", "seen_"))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> TrainingDocument:
         """What was chosen, the time of both, and in `refit` how the second went."""
         mine = super().summary()
-        again = {key: mine[key] for key in ("epochs", "seconds", "stopped")}
-        return self.chosen | {"seconds": self.chosen["seconds"] + self.seconds, "refit": again}
+        again = Refit(epochs=mine.epochs, seconds=mine.seconds, stopped=mine.stopped)
+        both = (self.chosen.seconds or 0.0) + self.seconds
+        return self.chosen.model_copy(update={"version": mine.version, "seconds": both, "refit": again})
 
     def sentence(self) -> str:
         """The same for a person, after the run's name."""
