@@ -25,7 +25,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
-from trustcxr.results.documents import Alarm, TrainingDocument
+from trustcxr.results.documents import Alarm
 from trustcxr.training import loop
 
 MODEL = "test_resnet"
@@ -233,11 +233,11 @@ def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFram
 
 def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame) -> None:
     text = "catastrophic overfitting at epoch 3: ..."
-    run.training.alarm = text
+    before, run.training = run.training, run.training.model_copy(update={"alarm": text})
     try:
         document = summary.describe(run, table, resamples=100)
     finally:
-        run.training = TrainingDocument()
+        run.training = before
     assert Alarm(kind="catastrophic_overfitting", text=text) in document.alarms
 
 
