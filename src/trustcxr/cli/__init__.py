@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from trustcxr.about import NOTICE, __version__
+from trustcxr.cli.audits import audits_app
 from trustcxr.cli.data import data_app
 from trustcxr.cli.runs import runs_app
 from trustcxr.cli.studies import studies_app
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (studies_app, runs_app):
+for commands in (studies_app, runs_app, audits_app):
     app.add_typer(commands)
 app.add_typer(data_app, name="data")
 
@@ -70,6 +71,8 @@ def _of_the_disk(problem: OSError) -> str:
 
 def _kept(words: list[str]) -> str:
     """What is there after Ctrl-C, by command."""
+    if words and words[0] == "audit":
+        return "the same command goes on from here: finished batches are kept"
     if not words or words[0] in ("train", "study", "demo"):
         return "the same command goes on from here: finished epochs and runs are kept"
     if words[0] == "predict":

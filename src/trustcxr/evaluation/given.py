@@ -1,6 +1,7 @@
 """Any model, as evaluation and explanation take it: a run of ours, or one that somebody gave us."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from trustcxr.models.adapters import Given
 from trustcxr.results import folders
 
 Subject = Run | Given
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A model as it is judged: `model` from pixel space to logits in the order of `classes`, on `device`."""
+
+    name: str
+    model: nn.Module
+    classes: tuple[str, ...]
+    device: torch.device
 
 
 def load_model(

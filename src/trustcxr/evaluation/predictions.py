@@ -1,10 +1,10 @@
 """A run and a data set -> predictions -> metrics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,29 +18,33 @@ from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
+from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
 from trustcxr.models import classifier
 from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import folders
+from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN, Condition
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
+CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, dict[str, Any]], Tensor]  # an attack on some images
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
 
 
 def predict(
-    run: Run,
+    run: Run | Examined,
     dataset: "Dataset",
     conditions: Sequence[AttackRecipe] = (),
     *,
     corruptions: CorruptionsRecipe | None = None,
     views: bool = True,
     batch_size: int = 64,
+    carry_out: CarryOut | None = None,
+    parts: Path | None = None,
 ) -> pd.DataFrame:
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
@@ -49,36 +53,65 @@ def predict(
     mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
     class, whose lungs they do not quite cover. There the class is the lungs': a model that answers by the background
     has it less often than chance.
+
+    `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
+    not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
     """
     about = about_images(dataset)
     batches = loader(dataset, batch_size)
     pieces: dict[Condition, list[pd.DataFrame]] = {}
+    carry_out = carry_out or _as_it_stands(run)
     named = corruptions.conditions() if corruptions else ()
     steps = 1 + sum(len(attack.epsilons) for attack in conditions) + len(named)
     with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * steps) as bar:
         for number, (raw, labels, places) in enumerate(batches):
+            path = None if parts is None else parts / f"{number:06d}.parquet"
+            if path is not None and path.is_file():
+                _sort_in(files.read_table(path), pieces)
+                bar.advance(steps)
+                continue
             images = to_pixels(raw.to(run.device)).contiguous(memory_format=torch.channels_last)
             if not number and conditions and is_randomised(run.model, images[:1]):
                 say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
             rows = places.numpy()
-            attacked = _attacked(run, images, labels.to(run.device), conditions, seed=number)
+            attacked = _attacked(run, images, labels.to(run.device), conditions, seed=number, carry_out=carry_out)
             versions = chain(
                 [((CLEAN, 0.0, 0, 0), rows, images)],
                 (((*name, 0), rows, pixels) for name, pixels in attacked),
                 _corrupted(images, about["sample_id"].iloc[rows].tolist(), rows, named),
                 _views(dataset, rows, images) if views else (),
             )
+            found = []
             for condition, kept, pixels in versions:
-                piece = about.iloc[kept].assign(logits=list(_logits(run, pixels)))
-                pieces.setdefault(condition, []).append(piece)
+                rows_of_it = about.iloc[kept].assign(**dict(zip(_CONDITION, condition, strict=True)))
+                found.append(rows_of_it.assign(logits=list(_logits(run, pixels))))
                 if condition[0] not in VIEWS:
                     bar.advance(note=f"{condition[0]} {condition[3] or condition[1]:g}")
-    tables = [
-        pd.concat(parts).assign(attack=name, epsilon=epsilon, steps=steps, severity=severity)
-        for (name, epsilon, steps, severity), parts in pieces.items()
-    ]
-    columns = [*about.columns, "attack", "epsilon", "steps", "severity", "logits"]
-    return pd.concat(tables, ignore_index=True)[columns]
+            whole = pd.concat(found, ignore_index=True)
+            _sort_in(whole, pieces)
+            if path is not None:
+                files.write_table(path, whole)
+    return pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
+
+
+_CONDITION = ("attack", "epsilon", "steps", "severity")
+
+
+def _sort_in(table: pd.DataFrame, pieces: dict[Condition, list[pd.DataFrame]]) -> None:
+    """The rows of one batch to those of their condition."""
+    condition: Any
+    for condition, rows in table.groupby(list(_CONDITION), sort=False):
+        name, epsilon, steps, severity = condition
+        pieces.setdefault((str(name), float(epsilon), int(steps), int(severity)), []).append(rows)
+
+
+def _as_it_stands(run: Run | Examined) -> CarryOut:
+    def carry_out(
+        attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: dict[str, Any]
+    ) -> Tensor:
+        return attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
+
+    return carry_out
 
 
 def about_images(dataset: "Dataset") -> pd.DataFrame:
@@ -108,7 +141,13 @@ def _corrupted(
 
 
 def _attacked(
-    run: Run, images: Tensor, labels: Tensor, conditions: Sequence[AttackRecipe], *, seed: int
+    run: Run | Examined,
+    images: Tensor,
+    labels: Tensor,
+    conditions: Sequence[AttackRecipe],
+    *,
+    seed: int,
+    carry_out: CarryOut,
 ) -> Iterator[tuple[tuple[str, float, int], Tensor]]:
     """Every attack at every epsilon, the smallest first, so that worst-case keeps what was found within its radius."""
     known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
@@ -123,13 +162,13 @@ def _attacked(
         for epsilon in sorted(attack.epsilons):
             if attack.name == "worst-case":
                 options["start"] = [found for radius, found in known if radius <= epsilon]
-            perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
+            perturbed = carry_out(attack, images, labels, epsilon, dict(options))
             yield (attack.name, epsilon, attack.effort), perturbed
             if attack.entry.norm == "linf":
                 known.append((epsilon, perturbed))
 
 
-def _source(run: Run, folder: str) -> classifier.Classifier:
+def _source(run: Run | Examined, folder: str) -> classifier.Classifier:
     """The model that transfer attacks; UserError unless it knows the classes of `run`."""
     source = _loaded(folder, str(run.device))
     if source.classes != run.classes:
@@ -144,7 +183,7 @@ def _loaded(folder: str, on: str) -> Run:
     return load_run(folder, on=on)
 
 
-def _logits(run: Run, images: torch.Tensor) -> np.ndarray:
+def _logits(run: Run | Examined, images: torch.Tensor) -> np.ndarray:
     """Logits (B, C) in float32; UserError where the model answers with NaN or infinity."""
     with torch.inference_mode(), attacks.undisturbed(run.model):
         logits = run.model(images).float()

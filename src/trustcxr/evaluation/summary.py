@@ -5,12 +5,13 @@ from typing import Any
 import pandas as pd
 
 from trustcxr.evaluation import calibration, gradient_masking, metrics
+from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run
 from trustcxr.results.documents import VERSION, RunDocument
 
 
 def describe(
-    run: Run, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
+    run: Run | Examined, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
 ) -> RunDocument:
     """The document of metrics.json (results/documents.py), without saliency, from predictions of one split.
 
@@ -20,21 +21,30 @@ def describe(
     document: dict[str, Any] = {
         "version": VERSION,
         "run": run.name,
-        "model": run.recipe.model.name,
-        "defence": run.recipe.defence.name,
-        "background": run.recipe.training.background,
-        "seed": run.recipe.seed,
+        **_about(run),
         "classes": list(run.classes),
         "split": "+".join(splits),
         **metrics.from_predictions(predictions, run.classes, resamples=resamples),
         "saliency": {},
     }
     document["masking"] = gradient_masking.verdict(document)
-    if validation is not None and len(validation):
+    if validation is not None and len(validation) and isinstance(run, Run):
         document["calibration"] = calibration.describe(
             predictions, validation, resamples=resamples, refit=run.recipe.training.refit
         )
     document["alarms"] = gradient_masking.alarms(document)
-    if "alarm" in run.training:
+    if isinstance(run, Run) and "alarm" in run.training:
         document["alarms"].append({"kind": "catastrophic_overfitting", "text": run.training["alarm"]})
     return RunDocument.model_validate(document)
+
+
+def _about(run: Run | Examined) -> dict[str, Any]:
+    """How the model was made, as far as that is known of it."""
+    if isinstance(run, Examined):
+        return {"model": run.name, "defence": "", "background": "full", "seed": None}
+    return {
+        "model": run.recipe.model.name,
+        "defence": run.recipe.defence.name,
+        "background": run.recipe.training.background,
+        "seed": run.recipe.seed,
+    }

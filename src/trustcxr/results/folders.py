@@ -16,6 +16,7 @@ HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parq
 CERTIFIED_FILE = "certified.parquet"  # an image and epsilon a row: whether its answer is proved not to change
 LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
+AUDIT_FILE = "audit.json"  # what was found out about a given model
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum

@@ -9,6 +9,7 @@ from trustcxr.results.flat import Document
 
 DOCUMENTS: dict[str, type[Document]] = {
     folders.METRICS_FILE: documents.RunDocument,
+    folders.AUDIT_FILE: documents.AuditDocument,
     folders.STUDY_RESULTS: documents.StudyDocument,
     folders.TRAINING_FILE: documents.TrainingDocument,
 }

@@ -1,0 +1,65 @@
+"""Any model: `audit`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trustcxr.about import NOTICE
+from trustcxr.catalogue import ATTACKS
+from trustcxr.cli.options import Columns, Images, Json, Labels, label_map, listing, print_json
+from trustcxr.errors import UserError
+
+audits_app = typer.Typer()
+
+
+@audits_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
+def audit(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's folder or a model file (.yaml); with --init a model.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder of X-rays, or a list (CSV).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and predictions.parquet.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to examine; the test split where there is one.")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help=f"Others than the protocol's, of {', '.join(ATTACKS)}; repeatable.")
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="Other radii than the protocol's (L-infinity); repeatable.")
+    ] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Let the model file run its maker's code.")] = False,
+    init: Annotated[bool, typer.Option("--init", help="Print a model file for MODEL, with questions.")] = False,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
+    json: Json = False,
+) -> None:
+    """The whole examination of any model: a run, or what a model file names. Started again after a cut, it goes on."""
+    if init:
+        from trustcxr.models.adapters import describe_file
+
+        return print(describe_file(model), end="")
+    if data is None or out is None:
+        raise UserError(
+            f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
+        )
+    from trustcxr.report import audits
+    from trustcxr.study.audit import audit as examine
+
+    document = examine(
+        model,
+        data,
+        out,
+        split=split,
+        attacks=attack or (),
+        epsilons=epsilon or (),
+        labels=label_map(label),
+        listing=listing(column, images),
+        trust_code=trust_code,
+    )
+    if json:
+        return print_json(document)
+    for line in audits.sentences(document):
+        print(line)
+    print(f"written to {out}\n{NOTICE}")
+    return None

@@ -1,0 +1,54 @@
+"""The examination of a given model: one recipe with a version, so that two audits compare."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.validation import Fraction, Strict, read, validate
+
+EXAMS = Path(__file__).parent / "exams"
+NEWEST = "exam-1"
+
+
+class GateRecipe(Strict):
+    """What is asked at the door, before anything is measured."""
+
+    films: int = Field(120, ge=1, description="on which the declaration is tried, the classes evenly among them")
+    epsilon: Fraction = 0.02
+    planted: int = Field(16, ge=1, description="adversarial examples that are planted")
+
+
+class ExamRecipe(Strict):
+    """What a model is examined with. `without_gradients`: the attacks where the model has no gradients."""
+
+    version: str | None
+    attacks: tuple[AttackRecipe, ...]
+    without_gradients: tuple[AttackRecipe, ...]
+    corruptions: CorruptionsRecipe
+    gate: GateRecipe = GateRecipe()
+    batch_size: int = Field(64, ge=1)
+    bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
+
+    def changed(self, attacks: tuple[str, ...] = (), epsilons: tuple[float, ...] = ()) -> "ExamRecipe":
+        """The same with other attacks or radii, and then without a version; itself where nothing is changed.
+
+        UserError for an attack that there is not, or a radius that cannot be.
+        """
+        if not attacks and not epsilons:
+            return self
+        content: dict[str, Any] = self.model_dump(mode="json") | {"version": None}
+        for part in ("attacks", "without_gradients"):
+            known = {attack["name"]: attack for attack in content[part]}
+            radii = sorted({e for attack in known.values() for e in attack["epsilons"]})
+            names = attacks if attacks and part == "attacks" else tuple(n for n in known if not attacks or n in attacks)
+            content[part] = [known.get(n, {"name": n, "epsilons": radii}) for n in dict.fromkeys(names)]
+            for attack in content[part] if epsilons else []:
+                attack["epsilons"] = list(dict.fromkeys(epsilons))
+        return validate(ExamRecipe, content, "--attack and --epsilon")
+
+
+def load_exam(version: str = NEWEST) -> ExamRecipe:
+    """An examination by its version."""
+    return read(ExamRecipe, EXAMS / f"{version}.yaml")

@@ -1,0 +1,62 @@
+"""audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
+
+from trustcxr.catalogue import attack_said
+from trustcxr.report.terminal import percent, with_interval
+from trustcxr.results.documents import AuditDocument
+
+
+def sentences(document: AuditDocument) -> list[str]:
+    """An audit, a line each."""
+    return [*_given(document), *_gate(document), *_relied_on(document), *_not_relied_on(document)]
+
+
+def _given(document: AuditDocument) -> list[str]:
+    model, data = document.model, document.data
+    weights = f", {model.parameters:,} parameters" if model.parameters else ""
+    protocol = document.protocol or "other options than a fixed protocol's, so it compares with no other audit"
+    lines = [
+        f"Given: {model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}",
+        f"Examined: {document.clean.n} images of {data.name}, split {document.split}, by {protocol}",
+    ]
+    return lines + [f"  note: {note}" for note in model.notes]
+
+
+def _gate(document: AuditDocument) -> list[str]:
+    marks = {True: "ok", False: "LOOK", None: "not checked"}
+    return [f"  {marks[check.passed]}: {check.check}: {check.text}" for check in document.gate]
+
+
+def _relied_on(document: AuditDocument) -> list[str]:
+    clean = document.clean
+    lines = [
+        "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
+        f"  of films as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
+        f"class would have {percent(clean.constant_answer)}",
+    ]
+    for row in document.attacks:
+        if row.accuracy.value is not None:
+            name = attack_said(row.attack, row.steps)
+            lines.append(f"  under {name} at epsilon {row.epsilon:g}, at most {with_interval(row.accuracy)} still are")
+    if mean := document.corruptions_mean:
+        worst = min(document.corruptions, key=lambda row: row.accuracy.value or 0.0)
+        lines.append(
+            f"  of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average; "
+            f"at worst ({worst.corruption.replace('_', ' ')}) {percent(worst.accuracy.value)}"
+        )
+    return lines
+
+
+def _not_relied_on(document: AuditDocument) -> list[str]:
+    lines = ["May not be relied on:"]
+    if document.unreliable:
+        lines.append(f"  {document.because}")
+    if why := document.withdrawn:
+        gone = {attack_said(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
+        lines.append(f"  withdrawn: {', '.join(sorted(gone))}: {why}")
+    if not document.attacks:
+        lines.append("  robustness: nothing was attacked, so nothing is known of it")
+    lines += [f"  {alarm.text}" for alarm in document.alarms]
+    lines.append(
+        "  attacks bound accuracy from above: a stronger one may leave less; other hospitals' films are others"
+    )
+    return lines

@@ -1,0 +1,254 @@
+"""`trustcxr audit`: any model through the examination, and what is said of it."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from test_cli import complaint, run
+from trustcxr.data.phantom import writing
+from trustcxr.evaluation import predictions
+from trustcxr.evaluation.door import Check, Door, examine_at_the_door
+from trustcxr.evaluation.run import load_run
+from trustcxr.recipes import exam
+from trustcxr.results import documents, files
+from trustcxr.study import audit as audits
+from trustcxr.study import run_folder
+
+CLASSES = ("dark", "grey", "bright")
+GREYS = (0.3, 0.5, 0.7)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol with few steps; what is equal and what is said does not hang on them."""
+    real = exam.load_exam()
+    few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
+    gate = real.gate.model_copy(update={"planted": 4})
+    blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
+    changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "gate": gate, "bootstrap": 200}
+    short = real.model_copy(update=changed)
+    monkeypatch.setattr(audits, "load_exam", lambda: short)
+
+
+class Brightness(nn.Module):
+    """Tells films by their mean: logits are highest for the nearest grey of the classes."""
+
+    def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
+        super().__init__()
+        greys = torch.tensor([GREYS[k] for k in order])
+        self.layer = nn.Linear(1, 3)
+        self.layer.weight.data, self.layer.bias.data = 100 * 2 * greys[:, None], -100 * greys**2
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def greys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noisy films that differ in brightness."""
+    root, random = tmp_path_factory.mktemp("greys") / "films", np.random.default_rng(0)
+    for name, grey in zip(CLASSES, GREYS, strict=True):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = 255 * (grey + 0.04 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
+    return root
+
+
+def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.jit.trace(net.eval(), torch.rand(2, 1, 16, 16)).save(str(folder / "net.pt"))
+    text = f"source: net.pt\ninput: {{size: 16}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
+    (folder / "model.yaml").write_text(text)
+    return folder / "model.yaml"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
+
+
+@pytest.fixture(scope="module")
+def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+    run("train", "--data", films, *options, "--out", out)
+    return out
+
+
+def figures(document: Any) -> dict[tuple[str, float], float]:
+    rows = {(row["attack"], row["epsilon"]): row["accuracy"] for row in document["attacks"]}
+    return {("clean", 0.0): document["clean"]["accuracy"]} | {k: v for k, v in rows.items() if k[0] in ("fgsm", "pgd")}
+
+
+def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, films: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    own, _ = run_folder.evaluate(folder, films, attacks=["fgsm", "pgd"], epsilons=[0.01, 0.02], steps=3)
+    done = run("audit", folder, "--data", films, "--out", tmp_path / "audit", "--json")
+    document = json.loads(done.stdout)
+    assert figures(document) == figures(own)
+    assert document["protocol"] == "exam-1"
+    assert document["model"]["kind"] == "run"
+    assert len(document["corruptions"]) == 15
+    documents.AuditDocument.model_validate(document)
+    assert documents.read(documents.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
+    # The same network as a file of weights, without anything of ours beside it.
+    ours = load_run(folder).model
+    save_file({k: v.contiguous() for k, v in ours.net.state_dict().items()}, tmp_path / "weights.safetensors")
+    (tmp_path / "model.yaml").write_text(
+        "source: weights.safetensors\ntimm: test_resnet\n"
+        f"input: {{size: 32, mean: [{float(ours.mean)}], std: [{float(ours.std)}]}}\n"
+        f"output: {{kind: logits, classes: [{', '.join(document['classes'])}]}}\n"
+    )
+    given = audits.audit(tmp_path / "model.yaml", films, tmp_path / "given")
+    assert given["model"]["kind"] == "weights"
+    assert given.data.plain() == document["data"]
+    assert figures(given) == pytest.approx(figures(document))
+
+
+def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path, tmp_path: Path) -> None:
+    model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
+    done = run("audit", model, "--data", greys, "--out", out)
+    document = files.read_json(out / "audit.json")
+    assert not document["unreliable"], document["because"]
+    assert document["clean"]["accuracy"] > 0.9
+    assert all(check["passed"] is not False for check in document["gate"])
+    assert "May be relied on:" in done.stdout
+    assert "Research" in done.stdout
+    assert not (out / ".parts").exists()
+    again = run("audit", model, "--data", greys, "--out", out)
+    assert "already examined" in again.stderr
+    changed = audits.audit(model, greys, tmp_path / "other", attacks=["fgsm"], epsilons=[0.05])
+    assert changed["protocol"] is None
+    assert [(row["attack"], row["epsilon"]) for row in changed["attacks"]] == [("fgsm", 0.05)]
+
+
+def test_classes_in_the_wrong_order_are_noticed(greys: Path, tmp_path: Path) -> None:
+    model = model_file(tmp_path / "model", Brightness(), classes=("grey", "dark", "bright"))
+    document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
+    declared = next(check for check in document["gate"] if check["check"] == "declaration")
+    assert declared["passed"] is False
+    assert "dark, grey, bright" in declared["text"]
+    assert document["unreliable"]
+    assert "declaration" in document["because"]
+
+
+def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Path) -> None:
+    rows = ["image,dark,grey,bright"]
+    for k, name in enumerate(CLASSES):
+        scores = ["0.1", "0.1", "0.1"]
+        scores[k] = "0.8"
+        rows += [f"{name}{number}.png,{','.join(scores)}" for number in range(10)]
+    (tmp_path / "scores.csv").write_text("\n".join(rows))
+    text = "predictions: scores.csv\ninput: {size: 16}\noutput: {kind: probabilities, classes: [dark, grey, bright]}\n"
+    (tmp_path / "model.yaml").write_text(text)
+    done = run("audit", tmp_path / "model.yaml", "--data", greys, "--out", tmp_path / "audit")
+    document = files.read_json(tmp_path / "audit" / "audit.json")
+    assert (document["clean"]["accuracy"], document["clean"]["n"]) == (1, 30)
+    assert document["attacks"] == []
+    assert "30 of 36 images have a score" in done.stdout
+    assert "nothing was attacked" in done.stdout
+
+
+def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_path: Path) -> None:
+    text = f"python: test_audit_command:Brightness\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
+    (tmp_path / "model.yaml").write_text(text)
+    at = ["audit", tmp_path / "model.yaml", "--data", greys, "--out", tmp_path / "audit", "--attack", "fgsm"]
+    assert "--trust-code" in complaint(*at)
+    assert not (tmp_path / "audit").exists()
+    run(*at, "--trust-code")
+    assert files.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
+
+
+def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = audits.load_exam().model_copy(update={"batch_size": 12})
+    monkeypatch.setattr(audits, "load_exam", lambda: short)
+    model, real, asked = model_file(tmp_path / "model", Brightness()), predictions._attacked, []
+
+    def cut(*args: object, seed: int, **options: object) -> object:
+        if seed == 2 and not asked.count(2):
+            asked.append(2)
+            raise KeyboardInterrupt
+        asked.append(seed)
+        return real(*args, seed=seed, **options)
+
+    monkeypatch.setattr(predictions, "_attacked", cut)
+    with pytest.raises(KeyboardInterrupt):
+        audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
+    document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
+    assert asked == [0, 1, 2, 2], "finished batches are not attacked again"
+    whole = audits.audit(model, greys, tmp_path / "whole", attacks=["fgsm"])
+    assert whole == document
+
+
+def test_an_attack_that_misses_what_was_planted_is_withdrawn(
+    greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missed(*args: Any, **options: Any) -> Door:
+        found = examine_at_the_door(*args, **options)
+        kept = [check for check in found.checks if check.check != "active test"]
+        return replace(found, checks=(*kept, Check("active test", False, "it missed all")))
+
+    monkeypatch.setattr(audits, "examine_at_the_door", missed)
+    done = run("audit", model_file(tmp_path / "model", Brightness()), "--data", greys, "--out", tmp_path / "audit")
+    document = files.read_json(tmp_path / "audit" / "audit.json")
+    left = {row["attack"] for row in document["attacks"] if row["accuracy"] is not None}
+    assert left == {"square"}, "it needed no gradient"
+    assert document["unreliable"]
+    assert document["withdrawn"]
+    assert "withdrawn: FGSM, PGD-3, worst case" in done.stdout
+    assert "under PGD" not in done.stdout
+    documents.AuditDocument.model_validate(document)
+
+
+class Quantised(nn.Module):
+    """Brightness of a film of a few grey levels, so without a gradient of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Brightness()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net((images * 15).round() / 15)
+
+
+def test_gradients_that_are_stopped_do_not_save_a_model(greys: Path, tmp_path: Path) -> None:
+    model = model_file(tmp_path / "model", Quantised())
+    document = audits.audit(model, greys, tmp_path / "audit", attacks=["pgd"], epsilons=[0.2])
+    assert next(check for check in document["gate"] if check["check"] == "gradients")["passed"] is False
+    assert document["clean"]["accuracy"] > 0.9
+    assert document["attacks"][0]["accuracy"] < 0.2
+    assert not document["unreliable"], document["because"]
+
+
+def blind(images: Tensor) -> Any:
+    """Scores in numpy, through which nothing leads back."""
+    mean = images.numpy().mean((2, 3))
+    return 200 * mean * np.array(GREYS, dtype=np.float32) - 100 * np.array(GREYS, dtype=np.float32) ** 2
+
+
+def test_without_gradients_it_is_attacked_without_them_and_that_is_said(greys: Path, tmp_path: Path) -> None:
+    text = f"python: test_audit_command:blind\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
+    (tmp_path / "model.yaml").write_text(text)
+    document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "audit", epsilons=[0.2], trust_code=True)
+    assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
+    assert min(row["accuracy"] for row in document["attacks"]) < document["clean"]["accuracy"]
+    assert document["unreliable"]
+    assert "no gradients" in document["because"]
+
+
+def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
+    model_file(tmp_path, Brightness())
+    printed = run("audit", tmp_path / "net.pt", "--init").stdout
+    assert "source:" in printed
+    assert "# ?" in printed
+    assert "--data" in complaint("audit", tmp_path / "model.yaml")
