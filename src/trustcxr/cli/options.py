@@ -21,7 +21,8 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(
         "--column",
-        help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index'; repeatable.",
+        help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index', the words being "
+        "path, class, split, patient, group, source, view, sample_id, lung_mask and infection_mask; repeatable.",
     ),
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Image folder of a list, if it is not the list's own.")]

@@ -104,9 +104,7 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError:
-        raise UserError(
-            "inpaint needs scikit-image: pip install 'trustcxr[inpaint]', or choose grey or mirror"
-        ) from None
+        raise UserError("inpaint needs scikit-image: pip install '.[inpaint]', or choose grey or mirror") from None
     filled = images.detach().clone()
     for image, hole in zip(filled[:, 0], _wide(region), strict=True):
         if hole.any() and not hole.all():

@@ -24,6 +24,9 @@ class Run:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
 
+    def __repr__(self) -> str:
+        return f"Run({self.name}, {self.size} pixels, classes {', '.join(self.classes)}, in {self.folder})"
+
     @property
     def name(self) -> str:
         """The run's name: <model>-<defence>-s<seed>."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 
-INSTALL = "pip install 'trustcxr[dicom]'"
+INSTALL = "pip install '.[dicom]'"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
 _LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
