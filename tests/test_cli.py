@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from trustcxr import cli
+from trustcxr import catalogue, cli
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
 from trustcxr.results import files
@@ -116,11 +116,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
         "clean": 15,
         "fgsm": 30,
         "pgd": 30,
-        "lungs_blacked_out": 15,
-        "lungs_only": 15,
-        "silhouette_only": 15,
-        "border_only": 15,
-        "lungs_on_another_film": 15,
+        **dict.fromkeys(catalogue.VIEWS, 15),
     }
     clean = table[table["attack"] == "clean"]
     right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]
