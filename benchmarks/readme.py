@@ -55,7 +55,8 @@ def plain(part: dict[str, Any], key: str) -> str:
 
 
 def attacked(run: dict[str, Any], name: str, epsilon: float) -> dict[str, Any]:
-    return next(a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon)
+    found = [a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon]
+    return min(found, key=lambda a: a["accuracy"])
 
 
 def table(study: dict[str, Any]) -> str:

@@ -78,8 +78,9 @@ def percent(part: dict[str, Any], key: str = "accuracy") -> str:
 
 
 def attacked(run: dict[str, Any], name: str, epsilon: float) -> dict[str, Any] | None:
-    """What a run has under an attack; None where it was not tried."""
-    return next((a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon), None)
+    """What a run has under an attack, of several numbers of steps the lowest; None where it was not tried."""
+    found = [a for a in run["attacks"] if a["attack"] == name and a["epsilon"] == epsilon]
+    return min(found, key=lambda a: a["accuracy"], default=None)
 
 
 def page(study: dict[str, Any], outside: dict[str, dict[str, Any]], outside_name: str, note: str, told: str) -> str:
@@ -150,7 +151,7 @@ def robustness(runs_: list[dict[str, Any]], epsilon: float) -> list[str]:
             f"{training['seconds'] / 60:.1f}",
             percent(run["clean"]),
             *_under(run, attacks, epsilon),
-            ("yes" if masking["masked"] else "no") if "masked" in masking else "",
+            {True: "yes", False: "no", None: "not looked for"}[masking["masked"]] if "masked" in masking else "",
             percent(run["corruptions_mean"]) if "corruptions_mean" in run else "",
             *(percent(run["shortcuts"][view]) if view in run["shortcuts"] else "" for view in SHOWN),
         ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.evaluation import calibration, gradient_masking, metrics
+from trustcxr.evaluation import alarms, calibration, metrics
 from trustcxr.results.documents import Document
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -54,11 +54,11 @@ def make_study(
                 **metrics.from_predictions(table, classes, resamples=resamples),
                 "saliency": _saliency(random, defence, images // 3) if saliency else {},
             }  # fmt: skip
-            document["masking"] = gradient_masking.verdict(document)
+            document["masking"] = alarms.verdict(document)
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
                 document["calibration"] = calibration.describe(table, validation, resamples=resamples)
-            document["alarms"] = gradient_masking.alarms(document)
+            document["alarms"] = alarms.of(document)
             (home / "metrics.json").write_text(json.dumps(_plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:

@@ -128,6 +128,9 @@ def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right:
     assert set(found) == {Key("pgd accuracy @0.02"), Key("pgd accuracy @0.01")}
     assert found[Key("pgd accuracy @0.02")]["value"].mean() == pytest.approx(right["b"].mean())
     assert len(found[Key("pgd accuracy @0.02")]) == IMAGES
+    swapped = (rows("pgd", 0.02, right["a"], 20), rows("pgd", 0.02, right["b"], 10))
+    (only,) = comparison.figures(make_run(tmp_path, "fgsm", *swapped)).values()
+    assert only["value"].mean() == pytest.approx(right["b"].mean()), "the lowest accuracy, not the most steps"
 
 
 def test_views_have_names_without_a_radius(tmp_path: Path, right: dict[str, np.ndarray]) -> None:

@@ -1,15 +1,21 @@
 """The verdict on masked gradients: each sign by itself, what could not be looked at, and sweeps of a small network."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from small_networks import images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.evaluation import gradient_masking, predictions
+from trustcxr.evaluation import alarms, gradient_masking, input_gradients, metrics, paired, predictions
+from trustcxr.evaluation.gradient_masking import Verdict
+from trustcxr.report import alarms as report_alarms
+from trustcxr.report import study_folder
 
 
 def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
@@ -22,57 +28,186 @@ def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
     return {"clean": {"accuracy": clean}, "attacks": listed}
 
 
+def judge(clean: float, *rows: tuple[str, float, float]) -> Verdict:
+    return gradient_masking.verdict(document(clean, *rows))
+
+
+def kinds(found: Verdict) -> list[str]:
+    return [sign.kind for sign in found.signs]
+
+
 HONEST = (
-    ("fgsm", 0.01, 0.6), ("fgsm", 0.02, 0.4), ("fgsm", 0.3, 0.35), ("pgd", 0.01, 0.55), ("pgd", 0.02, 0.33),
+    ("fgsm", 0.01, 0.6), ("fgsm", 0.02, 0.4), ("fgsm", 0.3, 0.05), ("pgd", 0.01, 0.55), ("pgd", 0.02, 0.33),
     ("pgd", 0.3, 0.0), ("square", 0.02, 0.5), ("transfer", 0.02, 0.7), ("worst-case", 0.02, 0.31),
 )  # fmt: skip
 
 
 def test_an_honest_sweep_is_not_masked() -> None:
-    found = gradient_masking.verdict(document(0.8, *HONEST[:2], *HONEST[3:]))
-    assert found["masked"] is False
-    assert found["looked_for"] == [
+    found = judge(0.8, *HONEST)
+    assert (found.masked, found.signs) == (False, ())
+    assert found.looked_for == (
         "one step against many", "the fall with epsilon", "about zero at 0.3", "black box against white box",
-    ]  # fmt: skip
-    assert gradient_masking.sentence(found).startswith(
-        "No masked gradients found: no sign of it in one step against many, "
-    )
+    )  # fmt: skip
+    said = gradient_masking.sentence(found.document())
+    assert said.startswith("No masked gradients found: no sign of it in one step against many, ")
+    assert said.endswith("; not looked for: input gradients")
 
 
 @pytest.mark.parametrize(
-    ("rows", "because"),
+    ("rows", "kind", "because"),
     [
-        ([("fgsm", 0.02, 0.63), ("pgd", 0.02, 0.0)], "63.0% under FGSM but 0.0% under PGD-20 at epsilon 0.02"),
-        ([("fgsm", 0.02, 0.63), ("worst-case", 0.02, 0.2)], "20.0% under WORST-CASE-50"),
-        ([("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)], "30.0% under FGSM but 40.0% under PGD-20"),
-        ([("pgd", 0.02, 0.3), ("pgd", 0.05, 0.36)], "under PGD-20 rises from 30.0% at epsilon 0.02 to 36.0% at 0.05"),
-        ([("pgd", 0.02, 0.9)], "rises from 80.0% at epsilon 0 to 90.0% at 0.02"),
-        ([("pgd", 0.02, 0.3), ("pgd", 0.3, 0.2)], "still 20.0% under PGD-20 at epsilon 0.3"),
-        ([("pgd", 0.02, 0.5), ("square", 0.02, 0.3)], "30.0% under SQUARE-1000, 50.0% under PGD-20"),
-        ([("pgd", 0.02, 0.5), ("transfer", 0.02, 0.4)], "without gradients is the stronger at epsilon 0.02"),
+        ([("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)], "weak_attack", "30.0% under FGSM but 40.0% under PGD-20"),
+        ([("pgd", 0.02, 0.3), ("pgd", 0.05, 0.36)], "rising_with_epsilon",
+         "under PGD-20 rises from 30.0% at epsilon 0.02 to 36.0% at 0.05"),
+        ([("pgd", 0.02, 0.9)], "rising_with_epsilon", "rises from 80.0% at epsilon 0 to 90.0% at epsilon 0.02"),
+        ([("pgd", 0.02, 0.3), ("pgd", 0.3, 0.2)], "left_at_large_epsilon", "still 20.0% under PGD-20 at epsilon 0.3"),
+        ([("pgd", 0.02, 0.5), ("square", 0.02, 0.3)], "black_box_wins", "30.0% under SQUARE-1000, 50.0% under PGD-20"),
+        ([("pgd", 0.02, 0.5), ("transfer", 0.02, 0.4)], "black_box_wins",
+         "without gradients is the stronger at epsilon 0.02"),
+        # Each of these is no more than FGSM that flatters: the stronger attack's gradients are sound.
+        ([("fgsm", 0.02, 0.63), ("pgd", 0.02, 0.0)], "fgsm_overstates",
+         "63.0% under FGSM but 0.0% under PGD-20"),
+        ([("fgsm", 0.02, 0.63), ("worst-case", 0.02, 0.2)], "fgsm_overstates", "20.0% under WORST-CASE-50"),
     ],
-)
-def test_each_sign_by_itself(rows: list[tuple[str, float, float]], because: str) -> None:
-    found = gradient_masking.verdict(document(0.8, *rows))
-    assert found["masked"] is True
-    assert because in found["because"]
-    assert "\n" not in gradient_masking.sentence(found)
+)  # fmt: skip
+def test_each_sign_by_itself(rows: list[tuple[str, float, float]], kind: str, because: str) -> None:
+    found = judge(0.8, *rows)
+    assert kinds(found) == [kind]
+    assert found.masked is (kind != "fgsm_overstates")
+    assert because.replace("at 0.05", "at epsilon 0.05") in found.because
+    assert found.signs[0].text in found.because
+    assert "\n" not in gradient_masking.sentence(found.document())
+
+
+@pytest.mark.parametrize(
+    ("rows", "masked", "signs"),
+    [
+        ([("fgsm", None, 0.02, 0.6), ("apgd-ce", 50, 0.02, 0.2)], False, ["fgsm_overstates"]),
+        ([("fgsm", None, 0.02, 0.6), ("pgd", 10, 0.02, 0.55), ("pgd", 40, 0.02, 0.2)], False, ["fgsm_overstates"]),
+        ([("fgsm", None, 0.02, 0.6), ("pgd", 20, 0.02, 0.55), ("worst-case", 50, 0.02, 0.2)], False,
+         ["fgsm_overstates"]),
+        ([("pgd", 20, 0.01, 0.4), ("pgd", 20, 0.02, 0.415), ("pgd", 20, 0.03, 0.43)], True, ["rising_with_epsilon"]),
+        ([("fgsm", None, 0.01, 0.3), ("fgsm", None, 0.02, 0.4), ("pgd", 20, 0.02, 0.32)], False, []),
+    ],
+)  # fmt: skip
+def test_what_three_judges_disagreed_on(
+    rows: list[tuple[str, int | None, float, float]], masked: bool, signs: list[str]
+) -> None:
+    listed = [{"attack": a, "epsilon": e, "accuracy": acc} | ({"steps": s} if s else {}) for a, s, e, acc in rows]
+    found = gradient_masking.verdict({"clean": {"accuracy": 0.8}, "attacks": listed})
+    assert (found.masked, kinds(found)) == (masked, signs)
+    # The alarms are these signs and no others, and the report and the terminal show these.
+    stored = {"clean": {"accuracy": 0.8, "n": 90}, "attacks": listed, "masking": found.document()}
+    made = alarms.of(stored)
+    assert [alarm["kind"] for alarm in made] == signs
+    run = study_folder.Run(stored | {"alarms": made}, Path(), [])
+    shown = report_alarms.find(study_folder.StudyFolder(Path(), {}, [run], []), [run])
+    assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
+    assert shown.count == len(made)
+
+
+def test_an_undefended_network_in_mid_fall_is_not_accused() -> None:
+    """Where the grid of epsilons meets the steepest part of the fall, one step and many differ on any network."""
+    found = judge(0.85, ("fgsm", 0.02, 0.22), ("pgd", 0.02, 0.11))
+    assert found.masked is False
+    assert kinds(found) == ["fgsm_overstates"]
 
 
 def test_what_is_no_sign() -> None:
-    found = gradient_masking.verdict(document(0.8, ("fgsm", 0.02, 0.42), ("pgd", 0.02, 0.33), ("square", 0.02, 0.32)))
-    assert found["masked"] is False
+    found = judge(0.8, ("fgsm", 0.02, 0.42), ("pgd", 0.02, 0.33), ("square", 0.02, 0.32))
+    assert (found.masked, found.signs) == (False, ())
     # A single step overshoots at a large radius, on any network; an L2 radius is another measure.
     rows = [("fgsm", 0.02, 0.2), ("fgsm", 0.3, 0.4), ("pgd", 0.02, 0.15), ("pgd-l2", 0.02, 0.8), ("pgd-l2", 0.3, 0.7)]
-    assert gradient_masking.verdict(document(0.8, *rows))["masked"] is False
-    assert "about zero at 0.3" not in gradient_masking.verdict(document(0.8, *rows))["looked_for"]
+    assert judge(0.8, *rows).masked is False
+    assert "about zero at 0.3" not in judge(0.8, *rows).looked_for
 
 
 def test_what_could_not_be_looked_at() -> None:
     for rows in ((), (("fgsm", 0.02, 0.5),), (("square", 0.02, 0.5),)):
-        found = gradient_masking.verdict(document(0.8, *rows))
-        assert (found["masked"], found["looked_for"]) == (None, [])
-        assert "not looked for" in found["because"]
+        found = judge(0.8, *rows)
+        assert (found.masked, found.looked_for) == (None, ())
+        assert "not looked for" in found.because
+
+
+def test_attacks_that_agree_because_none_moved_are_no_proof() -> None:
+    rows = [("fgsm", 0.02, 0.78), ("pgd", 0.02, 0.76)]
+    assert judge(0.82, *rows).masked is None
+    assert "changed almost no answer (76.0% are still right)" in judge(0.82, *rows).because
+    measured = document(0.82, *rows) | {"input_gradients": {"n": 100, "vanishing": 0.0}}
+    assert gradient_masking.verdict(measured).masked is False
+    measured["input_gradients"]["vanishing"] = 0.9
+    found = gradient_masking.verdict(measured)
+    assert (found.masked, kinds(found)) == (True, ["vanishing_gradients"])
+    still = document(0.82, *rows)
+    still["attacks"][0]["unmoved"] = 0.9
+    found = gradient_masking.verdict(still)
+    assert (found.masked, kinds(found)) == (True, ["unmoved_attack"])
+    assert "FGSM left 90.0% of the images as they were at epsilon 0.02" in found.because
+
+
+def test_a_constant_network_has_no_verdict_but_an_alarm() -> None:
+    fixed = document(0.39, ("fgsm", 0.02, 0.39), ("pgd", 0.02, 0.39), ("fgsm", 0.05, 0.2), ("pgd", 0.05, 0.2))
+    fixed["clean"] |= {"accuracy_ci": [0.35, 0.43], "n": 90, "confusion": [[35, 0], [55, 0]]}
+    found = alarms.verdict(fixed)
+    assert found["masked"] is None
+    assert "better than by one constant answer (61.1%)" in found["because"]
+    assert [alarm["kind"] for alarm in alarms.of(fixed | {"masking": found})] == ["no_better_than_constant"]
+
+
+def test_a_sign_must_go_beyond_chance_over_the_same_images() -> None:
+    """The interval of the pair decides where the table is at hand; without it, the two intervals."""
+    found = document(0.8, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.34))
+    for gap, masked in ((None, True), ((0.01, 0.07), True), ((-0.01, 0.09), False)):
+        assert gradient_masking.verdict(found, lambda *_, gap=gap: gap).masked is masked
+    for row in found["attacks"]:
+        row["accuracy_ci"] = [row["accuracy"] - 0.04, row["accuracy"] + 0.04]
+    assert gradient_masking.verdict(found).masked is False, "0.04 apart, give or take 0.057"
+
+
+def test_the_pair_is_compared_image_by_image() -> None:
+    """PGD breaks nothing that FGSM does not: eight images of 100, all one way, are no chance."""
+    labels, parts = np.zeros(100, dtype=int), []
+    for attack, steps, wrong in (("clean", 0, 5), ("fgsm", 1, 40), ("pgd", 20, 32)):
+        logits = np.tile([1.0, 0.0], (100, 1))
+        logits[:wrong] = [0.0, 1.0]
+        columns = {"sample_id": np.arange(100).astype(str), "group": np.arange(100).astype(str), "label": labels}
+        about = {"attack": attack, "epsilon": 0.0 if attack == "clean" else 0.02, "steps": steps, "severity": 0}
+        parts.append(pd.DataFrame(columns | about | {"logits": list(logits)}))
+    table = pd.concat(parts)
+    made = metrics.from_predictions(table, ("a", "b"), resamples=300)
+    assert gradient_masking.verdict(made).masked is False, "the two intervals overlap"
+    gap = paired.gap(table, resamples=300)
+    fgsm, pgd = made["attacks"]
+    low, high = gap(pgd, fgsm) or (0, 0)
+    assert 0.02 < low < 0.08 < high < 0.15
+    assert kinds(gradient_masking.verdict(made, gap)) == ["weak_attack"]
+
+
+def test_what_square_alone_breaks_within_worst_case_is_a_black_box_that_wins() -> None:
+    found = document(0.8, ("fgsm", 0.02, 0.5), ("worst-case", 0.02, 0.3))
+    found["attacks"][1] |= {"n": 100, "broken_by": {"clean": 20, "apgd-margin": 49, "square": 1}}
+    assert kinds(gradient_masking.verdict(found)) == ["fgsm_overstates"]
+    found["attacks"][1]["broken_by"] = {"clean": 20, "apgd-margin": 30, "square": 20}
+    assert "Square alone broke 20.0% of the images" in gradient_masking.verdict(found).because
+    assert gradient_masking.verdict(found).masked is True
+
+
+def test_a_document_of_another_judge_is_judged_anew() -> None:
+    """Version 0.1 accused a network in mid-fall; its catastrophic overfitting still stands."""
+    old = document(0.85, ("fgsm", 0.02, 0.22), ("pgd", 0.02, 0.11))
+    old["masking"] = {"masked": True, "because": "accuracy is 22.0% under FGSM", "looked_for": ["one step"]}
+    text = "catastrophic overfitting at epoch 3: ..."
+    old["alarms"] = [
+        {"kind": "gradient_masking", "text": "at epsilon 0.02 ..."},
+        {"kind": "catastrophic_overfitting", "text": text},
+        {"kind": "of the future", "text": "kept"},
+    ]
+    run = study_folder.Run(old, Path(), [])
+    assert run.metrics["masking"]["masked"] is False
+    assert [a["kind"] for a in run.metrics["alarms"]] == [
+        "fgsm_overstates", "catastrophic_overfitting", "of the future",
+    ]  # fmt: skip
+    assert alarms.judged(run.metrics) is run.metrics, "a verdict with its signs is shown as stored"
 
 
 # --- a real sweep ----------------------------------------------------------------------------------------------------
@@ -102,8 +237,8 @@ def test_the_sweep_of_a_sound_network_falls_to_about_zero() -> None:
     assert all(after <= before + 1e-9 for before, after in pairwise(pgd))
     assert pgd[-1] == 0
     verdict = gradient_masking.verdict(found)
-    assert verdict["masked"] is False, verdict["because"]
-    assert "about zero at 0.3" in verdict["looked_for"]
+    assert verdict.masked is False, verdict.because
+    assert "about zero at 0.3" in verdict.looked_for
 
 
 class Hidden(nn.Module):
@@ -120,5 +255,25 @@ class Hidden(nn.Module):
 def test_a_network_that_hides_its_gradient_is_found_out() -> None:
     found = swept(Hidden(trained()))
     verdict = gradient_masking.verdict(found)
-    assert verdict["masked"] is True
-    assert "at epsilon 0.3" in verdict["because"]
+    assert verdict.masked is True
+    assert "at epsilon 0.3" in verdict.because
+    images, labels = images_and_labels(30, seed=5)
+    sizes = input_gradients.sizes(Hidden(trained()), images, labels, torch.ones(30, dtype=torch.bool))
+    assert not sizes.any(), "and it is seen directly, too"
+
+
+def test_input_gradients_are_measured_where_asked() -> None:
+    images, labels = images_and_labels(30, seed=5)
+    some = torch.arange(30) % 3 == 0
+    sizes = input_gradients.sizes(trained(), images, labels, some)
+    assert np.isnan(sizes[~some.numpy()]).all()
+    leaf = images[some].clone().requires_grad_()
+    nn.functional.cross_entropy(trained()(leaf), labels[some], reduction="sum").backward()
+    assert leaf.grad is not None
+    assert np.allclose(sizes[some.numpy()], leaf.grad.abs().amax((1, 2, 3)), rtol=1e-4)
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(400, 3))
+    nn.init.zeros_(fixed[1].weight)
+    assert not input_gradients.sizes(fixed, images, labels, ~some)[~some.numpy()].any()
+    with torch.no_grad():
+        fixed[1].weight.fill_(torch.nan)
+    assert np.isinf(input_gradients.sizes(fixed, images, labels, ~some)[~some.numpy()]).all()

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import catalogue, statistics
-from trustcxr.evaluation import gradient_masking, metrics
+from trustcxr.evaluation import alarms, metrics
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
 from trustcxr.statistics import softmax
@@ -410,59 +410,63 @@ def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
     return {"clean": {"accuracy": clean, "n": 570}, "split": "Test", "attacks": listed}
 
 
-def kinds(found: list[dict[str, str]]) -> list[str]:
-    return [alarm["kind"] for alarm in found]
+def found(clean: float, *rows: tuple[str, float, float]) -> list[dict[str, str]]:
+    made = document(clean, *rows)
+    return alarms.of(made | {"masking": alarms.verdict(made)})
+
+
+def kinds(clean: float, *rows: tuple[str, float, float]) -> list[str]:
+    return [alarm["kind"] for alarm in found(clean, *rows)]
 
 
 def test_an_honest_sweep_raises_no_alarm() -> None:
-    honest = document(0.9, ("fgsm", 0.01, 0.6), ("fgsm", 0.02, 0.4), ("pgd", 0.01, 0.52), ("pgd", 0.02, 0.31))
-    assert gradient_masking.alarms(honest) == []
-    assert gradient_masking.alarms(document(0.9)) == []
-    assert gradient_masking.alarms(document(0.9, ("pgd", 0.02, 0.0))) == []
+    assert kinds(0.9, ("fgsm", 0.01, 0.6), ("fgsm", 0.02, 0.4), ("pgd", 0.01, 0.52), ("pgd", 0.02, 0.31)) == []
+    assert kinds(0.9) == []
+    assert kinds(0.9, ("pgd", 0.02, 0.0)) == []
 
 
-def test_masked_gradients_are_an_alarm_in_words() -> None:
-    found = gradient_masking.alarms(document(0.61, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.0)))
-    assert kinds(found) == ["gradient_masking"]
-    text = found[0]["text"]
-    for part in ("epsilon 0.02", "61.0% under FGSM", "0.0% under PGD-20", "570 Test images", "overstates"):
-        assert part in text
-    assert "\n" not in text
+def test_fgsm_that_overstates_is_an_alarm_in_words() -> None:
+    (alarm,) = found(0.61, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.0))
+    assert alarm["kind"] == "fgsm_overstates"
+    for part in ("epsilon 0.02", "61.0% under FGSM", "0.0% under PGD-20", "570 Test images"):
+        assert part in alarm["text"]
+    assert "\n" not in alarm["text"]
 
 
 def test_the_gap_must_be_more_than_ten_points_at_the_same_epsilon() -> None:
-    assert gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.59), ("pgd", 0.02, 0.50))) == []
-    assert kinds(gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.50)))) == [
-        "gradient_masking"
-    ]
-    assert gradient_masking.alarms(document(0.9, ("fgsm", 0.01, 0.8), ("pgd", 0.02, 0.1))) == []
+    assert kinds(0.9, ("fgsm", 0.02, 0.59), ("pgd", 0.02, 0.50)) == []
+    assert kinds(0.9, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.50)) == ["fgsm_overstates"]
+    assert kinds(0.9, ("fgsm", 0.01, 0.8), ("pgd", 0.02, 0.1)) == []
 
 
 def test_the_strongest_pgd_is_what_counts() -> None:
     both = document(0.9, ("fgsm", 0.02, 0.6), ("pgd", 0.02, 0.58), ("pgd", 0.02, 0.2))
     both["attacks"][1]["steps"] = 2
-    found = gradient_masking.alarms(both)
-    assert kinds(found) == ["gradient_masking"]
-    assert "under PGD-20" in found[0]["text"]
+    (alarm,) = alarms.of(both | {"masking": alarms.verdict(both)})
+    assert alarm["kind"] == "fgsm_overstates"
+    assert "under PGD-20" in alarm["text"]
 
 
 def test_pgd_weaker_than_fgsm_is_an_alarm() -> None:
-    assert kinds(gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)))) == ["weak_attack"]
-    assert gradient_masking.alarms(document(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.31))) == []
+    assert kinds(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.4)) == ["weak_attack"]
+    assert kinds(0.9, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.31)) == []
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_accuracy_that_rises_with_epsilon_is_an_alarm(attack: str) -> None:
-    found = gradient_masking.alarms(document(0.9, (attack, 0.05, 0.7), (attack, 0.01, 0.5), (attack, 0.02, 0.55)))
-    assert kinds(found) == ["rising_with_epsilon"]
-    assert "from 50.0% at epsilon 0.01 to 55.0% at 0.02" in found[0]["text"]
-    assert attack.upper() in found[0]["text"]
-    assert gradient_masking.alarms(document(0.9, (attack, 0.01, 0.5), (attack, 0.02, 0.51))) == []
+def test_accuracy_that_rises_with_epsilon_is_an_alarm_under_many_steps_alone(attack: str) -> None:
+    """One step overshoots on any network: issue 19, line 8."""
+    rising = [(attack, 0.05, 0.7), (attack, 0.01, 0.5), (attack, 0.02, 0.55)]
+    if attack == "fgsm":
+        assert kinds(0.9, *rising) == []
+        return
+    (alarm,) = found(0.9, *rising)
+    assert alarm["kind"] == "rising_with_epsilon"
+    assert "under PGD-20 rises from 50.0% at epsilon 0.01 to 70.0% at epsilon 0.05" in alarm["text"]
+    assert kinds(0.9, (attack, 0.01, 0.5), (attack, 0.02, 0.51)) == []
 
 
 def test_a_slow_rise_and_one_above_clean_are_seen() -> None:
-    slow = [("fgsm", 0.01 * k, 0.4 + 0.015 * k) for k in range(1, 6)]
-    assert kinds(gradient_masking.alarms(document(0.9, *slow))) == ["rising_with_epsilon"]
-    above = gradient_masking.alarms(document(0.6, ("fgsm", 0.02, 0.7)))
-    assert kinds(above) == ["rising_with_epsilon"]
-    assert "from 60.0% at epsilon 0 to 70.0%" in above[0]["text"]
+    assert kinds(0.9, *[("pgd", 0.01 * k, 0.4 + 0.015 * k) for k in range(1, 6)]) == ["rising_with_epsilon"]
+    (above,) = found(0.6, ("pgd", 0.02, 0.7))
+    assert above["kind"] == "rising_with_epsilon"
+    assert "from 60.0% at epsilon 0 to 70.0%" in above["text"]

@@ -16,7 +16,7 @@ from small_runs import make_films, recipe
 from trustcxr import attacks
 from trustcxr.attacks import contract
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions
+from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import one_image
 from trustcxr.results import files
@@ -93,6 +93,32 @@ def test_a_gradient_that_is_no_number_leaves_an_image_of_numbers() -> None:
     images, labels = images_and_labels(20, seed=5)
     for name in ("fgsm", "pgd"):
         assert bool(attacks.get(name)(Root(), images, labels, epsilon=0.03).isfinite().all())
+
+
+# --- what evaluate says of it ---------------------------------------------------------------------------------------
+
+
+def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, films: tuple[Any, Any]) -> None:
+    """Weights times many: attacks break it all the same, and that the plain cross-entropy has no gradient is seen."""
+    run, found = load_run(made), {}
+    plan = predictions.conditions(["fgsm", "pgd", "worst-case"], [0.02], steps=3, queries=20)
+    for factor in (1.0, 1e6):
+        with torch.no_grad():
+            for values in (run.model.net.fc.weight, run.model.net.fc.bias):
+                values.mul_(factor)
+        table = predictions.predict(run, films[1], plan, views=False)
+        found[factor] = summary.describe(run, table, resamples=100)
+        clean = table[table["attack"] == "clean"]
+        assert clean["gradient"].notna().all()
+        assert table.loc[table["attack"] != "clean", "moved"].between(0, 0.02 + 1e-6).all()
+    assert found[1.0]["input_gradients"]["vanishing"] == 0
+    assert "vanishing_gradients" not in [sign["kind"] for sign in found[1.0]["masking"]["signs"]]
+    assert found[1e6]["input_gradients"]["vanishing"] > 0.5
+    assert found[1e6]["masking"]["masked"] is True
+    assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6]["alarms"]]
+    attacked = [[row["accuracy"] for row in found[f]["attacks"]] for f in (1.0, 1e6)]
+    assert np.allclose(*attacked, atol=0.1)
+    assert found[1.0]["attacks"][2]["broken_by"]["clean"] == 24 - round(24 * found[1.0]["clean"]["accuracy"])
 
 
 # --- NaN -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, share_i
 if TYPE_CHECKING:
     import pandas as pd
 
+VANISHING = 1e-12  # of the cross-entropy, at its steepest pixel: a confident network's is still far above this
+
 
 def classification(
     logits: Floats, labels: NDArray[np.int64], groups: Any, classes: tuple[str, ...], *, resamples: int = 2000
@@ -87,8 +89,8 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
 
     Parts: "clean", "by_source" (where the images come from several), "by_group" (the same by every column that divides
     them), "shortcuts" (the views) and "without_lungs" (of the views that hide the lungs the one with the highest
-    accuracy, which is the worst for whoever claims that the lungs are needed), "attacks", "corruptions" and
-    "corruptions_mean".
+    accuracy, which is the worst for whoever claims that the lungs are needed), "attacks",
+    "input_gradients" (where any was measured), "corruptions" and "corruptions_mean".
     """
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
@@ -106,8 +108,18 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
         "shortcuts": shortcuts,
         **({"without_lungs": max(hidden, key=lambda part: part["accuracy"])} if hidden else {}),
         "attacks": [_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
+        **_input_gradients(clean),
         **_corruptions(predictions[corrupted], shown, samples),
     }
+
+
+def _input_gradients(clean: "pd.DataFrame") -> dict[str, Any]:
+    """On how many of the images answered right the gradient was measured, and the share where it is as good as none."""
+    if "gradient" not in clean:
+        return {}
+    sizes = clean.loc[right(clean), "gradient"].dropna().to_numpy(dtype=float)
+    gone = (sizes < VANISHING) | ~np.isfinite(sizes)
+    return {"input_gradients": {"n": len(sizes), "vanishing": float(gone.mean())}} if len(sizes) else {}
 
 
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
@@ -147,7 +159,21 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
         "ece": calibration.debiased_error(totals)[0],
         "ece_plug_in": float(calibration.calibration_error(totals[0])),
         "n": len(rows),
+        **_how_found(rows, was_right),
     } | ({"steps": int(rows["steps"].iloc[0])} if "steps" in rows and attack not in ONE_STEP else {})
+
+
+def _how_found(rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> dict[str, Any]:
+    """`unmoved`: the share of the images answered right that the attack left as they were; `broken_by`: worst-case's.
+
+    Nothing of tables from before these were kept.
+    """
+    found: dict[str, Any] = {}
+    if "moved" in rows and rows["moved"].notna().any() and was_right.any():
+        found["unmoved"] = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
+    if "broken_by" in rows and (names := rows["broken_by"].fillna(""))[names != ""].any():
+        found["broken_by"] = {str(name): int(count) for name, count in names[names != ""].value_counts().items()}
+    return found
 
 
 def _corruptions(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import contract
-from trustcxr.catalogue import ATTACKS, GROUPINGS, VIEWS
+from trustcxr.catalogue import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
+from trustcxr.evaluation import input_gradients
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, dict[str, Any]], Tensor]  # an attack on some images
+Version = tuple[Condition, np.ndarray, Tensor, dict[str, Any]]  # with rows of the data, pixels, and further columns
+PROBED = 128  # images whose input gradient is measured, about: enough to see whether there is any
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
 
 
@@ -48,6 +51,10 @@ def predict(
 ) -> pd.DataFrame:
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
+    Beside them: `moved`, how far the attack moved the image (largest change of a pixel); `broken_by`, of worst-case the
+    attack that misled the model; `gradient`, of an even part of the clean images, where an attack by gradient is asked
+    for, the size of the input gradient.
+
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
     `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
     mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
@@ -60,7 +67,6 @@ def predict(
     about = about_images(dataset)
     batches = loader(dataset, batch_size)
     pieces: dict[Condition, list[pd.DataFrame]] = {}
-    carry_out = carry_out or _as_it_stands(run)
     named = corruptions.conditions() if corruptions else ()
     steps = 1 + sum(len(attack.epsilons) for attack in conditions) + len(named)
     with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * steps) as bar:
@@ -74,17 +80,22 @@ def predict(
             if not number and conditions and is_randomised(run.model, images[:1]):
                 say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
             rows = places.numpy()
-            attacked = _attacked(run, images, labels.to(run.device), conditions, seed=number, carry_out=carry_out)
-            versions = chain(
-                [((CLEAN, 0.0, 0, 0), rows, images)],
-                (((*name, 0), rows, pixels) for name, pixels in attacked),
+            attacked = _attacked(run, rows, images, labels.to(run.device), conditions, seed=number, carry_out=carry_out)
+            about_clean: dict[str, Any] = {}
+            if any(attack.name not in BLACK_BOX for attack in conditions):
+                probed = torch.from_numpy(rows % max(1, len(dataset) // PROBED) == 0)
+                about_clean["gradient"] = input_gradients.sizes(run.model, images, labels, probed)
+            plain = chain(
                 _corrupted(images, about["sample_id"].iloc[rows].tolist(), rows, named),
                 _views(dataset, rows, images) if views else (),
             )
+            versions: Iterator[Version] = chain(
+                [((CLEAN, 0.0, 0, 0), rows, images, about_clean)], attacked, ((*version, {}) for version in plain)
+            )
             found = []
-            for condition, kept, pixels in versions:
-                rows_of_it = about.iloc[kept].assign(**dict(zip(_CONDITION, condition, strict=True)))
-                found.append(rows_of_it.assign(logits=list(_logits(run, pixels))))
+            for condition, kept, pixels, columns in versions:
+                stated: dict[str, Any] = dict(zip(_CONDITION, condition, strict=True)) | _FURTHER | columns
+                found.append(about.iloc[kept].assign(**stated, logits=list(_logits(run, pixels))))
                 if condition[0] not in VIEWS:
                     bar.advance(note=f"{condition[0]} {condition[3] or condition[1]:g}")
             whole = pd.concat(found, ignore_index=True)
@@ -94,6 +105,7 @@ def predict(
     return pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
 
 
+_FURTHER: dict[str, Any] = {"moved": np.nan, "broken_by": "", "gradient": np.nan}
 _CONDITION = ("attack", "epsilon", "steps", "severity")
 
 
@@ -142,14 +154,18 @@ def _corrupted(
 
 def _attacked(
     run: Run | Examined,
+    rows: np.ndarray,
     images: Tensor,
     labels: Tensor,
     conditions: Sequence[AttackRecipe],
     *,
     seed: int,
-    carry_out: CarryOut,
-) -> Iterator[tuple[tuple[str, float, int], Tensor]]:
-    """Every attack at every epsilon, the smallest first, so that worst-case keeps what was found within its radius."""
+    carry_out: CarryOut | None,
+) -> Iterator[Version]:
+    """Every attack at every epsilon, the smallest first, so that worst-case keeps what was found within its radius.
+
+    With the rows and the perturbed images how far these moved and what broke them, as columns.
+    """
     known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == "worst-case"):
         options = attack.options()
@@ -162,8 +178,14 @@ def _attacked(
         for epsilon in sorted(attack.epsilons):
             if attack.name == "worst-case":
                 options["start"] = [found for radius, found in known if radius <= epsilon]
-            perturbed = carry_out(attack, images, labels, epsilon, dict(options))
-            yield (attack.name, epsilon, attack.effort), perturbed
+            about: dict[str, Any] = {}
+            if attack.name == "worst-case" and carry_out is None:
+                report = attacks.worst_case_report(run.model, images, labels, epsilon=epsilon, **options)
+                perturbed, about["broken_by"] = report.images, [name or "" for name in report.broken_by]
+            else:
+                perturbed = (carry_out or _as_it_stands(run))(attack, images, labels, epsilon, dict(options))
+            about["moved"] = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
+            yield (attack.name, epsilon, attack.effort, 0), rows, perturbed, about
             if attack.entry.norm == "linf":
                 known.append((epsilon, perturbed))
 

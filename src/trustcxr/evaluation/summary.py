@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.evaluation import calibration, gradient_masking, metrics
+from trustcxr.evaluation import alarms, calibration, metrics, paired
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run
 from trustcxr.results.documents import VERSION, RunDocument
@@ -27,14 +27,13 @@ def describe(
         **metrics.from_predictions(predictions, run.classes, resamples=resamples),
         "saliency": {},
     }
-    document["masking"] = gradient_masking.verdict(document)
+    document["masking"] = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
     if validation is not None and len(validation) and isinstance(run, Run):
         document["calibration"] = calibration.describe(
             predictions, validation, resamples=resamples, refit=run.recipe.training.refit
         )
-    document["alarms"] = gradient_masking.alarms(document)
-    if isinstance(run, Run) and "alarm" in run.training:
-        document["alarms"].append({"kind": "catastrophic_overfitting", "text": run.training["alarm"]})
+    alarm = run.training.get("alarm") if isinstance(run, Run) else None
+    document["alarms"] = alarms.of(document | {"training": {"alarm": alarm}})
     return RunDocument.model_validate(document)
 
 

@@ -123,8 +123,8 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[
 
 def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
     """Leaderboard, accuracy figures, confusion, classes and training curves."""
-    strongest = head.names.get(head.strongest or "")
-    order = f"accuracy under {strongest} in whole percent, then clean accuracy" if strongest else "clean accuracy"
+    under = "the lowest accuracy under any of these attacks in whole percent, then clean accuracy"
+    order = under if head.strongest else "clean accuracy"
     attacked = [run for run in runs if run.attacks]
     epsilons = [float(e["epsilon"]) for run in runs for e in run.attacks if float(e["epsilon"]) > 0]
     curves = ranking.by_model(attacked).items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trustcxr.catalogue import DEFENCES
+from trustcxr.evaluation import alarms
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 
@@ -17,17 +18,10 @@ class Headline:
 
     epsilon: float | None
     attacks: tuple[str, ...]  # in order of strength as far as known: fgsm, pgd, then others
-    names: dict[str, str]  # fgsm -> FGSM, pgd -> PGD-20
+    names: dict[str, str]  # fgsm -> FGSM, pgd -> PGD-20; with several numbers of steps, of which the lowest is shown
     split: str
     classes: tuple[str, ...]
-
-    @property
-    def strongest(self) -> str | None:
-        """The attack that the order of the rows rests on: worst-case, else PGD, else the last there is."""
-        for name in ("worst-case", "pgd"):
-            if name in self.attacks:
-                return name
-        return self.attacks[-1] if self.attacks else None
+    strongest: str | None = None  # the attack that leaves the lowest accuracy, over the runs
 
     def grey_levels(self) -> str:
         """Epsilon in the 255 grey levels of an image file."""
@@ -39,11 +33,9 @@ def headline(study: dict[str, Any], runs: list[Run]) -> Headline:
     tested = Counter(round(float(e["epsilon"]), 9) for run in runs for e in run.attacks)
     wanted = _recipe_epsilon(study.get("recipe")) or _USUAL_EPSILON
     chosen = min(tested, key=lambda e: (abs(e - wanted) > 1e-9, -tested[e], abs(e - wanted))) if tested else None
-    found: dict[str, Any] = {}
-    for run in runs:
-        for entry in run.attacks:
-            if chosen is not None and abs(float(entry["epsilon"]) - chosen) < 1e-9:
-                found[entry["attack"]] = found.get(entry["attack"]) or entry.get("steps")
+    found: dict[str, set[int]] = {}
+    for entry in (entry for run in runs for entry in run.at(chosen)):
+        found.setdefault(entry["attack"], set()).update([int(entry["steps"])] if entry.get("steps") else [])
     known = ("fgsm", "pgd", "worst-case")
     order = [a for a in known if a in found] + sorted(a for a in found if a not in known)
     splits = [str(run.metrics["split"]) for run in runs if run.metrics.get("split")]
@@ -51,10 +43,27 @@ def headline(study: dict[str, Any], runs: list[Run]) -> Headline:
     return Headline(
         epsilon=chosen,
         attacks=tuple(order),
-        names={name: words.attack(name, steps) for name, steps in found.items()},
+        names={name: _name(name, sorted(steps)) for name, steps in found.items()},
         split=Counter(splits).most_common(1)[0][0] if splits else words.DASH,
         classes=tuple(str(c) for c in classes) if isinstance(classes, list) else (),
+        strongest=_strongest(runs, order, chosen),
     )
+
+
+def _name(attack: str, steps: list[int]) -> str:
+    """PGD-20, or PGD-10/40 where the lowest of several is shown."""
+    return words.attack(attack, steps[0] if steps else None) + "".join(f"/{more}" for more in steps[1:])
+
+
+def _strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str | None:
+    """The attack with the lowest mean accuracy over the runs that it was tried on, the later of equals."""
+    means: dict[str, float] = {}
+    for name in names:
+        known = [words.finite(run.attacked(name, epsilon).get("accuracy")) for run in runs]
+        values = [value for value in known if value is not None]
+        if values and (name != "pgd-l2" or len(names) == 1):
+            means[name] = sum(values) / len(values)
+    return min(reversed(list(means)), key=lambda name: means[name]) if means else None
 
 
 def _recipe_epsilon(recipe: Any) -> float | None:
@@ -71,12 +80,16 @@ def _recipe_epsilon(recipe: Any) -> float | None:
 
 
 def ordered(runs: list[Run], head: Headline) -> list[Run]:
-    """By accuracy under the strongest attack in whole percent, so that noise does not rank, then by clean accuracy."""
+    """By the lowest accuracy under any attack in whole percent, so that noise does not rank, then by clean accuracy.
 
-    def key(run: Run) -> tuple[float, float, str]:
-        under = words.finite(run.attacked(head.strongest, head.epsilon).get("accuracy")) if head.strongest else None
+    Last those that are not shown to be better than a constant answer, which no attack changes.
+    """
+
+    def key(run: Run) -> tuple[bool, float, float, str]:
+        under = words.finite(run.strongest(head.epsilon).get("accuracy"))
         clean = words.finite(run.clean("accuracy"))
-        return (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
+        place = (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
+        return (not better_than_constant(run), *place)
 
     return sorted(runs, key=key)
 
@@ -106,15 +119,13 @@ def _place(defence: str) -> int:
 
 
 def constant_answer(run: Run) -> float | None:
-    """Accuracy of always answering with the commonest class of the test images, from the confusion matrix or n."""
-    rows = run.clean("confusion")
-    if isinstance(rows, list) and rows and all(isinstance(r, list) for r in rows):
-        sizes = [sum(words.finite(v) or 0.0 for v in r) for r in rows]
-    else:
-        per_class = run.clean("per_class")
-        documents = per_class.values() if isinstance(per_class, dict) else []
-        sizes = [words.finite(words.get(d, "n")) or 0.0 for d in documents]
-    return max(sizes) / sum(sizes) if sizes and sum(sizes) > 0 else None
+    """Accuracy of always answering with the commonest class of the test images."""
+    return alarms.constant_answer(run.metrics)
+
+
+def better_than_constant(run: Run) -> bool:
+    """Whether its clean accuracy is not in question; a network that answers always the same resists every attack."""
+    return not run.alarmed(alarms.CONSTANT)
 
 
 def shared_constant_answer(runs: list[Run]) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.errors import UserError
+from trustcxr.evaluation.alarms import judged
 from trustcxr.report import words
 from trustcxr.results import files, folders
 
@@ -16,15 +17,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ANY = "any"  # number of steps
+
+
 @dataclass
 class Run:
-    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for."""
+    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for.
+
+    A document that another judge of gradients wrote (version 0.1) is judged anew, by the one there is.
+    """
 
     metrics: dict[str, Any]
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
     qualifier: str = ""  # background and seed, where they tell two runs apart
+
+    def __post_init__(self) -> None:
+        self.metrics = judged(self.metrics)
+
+    def alarmed(self, kind: str) -> bool:
+        """Whether it has an alarm of this kind."""
+        return any(alarm.get("kind") == kind for alarm in words.records(self.metrics.get("alarms")))
 
     @property
     def way(self) -> str:
@@ -56,17 +70,29 @@ class Run:
         entries = words.records(self.metrics.get("attacks"))
         return [e for e in entries if e.get("attack") and words.finite(e.get("epsilon")) is not None]
 
-    def attacked(self, attack: str, epsilon: float | None) -> dict[str, Any]:
-        """The entry of one attack at one epsilon; an empty dictionary where it was not measured."""
-        for entry in self.attacks:
-            if epsilon is not None and entry["attack"] == attack and abs(float(entry["epsilon"]) - epsilon) < 1e-9:
-                return entry
-        return {}
+    def at(self, epsilon: float | None) -> list[dict[str, Any]]:
+        """The entries of one epsilon."""
+        return [e for e in self.attacks if epsilon is not None and abs(float(e["epsilon"]) - epsilon) < 1e-9]
 
-    def sweep(self, attack: str) -> list[dict[str, Any]]:
-        """The entries of one attack that have an accuracy, by rising epsilon."""
-        mine = [e for e in self.attacks if e["attack"] == attack and words.finite(e.get("accuracy")) is not None]
-        return sorted(mine, key=lambda e: float(e["epsilon"]))
+    def attacked(self, attack: str, epsilon: float | None, steps: Any = ANY) -> dict[str, Any]:
+        """The entry of one attack at one epsilon, with these steps or, unless said, the one of lowest accuracy.
+
+        An empty dictionary where it was not measured.
+        """
+        return _lowest([e for e in self.at(epsilon) if e["attack"] == attack and steps in (ANY, e.get("steps"))])
+
+    def strongest(self, epsilon: float | None) -> dict[str, Any]:
+        """The entry of lowest accuracy of all attacks at one epsilon, but for L2 radii, which are another measure."""
+        return _lowest([e for e in self.at(epsilon) if e["attack"] != "pgd-l2"])
+
+    def efforts(self) -> list[tuple[str, Any]]:
+        """Every attack with its steps, each once: PGD with 10 and with 40 steps are two."""
+        return sorted({(e["attack"], e.get("steps")) for e in self.attacks}, key=lambda pair: (pair[0], pair[1] or 0))
+
+    def sweep(self, attack: str, steps: Any) -> list[dict[str, Any]]:
+        """The entries of one attack with these steps that have an accuracy, by rising epsilon."""
+        mine = [e for e in self.attacks if (e["attack"], e.get("steps")) == (attack, steps)]
+        return sorted((e for e in mine if words.finite(e.get("accuracy")) is not None), key=lambda e: e["epsilon"])
 
     def saliency_methods(self) -> dict[str, dict[str, Any]]:
         """Metrics of each saliency method."""
@@ -110,7 +136,7 @@ class Run:
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
         import pandas as pd
 
-        columns = ["split", "label", "attack", "epsilon", "logits"]
+        columns = ["split", "label", "attack", "epsilon", "steps", "logits"]
         return self._read(folders.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
 
     @cached_property
@@ -127,6 +153,12 @@ class StudyFolder:
     study: dict[str, Any]
     runs: list[Run]
     notes: list[str]  # what is missing or could not be read
+
+
+def _lowest(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of lowest accuracy: the strongest attack counts. Empty without any."""
+    whole = [e for e in entries if words.finite(e.get("accuracy")) is not None]
+    return min(whole, key=lambda e: float(e["accuracy"])) if whole else (entries[0] if entries else {})
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":

@@ -6,10 +6,17 @@ from statistics import median
 from typing import Any
 
 from trustcxr.catalogue import Method
-from trustcxr.evaluation.gradient_masking import MASKING_GAP
+from trustcxr.evaluation.gradient_masking import FGSM_OVERSTATES
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
-from trustcxr.report.ranking import Headline, by_model, constant_answer, shared_constant_answer, ways
+from trustcxr.report.ranking import (
+    Headline,
+    better_than_constant,
+    by_model,
+    constant_answer,
+    shared_constant_answer,
+    ways,
+)
 from trustcxr.report.study_folder import Run
 
 _ATTACKS = {
@@ -58,7 +65,7 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
         how = f"by at most {words.epsilon(head.epsilon)} ({head.grey_levels()} of 255 grey levels)"
         told = [text for text in (_best_under(runs, head, name) for name in head.attacks) if text]
         parts.append(f"When an attack may change every pixel {how}, the best was {'; '.join(told)}.")
-        parts += [text for text in (_constant(runs, head), _masked(runs, head)) if text]
+        parts += [text for text in (_constant(runs, head), _masked(runs)) if text]
     rows = energy_comparisons(study)
     if rows:
         parts += [text for text in (answer(rows), _by_the_others(study, rows), _beside_activation(runs)) if text]
@@ -81,8 +88,9 @@ def under(head: Headline, attack: str) -> Numbers:
 
 
 def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
-    """The run with the highest accuracy; None where no run has one."""
+    """The run with the highest accuracy, of those better than a constant answer if there are; None without any."""
     scored = [run for run in runs if words.finite(numbers(run).get("accuracy")) is not None]
+    scored = [run for run in scored if better_than_constant(run)] or scored
     return max(scored, key=lambda run: float(numbers(run)["accuracy"])) if scored else None
 
 
@@ -124,18 +132,20 @@ def _constant(runs: list[Run], head: Headline) -> str:
     return f"Under {name} that {verb} better than always giving the commonest class ({words.percent(constant)})."
 
 
-def _masked(runs: list[Run], head: Headline) -> str:
-    """In how many runs FGSM flatters at the headline's epsilon; the alarms look at every epsilon."""
-    pairs = [[words.finite(under(head, name)(run).get("accuracy")) for name in ("fgsm", "pgd")] for run in runs]
-    gaps = [fgsm - pgd for fgsm, pgd in pairs if fgsm is not None and pgd is not None]
-    if not gaps:
-        return ""
-    number = sum(gap > MASKING_GAP for gap in gaps)
-    if not number:
-        return "In no run does FGSM accuracy exceed PGD accuracy by more than ten points."
-    of = words.plural(len(gaps), "run")
-    gap = f"In {number} of {of} FGSM accuracy exceeds PGD accuracy by more than ten points"
-    return f"{gap}: there, resistance to FGSM is not robustness."
+def _masked(runs: list[Run]) -> str:
+    """In how many runs gradients fail, and in how many FGSM overstates, by the verdict of each."""
+    of = words.plural(len(runs), "run")
+    failing = sum(words.get(run.metrics, "masking", "masked") is True for run in runs)
+    unknown = sum(words.get(run.metrics, "masking", "masked") is None for run in runs)
+    flattered = sum(run.alarmed(FGSM_OVERSTATES) for run in runs)
+    told = [f"In {failing} of {of} gradients fail: their robust accuracy is too good to be true."] if failing else []
+    if unknown:
+        told.append(f"In {unknown} of {of} it could not be looked for whether gradients fail.")
+    if not failing and not unknown:
+        told.append("In no run was a sign of failing gradients seen.")
+    if flattered:
+        told.append(f"In {flattered} of {of} FGSM overstates: the stronger attack’s figure counts.")
+    return " ".join(told)
 
 
 def points(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Point]:

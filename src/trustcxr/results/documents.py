@@ -75,7 +75,11 @@ class Accuracy(Document):
 
 
 class AttackResult(Document):
-    """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any."""
+    """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any.
+
+    `unmoved`: the share of the images answered right that it left as they were; `broken_by`: of worst-case, how many
+    images each of its attacks broke.
+    """
 
     attack: str = ""
     epsilon: Number = None
@@ -86,6 +90,8 @@ class AttackResult(Document):
     ece_plug_in: Number = None
     n: int | None = None
     steps: int | None = None
+    unmoved: Number = None
+    broken_by: dict[str, int] = {}
 
     def at(self, epsilon: float | None) -> bool:
         """Whether it was tried at this epsilon."""
@@ -162,12 +168,30 @@ class Calibration(Document):
     attacks: Records[Calibrated] = []
 
 
+class InputGradients(Document):
+    """The cross-entropy's gradient in the image, on `n` images answered right, and the share where it is none."""
+
+    n: int | None = None
+    vanishing: Number = None
+
+
+class Sign(Document):
+    """A sign that gradients fail, or that FGSM overstates, in a sentence."""
+
+    kind: str = ""
+    text: str = ""
+
+
 class Verdict(Document):
-    """Whether gradients are masked (None: nothing could be looked at), why, and for which signs was looked."""
+    """Whether gradients are masked (None: not looked for), the signs, why, and for which signs was looked.
+
+    Without `signs`: of another judge, of version 0.1.
+    """
 
     masked: bool | None = None
     because: str = ""
     looked_for: list[str] = []
+    signs: Records[Sign] = []
 
 
 class Alarm(Document):
@@ -341,6 +365,7 @@ class RunDocument(Document):
     without_lungs: Accuracy | None = None
     attacks: Records[AttackResult] = []
     certified: Records[CertifiedResult] = []
+    input_gradients: InputGradients | None = None
     corruptions: Records[CorruptionResult] = []
     corruptions_mean: CorruptionsMean | None = None
     saliency: Named[SaliencyDocument] = {}

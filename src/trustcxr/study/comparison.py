@@ -163,8 +163,8 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     corrupted = predictions["severity"].fillna(0) > 0 if "severity" in predictions else np.zeros(len(right), dtype=bool)
     for (attack, epsilon), rows in predictions[~corrupted].groupby(["attack", "epsilon"], sort=False):
         name = f"{attack} accuracy" if attack in (CLEAN, *VIEWS) else f"{attack} accuracy @{epsilon:g}"
-        if "steps" in rows:  # of one attack with several numbers of steps the strongest counts
-            rows = rows[rows["steps"] == rows["steps"].max()]
+        if "steps" in rows:  # of one attack with several numbers of steps the strongest counts: the lowest accuracy
+            rows = rows[rows["steps"] == rows.groupby("steps")["value"].mean().sort_index(ascending=False).idxmin()]
         tables[Key(name)] = rows.set_index("sample_id")[["value", "group"]]
     if np.any(corrupted):  # an image's share of corruptions and severities that leave the answer right
         tables[Key("corruptions accuracy")] = means_over_severities(predictions[corrupted])

@@ -62,8 +62,8 @@ def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for run in runs:
-            for attack in sorted({e["attack"] for e in run.attacks}):
-                _curve(axes, run, attack)
+            for attack, steps in run.efforts():
+                _curve(axes, run, attack, steps)
         constant = next((c for c in map(constant_answer, runs) if c is not None), None)
         if constant is not None:
             axes.axhline(constant, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -81,10 +81,10 @@ def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
     )
 
 
-def _curve(axes: "Axes", run: Run, attack: str) -> None:
+def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
     _, mark, dash = attack_style(attack)
     colour = defence_colour(run.defence)
-    entries = run.sweep(attack)
+    entries = run.sweep(attack, steps)
     points = [(float(e["epsilon"]), float(e["accuracy"]), words.interval(e.get("accuracy_ci"))) for e in entries]
     clean = words.finite(run.clean("accuracy"))
     if clean is not None and not any(p[0] == 0 for p in points):

@@ -24,8 +24,9 @@ def reliability(run: Run, head: Headline, key: str) -> str | None:
     conditions = _conditions(run.metrics.get("calibration"), head)
     if not conditions:
         return None
-    strongest = words.attack(head.strongest)
-    under = next((part for name, part in conditions[1:] if name.startswith(strongest)), {})
+    strongest = run.attacked(head.strongest or "", head.epsilon)
+    key_of = (strongest.get("attack"), strongest.get("steps"))
+    under = next((part for _, part in conditions[1:] if (part.get("attack"), part.get("steps")) == key_of), {})
     series = [conditions[0][1].get("bins"), conditions[0][1].get("bins_scaled")]
     series += [under.get("bins"), under.get("bins_scaled")]
 

@@ -46,10 +46,10 @@ def accuracy(head: Headline) -> "list[Markup]":
 def curves(runs: list[Run]) -> "list[Markup]":
     """Of the epsilon curves: colour is the defence, dash and marker the attack."""
     entries = [key(name, defence_colour(name)) for name in defences(runs)]
-    steps = {e["attack"]: e.get("steps") for run in runs for e in run.attacks}
-    for name in sorted(steps):
+    efforts = {pair for run in runs for pair in run.efforts()}
+    for name, steps in sorted(efforts, key=lambda pair: (pair[0], pair[1] or 0)):
         _, mark, dash = attack_style(name)
-        entries.append(key(attack_name(name, steps[name]), INK, mark=mark, dash=dash))
+        entries.append(key(attack_name(name, steps), INK, mark=mark, dash=dash))
     return entries
 
 

@@ -51,7 +51,7 @@ def of(run: Run, head: Headline) -> Pair | None:
     parts = [_matrix("clean", classes, clean)] if clean else []
     attacked = under_attack(run, head, len(classes))
     if attacked:
-        name = head.names.get(head.strongest or "", "")
+        name = words.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).get("steps"))
         parts.append(_matrix(f"{name} at {words.epsilon(head.epsilon)}", classes, attacked))
     return Pair(run.label, parts) if parts else None
 
@@ -60,12 +60,14 @@ def under_attack(run: Run, head: Headline, classes: int) -> list[list[float]] | 
     """(C, C) counts, rows true, under the strongest headline attack, from predictions.parquet; None without it."""
     import numpy as np
 
-    if head.strongest is None or head.epsilon is None or not run.attacked(head.strongest, head.epsilon):
+    entry = run.attacked(head.strongest or "", head.epsilon)
+    if head.epsilon is None or not entry:
         return None
     table = run.predictions()
     if table is None:
         return None
     rows = table[(table["attack"] == head.strongest) & ((table["epsilon"] - head.epsilon).abs() < 1e-6)]
+    rows = rows[rows["steps"] == entry["steps"]] if entry.get("steps") else rows
     split = run.metrics.get("split")
     rows = rows[rows["split"] == split] if split else rows
     if rows.empty:

@@ -4,8 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from trustcxr.report import words
-from trustcxr.report.alarms import no_better_than_constant
-from trustcxr.report.ranking import Headline, constant_answer
+from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import chance_verdict
 from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
@@ -34,7 +33,7 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         drawn = words.finite(run.clean("groups"))
         groups = f"{words.count(drawn)} groups" if drawn is not None and drawn != clean_n else ""
         clean = share(run.clean("accuracy"), run.clean("accuracy_ci"))
-        constant = constant_answer(run) if no_better_than_constant(run) else None
+        constant = None if better_than_constant(run) else constant_answer(run)
         if constant is not None:
             clean = replace(clean, beside=f"constant answer {words.hundred(constant)}", note="bad")
         rows.append(
@@ -53,13 +52,12 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
 
 
 def sweeps(runs: list[Run]) -> Table:
-    """Accuracy at every epsilon that was tested, a row per run and attack."""
+    """Accuracy at every epsilon that was tested, a row per run, attack and number of steps."""
     epsilons = sorted({round(float(e["epsilon"]), 9) for run in runs for e in run.attacks})
     rows = []
     for run in runs:
-        for attack in sorted({e["attack"] for e in run.attacks}):
-            entries = [run.attacked(attack, e) for e in epsilons]
-            steps = next((e.get("steps") for e in entries if e.get("steps")), None)
+        for attack, steps in run.efforts():
+            entries = [run.attacked(attack, e, steps) for e in epsilons]
             counts = sorted({n for n in (words.finite(e.get("n")) for e in entries) if n is not None})
             cells = [share(e.get("accuracy"), e.get("accuracy_ci")) for e in entries]
             n = Cell(words.listed([words.count(c) for c in counts]), value=counts[0] if len(counts) == 1 else None)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trustcxr.errors import UserError
+from trustcxr.evaluation.gradient_masking import FGSM_OVERSTATES
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
@@ -85,26 +86,29 @@ def _corruptions(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-_VERDICTS: dict[Any, Cell] = {True: Cell("masked", note="bad"), False: Cell("no sign", note="good")}
+_VERDICTS: dict[Any, Cell] = {True: Cell("failing", note="bad"), False: Cell("no sign", note="good")}
+_OVERSTATES = Cell("no sign, but FGSM overstates")
 
 
 def masking(runs: list[Run]) -> Table | None:
-    """The verdict on masked gradients of each run; None where none was given."""
+    """The verdict on failing gradients of each run; None where none was given."""
     rows = []
     for run in runs:
         verdict = run.metrics.get("masking")
         if not isinstance(verdict, dict):
             continue
         looked = verdict.get("looked_for")
+        unknown = Cell("says nothing" if looked else "not looked for", note="quiet")
+        cell = _VERDICTS.get(verdict.get("masked"), unknown)
         rows.append(
             [
                 *_names(run),
-                _VERDICTS.get(verdict.get("masked"), Cell("not looked for", note="quiet")),
+                _OVERSTATES if verdict.get("masked") is False and run.alarmed(FGSM_OVERSTATES) else cell,
                 Cell(_sentence(verdict.get("because")), note="prose"),
                 Cell(words.listed(map(str, looked)) if isinstance(looked, list) else words.DASH, note="prose"),
             ]
         )
-    header = ["Model", "Defence", "Masked gradients", "Because", "What these attacks allowed to look for"]
+    header = ["Model", "Defence", "Failing gradients", "Because", "What these attacks allowed to look for"]
     return Table(header, rows, heads=2) if rows else None
 
 
