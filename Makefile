@@ -9,11 +9,14 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/trustcxr demo --out out/demo
 
+# Two processes of one thread each: a file of tests stays in one, with the runs that it shares.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
