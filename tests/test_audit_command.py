@@ -21,7 +21,7 @@ from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import exam
 from trustcxr.results import documents, files
 from trustcxr.study import audit as audits
-from trustcxr.study import run_folder
+from trustcxr.study import audit_pairs, run_folder
 
 CLASSES = ("dark", "grey", "bright")
 GREYS = (0.3, 0.5, 0.7)
@@ -130,6 +130,35 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     changed = audits.audit(model, greys, tmp_path / "other", attacks=["fgsm"], epsilons=[0.05])
     assert changed["protocol"] is None
     assert [(row["attack"], row["epsilon"]) for row in changed["attacks"]] == [("fgsm", 0.05)]
+
+
+def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    audits.audit(model_file(tmp_path / "one", Brightness()), greys, good)
+    audits.audit(model_file(tmp_path / "two", Brightness((0, 1, 1))), greys, bad)
+    found = audit_pairs.compare(good, bad, resamples=200)
+    clean = found["rows"][0]
+    assert clean["measure"] == "clean accuracy"
+    tables = [files.read_table(folder / "predictions.parquet") for folder in (good, bad)]
+    right = [
+        np.stack(t["logits"]).argmax(1) == t["label"] for t in (table[table.attack == "clean"] for table in tables)
+    ]
+    assert clean["difference"] == pytest.approx(float(right[1].mean() - right[0].mean()))
+    assert clean["difference"] < -0.2
+    assert clean["settled"]
+    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200)["rows"])
+    said = run("compare", good, bad).stdout
+    assert "less" in said
+    assert "Research" in said
+    assert "no audit.json" in complaint("compare", good, tmp_path)
+    content = files.read_json(good / "audit.json")
+    for key, value, words in (
+        ("protocol", None, "other options"),
+        ("protocol", "exam-0", "examined by exam-1 and by exam-0"),
+        ("data", content["data"] | {"fingerprint": "0"}, "not the same images"),
+    ):
+        files.write_json(bad / "audit.json", content | {key: value})
+        assert words in complaint("compare", good, bad)
 
 
 def test_classes_in_the_wrong_order_are_noticed(greys: Path, tmp_path: Path) -> None:

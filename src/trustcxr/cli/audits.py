@@ -1,4 +1,4 @@
-"""Any model: `audit`."""
+"""Any model: `audit`, and two of them: `compare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -63,3 +63,23 @@ def audit(
         print(line)
     print(f"written to {out}\n{NOTICE}")
     return None
+
+
+@audits_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another, by the same protocol and data.")],
+    json: Json = False,
+) -> None:
+    """Two audits, paired image by image: what B has over A, with intervals and corrected tests."""
+    from trustcxr import report
+    from trustcxr.report import audits
+    from trustcxr.study import audit_pairs
+
+    found = audit_pairs.compare(first, second)
+    if json:
+        return print_json(found)
+    report.print_rows(f"{found['second']} less {found['first']}, by {found['protocol']}", audits.pair_rows(found))
+    for line in audits.pair_remarks(found):
+        print(line)
+    return print(NOTICE)

@@ -1,0 +1,77 @@
+"""`trustcxr compare`: two audits of one examination on the same images, image by image."""
+
+from pathlib import Path
+from typing import Any
+
+from trustcxr.errors import UserError
+from trustcxr.results import folders
+from trustcxr.results.documents import AuditDocument, read
+from trustcxr.statistics import holm, paired
+from trustcxr.study.comparison import figures
+
+LEVEL = 0.05
+
+
+def compare(first: Path, second: Path, *, resamples: int = 2000) -> dict[str, Any]:
+    """Accuracy of two audited models under each condition that both have, paired over images.
+
+    `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
+    corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ.
+    Raises UserError, with the reason, unless both were examined by one protocol on the same images.
+    """
+    audits = [_audit(folder) for folder in (first, second)]
+    _check(audits, (first, second))
+    gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
+    tables = [figures(folder) for folder in (first, second)]
+    rows: list[dict[str, Any]] = []
+    for key in [key for key in tables[0] if key in tables[1] and not key.method and key.measure not in gone]:
+        shared = tables[0][key].index.intersection(tables[1][key].index)
+        one, other = (table[key].loc[shared] for table in tables)
+        found = paired(one["value"], other["value"], one["group"], resamples=resamples)
+        rows.append(
+            {
+                "measure": key.measure,
+                "first": found.first,
+                "second": found.second,
+                "difference": found.difference,
+                "difference_ci": found.difference_ci,
+                "p_value": found.p_value,
+                "n": found.n,
+            }
+        )
+    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        low, high = row["difference_ci"]
+        row |= {"p_corrected": float(corrected), "settled": bool(corrected < LEVEL and not low <= 0 <= high)}
+    return {
+        "first": audits[0].model.name,
+        "second": audits[1].model.name,
+        "protocol": audits[0].protocol,
+        "data": audits[0].data.plain(),
+        "unreliable": [bool(document.unreliable) for document in audits],
+        "withdrawn": sorted(gone),
+        "rows": rows,
+    }
+
+
+def _audit(folder: Path) -> AuditDocument:
+    if not (folder / folders.AUDIT_FILE).is_file():
+        raise UserError(f"{folder}: no {folders.AUDIT_FILE} here; run `trustcxr audit` with this folder as --out first")
+    return read(AuditDocument, folder / folders.AUDIT_FILE)
+
+
+def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
+    """UserError unless the two compare."""
+    one, other = audits
+    for document, folder in zip(audits, where, strict=True):
+        if document.protocol is None:
+            raise UserError(f"{folder}: examined with other options than a protocol's; audit it again without them")
+    pair = f"{where[0]} and {where[1]}"
+    if one.protocol != other.protocol:
+        raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
+    if one.classes != other.classes:
+        raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}, in that order")
+    if one.data.fingerprint != other.data.fingerprint:
+        raise UserError(
+            f"{pair}: not the same images ({one.data.name}, {one.data.n}; {other.data.name}, {other.data.n}), or not "
+            "read at the same size; audit both on one data set and split"
+        )
