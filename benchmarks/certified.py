@@ -45,7 +45,8 @@ class Tested:
     @property
     def row(self) -> str:
         """What its seeds share: network, training, radius."""
-        return f"{self.run.recipe.model.name}-{self.run.recipe.defence.name}-{self.run.recipe.defence.epsilon:g}"
+        made = self.run.trained_by
+        return f"{made.model.name}-{made.defence.name}-{made.defence.epsilon:g}"
 
 
 def main() -> None:
@@ -57,8 +58,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     runs = [load_run(folder) for folder in given.runs]
-    data = load_dataset(given.data, split=given.split, **runs[0].recipe.data.reading())
-    train = load_dataset(given.data, split="Train", **runs[0].recipe.data.reading())
+    data = load_dataset(given.data, split=given.split, **runs[0].trained_by.data.reading())
+    train = load_dataset(given.data, split="Train", **runs[0].trained_by.data.reading())
     tested = [test(run, data) for run in runs]
     table = figures(tested, data)
     files.write_table(given.out.with_suffix(".csv"), table)
@@ -102,7 +103,7 @@ def figures(tested: Sequence[Tested], data: Dataset) -> pd.DataFrame:
     for name in dict.fromkeys(each.row for each in tested):
         seeds = [each for each in tested if each.row == name]
         for epsilon in EPSILONS:
-            parts = [(f"{name}-s{each.run.recipe.seed}", str(each.run.recipe.seed), [each]) for each in seeds]
+            parts = [(f"{name}-s{each.run.trained_by.seed}", str(each.run.trained_by.seed), [each]) for each in seeds]
             parts += [(name, "mean", seeds)]
             for run, seed, some in parts:
                 row: dict[str, object] = {"run": run, "seed": seed, "epsilon": epsilon}
@@ -222,7 +223,7 @@ def page(given: argparse.Namespace, tested: list[Tested], table: pd.DataFrame, d
 
 
 def _training(seeds: list[Tested]) -> str:
-    recipe = seeds[0].run.recipe
+    recipe = seeds[0].run.trained_by
     minutes = np.mean([float(each.run.training["seconds"]) / 60 for each in seeds])
     best = ", ".join(percent(each.run.training["best_value"]) for each in seeds)
     weights = sum(p.numel() for p in seeds[0].run.model.parameters())

@@ -79,8 +79,8 @@ def measured(folder: Path, path: Path, split: str) -> dict[str, Any]:
     if kept.is_file():
         return files.read_json(kept)
     run = load_run(folder)
-    data = load_dataset(path, split=split, **run.recipe.data.reading())
-    train = load_dataset(path, split=run.recipe.data.splits.train, **run.recipe.data.reading())
+    data = load_dataset(path, split=split, **run.trained_by.data.reading())
+    train = load_dataset(path, split=run.trained_by.data.splits.train, **run.trained_by.data.reading())
     say(f"{run.name}: accuracy on {len(data)} images of {split}")
     attack = [AttackRecipe(name="pgd", epsilons=(EPSILON,), steps=20), AttackRecipe.model_validate(WORST_CASE)]
     answers = accuracies(predictions.predict(run, data, attack), run.classes)
@@ -154,7 +154,7 @@ def maps(run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor)
 def own_methods(run: Run) -> list[str]:
     """The methods that this network has: its evidence, or a CAM; behind a lung gate also at the gate."""
     sums = evidence.reads_evidence(run.model)  # of which Grad-CAM is the evidence itself
-    has = {"evidence": sums, "gradcam": not sums, "layercam-smooth@gate": run.recipe.gated}
+    has = {"evidence": sums, "gradcam": not sums, "layercam-smooth@gate": run.trained_by.gated}
     return [name for name in TRIED if has[name]]
 
 
@@ -187,7 +187,7 @@ def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dic
 
 def transplants(run: Run, data: "Dataset", ill: Films, labels: Tensor, groups: np.ndarray) -> dict[str, Any]:
     """What a lesion adds to healthy films, each from another donor, drawn by a fixed seed."""
-    healthy = np.flatnonzero(data.labels == run.classes.index(run.recipe.training.healthy))
+    healthy = np.flatnonzero(data.labels == run.classes.index(run.trained_by.training.healthy))
     random = np.random.default_rng(0)
     donors = torch.from_numpy(random.integers(len(labels), size=len(healthy))).to(run.device)
     others = np.roll(random.permutation(healthy), 1)

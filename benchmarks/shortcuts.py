@@ -28,13 +28,20 @@ def main() -> None:
     rows, counted = [], ""
     for folder in given.runs:
         run = load_run(folder)
-        if given.split == run.recipe.data.splits.val:  # on which the weights of a second training have been trained
+        if given.split == run.trained_by.data.splits.val:  # on which the weights of a second training have been trained
             run = as_before_refit(run)
-        data = load_dataset(given.data, split=given.split, **run.recipe.data.reading())
+        data = load_dataset(given.data, split=given.split, **run.trained_by.data.reading())
         found = metrics.from_predictions(predictions.predict(run, data), run.classes)
         shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in catalogue.VIEWS)]
         epochs = str(files.read_json(folder / folders.TRAINING_FILE)["epochs"])
-        rows.append([run.recipe.model.name, words.way(run.recipe.defence.name, run.recipe.background), epochs, *shown])
+        rows.append(
+            [
+                run.trained_by.model.name,
+                words.way(run.trained_by.defence.name, run.trained_by.background),
+                epochs,
+                *shown,
+            ]
+        )
         counted = (
             f"{len(data)} {given.split} images of {given.data.resolve().name}, those with a lung mask in all but clean"
         )

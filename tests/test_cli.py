@@ -129,7 +129,7 @@ def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path,
     other = writing.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
     assert "9 images" in run("evaluate", trained, "--data", other, "--attack", "fgsm").stdout
     assert (trained / "metrics.json").read_bytes() == before
-    assert (trained / "evaluations" / "elsewhere-all" / "metrics.json").is_file()
+    assert (trained / "evaluations" / "elsewhere-Test" / "metrics.json").is_file()
 
 
 def test_explain_measures_against_masks(trained: Path, films: Path) -> None:

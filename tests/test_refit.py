@@ -222,11 +222,13 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     assert judged_by_the_first(tmp_path, films[1])
     assert tuned_on == ["validated"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
-    for split in ("Val", "Train"):
+    for split, count in (("Val", 24), ("Train", 48)):
         run_folder.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
-        assert f"trained on the split {split}: what is measured there flatters it" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"was trained on these {count} films: what is measured there flatters it" in said
+        assert f"measured on the split {split} of phantom, not on a split Test" in said
     run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert "trained on the split Val" in capsys.readouterr().err
+    assert "was trained on these 24 films" in capsys.readouterr().err
     run_folder.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 

@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from trustcxr import catalogue
+from trustcxr import catalogue, report
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
+from trustcxr.models import factory
 from trustcxr.recipes import validation
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
@@ -137,10 +138,32 @@ def test_one_run_that_fails_does_not_lose_the_study(films: Path, tmp_path: Path)
     alien = tmp_path / "alien.safetensors"
     safetensors.torch.save_file({"something.else": torch.zeros(3)}, alien)
     models = [{"name": "resnet10t", "weights": "none"}, {"name": "resnet18", "weights": str(alien)}]
-    document = Study(tiny(models=models), films, tmp_path / "out", engines.get("local")).run()
+    out = tmp_path / "out"
+    document = Study(tiny(models=models), films, out, engines.get("local")).run()
     assert [f["run"] for f in document["failures"]] == ["resnet18-standard-s0"]
-    assert "alien.safetensors" in document["failures"][0]["reason"]
-    assert len(document["runs"]) == 2
+    assert "train: weights" in document["failures"][0]["reason"]
+    assert "alien.safetensors" in files.read_json(out / "runs" / "resnet18-standard-s0" / "failure.json")["reason"]
+    assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0"]
+    assert document["selection"]["ranking"] == [], "a network that is missing might have been the best"
+    report.write(out)
+    done = [p for p in out.glob("runs/resnet10t-standard-s0/*") if p.is_file() and p.name != "panels.npz"]
+    stamps = {p: p.stat().st_mtime_ns for p in done}
+    net = factory.build("resnet18", classes=3, weights="none")
+    safetensors.torch.save_file(net.net.state_dict(), alien)
+    again = Study(tiny(models=models), films, out, engines.get("local")).run()
+    assert again["failures"] == []
+    assert len(again["runs"]) == 3
+    assert not list(out.glob("runs/*/failure.json"))
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "only what was missing is tried again"
+
+
+def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(films: Path, tmp_path: Path) -> None:
+    alien = tmp_path / "alien.safetensors"
+    safetensors.torch.save_file({"something.else": torch.zeros(3)}, alien)
+    models = [{"name": "resnet10t", "weights": "none"}, {"name": "resnet18", "weights": str(alien)}]
+    recipe = tiny(models=models, selection={"count": 2})
+    document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]
 
 
 @pytest.mark.parametrize(

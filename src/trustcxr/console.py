@@ -1,17 +1,29 @@
 """What a person sees while work goes on. Everything here goes to stderr, so that stdout stays for results."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
 _LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
+_listener: Callable[[str], object] | None = None
+
+
+def tell(listener: Callable[[str], object] | None) -> None:
+    """Give every line to `listener` from now on, and draw no bars: for a process that works for another."""
+    global _listener
+    _listener = listener
+
+
 def say(text: str) -> None:
     """One line on stderr, at once."""
     import sys
 
+    if _listener is not None:
+        _listener(text)
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -25,7 +37,7 @@ class Progress:
         from rich.console import Console
 
         console = Console(stderr=True)
-        if console.is_terminal:
+        if console.is_terminal and _listener is None:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
@@ -59,6 +71,8 @@ class Progress:
             self._bar.update(self._task, advance=steps)
             if note is not None:
                 self._bar.update(self._task, note=note)
+            return
+        if _listener is not None:
             return
         now = time.monotonic()
         if now - self._spoke >= _LINE_EVERY:

@@ -113,6 +113,7 @@ def evaluate(
     corruption: Corruptions = None,
     severity: Severities = None,
     shortcuts: PlantedShortcuts = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; within the run's unless said.")] = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -138,9 +139,12 @@ def evaluate(
         shortcuts=shortcuts,
         labels=label_map(label),
         listing=listing(column, images),
+        out=out,
     )
     if json:
         return print_json(document)
+    for note in document.notes:
+        print(f"NOTE: {note}")
     report.print_rows(f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.rows(document))
     for line in terminal_lines.remarks(document):
         print(line)

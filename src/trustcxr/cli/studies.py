@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from trustcxr.results.documents import StudyDocument
 
 studies_app = typer.Typer()
+Jobs = Annotated[int, typer.Option("--jobs", help="Runs at once, each in a process with its share of the threads.")]
 
 
 @studies_app.command(epilog="Example: trustcxr demo --out out/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
+    jobs: Jobs = 1,
 ) -> None:
     """The whole protocol on synthetic X-rays in minutes, with a report at the end. Needs no data and no network."""
     from trustcxr.study import demo as demonstration
 
-    _finish_study(demonstration.run(out), out)
+    _finish_study(demonstration.run(out, jobs), out)
 
 
 @studies_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
@@ -32,6 +34,7 @@ def study(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the study.")],
     engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
+    jobs: Jobs = 1,
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
     from trustcxr.recipes.study import load_study
@@ -39,7 +42,7 @@ def study(
     from trustcxr.study.protocol import Study
 
     chosen = load_study(recipe)
-    _finish_study(Study(chosen, data, out, engines.get(engine)).run(), out)
+    _finish_study(Study(chosen, data, out, engines.get(engine, jobs)).run(), out)
 
 
 @studies_app.command(epilog="Example: trustcxr report out/quick")
@@ -66,4 +69,5 @@ def _finish_study(document: "StudyDocument", out: Path) -> None:
         console.print(f"FAILED {failure.run}: {failure.reason}", style="red", markup=False)
     print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
     if document.failures:
+        print(f"missing: {', '.join(f.run for f in document.failures)}; the same command tries only that again")
         raise typer.Exit(1)

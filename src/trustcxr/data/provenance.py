@@ -1,5 +1,6 @@
 """Which films a result is of: what run.yaml keeps of them, and whether others are meant now."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,3 +43,9 @@ def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
             f"{run}: was trained on other films than those of {train.root} ({data.get('images', '?')} then, "
             f"{now['images']} now, of other content or classes); choose another --out"
         )
+
+
+def whole(films: "Dataset") -> str:
+    """One fingerprint for every split of a data set together."""
+    lines = "\n".join(f"{split}\t{found}" for split, found in sorted(films.fingerprints().items()))
+    return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,29 +14,66 @@ from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import RunDocument, TrainingDocument
 
 
+@dataclass(frozen=True)
+class About:
+    """What every document says of a model: what it is, and how it came to be.
+
+    origin: `trained` here, by a recipe; or `given`, and then how it was trained is not known.
+    """
+
+    name: str
+    model: str
+    defence: str = ""
+    background: str = "full"
+    seed: int | None = None
+    origin: Literal["trained", "given"] = "given"
+
+    @classmethod
+    def trained(cls, recipe: RunRecipe) -> "About":
+        """Of a run that was trained here."""
+        defence, background = recipe.defence.name, recipe.training.background
+        return cls(recipe.name, recipe.model.name, defence, background, recipe.seed, "trained")
+
+
 @dataclass
 class Run:
-    """A trained model and what is known of it."""
+    """A model in a run's folder, and what is known of it; `recipe` where it was trained here."""
 
     folder: Path
     model: classifier.Classifier
     classes: tuple[str, ...]
-    recipe: RunRecipe
+    recipe: RunRecipe | None
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
+    origin: About | None = None  # of a model that was given, which has no recipe
+    given_size: int = 224
 
     def __repr__(self) -> str:
         return f"Run({self.name}, {self.size} pixels, classes {', '.join(self.classes)}, in {self.folder})"
 
     @property
+    def about(self) -> About:
+        """What it is and how it came to be."""
+        if self.recipe is not None:
+            return About.trained(self.recipe)
+        return self.origin or About(self.folder.name, self.folder.name)
+
+    @property
+    def trained_by(self) -> RunRecipe:
+        """The recipe; UserError where the model was not trained here."""
+        if self.recipe is None:
+            raise UserError(f"{self.name}: was not trained here, so how and on what is not known")
+        return self.recipe
+
+    @property
     def name(self) -> str:
-        """The run's name: <model>-<defence>-s<seed>."""
-        return self.recipe.name
+        """The run's name: <model>-<defence>-s<seed>, or what a given model is called."""
+        return self.about.name
 
     @property
     def size(self) -> int:
         """Side in pixels of the images it was trained on."""
-        return self.recipe.data.size
+        return self.recipe.data.size if self.recipe is not None else self.given_size
 
     @property
     def device(self) -> torch.device:

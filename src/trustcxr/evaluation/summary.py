@@ -6,7 +6,7 @@ import pandas as pd
 
 from trustcxr.evaluation import alarms, calibration, metrics, paired
 from trustcxr.evaluation.given import Examined
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.run import About, Run
 from trustcxr.results.documents import VERSION, RunDocument
 
 
@@ -30,7 +30,7 @@ def describe(
     document["masking"] = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
     if validation is not None and len(validation) and isinstance(run, Run):
         document["calibration"] = calibration.describe(
-            predictions, validation, resamples=resamples, refit=run.recipe.training.refit
+            predictions, validation, resamples=resamples, refit=run.recipe is not None and run.recipe.training.refit
         )
     alarm = run.training.get("alarm") if isinstance(run, Run) else None
     document["alarms"] = alarms.of(document | {"training": {"alarm": alarm}})
@@ -39,11 +39,11 @@ def describe(
 
 def _about(run: Run | Examined) -> dict[str, Any]:
     """How the model was made, as far as that is known of it."""
-    if isinstance(run, Examined):
-        return {"model": run.name, "defence": "", "background": "full", "seed": None}
+    what = run.about if isinstance(run, Run) else About(run.name, run.name)
     return {
-        "model": run.recipe.model.name,
-        "defence": run.recipe.defence.name,
-        "background": run.recipe.training.background,
-        "seed": run.recipe.seed,
+        "model": what.model,
+        "defence": what.defence,
+        "background": what.background,
+        "seed": what.seed,
+        "origin": what.origin,
     }

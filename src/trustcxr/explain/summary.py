@@ -1,6 +1,7 @@
 """The table of saliency.parquet -> the part "saliency" of metrics.json: means with intervals, beside chance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pandas as pd
 from trustcxr.catalogue import AGAINST_MASKS, REFERENCES
 from trustcxr.explain.scores import RANDOM, RANDOMISED
 from trustcxr.explain.stability import ATTACKED, CLEAN
+from trustcxr.results import files
 from trustcxr.results.documents import (
     Change,
     Figure,
@@ -201,3 +203,14 @@ def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
     """An image's mean over its rows: value and group, by sample."""
     by_sample = rows.assign(value=rows["value"].astype(float)).groupby("sample_id", sort=False)
     return by_sample.agg(value=("value", "mean"), group=("group", "first"))
+
+
+def with_before(tables: Iterator[pd.DataFrame], path: Path, methods: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """What `path` already holds of other methods, brought to the columns of the new tables; then these."""
+    first = next(tables)
+    if path.is_file():
+        before = files.read_table(path)
+        kept = before[~before["method"].isin(methods)].reindex(columns=first.columns)
+        yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
+    yield first
+    yield from tables

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trustcxr.catalogue import BACKGROUNDS, networks
+from trustcxr.errors import UserError
 from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import Seed, Strict
 
@@ -15,6 +16,17 @@ class Splits(Strict):
     train: str = "Train"
     val: str = "Val"
     test: str = "Test"
+
+
+def check_splits(splits: Splits) -> None:
+    """UserError where one split has two roles: what is trained or chosen on would be tested on."""
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
+        if named[first] == named[second]:
+            raise UserError(
+                f"data.splits: {first} and {second} are both {named[first]}; films that were seen in training or "
+                "chosen by say nothing of others: name three splits"
+            )
 
 
 class DataRecipe(Strict):

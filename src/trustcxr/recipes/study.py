@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.recipes.run import DataRecipe, RunRecipe
+from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits
 from trustcxr.recipes.testing import (
     EvaluationRecipe,
     ExplanationRecipe,
@@ -76,6 +76,7 @@ def load_study(recipe: str | Path) -> StudyRecipe:
 
 def _check_study(recipe: StudyRecipe) -> None:
     """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
+    check_splits(recipe.data.splits)
     trained_how: list[object] = []
     for model in recipe.models:
         trained_how = [run_recipe(recipe, model, d, 0).trained_how for d in (DefenceRecipe(), *recipe.defences)]

@@ -91,6 +91,12 @@ class EvaluationRecipe(Strict):
     batch_size: int = Field(64, ge=1)
     bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
 
+    def conditions(self) -> set[tuple[str, float, int, int]]:
+        """What this asks of predictions.parquet beside clean and views: attack, epsilon, steps, severity."""
+        attacked = {(attack.name, float(e), attack.effort, 0) for attack in self.attacks for e in attack.epsilons}
+        named = self.corruptions.conditions() if self.corruptions else ()
+        return attacked | {(name, 0.0, 0, severity) for name, severity in named}
+
 
 class ExplanationRecipe(Strict):
     """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""

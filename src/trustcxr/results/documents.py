@@ -348,10 +348,16 @@ class LesionDocument(Document):
 
 
 class RunDocument(Document):
-    """metrics.json: one run on one split. In study.json `training` is beside it."""
+    """metrics.json: one run on one split. In study.json `training` is beside it.
+
+    `origin`: trained here, or given. `films`: the fingerprint of the images. `notes`: what a reader must know first.
+    """
 
     version: int | None = None
     run: str = ""
+    origin: str = ""
+    films: str = ""
+    notes: list[str] = []
     model: str = ""
     defence: str = ""
     background: str = "full"
@@ -498,6 +504,8 @@ class DataDescription(Document):
     skipped: int | None = None
     size: int | None = None
     infection_masks: dict[str, int] = {}
+    fingerprint: str = ""
+    fingerprints: dict[str, str] = {}
     groups: dict[str, int] = {}
 
 

@@ -20,6 +20,7 @@ AUDIT_FILE = "audit.json"  # what was found out about a given model
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
+FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 
 

@@ -156,7 +156,7 @@ def _open(
     resize, test, renamed = "squeeze", Splits().test, dict(labels or {})
     read = dict(listing or {})
     if isinstance(subject, Run):
-        recipe = subject.recipe.data
+        recipe = subject.trained_by.data
         resize, test, renamed = recipe.resize, recipe.splits.test, renamed or recipe.labels
         read = recipe.listing() | read
     elif subject.input.resize == "pad":

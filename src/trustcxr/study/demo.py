@@ -14,8 +14,8 @@ FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
 CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 
-def run(out: Path) -> StudyDocument:
-    """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, return study.json."""
+def run(out: Path, jobs: int = 1) -> StudyDocument:
+    """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, `jobs` runs at once; study.json."""
     data = out / "phantom"
     if not data.is_dir():
         classes = len(anatomy.CLASSES)
@@ -24,4 +24,4 @@ def run(out: Path) -> StudyDocument:
         shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
         writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
         partial.rename(data)
-    return Study(study.load_study("demo"), data, out, engines.get("local")).run()
+    return Study(study.load_study("demo"), data, out, engines.get("local", jobs)).run()

@@ -26,7 +26,14 @@ def mend(run: Path) -> None:
         return
     if (why := _untrained(run)) is not None:
         say(f"{run.name}: {why}: trained again")
-        for name in (*_TABLES, *_MADE_FROM_TABLES, folders.TRAINING_FILE, folders.WEIGHTS_FILE, folders.RUN_FILE):
+        for name in (
+            *_TABLES,
+            *_MADE_FROM_TABLES,
+            folders.TRAINING_FILE,
+            folders.WEIGHTS_FILE,
+            folders.RUN_FILE,
+            folders.FILMS_FILE,
+        ):
             _remove(run / name)
         return
     damaged = [name for name in _TABLES if _is_there(run / name) and not _table_reads(run / name)]

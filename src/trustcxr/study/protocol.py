@@ -13,7 +13,7 @@ import numpy as np
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
-from trustcxr.data import load_dataset
+from trustcxr.data import load_dataset, provenance
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
@@ -31,28 +31,28 @@ from trustcxr.results.documents import (
     TrainingDocument,
 )
 from trustcxr.results.folders import (
-    CERTIFIED_FILE,
-    LESIONS_FILE,
+    FAILURE_FILE,
     METRICS_FILE,
     PANELS_FILE,
-    PREDICTIONS_FILE,
     SALIENCY_FILE,
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
     VALIDATION_FILE,
-    before_refit,
-    make_unless_there,
     versions,
 )
+from trustcxr.results.locks import holding
 from trustcxr.results.tables import logits_of
-from trustcxr.study import comparison, mending, preflight
-from trustcxr.study.engines import Engine, Failure
+from trustcxr.study import comparison, preflight
+from trustcxr.study.engines import Engine, Failure, Task
+from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data, hardware
+from trustcxr.study.steps import DATA_FILE, carry_out
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
+_LEARN, _JUDGE = ("train", "validate"), ("test", "explain", "describe")  # before and after the choice
 TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 
 
@@ -66,35 +66,30 @@ class Study:
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
         preflight.recipe(self.recipe, self.folder)
-        self._claim_folder()
+        with holding(self.folder):
+            return self._carry_out()
+
+    def _carry_out(self) -> StudyDocument:
         self._clock = time.monotonic()
         datasets = self._read_data()
-        baselines = [
-            run_recipe(self.recipe, model, DefenceRecipe(), seed)
-            for model in self.recipe.models
-            for seed in self.recipe.seeds
-        ]
-        defended_count = (
-            min(self.recipe.selection.count, len(self.recipe.models))
-            * len(self.recipe.defences)
-            * len(self.recipe.seeds)
-        )
+        self._claim_folder()
+        recipe = self.recipe
+        baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
+        defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
-        say(f"study {self.recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
-        baselines = self._each("train", baselines, self._train)
-        baselines = self._each("validate", baselines, self._validate)
-        ranking = self._rank(baselines)
+        say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
+        trained = self._each([(run, step) for step in _LEARN for run in baselines])
+        ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
-        say(f"chosen on {self.recipe.data.splits.val} by {self.recipe.selection.by}: {', '.join(sorted(chosen))}")
         defended = [
-            run_recipe(self.recipe, run.model, defence, run.seed)
-            for defence in self.recipe.defences
-            for run in baselines
+            run_recipe(recipe, run.model, defence, run.seed)
+            for defence in recipe.defences
+            for run in trained
             if run.model.name in chosen
         ]
-        defended = self._each("train", defended, self._train)
-        defended = self._each("validate", defended, self._validate)
-        finished = self._each("test", [*baselines, *defended], self._test)
+        both = [*trained, *defended]
+        done = self._each([(r, s) for s in _LEARN for r in defended] + [(r, s) for s in _JUDGE for r in both])
+        finished = [run for run in both if run in done]
         self._show(finished)
         document = self._document(finished, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
@@ -102,18 +97,29 @@ class Study:
 
     def _claim_folder(self) -> None:
         path = self.folder / STUDY_FILE
-        content = {"data": self.data.resolve().name, "recipe": self.recipe.model_dump(mode="json")}
+        content = {
+            "data": self.data.resolve().name,
+            "fingerprint": provenance.whole(self.datasets["train"]),
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
         if path.is_file():
             before = files.read_yaml(path)
             with suppress(UserError):  # keys that are new since then have their default
                 kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
                 before["recipe"] = kept.model_dump(mode="json")
-            if changed := _differences(before, content):
+            films = before.pop("fingerprint", None)
+            now = {key: value for key, value in content.items() if key != "fingerprint"}
+            if films is not None:  # what the films are counts, and not what their folder is called
+                before["data"] = now["data"]
+            if changed := _differences(before, now):
                 raise UserError(
                     f"{self.folder}: holds another study, different in {', '.join(changed[:5])}; choose another --out"
                 )
+            if films not in (None, content["fingerprint"]):
+                raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
             say(f"going on with the study in {self.folder}")
         files.write_yaml(path, content)
+        files.write_yaml(self.folder / DATA_FILE, {"path": str(self.data.resolve())})
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -123,10 +129,7 @@ class Study:
         }
         for note in found["train"].notes:
             say(note)
-        skipped = found["train"].skipped
-        if len(skipped):
-            first = skipped.iloc[0]
-            say(f"{len(skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+        report_skipped(found["train"])
         if any(part.classes != found["train"].classes for part in found.values()):
             raise UserError(
                 f"{self.data}: the splits hold different classes: "
@@ -136,19 +139,23 @@ class Study:
         self.datasets = found
         return found
 
-    def _each(self, verb: str, runs: list[RunRecipe], work: Any) -> list[RunRecipe]:
-        """Do `work` for each run; a run that fails is said and left out of what follows."""
-        good = []
-        for number, run in enumerate(runs, 1):
-            say(f"[{verb} {number}/{len(runs)}] {run.name}")
-            (outcome,) = self.engine.map(work, [run])
-            self._seconds()
-            if isinstance(outcome, Failure):
-                self.failures.append(Failure(run.name, f"{verb}: {outcome.reason}"))
+    def _each(self, steps: list[tuple[RunRecipe, str]]) -> list[RunRecipe]:
+        """Have the engine do these steps of runs; a run that fails is recorded, and left out of what is given back."""
+        runs = list({run.name: run for run, _ in steps}.values())
+        tasks = [Task(self.folder, run.name, step) for run, step in steps]
+        outcomes = self.engine.map(carry_out, tasks, self._seconds)
+        failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
+        for run in runs:
+            path = self._run_folder(run) / FAILURE_FILE
+            if run.name in failed:
+                self.failures.append(failed[run.name])
+                when = datetime.now(UTC).isoformat(timespec="seconds")
+                files.write_json(path, {"run": run.name, "reason": failed[run.name].reason, "when": when})
             else:
-                good.append(run)
+                path.unlink(missing_ok=True)
+        good = [run for run in runs if run.name not in failed]
         if runs and not good:
-            raise UserError(f"study {self.recipe.name}: no run could be worked on ({verb}); {self.failures[-1].reason}")
+            raise UserError(f"study {self.recipe.name}: no run could be worked on ({self.failures[-1].reason})")
         return good
 
     def _seconds(self) -> float:
@@ -164,31 +171,16 @@ class Study:
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
 
-    def _train(self, run: RunRecipe) -> None:
-        from trustcxr.training import loop
-
-        folder = self._run_folder(run)
-        mending.mend(folder)
-        start = None
-        if run.defence.start_from == "standard":
-            start = self._run_folder(run_recipe(self.recipe, run.model, DefenceRecipe(), run.seed))
-        make_unless_there(
-            folder / TRAINING_FILE,
-            lambda: loop.fit(run, self.datasets["train"], self.datasets["val"], folder, start_from=start),
-        )
-
-    def _validate(self, run: RunRecipe) -> None:
-        from trustcxr.evaluation import predictions
-        from trustcxr.evaluation.run import load_run
-
-        folder = self._run_folder(run)
-
-        def make() -> None:
-            loaded, batch_size = load_run(before_refit(folder)), self.recipe.evaluation.batch_size
-            table = predictions.predict(loaded, self.datasets["val"], views=False, batch_size=batch_size)
-            files.write_table(folder / VALIDATION_FILE, table)
-
-        make_unless_there(folder / VALIDATION_FILE, make)
+    def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[Ranked]:
+        """The networks by validation, best first; none where one is missing that might have been chosen."""
+        by, split = self.recipe.selection.by, self.recipe.data.splits.val
+        missing = [run.name for run in baselines if run not in trained]
+        if missing and self.recipe.selection.count < len(self.recipe.models):
+            say(f"no network is chosen by {by} on {split}: {', '.join(missing)} is missing, and might be the best")
+            return []
+        ranking = self._rank(trained)
+        say(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
+        return ranking
 
     def _rank(self, baselines: list[RunRecipe]) -> list[Ranked]:
         by = self.recipe.selection.by
@@ -206,66 +198,6 @@ class Study:
         ranked = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
         count = self.recipe.selection.count
         return [Ranked(model=name, value=value, chosen=i < count) for i, (value, name) in enumerate(ranked)]
-
-    def _test(self, run: RunRecipe) -> None:
-        from trustcxr.evaluation import certified, predictions
-        from trustcxr.evaluation.run import as_before_refit, load_run
-        from trustcxr.evaluation.summary import describe
-        from trustcxr.explain import lesions, scores, summary
-
-        folder, test, recipe = self._run_folder(run), self.datasets["test"], self.recipe
-        loaded = load_run(folder)
-
-        def predict() -> None:
-            options = recipe.evaluation
-            table = predictions.predict(
-                loaded, test, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
-            )
-            files.write_table(folder / PREDICTIONS_FILE, table)
-
-        def prove() -> None:
-            radii = {epsilon for attack in recipe.evaluation.attacks for epsilon in attack.epsilons if epsilon}
-            files.write_table(folder / CERTIFIED_FILE, certified.prove(loaded, test, sorted(radii)))
-
-        def explain() -> None:
-            options = recipe.explanation
-            levels = scores.tune(as_before_refit(loaded), self.datasets["val"], options.methods)
-            tables = scores.batches(loaded, test, options, thresholds=levels)
-            files.write_batches(folder / SALIENCY_FILE, tables)
-
-        def summarise() -> None:
-            document = describe(
-                loaded,
-                files.read_table(folder / PREDICTIONS_FILE),
-                validation=files.read_table(folder / VALIDATION_FILE),
-                resamples=recipe.evaluation.bootstrap,
-            )
-            if (folder / SALIENCY_FILE).is_file():
-                document.saliency = summary.summarise(
-                    files.read_table(folder / SALIENCY_FILE),
-                    images=len(test),
-                    resamples=recipe.evaluation.bootstrap,
-                )
-            if (folder / LESIONS_FILE).is_file():
-                document.lesions = lesions.described(
-                    files.read_table(folder / LESIONS_FILE), resamples=recipe.evaluation.bootstrap
-                )
-            if (folder / CERTIFIED_FILE).is_file():
-                proofs = files.read_table(folder / CERTIFIED_FILE)
-                document.certified = certified.describe(proofs, resamples=recipe.evaluation.bootstrap)
-            files.write_json(folder / METRICS_FILE, document)
-
-        def counterfactuals() -> None:
-            files.write_table(folder / LESIONS_FILE, lesions.of_run(loaded, test))
-
-        make_unless_there(folder / PREDICTIONS_FILE, predict)
-        if run.defence.certifies:
-            make_unless_there(folder / CERTIFIED_FILE, prove)
-        if test.has_mask("infection").any() or test.has_mask("lung").any():
-            make_unless_there(folder / SALIENCY_FILE, explain)
-        if len(lesions.with_lesions(test)):
-            make_unless_there(folder / LESIONS_FILE, counterfactuals)
-        make_unless_there(folder / METRICS_FILE, summarise)
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""

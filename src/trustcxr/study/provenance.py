@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from trustcxr.data import provenance
 from trustcxr.results.documents import DataDescription, Hardware
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
         skipped=len(first.skipped),
         size=first.size,
         infection_masks=masks,
+        fingerprint=provenance.whole(first),
+        fingerprints={split: first.fingerprints()[split] for split in counts},
         groups={role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
     )
 

@@ -1,6 +1,7 @@
-"""One run at a time: what `train`, `evaluate` and `explain` do with a folder of images and the folder of a run."""
+"""One run in its folder: train, validate, test, explain, describe. Study and commands alike go through these steps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import pandas as pd
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
-from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data import load_dataset, provenance
+from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified, metrics
 from trustcxr.evaluation import predictions as evaluation
@@ -18,82 +20,219 @@ from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import lesions, scores, summary
 from trustcxr.recipes.run import RunRecipe, Splits
-from trustcxr.recipes.testing import CorruptionsRecipe, ExplanationRecipe
-from trustcxr.recipes.validation import assign, validate
-from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import Drop, RunDocument, TrainingDocument
+from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import documents, files, folders, tables
+from trustcxr.results.documents import Alarm, Drop, RunDocument, TrainingDocument
+from trustcxr.results.locks import holding
+from trustcxr.study import films as tested
 from trustcxr.study import preflight
+from trustcxr.study.asked import corruptions_recipe, recipe
+from trustcxr.study.films import Source, report_skipped
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
+__all__ = ["RunFolder", "certify", "evaluate", "explain", "recipe", "report_skipped", "train"]
 
-def recipe(
-    *,
-    model: str,
-    weights: str,
-    defence: dict[str, Any],
-    size: int,
-    seed: int,
-    training: dict[str, Any],
-    data: dict[str, Any] | None = None,
-    options: Sequence[str] = (),
-) -> RunRecipe:
-    """The recipe of a run from what was typed; `options` are any of its keys, as "defence.beta=3", and win.
 
-    Raises UserError for what it cannot be.
+class RunFolder:
+    """One run, step by step. Every step leaves its file whole or not at all.
+
+    `folder` holds the run; `place` what was found on some films: for the run's own test films the folder itself.
+    Steps of a study are done once: with `once`, what an earlier start left is kept. A command does what it is asked,
+    and keeps what was measured there under other conditions.
     """
-    from trustcxr import attacks, defences
-    from trustcxr.models import zoo
 
-    zoo.architectures(model)
-    defences.get(defence["name"])
-    attacks.check_epsilon(defence["epsilon"])
-    content = {
-        "model": {"name": model, "weights": weights},
-        "defence": defence,
-        "seed": seed,
-        "data": {"size": size} | (data or {}),
-        "training": training,
-    }
-    chosen = validate(RunRecipe, assign(content, options), "options")
-    zoo.architectures(chosen.model.name)
-    defences.get(chosen.defence.name)
-    return chosen
+    def __init__(self, folder: Path, place: Path | None = None) -> None:
+        self.folder, self.place = folder, place or folder
+
+    @cached_property
+    def run(self) -> Run:
+        """The run, loaded."""
+        return load_run(self.folder)
+
+    def refuse_another(self, recipe: RunRecipe) -> None:
+        """UserError where the folder holds a run of another recipe."""
+        path = self.folder / folders.RUN_FILE
+        if not path.is_file():
+            return
+        before = files.read_yaml(path).get("recipe") or {}
+        # Read as a recipe, so that keys that are new since then have their default.
+        if validate(RunRecipe, before, str(path)) != recipe:
+            raise UserError(f"{self.folder}: holds another run; choose another --out")
+
+    def train(
+        self, recipe: RunRecipe, train: "Dataset", val: "Dataset", *, start_from: Path | None = None
+    ) -> TrainingDocument:
+        """Train, or go on; its training.json. UserError where the folder holds another run, or one of other films."""
+        from trustcxr.training import loop
+
+        self.refuse_another(recipe)
+        provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
+        path = self.folder / folders.TRAINING_FILE
+        if not path.is_file():
+            return loop.fit(recipe, train, val, self.folder, start_from=start_from)
+        return documents.read(TrainingDocument, path)
+
+    def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
+        """Predictions on the validation images, of the weights that validation judged; made once."""
+        path = self.folder / folders.VALIDATION_FILE
+        if not path.is_file():
+            table = evaluation.predict(as_before_refit(self.run), val, views=False, batch_size=batch_size)
+            files.write_table(path, table.assign(**{tables.FILMS: val.fingerprint}))
+
+    def test(self, films: "Dataset", options: EvaluationRecipe, *, once: bool = False) -> None:
+        """Predictions on `films`, clean, under attack and corrupted; what was predicted there before is kept."""
+        path = self.place / folders.PREDICTIONS_FILE
+        before = files.read_table(path) if path.is_file() else None
+        if before is not None and not tables.same_films(before, films):
+            raise UserError(f"{path}: of other films than those of {films.root} (split {films.split}); move it away")
+        if once and before is not None and options.conditions() <= set(tables.conditions_of(before)):
+            return
+        table = evaluation.predict(
+            self.run, films, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
+        )
+        table = table.assign(**{tables.FILMS: films.fingerprint})
+        files.write_table(path, tables.merged(before, table))
+
+    def explain(
+        self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, once: bool = False
+    ) -> None:
+        """Saliency on `films`; other methods measured there before are kept. Thresholds are tuned on `val`.
+
+        Where there is none, thresholds are those of the run's own saliency, if it was measured. Where films have lesion
+        masks, also what becomes of the answer without the lesion.
+        """
+        path = self.place / folders.SALIENCY_FILE
+        if not (once and path.is_file()):
+            self._explain(path, films, options, val)
+        path = self.place / folders.LESIONS_FILE
+        if not (once and path.is_file()) and len(lesions.with_lesions(films)):
+            files.write_table(path, lesions.of_run(self.run, films))
+
+    def prove(
+        self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None, once: bool = False
+    ) -> pd.DataFrame:
+        """certified.parquet: which answers cannot change within each radius; other radii proved there are kept."""
+        path = self.place / folders.CERTIFIED_FILE
+        before = files.read_table(path) if path.is_file() else None
+        if once and before is not None:
+            return before
+        table = certified.prove(self.run, films, radii, effort=effort)
+        if before is not None:
+            kept = before[~before["epsilon"].isin(radii)]
+            table = pd.concat([kept, table]).sort_values("epsilon", kind="stable")
+        table = table.reset_index(drop=True)
+        files.write_table(path, table)
+        return table
+
+    def _explain(self, path: Path, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None") -> None:
+        levels = self._thresholds() if val is None else scores.tune(as_before_refit(self.run), val, options.methods)
+        batches = scores.batches(self.run, films, options, thresholds=levels)
+        files.write_batches(path, summary.with_before(batches, path, scores.with_random(options.methods)))
+
+    def describe(
+        self,
+        films: "Dataset",
+        *,
+        validation: pd.DataFrame | None,
+        resamples: int = 2000,
+        only: EvaluationRecipe | None = None,
+        planted: Any = None,
+    ) -> RunDocument:
+        """metrics.json from the tables: all of predictions.parquet, or `only` what a study's recipe asks for.
+
+        Figures of other recipes in metrics.json are then refused, which is said: predictions.parquet keeps them.
+        `planted`: what became of planted shortcuts, where that was measured now.
+        """
+        path = self.place / folders.METRICS_FILE
+        before = documents.read_if_there(RunDocument, path)
+        if only is not None and before is not None:
+            if self._is_of(before, only):
+                return before
+            say(f"{path}: not of the study's recipe, so written again; {folders.PREDICTIONS_FILE} keeps all conditions")
+        table = files.read_table(self.place / folders.PREDICTIONS_FILE)
+        if only is not None:
+            table = tables.under(table, only.conditions())
+        document = describe(self.run, table, validation=validation, resamples=resamples)
+        document.films, document.notes = films.fingerprint, tested.notes(self.run, films)
+        if tested.trained_on(self.run, films):
+            document.alarms.insert(0, Alarm(kind="trained_on", text=document.notes[0]))
+        if planted is not None or before is not None:
+            document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
+        internal = self.folder / folders.PREDICTIONS_FILE
+        if self.place != self.folder and internal.is_file():
+            drops = metrics.drop_from_internal(files.read_table(internal), table)
+            document.drop_from_internal = [Drop.model_validate(drop) for drop in drops]
+        self._beside(document, films, resamples)
+        files.write_json(path, document)
+        return document
+
+    def _beside(self, document: RunDocument, films: "Dataset", resamples: int) -> None:
+        """What other tables of the same films say: proofs, saliency, removed lesions."""
+        if (proofs := self.place / folders.CERTIFIED_FILE).is_file():
+            document.certified = certified.describe(files.read_table(proofs), resamples=resamples)
+        if (saliency := self.place / folders.SALIENCY_FILE).is_file():
+            table = files.read_table(saliency)
+            document.saliency = summary.summarise(table, images=len(films), resamples=resamples)
+        if (without := self.place / folders.LESIONS_FILE).is_file():
+            document.lesions = lesions.described(files.read_table(without), resamples=resamples)
+
+    def validation(self, films: "Dataset", val: "Dataset | None") -> pd.DataFrame | None:
+        """Predictions on validation images to calibrate by; None where there are none, or they are `films`."""
+        path = self.folder / folders.VALIDATION_FILE
+        if val is not None:
+            self.validate(val)
+        if not path.is_file():
+            return None
+        table = files.read_table(path)
+        # A temperature fitted on the very images that it is judged by would flatter.
+        return None if tables.same_films(table, films) else table
+
+    def _is_of(self, document: RunDocument, options: EvaluationRecipe) -> bool:
+        """Whether a metrics.json has the figures that a recipe asks for, and no others."""
+        asked = sorted((name, severity or epsilon) for name, epsilon, _, severity in options.conditions())
+        found = [(row.attack, row.epsilon or 0.0) for row in document.attacks]
+        found += [(row.corruption, row.severity or 0) for row in document.corruptions]
+        explained = bool(document.saliency) or not (self.place / folders.SALIENCY_FILE).is_file()
+        return sorted(found) == asked and explained
+
+    def _thresholds(self) -> dict[str, float]:
+        """As they were tuned for the run's own test films, where they were."""
+        if self.place == self.folder or not (self.folder / folders.SALIENCY_FILE).is_file():
+            return {}
+        before = files.read_table(self.folder / folders.SALIENCY_FILE)
+        tuned = before.dropna(subset=["threshold"]) if "threshold" in before else before[:0]
+        return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}
+
+
+# --- what the commands do --------------------------------------------------------------------------------------------
 
 
 def train(run: RunRecipe, data: Path, folder: Path) -> TrainingDocument:
     """Train a run into `folder`, or go on with it; its training.json."""
     from trustcxr.models import factory
-    from trustcxr.training import loop
 
-    if (folder / folders.RUN_FILE).is_file():
-        before = files.read_yaml(folder / folders.RUN_FILE).get("recipe") or {}
-        # Read as a recipe, so that keys that are new since then have their default.
-        if validate(RunRecipe, before, str(folder / folders.RUN_FILE)) != run:
-            raise UserError(f"{folder}: holds another run; choose another --out")
-        if (folder / folders.TRAINING_FILE).is_file():
-            say(f"{folder}: already trained")
-            return documents.read(TrainingDocument, folder / folders.TRAINING_FILE)
+    steps = RunFolder(folder)
+    steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     factory.check(run.model.name, size=run.data.size, **run.model.options())
-    model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
-    if run.defence.certifies:
-        contract.layers(model)
+    done = (folder / folders.TRAINING_FILE).is_file()
+    if not done:
+        model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
+        if run.defence.certifies:
+            contract.layers(model)
     names = run.data.splits
     parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
     for note in parts[0].notes:
         say(note)
     report_skipped(parts[0])
     preflight.classes({"train": parts[0], "val": parts[1]})
-    return loop.fit(run, parts[0], parts[1], folder)
-
-
-def report_skipped(dataset: "Dataset") -> None:
-    """Say how many images could not be read, and the first of them."""
-    if len(dataset.skipped):
-        first = dataset.skipped.iloc[0]
-        say(f"{len(dataset.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+    with holding(folder):
+        if done:
+            say(f"{folder}: already trained")
+        return steps.train(run, parts[0], parts[1])
 
 
 def evaluate(
@@ -112,39 +251,35 @@ def evaluate(
     shortcuts: bool = False,
     labels: Mapping[str, str | None] | None = None,
     listing: Mapping[str, Any] | None = None,
+    out: Path | None = None,
 ) -> tuple[RunDocument, Path]:
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in.
 
-    `sweep` adds the epsilons of a whole curve. `corruptions` are names, or "all". `shortcuts`: the films of synthetic
-    data drawn again, with their planted shortcut removed and moved. On data other than the run's own, what is lost from
-    its own test images is told wherever they were evaluated before.
+    What was measured there before under other conditions is kept. `sweep` adds the epsilons of a whole curve.
+    `corruptions` are names, or "all". `shortcuts`: the films of synthetic data drawn again, with their planted shortcut
+    removed and moved. On data other than the run's own, what is lost from its own test images is told wherever they
+    were evaluated before. `out`: the folder of the results, where it is not within the run's.
     """
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
     conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), radii, steps=steps, queries=queries, source=source)
-    corrupted = _corruptions(corruptions, severities)
-    run = load_run(folder)
-    dataset, place = _open(run, data, split, labels, listing)
-    _say_if_trained_on(run, dataset)
-    planted_shortcuts = audit(run, dataset.root, split=_only(dataset)) if shortcuts else None
-    predictions = evaluation.predict(run, dataset, conditions, corruptions=corrupted)
-    document = describe(
-        run, predictions, validation=_validation(run, data, place, set(dataset.splits), labels, listing)
-    )
-    internal = run.folder / folders.PREDICTIONS_FILE
-    if place != run.folder and internal.is_file():
-        drops = metrics.drop_from_internal(files.read_table(internal), predictions)
-        document.drop_from_internal = [Drop.model_validate(drop) for drop in drops]
-    if planted_shortcuts is not None:
-        document.planted_shortcuts = planted_shortcuts
-    if (place / folders.CERTIFIED_FILE).is_file():
-        document.certified = certified.describe(files.read_table(place / folders.CERTIFIED_FILE))
-    if (place / folders.SALIENCY_FILE).is_file():
-        document.saliency = summary.summarise(files.read_table(place / folders.SALIENCY_FILE), images=len(dataset))
-    if (place / folders.LESIONS_FILE).is_file():
-        document.lesions = lesions.described(files.read_table(place / folders.LESIONS_FILE))
-    files.write_table(place / folders.PREDICTIONS_FILE, predictions)
-    files.write_json(place / folders.METRICS_FILE, document)
-    return document, place
+    options = EvaluationRecipe(attacks=conditions, corruptions=corruptions_recipe(corruptions, severities))
+    run, given = load_run(folder), Source(data, split, labels, listing)
+    films = tested.load(run, given)
+    place = tested.place_of(run, films, out)
+    with holding(out or folder):
+        return _test(run, given, films, place, options, shortcuts=shortcuts), place
+
+
+def _test(
+    run: Run, given: Source, films: "Dataset", place: Path, options: EvaluationRecipe, *, shortcuts: bool = False
+) -> RunDocument:
+    """Test and describe; metrics.json."""
+    _say_notes(run, films)
+    planted = audit(run, films.root, split=_only(films)) if shortcuts else None
+    steps = _steps(run, place)
+    steps.test(films, options)
+    val = _validation_films(run, given, "calibration is not measured") if _own(run, films, place) else None
+    return steps.describe(films, validation=steps.validation(films, val), planted=planted)
 
 
 def certify(
@@ -166,67 +301,20 @@ def certify(
     from trustcxr.attacks.contract import check_epsilon
 
     radii = [check_epsilon(epsilon) for epsilon in dict.fromkeys(epsilons or certified.EPSILONS)]
-    run = load_run(folder)
+    run, given = load_run(folder), Source(data, split, labels, listing)
     contract.layers(run.model)  # what cannot be bounded is said before the images are read
-    dataset, place = _open(run, data, split, labels, listing)
-    _say_if_trained_on(run, dataset)
-    table, path = certified.prove(run, dataset, radii, effort=effort), place / folders.CERTIFIED_FILE
-    if path.is_file():
-        before = files.read_table(path)
-        table = pd.concat([before[~before["epsilon"].isin(radii)], table]).sort_values("epsilon", kind="stable")
-    files.write_table(path, table.reset_index(drop=True))
-    if not (place / folders.METRICS_FILE).is_file():
-        return evaluate(folder, data, split=split, epsilons=radii, labels=labels, listing=listing)
-    document = documents.read(RunDocument, place / folders.METRICS_FILE)
-    document.certified = certified.describe(table)
-    files.write_json(place / folders.METRICS_FILE, document)
-    return document, place
-
-
-def _corruptions(names: Sequence[str] | None, severities: Sequence[int] | None) -> CorruptionsRecipe | None:
-    if not names and not severities:
-        return None
-    content = {
-        "names": "all" if not names or "all" in names else list(names),
-        "severities": list(severities or CorruptionsRecipe().severities),
-    }
-    return validate(CorruptionsRecipe, content, "--corruption and --severity")
-
-
-def _only(dataset: "Dataset") -> str:
-    return str(dataset.split or Splits().test)
-
-
-def _validation(
-    run: Run,
-    data: Path,
-    place: Path,
-    tested: set[str],
-    labels: Mapping[str, str | None] | None,
-    listing: Mapping[str, Any] | None,
-) -> pd.DataFrame | None:
-    """Predictions on the run's validation images, made now where they are at hand and were not made before."""
-    path = run.folder / folders.VALIDATION_FILE
-    if path.is_file():
-        table = files.read_table(path)
-    elif place == run.folder:
-        try:
-            dataset, _ = _open(run, data, run.recipe.data.splits.val, labels, listing)
-        except UserError as problem:
-            say(f"calibration is not measured: {problem}")
-            return None
-        table = evaluation.predict(as_before_refit(run), dataset, views=False)
-        files.write_table(path, table)
-    else:
-        return None
-    # A temperature fitted on the very images that it is judged by would flatter.
-    return (
-        None if place != run.folder and set(table["split"]) == tested and place.name.startswith(_root(run)) else table
-    )
-
-
-def _root(run: Run) -> str:
-    return str(files.read_yaml(run.folder / folders.RUN_FILE).get("data", {}).get("root_name"))
+    films = tested.load(run, given)
+    place = tested.place_of(run, films)
+    with holding(folder):
+        _say_notes(run, films)
+        table = _steps(run, place).prove(films, radii, effort=effort)
+        if not (place / folders.METRICS_FILE).is_file():
+            options = EvaluationRecipe(attacks=evaluation.conditions(("fgsm", "pgd"), radii))
+            return _test(run, given, films, place, options), place
+        document = documents.read(RunDocument, place / folders.METRICS_FILE)
+        document.certified = certified.describe(table)
+        files.write_json(place / folders.METRICS_FILE, document)
+        return document, place
 
 
 def explain(
@@ -245,95 +333,50 @@ def explain(
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
-    run = load_run(folder)
+    run, given = load_run(folder), Source(data, split, labels, listing)
     scores.check(run, wanted.methods)
-    dataset, place = _open(run, data, split, labels, listing)
-    _say_if_trained_on(run, dataset)
-    levels = _thresholds(run, data, wanted.methods, labels, listing, own=place == run.folder)
-    path = place / folders.SALIENCY_FILE
-    tables = scores.batches(run, dataset, wanted, thresholds=levels)
-    files.write_batches(path, _with_before(tables, path, scores.with_random(wanted.methods)))
-    metrics_file = place / folders.METRICS_FILE
-    if not metrics_file.is_file():
-        evaluate(folder, data, split=split, labels=labels, listing=listing)
-    document = documents.read(RunDocument, metrics_file)
-    document.saliency = summary.summarise(files.read_table(path), images=len(dataset))
-    found = lesions.of_run(run, dataset)
-    if len(found):
-        files.write_table(place / folders.LESIONS_FILE, found)
-        document.lesions = lesions.described(found)
-    files.write_json(metrics_file, document)
-    return document, place
+    films = tested.load(run, given)
+    place = tested.place_of(run, films)
+    with holding(folder):
+        own = _own(run, films, place)
+        val = _validation_films(run, given, "no threshold is tuned") if own else None
+        steps = _steps(run, place)
+        steps.explain(films, wanted, val)
+        metrics_file = place / folders.METRICS_FILE
+        if not metrics_file.is_file():
+            return _test(run, given, films, place, EvaluationRecipe()), place
+        _say_notes(run, films)
+        document = documents.read(RunDocument, metrics_file)
+        document.notes = tested.notes(run, films)
+        steps._beside(document, films, resamples=2000)
+        files.write_json(metrics_file, document)
+        return document, place
 
 
-def _with_before(tables: Iterator[pd.DataFrame], path: Path, methods: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """What `path` already holds of other methods, brought to the columns of the new tables; then these."""
-    first = next(tables)
-    if path.is_file():
-        before = files.read_table(path)
-        kept = before[~before["method"].isin(methods)].reindex(columns=first.columns)
-        yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
-    yield first
-    yield from tables
+def _steps(run: Run, place: Path) -> RunFolder:
+    steps = RunFolder(run.folder, place)
+    steps.__dict__["run"] = run  # loaded already
+    return steps
 
 
-def _thresholds(
-    run: Run,
-    data: Path,
-    methods: Sequence[str],
-    labels: Mapping[str, str | None] | None,
-    listing: Mapping[str, Any] | None,
-    *,
-    own: bool,
-) -> dict[str, float]:
-    """Tuned on the run's own validation split; on other data as they were tuned there before, where they were."""
-    if own:
-        try:
-            validation, _ = _open(run, data, run.recipe.data.splits.val, labels, listing)
-        except UserError as problem:
-            say(f"no threshold is tuned: {problem}")
-            return {}
-        return scores.tune(as_before_refit(run), validation, methods)
-    if not (run.folder / folders.SALIENCY_FILE).is_file():
-        return {}
-    before = files.read_table(run.folder / folders.SALIENCY_FILE)
-    tuned = before.dropna(subset=["threshold"]) if "threshold" in before else before[:0]
-    return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}
+def _own(run: Run, films: "Dataset", place: Path) -> bool:
+    """Whether these are the run's own test films, and with them its validation films at hand."""
+    return place == run.folder or tested.is_own_test(run, films)
 
 
-def _open(
-    run: Run,
-    data: Path,
-    split: str | None,
-    labels: Mapping[str, str | None] | None,
-    listing: Mapping[str, Any] | None,
-) -> tuple["Dataset", Path]:
-    """The data set in the run's size and classes, and where its results go: the run's folder for its own test split."""
-    home = _root(run)
-    recipe = run.recipe.data
+def _validation_films(run: Run, given: Source, else_say: str) -> "Dataset | None":
+    """The run's validation films of the same data; None, which is said, where they are not there."""
     try:
-        manifest = read_manifest(data, **(recipe.listing() | dict(listing or {})))
-    except UserError:
-        # Another hospital's data need not look like those that the run was trained on.
-        manifest = read_manifest(data, **dict(listing or {}))
-    own = manifest.root.name == home
-    wanted = split or (recipe.splits.test if own else None)
-    dataset = load_dataset(
-        manifest,
-        wanted,
-        run.size,
-        classes=run.classes,
-        resize=recipe.resize,
-        labels=dict(labels or {}) or recipe.labels,
-    )
-    report_skipped(dataset)
-    if own and wanted == recipe.splits.test:
-        return dataset, run.folder
-    return dataset, run.folder / "evaluations" / f"{dataset.root.name}-{wanted or 'all'}"
+        return tested.load(run, given, run.trained_by.data.splits.val)
+    except UserError as problem:
+        say(f"{else_say}: {problem}")
+        return None
 
 
-def _say_if_trained_on(run: Run, dataset: "Dataset") -> None:
-    splits = run.recipe.data.splits
-    trained_on = (splits.train, splits.val) if run.recipe.training.refit else (splits.train,)
-    if dataset.root.name == _root(run) and dataset.split in trained_on:
-        say(f"{run.name} was trained on the split {dataset.split}: what is measured there flatters it")
+def _say_notes(run: Run, films: "Dataset") -> None:
+    for note in tested.notes(run, films):
+        say(note)
+
+
+def _only(films: "Dataset") -> str:
+    return str(films.split or Splits().test)

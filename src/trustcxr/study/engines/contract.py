@@ -1,10 +1,25 @@
-"""What every engine is: the same work for many tasks, a failure told and never a study lost."""
+"""What every engine is: steps of runs, wherever they are carried out; a failure told, and never a study lost."""
 
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Protocol
 
-Task = TypeVar("Task")
+from trustcxr.console import say
+from trustcxr.errors import CannotWrite, UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of one run: all that another process, here or elsewhere, needs to know. The study's folder has the rest.
+
+    step: train, validate, test, explain or describe.
+    """
+
+    study: Path
+    run: str
+    step: str
 
 
 @dataclass(frozen=True)
@@ -15,9 +30,34 @@ class Failure:
     reason: str
 
 
+Work = Callable[[Task], object]  # a function of a module, so that it can be sent to another process
+
+
+Outcomes = list[Failure | None]
+
+
 class Engine(Protocol):
     """Does the same work for many tasks."""
 
-    def map(self, work: Callable[[Task], Any], tasks: Iterable[Task]) -> list[Any]:
-        """Results in the order of the tasks; a Failure where one could not be done."""
+    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = ...) -> Outcomes:
+        """What became of every task, in their order: None where it was done.
+
+        The tasks of one run are done in the order given; what follows one that failed is not tried, and has its
+        Failure. `after` is called here after every task. Raises CannotWrite where the disk refuses, which stops all.
+        """
         ...
+
+
+def attempt(work: Work, task: Task) -> Failure | None:
+    """Do one task; its Failure where it could not be done. Raises CannotWrite: no other task could write either."""
+    try:
+        work(task)
+    except CannotWrite:
+        raise
+    except UserError as problem:
+        say(f"{task.run}: {problem}")
+        return Failure(task.run, f"{task.step}: {problem}")
+    except Exception as problem:  # one run's fault must not lose a study of 27
+        say(traceback.format_exc().rstrip())
+        return Failure(task.run, f"{task.step}: {type(problem).__name__}: {' '.join(str(problem).split())}")
+    return None

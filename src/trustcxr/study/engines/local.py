@@ -1,30 +1,24 @@
 """Runs one after another in this process."""
 
-import traceback
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from trustcxr.console import say
-from trustcxr.errors import CannotWrite, UserError
-from trustcxr.study.engines.contract import Failure, Task
+from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work, attempt
 
 
 class LocalEngine:
     """One task after another in this process, each with all the cores and the accelerator."""
 
-    def map(self, work: Callable[[Task], Any], tasks: Iterable[Task]) -> list[Any]:
-        """Results in the order of the tasks; a Failure where one could not be done."""
-        found: list[Any] = []
-        for task in tasks:
-            name = getattr(task, "name", str(task))
-            try:
-                found.append(work(task))
-            except CannotWrite:  # the next run would not be written either
-                raise
-            except UserError as problem:
-                found.append(Failure(name, str(problem)))
-                say(f"{name}: {problem}")
-            except Exception as problem:  # one run's fault must not lose a study of 27
-                traceback.print_exc()
-                found.append(Failure(name, f"{type(problem).__name__}: {problem}"))
+    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
+        """What became of every task, in their order: None where it was done."""
+        failed: dict[str, Failure] = {}
+        found: Outcomes = []
+        for number, task in enumerate(tasks, 1):
+            if task.run not in failed:
+                say(f"[{number}/{len(tasks)}] {task.step} {task.run}")
+                outcome = attempt(work, task)
+                after()
+                if outcome is not None:
+                    failed[task.run] = outcome
+            found.append(failed.get(task.run))
         return found

@@ -1,0 +1,86 @@
+"""One process at a time writes to a folder; the second is told who does."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trustcxr.errors import UserError
+from trustcxr.results.disk import writing
+from trustcxr.results.files import write_json
+
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
+_TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as files.replacing names them: .<stem>.<process><ending>
+_WITHIN = ("", "checkpoint", "validated", "validated/checkpoint")  # where a run writes
+_held: set[Path] = set()  # by this process, which may come back to a folder that it holds
+
+
+@contextmanager
+def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
+    """Keep a folder to this process, and sweep what a killed one left half-written in it.
+
+    The lock is the system's own, so it ends with the process however that ends. Raises UserError, which says which
+    process holds it, on which machine and since when, where another one does for `patience` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    key = folder.absolute()
+    if key in _held:
+        yield
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise UserError(f"{folder}: in use by {_holder(folder)}; wait for it, or choose another folder") from None
+        except NotImplementedError:
+            pass  # a file system that knows no locks
+    _held.add(key)
+    try:
+        write_json(folder / HOLDER_FILE, _myself())
+        sweep(folder)
+        yield
+    finally:
+        _held.discard(key)
+        with suppress(OSError):
+            (folder / HOLDER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that are gone from a folder that this process holds."""
+    for within in _WITHIN:
+        for path in (folder / within).glob(".*"):
+            named = _TEMPORARY.fullmatch(path.name)
+            if named and (int(named[1]) == os.getpid() or not _lives(int(named[1]))):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _myself() -> dict[str, object]:
+    return {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _holder(folder: Path) -> str:
+    try:
+        found = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _lives(process: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,54 @@
+"""What was typed, as recipes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trustcxr.recipes.run import RunRecipe, check_splits
+from trustcxr.recipes.testing import CorruptionsRecipe
+from trustcxr.recipes.validation import assign, validate
+
+
+def recipe(
+    *,
+    model: str,
+    weights: str,
+    defence: dict[str, Any],
+    size: int,
+    seed: int,
+    training: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    options: Sequence[str] = (),
+) -> RunRecipe:
+    """The recipe of a run from what was typed; `options` are any of its keys, as "defence.beta=3", and win.
+
+    Raises UserError for what it cannot be.
+    """
+    from trustcxr import attacks, defences
+    from trustcxr.models import zoo
+
+    zoo.architectures(model)
+    defences.get(defence["name"])
+    attacks.check_epsilon(defence["epsilon"])
+    content = {
+        "model": {"name": model, "weights": weights},
+        "defence": defence,
+        "seed": seed,
+        "data": {"size": size} | (data or {}),
+        "training": training,
+    }
+    made = validate(RunRecipe, assign(content, options), "options")
+    zoo.architectures(made.model.name)
+    defences.get(made.defence.name)
+    check_splits(made.data.splits)
+    return made
+
+
+def corruptions_recipe(names: Sequence[str] | None, severities: Sequence[int] | None) -> CorruptionsRecipe | None:
+    """The corruptions by name, "all" or none typed for all of them; None where neither was typed."""
+    if not names and not severities:
+        return None
+    content = {
+        "names": "all" if not names or "all" in names else list(names),
+        "severities": list(severities or CorruptionsRecipe().severities),
+    }
+    return validate(CorruptionsRecipe, content, "--corruption and --severity")

@@ -1,0 +1,126 @@
+"""Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trustcxr.console import say
+from trustcxr.data import load_dataset, read_manifest
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run
+from trustcxr.results import documents, files, folders, tables
+from trustcxr.results.documents import RunDocument
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was typed: its folder or list, the split, what its labels are called, how its list is read."""
+
+    data: Path
+    split: str | None = None
+    labels: Mapping[str, str | None] | None = None
+    listing: Mapping[str, Any] | None = None
+
+
+def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
+    """The data in the run's size and classes: `split`, else the one asked for, else the run's test split, else all."""
+    recipe = run.trained_by.data
+    listing = dict(source.listing or {})
+    try:
+        manifest = read_manifest(source.data, **(recipe.listing() | listing))
+    except UserError:
+        # Another hospital's data need not look like those that the run was trained on.
+        manifest = read_manifest(source.data, **listing)
+    test = recipe.splits.test
+    own = manifest.root.name == _kept(run).get("root_name")
+    wanted = split or source.split or (test if own or test in manifest.splits else None)
+    labels = dict(source.labels or {}) or recipe.labels
+    dataset = load_dataset(manifest, wanted, run.size, classes=run.classes, resize=recipe.resize, labels=labels)
+    report_skipped(dataset)
+    return dataset
+
+
+def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
+    """Where what is found on these films goes: `out`, or the run's own folder for its own test films, or one within.
+
+    UserError where `out` holds results of another run or of other films.
+    """
+    if out is not None:
+        _refuse_other_results(out, run, films)
+        return out
+    if is_own_test(run, films):
+        return run.folder
+    place = run.folder / "evaluations" / f"{films.root.name}-{films.split or 'all'}"
+    before = place / folders.PREDICTIONS_FILE
+    if before.is_file() and not tables.same_films(files.read_table(before), films):
+        place = place.with_name(f"{place.name}-{films.fingerprint[:8]}")
+        say(f"{before.parent} holds results of other films of that name; these go to {place}")
+    return place
+
+
+def is_own_test(run: Run, films: "Dataset") -> bool:
+    """Whether these are the run's own test films, by what they are; runs of 0.1 know only their folder's name."""
+    kept, test = _kept(run), run.trained_by.data.splits.test
+    same_name = films.root.name == kept.get("root_name")
+    if films.split != test:
+        return False
+    known = (kept.get("fingerprints") or {}).get(test)
+    before = run.folder / folders.PREDICTIONS_FILE
+    if known is not None:
+        own = films.fingerprint == known
+    else:
+        own = same_name and (not before.is_file() or tables.same_films(files.read_table(before), films))
+    if same_name and not own:
+        say(f"{films.root}: has the name of the data that {run.name} was trained beside, but holds other {test} films")
+    return own
+
+
+def notes(run: Run, films: "Dataset") -> list[str]:
+    """What stands at the top of every result: films that the run was trained on, another split than its test split."""
+    test, found = run.trained_by.data.splits.test, []
+    if count := trained_on(run, films):
+        some = f"{count} of these {len(films)}" if count < len(films) else f"these {count}"
+        found.append(f"{run.name} was trained on {some} films: what is measured there flatters it")
+    if films.split != test:
+        which = f"the split {films.split}" if films.split else f"all {len(films)} images"
+        found.append(f"measured on {which} of {films.root.name}, not on a split {test}")
+    return found
+
+
+def trained_on(run: Run, films: "Dataset") -> int:
+    """How many of these films the run was trained on, by their pixels; of runs of 0.1 by the split of that name."""
+    path, kept = run.folder / folders.FILMS_FILE, _kept(run)
+    if path.is_file():
+        return int(np.isin(films.film_sums, files.read_table(path)["film"].to_numpy(dtype=str)).sum())
+    splits = str(kept.get("split")).split("+")
+    return int(np.isin(films.splits, splits).sum()) if films.root.name == kept.get("root_name") else 0
+
+
+def report_skipped(dataset: "Dataset") -> None:
+    """Say how many images could not be read, and the first of them."""
+    if len(dataset.skipped):
+        first = dataset.skipped.iloc[0]
+        say(f"{len(dataset.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    """What run.yaml keeps of the data that the run was trained on."""
+    found: dict[str, Any] = files.read_yaml(run.folder / folders.RUN_FILE).get("data") or {}
+    return found
+
+
+def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:
+    metrics, before = out / folders.METRICS_FILE, out / folders.PREDICTIONS_FILE
+    another = metrics.is_file() and documents.read(RunDocument, metrics).run != run.name
+    other = before.is_file() and not tables.same_films(files.read_table(before), films)
+    own = (out / folders.RUN_FILE).is_file() and out.resolve() != run.folder.resolve()
+    study = (out / folders.STUDY_FILE).is_file()
+    if another or other or own or study:
+        what = "a study" if study else "other films" if other and not another else "another run"
+        raise UserError(f"{out}: holds results of {what}; choose another --out")

@@ -1,0 +1,121 @@
+"""One step of one run of a study, from the study's folder alone: what an engine carries out, in whatever process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trustcxr.data import load_dataset, provenance
+from trustcxr.errors import UserError
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, run_recipe
+from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import files
+from trustcxr.results.folders import STUDY_FILE
+from trustcxr.results.locks import holding
+from trustcxr.study import mending
+from trustcxr.study.engines import Task
+from trustcxr.study.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+DATA_FILE = ".data.yaml"  # where the films are, which is no part of a result
+_PATIENCE = 10.0  # seconds that a process of a study that was killed has to end
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """What a study is, read from its folder."""
+
+    folder: Path
+    recipe: StudyRecipe
+    data: Path
+    fingerprint: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "StudyFolder":
+        """From study.yaml and where the films are."""
+        content = files.read_yaml(folder / STUDY_FILE)
+        recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
+        data = Path(files.read_yaml(folder / DATA_FILE)["path"])
+        return cls(folder, recipe, data, str(content.get("fingerprint", "")))
+
+    def run_folder(self, run: RunRecipe) -> Path:
+        """Where a run of this study is."""
+        return self.folder / "runs" / run.name
+
+    def run(self, name: str) -> RunRecipe:
+        """The recipe of the run of that name."""
+        for model in self.recipe.models:
+            for defence in (DefenceRecipe(), *self.recipe.defences):
+                for seed in self.recipe.seeds:
+                    run = run_recipe(self.recipe, model, defence, seed)
+                    if run.name == name:
+                        return run
+        raise UserError(f"{self.folder}: no run '{name}' in its recipe")
+
+    def films(self, role: str) -> "Dataset":
+        """The films of a role, train, val or test; UserError where they are no longer those of the study."""
+        return _films(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
+
+
+@lru_cache(maxsize=3)
+def _films(data: Path, role: str, recipe: str, fingerprint: str) -> "Dataset":
+    """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
+    options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
+    found = load_dataset(data, split=getattr(options.splits, role), **options.reading())
+    if fingerprint and provenance.whole(found) != fingerprint:
+        raise UserError(f"{data}: the films are not those that the study began with")
+    return found
+
+
+def carry_out(task: Task) -> None:
+    """Do one step of one run; nothing where an earlier start has done it."""
+    study = StudyFolder.read(task.study)
+    run = study.run(task.run)
+    folder = study.run_folder(run)
+    with holding(folder, patience=_PATIENCE):
+        STEPS[task.step](study, run, RunFolder(folder))
+
+
+def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
+    mending.mend(steps.folder)
+    start = None
+    if run.defence.start_from == "standard":
+        start = study.run_folder(run_recipe(study.recipe, run.model, DefenceRecipe(), run.seed))
+    steps.train(run, study.films("train"), study.films("val"), start_from=start)
+
+
+def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
+    steps.validate(study.films("val"), batch_size=study.recipe.evaluation.batch_size)
+
+
+def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
+    test, options = study.films("test"), study.recipe.evaluation
+    steps.test(test, options, once=True)
+    if run.defence.certifies:
+        steps.prove(test, sorted({e for attack in options.attacks for e in attack.epsilons if e}), once=True)
+
+
+def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
+    test = study.films("test")
+    if test.has_mask("infection").any() or test.has_mask("lung").any():
+        steps.explain(test, study.recipe.explanation, study.films("val"), once=True)
+
+
+def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
+    test, options = study.films("test"), study.recipe.evaluation
+    validation = steps.validation(test, None)
+    steps.describe(test, validation=validation, resamples=options.bootstrap, only=options)
+
+
+STEPS: dict[str, Callable[[StudyFolder, RunRecipe, RunFolder], None]] = {
+    "train": _train,
+    "validate": _validate,
+    "test": _test,
+    "explain": _explain,
+    "describe": _describe,
+}

@@ -1,0 +1,258 @@
+"""`evaluate` loses nothing, mixes nothing up, and says on which films it was."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from test_cli import complaint, run
+from trustcxr.data import read_manifest
+from trustcxr.data.phantom import writing
+from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions, summary
+from trustcxr.evaluation.run import About, load_run
+from trustcxr.recipes import validation
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.results import files, locks
+from trustcxr.results.tables import conditions_of
+from trustcxr.study import engines, run_folder
+from trustcxr.study.protocol import Study
+
+STUDY = {
+    "name": "small",
+    "data": {"size": 32},
+    "models": [{"name": "test_resnet", "weights": "none"}],
+    "training": {"epochs": 1, "batch_size": 12},
+    "defences": [],
+    "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
+    "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0},
+}
+TRAIN = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
+
+
+@pytest.fixture(scope="module")
+def made(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    run("train", "--data", films, *TRAIN, "--out", out)
+    return out
+
+
+@pytest.fixture
+def trained(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture
+def others(films: Path, tmp_path: Path) -> Path:
+    """Another folder of the same name: one test film is another."""
+    copy = Path(shutil.copytree(films, tmp_path / "other" / "phantom"))
+    Image.new("L", (32, 32), 77).save(sorted(copy.rglob("Test/Normal/images/*.png"))[0])
+    return copy
+
+
+def attacked(folder: Path) -> list[tuple[str, float]]:
+    return [(row["attack"], row["epsilon"]) for row in files.read_json(folder / "metrics.json")["attacks"]]
+
+
+# --- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_measured_before_is_kept(trained: Path, films: Path) -> None:
+    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2, corruptions=["jpeg"], severities=[3])
+    before = files.read_table(trained / "predictions.parquet")
+    run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
+    assert attacked(trained) == [("fgsm", 0.01), ("pgd", 0.02)]
+    assert [row["corruption"] for row in files.read_json(trained / "metrics.json")["corruptions"]] == ["jpeg"]
+    after = files.read_table(trained / "predictions.parquet")
+    kept = after[after["attack"].isin(["pgd", "jpeg"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before[before["attack"].isin(["pgd", "jpeg"])].reset_index(drop=True))
+    run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
+    again = files.read_table(trained / "predictions.parquet")
+    assert len(again) == len(after), "the same condition is measured anew, and stands there once"
+
+
+def test_a_table_of_before_steps_and_severities_is_merged_too(trained: Path, films: Path) -> None:
+    run_folder.evaluate(trained, films, attacks=["fgsm"])
+    table = files.read_table(trained / "predictions.parquet").drop(columns=["steps", "severity", "data"])
+    files.write_table(trained / "predictions.parquet", table)
+    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2)
+    merged = files.read_table(trained / "predictions.parquet")
+    assert {name for name, *_ in conditions_of(merged)} >= {"clean", "fgsm", "pgd"}
+
+
+def test_results_go_to_another_folder_where_one_is_named(
+    trained: Path, films: Path, others: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("evaluate", trained, "--data", films, "--attack", "fgsm", "--out", out)
+    run("evaluate", trained, "--data", films, "--attack", "pgd", "--steps", 2, "--out", out)
+    assert attacked(out) == [("fgsm", 0.02), ("pgd", 0.02)]
+    assert not (trained / "predictions.parquet").exists()
+    assert "holds results of other films; choose another --out" in complaint(
+        "evaluate", trained, "--data", others, "--attack", "fgsm", "--out", out
+    )
+
+
+def test_a_study_refuses_figures_that_are_not_of_its_recipe(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = validation.validate(StudyRecipe, STUDY, "test")
+    first = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    folder = tmp_path / "out" / "runs" / "test_resnet-standard-s0"
+    run_folder.evaluate(folder, films, attacks=["pgd"], steps=2)
+    assert attacked(folder) == [("fgsm", 0.02), ("pgd", 0.02)]
+    again = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    assert "metrics.json: not of the study's recipe, so written again" in capsys.readouterr().err
+    assert again["runs"] == first["runs"]
+    assert attacked(folder) == [("fgsm", 0.02)]
+    kept = set(files.read_table(folder / "predictions.parquet")["attack"])
+    assert {"fgsm", "pgd"} <= kept, "nothing measured is lost"
+
+
+# --- which films -----------------------------------------------------------------------------------------------------
+
+
+def test_another_folder_of_the_same_name_is_kept_apart(
+    trained: Path, films: Path, others: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder.evaluate(trained, films, attacks=["fgsm"])
+    own = (trained / "predictions.parquet").read_bytes()
+    _, place = run_folder.evaluate(trained, others, attacks=["fgsm"])
+    assert place == trained / "evaluations" / "phantom-Test"
+    assert "but holds other Test films" in capsys.readouterr().err
+    assert (trained / "predictions.parquet").read_bytes() == own
+    Image.new("L", (32, 32), 78).save(sorted(others.rglob("Test/Normal/images/*.png"))[0])
+    _, second = run_folder.evaluate(trained, others, attacks=["fgsm"])
+    assert second != place
+    assert second.name.startswith("phantom-Test-")
+
+
+def test_the_fingerprint_stands_in_every_document(trained: Path, films: Path, tmp_path: Path) -> None:
+    run_folder.evaluate(trained, films, attacks=["fgsm"])
+    known = files.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
+    assert set(files.read_table(trained / "predictions.parquet")["data"]) == {known}
+    assert files.read_json(trained / "metrics.json")["films"] == known
+    recipe = validation.validate(StudyRecipe, STUDY, "test")
+    document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    assert document["data"]["fingerprints"]["Test"] == known
+    assert files.read_yaml(tmp_path / "out" / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
+
+
+def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, tmp_path: Path) -> None:
+    recipe = validation.validate(StudyRecipe, STUDY, "test")
+    Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    with pytest.raises(UserError, match="holds a study of other films than"):
+        Study(recipe, others, tmp_path / "out", engines.get("local")).run()
+    moved = Path(shutil.copytree(films, tmp_path / "moved"))
+    document = Study(recipe, moved, tmp_path / "out", engines.get("local")).run()
+    assert len(document["runs"]) == 1, "the same films under another name are the same study"
+
+
+def test_a_study_of_before_fingerprints_goes_on(films: Path, tmp_path: Path) -> None:
+    recipe = validation.validate(StudyRecipe, STUDY, "test")
+    before = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    run_ = tmp_path / "out" / "runs" / "test_resnet-standard-s0"
+    content = files.read_yaml(tmp_path / "out" / "study.yaml")
+    files.write_yaml(tmp_path / "out" / "study.yaml", {k: v for k, v in content.items() if k != "fingerprint"})
+    about = files.read_yaml(run_ / "run.yaml")
+    about["data"] = {key: about["data"][key] for key in ("root_name", "split", "images")}
+    files.write_yaml(run_ / "run.yaml", {k: v for k, v in about.items() if k != "checksums"})
+    (run_ / "films.parquet").unlink()
+    for name in ("predictions.parquet", "validation.parquet"):
+        files.write_table(run_ / name, files.read_table(run_ / name).drop(columns="data"))
+    (tmp_path / "out" / ".data.yaml").unlink()
+    stamps = {p: p.stat().st_mtime_ns for p in run_.iterdir() if p.is_file()}
+    after = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    assert after["runs"] == before["runs"]
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "nothing is done twice"
+    _, place = run_folder.evaluate(run_, films, attacks=["fgsm"])
+    assert place == run_
+
+
+def test_a_finished_run_asks_for_its_films_too(trained: Path, films: Path, others: Path, tmp_path: Path) -> None:
+    assert "no such" in complaint("train", "--data", tmp_path / "nowhere", *TRAIN, "--out", trained)
+    run("train", "--data", films, *TRAIN, "--out", trained)
+    Image.new("L", (32, 32), 79).save(sorted(others.rglob("Train/Normal/images/*.png"))[0])
+    assert "was trained on other films" in complaint("train", "--data", others, *TRAIN, "--out", trained)
+
+
+def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, films: Path, tmp_path: Path) -> None:
+    read_manifest(films).write(tmp_path / "clean.csv")
+    document, place = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
+    assert document["clean"]["n"] == 12
+    assert document["split"] == "Test"
+    assert document["notes"] == []
+    assert place == trained, "the very films that are its own"
+
+
+def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "elsewhere"
+    for name in ("COVID-19", "Normal"):
+        (foreign / name).mkdir(parents=True)
+        for split in ("Train", "Test"):
+            for film in sorted(films.glob(f"Lung*/Lung*/{split}/{name}/images/*"))[:3]:
+                shutil.copy(film, foreign / name / f"{split}-{film.name}")
+    done = run("evaluate", trained, "--data", foreign, "--attack", "fgsm")
+    note = "was trained on 6 of these 12 films: what is measured there flatters it"
+    assert note in done.stdout.splitlines()[0]
+    document = files.read_json(trained / "evaluations" / "elsewhere-all" / "metrics.json")
+    assert note in document["notes"][0]
+    assert document["alarms"][0]["kind"] == "trained_on"
+    assert "measured on all 12 images of elsewhere" in document["notes"][1]
+
+
+def test_one_split_in_two_roles_is_refused() -> None:
+    content = STUDY | {"data": {"size": 32, "splits": {"train": "Train", "test": "Train"}}}
+    with pytest.raises(UserError, match="train and test are both Train"):
+        validation.validate(StudyRecipe, content, "test")
+    asked = ["train", "--data", "nowhere", *TRAIN, "--out", "nowhere", "--set", "data.splits.val=Test"]
+    assert "val and test are both Test" in complaint(*asked)
+
+
+def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path) -> None:
+    import subprocess
+    import sys
+
+    hold = (
+        "import sys, time; from pathlib import Path; from trustcxr.results.locks import holding\n"
+        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", hold, str(trained)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        first.stdout.readline()
+        for command in (["evaluate", trained], ["explain", trained], ["train", *TRAIN, "--out", trained]):
+            assert f"in use by process {first.pid} on" in complaint(*command, "--data", films)
+    finally:
+        first.kill()
+        first.wait()
+    assert (trained / locks.LOCK_FILE).exists()
+
+
+def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films: Path) -> None:
+    from trustcxr.data import load_dataset
+
+    whole = load_run(made)
+
+    class Theirs:
+        """As an adapter gives it: model, classes, name, size, device."""
+
+        model, classes, name, size, device = whole.model, whole.classes, "theirs", 32, whole.device
+
+    data = load_dataset(films, split="Test", size=32)
+    table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
+    document = summary.describe(Theirs(), table, resamples=100)
+    assert (document["run"], document["model"], document["origin"]) == ("theirs", "theirs", "given")
+    assert (document["defence"], document["seed"]) == ("", None)
+    assert summary.describe(whole, table, resamples=100)["origin"] == "trained"
+    given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), given_size=32)
+    assert (given.name, given.size) == ("their-net", 32)
+    with pytest.raises(UserError, match="was not trained here"):
+        _ = given.trained_by
