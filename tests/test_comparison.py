@@ -1,6 +1,5 @@
 """Standard against robust over the same images, and the engine that works through a list of runs."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.results import files
 from trustcxr.study import comparison, engines
 from trustcxr.study.comparison import Key
-from trustcxr.study.engines import Failure
+from trustcxr.study.engines import Failure, Task
 
 IMAGES = 60
 
@@ -276,25 +275,23 @@ def test_another_background_is_compared_with_the_plain_standard_run(
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Task:
-    name: str
-
-
-def work(task: Task) -> str:
-    if task.name == "wrong":
+def work(task: Task) -> None:
+    if task.run == "wrong":
         raise UserError("no weights here")
-    if task.name == "broken":
+    if task.run == "broken":
         raise ZeroDivisionError("by nought")
-    if task.name == "stopped":
+    if task.run == "stopped":
         raise KeyboardInterrupt
-    return task.name.upper()
+
+
+def of_runs(*names: str) -> list[Task]:
+    return [Task(Path("study"), name, "train") for name in names]
 
 
 def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = [Task("a"), Task("wrong"), Task("broken"), Task("b")]
-    found = engines.get("local").map(work, tasks)
-    assert found == ["A", Failure("wrong", "no weights here"), Failure("broken", "ZeroDivisionError: by nought"), "B"]
+    found = engines.get("local").map(work, of_runs("a", "wrong", "broken", "b"))
+    wrong, broken = "train: no weights here", "train: ZeroDivisionError: by nought"
+    assert found == [None, Failure("wrong", wrong), Failure("broken", broken), None]
     said = capsys.readouterr().err
     assert "wrong: no weights here" in said
     assert said.count("Traceback") == 1, "a fault of the program shows where; the user's mistake is one line"
@@ -302,7 +299,7 @@ def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]
 
 def test_control_c_stops_the_engine() -> None:
     with pytest.raises(KeyboardInterrupt):
-        engines.get("local").map(work, [Task("stopped"), Task("a")])
+        engines.get("local").map(work, of_runs("stopped", "a"))
 
 
 def test_an_engine_that_is_not_there() -> None:
