@@ -16,7 +16,7 @@ from trustcxr.evaluation.run import About, load_run
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files, locks
-from trustcxr.results.tables import conditions_of
+from trustcxr.results.tables import conditions_of, merged
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 
@@ -256,3 +256,12 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films
     assert (given.name, given.size) == ("their-net", 32)
     with pytest.raises(UserError, match="was not trained here"):
         _ = given.trained_by
+
+
+def test_columns_that_one_table_alone_has_are_kept() -> None:
+    rows = {"steps": 1, "severity": 0, "epsilon": 0.02}
+    before = pd.DataFrame([rows | {"attack": "worst-case", "broken_by": "fab"}])
+    after = pd.DataFrame([rows | {"attack": "clean", "epsilon": 0.0}, rows | {"attack": "fgsm"}])
+    table = merged(before, after)
+    assert table["attack"].tolist() == ["clean", "worst-case", "fgsm"]
+    assert table.loc[1, "broken_by"] == "fab"

@@ -59,7 +59,9 @@ def merged(before: "pd.DataFrame | None", after: "pd.DataFrame") -> "pd.DataFram
     for name in ("steps", "severity"):
         kept = kept.assign(**{name: kept[name].fillna(0).astype(int) if name in kept else 0})
     clean = after["attack"] == CLEAN
-    return pd.concat([after[clean], kept.reindex(columns=after.columns), after[~clean]], ignore_index=True)
+    columns = [*after.columns, *(name for name in kept.columns if name not in after.columns)]
+    parts = [part.reindex(columns=columns) for part in (after[clean], kept, after[~clean]) if len(part)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def under(table: "pd.DataFrame", conditions: "set[Condition]") -> "pd.DataFrame":
