@@ -76,7 +76,6 @@ def test_every_format_has_the_logits_and_gradients_of_the_plain_network(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="not yet seen to pass on an idle machine: issue 15 asks for it")
 @pytest.mark.parametrize("make", [resnet18, densenet121])
 @pytest.mark.parametrize("form", FORMATS)
 def test_networks_of_torchvision_and_timm_in_every_format(
