@@ -13,7 +13,7 @@ from trustcxr.results.documents import VERSION, RunDocument
 def describe(
     run: Run | Examined, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
 ) -> RunDocument:
-    """The document of metrics.json (results/documents.py), without saliency, from predictions of one split.
+    """The document of metrics.json (results/documents), without saliency, from predictions of one split.
 
     `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
     """

@@ -1,0 +1,116 @@
+"""What training.json, metrics.json and study.json say, as types. Read once, here; typed from there on.
+
+The files keep their shape (`accuracy` beside `accuracy_ci`): reading folds it and writing unfolds it. Every field may
+be missing, keys that are not known are kept, so files of an older or a newer version are read as far as they go.
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+from trustcxr.results import files
+from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
+from trustcxr.results.documents.explained import (
+    Change,
+    Lead,
+    LesionDocument,
+    LesionSize,
+    Measures,
+    Perturbed,
+    SaliencyDocument,
+    Stage,
+    Stratum,
+)
+from trustcxr.results.documents.judged import Alarm, Sign, Verdict
+from trustcxr.results.documents.runs import Refit, RunDocument, TrainingDocument
+from trustcxr.results.documents.studies import (
+    LEVEL,
+    BeyondControl,
+    Comparison,
+    DataDescription,
+    FailedRun,
+    Hardware,
+    Ranked,
+    Selection,
+    StudyDocument,
+)
+from trustcxr.results.documents.tested import (
+    Accuracy,
+    AttackResult,
+    Bin,
+    Calibrated,
+    Calibration,
+    CertifiedResult,
+    Classification,
+    ClassResult,
+    CorruptionResult,
+    CorruptionsMean,
+    Drop,
+    InputGradients,
+    PlantedShortcut,
+)
+from trustcxr.results.flat import Document, Figure, Measured, Share, understood
+
+__all__ = [
+    "LEVEL",
+    "VERSION",
+    "Accuracy",
+    "Alarm",
+    "AttackResult",
+    "AuditDocument",
+    "AuditedData",
+    "AuditedModel",
+    "BeyondControl",
+    "Bin",
+    "Calibrated",
+    "Calibration",
+    "CertifiedResult",
+    "Change",
+    "ClassResult",
+    "Classification",
+    "Comparison",
+    "CorruptionResult",
+    "CorruptionsMean",
+    "DataDescription",
+    "Document",
+    "Drop",
+    "FailedRun",
+    "Figure",
+    "GateCheck",
+    "Hardware",
+    "InputGradients",
+    "Lead",
+    "LesionDocument",
+    "LesionSize",
+    "Measured",
+    "Measures",
+    "Perturbed",
+    "PlantedShortcut",
+    "Ranked",
+    "Refit",
+    "RunDocument",
+    "SaliencyDocument",
+    "Selection",
+    "Share",
+    "Sign",
+    "Stage",
+    "Stratum",
+    "StudyDocument",
+    "TrainingDocument",
+    "Verdict",
+    "read",
+    "read_if_there",
+]
+
+VERSION = 1  # of the documents' shape; raised where an older reader would misunderstand a newer file
+
+_D = TypeVar("_D", bound=Document)
+
+
+def read(kind: type[_D], path: Path) -> _D:
+    """A document from its file, as far as it can be understood; UserError where it is missing or broken."""
+    return understood(kind, files.read_document(path))[0]
+
+
+def read_if_there(kind: type[_D], path: Path) -> _D | None:
+    """A document from its file; None where there is no such file."""
+    return read(kind, path) if path.is_file() else None

@@ -1,0 +1,51 @@
+"""audit.json: a model that was given, examined."""
+
+from trustcxr.results.documents.runs import RunDocument
+from trustcxr.results.flat import Document, Records
+
+
+class GateCheck(Document):
+    """What was checked of a given model at the door; `passed` is None where it could not be checked."""
+
+    check: str = ""
+    passed: bool | None = None
+    text: str = ""
+
+
+class AuditedModel(Document):
+    """What was given: its kind, its file and checksum, whether its gradients are its own, what is worth saying."""
+
+    name: str = ""
+    kind: str = ""
+    path: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    parameters: int | None = None
+    gradients: str = ""
+    notes: list[str] = []
+
+
+class AuditedData(Document):
+    """The images that it was examined on; audits compare where the fingerprints agree."""
+
+    name: str = ""
+    fingerprint: str = ""
+    n: int | None = None
+
+
+class AuditDocument(RunDocument):
+    """audit.json: a metrics.json of a given model, with what may be relied on.
+
+    `protocol` is the version of the examination, None where its options were changed. Figures under an attack that
+    missed planted examples are withdrawn: None, and `withdrawn` says why. `examination` is a checksum of all that was
+    examined and how.
+    """
+
+    model: AuditedModel = AuditedModel()  # type: ignore[assignment]
+    protocol: str | None = None
+    data: AuditedData = AuditedData()
+    gate: Records[GateCheck] = []
+    unreliable: bool | None = None
+    because: str = ""
+    withdrawn: str | None = None
+    examination: str = ""

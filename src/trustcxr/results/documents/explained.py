@@ -1,0 +1,98 @@
+"""Where a model looks, and what becomes of its answer without the lesion."""
+
+from pydantic import Field
+
+from trustcxr.results.flat import Document, Measured, Number, Records, Share
+
+
+class Measures(Measured):
+    """Measures of one saliency method on some of the images; `n` of them."""
+
+    n: int | None = None
+
+
+class Stratum(Measures):
+    """Images by how much of the lungs the lesion covers, from `start` to `end`."""
+
+    stratum: str = ""
+    start: Number = Field(None, alias="from")
+    end: Number = Field(None, alias="to")
+
+
+class Change(Measures):
+    """How like the map of the clean image that of the changed one is."""
+
+    condition: str = ""
+    kind: str = ""
+    epsilon: Number = None
+    severity: int | None = None
+
+
+class Stage(Measures):
+    """How like the trained model's map it is once the network is random from the logits down to this part."""
+
+    part: str = ""
+
+
+class Perturbed(Measures):
+    """The measures on perturbed images."""
+
+    attack: str = ""
+    epsilon: Number = None
+
+
+class Lead(Document):
+    """What a map has over the map without a model that comes closest, on the same images, by one measure."""
+
+    measure: str = ""
+    control: str = ""
+    difference: Share = Share()
+
+
+class SaliencyDocument(Measures):
+    """One saliency method against the masks: its own figures are those on the clean images."""
+
+    target: str = ""
+    condition: str = ""
+    without_mask: int | None = None
+    threshold: Number = None
+    beyond: Records[Lead] = []
+    correct: Measures = Measures()
+    by_lesion: Records[Stratum] = []
+    stability: Records[Change] = []
+    faithfulness: Measures | None = None
+    sanity: Records[Stage] = []
+    perturbed: Perturbed | None = None
+
+
+class LesionSize(Document):
+    """The lesion effect where the lesion covers more than `above`, and at most `up_to`, of the lungs."""
+
+    above: Number = None
+    up_to: Number = None
+    films: int | None = None
+    effect: Number = None
+    low: Number = None
+    high: Number = None
+
+
+class LesionDocument(Document):
+    """What removing the lesion does to the probability of the film's class, by one fill and control.
+
+    `before`: as it is; `without`: the part of the lesion with a congruent counterpart removed, `share` of it; `beside`:
+    the counterpart removed instead; `whole`: all of the lesion removed. `effect` is `beside` less `without`.
+    """
+
+    fill: str = ""
+    control: str = ""
+    before: Number = None
+    without: Number = None
+    beside: Number = None
+    whole: Number = None
+    share: Number = None
+    effect: Share = Share()
+    flipped: Share = Share()
+    flipped_control: Number = None
+    films: int | None = None
+    left_out: int | None = None
+    by_size: Records[LesionSize] = []

@@ -1,0 +1,80 @@
+"""training.json and metrics.json: one trained run."""
+
+from trustcxr.results.documents.explained import LesionDocument, SaliencyDocument
+from trustcxr.results.documents.judged import Alarm, Verdict
+from trustcxr.results.documents.tested import (
+    Accuracy,
+    AttackResult,
+    Calibration,
+    CertifiedResult,
+    Classification,
+    CorruptionResult,
+    CorruptionsMean,
+    Drop,
+    InputGradients,
+    PlantedShortcut,
+)
+from trustcxr.results.flat import Document, Named, Number, Records
+
+
+class Refit(Document):
+    """The training anew on training and validation images."""
+
+    epochs: int | None = None
+    seconds: Number = None
+    stopped: str | None = None
+
+
+class TrainingDocument(Document):
+    """training.json: how long a run was trained, what stopped it, which epoch is kept."""
+
+    version: int | None = None
+    epochs: int | None = None
+    best_epoch: int | None = None
+    seconds: Number = None
+    monitor: str = ""
+    best_value: Number = None
+    stopped: str | None = None
+    refit: Refit | None = None
+    steps: int | None = None
+    images_without_lung_mask: int | None = None
+    parameters: int | None = None
+    watched_images: int | None = None
+    alarm: str | None = None
+
+
+class RunDocument(Document):
+    """metrics.json: one run on one split. In study.json `training` is beside it.
+
+    `origin`: trained here, or given. `films`: the fingerprint of the images. `notes`: what a reader must know first.
+    """
+
+    version: int | None = None
+    run: str = ""
+    origin: str = ""
+    films: str = ""
+    notes: list[str] = []
+    model: str = ""
+    defence: str = ""
+    background: str = "full"
+    seed: int | None = None
+    classes: list[str] = []
+    split: str = ""
+    clean: Classification = Classification()
+    by_source: Named[Accuracy] = {}
+    by_group: dict[str, Named[Accuracy]] = {}
+    shortcuts: Named[Accuracy] = {}
+    without_lungs: Accuracy | None = None
+    attacks: Records[AttackResult] = []
+    certified: Records[CertifiedResult] = []
+    input_gradients: InputGradients | None = None
+    corruptions: Records[CorruptionResult] = []
+    corruptions_mean: CorruptionsMean | None = None
+    saliency: Named[SaliencyDocument] = {}
+    lesions: Records[LesionDocument] = []
+    masking: Verdict | None = None
+    calibration: Calibration | None = None
+    alarms: Records[Alarm] = []
+    drop_from_internal: Records[Drop] = []
+    planted_shortcuts: Named[PlantedShortcut] = {}
+    training: TrainingDocument = TrainingDocument()

@@ -1,0 +1,125 @@
+"""study.json: all runs of a study, compared."""
+
+from typing import Any, Literal
+
+from trustcxr.results.documents.judged import Alarm
+from trustcxr.results.documents.runs import RunDocument
+from trustcxr.results.flat import Document, Number, Records, Share
+
+LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
+
+
+class Comparison(Document):
+    """A robust run against the standard one on the same images, by one measure; `method` is None for accuracy.
+
+    `better` says which way is good (None: neither); `difference` is robust minus standard, with its interval.
+    """
+
+    model: str = ""
+    seed: int | None = None
+    defence: str = ""
+    background: str = "full"
+    split: str = ""
+    measure: str = ""
+    method: str | None = None
+    better: Literal["higher", "lower"] | None = "higher"
+    standard: Number = None
+    robust: Number = None
+    difference: Share = Share()
+    improved: Number = None
+    p_value: Number = None
+    n: int | None = None
+    p_corrected: Number = None
+    comparisons: int | None = None
+    verdict: str = ""
+
+    @property
+    def outcome(self) -> Literal["higher", "lower", "not settled"]:
+        """Which way the interval and the test, corrected for the number of comparisons, agree that it went."""
+        ends, corrected = self.difference.interval, self.p_corrected
+        if ends is None or ends[0] <= 0 <= ends[1] or (corrected is not None and corrected >= LEVEL):
+            return "not settled"
+        return "higher" if ends[0] > 0 else "lower"
+
+
+class BeyondControl(Document):
+    """A CAM against the activation of its own layer: `value` less `control`, image by image."""
+
+    method: str = ""
+    measure: str = ""
+    control: Number = None
+    value: Number = None
+    difference: Share = Share()
+    n: int | None = None
+    p_value: Number = None
+    p_corrected: Number = None
+
+
+class Ranked(Document):
+    """A network's place on validation."""
+
+    model: str = ""
+    value: Number = None
+    chosen: bool = False
+
+
+class Selection(Document):
+    """Which networks were chosen for robust training, on which split, by what."""
+
+    split: str = ""
+    by: str = ""
+    count: int | None = None
+    ranking: Records[Ranked] = []
+
+
+class DataDescription(Document):
+    """The data as they were read: images by split and class, masks and groups by split."""
+
+    root_name: str = ""
+    layout: str = ""
+    notes: list[str] = []
+    counts: dict[str, dict[str, int]] = {}
+    skipped: int | None = None
+    size: int | None = None
+    infection_masks: dict[str, int] = {}
+    fingerprint: str = ""
+    fingerprints: dict[str, str] = {}
+    groups: dict[str, int] = {}
+
+
+class Hardware(Document):
+    """What the study ran on."""
+
+    processor: str | None = None
+    cores: int | None = None
+    accelerator: str | None = None
+    system: str | None = None
+
+
+class FailedRun(Document):
+    """A run that is not in the tables, and why."""
+
+    run: str = ""
+    reason: str = ""
+
+
+class StudyDocument(Document):
+    """study.json: all runs of a study with their metrics, their comparisons, and where they come from."""
+
+    version: int | None = None
+    study: str = ""
+    title: str = ""
+    notice: str = ""
+    created: str = ""
+    trustcxr: str = ""
+    versions: dict[str, str] = {}
+    hardware: Hardware = Hardware()
+    seconds: Number = None
+    data: DataDescription = DataDescription()
+    recipe: dict[str, Any] = {}
+    classes: list[str] = []
+    selection: Selection = Selection()
+    runs: Records[RunDocument] = []
+    comparisons: Records[Comparison] = []
+    alarms: Records[Alarm] = []
+    failures: Records[FailedRun] = []

@@ -1,0 +1,170 @@
+"""What was found on the images of a split: clean, attacked, proved, corrupted, calibrated, elsewhere."""
+
+from pydantic import Field
+
+from trustcxr.results.flat import Document, Named, Number, Records, Share
+
+
+class ClassResult(Document):
+    """One class on the unperturbed images."""
+
+    precision: Share = Share()
+    recall: Share = Share()
+    f1: Share = Share()
+    auroc: Share = Share()
+    n: int | None = None
+
+
+class Classification(Document):
+    """The unperturbed images of a split."""
+
+    accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
+    constant_answer: Number = None
+    precision_macro: Share = Share()
+    recall_macro: Share = Share()
+    f1_macro: Share = Share()
+    auroc_macro: Share = Share()
+    ece: Share = Share()
+    ece_plug_in: Number = None
+    n: int | None = None
+    groups: int | None = None
+    confusion: list[list[int]] = []
+    per_class: Named[ClassResult] = {}
+
+
+class Accuracy(Document):
+    """How many images of one condition are answered rightly; `constant_answer`: what the commonest class has."""
+
+    accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
+    n: int | None = None
+    constant_answer: Number = None
+    view: str = ""
+
+
+class AttackResult(Document):
+    """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any.
+
+    `unmoved`: the share of the images answered right that it left as they were; `broken_by`: of worst-case, how many
+    images each of its attacks broke.
+    """
+
+    attack: str = ""
+    epsilon: Number = None
+    accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
+    success_rate: Share = Share()
+    ece: Share = Share()
+    ece_plug_in: Number = None
+    n: int | None = None
+    steps: int | None = None
+    unmoved: Number = None
+    broken_by: dict[str, int] = {}
+
+    def at(self, epsilon: float | None) -> bool:
+        """Whether it was tried at this epsilon."""
+        return epsilon is not None and self.epsilon is not None and abs(self.epsilon - epsilon) < 1e-9
+
+
+class CertifiedResult(Document):
+    """What is proved at one epsilon (L-infinity in pixel space): `accuracy` of answers that are right and proved.
+
+    `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change.
+    """
+
+    epsilon: Number = None
+    accuracy: Share = Share()
+    balanced_accuracy: Number = None
+    proved: Number = None
+    n: int | None = None
+
+
+class CorruptionResult(Document):
+    """One corruption at one severity, 1 to 5; `flip_rate`: answers that are not those of the clean image."""
+
+    corruption: str = ""
+    severity: int | None = None
+    accuracy: Share = Share()
+    flip_rate: Share = Share()
+    n: int | None = None
+
+
+class CorruptionsMean(Document):
+    """The mean over all corruptions and severities within each image."""
+
+    accuracy: Share = Share()
+    flip_rate: Share = Share()
+    n: int | None = None
+    conditions: int | None = None
+
+
+class Bin(Document):
+    """One bin of a reliability diagram."""
+
+    confidence: Number = None
+    accuracy: Number = None
+    n: int | None = None
+
+
+class Calibrated(Document):
+    """How sure a model is under one condition, as it is and with the temperature; `attack` is empty when clean."""
+
+    attack: str = ""
+    epsilon: Number = None
+    steps: int | None = None
+    accuracy: Share = Share()
+    ece: Share = Share()
+    ece_plug_in: Number = None
+    log_loss: Share = Share()
+    confidence: Share = Share()
+    bins: Records[Bin] = []
+    ece_scaled: Share = Share()
+    ece_plug_in_scaled: Number = None
+    log_loss_scaled: Share = Share()
+    confidence_scaled: Share = Share()
+    bins_scaled: Records[Bin] = []
+    n: int | None = None
+
+
+class Calibration(Document):
+    """A temperature fitted on validation images, and what it does on the tested ones."""
+
+    temperature: Number = None
+    split: str = ""
+    n: int | None = None
+    clean: Calibrated = Calibrated()
+    attacks: Records[Calibrated] = []
+
+
+class InputGradients(Document):
+    """The cross-entropy's gradient in the image, on `n` images answered right, and the share where it is none."""
+
+    n: int | None = None
+    vanishing: Number = None
+
+
+class Drop(Document):
+    """What accuracy is lost from the run's own test images to others, clean or under one attack."""
+
+    attack: str = ""
+    epsilon: Number = None
+    steps: int | None = None
+    internal: Number = None
+    external: Number = None
+    drop: Share = Share()
+    n_internal: int | None = None
+    n_external: int | None = None
+
+
+class PlantedShortcut(Document):
+    """A shortcut planted on the films of one class: accuracy as it is, without it, and with it on another class."""
+
+    carrier: str = Field("", alias="class")
+    moved_to: str = ""
+    n: int | None = None
+    as_is: Accuracy = Accuracy()
+    removed: Accuracy = Accuracy()
+    moved: Accuracy = Accuracy()
+    follows: Number = None
+    follows_before: Number = None
