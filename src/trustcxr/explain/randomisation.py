@@ -1,28 +1,47 @@
-"""Does the saliency depend on what the model has learnt? Cascading randomisation (Adebayo et al. 2018)."""
+"""Does the saliency depend on what the model has learnt? Cascading randomisation (Adebayo et al. 2018), and a control.
+
+The cascade makes a model random from the logits down to the pixels. Its parts go by when they are run: what runs last
+is random first. A lung gate, which decides what is seen and not what is made of it, is the last. The networks of an
+ensemble go in step: the part nearest the logits of each, then the next of each, until the deepest is at its pixels.
+
+The control is the map of the same model with random weights, the gate alone as it was trained: what a map has that this
+one has too is not of what the network has learnt.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from typing import NamedTuple
+from itertools import count, zip_longest
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trustcxr.explain import measures, methods
 from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
+from trustcxr.models.ensemble import Ensemble
+from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.untouched import as_found
 
 
 class Stage(NamedTuple):
-    """How like the maps are to the trained model's, once this part and all after it are random."""
+    """How like the maps are to the trained model's, once this part and all before it in the cascade are random."""
 
     part: str
-    """The dotted name of the part of the network that was made random last."""
+    """The dotted name of the part that was made random last; of an ensemble one of each network, joined by " + "."""
     ssim: Tensor
     """(B,): structural similarity with the trained model's map."""
     rank_correlation: Tensor
     """(B,): Spearman's rank correlation with it."""
     null: Tensor
     """(B,), bool: the map has vanished, so that nothing was compared."""
+
+
+class Part(NamedTuple):
+    """A part of a model, by its dotted name, and its parameters."""
+
+    name: str
+    parameters: list[nn.Parameter]
 
 
 def cascading_randomisation(
@@ -70,31 +89,94 @@ def _cascade(
     seed: int,
 ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor, Tensor]]]]:
     with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
-        classes = target_classes(target, model(x.clone()))
         network = deepcopy(model)
+        with _order_of_calls(network) as called:
+            classes = target_classes(target, network(x.clone()))
     trained = maps(network, classes)
     generator = torch.Generator().manual_seed(seed)
-    for part, parameters in _parts(network, depth):
-        with torch.no_grad():
-            for parameter in parameters:
-                _randomise(parameter, generator)
-        pairs = zip(trained, maps(network, classes), strict=True)
-        yield part, [(measures.ssim(a, b), measures.rank_correlation(a, b), measures.null_map(b)) for a, b in pairs]
+    for part in _parts(network, called, depth):
+        _randomise(part.parameters, generator)
+        yield (
+            part.name,
+            [
+                (measures.ssim(a, b), measures.rank_correlation(a, b), measures.null_map(b))
+                for a, b in zip(trained, maps(network, classes), strict=True)
+            ],
+        )
 
 
-def _parts(model: nn.Module, depth: int) -> list[tuple[str, list[nn.Parameter]]]:
-    """Parameters by part, the last part first."""
+def random_network(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """A copy of the model whose weights are drawn as those of `cascading_randomisation`, a lung gate as it is trained.
+
+    Without a gate all of it is random. The same seed draws the same weights.
+    """
+    network, generator = deepcopy(model), torch.Generator().manual_seed(seed)
+    gate = _of_the_gate(network)
+    _randomise([parameter for parameter in network.parameters() if id(parameter) not in gate], generator)
+    return network
+
+
+@contextmanager
+def _order_of_calls(model: nn.Module) -> Iterator[dict[str, int]]:
+    """For each module by name the place at which it was done last, from 1 on, while the model runs inside."""
+    called: dict[str, int] = {}
+    places = count(1)
+
+    def note(name: str) -> Callable[..., None]:
+        def done(*_: Any) -> None:
+            called[name] = next(places)
+
+        return done
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _parts(model: nn.Module, called: dict[str, int], depth: int) -> list[Part]:
+    """The parts in the order in which they are made random: the last run first, networks in step, the gate last."""
+    gate, of_gate, starts = _of_the_gate(model), list[nn.Parameter](), _starts(model)
+    networks: list[dict[str, list[nn.Parameter]]] = [{} for _ in starts]
+    done: dict[str, int] = {}
+    for name, parameter in reversed(list(model.named_parameters())):
+        if id(parameter) in gate:
+            of_gate.append(parameter)
+            continue
+        owner = name.rpartition(".")[0]
+        place, start = next((pair for pair in enumerate(starts) if f"{owner}.".startswith(pair[1])), (0, ""))
+        part = (start + ".".join(owner[len(start) :].split(".")[:depth])).rstrip(".")
+        networks[place].setdefault(part, []).append(parameter)
+        # What is never called, such as a token, comes with the pixels.
+        done[part] = max(done.get(part, 0), called.get(owner, 0))
+    cascades = [sorted(parts, key=lambda part: -done[part]) for parts in networks]
+    found = []
+    for step in zip_longest(*cascades):
+        both = [(parts, name) for parts, name in zip(networks, step, strict=True) if name is not None]
+        found.append(Part(" + ".join(name for _, name in both), [p for parts, name in both for p in parts[name]]))
+    return [*found, Part("gate", of_gate)] if of_gate else found
+
+
+def _starts(model: nn.Module) -> list[str]:
+    """How the names of each network's parameters begin."""
+    net = getattr(model, "net", None)
+    if isinstance(net, Ensemble):
+        return [f"net.nets.{place}." for place in range(len(net.nets))]
     # A Classifier's network is one module, `net`: its parts are one level further down.
-    prefix = "net." if hasattr(model, "net") else ""
-    parts: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        path = name.removeprefix(prefix).split(".")[:-1][:depth]
-        parts.setdefault(prefix + ".".join(path), []).append(parameter)
-    return list(reversed(parts.items()))
+    return ["net." if isinstance(net, nn.Module) else ""]
 
 
-def _randomise(parameter: nn.Parameter, generator: torch.Generator) -> None:
-    values = parameter.detach().float()
-    spread = values.std(correction=0) if values.numel() > 1 else values.abs().mean()
-    drawn = torch.randn(values.shape, generator=generator).to(values.device)
-    parameter.copy_(values.mean() + spread * drawn)
+def _of_the_gate(model: nn.Module) -> set[int]:
+    gate = getattr(model, "gate", None)
+    return {id(parameter) for parameter in gate.parameters()} if isinstance(gate, LungGate) else set()
+
+
+@torch.no_grad()
+def _randomise(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> None:
+    for parameter in parameters:
+        values = parameter.detach().float()
+        spread = values.std(correction=0) if values.numel() > 1 else values.abs().mean()
+        drawn = torch.randn(values.shape, generator=generator).to(values.device)
+        parameter.copy_(values.mean() + spread * drawn)
