@@ -298,14 +298,19 @@ def _compared(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 def _average_ranks(maps: Tensor) -> Tensor:
     """Ranks from 1 within each row; tied values share the mean of their ranks."""
-    order, maps = maps.sort(dim=1).values, maps.contiguous()
-    first, last = torch.searchsorted(order, maps), torch.searchsorted(order, maps, right=True)
-    return (first + last + 1).to(maps.dtype) / 2
+    order, pixels = maps.sort(dim=1)
+    places = torch.arange(order.shape[1], device=maps.device).expand_as(order)
+    # A run of tied values starts where a value is new, and ends before the next one that is.
+    new = torch.ones_like(order, dtype=torch.bool)
+    new[:, 1:] = order[:, 1:] != order[:, :-1]
+    first = places.masked_fill(~new, 0).cummax(dim=1).values
+    last = places.masked_fill(~new.roll(-1, dims=1), order.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    return torch.empty_like(maps).scatter_(1, pixels, (first + last + 2).to(maps.dtype) / 2)
 
 
 def _top(maps: Tensor, count: Tensor) -> Tensor:
     """Membership, 0 to 1, of each pixel in the `count` most salient ones; ties for the last places share them."""
-    ranked = maps.sort(dim=1, descending=True).values
+    ranked = maps.topk(max(int(count.max()), 1), dim=1).values
     last = ranked.gather(1, (count.long()[:, None] - 1).clamp(min=0))
     above, tied = maps > last, maps == last
     places = count[:, None] - above.sum(dim=1, keepdim=True)
