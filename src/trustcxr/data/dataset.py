@@ -6,7 +6,6 @@ from functools import cached_property
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +60,7 @@ class Dataset:
         counts = ", ".join(f"{c} {int((self.labels == i).sum())}" for i, c in enumerate(self.classes))
         return f"Dataset({self.root.name}, split={self.split}, size={self.size}, {len(self)} images: {counts})"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         maps = ("images", "_file")  # opened again where they are needed: a memory map would pickle as its pixels
         return {k: v for k, v in self.__dict__.items() if k not in maps}
 

@@ -2,7 +2,7 @@
 
 import errno
 from io import FileIO
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -14,15 +14,23 @@ _BLOCK_BYTES = 2**20
 _KEPT_BLOCKS = 64  # of memory that Pillow keeps for the next image, instead of asking the system for it again
 
 
+class Fault(TypedDict):
+    """A file that cannot be read: its row in the manifest, and whether it is one of `images` or of `<kind>_mask`."""
+
+    row: int
+    file: str
+    reason: str
+
+
 def decode_rows(
     work: str, root: str, rows: list[int], paths: dict[str, list[str | None]], size: int, resize: str
-) -> tuple[list[int], list[dict[str, Any]], int | None]:
+) -> tuple[list[int], list[Fault], int | None]:
     """Decode some rows of every column into the store being built. Runs in a worker.
 
     Returns the rows, the unreadable files among them, and the error number where they could not be written.
     """
     Image.core.set_blocks_max(_KEPT_BLOCKS)
-    faults: list[dict[str, Any]] = []
+    faults: list[Fault] = []
     try:
         for name, column in paths.items():
             _decode_column(work, root, rows, name, column, size, resize, faults)
@@ -39,7 +47,7 @@ def _decode_column(
     column: list[str | None],
     size: int,
     resize: str,
-    faults: list[dict[str, Any]],
+    faults: list[Fault],
 ) -> None:
     read = read_image_at if name == "images" else read_mask_at
     # Written to the file, not through a memory map: a full disk is then an error and not a bus error.

@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import pandas as pd
 
@@ -13,15 +13,25 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset, Joined
 
 
-def of(train: "Dataset | Joined") -> dict[str, Any]:
+class Films(TypedDict):
     """What run.yaml says of the data: folder's name, split, images, the fingerprint of these and of every split."""
-    return {
-        "root_name": train.root.name,
-        "split": train.split,
-        "images": len(train),
-        "fingerprint": train.fingerprint,
-        "fingerprints": train.fingerprints(),
-    }
+
+    root_name: str
+    split: str | None
+    images: int
+    fingerprint: str
+    fingerprints: dict[str, str]
+
+
+def of(train: "Dataset | Joined") -> Films:
+    """What is kept of the films that are trained on."""
+    return Films(
+        root_name=train.root.name,
+        split=train.split,
+        images=len(train),
+        fingerprint=train.fingerprint,
+        fingerprints=train.fingerprints(),
+    )
 
 
 def films(train: "Dataset | Joined") -> pd.DataFrame:
@@ -37,8 +47,12 @@ def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
     before = files.read_yaml(path)
     data = before.get("data") or {}
     now = of(train)
-    keys = ["fingerprint"] if "fingerprint" in data else [key for key in ("root_name", "images") if key in data]
-    if any(data[key] != now[key] for key in keys) or before.get("classes") not in (None, list(train.classes)):
+    if "fingerprint" in data:
+        others = data["fingerprint"] != now["fingerprint"]
+    else:
+        names = now["root_name"], now["images"]
+        others = (data.get("root_name", names[0]), data.get("images", names[1])) != names
+    if others or before.get("classes") not in (None, list(train.classes)):
         raise UserError(
             f"{run}: was trained on other films than those of {train.root} ({data.get('images', '?')} then, "
             f"{now['images']} now, of other content or classes); choose another --out"

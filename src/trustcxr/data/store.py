@@ -15,23 +15,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from trustcxr.console import Progress, say
 from trustcxr.data import sums
-from trustcxr.data.decoding import decode_rows, write_at
+from trustcxr.data.decoding import Fault, decode_rows, write_at
 from trustcxr.data.images.reading import DECODER
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.data.workers import call, pool
 from trustcxr.errors import CannotWrite, UserError, unknown
 from trustcxr.results.disk import megabytes
 
 RESIZES = ("squeeze", "pad")
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
-_FEW = 400  # below this many files, starting worker processes costs more than it saves
 _WAITING, _GOOD, _BAD = 0, 1, 2
 _LOST = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
+
+class Unread(Fault):
+    """A file that cannot be read, as the index says it."""
+
+    sample_id: str
+    path: str
+
+
+class Index(TypedDict):
+    """What `index.json` holds: how the images were decoded, and which could not be."""
+
+    size: int
+    count: int
+    resize: str
+    kinds: list[str]
+    skipped: list[Unread]
+    bad_masks: list[Unread]
 
 
 @dataclass
@@ -42,8 +60,8 @@ class Store:
     size: int
     count: int
     kinds: tuple[str, ...]
-    skipped: list[dict[str, Any]]
-    bad_masks: list[dict[str, Any]]
+    skipped: list[Unread]
+    bad_masks: list[Unread]
     resize: str
 
     def map(self, name: str = "images") -> np.ndarray:
@@ -208,17 +226,19 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
         raise UserError(f"{manifest.root}: none of the {count} images is readable ({faults[0]['reason']})")
     for name in columns:
         _compact(work / f"{name}.u8", count, size**2, bad)
-    for fault in faults:
-        row = fault["row"]
-        fault |= {"sample_id": manifest.table["sample_id"].iloc[row], "path": columns[fault["file"]][row]}
-    index = {
-        "size": size,
-        "count": count - len(bad),
-        "resize": resize,
-        "kinds": list(kinds),
-        "skipped": [f for f in faults if f["file"] == "images"],
-        "bad_masks": [f for f in faults if f["file"] != "images" and f["row"] not in bad],
-    }
+    samples = manifest.table["sample_id"]
+    unread = [
+        Unread(**fault, sample_id=samples.iloc[fault["row"]], path=str(columns[fault["file"]][fault["row"]]))
+        for fault in faults
+    ]
+    index = Index(
+        size=size,
+        count=count - len(bad),
+        resize=resize,
+        kinds=list(kinds),
+        skipped=[f for f in unread if f["file"] == "images"],
+        bad_masks=[f for f in unread if f["file"] != "images" and f["row"] not in bad],
+    )
     sums.write(work, columns, size**2)
     (work / "index.json").write_text(json.dumps(index, indent=1))
     work.rename(folder)
@@ -235,43 +255,22 @@ def _decode_missing(
     work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
 ) -> None:
     """Decode every row that `done.u8` does not mark, in parallel, and mark it."""
-    import joblib
-
     count = len(columns["images"])
-    done_file = work / "done.u8"
-    if not done_file.exists():
-        done_file.write_bytes(bytes(count))
-    done = np.memmap(done_file, np.uint8, "r+", shape=(count,))
-    missing = np.flatnonzero(done == _WAITING)
+    done, missing = _marked(work, count)
     if not len(missing):
         return
     if shutil.disk_usage(work).free < len(missing) * size**2:  # masks need more, but mostly little
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    workers = workers or joblib.cpu_count()
-    few = workers == 1 or len(missing) * len(columns) < _FEW
-    # Processes, since on two cores they decode 1.98 times as fast as one, and threads 1.7 times. By loky: started
-    # afresh, not forked from a process with torch's threads, and without running the user's script again, so it need
-    # not guard its main part.
-    backend: dict[str, Any] = {"backend": "threading"} if few else {"backend": "loky", "idle_worker_timeout": 10}
-    pool = joblib.Parallel(
-        n_jobs=workers,
-        **backend,
-        return_as="generator_unordered",
-        pre_dispatch=4 * workers,
-        batch_size=1,
-    )
-    chunks = list(_chunks(missing.tolist(), workers))
+    crew = pool(workers, files=len(missing) * len(columns), ordered=False)
     failed: list[int] = []
     jobs = (
-        joblib.delayed(decode_rows)(
-            str(work), root, rows, {n: [paths[r] for r in rows] for n, paths in columns.items()}, size, resize
-        )
-        for rows in chunks
+        call(decode_rows, f"{work}", root, rows, {n: [p[r] for r in rows] for n, p in columns.items()}, size, resize)
+        for rows in list(_chunks(missing.tolist(), crew.n_jobs))
         if not failed  # nothing more is begun, and what was is waited for: a pool that is cut off complains at length
     )
     with Progress("Decoding images", count) as bar, open(work / "faults.jsonl", "a") as faults_file, _workers_lost():
         bar.advance(count - len(missing))
-        for rows, faults, failure in pool(jobs):
+        for rows, faults, failure in crew(jobs):
             if failure is not None:
                 failed.append(failure)
                 continue
@@ -283,6 +282,15 @@ def _decode_missing(
             bar.advance(len(rows))
     if failed:
         raise OSError(failed[0], os.strerror(failed[0]), str(work))
+
+
+def _marked(work: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The map of `done.u8`, one byte a row, made where there is none yet; and the rows that it does not mark."""
+    file = work / "done.u8"
+    if not file.exists():
+        file.write_bytes(bytes(count))
+    done = np.memmap(file, np.uint8, "r+", shape=(count,))
+    return done, np.flatnonzero(done == _WAITING)
 
 
 def _chunks(rows: list[int], workers: int) -> Iterator[list[int]]:
@@ -307,13 +315,13 @@ def _workers_lost() -> Iterator[None]:
         ) from None
 
 
-def _read_faults(work: Path) -> list[dict[str, Any]]:
+def _read_faults(work: Path) -> list[Fault]:
     """The faults found, once each, in row order (a build that was cut off may have met one twice)."""
     lines = (work / "faults.jsonl").read_text().splitlines() if (work / "faults.jsonl").exists() else []
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    found: dict[tuple[int, str], Fault] = {}
     for line in lines:
         try:
-            fault = json.loads(line)
+            fault: Fault = json.loads(line)
         except ValueError:  # the line that was being written when the build was cut off: its rows are done again
             continue
         found[fault["row"], fault["file"]] = fault

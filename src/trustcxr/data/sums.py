@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from trustcxr.results.files import replacing, write_json
 FILMS_FILE, SUMS_FILE = "films.b2", "sums.json"
 _BYTES = 16
 _BLOCK = 2**24
+
+
+class _Known(TypedDict, total=False):
+    """A file's checksum, and its size and time of change when it was taken."""
+
+    sum: str
+    stamp: list[int]
 
 
 def write(folder: Path, names: Iterable[str], row_bytes: int) -> None:
@@ -40,7 +47,7 @@ def damaged(folder: Path, names: Iterable[str], row_bytes: int) -> str | None:
         return None
     looked_at = False
     for name in names:
-        before: dict[str, Any] = known.get(name, {})
+        before = known.get(name, _Known())
         if before.get("stamp") == _stamp(folder, name):
             continue
         if before.get("sum") != _sum(folder, name, row_bytes):
@@ -63,7 +70,7 @@ def films(folder: Path, count: int, row_bytes: int) -> np.ndarray:
     return np.array([digits[at : at + 2 * _BYTES] for at in range(0, len(digits), 2 * _BYTES)], dtype=str)
 
 
-def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
+def _read(folder: Path) -> dict[str, _Known] | None:
     try:
         found = json.loads((folder / SUMS_FILE).read_text())
     except (OSError, ValueError):

@@ -3,9 +3,9 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,16 @@ from trustcxr.data.auditing.findings import (
     mask_findings,
 )
 from trustcxr.data.auditing.scan import Scan, scan
-from trustcxr.data.auditing.text import _HEADS, _SOURCES, _count_table, _file_lines, _item_line, _probe_table
+from trustcxr.data.auditing.text import (
+    _HEADS,
+    _SOURCES,
+    FileSummary,
+    MaskSummary,
+    _count_table,
+    _file_lines,
+    _item_line,
+    _probe_table,
+)
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import Manifest
 
@@ -35,6 +44,35 @@ _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so 
 _SHOWN = 3  # files named under a finding in the terminal
 
 
+class Published(TypedDict):
+    """The images of one part of COVID-QU-Ex beside those that were published; `per_class` has both numbers."""
+
+    part: str
+    said: str
+    count: int
+    of: int
+    per_class: dict[str, list[int]]
+    text: str
+
+
+class Document(TypedDict):
+    """An audit as JSON."""
+
+    data: str
+    layout: str
+    classes: list[str]
+    images: int
+    counts: dict[str, dict[str, int]]
+    published: list[Published]
+    files: FileSummary
+    notes: list[str]
+    probes: list[dict[str, object]]
+    associations: list[dict[str, object]]
+    findings: list[dict[str, object]]
+    verdict: str
+    seconds: float
+
+
 @dataclass
 class Audit:
     """What an audit found. `to_dict()` for JSON, `text()` for the terminal, `clean_manifest()` for what to go on with.
@@ -42,8 +80,8 @@ class Audit:
     Attributes:
         manifest: the data set.
         counts: {split: {class: images}}.
-        published: [{part, count, of, per_class: {class: [count, published]}, text}], empty unless it is COVID-QU-Ex.
-        files: {"formats": {name: n}, "modes": ..., "sizes": ...} of the images, and {"masks": {kind: {n, empty}}}.
+        published: the counts beside the published ones, empty unless it is COVID-QU-Ex.
+        files: formats, colour modes and sizes of the images, and how many masks of each kind there are.
         findings: worst first.
         probes, associations: what tells the classes apart.
         pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: a film twice.
@@ -52,8 +90,8 @@ class Audit:
 
     manifest: Manifest
     counts: dict[str, dict[str, int]]
-    published: list[dict[str, Any]]
-    files: dict[str, Any]
+    published: list[Published]
+    files: FileSummary
     findings: list[Finding]
     probes: list[Probe]
     associations: list[Association]
@@ -89,7 +127,7 @@ class Audit:
         looked = "faults, leaks and confounds" if self.probes else "faults and leaks (too few images for confounds)"
         return f"Nothing found of the {looked} that were looked for."
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Document:
         """Everything, for JSON."""
         return {
             "data": self.manifest.root.name,
@@ -100,9 +138,9 @@ class Audit:
             "published": self.published,
             "files": self.files,
             "notes": self.manifest.notes,
-            "probes": [p.to_dict() for p in self.probes],
-            "associations": [a.to_dict() for a in self.associations],
-            "findings": [f.to_dict() for f in self.findings],
+            "probes": [asdict(p) for p in self.probes],
+            "associations": [asdict(a) for a in self.associations],
+            "findings": [asdict(f) for f in self.findings],
             "verdict": self.verdict,
             "seconds": round(self.seconds, 1),
         }
@@ -195,14 +233,15 @@ def audit(
     return Audit(manifest, counts, published, files, findings, tried, linked, pairs, ~read.readable, seconds)
 
 
-def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Finding]]:
+def _against_published(manifest: Manifest) -> tuple[list[Published], list[Finding]]:
     """The counts beside the published ones, for COVID-QU-Ex; a finding where there are more than were published."""
     table = manifest.table
     known = next(iter(PUBLISHED.values()))
     if manifest.layout != "covidqu" or set(manifest.classes) != set(known) or (table["source"] == "phantom").all():
         return [], []
     in_infection = table["infection_mask"].notna()
-    lines, surplus = [], []
+    lines: list[Published] = []
+    surplus: list[Finding] = []
     for part, rows in zip(PUBLISHED, (~in_infection | True, in_infection), strict=True):
         counts = table[rows]["class"].value_counts()
         per_class = {c: [int(counts.get(c, 0)), n] for c, n in PUBLISHED[part].items()}
@@ -213,18 +252,18 @@ def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[F
         said = "all of" if all(n == of for n, of in per_class.values()) else "a subset of"
         classes = ", ".join(f"{c} {n:,} of {of:,}" for c, (n, of) in per_class.items())
         text = f"{count:,} images: {'not' if more else said} the {total:,} published in {part} ({classes})"
-        line = {"part": part, "said": "more than" if more else said, "count": count, "of": total}
-        lines.append(line | {"per_class": per_class, "text": text})
+        said = "more than" if more else said
+        lines.append(Published(part=part, said=said, count=count, of=total, per_class=per_class, text=text))
         if more:
             told = f"more images of {', '.join(more)} than were published in {part}"
             surplus.append(Finding("more_than_published", "warning", told, len(more)))
     return lines, surplus
 
 
-def _file_summary(read: Scan) -> dict[str, Any]:
+def _file_summary(read: Scan) -> FileSummary:
     files = read.files[read.readable]
     sizes = Counter(f"{w:.0f} x {h:.0f}" for w, h in zip(files["width"], files["height"], strict=True))
-    masks = {}
+    masks: dict[str, MaskSummary] = {}
     for kind, table in read.masks.items():
         masks[kind] = {"n": int(table["digest"].notna().sum()), "empty": int((table["share"] == 0).sum())}
     return {

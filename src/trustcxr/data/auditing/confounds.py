@@ -4,8 +4,7 @@ A linear probe on thumbnails that never saw the lungs, and still knows the class
 the same way (Maguolo and Nanni 2021; DeGrave, Janizek and Lee 2021).
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -47,10 +46,6 @@ class Probe:
     def above_chance(self) -> bool:
         """The whole interval lies more than 0.05 above chance."""
         return self.accuracy_ci[0] > self.chance + 0.05
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def run_probes(manifest: Manifest, scan: Scan, *, seed: int = 0, resamples: int = 1000) -> list[Probe]:
@@ -157,10 +152,6 @@ class Association:
     known: int
     n: int
     counts: dict[str, dict[str, int]]  # value -> class -> films
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def associations(manifest: Manifest, scan: Scan) -> list[Association]:

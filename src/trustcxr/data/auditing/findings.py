@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -22,26 +22,34 @@ _USUAL = 0.9  # from this share of images with a mask on, an image without one l
 _OUTSIDE = 0.2  # an infection mask with more than this share outside the lungs
 
 
+class _Sample(TypedDict):
+    sample_id: str
+    path: str
+
+
+class Item(_Sample, total=False):
+    """A file that a finding is about, as it stands in JSON; where it is about a pair, the other one too."""
+
+    detail: str
+    mask: str | None
+    other_id: str
+    other_path: str
+    members: list[str]
+
+
 @dataclass
 class Finding:
-    """One thing wrong: `kind` is a fixed word, `text` says it in words, `items` are the files it is about.
-
-    An item has sample_id and path, mostly `detail`, and where it is about a pair, other_id and other_path.
-    """
+    """One thing wrong: `kind` is a fixed word, `text` says it in words, `items` are the files it is about."""
 
     kind: str
     severity: str
     text: str
     count: int
-    items: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    items: list[Item] = field(default_factory=list)
 
 
-def found(kind: str, severity: str, text: str, items: Iterable[Any]) -> list[Finding]:
-    """One finding, or none where there are no items (dicts).
+def found(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Finding]:
+    """One finding, or none where there are no items.
 
     In the text, `#` becomes their number, and of `[image|images]` the one that goes with it stays.
     """
@@ -54,15 +62,11 @@ def found(kind: str, severity: str, text: str, items: Iterable[Any]) -> list[Fin
 
 def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     """Files that cannot be read, and names that lie about the format."""
-    samples = manifest.table[["sample_id", "path"]].to_dict("records")
-    facts = scan.files.to_dict("records")
-    broken = [s | {"detail": f["fault"]} for s, f in zip(samples, facts, strict=True) if f["fault"]]
-    lying = [
-        s | {"detail": f"is {f['format']}"}
-        for s, f in zip(samples, facts, strict=True)
-        if not f["fault"] and f["named"] and f["format"] and f["named"] != f["format"]
-    ]
-    passed_over = [{"sample_id": path, "path": path, "detail": why} for path, why in manifest.passed_over.items()]
+    files = scan.files
+    other = files["named"].notna() & files["format"].notna() & (files["named"] != files["format"])
+    broken = _items(manifest.table, files["fault"].notna(), files["fault"])
+    lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
+    passed_over = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
     return [
         *found("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
         *found("unreadable", "fault", "# [image|images] cannot be read", broken),
@@ -84,12 +88,12 @@ _CHANCE = 0.03  # up to this share of real films looks unlike one, so that it is
 
 def film_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     """Images that could hardly be frontal chest films."""
-    items: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _DOUBTS}
-    samples: list[Any] = manifest.table[["sample_id", "path"]].to_dict("records")
+    items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
+    samples = _items(manifest.table, slice(None))
     for row in np.flatnonzero(scan.readable):
         colour = float(scan.files["colour"].iloc[row])
         for kind, reason in plausibility.doubts(scan.thumbs[row], colour).items():
-            items[kind].append(samples[row] | {"detail": reason})
+            items[kind].append(Item(**samples[row] | {"detail": reason}))
     found_all = []
     for kind, text in _DOUBTS.items():
         by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
@@ -125,11 +129,11 @@ def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layo
     if layout != "covidqu" and (expected or kind == "lung"):
         severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
         text = f"# [image has|images have] no {kind} mask, {said}"
-        result += found("mask_missing", severity, text, _items(table, column, ~has))
+        result += found("mask_missing", severity, text, _items(table, ~has, mask=column))
     wrong = _wrong_masks(kind, table, has, readable)
     for name, severity, text in _MASK_FAULTS:
         rows, detail = wrong[name]
-        result += found(name, severity, text.format(kind=kind), _items(table, column, rows, detail))
+        result += found(name, severity, text.format(kind=kind), _items(table, rows, detail, mask=column))
     return result
 
 
@@ -144,13 +148,13 @@ _MASK_FAULTS = (
     ("mask_shared", "fault", "# {kind} [mask is|masks are] the very mask of another image"),
     ("mask_outside", "warning", "# {kind} [mask lies|masks lie] to more than a fifth outside the lungs"),
 )
-Detail = Callable[[dict[str, Any]], str]
+Rows = Any  # whatever chooses rows of a table: truths, labels, a slice
 
 
 def _wrong_masks(
     kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
-) -> dict[str, tuple[Any, Detail | None]]:
-    """For each of _MASK_FAULTS the rows that have it, and what to say of a row."""
+) -> dict[str, tuple[Rows, pd.Series | None]]:
+    """For each of _MASK_FAULTS the rows that have it, and what to say of each row of the table."""
     good = has & table["fault"].isna()
     other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
     empty = good & (table["share"] == 0)
@@ -159,8 +163,8 @@ def _wrong_masks(
     twice = table["digest"].where(good & ~empty).map(lambda d: d if isinstance(d, str) else None)
     owners = table[twice.notna()].groupby(twice[twice.notna()])["film"].transform("nunique")
     return {
-        "mask_unreadable": (has & ~good, lambda r: r["fault"]),
-        "mask_size": (good & readable & other_size, _sizes),
+        "mask_unreadable": (has & ~good, table["fault"]),
+        "mask_size": (good & readable & other_size, _sizes(table)),
         "mask_not_binary": (good & (table["binary"] == False), None),  # noqa: E712 - the column holds None too
         "mask_empty": (empty & ~should_be_empty, None),
         "mask_unexpected": (good & ~empty & should_be_empty, None),
@@ -168,25 +172,27 @@ def _wrong_masks(
         "mask_shared": (owners.index[owners > 1], None),
         "mask_outside": (
             good & (table["outside"] > _OUTSIDE) & (kind == "infection"),
-            lambda r: f"{r['outside']:.0%} outside",
+            table["outside"].map("{:.0%} outside".format),
         ),
     }
 
 
-def _items(table: pd.DataFrame, column: str, rows: Any, detail: Detail | None = None) -> list[dict[str, Any]]:
-    return [
-        {"sample_id": r["sample_id"], "path": r["path"], "mask": r[column]}
-        | ({} if detail is None else {"detail": detail(r)})
-        for r in table.loc[rows].to_dict("records")
-    ]
+def _items(table: pd.DataFrame, rows: Rows, detail: pd.Series | None = None, *, mask: str | None = None) -> list[Item]:
+    """An item for each of the chosen rows; `mask` is the column with its path."""
+    names = ["sample_id", "path", *([mask] if mask else [])]
+    told = table[names].rename(columns={mask: "mask"})
+    told = told if detail is None else told.assign(detail=detail)
+    listed: list[Any] = told.loc[rows].to_dict("records")
+    return listed
 
 
-def _sizes(r: dict[str, Any]) -> str:
-    mine, its = (f"{int(r[f'{of}width'])} x {int(r[f'{of}height'])}" for of in ("", "image_"))
-    return f"mask {mine}, image {its}"
+def _sizes(table: pd.DataFrame) -> pd.Series:
+    """Of each row: mask 64 x 64, image 96 x 96."""
+    columns = [table[name].map("{:.0f}".format) for name in ("width", "height", "image_width", "image_height")]
+    return "mask " + columns[0] + " x " + columns[1] + ", image " + columns[2] + " x " + columns[3]
 
 
-def _unpaired(root: Path) -> list[dict[str, Any]]:
+def _unpaired(root: Path) -> list[Item]:
     """Images without a mask in a mask folder beside theirs, and masks without an image (COVID-QU-Ex's layout)."""
     items = []
     for folder, names, _ in os.walk(root):
@@ -203,7 +209,7 @@ def _unpaired(root: Path) -> list[dict[str, Any]]:
                     name = images.get(stem) or masks[stem]
                     sub = "images" if stem in images else masks_folder
                     path = os.path.relpath(f"{folder}/{sub}/{name}", root).replace(os.sep, "/")
-                    items.append({"sample_id": name, "path": path, "detail": detail})
+                    items.append(Item(sample_id=name, path=path, detail=detail))
     return items
 
 
@@ -224,14 +230,9 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
     labels_differ = label[first] != label[second]
     exact = pairs["exact"].to_numpy(bool)
 
-    def items(rows: np.ndarray) -> list[dict[str, Any]]:
-        listed = []
-        for i in np.flatnonzero(rows):
-            pair, one, other = pairs.iloc[i], table.iloc[first[i]], table.iloc[second[i]]
-            item = {"sample_id": one["sample_id"], "path": one["path"]}
-            item |= {"other_id": other["sample_id"], "other_path": other["path"]}
-            listed.append(item | {"detail": _alike(pair)})
-        return listed
+    def items(rows: np.ndarray) -> list[Item]:
+        chosen = np.flatnonzero(rows)
+        return [_pair(table.iloc[first[i]], table.iloc[second[i]], _alike(pairs.iloc[i])) for i in chosen]
 
     return [
         *found("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
@@ -243,7 +244,17 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
     ]
 
 
-def _alike(pair: Any) -> str:
+def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
+    return Item(
+        sample_id=one["sample_id"],
+        path=one["path"],
+        other_id=other["sample_id"],
+        other_path=other["path"],
+        detail=detail,
+    )
+
+
+def _alike(pair: pd.Series) -> str:
     """What makes a pair the same film, in words."""
     if pair["exact"]:
         return "same pixels"
@@ -263,9 +274,9 @@ def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Findin
         detail = f"{column} {name}: {len(members)} images in {' and '.join(where)}"
         one = members.iloc[0]
         other = members[members["split"] != one["split"]].iloc[0]
-        item = {"sample_id": one["sample_id"], "path": one["path"], "detail": detail}
-        item |= {"other_id": other["sample_id"], "other_path": other["path"]}
-        items.append(item | {"members": members["sample_id"].tolist()})
+        item = _pair(one, other, detail)
+        item["members"] = members["sample_id"].tolist()
+        items.append(item)
     return found(kind, "leak", text, items)
 
 

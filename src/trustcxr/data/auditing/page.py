@@ -3,7 +3,7 @@
 import base64
 import io
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -55,16 +55,29 @@ def write_page(audit: Audit, path: str | Path) -> Path:
     return file
 
 
-def _with_pictures(finding: Finding, root: Path) -> dict[str, Any]:
+class _Figure(NamedTuple):
+    images: list[str]
+    caption: str
+
+
+class _Sheet(NamedTuple):
+    """A finding with the pictures of the first files that it is about, and how many more there are."""
+
+    severity: str
+    text: str
+    pictures: list[_Figure]
+    more: int
+
+
+def _with_pictures(finding: Finding, root: Path) -> _Sheet:
     pictures = []
     for item in finding.items[:_SHOWN]:
         paths = [item["path"], item.get("other_path") or item.get("mask")]
         read = [_picture(root / p) for p in paths if p]
         images = [_source(p) for p in read if p is not None]
         names = " and ".join(n for n in (item["sample_id"], item.get("other_id")) if n)
-        pictures.append({"images": images, "caption": f"{names} {item.get('detail', '')}".strip()})
-    more = max(len(finding.items) - _SHOWN, 0)
-    return {"severity": finding.severity, "text": finding.text, "pictures": pictures, "more": more}
+        pictures.append(_Figure(images, f"{names} {item.get('detail', '')}".strip()))
+    return _Sheet(finding.severity, finding.text, pictures, max(len(finding.items) - _SHOWN, 0))
 
 
 def _class_sheet(audit: Audit, name: str) -> list[tuple[str, str]]:

@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,11 @@ from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.plausibility import colour_of
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.data.workers import call, pool
 from trustcxr.results.disk import open_regular
 
 THUMB, PROBE = 64, 32
 _CHUNK = 64
-_FEW = 400  # below this many images, starting worker processes costs more than it saves
 _COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 _DARK, _LIGHT = 10, 245
 _EVEN = 3  # grey levels of 255: a row or column at the edge that varies by less is border, padded or collimated
@@ -71,8 +71,6 @@ class Scan:
 
 def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     """Read every image and mask once, in `workers` processes (default: one a core), with progress."""
-    import joblib
-
     from trustcxr.console import Progress
 
     kinds = list(manifest.mask_kinds)
@@ -80,41 +78,58 @@ def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     columns |= {kind: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
     count = len(manifest.table)
     starts = range(0, count, _CHUNK)
-    workers = workers or joblib.cpu_count()
-    pool = joblib.Parallel(
-        n_jobs=workers,
-        backend="threading" if count < _FEW or workers == 1 else "loky",
-        return_as="generator",
-        pre_dispatch=4 * workers,
-        batch_size=1,
-    )
-    jobs = (
-        joblib.delayed(_read_rows)(str(manifest.root), {k: v[i : i + _CHUNK] for k, v in columns.items()})
-        for i in starts
-    )
+    root = str(manifest.root)
+    jobs = (call(_read_rows, root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
     found = _Found(count, kinds)
     with Progress("Reading every file", count) as bar:
-        for start, chunk in zip(starts, pool(jobs), strict=True):
+        for start, chunk in zip(starts, pool(workers, files=count)(jobs), strict=True):
             found.add(start, chunk)
             bar.advance(len(chunk))
     return found.scan()
 
 
 @dataclass
+class _FileFacts:
+    """A row of Scan.files."""
+
+    fault: str | None
+    format: str | None
+    mode: str | None
+    width: int
+    height: int
+    named: str | None
+    pixels: str | None
+    colour: float
+
+
+@dataclass
+class _MaskFacts:
+    """A row of a table of Scan.masks."""
+
+    fault: str | None = None
+    width: float = np.nan
+    height: float = np.nan
+    binary: bool | None = None
+    share: float = np.nan
+    digest: str | None = None
+    outside: float = np.nan
+
+
+@dataclass
 class _Read:
     """What one sample's files gave."""
 
-    facts: dict[str, Any]
+    facts: _FileFacts
     pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in its order
-    masks: dict[str, dict[str, Any]]
+    masks: dict[str, _MaskFacts]
 
 
 class _Found:
     """The arrays that the chunks are copied into as they come."""
 
     def __init__(self, count: int, kinds: list[str]) -> None:
-        self.facts: list[dict[str, Any]] = []
-        self.masks: dict[str, list[dict[str, Any]]] = {k: [] for k in kinds}
+        self.facts: list[_FileFacts] = []
+        self.masks: dict[str, list[_MaskFacts]] = {k: [] for k in kinds}
         self.arrays: tuple[np.ndarray, ...] = (
             np.zeros((count, THUMB, THUMB), np.uint8),
             np.zeros((count, THUMB, THUMB), np.uint8),
@@ -135,15 +150,15 @@ class _Found:
 
     def scan(self) -> Scan:
         thumbs, trimmed, blanked, lungs, shapes, grey = self.arrays
-        masks = {kind: _table(rows) for kind, rows in self.masks.items()}
-        return Scan(_table(self.facts), thumbs, trimmed, blanked, lungs, shapes, grey, masks)
+        masks = {kind: _table(_MaskFacts, rows) for kind, rows in self.masks.items()}
+        return Scan(_table(_FileFacts, self.facts), thumbs, trimmed, blanked, lungs, shapes, grey, masks)
 
 
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _table(kind: type, rows: Sequence[_FileFacts | _MaskFacts]) -> pd.DataFrame:
     """A table in which what is not known of a text or a truth stays None, whatever pandas makes of it otherwise."""
-    texts = ("fault", "format", "mode", "named", "pixels", "binary", "digest")
-    names = rows[0] if rows else {}
-    return pd.DataFrame({n: pd.Series([r[n] for r in rows], dtype=object if n in texts else float) for n in names})
+    numbers = (int, float)
+    columns = {f.name: float if f.type in numbers else object for f in fields(kind)}
+    return pd.DataFrame({n: pd.Series([getattr(r, n) for r in rows], dtype=t) for n, t in columns.items()})
 
 
 def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[_Read]:
@@ -159,21 +174,21 @@ def _read_one(root: str, paths: dict[str, str | None]) -> _Read:
     for kind, (mask_facts, pixels) in grey.items():
         known = kind != "lung" and pixels is not None and lung is not None and pixels.shape == lung.shape
         if known and pixels is not None and pixels.any():
-            mask_facts["outside"] = float(pixels[lung == 0].sum() / pixels.sum())
+            mask_facts.outside = float(pixels[lung == 0].sum() / pixels.sum())
     masks = {kind: mask_facts for kind, (mask_facts, _) in grey.items()}
     return _Read(facts, None if image is None else _pictures(image, lung), masks)
 
 
-def _read_file(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
-    facts: dict[str, Any] = {"fault": None, "format": None, "mode": None, "width": 0, "height": 0, "pixels": None}
-    facts["named"] = _FORMAT_OF.get(file.suffix.lower())
-    facts["format"], facts["mode"], facts["colour"] = _what_it_is(file)
+def _read_file(file: Path) -> tuple[_FileFacts, np.ndarray | None]:
+    kind, mode, colour = _what_it_is(file)
+    facts = _FileFacts(None, kind, mode, 0, 0, _FORMAT_OF.get(file.suffix.lower()), None, colour)
     try:
         image = read_image(file)
     except UnreadableImage as fault:
-        return facts | {"fault": str(fault)}, None
-    facts["height"], facts["width"] = image.shape
-    facts["pixels"] = _digest(image)
+        facts.fault = str(fault)
+        return facts, None
+    facts.height, facts.width = image.shape
+    facts.pixels = _digest(image)
     return facts, image
 
 
@@ -196,21 +211,21 @@ def _digest(pixels: np.ndarray) -> str:
     return hashlib.blake2b(shape + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()
 
 
-def _read_mask(root: str, path: str | None) -> tuple[dict[str, Any], np.ndarray | None]:
-    facts: dict[str, Any] = {"fault": None, "width": np.nan, "height": np.nan, "binary": None, "share": np.nan}
-    facts |= {"digest": None, "outside": np.nan}
+def _read_mask(root: str, path: str | None) -> tuple[_MaskFacts, np.ndarray | None]:
+    facts = _MaskFacts()
     if path is None:
         return facts, None
     try:
         grey = read_image(Path(root, path))
     except UnreadableImage as fault:
-        return facts | {"fault": str(fault)}, None
+        facts.fault = str(fault)
+        return facts, None
     levels = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
     top = int(levels[-1])
     mask = (grey >= (1 if top <= 1 else 128)).astype(np.uint8)
-    facts["height"], facts["width"] = grey.shape
-    facts["binary"] = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
-    facts["share"], facts["digest"] = float(mask.mean()), _digest(mask)
+    facts.height, facts.width = grey.shape
+    facts.binary = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
+    facts.share, facts.digest = float(mask.mean()), _digest(mask)
     return facts, mask
 
 

@@ -1,8 +1,9 @@
 """The findings of an audit as lines for the terminal."""
 
-from typing import Any
+from typing import TypedDict
 
 from trustcxr.data.auditing.confounds import Probe
+from trustcxr.data.auditing.findings import Item
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
 _ORDER = {"Train": 0, "Val": 1, "Test": 2}
@@ -12,6 +13,23 @@ _SOURCES = {
     "lung shape": "the shape of the lung mask",
     "grey levels": "the film's overall brightness",
 }
+
+
+class MaskSummary(TypedDict):
+    """How many masks of a kind there are, and how many of them are empty."""
+
+    n: int
+    empty: int
+
+
+class FileSummary(TypedDict):
+    """What the images are: name of a format, colour mode or size -> how many; and the masks by their kind."""
+
+    formats: dict[str, int]
+    modes: dict[str, int]
+    sizes: dict[str, int]
+    different_sizes: int
+    masks: dict[str, MaskSummary]
 
 
 def _count_table(counts: dict[str, dict[str, int]], classes: tuple[str, ...]) -> list[str]:
@@ -28,16 +46,16 @@ def _count_table(counts: dict[str, dict[str, int]], classes: tuple[str, ...]) ->
     ]
 
 
-def _file_lines(files: dict[str, Any]) -> list[str]:
-    def listed(name: str) -> str:
-        return ", ".join(f"{k} {n:,}" for k, n in list(files[name].items())[:4])
+def _file_lines(files: FileSummary) -> list[str]:
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(f"{k} {n:,}" for k, n in list(counts.items())[:4])
 
     lines = [
-        f"formats: {listed('formats')}; colour modes: {listed('modes')}; "
+        f"formats: {listed(files['formats'])}; colour modes: {listed(files['modes'])}; "
         + (
             f"size {next(iter(files['sizes']))}"
             if files["different_sizes"] == 1
-            else f"{files['different_sizes']:,} sizes, most often {listed('sizes')}"
+            else f"{files['different_sizes']:,} sizes, most often {listed(files['sizes'])}"
         )
     ]
     lines += [f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()]
@@ -53,7 +71,7 @@ def _probe_table(probes: list[Probe]) -> list[str]:
     return [head, *rows]
 
 
-def _item_line(item: dict[str, Any]) -> str:
+def _item_line(item: Item) -> str:
     other = f" and {item['other_id']}" if "other_id" in item else ""
     detail = f": {item['detail']}" if item.get("detail") else ""
     return f"{item['sample_id']}{other}{detail}"

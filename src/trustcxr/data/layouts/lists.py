@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.data.layouts.files import Record
 from trustcxr.data.manifest import (
     MASK_SUFFIX,
     NEEDED,
@@ -67,7 +68,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     return from_records(records, base, "list", notes)
 
 
-def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, Any]:
+def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> Columns:
     """Our words -> the table's columns, all of which it has."""
     there = list(table.columns)
     if columns is None:
@@ -78,8 +79,9 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
         columns = PUBLISHED[columns]
         optional = ("source", "view", "patient")
         columns = {k: v for k, v in columns.items() if k not in optional or _place(v, there) is not None}
-    mapping = {ours: _place(theirs, there) for ours, theirs in columns.items()}
-    missing = [str(columns[ours]) for ours, place in mapping.items() if place is None]
+    places = {ours: _place(theirs, there) for ours, theirs in columns.items()}
+    mapping = {ours: place for ours, place in places.items() if place is not None}
+    missing = [str(columns[ours]) for ours in places if ours not in mapping]
     missing += [ours for ours in ("path", "class") if ours not in columns]
     if missing:
         raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
@@ -90,7 +92,7 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
     return mapping
 
 
-def _place(column: str | int, there: list[Any]) -> Any:
+def _place(column: str | int, there: Sequence[str | int]) -> str | int | None:
     """The table's own name of a column given by name or place; None where it has none such."""
     if column in there:
         return column
@@ -117,13 +119,13 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     return usual
 
 
-def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[Record]:
     """One record an image that is there; the same image and class on several rows is one."""
     finder = _Finder(base)
     stem = file.stem.lower()
     from_name = next((s for word in stem.replace("-", "_").split("_") if (s := split_name(word))), None)
     listed = _nih_splits(file.parent)
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, Record] = {}
     absent: list[str] = []
     listed_rows = list(_rows(chosen))
     if incomplete := len(next(iter(chosen.values()))) - len(listed_rows):
@@ -149,7 +151,7 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     return list(records.values())
 
 
-def _rows(chosen: dict[str, list[Any]]) -> Iterable[dict[str, Any]]:
+def _rows(chosen: dict[str, list[Any]]) -> Iterable[Record]:
     for values in zip(*chosen.values(), strict=True):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
         if row["path"] and row["class"]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from trustcxr.console import track
 from trustcxr.data.phantom.anatomy import CLASSES
 from trustcxr.data.phantom.film import Film, render
 from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
+from trustcxr.data.workers import call, pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.disk import writing
 
@@ -82,13 +82,14 @@ def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> Non
         for part, kinds in _PARTS.items():
             for kind in kinds:
                 (folder / part / part / split / class_name / kind).mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     chunks = [jobs[i : i + 50] for i in range(0, len(jobs), 50)]
     for done in track(_results(chunks, folder, size, workers), "Synthetic X-rays", len(chunks)):
         rows += done
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
 
 
+Row = dict[str, str | int | float]  # of the manifest
 _PARTS = {
     "Lung Segmentation Data": ("images", "lung masks"),
     "Infection Segmentation Data": ("images", "lung masks", "infection masks"),
@@ -133,25 +134,22 @@ def _jobs(
     return jobs
 
 
-def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) -> Iterable[list[dict[str, Any]]]:
+def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) -> Iterable[list[Row]]:
     if workers <= 1:
         for chunk in chunks:
             yield _write_films(chunk, folder, size)
         return
-    import joblib
-
-    pool = joblib.Parallel(workers, backend="loky", return_as="generator", batch_size=1, pre_dispatch=4 * workers)
-    yield from pool(joblib.delayed(_write_films)(chunk, folder, size) for chunk in chunks)
+    yield from pool(workers)(call(_write_films, chunk, folder, size) for chunk in chunks)
 
 
-def _write_films(jobs: list[_Job], folder: Path, size: int) -> list[dict[str, Any]]:
+def _write_films(jobs: list[_Job], folder: Path, size: int) -> list[Row]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1):  # the matrix products are small: a second thread only waits
         return [row for job in jobs for row in _write_film(job, folder, size)]
 
 
-def _write_film(job: _Job, folder: Path, size: int) -> Iterator[dict[str, Any]]:
+def _write_film(job: _Job, folder: Path, size: int) -> Iterator[Row]:
     from PIL import Image
 
     film = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
@@ -171,7 +169,7 @@ def _write_film(job: _Job, folder: Path, size: int) -> Iterator[dict[str, Any]]:
         yield _row(job, film, (base / "images" / name).as_posix(), part)
 
 
-def _row(job: _Job, film: Film, path: str, part: str) -> dict[str, Any]:
+def _row(job: _Job, film: Film, path: str, part: str) -> Row:
     patient = f"phantom:{job.class_name}-{job.number}"
     return {
         "path": path,
