@@ -69,13 +69,13 @@ def test_forward_of_every_network(name: str) -> None:
 
 
 def test_there_are_21_and_their_parameters_are_known() -> None:
-    rows = {row["model"]: row for row in zoo.paper_models()}
+    rows = {row.model: row for row in zoo.paper_models()}
     assert len(rows) == len(zoo.PAPER_MODELS) == 21
-    assert {row["timm"] for row in rows.values()} == set(zoo.PAPER_MODELS.values())
+    assert {row.timm for row in rows.values()} == set(zoo.PAPER_MODELS.values())
     # torchvision's published counts, less two of three input channels, with 3 outputs for 1000.
-    assert rows["ResNet50"]["parameters"] == 25_557_032 - 2 * 64 * 49 - 2_049_000 + 3 * 2049
-    assert rows["VGG16"]["parameters"] == 138_357_544 - 2 * 64 * 9 - 4_097_000 + 3 * 4097
-    assert rows["DenseNet121"]["parameters"] == 7_978_856 - 2 * 64 * 49 - 1_025_000 + 3 * 1025
+    assert rows["ResNet50"].parameters == 25_557_032 - 2 * 64 * 49 - 2_049_000 + 3 * 2049
+    assert rows["VGG16"].parameters == 138_357_544 - 2 * 64 * 9 - 4_097_000 + 3 * 4097
+    assert rows["DenseNet121"].parameters == 7_978_856 - 2 * 64 * 49 - 1_025_000 + 3 * 1025
 
 
 @pytest.mark.parametrize("name", zoo.PAPER_MODELS)

@@ -40,7 +40,7 @@ def models(json: Json = False) -> None:
     from trustcxr import report
     from trustcxr.models.zoo import paper_models
 
-    rows = paper_models()
+    rows = [found._asdict() for found in paper_models()]
     if json:
         return print_json(rows)
     return report.print_rows("The 21 networks; any other timm name works too", rows)

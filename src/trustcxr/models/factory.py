@@ -89,12 +89,12 @@ def check(name: str, *, size: int, **options: Any) -> None:
     No weights are made unless something is wrong; `size` is the side of the images in pixels.
     """
     try:
-        _try_out("meta", name, size, options)  # shapes alone
+        _try_out("meta", name, size, **options)  # shapes alone
     except UserError:
         raise
     except Exception:  # of the network, or of a layer that needs values to go on: seen with values
         try:
-            _try_out("cpu", name, size, options)
+            _try_out("cpu", name, size, **options)
         except UserError:
             raise
         except Exception as problem:
@@ -105,7 +105,7 @@ def check(name: str, *, size: int, **options: Any) -> None:
             ) from None
 
 
-def _try_out(device: str, name: str, size: int, options: dict[str, Any]) -> None:
+def _try_out(device: str, name: str, size: int, **options: Any) -> None:
     with torch.device(device), torch.no_grad():
         build(name, classes=2, **options).eval()(torch.zeros(1, 1, size, size))
 

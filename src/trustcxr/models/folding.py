@@ -6,7 +6,7 @@ et al. 2018, section 3.2). An attack's pass then reads and writes each feature m
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Pair = tuple[str, str]  # the places of a convolution and of the BatchNorm that alone reads it
+Part = TypeVar("Part")
 _PAIRS: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 
 
@@ -72,7 +73,7 @@ def _find(network: nn.Module) -> list[Pair]:
     return found
 
 
-def _put(table: dict[str, Any], key: str, value: Any) -> Callable[[], None]:
+def _put(table: dict[str, Part], key: str, value: Part) -> Callable[[], None]:
     """Put a value in the place of another; what is returned puts that other one back."""
     before, table[key] = table[key], value
     return lambda: table.update({key: before})

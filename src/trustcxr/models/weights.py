@@ -76,13 +76,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    config: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    firsts: Any = config.get("first_conv") or []
+    config: Any = net.pretrained_cfg
+    firsts = config.get("first_conv") or []
     for first in [firsts] if isinstance(firsts, str) else firsts:
         key = f"{first}.weight"
         if key in state and state[key].shape[1] == 3:
             state[key] = adapt_input_conv(1, state[key])
-    heads: Any = config.get("classifier") or []
+    heads = config.get("classifier") or []
     head_keys = tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
     own = net.state_dict()
     head = [k for k in state if k.startswith(head_keys)]

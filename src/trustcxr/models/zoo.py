@@ -1,6 +1,6 @@
 """The 21 networks of the study, every other timm name, and the plain networks that a proof is in reach of."""
 
-from typing import Any
+from typing import NamedTuple
 
 import timm
 import torch
@@ -68,11 +68,19 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def paper_models() -> list[dict[str, Any]]:
-    """The 21: published name, timm architecture, parameters (one channel, three classes)."""
+class PaperModel(NamedTuple):
+    """One of the 21: published name, timm architecture, parameters (one channel, three classes)."""
+
+    model: str
+    timm: str
+    parameters: int
+
+
+def paper_models() -> list[PaperModel]:
+    """The 21, in the paper's order."""
     rows = []
     for name, arch in PAPER_MODELS.items():
         with torch.device("meta"):  # shapes alone, no weights
             net = timm.create_model(arch, num_classes=3, in_chans=1)
-        rows.append({"model": name, "timm": arch, "parameters": count_parameters(net)})
+        rows.append(PaperModel(name, arch, count_parameters(net)))
     return rows

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.given import Examined, Subject, load_model
 from trustcxr.evaluation.run import Run
 from trustcxr.evaluation.summary import describe
+from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Splits
 from trustcxr.results import files, folders
@@ -128,21 +129,18 @@ def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, part
     )
 
 
-def _about(subject: Subject) -> dict[str, Any]:
-    """What was given, as it stands under `model`."""
+def _about(subject: Subject) -> dict[str, object]:
+    """The model, as it stands under `model`."""
+    return {"name": subject.name} | asdict(_origin(subject))
+
+
+def _origin(subject: Subject) -> Origin:
+    """What was given."""
     if not isinstance(subject, Run):
-        return {"name": subject.name} | subject.origin.document()
-    weights = subject.folder / folders.WEIGHTS_FILE
-    return {
-        "name": subject.name,
-        "kind": "run",
-        "path": str(subject.folder),
-        "sha256": files.checksum(weights),
-        "bytes": weights.stat().st_size,
-        "parameters": sum(p.numel() for p in subject.model.parameters()),
-        "gradients": "own",
-        "notes": [],
-    }
+        return subject.origin
+    weights, folder = subject.folder / folders.WEIGHTS_FILE, str(subject.folder)
+    parameters = sum(p.numel() for p in subject.model.parameters())
+    return Origin("run", folder, files.checksum(weights), weights.stat().st_size, parameters)
 
 
 def _open(

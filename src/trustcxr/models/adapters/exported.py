@@ -7,14 +7,14 @@ only operators that compute on tensors are let through (`operators`).
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.archives import Archive
-from trustcxr.models.adapters.operators import exported_operator, refused
+from trustcxr.models.adapters.operators import Values, exported_operator, refused
 
 # The numbers that torch's schema (major version 8) has for these.
 _DTYPES = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16}
@@ -22,6 +22,82 @@ _DTYPES |= {7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 _SCHEMA = 8
 _PLAIN = ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string", "as_strings")
+
+
+Argument = dict[str, Any]  # of a call: one entry, its kind ("as_tensor") and what it is
+
+
+class _Input(TypedDict):
+    name: str
+    arg: Argument
+    kind: int
+
+
+class _Node(TypedDict):
+    """A call of the graph."""
+
+    target: str
+    inputs: list[_Input]
+    outputs: list[Argument]
+
+
+class _Sizes(TypedDict):
+    sizes: list[dict[str, int]]
+
+
+class _Graph(TypedDict):
+    nodes: list[_Node]
+    tensor_values: dict[str, _Sizes]
+
+
+class _Spec(TypedDict, total=False):
+    """What an input or output of the graph is: its argument, and the name of the stored tensor where it is one."""
+
+    arg: Argument
+    parameter_name: str
+    buffer_name: str
+    tensor_constant_name: str
+
+
+class _Signature(TypedDict):
+    input_specs: list[dict[str, _Spec]]
+    output_specs: list[dict[str, _Spec]]
+
+
+class _Module(TypedDict):
+    graph: _Graph
+    signature: _Signature
+
+
+class _Program(TypedDict):
+    """The part of the JSON that is read here."""
+
+    graph_module: _Module
+    schema_version: dict[str, int]
+
+
+class _Meta(TypedDict):
+    dtype: int
+    sizes: list[dict[str, int]]
+    strides: list[dict[str, int]]
+    storage_offset: dict[str, int] | None
+
+
+class _StoredTensor(TypedDict):
+    """Where the bytes of a tensor are, and how they lie."""
+
+    path_name: str
+    use_pickle: bool
+    tensor_meta: _Meta
+
+
+class _Step(NamedTuple):
+    """An operator that is let through, and what it is called with."""
+
+    call: Callable[..., Any]
+    args: list[Argument]
+    kwargs: dict[str, Argument]
+    outputs: list[Argument]
 
 
 class ExportedNet(nn.Module):
@@ -44,7 +120,7 @@ class ExportedNet(nn.Module):
         if len(self._inputs) != 1:
             raise UserError(f"{path}: it takes {len(self._inputs)} inputs; one is needed, the images")
 
-    def _read(self, archive: Archive, document: dict[str, Any]) -> None:
+    def _read(self, archive: Archive, document: _Program) -> None:
         graph, signature = document["graph_module"]["graph"], document["graph_module"]["signature"]
         self._take(archive, signature["input_specs"], graph)
         self._steps = [self._step(node) for node in graph["nodes"]]
@@ -52,11 +128,11 @@ class ExportedNet(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Images as the program wants them -> its answer, a tensor or a tuple."""
-        values: dict[str, Any] = {self._inputs[0]: images}
+        values: Values = {self._inputs[0]: images}
         values |= {name: getattr(self, own) for name, own in self._names.items()}
-        for call, args, kwargs, outputs in self._steps:
-            result = call(*[_value(a, values) for a in args], **{k: _value(a, values) for k, a in kwargs.items()})
-            _bind(outputs, result, values)
+        for step in self._steps:
+            named = {k: _value(a, values) for k, a in step.kwargs.items()}
+            _bind(step.outputs, step.call(*[_value(a, values) for a in step.args], **named), values)
         answers = [values[name] for name in self._outputs]
         return answers[0] if len(answers) == 1 else tuple(answers)
 
@@ -65,37 +141,37 @@ class ExportedNet(nn.Module):
         """The one size of batch that it takes; None for any."""
         return self.shape[0] if self.shape else None
 
-    def _take(self, archive: Archive, specs: list[dict[str, Any]], graph: dict[str, Any]) -> None:
+    def _take(self, archive: Archive, specs: list[dict[str, _Spec]], graph: _Graph) -> None:
         stored = _stored(archive)
         for spec in specs:
             ((kind, content),) = spec.items()
             name = content["arg"].get("name") or content["arg"].get("as_tensor", {}).get("name", "")
             if kind == "user_input":
                 self._inputs.append(name)
-                sizes = graph["tensor_values"].get(name, {}).get("sizes", [])
-                self.shape = [s.get("as_int") for s in sizes]
+                value = graph["tensor_values"].get(name)
+                self.shape = [s.get("as_int") for s in value["sizes"]] if value else []
                 continue
-            key = next((v for k, v in content.items() if k.endswith("_name")), None)
+            key = str(next((v for k, v in content.items() if k.endswith("_name")), None))
             if kind not in ("parameter", "buffer", "tensor_constant") or key not in stored:
                 raise refused(f"an input of kind {kind} ({key})", self.where)
             own = f"t{len(self._names)}"
             self._names[name] = own
             self.register_buffer(own, stored[key])
 
-    def _step(self, node: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any], list[Any]]:
+    def _step(self, node: _Node) -> _Step:
         call = exported_operator(node["target"], self.where)
         args = [i["arg"] for i in node["inputs"] if i.get("kind") != 2]
         kwargs = {i["name"]: i["arg"] for i in node["inputs"] if i.get("kind") == 2}
-        return call, args, kwargs, node["outputs"]
+        return _Step(call, args, kwargs, node["outputs"])
 
 
-def _document(archive: Archive) -> dict[str, Any]:
+def _document(archive: Archive) -> _Program:
     models = [n for n in archive.names if n.startswith("models/") and n.endswith(".json")]
     if len(models) != 1:
         hint = "export it again with torch.export.save of torch 2.8 or newer"
         raise UserError(f"{archive.path}: {len(models) or 'no'} program in it: {hint}")
     try:
-        document = json.loads(archive.read(models[0]))
+        document: _Program = json.loads(archive.read(models[0]))
         major = int(document["schema_version"]["major"])
         document["graph_module"]["graph"]["nodes"], document["graph_module"]["signature"]["input_specs"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -116,7 +192,7 @@ def _stored(archive: Archive) -> dict[str, Tensor]:
     return found
 
 
-def _tensor(archive: Archive, folder: str, key: str, entry: dict[str, Any]) -> Tensor:
+def _tensor(archive: Archive, folder: str, key: str, entry: _StoredTensor) -> Tensor:
     if entry.get("use_pickle") or not entry.get("tensor_meta"):
         raise UserError(f"{archive.path}: '{key}' in it is a pickle, which could run code: it was not opened")
     meta = entry["tensor_meta"]
@@ -135,15 +211,15 @@ def _tensor(archive: Archive, folder: str, key: str, entry: dict[str, Any]) -> T
     return torch.as_strided(flat, sizes, strides, offset).clone()
 
 
-def _int(value: dict[str, Any]) -> int:
+def _int(value: dict[str, int]) -> int:
     return int(value["as_int"])
 
 
-def _output_name(spec: dict[str, Any]) -> str:
+def _output_name(spec: dict[str, _Spec]) -> str:
     return str(spec["user_output"]["arg"].get("as_tensor", {}).get("name"))
 
 
-def _value(arg: dict[str, Any], values: dict[str, Any]) -> Any:
+def _value(arg: Argument, values: Values) -> Any:
     """An argument of the JSON as torch wants it."""
     ((kind, content),) = arg.items()
     if kind == "as_tensor" or (kind in ("as_sym_int", "as_sym_bool", "as_sym_float") and "as_name" in content):
@@ -166,7 +242,7 @@ def _value(arg: dict[str, Any], values: dict[str, Any]) -> Any:
     raise UserError(f"the program hands over a {kind.removeprefix('as_')}, which is not read here")
 
 
-def _bind(outputs: list[dict[str, Any]], result: Any, values: dict[str, Any]) -> None:
+def _bind(outputs: list[Argument], result: Any, values: Values) -> None:
     """Keep what a call returned under the names that the graph has for it."""
     if len(outputs) == 1 and "as_tensors" not in outputs[0]:
         result = [result]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from trustcxr.errors import UserError
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.declaration import InputSpec, Kind, ModelFile, OutputSpec, check, read_model_file
 from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, InBatches, from_object, open_source
+from trustcxr.results.documents import RunDocument, TrainingDocument
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +34,6 @@ class Origin:
     gradients: Gradients = "own"
     notes: tuple[str, ...] = ()
 
-    def document(self) -> dict[str, Any]:
-        """As it stands in audit.json under `model`."""
-        return asdict(self) | {"notes": list(self.notes)}
-
 
 @dataclass
 class Given:
@@ -54,8 +51,8 @@ class Given:
     input: InputSpec
     output: OutputSpec
     predictions: "pd.DataFrame | None" = None
-    metrics: dict[str, Any] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
+    metrics: RunDocument | None = None
+    training: TrainingDocument = field(default_factory=TrainingDocument)
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +97,7 @@ def load(
     where = f"load_model({model if isinstance(model, str | Path) else type(model).__name__})"
     if classes is None:
         raise UserError(f"{where}: say its classes, in the order of its outputs: classes=[...]")
-    said: dict[str, Any] = {"kind": output, "classes": list(classes), "thresholds": thresholds and list(thresholds)}
+    said: dict[str, object] = {"kind": output, "classes": list(classes), "thresholds": thresholds and list(thresholds)}
     parts = {"input": taken, "output": said, "timm": timm, "name": name}
     if isinstance(model, str | Path):
         declared = check(ModelFile, _source(str(model)) | parts, where)

@@ -5,7 +5,7 @@ only where that gives onnxruntime's answers to within 1e-4; otherwise the net an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.onnx_operators import OPERATORS, Operator, Unknown
+from trustcxr.models.adapters.onnx_operators import OPERATORS, Attributes, Operator, Unknown
+from trustcxr.models.adapters.operators import Values
 
 AGREE = 1e-4  # the most that a conversion's answers may differ from onnxruntime's, of the largest answer or of 1
 _MOST = 2**31  # bytes that one tensor made from constants may take
@@ -127,7 +128,7 @@ class ConvertedNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images as the file wants them -> its first answer."""
-        values: dict[str, Any] = {name: getattr(self, own) for name, own in self._stored.items()}
+        values: Values = {name: getattr(self, own) for name, own in self._stored.items()}
         values |= {"": None, self._input: images}
         for run, inputs, outputs, attributes in self._steps:
             result = run([values[name] for name in inputs], attributes)
@@ -141,8 +142,8 @@ def _operator(node: Any) -> Operator:
     return OPERATORS[node.op_type]
 
 
-def _attributes(node: Any, opset: int, onnx: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"opset": opset, "outputs": len(node.output)}
+def _attributes(node: Any, opset: int, onnx: Any) -> Attributes:
+    found: Attributes = {"opset": opset, "outputs": len(node.output)}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
@@ -223,7 +224,7 @@ def _external(tensor: Any, path: Path) -> int:
     return min(claimed or length - offset, length - offset)
 
 
-def _check_filled(node: Any, constants: dict[str, Any], path: Path, onnx: Any) -> None:
+def _check_filled(node: Any, constants: Mapping[str, Any], path: Path, onnx: Any) -> None:
     """UserError where a few bytes of the file would fill memory: ConstantOfShape, Expand or Tile by constants."""
     place = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}.get(node.op_type)
     if place is None or len(node.input) <= place or node.input[place] not in constants:

@@ -9,6 +9,8 @@ import torch
 
 from trustcxr.errors import UserError
 
+Values = dict[str, Any]  # of a program that runs, by the names that it has for them: tensors, numbers, lists
+
 # aten::save and aten::from_file write and map files; the others print, or start what outlives the call.
 _REFUSED = {"save", "load", "from_file", "_print", "open", "fork", "wait", "manual_seed"}
 _PYTHON = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod")}

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.archives import Archive, check_pickle
-from trustcxr.models.adapters.operators import aten_operator, refused
+from trustcxr.models.adapters.operators import Values, aten_operator, refused
 
 _LOOPS = 10_000  # the most that a loop may turn for one batch
 Node = Any  # torch._C.Node has no public type
-Env = dict[str, Any]
 
 
 def is_torchscript(path: Path) -> bool:
@@ -70,7 +69,7 @@ class ScriptedNet(nn.Module):
         if not self.seen_inside:
             return self.scripted(images)
         names = [i.debugName() for i in self._graph.inputs()]
-        env: Env = dict(zip(names, [self.scripted, images, *self._defaults], strict=True))
+        env: Values = dict(zip(names, [self.scripted, images, *self._defaults], strict=True))
         answers = self._run(self._graph, env)
         return answers[0] if len(answers) == 1 else tuple(answers)
 
@@ -102,7 +101,7 @@ class ScriptedNet(nn.Module):
             for inner in node.blocks():
                 self._look_through(inner)
 
-    def _run(self, block: Any, env: Env) -> list[Any]:
+    def _run(self, block: Any, env: Values) -> list[Any]:
         for node in block.nodes():
             kind = node.kind()
             if kind == "prim::If":
@@ -127,7 +126,7 @@ class ScriptedNet(nn.Module):
         result = call(*positional, **{n: a for a, n in zip(args, names, strict=False) if n is not None})
         return list(result) if node.outputsSize() > 1 else [result]
 
-    def _loop(self, node: Node, env: Env) -> list[Any]:
+    def _loop(self, node: Node, env: Values) -> list[Any]:
         most, going, *carried = [env[i.debugName()] for i in node.inputs()]
         (body,) = node.blocks()
         names = [i.debugName() for i in body.inputs()]
@@ -145,7 +144,7 @@ def _tensor(answer: Any) -> Tensor:
     return answer
 
 
-def _bind(node: Node, results: list[Any], env: Env) -> None:
+def _bind(node: Node, results: list[Any], env: Values) -> None:
     env.update(zip((o.debugName() for o in node.outputs()), results, strict=False))
 
 
