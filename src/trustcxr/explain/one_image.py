@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, explain
+from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.data.images import grey, plausibility, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
@@ -65,9 +66,10 @@ def answer(
     scale = temperature(run)
     probabilities, predicted = softmax(logits / (scale or 1.0))[0], int(logits[0].argmax())
     label = torch.tensor([predicted], device=run.device)
+    single, climb = USUAL_ATTACKS
     survives = {
-        "fgsm": _still(run, attacks.fgsm(run.model, pixels, label, epsilon=epsilon), predicted),
-        f"pgd-{PGD_STEPS}": _still(
+        single: _still(run, attacks.fgsm(run.model, pixels, label, epsilon=epsilon), predicted),
+        f"{climb}-{PGD_STEPS}": _still(
             run,
             attacks.pgd(run.model, pixels, label, epsilon=epsilon, steps=PGD_STEPS, stop_when_wrong=True),
             predicted,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
+from trustcxr.catalogue import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
     from trustcxr.evaluation.run import Run
 
-CLEAN, ATTACKED = "clean", "fgsm"
+CLEAN = "clean"
 PGD_STEPS = 10
 # A turned film has its map turned too, rightly: there is nothing in it to be stable.
 MOVING = ("rotation",)
@@ -46,7 +47,7 @@ def changes(run: "Run", *, epsilon: float, names: Sequence[str] | str, severity:
         return attacks.pgd(run.model, images, labels, epsilon=epsilon, steps=PGD_STEPS), None
 
     wanted = UNDER if names == "all" else tuple(corruptions.get(name).name for name in names)
-    found = [Change(ATTACKED, fgsm, epsilon), Change("pgd", pgd, epsilon, dear=True)]
+    found = [Change(ATTACKED, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, dear=True)]
     return found + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
 
 

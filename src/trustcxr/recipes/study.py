@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from trustcxr.catalogue import USUAL_DEFENCE
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits
 from trustcxr.recipes.testing import (
@@ -37,7 +38,7 @@ class StudyRecipe(Strict):
     models: tuple[Annotated[ModelRecipe, BeforeValidator(_as_model)], ...] = Field(min_length=1)
     training: TrainingRecipe = TrainingRecipe()
     selection: Selection = Selection()
-    defences: tuple[Annotated[DefenceRecipe, BeforeValidator(_as_model)], ...] = (DefenceRecipe(name="fgsm"),)
+    defences: tuple[Annotated[DefenceRecipe, BeforeValidator(_as_model)], ...] = (DefenceRecipe(name=USUAL_DEFENCE),)
     evaluation: EvaluationRecipe = EvaluationRecipe()
     explanation: ExplanationRecipe = ExplanationRecipe()
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)

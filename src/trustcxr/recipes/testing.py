@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, Attack, Method
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method
 from trustcxr.errors import unknown
 from trustcxr.recipes.validation import Fraction, Strict
 
@@ -86,7 +86,7 @@ class CorruptionsRecipe(Strict):
 class EvaluationRecipe(Strict):
     """What a run is tested with."""
 
-    attacks: tuple[AttackRecipe, ...] = (AttackRecipe(name="fgsm"), AttackRecipe(name="pgd"))
+    attacks: tuple[AttackRecipe, ...] = tuple(AttackRecipe(name=name) for name in USUAL_ATTACKS)
     corruptions: CorruptionsRecipe | None = Field(None, description="{names: all or a list, severities: [1, 3, 5]}")
     batch_size: int = Field(64, ge=1)
     bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")

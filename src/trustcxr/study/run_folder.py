@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
@@ -261,7 +262,7 @@ def evaluate(
     were evaluated before. `out`: the folder of the results, where it is not within the run's.
     """
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
-    conditions = evaluation.conditions(attacks or ("fgsm", "pgd"), radii, steps=steps, queries=queries, source=source)
+    conditions = evaluation.conditions(attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, source=source)
     options = EvaluationRecipe(attacks=conditions, corruptions=corruptions_recipe(corruptions, severities))
     run, given = load_run(folder), Source(data, split, labels, listing)
     films = tested.load(run, given)
@@ -309,7 +310,7 @@ def certify(
         _say_notes(run, films)
         table = _steps(run, place).prove(films, radii, effort=effort)
         if not (place / folders.METRICS_FILE).is_file():
-            options = EvaluationRecipe(attacks=evaluation.conditions(("fgsm", "pgd"), radii))
+            options = EvaluationRecipe(attacks=evaluation.conditions(USUAL_ATTACKS, radii))
             return _test(run, given, films, place, options), place
         document = documents.read(RunDocument, place / folders.METRICS_FILE)
         document.certified = certified.describe(table)

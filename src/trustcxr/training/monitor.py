@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.attacks.contract import check_finite
+from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
@@ -243,19 +244,19 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
     if not recipe.defence.attacks:
         return figures
     rows = attacked_rows(val)
-    hits = {"fgsm": 0.0, "pgd": 0.0}
+    hits = dict.fromkeys(USUAL_ATTACKS, 0.0)
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
         images = _pixels(torch.from_numpy(val.images[some]), device)
         labels = torch.as_tensor(val.labels[some], device=device)
         # Attacked in the precision of training, which is what the run can afford; judged in full.
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16-mixed"):
-            adversarial = {
-                "fgsm": attacks.fgsm(model, images, labels, epsilon=epsilon),
-                "pgd": attacks.pgd(model, images, labels, epsilon=epsilon, steps=MONITOR_STEPS, stop_when_wrong=True),
-            }
+            adversarial = (
+                attacks.fgsm(model, images, labels, epsilon=epsilon),
+                attacks.pgd(model, images, labels, epsilon=epsilon, steps=MONITOR_STEPS, stop_when_wrong=True),
+            )
         with attacks.undisturbed(model):
-            for name, perturbed in adversarial.items():
+            for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
                 hits[name] += float((model(perturbed).argmax(1) == labels).sum())
     return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
 

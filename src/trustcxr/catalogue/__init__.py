@@ -1,0 +1,67 @@
+"""Every name that a recipe, a table or a figure may use, once: what it is called, who described it, what it takes.
+
+An attack, a defence, a corruption, a layout, a saliency method or a measure is a function, its entry here, its test.
+Nothing here imports torch: `function` says where the function is, as "module:name" in its own wing, or with the whole
+path of the module where it stands in another package.
+"""
+
+from trustcxr.catalogue.attacks import ATTACKED, ATTACKS, BLACK_BOX, ONE_STEP, USUAL_ATTACKS, Attack, Style, attack_said
+from trustcxr.catalogue.defences import (
+    BACKGROUNDS,
+    CERTIFIED_COLOUR,
+    DEFENCES,
+    USUAL_DEFENCE,
+    Background,
+    Defence,
+    networks,
+)
+from trustcxr.catalogue.entries import Named, function_of
+from trustcxr.catalogue.films import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDDEN, VIEWS, Corruption, Layout
+from trustcxr.catalogue.measures import (
+    AGAINST_MASKS,
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    MEASURES,
+    Measure,
+    direction,
+)
+from trustcxr.catalogue.saliency import CONTROL, CONTROLS, REFERENCES, SALIENCY, Method, Saliency
+
+__all__ = [
+    "AGAINST_MASKS",
+    "ATTACKED",
+    "ATTACKS",
+    "BACKGROUNDS",
+    "BLACK_BOX",
+    "CERTIFIED_COLOUR",
+    "CONTROL",
+    "CONTROLS",
+    "CORRUPTIONS",
+    "DEFENCES",
+    "GROUPINGS",
+    "HIGHER_IS_BETTER",
+    "LAYOUTS",
+    "LOWER_IS_BETTER",
+    "LUNGS_HIDDEN",
+    "MEASURES",
+    "ONE_STEP",
+    "REFERENCES",
+    "SALIENCY",
+    "USUAL_ATTACKS",
+    "USUAL_DEFENCE",
+    "VIEWS",
+    "Attack",
+    "Background",
+    "Corruption",
+    "Defence",
+    "Layout",
+    "Measure",
+    "Method",
+    "Named",
+    "Saliency",
+    "Style",
+    "attack_said",
+    "direction",
+    "function_of",
+    "networks",
+]

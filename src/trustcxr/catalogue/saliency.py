@@ -1,0 +1,98 @@
+"""Methods of saliency, each with the control that it must be better than."""
+
+from dataclasses import dataclass
+
+from trustcxr.catalogue.entries import by_name
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """One saliency method.
+
+    `combine`: for a CAM, the function that makes a map of a layer's features and gradient, so that it can read any
+    layer; with it alone, no `function` is needed. `control`: the method that shows that layer without the gradient.
+    Without `model` the map is the same for every model, and is itself a control.
+    """
+
+    name: str
+    label: str
+    paper: str
+    function: str = ""
+    combine: str | None = None
+    control: str | None = None
+    model: bool = True
+
+
+SALIENCY = by_name(
+    (
+        Saliency(
+            "gradcam", "Grad-CAM", "Selvaraju et al. 2017", "cam:grad_cam", "cam:_grad_cam_map", "activation"
+        ),
+        Saliency(
+            "gradcam++", "Grad-CAM++", "Chattopadhay et al. 2018", "cam:grad_cam_plus_plus",
+            "cam:_grad_cam_plus_plus_map", "activation",
+        ),
+        Saliency(
+            "hirescam", "HiResCAM", "Draelos and Carin 2020", "cam:hires_cam", "cam:_hires_cam_map", "activation"
+        ),
+        Saliency("layercam", "LayerCAM", "Jiang et al. 2021", "cam:layer_cam", "cam:_layer_cam_map", "activation"),
+        Saliency(
+            "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "cam:smooth_layer_cam",
+            "cam:_layer_cam_map", "activation-smooth",
+        ),
+        Saliency("activation", "activation (control)", "", "cam:activation_map", "cam:_activation_map"),
+        Saliency(
+            "activation-smooth", "activation, smoothed (control)", "", "cam:smooth_activation_map",
+            "cam:_activation_map",
+        ),
+        Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map"),
+        Saliency(
+            "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "pixels:integrated_gradients"
+        ),
+        Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "pixels:smooth_grad"),
+        Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "pixels:occlusion"),
+        Saliency("random", "random map (control)", "", "controls:random_saliency", model=False),
+        Saliency("centre", "centre prior (control)", "", "controls:centre_saliency", model=False),
+    )
+)  # fmt: skip
+CONTROL = "random"  # the map that is always there
+CONTROLS = (CONTROL, "centre", *dict.fromkeys(s.control for s in SALIENCY.values() if s.control))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A saliency method, of an earlier layer where one is named: `layercam@gate`."""
+
+    base: str
+    layer: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> "Method":
+        """From how it is typed; the method in any letter case, the layer as the model names it."""
+        base, at, layer = name.strip().partition("@")
+        return cls(base.lower(), layer if at else None)
+
+    def __str__(self) -> str:
+        return self.base if self.layer is None else f"{self.base}@{self.layer}"
+
+    @property
+    def control(self) -> "Method | None":
+        """What the method's own layer shows without the gradient; None for what is no CAM."""
+        entry = SALIENCY.get(self.base)
+        return Method(entry.control, self.layer) if entry and entry.control else None
+
+    @property
+    def label(self) -> str:
+        """As a table says it: LayerCAM, gate."""
+        entry = SALIENCY.get(self.base)
+        return (entry.label if entry else self.base) + ("" if self.layer is None else f" @ {self.layer}")
+
+
+# Beside every figure of a map against masks: what maps have that look at no model, by their name in tables.
+REFERENCES = {
+    "chance": "chance",
+    "centre": "centre prior",
+    "lung": "lung mask",
+    "brightness": "brightness in the lungs",
+    "edges": "edges in the lungs",
+}
