@@ -209,7 +209,7 @@ def _predicted(folder: Path, data: Path, split: str | None, *, seen: bool) -> di
 
     run = as_before_refit(load_run(folder))
     dataset = load_dataset(data, split, run.size, classes=run.classes)
-    return metrics.from_predictions(predictions.predict(run, dataset, views=seen), run.classes)
+    return metrics.from_predictions(predictions.predict(run, dataset, views=seen), run.classes).plain()
 
 
 def views(folder: Path, data: Path) -> list[Row]:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.evaluation import alarms, calibration, metrics
-from trustcxr.results.documents import Document
+from trustcxr.evaluation import calibration, metrics
+from trustcxr.results import alarms
+from trustcxr.results.documents import Document, RunDocument
+from trustcxr.results.flat import understood
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
@@ -54,11 +56,11 @@ def make_study(
                 **metrics.from_predictions(table, classes, resamples=resamples),
                 "saliency": _saliency(random, defence, images // 3) if saliency else {},
             }  # fmt: skip
-            document["masking"] = alarms.verdict(document)
+            document["masking"] = alarms.verdict(_typed(document)).plain()
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
                 document["calibration"] = calibration.describe(table, validation, resamples=resamples)
-            document["alarms"] = alarms.of(document)
+            document["alarms"] = [alarm.plain() for alarm in alarms.of(_typed(document))]
             (home / "metrics.json").write_text(json.dumps(_plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:
@@ -72,6 +74,12 @@ def make_study(
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def _typed(document: dict[str, Any]) -> RunDocument:
+    found, lost = understood(RunDocument, _plain(document))
+    assert not lost
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -8,11 +8,14 @@ import pytest
 from trustcxr.report.figures import certified as figure
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables import certified as table
+from trustcxr.results.documents import RunDocument
+from trustcxr.results.flat import understood
 
 
 def run(certified: Any = None, attacks: Any = None) -> Run:
     content = {"model": "plain3", "defence": "ibp", "clean": {"accuracy": 0.8}, "certified": certified}
-    return Run(content | {"attacks": attacks or []}, Path("runs/a"), [], label="plain3 ibp")
+    document, _ = understood(RunDocument, content | {"attacks": attacks or []})
+    return Run(document, Path("runs/a"), [], label="plain3 ibp")
 
 
 ENTRY = {"epsilon": 0.02, "accuracy": 0.6, "accuracy_ci": [0.5, 0.7], "balanced_accuracy": 0.55, "n": 100}

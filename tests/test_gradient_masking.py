@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from small_networks import images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.evaluation import alarms, gradient_masking, input_gradients, metrics, paired, predictions
-from trustcxr.evaluation.gradient_masking import Verdict
+from trustcxr.evaluation import input_gradients, metrics, paired, predictions
 from trustcxr.report import alarms as report_alarms
 from trustcxr.report import study_folder
+from trustcxr.results import alarms, gradient_masking
+from trustcxr.results.documents import RunDocument, StudyDocument, Verdict
+from trustcxr.results.flat import understood
 
 
 def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
@@ -28,8 +30,14 @@ def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
     return {"clean": {"accuracy": clean}, "attacks": listed}
 
 
+def read(content: dict[str, Any]) -> RunDocument:
+    found, lost = understood(RunDocument, content)
+    assert not lost
+    return found
+
+
 def judge(clean: float, *rows: tuple[str, float, float]) -> Verdict:
-    return gradient_masking.verdict(document(clean, *rows))
+    return gradient_masking.verdict(read(document(clean, *rows)))
 
 
 def kinds(found: Verdict) -> list[str]:
@@ -44,11 +52,11 @@ HONEST = (
 
 def test_an_honest_sweep_is_not_masked() -> None:
     found = judge(0.8, *HONEST)
-    assert (found.masked, found.signs) == (False, ())
-    assert found.looked_for == (
+    assert (found.masked, found.signs) == (False, [])
+    assert found.looked_for == [
         "one step against many", "the fall with epsilon", "about zero at 0.3", "black box against white box",
-    )  # fmt: skip
-    said = gradient_masking.sentence(found.document())
+    ]  # fmt: skip
+    said = gradient_masking.sentence(found)
     assert said.startswith("No masked gradients found: no sign of it in one step against many, ")
     assert said.endswith("; not looked for: input gradients")
 
@@ -76,7 +84,7 @@ def test_each_sign_by_itself(rows: list[tuple[str, float, float]], kind: str, be
     assert found.masked is (kind != "fgsm_overstates")
     assert because.replace("at 0.05", "at epsilon 0.05") in found.because
     assert found.signs[0].text in found.because
-    assert "\n" not in gradient_masking.sentence(found.document())
+    assert "\n" not in gradient_masking.sentence(found)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +102,14 @@ def test_what_three_judges_disagreed_on(
     rows: list[tuple[str, int | None, float, float]], masked: bool, signs: list[str]
 ) -> None:
     listed = [{"attack": a, "epsilon": e, "accuracy": acc} | ({"steps": s} if s else {}) for a, s, e, acc in rows]
-    found = gradient_masking.verdict({"clean": {"accuracy": 0.8}, "attacks": listed})
+    found = gradient_masking.verdict(read({"clean": {"accuracy": 0.8}, "attacks": listed}))
     assert (found.masked, kinds(found)) == (masked, signs)
     # The alarms are these signs and no others, and the report and the terminal show these.
-    stored = {"clean": {"accuracy": 0.8, "n": 90}, "attacks": listed, "masking": found.document()}
+    stored = read({"clean": {"accuracy": 0.8, "n": 90}, "attacks": listed, "masking": found.plain()})
     made = alarms.of(stored)
-    assert [alarm["kind"] for alarm in made] == signs
-    run = study_folder.Run(stored | {"alarms": made}, Path(), [])
-    shown = report_alarms.find(study_folder.StudyFolder(Path(), {}, [run], []), [run])
+    assert [alarm.kind for alarm in made] == signs
+    run = study_folder.Run(stored.model_copy(update={"alarms": made}), Path(), [])
+    shown = report_alarms.find(study_folder.StudyFolder(Path(), StudyDocument(), [run], []), [run])
     assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
     assert shown.count == len(made)
 
@@ -115,7 +123,7 @@ def test_an_undefended_network_in_mid_fall_is_not_accused() -> None:
 
 def test_what_is_no_sign() -> None:
     found = judge(0.8, ("fgsm", 0.02, 0.42), ("pgd", 0.02, 0.33), ("square", 0.02, 0.32))
-    assert (found.masked, found.signs) == (False, ())
+    assert (found.masked, found.signs) == (False, [])
     # A single step overshoots at a large radius, on any network; an L2 radius is another measure.
     rows = [("fgsm", 0.02, 0.2), ("fgsm", 0.3, 0.4), ("pgd", 0.02, 0.15), ("pgd-l2", 0.02, 0.8), ("pgd-l2", 0.3, 0.7)]
     assert judge(0.8, *rows).masked is False
@@ -125,7 +133,7 @@ def test_what_is_no_sign() -> None:
 def test_what_could_not_be_looked_at() -> None:
     for rows in ((), (("fgsm", 0.02, 0.5),), (("square", 0.02, 0.5),)):
         found = judge(0.8, *rows)
-        assert (found.masked, found.looked_for) == (None, ())
+        assert (found.masked, found.looked_for) == (None, [])
         assert "not looked for" in found.because
 
 
@@ -134,13 +142,13 @@ def test_attacks_that_agree_because_none_moved_are_no_proof() -> None:
     assert judge(0.82, *rows).masked is None
     assert "changed almost no answer (76.0% are still right)" in judge(0.82, *rows).because
     measured = document(0.82, *rows) | {"input_gradients": {"n": 100, "vanishing": 0.0}}
-    assert gradient_masking.verdict(measured).masked is False
+    assert gradient_masking.verdict(read(measured)).masked is False
     measured["input_gradients"]["vanishing"] = 0.9
-    found = gradient_masking.verdict(measured)
+    found = gradient_masking.verdict(read(measured))
     assert (found.masked, kinds(found)) == (True, ["vanishing_gradients"])
     still = document(0.82, *rows)
     still["attacks"][0]["unmoved"] = 0.9
-    found = gradient_masking.verdict(still)
+    found = gradient_masking.verdict(read(still))
     assert (found.masked, kinds(found)) == (True, ["unmoved_attack"])
     assert "FGSM left 90.0% of the images as they were at epsilon 0.02" in found.because
 
@@ -148,20 +156,20 @@ def test_attacks_that_agree_because_none_moved_are_no_proof() -> None:
 def test_a_constant_network_has_no_verdict_but_an_alarm() -> None:
     fixed = document(0.39, ("fgsm", 0.02, 0.39), ("pgd", 0.02, 0.39), ("fgsm", 0.05, 0.2), ("pgd", 0.05, 0.2))
     fixed["clean"] |= {"accuracy_ci": [0.35, 0.43], "n": 90, "confusion": [[35, 0], [55, 0]]}
-    found = alarms.verdict(fixed)
-    assert found["masked"] is None
-    assert "better than by one constant answer (61.1%)" in found["because"]
-    assert [alarm["kind"] for alarm in alarms.of(fixed | {"masking": found})] == ["no_better_than_constant"]
+    found = alarms.verdict(read(fixed))
+    assert found.masked is None
+    assert "better than by one constant answer (61.1%)" in found.because
+    assert [alarm.kind for alarm in alarms.of(read(fixed | {"masking": found.plain()}))] == ["no_better_than_constant"]
 
 
 def test_a_sign_must_go_beyond_chance_over_the_same_images() -> None:
     """The interval of the pair decides where the table is at hand; without it, the two intervals."""
     found = document(0.8, ("fgsm", 0.02, 0.3), ("pgd", 0.02, 0.34))
     for gap, masked in ((None, True), ((0.01, 0.07), True), ((-0.01, 0.09), False)):
-        assert gradient_masking.verdict(found, lambda *_, gap=gap: gap).masked is masked
+        assert gradient_masking.verdict(read(found), lambda *_, gap=gap: gap).masked is masked
     for row in found["attacks"]:
         row["accuracy_ci"] = [row["accuracy"] - 0.04, row["accuracy"] + 0.04]
-    assert gradient_masking.verdict(found).masked is False, "0.04 apart, give or take 0.057"
+    assert gradient_masking.verdict(read(found)).masked is False, "0.04 apart, give or take 0.057"
 
 
 def test_the_pair_is_compared_image_by_image() -> None:
@@ -177,7 +185,7 @@ def test_the_pair_is_compared_image_by_image() -> None:
     made = metrics.from_predictions(table, ("a", "b"), resamples=300)
     assert gradient_masking.verdict(made).masked is False, "the two intervals overlap"
     gap = paired.gap(table, resamples=300)
-    fgsm, pgd = made["attacks"]
+    fgsm, pgd = made.attacks
     low, high = gap(pgd, fgsm) or (0, 0)
     assert 0.02 < low < 0.08 < high < 0.15
     assert kinds(gradient_masking.verdict(made, gap)) == ["weak_attack"]
@@ -186,10 +194,10 @@ def test_the_pair_is_compared_image_by_image() -> None:
 def test_what_square_alone_breaks_within_worst_case_is_a_black_box_that_wins() -> None:
     found = document(0.8, ("fgsm", 0.02, 0.5), ("worst-case", 0.02, 0.3))
     found["attacks"][1] |= {"n": 100, "broken_by": {"clean": 20, "apgd-margin": 49, "square": 1}}
-    assert kinds(gradient_masking.verdict(found)) == ["fgsm_overstates"]
+    assert kinds(gradient_masking.verdict(read(found))) == ["fgsm_overstates"]
     found["attacks"][1]["broken_by"] = {"clean": 20, "apgd-margin": 30, "square": 20}
-    assert "Square alone broke 20.0% of the images" in gradient_masking.verdict(found).because
-    assert gradient_masking.verdict(found).masked is True
+    assert "Square alone broke 20.0% of the images" in gradient_masking.verdict(read(found)).because
+    assert gradient_masking.verdict(read(found)).masked is True
 
 
 def test_a_document_of_another_judge_is_judged_anew() -> None:
@@ -202,9 +210,9 @@ def test_a_document_of_another_judge_is_judged_anew() -> None:
         {"kind": "catastrophic_overfitting", "text": text},
         {"kind": "of the future", "text": "kept"},
     ]
-    run = study_folder.Run(old, Path(), [])
-    assert run.metrics["masking"]["masked"] is False
-    assert [a["kind"] for a in run.metrics["alarms"]] == [
+    run = study_folder.Run(read(old), Path(), [])
+    assert run.masked is False
+    assert [alarm.kind for alarm in run.metrics.alarms] == [
         "fgsm_overstates", "catastrophic_overfitting", "of the future",
     ]  # fmt: skip
     assert alarms.judged(run.metrics) is run.metrics, "a verdict with its signs is shown as stored"
@@ -236,7 +244,7 @@ def test_the_sweep_of_a_sound_network_falls_to_about_zero() -> None:
     assert pgd[0] > 0.8
     assert all(after <= before + 1e-9 for before, after in pairwise(pgd))
     assert pgd[-1] == 0
-    verdict = gradient_masking.verdict(found)
+    verdict = gradient_masking.verdict(read(found))
     assert verdict.masked is False, verdict.because
     assert "about zero at 0.3" in verdict.looked_for
 
@@ -254,7 +262,7 @@ class Hidden(nn.Module):
 
 def test_a_network_that_hides_its_gradient_is_found_out() -> None:
     found = swept(Hidden(trained()))
-    verdict = gradient_masking.verdict(found)
+    verdict = gradient_masking.verdict(read(found))
     assert verdict.masked is True
     assert "at epsilon 0.3" in verdict.because
     images, labels = images_and_labels(30, seed=5)

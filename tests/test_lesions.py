@@ -21,6 +21,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import ModelRecipe
 from trustcxr.report.study_folder import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
+from trustcxr.results.documents import RunDocument
 
 SIZE, COUNT = 48, 12
 
@@ -247,9 +248,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     assert [(row["fill"], row["control"]) for row in document] == [
         (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
     ]
-    shown = effects(
-        [ReportRun({"lesions": [row.plain() for row in document], "model": "m", "defence": "d"}, tmp_path, [])]
-    )
+    shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert len(shown.rows) == 4
     assert shown.rows[0][2].text == "healthy grey"
     assert shown.rows[0][8].value == pytest.approx(document[0]["effect"])
@@ -257,4 +256,4 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
 
 def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
     assert explained.described(pd.DataFrame()) == []
-    assert effects([ReportRun({}, tmp_path, [])]).rows == []
+    assert effects([ReportRun(RunDocument(), tmp_path, [])]).rows == []

@@ -12,8 +12,9 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import catalogue, statistics
-from trustcxr.evaluation import alarms, metrics
-from trustcxr.results import files
+from trustcxr.evaluation import metrics
+from trustcxr.results import alarms, files
+from trustcxr.results.documents import Alarm, RunDocument
 from trustcxr.results.tables import logits_of
 from trustcxr.statistics import softmax
 
@@ -121,7 +122,7 @@ def test_an_absent_class_and_one_never_predicted() -> None:
     assert found["per_class"]["Non-COVID"]["precision"] == found["per_class"]["Non-COVID"]["recall"] == 0
     absent = found["per_class"]["Normal"]
     assert absent["n"] == 0
-    assert np.isnan([absent["auroc"], *absent["auroc_ci"]]).all()
+    assert [absent["auroc"], *absent["auroc_ci"]] == [None, None, None]
     present = [found["per_class"][name]["auroc"] for name in NAMES[3][:2]]
     assert found["auroc_macro"] == pytest.approx(np.mean(present))
     assert np.isfinite(found["auroc_macro_ci"]).all()
@@ -140,14 +141,14 @@ def test_recall_of_a_class_that_is_not_there_is_not_defined() -> None:
     logits, labels = answers(3)
     labels = np.where(labels == 2, 1, labels)
     found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100)
-    assert np.isnan(found["per_class"]["Normal"]["recall"])
+    assert found["per_class"]["Normal"]["recall"] is None
     assert found["recall_macro"] == pytest.approx(sk.balanced_accuracy_score(labels, logits.argmax(1)))
 
 
 def test_one_class_alone_has_no_auroc() -> None:
     logits, labels = answers(3)
     found = metrics.classification(logits, np.zeros_like(labels), np.arange(200), NAMES[3], resamples=100)
-    assert np.isnan(found["auroc_macro"])
+    assert found["auroc_macro"] is None
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == 0).mean())
 
 
@@ -356,7 +357,8 @@ def test_order_of_rows_does_not_matter() -> None:
     predictions = table(conditions=SWEEP, group=4)
     shuffled = predictions.sample(frac=1, random_state=1)
     first, second = (metrics.from_predictions(part, NAMES[3], resamples=100) for part in (predictions, shuffled))
-    for one, other in zip([first["clean"], *first["attacks"]], [second["clean"], *second["attacks"]], strict=True):
+    pairs = zip([first.clean, *first.attacks], [second.clean, *second.attacks], strict=True)
+    for one, other in ([part.plain() for part in pair] for pair in pairs):
         assert one.keys() == other.keys()
         for name in one:
             if name not in ("confusion", "per_class", "attack"):
@@ -410,9 +412,14 @@ def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
     return {"clean": {"accuracy": clean, "n": 570}, "split": "Test", "attacks": listed}
 
 
-def found(clean: float, *rows: tuple[str, float, float]) -> list[dict[str, str]]:
-    made = document(clean, *rows)
-    return alarms.of(made | {"masking": alarms.verdict(made)})
+def found(clean: float, *rows: tuple[str, float, float]) -> list[Alarm]:
+    return alarms_of(document(clean, *rows))
+
+
+def alarms_of(content: dict[str, Any]) -> list[Alarm]:
+    made = RunDocument.model_validate(content)
+    made.masking = alarms.verdict(made)
+    return alarms.of(made)
 
 
 def kinds(clean: float, *rows: tuple[str, float, float]) -> list[str]:
@@ -442,7 +449,7 @@ def test_the_gap_must_be_more_than_ten_points_at_the_same_epsilon() -> None:
 def test_the_strongest_pgd_is_what_counts() -> None:
     both = document(0.9, ("fgsm", 0.02, 0.6), ("pgd", 0.02, 0.58), ("pgd", 0.02, 0.2))
     both["attacks"][1]["steps"] = 2
-    (alarm,) = alarms.of(both | {"masking": alarms.verdict(both)})
+    (alarm,) = alarms_of(both)
     assert alarm["kind"] == "fgsm_overstates"
     assert "under PGD-20" in alarm["text"]
 

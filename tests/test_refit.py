@@ -21,7 +21,7 @@ from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run
 from trustcxr.results import files, tables
-from trustcxr.results.documents import TrainingDocument
+from trustcxr.results.documents import RunDocument, TrainingDocument
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 from trustcxr.training import loop, monitor
@@ -207,7 +207,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     assert document["runs"][0]["training"]["refit"]["epochs"] >= 1
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
     assert "Then on both, epochs" in page
-    first = Run({}, folder, []).history
+    first = Run(RunDocument(), folder, []).history
     assert first is not None
     assert "val_accuracy" in first, "the curve of the training that validation looked on"
 

@@ -19,6 +19,8 @@ from trustcxr.errors import UserError
 from trustcxr.report import alarms, ranking, study_folder, words
 from trustcxr.report.figures import pictures
 from trustcxr.report.tables import leaderboard
+from trustcxr.results.documents import Alarm, StudyDocument
+from trustcxr.results.flat import understood
 
 
 class Page(HTMLParser):
@@ -170,7 +172,7 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
         counted = confusion.under_attack(run, head, len(CLASSES))
         assert counted is not None
         accuracy = np.trace(counted) / np.sum(counted)
-        assert accuracy == pytest.approx(run.attacked("pgd", 0.02)["accuracy"])
+        assert accuracy == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
 
 
 def test_page_is_the_same_each_time(study: Path, text: str) -> None:
@@ -208,7 +210,7 @@ def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, A
     (tmp_path / "study.json").write_text(json.dumps(document))
     shown = Page(report.write(tmp_path).read_text())
     assert "How it was made" in shown.text
-    report.leaderboard(document)
+    report.leaderboard(understood(StudyDocument, document)[0])
 
 
 def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
         assert shown.count(f": {text}") == sum(a["text"] == text for a in document["alarms"])
     found = study_folder.read(study)
     assert alarms.find(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
-    found.study["alarms"] = [{"kind": "new", "text": "said by the study alone"}]
+    found.study.alarms = [Alarm(kind="new", text="said by the study alone")]
     groups = alarms.find(found, found.runs).groups
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
 
@@ -342,7 +344,7 @@ def test_terminal_leaderboard_fits_100_columns(tmp_path: Path) -> None:
     models = ("InceptionResNetV2", "tf_efficientnetv2_b0", "[bold]x")
     path = make_study(tmp_path / "s", models=models, panels=0, images=120)
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
-    console.print(report.leaderboard(_document(path)))
+    console.print(report.leaderboard(study_folder.read(path).study))
     lines = console.export_text().rstrip("\n").splitlines()
     assert max(map(len, lines)) <= 100
     assert len(lines) == 2 + 6, "a row each, none wrapped"
@@ -367,7 +369,7 @@ def test_terminal_leaderboard_with_three_attacks_keeps_names_and_counts_in_80_co
         for i, (background, found) in enumerate((("full", high), ("gate", low)))
     ]  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(report.leaderboard({"runs": runs}))
+    console.print(report.leaderboard(understood(StudyDocument, {"runs": runs})[0]))
     rows = console.export_text().splitlines()
     assert max(map(len, rows)) <= 80
     named = [row for row in rows if row.startswith("resnet10t fgsm")]
@@ -376,7 +378,7 @@ def test_terminal_leaderboard_with_three_attacks_keeps_names_and_counts_in_80_co
     assert [sum(row.count(pair) for row in rows) for pair in ("(80–86)", "(1–3)")] == [5, 3]
     assert any("background" in row for row in rows)
     runs[0]["model"] = "resnet10t+resnet18+resnet34"
-    console.print(report.leaderboard({"runs": runs}))
+    console.print(report.leaderboard(understood(StudyDocument, {"runs": runs})[0]))
     rows = console.export_text().splitlines()
     assert max(map(len, rows)) <= 80
     parts = ("resnet10t+", "resnet18+", "resnet34")

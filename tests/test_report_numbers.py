@@ -12,12 +12,24 @@ from trustcxr.report.figures import legends
 from trustcxr.report.figures.accuracy import epsilon_curves
 from trustcxr.report.tables import leaderboard, robustness
 from trustcxr.report.terminal import leaderboard as leaderboard_in_terminal
+from trustcxr.results.documents import Comparison, Document, RunDocument, SaliencyDocument, StudyDocument
+from trustcxr.results.flat import understood
 
 
 def _run(**document: Any) -> study_folder.Run:
-    run = study_folder.Run({"model": "m", "defence": "fgsm", **document}, Path("nowhere"), [])
+    run = study_folder.Run(_read(RunDocument, {"model": "m", "defence": "fgsm", **document}), Path("nowhere"), [])
     study_folder.label([run])
     return run
+
+
+EMPTY = StudyDocument()
+
+
+def _read(kind: type[Any], content: dict[str, Any]) -> Any:
+    found, lost = understood(kind, content)
+    assert isinstance(found, Document)
+    assert not lost
+    return found
 
 
 def _attack(name: str, epsilon: float, accuracy: float) -> dict[str, Any]:
@@ -28,7 +40,7 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
     """The one judge's signs, whatever document a run has: none of these has a verdict of its own."""
 
     def kinds(*rows: dict[str, Any]) -> list[str]:
-        return [a["kind"] for a in _run(clean={"accuracy": 0.8}, attacks=[*rows]).metrics["alarms"]]
+        return [alarm.kind for alarm in _run(clean={"accuracy": 0.8}, attacks=[*rows]).metrics.alarms]
 
     assert kinds(_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.01)) == ["fgsm_overstates"]
     assert kinds(_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.53)) == []
@@ -39,12 +51,12 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
 def test_a_constant_network_raises_an_alarm() -> None:
     clean = {"accuracy": 0.35, "confusion": [[10, 0], [10, 10]]}
     good, bad = (_run(clean=clean | {"accuracy_ci": [low, 0.8]}) for low in (0.7, 0.3))
-    assert ["66.7" in alarm["text"] for alarm in bad.metrics["alarms"]] == [True]
-    assert good.metrics["alarms"] == []
-    head = ranking.headline({}, [good, bad])
+    assert ["66.7" in alarm.text for alarm in bad.metrics.alarms] == [True]
+    assert good.metrics.alarms == []
+    head = ranking.headline(EMPTY, [good, bad])
     assert [row[2].note for row in leaderboard.leaderboard([good, bad], head).rows] == ["", "bad"]
-    findings = alarms.find(study_folder.StudyFolder(Path(), {}, [], []), [good, bad])
-    assert "In 1 of 2 runs clean accuracy is not shown" in summary.paragraph({}, [good, bad], head, findings)
+    findings = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), [good, bad])
+    assert "In 1 of 2 runs clean accuracy is not shown" in summary.paragraph(EMPTY, [good, bad], head, findings)
 
 
 def test_a_constant_network_does_not_top_the_leaderboard() -> None:
@@ -56,7 +68,7 @@ def test_a_constant_network_does_not_top_the_leaderboard() -> None:
         _run(clean=fixed, attacks=rows, defence="fgsm"),
         _run(clean=honest, attacks=[_attack("fgsm", 0.02, 0.3), _attack("pgd", 0.02, 0.2)], defence="pgd"),
     ]
-    head = ranking.headline({}, runs)
+    head = ranking.headline(EMPTY, runs)
     assert [run.defence for run in ranking.ordered(runs, head)] == ["pgd", "fgsm"]
     assert summary.best_by(runs, summary.under(head, "pgd")) is runs[1]
     verdicts = [row[2].text for row in robustness.masking(runs).rows]  # type: ignore[union-attr]
@@ -69,11 +81,11 @@ def test_summary_counts_what_the_judge_saw() -> None:
     two = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55), _attack("fgsm", 0.3, 0.3), _attack("pgd", 0.3, 0.0)]
     three = [_attack("pgd", 0.02, 0.6), _attack("pgd", 0.3, 0.3)]
     runs = [_run(clean=clean, attacks=entries) for entries in (one, two, three, [])]
-    head = ranking.headline({}, runs)
-    findings = alarms.find(study_folder.StudyFolder(Path(), {}, [], []), runs)
+    head = ranking.headline(EMPTY, runs)
+    findings = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), runs)
     assert findings.runs_with("fgsm_overstates") == 2
     assert findings.count == 3
-    told = summary.paragraph({}, runs, head, findings)
+    told = summary.paragraph(EMPTY, runs, head, findings)
     assert "In 1 of 4 runs gradients fail" in told
     assert "In 1 of 4 runs it could not be looked for" in told
     assert "In 2 of 4 runs FGSM overstates" in told
@@ -84,12 +96,12 @@ def test_summary_tells_runs_of_one_defence_apart_by_their_background() -> None:
     runs = [_run(clean={"accuracy": 0.8}, attacks=attacks, defence="fgsm", background=b) for b in ("gate", "full")]
     runs += [_run(clean={"accuracy": 0.9}, attacks=[_attack("fgsm", 0.02, 0.1)], defence="standard")]
     assert ranking.ways(runs) == ["standard", "fgsm", "fgsm (background gate)"]
-    told = " ".join(point.text for point in summary.points({}, runs, ranking.headline({}, runs)))
+    told = " ".join(point.text for point in summary.points(EMPTY, runs, ranking.headline(EMPTY, runs)))
     assert "3 ways of training (standard, fgsm and fgsm (background gate))" in told
     assert "training with fgsm accuracy went" in told.replace("With ", "with ")
     assert "training with fgsm (background gate) accuracy went" in told
     row = {"model": "m", "defence": "fgsm", "background": "gate", "standard": 0.1, "robust": 0.3, "difference": 0.2}
-    assert "0.300 with fgsm (background gate) (difference" in summary._one_comparison(row)
+    assert "0.300 with fgsm (background gate) (difference" in summary._one_comparison(_read(Comparison, row))
 
 
 def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
@@ -100,7 +112,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     for training, lines in (({"alarm": text}, [f"m · fgsm: {text}"]), ({}, [])):
         run = _run(clean={"accuracy": 0.8}, training=training)
         run.folder = tmp_path
-        found = alarms.find(study_folder.StudyFolder(Path(), {}, [], []), [run])
+        found = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), [run])
         assert [line for g in found.groups if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
 
 
@@ -115,7 +127,8 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     ],
 )
 def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) -> None:
-    rows = [{"measure": "infection_energy", "difference": 0.1, "difference_ci": ci, "n": 120} for ci in intervals]
+    figures = [{"difference": 0.1, "difference_ci": ci, "n": 120} for ci in intervals]
+    rows = [_read(Comparison, {"measure": "infection_energy", **found}) for found in figures]
     assert expected in summary.answer(rows)
     assert "120 infected X-rays" in summary.answer(rows)
 
@@ -125,16 +138,17 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
         values = {"difference": 0.1, "difference_ci": [low, 0.3], "n": 120}
         return {"measure": "infection_energy", "model": "m", "defence": "fgsm", "method": method, **values}
 
-    run = study_folder.Run({"model": "m", "defence": "fgsm", "clean": {"accuracy": 0.5, "n": 9}}, Path(), [])
-    study_folder.label([run])
-    study = {"comparisons": [row("layercam@gate", 0.1), row("gradcam", -0.1), row("hirescam", 0.1)]}
+    run = _run(clean={"accuracy": 0.5, "n": 9})
+    rows = [row("layercam@gate", 0.1), row("gradcam", -0.1), row("hirescam", 0.1)]
+    study = _read(StudyDocument, {"comparisons": rows})
     told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
     assert "in the one comparison made (LayerCAM, gate, 120 infected X-rays)" in told
     assert "Better by the other methods: Grad-CAM in 0 of 1; HiResCAM in 1 of 1." in told
     assert "without the network" not in told
     maps = {"infection_energy": 0.331, "infection_energy_ci": [0.294, 0.365], "pointing_hit_rate": 0.458}
     brightness = {"infection_energy": 0.342, "pointing_hit_rate": 0.758}
-    run.metrics["saliency"] = {"layercam-smooth@gate": maps, "gradcam": maps, "activation-smooth@gate": brightness}
+    parts = {"layercam-smooth@gate": maps, "gradcam": maps, "activation-smooth@gate": brightness}
+    run.metrics.saliency = {name: _read(SaliencyDocument, part) for name, part in parts.items()}
     told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
     assert (
         "without the network: m · fgsm: energy 0.331 (95\u00a0% CI 0.294 to 0.365), control 0.342; "
@@ -142,17 +156,16 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
     )
     tile = summary.tiles(study, [run], ranking.headline(study, [run]))[-1]
     assert tile.owner.endswith("interval clear of zero; read it beside its control, below")
-    study["comparisons"] = study["comparisons"][1:2]
+    study.comparisons = study.comparisons[1:2]
     told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
     assert "not seen in the one comparison made (Grad-CAM, 120 infected X-rays)" in told
     assert "other methods" not in told
 
 
 def test_a_tie_is_told() -> None:
-    runs = [study_folder.Run({"model": m, "clean": {"accuracy": 0.5}}, Path(), []) for m in "abc"]
-    study_folder.label(runs)
-    head = ranking.headline({}, runs)
-    told = summary.paragraph({}, runs, head, alarms.Findings([], [], []))
+    runs = [_run(model=name, clean={"accuracy": 0.5}) for name in "abc"]
+    head = ranking.headline(EMPTY, runs)
+    told = summary.paragraph(EMPTY, runs, head, alarms.Findings([], [], []))
     assert "and 2 others with the same figure" in told
 
 
@@ -169,10 +182,10 @@ def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
 def test_order_rests_on_the_strongest_attack() -> None:
     def run(name: str, clean: float, fgsm: float, pgd: float) -> study_folder.Run:
         attacks = [_attack("fgsm", 0.02, fgsm), _attack("pgd", 0.02, pgd)]
-        return study_folder.Run({"model": name, "clean": {"accuracy": clean}, "attacks": attacks}, Path(), [])
+        return _run(model=name, clean={"accuracy": clean}, attacks=attacks)
 
     runs = [run("masked", 0.7, 0.9, 0.001), run("standard", 0.9, 0.3, 0.0), run("robust", 0.6, 0.5, 0.4)]
-    head = ranking.headline({}, runs)
+    head = ranking.headline(EMPTY, runs)
     assert [r.model for r in ranking.ordered(runs, head)] == ["robust", "standard", "masked"]
 
 
@@ -184,24 +197,24 @@ def _both_pgds() -> study_folder.Run:
 
 def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     run = _both_pgds()
-    head = ranking.headline({}, [run])
+    head = ranking.headline(EMPTY, [run])
     assert (head.strongest, head.names["pgd"]) == ("pgd", "PGD-10/40")
-    assert run.attacked("pgd", 0.02)["steps"] == 40
-    assert run.attacked("pgd", 0.02, 10)["accuracy"] == 0.55
+    assert run.attacked("pgd", 0.02).steps == 40
+    assert run.attacked("pgd", 0.02, 10).accuracy.value == 0.55
     board = leaderboard.leaderboard([run], head)
     assert board.rows[0][board.header.index("PGD-10/40 at 0.02, %")].text == "20.0"
     swept = {row[2].text: row[3].text for row in leaderboard.sweeps([run]).rows}
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
     assert "20.0\u00a0%" in summary._best_under([run], head, "pgd")
-    assert "20.0" in terminal_text({"runs": [run.metrics]})
+    assert "20.0" in terminal_text(StudyDocument(runs=[run.metrics]))
     drawn = epsilon_curves("m", [run], "k")
     assert drawn.count("<path") > epsilon_curves(
-        "m", [_run(clean={"accuracy": 0.8}, attacks=run.attacks[:1])], "k"
+        "m", [_run(clean={"accuracy": 0.8}, attacks=[run.attacks[0].plain()])], "k"
     ).count("<path")
     assert ["PGD-10" in str(e) or "PGD-40" in str(e) for e in legends.curves([run])].count(True) == 2
 
 
-def terminal_text(document: dict[str, Any]) -> str:
+def terminal_text(document: StudyDocument) -> str:
     from rich.console import Console
 
     console = Console(width=120, record=True, file=io.StringIO())
@@ -213,17 +226,18 @@ def test_headlines_take_the_lowest_whatever_the_attack_is_called() -> None:
     """APGD-CE without PGD beside a stronger worst-case, and an attack that nobody listed in an order."""
     weak = _run(clean={"accuracy": 0.8}, attacks=[_attack("pgd", 0.02, 0.5), _attack("apgd-ce", 0.02, 0.1)])
     held = _run(clean={"accuracy": 0.8}, attacks=[_attack("pgd", 0.02, 0.4), _attack("apgd-ce", 0.02, 0.3)])
-    head = ranking.headline({}, [weak, held])
+    head = ranking.headline(EMPTY, [weak, held])
     assert head.strongest == "apgd-ce"
     assert ranking.ordered([weak, held], head) == [held, weak]
 
 
 def test_headline_epsilon_is_the_recipes() -> None:
     runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.005, 0.01, 0.02)])]
-    assert ranking.headline({"recipe": {"defences": [{"name": "fgsm", "epsilon": 0.01}]}}, runs).epsilon == 0.01
-    assert ranking.headline({"recipe": {"defences": [{"name": "fgsm", "epsilon": 0.3}]}}, runs).epsilon == 0.02
-    assert ranking.headline({}, runs).epsilon == 0.02
-    assert ranking.headline({}, []).epsilon is None
+    for asked, chosen in ((0.01, 0.01), (0.3, 0.02)):
+        study = StudyDocument(recipe={"defences": [{"name": "fgsm", "epsilon": asked}]})
+        assert ranking.headline(study, runs).epsilon == chosen
+    assert ranking.headline(EMPTY, runs).epsilon == 0.02
+    assert ranking.headline(EMPTY, []).epsilon is None
 
 
 def test_svg_keeps_text_and_ids_apart() -> None:

@@ -5,7 +5,20 @@ Nothing here imports torch: `function` says where the function is, as "module:na
 path of the module where it stands in another package.
 """
 
-from trustcxr.catalogue.attacks import ATTACKED, ATTACKS, BLACK_BOX, ONE_STEP, USUAL_ATTACKS, Attack, Style, attack_said
+from trustcxr.catalogue.attacks import (
+    ATTACKED,
+    ATTACKS,
+    BLACK_BOX,
+    HEADLINE_ATTACKS,
+    ONE_STEP,
+    PLAIN_STEP,
+    USUAL_ATTACKS,
+    WORST_CASE,
+    Attack,
+    Style,
+    attack_said,
+    is_linf,
+)
 from trustcxr.catalogue.defences import (
     BACKGROUNDS,
     CERTIFIED_COLOUR,
@@ -39,17 +52,20 @@ __all__ = [
     "CORRUPTIONS",
     "DEFENCES",
     "GROUPINGS",
+    "HEADLINE_ATTACKS",
     "HIGHER_IS_BETTER",
     "LAYOUTS",
     "LOWER_IS_BETTER",
     "LUNGS_HIDDEN",
     "MEASURES",
     "ONE_STEP",
+    "PLAIN_STEP",
     "REFERENCES",
     "SALIENCY",
     "USUAL_ATTACKS",
     "USUAL_DEFENCE",
     "VIEWS",
+    "WORST_CASE",
     "Attack",
     "Background",
     "Corruption",
@@ -63,5 +79,6 @@ __all__ = [
     "attack_said",
     "direction",
     "function_of",
+    "is_linf",
     "networks",
 ]

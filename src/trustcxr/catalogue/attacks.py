@@ -14,7 +14,7 @@ class Attack:
     """One attack. `options`: what a recipe may say of it, and what that is unless said.
 
     `steps` is "one" (a single gradient), "many" (it climbs) or "search" (it looks without gradients). `fixed` goes to
-    the function as it is. `shows_steps`: tables name it with its steps, as PGD-20.
+    the function as it is. `shows_steps`: tables name it with its steps, as PGD-20. `about`: a sentence to its figures.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Attack:
     seeded: bool = True
     stops_when_wrong: bool = False
     style: Style | None = None
+    about: str = ""
 
     def said(self, steps: object = None) -> str:
         """The attack as a table says it: PGD-20, FGSM, worst case."""
@@ -42,12 +43,13 @@ ATTACKS = by_name(
     (
         Attack(
             "fgsm", "FGSM", "Goodfellow et al. 2015", "fgsm:fgsm", steps="one", seeded=False,
-            style=("#b26a00", "s", (0, (4, 2))),
+            style=("#b26a00", "s", (0, (4, 2))), about="A single step, the weakest of these attacks.",
         ),
         Attack("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "fgsm:fgsm_rs", steps="one"),
         Attack(
             "pgd", "PGD", "Madry et al. 2018", "pgd:pgd", {"steps": 20, "restarts": 1}, shows_steps=True,
             stops_when_wrong=True, style=("#b3261e", "^", "solid"),
+            about="Many small steps: a stronger attack, which training against a single step may not withstand.",
         ),
         Attack(
             "pgd-l2", "PGD (L2)", "Madry et al. 2018", "pgd:pgd_l2", {"steps": 20, "restarts": 1}, norm="l2",
@@ -80,9 +82,17 @@ ATTACKS = by_name(
     )
 )  # fmt: skip
 USUAL_ATTACKS = ("fgsm", "pgd")  # a single step and a climb: what is tested with unless a recipe says
+PLAIN_STEP = USUAL_ATTACKS[0]  # one step from the image itself: what stronger attacks are held against
+WORST_CASE = "worst-case"  # all attacks one after the other
+HEADLINE_ATTACKS = (*USUAL_ATTACKS, WORST_CASE)  # the first columns of tables, in this order
 ATTACKED = USUAL_ATTACKS[0]  # under it saliency must be stable
 ONE_STEP = tuple(a.name for a in ATTACKS.values() if a.steps == "one")
 BLACK_BOX = tuple(a.name for a in ATTACKS.values() if a.box == "black")
+
+
+def is_linf(attack: str) -> bool:
+    """Whether an attack's epsilon is an L-infinity radius: as far as is known, of a name that is not here too."""
+    return attack not in ATTACKS or ATTACKS[attack].norm == "linf"
 
 
 def attack_said(name: object, steps: object = None) -> str:

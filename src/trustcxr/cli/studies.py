@@ -62,7 +62,7 @@ def _finish_study(document: "StudyDocument", out: Path) -> None:
 
     page = report.write(out)
     console = Console()
-    console.print(report.leaderboard(document.plain()))
+    console.print(report.leaderboard(document))
     for alarm in document.alarms:
         console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
     for failure in document.failures:

@@ -8,6 +8,18 @@ from numpy.typing import NDArray
 from trustcxr import statistics
 from trustcxr.catalogue import GROUPINGS, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.evaluation import calibration
+from trustcxr.results.documents import (
+    Accuracy,
+    AttackResult,
+    Classification,
+    ClassResult,
+    CorruptionResult,
+    CorruptionsMean,
+    Drop,
+    InputGradients,
+    RunDocument,
+    Share,
+)
 from trustcxr.results.tables import CLEAN, clean_answers, logits_of, right, severities
 from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, share_interval
 
@@ -19,7 +31,7 @@ VANISHING = 1e-12  # of the cross-entropy, at its steepest pixel: a confident ne
 
 def classification(
     logits: Floats, labels: NDArray[np.int64], groups: Any, classes: tuple[str, ...], *, resamples: int = 2000
-) -> dict[str, Any]:
+) -> Classification:
     """Accuracy, precision, recall, F1, AUROC (macro and per class), calibration error, confusion, with intervals.
 
     `logits` (N, C), `labels` (N,). Precision and F1 of a class that is there and never predicted, or predicted and not
@@ -38,33 +50,39 @@ def classification(
     weights = bootstrap.row_weights()
     areas = np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
     figures["auroc"] = areas
-    whole = {
-        "accuracy": figures.pop("accuracy"),
-        "balanced_accuracy": _macro(figures["recall"]),
-        **{f"{name}_macro": _macro(values) for name, values in figures.items()},
-    }
-    document: dict[str, Any] = {}
-    for name, values in whole.items():
-        ends = share_interval(bootstrap, values) if name == "accuracy" else interval(values)
-        document |= {name: float(values[0]), f"{name}_ci": ends}
     bins = bootstrap.totals(calibration.calibration_bins(probabilities, labels))
-    document["ece"], document["ece_ci"] = calibration.debiased_error(bins)
-    document |= {
-        "ece_plug_in": float(calibration.calibration_error(bins[0])),
-        "constant_answer": constant_answer(labels),
-        "n": len(labels),
-        "groups": int(bootstrap.weights.shape[1]),
-        "confusion": confusion[0].astype(int).tolist(),
-    }
-    document["per_class"] = {
-        label: {
-            **{name: float(values[0, k]) for name, values in figures.items()},
-            **{f"{name}_ci": interval(values[:, k]) for name, values in figures.items()},
-            "n": int((labels == k).sum()),
-        }
-        for k, label in enumerate(classes)
-    }
-    return document
+    return Classification(
+        accuracy=_share(bootstrap, figures.pop("accuracy")),
+        balanced_accuracy=_figure(_macro(figures["recall"])),
+        **{f"{name}_macro": _figure(_macro(values)) for name, values in figures.items()},
+        ece=_calibration_error(bins),
+        ece_plug_in=float(calibration.calibration_error(bins[0])),
+        constant_answer=constant_answer(labels),
+        n=len(labels),
+        groups=int(bootstrap.weights.shape[1]),
+        confusion=confusion[0].astype(int).tolist(),
+        per_class={
+            label: ClassResult(
+                **{name: _figure(values[:, k]) for name, values in figures.items()}, n=int((labels == k).sum())
+            )
+            for k, label in enumerate(classes)
+        },
+    )
+
+
+def _figure(values: Floats) -> Share:
+    """Values (R + 1,) of the sample and its resamples as a figure with its interval."""
+    return Share(value=float(values[0]), ci=interval(values))
+
+
+def _share(bootstrap: Bootstrap, means: Floats) -> Share:
+    """A share of the rows, (R + 1,), with its interval, which may be near 0 or 1."""
+    return Share(value=float(means[0]), ci=share_interval(bootstrap, means))
+
+
+def _calibration_error(bins: Floats) -> Share:
+    error, ends = calibration.debiased_error(bins)
+    return Share(value=error, ci=ends)
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:
@@ -84,8 +102,8 @@ def _macro(values: Floats) -> Floats:
     return values[:, known].mean(1) if known.any() else np.full(len(values), np.nan)
 
 
-def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> dict[str, Any]:
-    """All of metrics.json that comes from the predictions of one run and one split.
+def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> RunDocument:
+    """All of metrics.json that comes from the predictions of one run and one split, and nothing else.
 
     Parts: "clean", "by_source" (where the images come from several), "by_group" (the same by every column that divides
     them), "shortcuts" (the views) and "without_lungs" (of the views that hide the lungs the one with the highest
@@ -99,39 +117,47 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     attacked = ~corrupted & ~predictions["attack"].isin([CLEAN, *VIEWS])
     keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
     views = {view: predictions[predictions["attack"] == view] for view in VIEWS}
-    shortcuts = {view: accuracy(rows, samples) for view, rows in views.items() if len(rows)}
-    hidden = [shortcuts[view] | {"view": view} for view in LUNGS_HIDDEN if view in shortcuts]
-    return {
-        "clean": classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
-        "by_source": by_column(clean, "source", samples),
-        "by_group": {name: by_column(clean, name, samples) for name in GROUPINGS if clean.get(name) is not None},
-        "shortcuts": shortcuts,
-        **({"without_lungs": max(hidden, key=lambda part: part["accuracy"])} if hidden else {}),
-        "attacks": [_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
-        **_input_gradients(clean),
-        **_corruptions(predictions[corrupted], shown, samples),
-    }
+    document = RunDocument(
+        clean=classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
+        by_source=by_column(clean, "source", samples),
+        by_group={name: by_column(clean, name, samples) for name in GROUPINGS if clean.get(name) is not None},
+        shortcuts={view: accuracy(rows, samples) for view, rows in views.items() if len(rows)},
+        attacks=[_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
+        corruptions=[],
+    )
+    hidden = {view: document.shortcuts[view] for view in LUNGS_HIDDEN if view in document.shortcuts}
+    if hidden:
+        worst = max(hidden, key=lambda view: hidden[view].accuracy.value or 0.0)
+        document.without_lungs = hidden[worst].model_copy(update={"view": worst})
+    if (gradients := _input_gradients(clean)) is not None:
+        document.input_gradients = gradients
+    if corrupted.any():
+        document.corruptions, document.corruptions_mean = _corruptions(predictions[corrupted], shown, samples)
+    return document
 
 
-def _input_gradients(clean: "pd.DataFrame") -> dict[str, Any]:
+def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
     """On how many of the images answered right the gradient was measured, and the share where it is as good as none."""
     if "gradient" not in clean:
-        return {}
+        return None
     sizes = clean.loc[right(clean), "gradient"].dropna().to_numpy(dtype=float)
     gone = (sizes < VANISHING) | ~np.isfinite(sizes)
-    return {"input_gradients": {"n": len(sizes), "vanishing": float(gone.mean())}} if len(sizes) else {}
+    return InputGradients(n=len(sizes), vanishing=float(gone.mean())) if len(sizes) else None
 
 
-def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
-    """Of the rows of one condition: accuracy and balanced_accuracy, each with _ci, constant_answer and n."""
+def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
+    """Of the rows of one condition: accuracy and balanced accuracy with their intervals, constant answer and n."""
     bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
     of_class = labels[:, None] == np.unique(labels)
     hits, sizes = (bootstrap.totals(of_class & kept) for kept in (right(rows)[:, None], True))
     with np.errstate(invalid="ignore", divide="ignore"):
         balanced = (hits / sizes).mean(axis=1)  # NaN in a resample that lacks a class
-    found = _share("accuracy", right(rows), bootstrap)
-    found |= {"balanced_accuracy": float(balanced[0]), "balanced_accuracy_ci": interval(balanced)}
-    return found | {"constant_answer": constant_answer(labels), "n": len(rows)}
+    return Accuracy(
+        accuracy=_share(bootstrap, bootstrap.means(right(rows))),
+        balanced_accuracy=_figure(balanced),
+        n=len(rows),
+        constant_answer=constant_answer(labels),
+    )
 
 
 def constant_answer(labels: NDArray[np.int64]) -> float:
@@ -139,97 +165,99 @@ def constant_answer(labels: NDArray[np.int64]) -> float:
     return float(np.bincount(labels).max() / len(labels)) if len(labels) else float("nan")
 
 
-def _share(name: str, values: Any, bootstrap: Bootstrap) -> dict[str, Any]:
-    means = bootstrap.means(values)
-    return {name: float(means[0]), f"{name}_ci": share_interval(bootstrap, means)}
-
-
-def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
+def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> AttackResult:
     """One attack at one epsilon. Its success is counted over the images that the model gets right as they are."""
-    attack, own = rows["attack"].iloc[0], right(rows)
+    attack, own = str(rows["attack"].iloc[0]), right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
     bins = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
     totals = samples.over(rows["group"]).totals(bins)
     found = accuracy(rows, samples)
-    return {
-        "attack": attack,
-        "epsilon": float(rows["epsilon"].iloc[0]),
-        **{key: found[key] for key in ("accuracy", "accuracy_ci", "balanced_accuracy", "balanced_accuracy_ci")},
-        "success_rate": float((~own)[was_right].mean()) if was_right.any() else float("nan"),
-        "ece": calibration.debiased_error(totals)[0],
-        "ece_plug_in": float(calibration.calibration_error(totals[0])),
-        "n": len(rows),
-        **_how_found(rows, was_right),
-    } | ({"steps": int(rows["steps"].iloc[0])} if "steps" in rows and attack not in ONE_STEP else {})
+    result = AttackResult(
+        attack=attack,
+        epsilon=float(rows["epsilon"].iloc[0]),
+        accuracy=found.accuracy,
+        balanced_accuracy=found.balanced_accuracy,
+        success_rate=Share(value=float((~own)[was_right].mean()) if was_right.any() else float("nan")),
+        ece=Share(value=calibration.debiased_error(totals)[0]),
+        ece_plug_in=float(calibration.calibration_error(totals[0])),
+        n=len(rows),
+    )
+    if "steps" in rows and attack not in ONE_STEP:
+        result.steps = int(rows["steps"].iloc[0])
+    _add_how_found(result, rows, was_right)
+    return result
 
 
-def _how_found(rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> dict[str, Any]:
+def _add_how_found(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:
     """`unmoved`: the share of the images answered right that the attack left as they were; `broken_by`: worst-case's.
 
     Nothing of tables from before these were kept.
     """
-    found: dict[str, Any] = {}
     if "moved" in rows and rows["moved"].notna().any() and was_right.any():
-        found["unmoved"] = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
+        result.unmoved = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
     if "broken_by" in rows and (names := rows["broken_by"].fillna(""))[names != ""].any():
-        found["broken_by"] = {str(name): int(count) for name, count in names[names != ""].value_counts().items()}
-    return found
+        result.broken_by = {str(name): int(count) for name, count in names[names != ""].value_counts().items()}
 
 
-def _corruptions(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> dict[str, Any]:
-    """ "corruptions": accuracy and flips, answers that are not those of the clean image, for each and severity.
+def _corruptions(
+    rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps
+) -> tuple[list[CorruptionResult], CorruptionsMean]:
+    """Accuracy and flips, answers that are not those of the clean image, for each corruption and severity.
 
-    "corruptions_mean": the same, averaged over all corruptions and severities within each image, so that its interval
-    is one over images.
+    And their mean over all corruptions and severities within each image, so that its interval is one over images.
     """
-    if not len(rows):
-        return {"corruptions": []}
     before = shown["answer"].loc[rows["sample_id"]].to_numpy()
     table = rows.assign(right=right(rows), flipped=logits_of(rows).argmax(1) != before)
     found = []
     # Names in the order in which they were tested, which is the registry's.
     for (name, _), part in table.groupby(["attack", "severity"], sort=False):
         bootstrap = samples.over(part["group"])
-        document: dict[str, Any] = {"corruption": name, "severity": int(part["severity"].iloc[0])}
-        document |= _share("accuracy", part["right"], bootstrap)
-        found.append(document | {"flip_rate": float(part["flipped"].mean()), "n": len(part)})
+        found.append(
+            CorruptionResult(
+                corruption=name,
+                severity=int(part["severity"].iloc[0]),
+                accuracy=_share(bootstrap, bootstrap.means(part["right"])),
+                flip_rate=Share(value=float(part["flipped"].mean())),
+                n=len(part),
+            )
+        )
     means = table.groupby("sample_id", sort=False).agg({"right": "mean", "flipped": "mean", "group": "first"})
     bootstrap = samples.over(means["group"])
-    mean = _share("accuracy", means["right"], bootstrap) | _share("flip_rate", means["flipped"], bootstrap)
-    return {"corruptions": found, "corruptions_mean": mean | {"n": len(means), "conditions": len(found)}}
+    both = {name: _share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
+    return found, CorruptionsMean(**both, n=len(means), conditions=len(found))
 
 
-def by_column(clean: "pd.DataFrame", column: str, samples: Bootstraps) -> dict[str, Any]:
+_MEANS = {"accuracy": "right", "flip_rate": "flipped"}
+
+
+def by_column(clean: "pd.DataFrame", column: str, samples: Bootstraps) -> dict[str, Accuracy]:
     """`accuracy` of the rows with each value of a column, apart; empty where it does not divide the rows."""
     if column not in clean or clean[column].fillna("").nunique() < 2:
         return {}
     return {str(name) or "unknown": accuracy(rows, samples) for name, rows in clean.groupby(clean[column].fillna(""))}
 
 
-def drop_from_internal(
-    internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000
-) -> list[dict[str, Any]]:
+def drop_from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000) -> list[Drop]:
     """What accuracy is lost from the run's own test images to others, clean and under each attack that both have.
 
     The samples are different images, so each is resampled by itself; the interval is that of the difference.
     """
     ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
     found = []
-    for key, (here, there) in _in_both(internal, external).items():
+    for (attack, epsilon, steps), (here, there) in _in_both(internal, external).items():
         within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
-        attack, epsilon, steps = key
-        found.append(
-            {"attack": attack, "epsilon": epsilon}
-            | ({"steps": steps} if attack not in (CLEAN, *ONE_STEP) else {})
-            | {
-                "internal": float(within[0]),
-                "external": float(outside[0]),
-                "drop": float(within[0] - outside[0]),
-                "drop_ci": interval(within - outside),
-                "n_internal": len(here),
-                "n_external": len(there),
-            }
+        drop = Drop(
+            attack=attack,
+            epsilon=epsilon,
+            internal=float(within[0]),
+            external=float(outside[0]),
+            drop=_figure(within - outside),
+            n_internal=len(here),
+            n_external=len(there),
         )
+        if attack not in (CLEAN, *ONE_STEP):
+            drop.steps = steps
+        found.append(drop)
     return found
 
 

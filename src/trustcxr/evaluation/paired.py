@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.evaluation.gradient_masking import Gap, Row, from_intervals
+from trustcxr.results.documents import AttackResult
+from trustcxr.results.gradient_masking import Gap, from_intervals
 from trustcxr.results.tables import CLEAN, right
 from trustcxr.statistics import Bootstraps, interval
 
@@ -17,7 +18,7 @@ def gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
     """
     samples = Bootstraps(resamples=resamples)
 
-    def between(first: Row, second: Row) -> tuple[float, float] | None:
+    def between(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
         one, other = (_rows(predictions, row) for row in (first, second))
         if not len(one) or set(one["sample_id"]) != set(other["sample_id"]) or len(one) != len(other):
             return from_intervals(first, second)
@@ -29,9 +30,9 @@ def gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
     return between
 
 
-def _rows(predictions: "pd.DataFrame", row: Row) -> "pd.DataFrame":
-    found = predictions[predictions["attack"] == row["attack"]]
-    if row["attack"] == CLEAN:
+def _rows(predictions: "pd.DataFrame", row: AttackResult) -> "pd.DataFrame":
+    found = predictions[predictions["attack"] == row.attack]
+    if row.attack == CLEAN:
         return found
-    found = found[(found["epsilon"] - float(row["epsilon"])).abs() < 1e-9]
-    return found[found["steps"] == row["steps"]] if row.get("steps") and "steps" in found else found
+    found = found[(found["epsilon"] - (row.epsilon or 0.0)).abs() < 1e-9]
+    return found[found["steps"] == row.steps] if row.steps and "steps" in found else found

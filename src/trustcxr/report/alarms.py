@@ -1,10 +1,11 @@
 """What on the page must not be believed at first sight: the alarms of each run, shown in groups, judged elsewhere."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run, StudyFolder
+from trustcxr.results.documents import Alarm
+from trustcxr.results.tables import CLEAN
 
 KINDS = {
     "no_better_than_constant": (
@@ -90,8 +91,8 @@ def recomputed(run: Run) -> float | None:
     table = run.predictions()
     if table is None:
         return None
-    rows = table[table["attack"] == "clean"]
-    split = run.metrics.get("split")
+    rows = table[table["attack"] == CLEAN]
+    split = run.metrics.split
     rows = rows[rows["split"] == split] if split else rows
     if rows.empty:
         return None
@@ -101,7 +102,7 @@ def recomputed(run: Run) -> float | None:
 
 def inconsistent(run: Run) -> str | None:
     """Whether the stated clean accuracy is another than the predictions give."""
-    stated, again = words.finite(run.clean("accuracy")), recomputed(run)
+    stated, again = run.clean.accuracy.value, recomputed(run)
     if stated is None or again is None or abs(stated - again) < 1e-6:
         return None
     return f"{run.label}: {words.percent(stated, 2)} stated, {words.percent(again, 2)} from the predictions"
@@ -111,37 +112,34 @@ def find(folder: StudyFolder, runs: list[Run]) -> Findings:
     """The alarms of the runs and of the study, and figures that do not match the tables."""
     groups = {kind: Group(kind, *KINDS[kind]) for kind in KINDS}
     for run in runs:
-        for recorded in words.records(run.metrics.get("alarms")):
+        for recorded in run.metrics.alarms:
             groups[_record(groups, recorded)].lines.append(f"{run.label}: {_text(recorded)}")
         if line := inconsistent(run):
             groups["inconsistent"].lines.append(line)
     known = {run.name for run in runs}
-    for recorded in words.records(folder.study.get("alarms")):
-        if recorded.get("run") not in known:  # the study repeats the alarms of its runs
+    for recorded in folder.study.alarms:
+        if recorded.run not in known:  # the study repeats the alarms of its runs
             groups[_record(groups, recorded)].lines.append(_text(recorded))
-    failed = [
-        f"{f.get('run', words.DASH)}: {f.get('reason', words.DASH)}"
-        for f in words.records(folder.study.get("failures"))
-    ]
+    failed = [f"{f.run or words.DASH}: {f.reason or words.DASH}" for f in folder.study.failures]
     groups["failed"] = Group("failed", "Runs that failed", "They are not in the tables of this page.", failed)
     titles = [KINDS[kind][0].lower() for kind in KINDS]
     return Findings([g for g in groups.values() if g.lines], titles, _unchecked(runs))
 
 
-def _record(groups: dict[str, Group], recorded: dict[str, Any]) -> str:
-    kind = str(recorded.get("kind") or "other")
+def _record(groups: dict[str, Group], recorded: Alarm) -> str:
+    kind = recorded.kind or "other"
     groups.setdefault(kind, Group(kind, words.measure(kind).capitalize(), "Recorded by the study."))
     return kind
 
 
-def _text(recorded: dict[str, Any]) -> str:
-    return str(recorded.get("text") or recorded.get("kind") or "an alarm without words")
+def _text(recorded: Alarm) -> str:
+    return recorded.text or recorded.kind or "an alarm without words"
 
 
 def _unchecked(runs: list[Run]) -> list[str]:
     """What could not be looked at, so that silence is not taken for safety."""
     lines = []
-    not_looked = sum(words.get(run.metrics, "masking", "masked") is None for run in runs)
+    not_looked = sum(run.masked is None for run in runs)
     if not_looked:
         lines.append(f"failing gradients in {words.plural(not_looked, 'run')}: why not stands in the verdict of each")
     unwatched = sum(

@@ -1,6 +1,6 @@
 """The page: gather what the study folder holds, and fill the template."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import certified as certified_table
 from trustcxr.report.tables import comparisons, confusion, leaderboard, lesions, provenance, robustness, saliency
 from trustcxr.results import files, folders
+from trustcxr.results.documents import DataDescription, Document
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+Parts = dict[str, Any]  # what the template shows, by its name there
 _FOLDED_ABOVE = 6  # longer lists start folded; in print they are open
 
 
@@ -79,7 +81,7 @@ def render(found: StudyFolder) -> str:
     head = ranking.headline(found.study, found.runs)
     runs = ranking.ordered(found.runs, head)
     style = Path(__file__).with_name("templates") / "report.css"
-    parts: dict[str, Any] = {
+    parts: Parts = {
         "css": Markup(style.read_text(encoding="utf-8")),
         "head": head,
         "folded_above": _FOLDED_ABOVE,
@@ -102,17 +104,17 @@ def _drawn(svgs: Iterable[str | None]) -> "list[Markup]":
     return [mark for mark in map(_safe, svgs) if mark is not None]
 
 
-def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
+def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     """Title, notice, summary and alarms."""
     study, findings = found.study, alarms.find(found, runs)
     made = [
-        f"Study “{study.get('study', found.path.name)}”",
-        f"created {str(study.get('created') or words.DASH)[:16].replace('T', ' ')}",
-        f"TrustCXR {study.get('trustcxr') or words.DASH}",
+        f"Study “{study.study if 'study' in study else found.path.name}”",
+        f"created {(study.created or words.DASH)[:16].replace('T', ' ')}",
+        f"TrustCXR {study.trustcxr or words.DASH}",
     ]
     return {
-        "title": str(study.get("title") or study.get("study") or "A study of chest X-ray classifiers"),
-        "notice": str(study.get("notice") or NOTICE),
+        "title": study.title or study.study or "A study of chest X-ray classifiers",
+        "notice": study.notice or NOTICE,
         "meta": " · ".join(made),
         "alarms": findings,
         "tiles": summary.tiles(study, runs, head),
@@ -121,14 +123,14 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[
     }
 
 
-def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
+def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     """Leaderboard, accuracy figures, confusion, classes and training curves."""
     under = "the lowest accuracy under any of these attacks in whole percent, then clean accuracy"
     order = under if head.strongest else "clean accuracy"
     attacked = [run for run in runs if run.attacks]
-    epsilons = [float(e["epsilon"]) for run in runs for e in run.attacks if float(e["epsilon"]) > 0]
+    epsilons = accuracy.radii(runs)
     curves = ranking.by_model(attacked).items()
-    per_class = [(run, leaderboard.per_class(run, head.classes)) for run in runs if run.clean("per_class")]
+    per_class = [(run, leaderboard.per_class(run, head.classes)) for run in runs if run.clean.per_class]
     return {
         "leaderboard": leaderboard.leaderboard(runs, head),
         "order_note": f"Ordered by {order}.",
@@ -145,7 +147,7 @@ def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> dic
     }
 
 
-def _robustness(runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
+def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
     """What is proved, corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
     diagrams = (calibration.reliability(run, head, f"rel{i}") for i, run in enumerate(runs))
     return {
@@ -164,13 +166,13 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> dict[str, Any]:
     }
 
 
-def _looks(found: StudyFolder, runs: list[Run]) -> dict[str, Any]:
+def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
     """Explanations, panels, comparisons and shortcuts."""
-    rows = words.records(found.study.get("comparisons"))
-    accuracies = [row for row in rows if not row.get("method")]
-    measures = list(dict.fromkeys(str(row.get("measure")) for row in accuracies))
+    rows = found.study.comparisons
+    accuracies = [row for row in rows if not row.method]
+    measures = list(dict.fromkeys(row.measure for row in accuracies))
     forests = (
-        accuracy.forest(name, [row for row in accuracies if str(row.get("measure")) == name], f"forest{i}")
+        accuracy.forest(name, [row for row in accuracies if row.measure == name], f"forest{i}")
         for i, name in enumerate(measures)
     )
     return {
@@ -196,45 +198,42 @@ def _looks(found: StudyFolder, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _provenance(found: StudyFolder, runs: list[Run]) -> dict[str, Any]:
+def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
     """Data, recipe, hardware and times."""
     import yaml
 
     study = found.study
-    data, recipe = study.get("data"), study.get("recipe")
-    chosen = words.get(study, "selection", "count")
-    split = words.get(study, "selection", "split") or words.DASH
-    skipped = words.count(words.get(data, "skipped"))
-    size = words.count(words.get(data, "size"))
-    line = (
-        f"“{words.get(data, 'root_name') or words.DASH}”, layout {words.get(data, 'layout') or words.DASH}, pictures "
-        f"brought to {size} × {size} pixels. Files that could not be read and were left out: {skipped}."
-    )
-    groups = words.get(data, "groups")
-    if isinstance(groups, dict) and groups:
-        line += f" Groups (patients, where known): {', '.join(f'{k} {words.count(v)}' for k, v in groups.items())}."
-    notes = words.get(data, "notes")
-    line += "".join(f" {str(note)[:1].upper()}{str(note)[1:]}." for note in notes) if isinstance(notes, list) else ""
-    hardware, versions = study.get("hardware"), study.get("versions")
-    facts = _facts(hardware)
-    facts += [("Time in all", words.seconds(study.get("seconds"))), ("TrustCXR", _fact(study.get("trustcxr")))]
-    facts += [fact for fact in _facts(versions) if fact[0] != "Trustcxr"]
+    facts = _facts(study.hardware)
+    facts += [("Time in all", words.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
+    facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
+    chosen, split = words.count(study.selection.count), study.selection.split or words.DASH
     return {
-        "data_line": line,
+        "data_line": _data_line(study.data),
         "counts": provenance.counts(study, ranking.headline(study, runs).classes),
         "facts": facts,
         "training": provenance.training(runs),
-        "refit": any(words.get(run.metrics, "training", "refit") for run in runs),
+        "refit": any(run.metrics.training.refit for run in runs),
         "selection": provenance.selection(study),
-        "selection_line": f"The best {words.count(chosen)} on the split “{split}”, not on the test images.",
-        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
+        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.",
+        "recipe": yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True) if study.recipe else "",
     }
 
 
-def _facts(document: Any) -> list[tuple[str, str]]:
-    entries = document.items() if isinstance(document, dict) else []
-    return [(str(key).replace("_", " ").capitalize(), _fact(value)) for key, value in entries]
+def _data_line(data: DataDescription) -> str:
+    size = words.count(data.size)
+    line = (
+        f"“{data.root_name or words.DASH}”, layout {data.layout or words.DASH}, pictures brought to {size} × {size} "
+        f"pixels. Files that could not be read and were left out: {words.count(data.skipped)}."
+    )
+    if data.groups:
+        groups = ", ".join(f"{split} {words.count(number)}" for split, number in data.groups.items())
+        line += f" Groups (patients, where known): {groups}."
+    return line + "".join(f" {words.capital(note)}." for note in data.notes)
 
 
-def _fact(value: Any) -> str:
+def _facts(document: Document | Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in document.items()]
+
+
+def _fact(value: object) -> str:
     return words.DASH if value is None or value == "" else str(value)

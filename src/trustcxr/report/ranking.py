@@ -1,13 +1,15 @@
 """What the whole page has to agree on: the epsilon of its headline, the order of its rows, and chance."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trustcxr.catalogue import DEFENCES
-from trustcxr.evaluation import alarms
+from trustcxr.catalogue import DEFENCES, HEADLINE_ATTACKS, is_linf
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
+from trustcxr.results import alarms
+from trustcxr.results.documents import StudyDocument
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; taken where the recipe names none
 
@@ -17,7 +19,7 @@ class Headline:
     """The attacks and the epsilon that the leaderboard and the summary speak of."""
 
     epsilon: float | None
-    attacks: tuple[str, ...]  # in order of strength as far as known: fgsm, pgd, then others
+    attacks: tuple[str, ...]  # in order of strength as far as known
     names: dict[str, str]  # fgsm -> FGSM, pgd -> PGD-20; with several numbers of steps, of which the lowest is shown
     split: str
     classes: tuple[str, ...]
@@ -28,26 +30,31 @@ class Headline:
         return words.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
 
 
-def headline(study: dict[str, Any], runs: list[Run]) -> Headline:
+def headline(study: StudyDocument, runs: list[Run]) -> Headline:
     """Choose the epsilon that the recipe trains against if tested, else the usual 0.02, else the one tested most."""
-    tested = Counter(round(float(e["epsilon"]), 9) for run in runs for e in run.attacks)
-    wanted = _recipe_epsilon(study.get("recipe")) or _USUAL_EPSILON
+    tested = Counter(round(e.epsilon, 9) for run in runs for e in run.attacks if e.epsilon is not None)
+    wanted = _recipe_epsilon(study.recipe) or _USUAL_EPSILON
     chosen = min(tested, key=lambda e: (abs(e - wanted) > 1e-9, -tested[e], abs(e - wanted))) if tested else None
-    found: dict[str, set[int]] = {}
-    for entry in (entry for run in runs for entry in run.at(chosen)):
-        found.setdefault(entry["attack"], set()).update([int(entry["steps"])] if entry.get("steps") else [])
-    known = ("fgsm", "pgd", "worst-case")
-    order = [a for a in known if a in found] + sorted(a for a in found if a not in known)
-    splits = [str(run.metrics["split"]) for run in runs if run.metrics.get("split")]
-    classes: Any = study.get("classes") or next((r.metrics["classes"] for r in runs if r.metrics.get("classes")), [])
+    names = attacks_at(runs, chosen)
+    splits = [run.metrics.split for run in runs if run.metrics.split]
+    classes = study.classes or next((run.metrics.classes for run in runs if run.metrics.classes), [])
     return Headline(
         epsilon=chosen,
-        attacks=tuple(order),
-        names={name: _name(name, sorted(steps)) for name, steps in found.items()},
+        attacks=tuple(names),
+        names=names,
         split=Counter(splits).most_common(1)[0][0] if splits else words.DASH,
-        classes=tuple(str(c) for c in classes) if isinstance(classes, list) else (),
-        strongest=_strongest(runs, order, chosen),
+        classes=tuple(classes),
+        strongest=_strongest(runs, list(names), chosen),
     )
+
+
+def attacks_at(runs: Sequence[Run], epsilon: float | None) -> dict[str, str]:
+    """The attacks that were tried at an epsilon, in order of strength as far as known, and what tables call them."""
+    found: dict[str, set[int]] = {}
+    for entry in (entry for run in runs for entry in run.at(epsilon)):
+        found.setdefault(entry.attack, set()).update([entry.steps] if entry.steps else [])
+    order = [a for a in HEADLINE_ATTACKS if a in found] + sorted(a for a in found if a not in HEADLINE_ATTACKS)
+    return {name: _name(name, sorted(found[name])) for name in order}
 
 
 def _name(attack: str, steps: list[int]) -> str:
@@ -59,9 +66,9 @@ def _strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str 
     """The attack with the lowest mean accuracy over the runs that it was tried on, the later of equals."""
     means: dict[str, float] = {}
     for name in names:
-        known = [words.finite(run.attacked(name, epsilon).get("accuracy")) for run in runs]
+        known = [run.attacked(name, epsilon).accuracy.value for run in runs]
         values = [value for value in known if value is not None]
-        if values and (name != "pgd-l2" or len(names) == 1):
+        if values and (is_linf(name) or len(names) == 1):
             means[name] = sum(values) / len(values)
     return min(reversed(list(means)), key=lambda name: means[name]) if means else None
 
@@ -86,8 +93,7 @@ def ordered(runs: list[Run], head: Headline) -> list[Run]:
     """
 
     def key(run: Run) -> tuple[bool, float, float, str]:
-        under = words.finite(run.strongest(head.epsilon).get("accuracy"))
-        clean = words.finite(run.clean("accuracy"))
+        under, clean = run.strongest(head.epsilon).accuracy.value, run.clean.accuracy.value
         place = (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
         return (not better_than_constant(run), *place)
 

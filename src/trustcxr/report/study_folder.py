@@ -5,19 +5,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from trustcxr.catalogue import ATTACKED, is_linf
 from trustcxr.errors import UserError
-from trustcxr.evaluation.alarms import judged
 from trustcxr.report import words
-from trustcxr.results import files, folders
+from trustcxr.results import documents, files, folders
+from trustcxr.results.alarms import judged
+from trustcxr.results.documents import AttackResult, Classification, RunDocument, SaliencyDocument, StudyDocument
+from trustcxr.results.flat import understood
+from trustcxr.results.tables import CLEAN
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-
-ANY = "any"  # number of steps
+_T = TypeVar("_T")
+Steps = int | None | Literal["any"]
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Run:
     A document that another judge of gradients wrote (version 0.1) is judged anew, by the one there is.
     """
 
-    metrics: dict[str, Any]
+    metrics: RunDocument
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
@@ -38,76 +42,80 @@ class Run:
 
     def alarmed(self, kind: str) -> bool:
         """Whether it has an alarm of this kind."""
-        return any(alarm.get("kind") == kind for alarm in words.records(self.metrics.get("alarms")))
+        return any(alarm.kind == kind for alarm in self.metrics.alarms)
+
+    @property
+    def masked(self) -> bool | None:
+        """Whether its gradients fail; None where that could not be looked for."""
+        return self.metrics.masking.masked if self.metrics.masking else None
 
     @property
     def way(self) -> str:
         """How it was trained: fgsm, or fgsm (background gate)."""
-        return words.way(self.defence, self.metrics.get("background"))
+        return words.way(self.defence, self.metrics.background)
 
     @property
     def name(self) -> str:
         """The folder's name: resnet18-fgsm-s0."""
-        return str(self.metrics.get("run") or self.folder.name)
+        return self.metrics.run or self.folder.name
 
     @property
     def model(self) -> str:
         """The network's name, or a dash."""
-        return str(self.metrics.get("model") or words.DASH)
+        return self.metrics.model or words.DASH
 
     @property
     def defence(self) -> str:
         """How it was trained, or a dash."""
-        return str(self.metrics.get("defence") or words.DASH)
-
-    def clean(self, key: str) -> Any:
-        """A number of the clean test images, or None."""
-        return words.get(self.metrics, "clean", key)
+        return self.metrics.defence or words.DASH
 
     @property
-    def attacks(self) -> list[dict[str, Any]]:
-        """The entries of `attacks` that have a name and a finite epsilon."""
-        entries = words.records(self.metrics.get("attacks"))
-        return [e for e in entries if e.get("attack") and words.finite(e.get("epsilon")) is not None]
+    def clean(self) -> Classification:
+        """The clean test images."""
+        return self.metrics.clean
 
-    def at(self, epsilon: float | None) -> list[dict[str, Any]]:
+    @property
+    def attacks(self) -> list[AttackResult]:
+        """The entries of `attacks` that have a name and an epsilon."""
+        return [entry for entry in self.metrics.attacks if entry.attack and entry.epsilon is not None]
+
+    def at(self, epsilon: float | None) -> list[AttackResult]:
         """The entries of one epsilon."""
-        return [e for e in self.attacks if epsilon is not None and abs(float(e["epsilon"]) - epsilon) < 1e-9]
+        return [entry for entry in self.attacks if entry.at(epsilon)]
 
-    def attacked(self, attack: str, epsilon: float | None, steps: Any = ANY) -> dict[str, Any]:
+    def attacked(self, attack: str, epsilon: float | None, steps: Steps = "any") -> AttackResult:
         """The entry of one attack at one epsilon, with these steps or, unless said, the one of lowest accuracy.
 
-        An empty dictionary where it was not measured.
+        An empty entry where it was not measured.
         """
-        return _lowest([e for e in self.at(epsilon) if e["attack"] == attack and steps in (ANY, e.get("steps"))])
+        return _lowest([e for e in self.at(epsilon) if e.attack == attack and steps in ("any", e.steps)])
 
-    def strongest(self, epsilon: float | None) -> dict[str, Any]:
+    def strongest(self, epsilon: float | None) -> AttackResult:
         """The entry of lowest accuracy of all attacks at one epsilon, but for L2 radii, which are another measure."""
-        return _lowest([e for e in self.at(epsilon) if e["attack"] != "pgd-l2"])
+        return _lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)])
 
-    def efforts(self) -> list[tuple[str, Any]]:
+    def efforts(self) -> list[tuple[str, int | None]]:
         """Every attack with its steps, each once: PGD with 10 and with 40 steps are two."""
-        return sorted({(e["attack"], e.get("steps")) for e in self.attacks}, key=lambda pair: (pair[0], pair[1] or 0))
+        return sorted({(e.attack, e.steps) for e in self.attacks}, key=lambda pair: (pair[0], pair[1] or 0))
 
-    def sweep(self, attack: str, steps: Any) -> list[dict[str, Any]]:
+    def sweep(self, attack: str, steps: int | None) -> list[AttackResult]:
         """The entries of one attack with these steps that have an accuracy, by rising epsilon."""
-        mine = [e for e in self.attacks if (e["attack"], e.get("steps")) == (attack, steps)]
-        return sorted((e for e in mine if words.finite(e.get("accuracy")) is not None), key=lambda e: e["epsilon"])
+        mine = [e for e in self.attacks if (e.attack, e.steps) == (attack, steps) and e.accuracy.value is not None]
+        return sorted(mine, key=lambda entry: entry.epsilon or 0.0)
 
-    def saliency_methods(self) -> dict[str, dict[str, Any]]:
+    def saliency_methods(self) -> dict[str, SaliencyDocument]:
         """Metrics of each saliency method."""
-        found = self.metrics.get("saliency")
-        return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+        return self.metrics.saliency
 
     def measured(self, method: str, *, perturbed: bool) -> dict[str, int]:
         """How many images each measure has a value for, from saliency.parquet; empty without it."""
         table = self.saliency
         if table is None or not {"method", "condition", "measure", "value"} <= set(table):
             return {}
-        rows = table[(table["method"] == method) & (table["condition"] == ("fgsm" if perturbed else "clean"))]
+        rows = table[(table["method"] == method) & (table["condition"] == (ATTACKED if perturbed else CLEAN))]
         return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
 
-    def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
+    def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
         path = self.folder / name
         if not path.is_file():
             return None
@@ -132,6 +140,17 @@ class Run:
 
         return self._read(folders.SALIENCY_FILE, pd.read_parquet)
 
+    @cached_property
+    def evaluations(self) -> dict[str, RunDocument]:
+        """Its metrics.json on other data, by the name of the folder in evaluations/."""
+        found = {}
+        for file in sorted(self.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
+            name = file.parent.name
+            document = self._read(f"evaluations/{name}/{file.name}", lambda path: documents.read(RunDocument, path))
+            if document is not None:
+                found[name] = document
+        return found
+
     def predictions(self) -> "pd.DataFrame | None":
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
         import pandas as pd
@@ -150,15 +169,15 @@ class StudyFolder:
     """A study on disk."""
 
     path: Path
-    study: dict[str, Any]
+    study: StudyDocument
     runs: list[Run]
     notes: list[str]  # what is missing or could not be read
 
 
-def _lowest(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of lowest accuracy: the strongest attack counts. Empty without any."""
-    whole = [e for e in entries if words.finite(e.get("accuracy")) is not None]
-    return min(whole, key=lambda e: float(e["accuracy"])) if whole else (entries[0] if entries else {})
+def _lowest(entries: list[AttackResult]) -> AttackResult:
+    """The entry of lowest accuracy: the strongest attack counts. An empty one without any."""
+    known = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
+    return min(known, key=lambda pair: pair[0])[1] if known else entries[0] if entries else AttackResult()
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":
@@ -181,37 +200,46 @@ def read(path: Path) -> StudyFolder:
     """
     path = Path(path)
     source = folders.check_study(path) / folders.STUDY_RESULTS
-    study = files.read_json(source)
-    if not isinstance(study, dict):
+    content = files.read_json(source)
+    if not isinstance(content, dict):
         raise UserError(f"{source}: not the document of a study: run the study again to write it")
     notes: list[str] = []
-    on_disk: dict[str, dict[str, Any]] = {}
+    study, lost = understood(StudyDocument, content)
+    _note_lost(source.name, lost, notes)
+    on_disk: dict[str, RunDocument] = {}
     for file in sorted(path.glob(f"runs/*/{folders.METRICS_FILE}")):
         try:
-            on_disk[file.parent.name] = dict(files.read_json(file))
-        except (UserError, TypeError, ValueError):
+            on_disk[file.parent.name], lost = understood(RunDocument, files.read_document(file))
+        except UserError:
             notes.append(f"{file.parent.name}/{file.name} could not be read.")
+        else:
+            _note_lost(f"{file.parent.name}/{file.name}", lost, notes)
     return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes)
 
 
-def _runs(path: Path, study: dict[str, Any], on_disk: dict[str, dict[str, Any]], notes: list[str]) -> list[Run]:
+def _note_lost(name: str, lost: list[str], notes: list[str]) -> None:
+    if lost:
+        notes.append(f"{name}: not understood and left out: {words.listed(lost)}.")
+
+
+def _runs(path: Path, study: StudyDocument, on_disk: dict[str, RunDocument], notes: list[str]) -> list[Run]:
     runs = []
-    for document in words.records(study.get("runs")):
+    for document in study.runs:
         # A folder's name comes from a file, so it must stay inside runs/.
-        folder_name = Path(str(document.get("run") or "unnamed")).name
-        stored = on_disk.pop(folder_name, {})
+        folder_name = Path(document.run or "unnamed").name
+        stored = on_disk.pop(folder_name, RunDocument())
         _note_disagreement(folder_name, document, stored, notes)
-        runs.append(Run({**stored, **document}, path / "runs" / folder_name, notes))
+        runs.append(Run(document.over(stored), path / "runs" / folder_name, notes))
     if "runs" not in study:
-        runs = [Run({"run": name, **document}, path / "runs" / name, notes) for name, document in on_disk.items()]
+        runs = [Run(document, path / "runs" / name, notes) for name, document in on_disk.items()]
     elif on_disk:
         notes.append(f"not in study.json and not shown: {words.listed(on_disk)}.")
     label(runs)
     return runs
 
 
-def _note_disagreement(name: str, document: dict[str, Any], stored: dict[str, Any], notes: list[str]) -> None:
-    ours, theirs = (words.finite(words.get(d, "clean", "accuracy")) for d in (document, stored))
+def _note_disagreement(name: str, document: RunDocument, stored: RunDocument, notes: list[str]) -> None:
+    ours, theirs = document.clean.accuracy.value, stored.clean.accuracy.value
     if ours is not None and theirs is not None and abs(ours - theirs) > 1e-6:
         notes.append(
             f"{name}: study.json says {words.percent(ours)} clean accuracy, its metrics.json {words.percent(theirs)}; "
@@ -223,13 +251,13 @@ def label(runs: list[Run]) -> None:
     """Name each run by network and defence, and by background and seed only where they tell runs apart."""
 
     def pair(run: Run) -> tuple[str, ...]:
-        return run.model, run.defence, str(run.metrics.get("background") or "full")
+        return run.model, run.defence, run.metrics.background or "full"
 
     seeds = Counter(pair(run) for run in runs)
     for run in runs:
-        background = str(run.metrics.get("background") or "full")
+        background = run.metrics.background or "full"
         parts = [] if background == "full" else [f"background {background}"]
         if seeds[pair(run)] > 1:
-            parts.append(f"seed {run.metrics.get('seed', words.DASH)}")
+            parts.append(f"seed {words.DASH if run.metrics.seed is None else run.metrics.seed}")
         run.qualifier = ", ".join(parts)
         run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if parts else "")

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from trustcxr.catalogue import Method
-from trustcxr.evaluation.gradient_masking import FGSM_OVERSTATES
+from trustcxr.catalogue import ATTACKS, Method
 from trustcxr.report import words
 from trustcxr.report.alarms import Findings
 from trustcxr.report.ranking import (
@@ -18,14 +16,18 @@ from trustcxr.report.ranking import (
     ways,
 )
 from trustcxr.report.study_folder import Run
+from trustcxr.results.documents import (
+    AttackResult,
+    Classification,
+    Comparison,
+    Figure,
+    StudyDocument,
+)
+from trustcxr.results.gradient_masking import FGSM_OVERSTATES
 
-_ATTACKS = {
-    "fgsm": "A single step, the weakest of these attacks. ",
-    "pgd": "Many small steps: a stronger attack, which training against a single step may not withstand. ",
-}
-_LEVEL = 0.05  # of the corrected p-value
 _FEW = 4  # up to so many comparisons are told one by one
-Numbers = Callable[[Run], dict[str, Any]]
+_ENERGY = "infection_energy"  # the measure that the summary speaks of
+Numbers = Callable[[Run], Classification | AttackResult]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Tile:
     owner: str
 
 
-def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: Findings) -> str:
+def paragraph(study: StudyDocument, runs: list[Run], head: Headline, findings: Findings) -> str:
     """The answer in one paragraph: the best when clean, under each attack, and whether robust heatmaps agree better."""
     best = best_by(runs, clean_numbers)
     if best is None:
@@ -76,10 +78,9 @@ def paragraph(study: dict[str, Any], runs: list[Run], head: Headline, findings: 
     return " ".join(parts)
 
 
-def clean_numbers(run: Run) -> dict[str, Any]:
+def clean_numbers(run: Run) -> Classification:
     """The numbers of the unperturbed test images."""
-    document = run.metrics.get("clean")
-    return document if isinstance(document, dict) else {}
+    return run.clean
 
 
 def under(head: Headline, attack: str) -> Numbers:
@@ -89,24 +90,28 @@ def under(head: Headline, attack: str) -> Numbers:
 
 def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
     """The run with the highest accuracy, of those better than a constant answer if there are; None without any."""
-    scored = [run for run in runs if words.finite(numbers(run).get("accuracy")) is not None]
+    scored = [run for run in runs if numbers(run).accuracy.value is not None]
     scored = [run for run in scored if better_than_constant(run)] or scored
-    return max(scored, key=lambda run: float(numbers(run)["accuracy"])) if scored else None
+    return max(scored, key=lambda run: _accuracy(run, numbers)) if scored else None
+
+
+def _accuracy(run: Run, numbers: Numbers) -> float:
+    return numbers(run).accuracy.value or 0.0
 
 
 def named(best: Run, runs: list[Run], numbers: Numbers) -> str:
     """The best run's label, and how many others have the very same accuracy."""
-    mine = float(numbers(best)["accuracy"])
-    values = [words.finite(numbers(run).get("accuracy")) for run in runs if run is not best]
+    mine = _accuracy(best, numbers)
+    values = [numbers(run).accuracy.value for run in runs if run is not best]
     same = sum(value is not None and abs(value - mine) < 1e-9 for value in values)
     return f"{best.label} (and {words.plural(same, 'other')} with the same figure)" if same else best.label
 
 
-def figure(entry: dict[str, Any]) -> str:
+def figure(entry: Classification | AttackResult) -> str:
     """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
-    inside = words.between(entry.get("accuracy_ci"), 1, scale=100)
-    brackets = (f"95\u00a0% CI {inside}, " if inside else "") + f"n\u00a0=\u00a0{words.count(entry.get('n'))}"
-    return f"{words.percent(entry.get('accuracy'))} ({brackets})"
+    inside = words.between(entry.accuracy.interval, 1, scale=100)
+    brackets = (f"95\u00a0% CI {inside}, " if inside else "") + f"n\u00a0=\u00a0{words.count(entry.n)}"
+    return f"{words.percent(entry.accuracy.value)} ({brackets})"
 
 
 def _best_under(runs: list[Run], head: Headline, attack: str) -> str:
@@ -122,9 +127,8 @@ def _constant(runs: list[Run], head: Headline) -> str:
     best = best_by(runs, under(head, head.strongest)) if head.strongest else None
     if best is None or head.strongest is None:
         return ""
-    entry, constant = under(head, head.strongest)(best), constant_answer(best)
-    ci = words.interval(entry.get("accuracy_ci"))
-    low = ci[0] if ci else words.finite(entry.get("accuracy"))
+    share, constant = under(head, head.strongest)(best).accuracy, constant_answer(best)
+    low = share.interval[0] if share.interval else share.value
     if constant is None or low is None:
         return ""
     verb = "is" if low > constant else "is not shown to be"
@@ -135,8 +139,8 @@ def _constant(runs: list[Run], head: Headline) -> str:
 def _masked(runs: list[Run]) -> str:
     """In how many runs gradients fail, and in how many FGSM overstates, by the verdict of each."""
     of = words.plural(len(runs), "run")
-    failing = sum(words.get(run.metrics, "masking", "masked") is True for run in runs)
-    unknown = sum(words.get(run.metrics, "masking", "masked") is None for run in runs)
+    failing = sum(run.masked is True for run in runs)
+    unknown = sum(run.masked is None for run in runs)
     flattered = sum(run.alarmed(FGSM_OVERSTATES) for run in runs)
     told = [f"In {failing} of {of} gradients fail: their robust accuracy is too good to be true."] if failing else []
     if unknown:
@@ -148,26 +152,23 @@ def _masked(runs: list[Run]) -> str:
     return " ".join(told)
 
 
-def points(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Point]:
+def points(study: StudyDocument, runs: list[Run], head: Headline) -> list[Point]:
     """The same in detail, a point per question: what was tested, clean, each attack, heatmaps."""
     if not runs:
         return []
     found = [Point("What was tested", _scope(runs, head)), Point("X-rays as they are", _rivals(runs, clean_numbers))]
     for attack in head.attacks:
         moves = [m for m in (_moves(runs, head, attack, way) for way in ways(runs)) if m]
-        text = _ATTACKS.get(attack, "") + (f"{_capital('; '.join(moves))}. " if moves else "")
+        about = f"{ATTACKS[attack].about} " if attack in ATTACKS and ATTACKS[attack].about else ""
+        text = about + (f"{words.capital('; '.join(moves))}. " if moves else "")
         lead = f"Under {head.names[attack]}, epsilon {words.epsilon(head.epsilon)}"
         found.append(Point(lead, text + _rivals(runs, under(head, attack))))
     heatmaps = _heatmaps(study, runs)
     return [*found, Point("Heatmaps", heatmaps)] if heatmaps else found
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _scope(runs: list[Run], head: Headline) -> str:
-    sizes = sorted({n for n in (words.finite(run.clean("n")) for run in runs) if n is not None})
+    sizes = sorted({n for n in (run.clean.n for run in runs) if n is not None})
     images = words.listed([words.count(n) for n in sizes])
     names = ways(runs)
     text = (
@@ -184,8 +185,8 @@ def _rivals(runs: list[Run], numbers: Numbers) -> str:
     best = best_by(runs, numbers)
     if best is None:
         return "Not measured."
-    mine = words.interval(numbers(best).get("accuracy_ci"))
-    others = [words.interval(numbers(run).get("accuracy_ci")) for run in runs if run is not best]
+    mine = numbers(best).accuracy.interval
+    others = [numbers(run).accuracy.interval for run in runs if run is not best]
     if mine is None or not others:
         return f"The best was {best.label}."
     overlapping = sum(pair is not None and pair[1] >= mine[0] for pair in others)
@@ -199,9 +200,7 @@ def _moves(runs: list[Run], head: Headline, attack: str, way: str) -> str:
     """`standard training: 82.3 % fell to 34.4 %`, or medians and the range where there are several such runs."""
     pairs = []
     for run in runs:
-        before, after = (
-            words.finite(d.get("accuracy")) for d in (clean_numbers(run), run.attacked(attack, head.epsilon))
-        )
+        before, after = run.clean.accuracy.value, run.attacked(attack, head.epsilon).accuracy.value
         if run.way == way and before is not None and after is not None:
             pairs.append((before, after))
     if not pairs:
@@ -216,40 +215,27 @@ def _moves(runs: list[Run], head: Headline, attack: str, way: str) -> str:
     )
 
 
-def energy_comparisons(study: dict[str, Any]) -> list[dict[str, Any]]:
+def energy_comparisons(study: StudyDocument) -> list[Comparison]:
     """The comparisons of infection energy by the main saliency method that have a difference."""
     rows = _all_energy_comparisons(study)
-    main = main_method({str(c.get("method")): c for c in rows})
-    return [c for c in rows if str(c.get("method")) == main]
+    main = main_method({str(row.method): row for row in rows})
+    return [row for row in rows if str(row.method) == main]
 
 
-def _all_energy_comparisons(study: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = [c for c in words.records(study.get("comparisons")) if c.get("measure") == "infection_energy"]
-    return [c for c in rows if words.finite(c.get("difference")) is not None]
+def _all_energy_comparisons(study: StudyDocument) -> list[Comparison]:
+    return [row for row in study.comparisons if row.measure == _ENERGY and row.difference.value is not None]
 
 
-def main_method(methods: Mapping[str, Any]) -> str:
+def main_method(methods: Mapping[str, object]) -> str:
     """Of several saliency methods the one that the summary speaks of: the first of the recipe."""
     return next(iter(methods), "")
 
 
-def verdict(comparison: dict[str, Any]) -> str:
-    """`higher`, `lower` or `not settled`: on which side of zero the interval of the difference lies.
-
-    Not settled too where the p-value, corrected for the number of comparisons, is not below 0.05.
-    """
-    pair = words.interval(comparison.get("difference_ci"))
-    corrected = words.finite(comparison.get("p_corrected"))
-    if pair is None or pair[0] <= 0 <= pair[1] or (corrected is not None and corrected >= _LEVEL):
-        return "not settled"
-    return "higher" if pair[0] > 0 else "lower"
-
-
-def answer(rows: list[dict[str, Any]]) -> str:
+def answer(rows: list[Comparison]) -> str:
     """Whether robust heatmaps agree better with the masks: yes, partly or no, with method, counts and images."""
-    found = [verdict(row) for row in rows]
+    found = [row.outcome for row in rows]
     higher, lower, total = found.count("higher"), found.count("lower"), len(rows)
-    sizes = sorted({n for n in (words.finite(row.get("n")) for row in rows) if n is not None})
+    sizes = sorted({n for n in (row.n for row in rows) if n is not None})
     told = _method_of(rows) + ([f"{words.listed([words.count(n) for n in sizes])} infected X-rays"] if sizes else [])
     images = f" ({', '.join(told)})" if told else ""
     made = "the one comparison made" if total == 1 else f"{total} comparisons"
@@ -266,19 +252,19 @@ def answer(rows: list[dict[str, Any]]) -> str:
     return f"That robust heatmaps agree better with the infection masks was not seen in {where}{images}{worse}."
 
 
-def _method_of(rows: list[dict[str, Any]]) -> list[str]:
-    return [words.method(rows[0]["method"])] if rows and rows[0].get("method") else []
+def _method_of(rows: list[Comparison]) -> list[str]:
+    return [words.method(rows[0].method)] if rows and rows[0].method else []
 
 
-def _by_the_others(study: dict[str, Any], main: list[dict[str, Any]]) -> str:
+def _by_the_others(study: StudyDocument, main: list[Comparison]) -> str:
     """In how many comparisons the heatmaps of each other method agree better: one that flatters is not left alone."""
-    others: dict[str, list[dict[str, Any]]] = {}
+    others: dict[str, list[Comparison]] = {}
     for row in _all_energy_comparisons(study):
-        if row.get("method") != main[0].get("method"):
-            others.setdefault(words.method(row.get("method")), []).append(row)
+        if row.method != main[0].method:
+            others.setdefault(words.method(row.method), []).append(row)
     if not others:
         return ""
-    told = [f"{n} in {sum(verdict(r) == 'higher' for r in rows)} of {len(rows)}" for n, rows in others.items()]
+    told = [f"{n} in {sum(r.outcome == 'higher' for r in rows)} of {len(rows)}" for n, rows in others.items()]
     return f"Better by the other methods: {'; '.join(told)}."
 
 
@@ -291,24 +277,24 @@ def _beside_activation(runs: list[Run]) -> str:
         alone = methods.get(str(Method.parse(main).control))
         if alone is not None:
             pairs = [
-                f"{name} {_measured(methods[main], key)}, control {_measured(alone, key)}"
-                for key, name in (("infection_energy", "energy"), ("pointing_hit_rate", "hit rate"))
+                f"{name} {_measured(methods[main].figure(key))}, control {_measured(alone.figure(key))}"
+                for key, name in ((_ENERGY, "energy"), ("pointing_hit_rate", "hit rate"))
             ]
             told.append(f"{run.label}: {'; '.join(pairs)}")
     return f"Beside the control, the layer’s activation without the network: {'. '.join(told)}." if told else ""
 
 
-def _measured(document: dict[str, Any], measure: str) -> str:
-    inside = words.between(document.get(f"{measure}_ci"), reveal=True)
-    return words.decimal(document.get(measure)) + (f" (95\u00a0% CI {inside})" if inside else "")
+def _measured(found: Figure) -> str:
+    inside = words.between(found.interval, reveal=True)
+    return words.decimal(found.value) + (f" (95\u00a0% CI {inside})" if inside else "")
 
 
-def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
+def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:
     rows, measured = energy_comparisons(study), [run for run in runs if run.saliency_methods()]
     if len(rows) <= _FEW:
         parts = [_one_comparison(row) for row in rows]
     else:
-        values = sorted(float(row["difference"]) for row in rows)
+        values = sorted(row.difference.value for row in rows if row.difference.value is not None)
         ends = f"lowest {words.signed(values[0])}, highest {words.signed(values[-1])}"
         parts = [
             f"Energy inside the infection masks, robust minus standard: median {words.signed(median(values))} ({ends})."
@@ -317,32 +303,24 @@ def _heatmaps(study: dict[str, Any], runs: list[Run]) -> str:
     return " ".join([*said, *parts, _beside_chance(measured)]).strip()
 
 
-def _one_comparison(row: dict[str, Any]) -> str:
-    found = {"higher": "it rose", "lower": "it fell", "not settled": "no difference is shown"}[verdict(row)]
-    inside = words.between(row.get("difference_ci"), reveal=True)
+def _one_comparison(row: Comparison) -> str:
+    found = {"higher": "it rose", "lower": "it fell", "not settled": "no difference is shown"}[row.outcome]
+    inside = words.between(row.difference.interval, reveal=True)
     interval = f", 95\u00a0% CI {inside}" if inside else ""
-    p_value = words.p_value(row.get("p_value"))
+    p_value = words.p_value(row.p_value)
     p_value = p_value if p_value.startswith("<") else f"=\u00a0{p_value}"
-    n = words.count(row.get("n"))
-    robust = words.way(row.get("defence", "robust training"), row.get("background"))
+    robust = words.way(row.defence or "robust training", row.background)
     return (
-        f"{row.get('model', words.DASH)}: energy inside the infection masks {words.decimal(row.get('standard'))} with "
-        f"standard training, {words.decimal(row.get('robust'))} with {robust} "
-        f"(difference {words.signed(row['difference'])}{interval}, p\u00a0{p_value}, n\u00a0=\u00a0{n}): {found}."
+        f"{row.model or words.DASH}: energy inside the infection masks {words.decimal(row.standard)} with "
+        f"standard training, {words.decimal(row.robust)} with {robust} "
+        f"(difference {words.signed(row.difference.value)}{interval}, p\u00a0{p_value}, "
+        f"n\u00a0=\u00a0{words.count(row.n)}): {found}."
     )
-
-
-def chance_verdict(document: dict[str, Any], measure: str = "infection_energy") -> str:
-    """Where the whole interval lies: `above` or `below` chance, `around` it, or `` where a number is missing."""
-    pair, chance = words.interval(document.get(f"{measure}_ci")), words.finite(document.get(f"{measure}_chance"))
-    if pair is None or chance is None:
-        return ""
-    return "above" if pair[0] > chance else "below" if pair[1] < chance else "around"
 
 
 def _beside_chance(runs: list[Run]) -> str:
     methods = [run.saliency_methods() for run in runs]
-    found = [chance_verdict(of_run[main_method(of_run)]) for of_run in methods]
+    found = [of_run[main_method(of_run)].figure(_ENERGY).against_chance for of_run in methods]
     known = [v for v in found if v]
     if not known:
         return "Chance was not measured beside it." if runs else ""
@@ -352,7 +330,7 @@ def _beside_chance(runs: list[Run]) -> str:
     )
 
 
-def tiles(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Tile]:
+def tiles(study: StudyDocument, runs: list[Run], head: Headline) -> list[Tile]:
     """Best clean accuracy, best under each headline attack, and in how many comparisons heatmaps got better."""
     found = [_tile("Best clean accuracy", runs, clean_numbers)]
     for attack in head.attacks[:2]:
@@ -360,8 +338,8 @@ def tiles(study: dict[str, Any], runs: list[Run], head: Headline) -> list[Tile]:
         found.append(_tile(title, runs, under(head, attack)))
     rows = energy_comparisons(study)
     if rows:
-        better = sum(verdict(row) == "higher" for row in rows)
-        worse = sum(verdict(row) == "lower" for row in rows)
+        better = sum(row.outcome == "higher" for row in rows)
+        worse = sum(row.outcome == "lower" for row in rows)
         detail = f"worse in {worse}, not settled in {len(rows) - better - worse}"
         whose = ", ".join(["infection energy", *_method_of(rows), "interval clear of zero"])
         # A control that is there must not be overlooked by who reads the large figures alone.
@@ -375,6 +353,6 @@ def _tile(title: str, runs: list[Run], numbers: Numbers) -> Tile | None:
     if best is None:
         return None
     entry = numbers(best)
-    inside = words.between(entry.get("accuracy_ci"), 1, scale=100)
-    detail = (f"95\u00a0% CI {inside}, " if inside else "") + f"n = {words.count(entry.get('n'))}"
-    return Tile(title, words.percent(entry.get("accuracy")), detail, best.label)
+    inside = words.between(entry.accuracy.interval, 1, scale=100)
+    detail = (f"95\u00a0% CI {inside}, " if inside else "") + f"n = {words.count(entry.n)}"
+    return Tile(title, words.percent(entry.accuracy.value), detail, best.label)

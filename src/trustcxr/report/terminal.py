@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.catalogue import REFERENCES
-from trustcxr.evaluation import gradient_masking
+from trustcxr.catalogue import REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label
+from trustcxr.results import gradient_masking
 from trustcxr.results.documents import (
     Accuracy,
     AttackResult,
@@ -16,6 +16,7 @@ from trustcxr.results.documents import (
     RunDocument,
     SaliencyDocument,
     Share,
+    StudyDocument,
     TrainingDocument,
 )
 
@@ -25,17 +26,17 @@ if TYPE_CHECKING:
 _WIDEST = 22  # of a model's name
 
 
-def leaderboard(study: dict[str, Any]) -> "Table":
+def leaderboard(study: StudyDocument) -> "Table":
     """A rich table of at most 100 columns from the document of study.json.
 
     Figures are percent, with the 95 % interval in whole percent; a dash is a value that was not measured.
     """
     from rich.table import Table
 
-    runs = [Run(document, Path(), []) for document in words.records(study.get("runs"))]
+    runs = [Run(document, Path(), []) for document in study.runs]
     label(runs)
     head = headline(study, runs)
-    attacks = (head.attacks or ("fgsm", "pgd"))[:3]
+    attacks = (head.attacks or USUAL_ATTACKS)[:3]
     title = f"Accuracy in % (95 % interval), split {head.split}"
     if head.attacks:
         title += f", attacks at epsilon {words.epsilon(head.epsilon)}"
@@ -50,16 +51,14 @@ def leaderboard(study: dict[str, Any]) -> "Table":
     for name in ["F1", "AUROC", "ECE", "n"]:
         table.add_column(name, justify="right", no_wrap=True)
     for run in ordered(runs, head):
-        entries = [run.metrics.get("clean"), *[run.attacked(a, head.epsilon) for a in attacks]]
+        shares = [run.clean.accuracy, *[run.attacked(a, head.epsilon).accuracy for a in attacks]]
         table.add_row(
             # Networks side by side stand one below the other, not broken in mid-word.
             _plain(run.model if len(run.model) <= _WIDEST else run.model.replace("+", "+\n")),
             _plain(f"{run.defence}, {run.qualifier}" if run.qualifier else run.defence),
-            *[_share(entry, between) for entry in entries],
-            words.decimal(run.clean("f1_macro"), 2),
-            words.decimal(run.clean("auroc_macro"), 2),
-            words.decimal(run.clean("ece"), 2),
-            words.count(run.clean("n")),
+            *[_share(share, between) for share in shares],
+            *[words.decimal(s.value, 2) for s in (run.clean.f1_macro, run.clean.auroc_macro, run.clean.ece)],
+            words.count(run.clean.n),
         )
     return table
 
@@ -87,10 +86,10 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _share(entry: Any, between: str) -> str:
-    pair = words.interval(words.get(entry, "accuracy_ci"))
+def _share(share: Share, between: str) -> str:
+    pair = share.interval
     inside = f"{between}({100 * pair[0]:.0f}–{100 * pair[1]:.0f})" if pair else ""
-    return words.hundred(words.get(entry, "accuracy")) + inside
+    return words.hundred(share.value) + inside
 
 
 CALIBRATED = "probabilities are calibrated on the run's validation images; on films from elsewhere they may not be"
@@ -156,7 +155,7 @@ def _attack(row: AttackResult | Drop) -> str:
 
 def remarks(document: RunDocument) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
-    lines = [gradient_masking.sentence(document.masking.plain())] if document.masking else []
+    lines = [gradient_masking.sentence(document.masking)] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
         worst = min(document.corruptions, key=lambda row: row.accuracy.value or 0.0)
         lines.append(

@@ -159,6 +159,10 @@ class Document(BaseModel):
                 lost.append(f"{cls.__name__}.{name}")
             return cls.model_fields[name].get_default(call_default_factory=True)
 
+    def over(self: _D, other: _D) -> _D:
+        """This document, with what it lacks from another one of its kind."""
+        return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
     def items(self) -> Iterator[tuple[str, Any]]:
         """The keys as they stand on disk, with documents as values."""
         for name, field in type(self).model_fields.items():
@@ -170,6 +174,13 @@ class Document(BaseModel):
             else:
                 yield field.alias or name, value
         yield from (self.model_extra or {}).items()
+
+    def shares(self) -> Iterator[tuple[str, Share]]:
+        """Its figures that have an interval, by name."""
+        for name in self._shares:
+            found = getattr(self, name)
+            if found.ci is not None:
+                yield name, found
 
     def keys(self) -> KeysView[str]:
         """The keys as they stand on disk."""

@@ -194,7 +194,7 @@ class Study:
                 self.datasets["val"].classes,
                 resamples=100,
             )
-            values.setdefault(run.model.name, []).append(figures[by])
+            values.setdefault(run.model.name, []).append(float(figures[by] or 0.0))
         ranked = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
         count = self.recipe.selection.count
         return [Ranked(model=name, value=value, chosen=i < count) for i, (value, name) in enumerate(ranked)]

@@ -24,7 +24,7 @@ from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
-from trustcxr.results.documents import Alarm, Drop, RunDocument, TrainingDocument
+from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
 from trustcxr.results.locks import holding
 from trustcxr.study import films as tested
 from trustcxr.study import preflight
@@ -164,8 +164,7 @@ class RunFolder:
             document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
         internal = self.folder / folders.PREDICTIONS_FILE
         if self.place != self.folder and internal.is_file():
-            drops = metrics.drop_from_internal(files.read_table(internal), table)
-            document.drop_from_internal = [Drop.model_validate(drop) for drop in drops]
+            document.drop_from_internal = metrics.drop_from_internal(files.read_table(internal), table)
         self._beside(document, films, resamples)
         files.write_json(path, document)
         return document

@@ -1,7 +1,7 @@
 """Curves and dot plots as small SVGs that go into the page as they are: text stays text, nothing points outside."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trustcxr.report import words
 from trustcxr.report.figures.svg import (
@@ -18,7 +18,7 @@ from trustcxr.report.figures.svg import (
 )
 from trustcxr.report.ranking import Headline, constant_answer
 from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import verdict
+from trustcxr.results.documents import AttackResult, Classification, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +34,14 @@ def accuracy_dots(runs: list[Run], head: Headline) -> str:
         axes = figure.add_subplot()
         _rows(axes, [run.label for run in runs])
         for row, run in enumerate(runs):
-            series = [(run.metrics.get("clean"), *CLEAN_STYLE)]
+            series: list[tuple[Classification | AttackResult, str, str]] = [(run.clean, *CLEAN_STYLE)]
             series += [(run.attacked(name, head.epsilon), colour, mark) for name, colour, mark in attacks]
             for place, (entry, colour, mark) in enumerate(series):
-                value = words.finite(words.get(entry, "accuracy"))
+                value = entry.accuracy.value
                 if value is None:
                     continue
                 y = row + shift * (place - (len(series) - 1) / 2)
-                error = _error(value, words.get(entry, "accuracy_ci"))
+                error = _error(value, entry.accuracy.interval)
                 axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, capsize=0, clip_on=False)
             constant = constant_answer(run)
             if constant is not None:
@@ -57,7 +57,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> str:
 
 def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
     """Accuracy against epsilon for the runs of one network: a colour per defence, a dash and marker per attack."""
-    epsilons = sorted({float(e["epsilon"]) for run in runs for e in run.attacks if float(e["epsilon"]) > 0})
+    epsilons = radii(runs)
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -81,14 +81,19 @@ def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
     )
 
 
+def radii(runs: list[Run]) -> list[float]:
+    """Every epsilon above 0 at which a run was attacked."""
+    return sorted({entry.epsilon for run in runs for entry in run.attacks if entry.epsilon})
+
+
 def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
     _, mark, dash = attack_style(attack)
     colour = defence_colour(run.defence)
     entries = run.sweep(attack, steps)
-    points = [(float(e["epsilon"]), float(e["accuracy"]), words.interval(e.get("accuracy_ci"))) for e in entries]
-    clean = words.finite(run.clean("accuracy"))
-    if clean is not None and not any(p[0] == 0 for p in points):
-        points.insert(0, (0.0, clean, words.interval(run.clean("accuracy_ci"))))
+    points = [(e.epsilon or 0.0, e.accuracy.value or 0.0, e.accuracy.interval) for e in entries]
+    clean = run.clean.accuracy
+    if clean.value is not None and not any(p[0] == 0 for p in points):
+        points.insert(0, (0.0, clean.value, clean.interval))
     x, y = [p[0] for p in points], [p[1] for p in points]
     axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
@@ -120,23 +125,22 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def forest(measure: str, rows: list[dict[str, Any]], key: str) -> str | None:
+def forest(measure: str, rows: list[Comparison], key: str) -> str | None:
     """Difference robust minus standard of one measure with its interval, a row per comparison, zero marked."""
-    rows = [row for row in rows if words.finite(row.get("difference")) is not None]
-    if not rows:
+    known = [(row, row.difference.value) for row in rows if row.difference.value is not None]
+    if not known:
         return None
     colours = {"higher": "#00664a", "lower": "#b3261e", "not settled": QUIET}
     scale = 100 if "accuracy" in measure else 1
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        _rows(axes, [f"{row.get('model', words.DASH)} · {row.get('defence', words.DASH)}" for row in rows])
+        _rows(axes, [f"{row.model or words.DASH} · {row.defence or words.DASH}" for row, _ in known])
         axes.axvline(0, color=INK, lw=1)
-        for place, row in enumerate(rows):
-            value = scale * float(row["difference"])
-            pair = words.interval(row.get("difference_ci"))
-            error = _error(value, None if pair is None else [scale * pair[0], scale * pair[1]])
-            axes.errorbar(value, place, xerr=error, fmt="o", color=colours[verdict(row)], ms=5.5, lw=1.5)
+        for place, (row, difference) in enumerate(known):
+            value, pair = scale * difference, row.difference.interval
+            error = _error(value, None if pair is None else (scale * pair[0], scale * pair[1]))
+            axes.errorbar(value, place, xerr=error, fmt="o", color=colours[row.outcome], ms=5.5, lw=1.5)
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)
@@ -145,4 +149,4 @@ def forest(measure: str, rows: list[dict[str, Any]], key: str) -> str | None:
         axes.set_xlabel(f"robust minus standard{unit}")
 
     alt = f"Forest plot of {words.measure(measure)}, robust minus standard; the numbers stand in the table."
-    return draw(480, 84 + 22 * len(rows), plot, alt=alt, key=key)
+    return draw(480, 84 + 22 * len(known), plot, alt=alt, key=key)

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.report import words
+from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.report.figures import svg
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.robustness import _conditions
+from trustcxr.results.documents import Calibrated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,21 +15,21 @@ if TYPE_CHECKING:
 RELIABILITY_LEGEND = (
     ("clean", svg.CLEAN_STYLE[0], "o", "solid"),
     ("clean, scaled", svg.CLEAN_STYLE[0], "s", (0, (4, 2))),
-    ("under the strongest attack", svg.attack_style("pgd")[0], "^", "solid"),
-    ("under it, scaled", svg.attack_style("pgd")[0], "D", (0, (1, 1.2))),
+    ("under the strongest attack", svg.attack_style(USUAL_ATTACKS[-1])[0], "^", "solid"),
+    ("under it, scaled", svg.attack_style(USUAL_ATTACKS[-1])[0], "D", (0, (1, 1.2))),
 )
 
 
 def reliability(run: Run, head: Headline, key: str) -> str | None:
     """Accuracy against stated confidence, before and after scaling, clean and under the strongest headline attack."""
-    conditions = _conditions(run.metrics.get("calibration"), head)
+    document = run.metrics.calibration
+    conditions = _conditions(document, head) if document else []
     if not conditions:
         return None
     strongest = run.attacked(head.strongest or "", head.epsilon)
-    key_of = (strongest.get("attack"), strongest.get("steps"))
-    under = next((part for _, part in conditions[1:] if (part.get("attack"), part.get("steps")) == key_of), {})
-    series = [conditions[0][1].get("bins"), conditions[0][1].get("bins_scaled")]
-    series += [under.get("bins"), under.get("bins_scaled")]
+    key_of, clean = (strongest.attack, strongest.steps), conditions[0][1]
+    under = next((part for _, part in conditions[1:] if (part.attack, part.steps) == key_of), Calibrated())
+    series = [clean.bins, clean.bins_scaled, under.bins, under.bins_scaled]
 
     def plot(figure: "Figure") -> None:
         import numpy as np
@@ -36,8 +37,7 @@ def reliability(run: Run, head: Headline, key: str) -> str | None:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         for bins, (_, colour, mark, dash) in zip(series, RELIABILITY_LEGEND, strict=True):
-            names = ("confidence", "accuracy", "n")
-            points = [[words.finite(row.get(name)) for name in names] for row in words.records(bins)]
+            points = [(part.confidence, part.accuracy, part.n) for part in bins]
             known = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
             x, y, counts = known.T
             sizes = 6 + 90 * counts / max(counts.sum(), 1)

@@ -41,7 +41,7 @@ def bars(runs: list[Run]) -> str | None:
 
 def parts(gap: Gap) -> list[tuple[float, float, str]]:
     """Start, end and colour of each part of the bar."""
-    clean = words.finite(gap.run.clean("accuracy"))
+    clean = gap.run.clean.accuracy.value
     top = gap.certified if clean is None else max(clean, gap.certified)
     held = top if gap.attacked is None else max(gap.attacked, gap.certified)
     return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, held, _OPEN), (held, top, _LOST)]

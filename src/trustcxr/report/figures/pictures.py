@@ -205,7 +205,7 @@ def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
         shown=tuple(shown),
         left_out=tuple(model for model in groups if model not in shown),
         columns=1 + width,
-        split=str(first.metrics.get("split") or words.DASH),
+        split=first.metrics.split or words.DASH,
         infected="infection" in arrays and bool(arrays["infection"].any()),
         extremes=any("best" in _why(arrays, i) or "worst" in _why(arrays, i) for i in range(total)),
     )

@@ -1,13 +1,14 @@
 """Figures of the comparison of heatmaps and of their sanity check, drawn as those of figures.py."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import MEASURES
 from trustcxr.report import words
 from trustcxr.report.figures.svg import INK, QUIET, RULE, _error, _rows, defence_colour, draw
 from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import main_method, verdict
+from trustcxr.report.summary import main_method
 from trustcxr.report.tables.saliency import documents
+from trustcxr.results.documents import Comparison, SaliencyDocument
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ def explanation_dots(runs: list[Run]) -> str | None:
     """Infection energy, IoU and hit rate of every run (first method) as dots with intervals, chance as a tick."""
     measured = [(run, next(iter(run.saliency_methods().values()))) for run in runs if run.saliency_methods()]
     names = ("infection_energy", "infection_iou", "pointing_hit_rate")
-    if not any(words.finite(document.get(name)) is not None for _, document in measured for name in names):
+    if not any(document.figure(name).value is not None for _, document in measured for name in names):
         return None
 
     def plot(figure: "Figure") -> None:
@@ -26,12 +27,12 @@ def explanation_dots(runs: list[Run]) -> str | None:
             _rows(axes, [run.label for run, _ in measured])
             axes.set_title(words.measure(name), fontsize=11, loc="left")
             for row, (run, document) in enumerate(measured):
-                value, chance = words.finite(document.get(name)), words.finite(document.get(f"{name}_chance"))
-                if chance is not None:
-                    axes.plot([chance] * 2, [row - 0.34, row + 0.34], color=INK, lw=1.6)
-                if value is not None:
-                    error, colour = _error(value, document.get(f"{name}_ci")), defence_colour(run.defence)
-                    axes.errorbar(value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5, clip_on=False)
+                found = document.figure(name)
+                if found.chance is not None:
+                    axes.plot([found.chance] * 2, [row - 0.34, row + 0.34], color=INK, lw=1.6)
+                if found.value is not None:
+                    error, colour = _error(found.value, found.interval), defence_colour(run.defence)
+                    axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5, clip_on=False)
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
@@ -44,21 +45,21 @@ _COLUMNS = 4
 _COLOURS = {"better": "#00664a", "worse": "#b3261e", "not settled": QUIET}
 
 
-def forests(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def forests(rows: list[Comparison]) -> list[tuple[str, str]]:
     """For each saliency method its name and one forest plot over models and measures."""
     found = []
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows if row.get("method")))
+    methods = list(dict.fromkeys(row.method for row in rows if row.method))
     for number, method in enumerate(methods):
-        mine = [r for r in rows if r.get("method") == method and words.finite(r.get("difference")) is not None]
+        mine = [row for row in rows if row.method == method and row.difference.value is not None]
         drawn = forest(method, mine, f"forests{number}")
         if drawn:
             found.append((words.method(method), drawn))
     return found
 
 
-def forest(method: str, rows: list[dict[str, Any]], key: str) -> str | None:
+def forest(method: str, rows: list[Comparison], key: str) -> str | None:
     """Robust minus standard with intervals: a panel for each measure, a row for each comparison, zero marked."""
-    names = [name for name in _SHOWN if any(row.get("measure") == name for row in rows)]
+    names = [name for name in _SHOWN if any(row.measure == name for row in rows)]
     if not names:
         return None
     labels = list(dict.fromkeys(_label(row) for row in rows))
@@ -69,10 +70,10 @@ def forest(method: str, rows: list[dict[str, Any]], key: str) -> str | None:
         for axes, name in zip(grid, names, strict=False):
             _rows(axes, labels)
             axes.axvline(0, color=INK, lw=1)
-            for row in (r for r in rows if r.get("measure") == name):
-                value, place = float(row["difference"]), labels.index(_label(row))
+            for row in (row for row in rows if row.measure == name):
+                value, place = row.difference.value or 0.0, labels.index(_label(row))
                 colour = _COLOURS[_side(row)]
-                error = _error(value, row.get("difference_ci"))
+                error = _error(value, row.difference.interval)
                 axes.errorbar(value, place, xerr=error, fmt="o", color=colour, ms=5, lw=1.5)
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
             axes.set_xlim(-reach, reach)
@@ -87,38 +88,37 @@ def forest(method: str, rows: list[dict[str, Any]], key: str) -> str | None:
     return draw(860, lines * (70 + 24 * len(labels)), plot, alt=alt, key=key)
 
 
-def _label(row: dict[str, Any]) -> str:
-    background = str(row.get("background") or "full")
-    parts = [str(row.get("model") or words.DASH), str(row.get("defence") or words.DASH)]
+def _label(row: Comparison) -> str:
+    background = row.background or "full"
+    parts = [row.model or words.DASH, row.defence or words.DASH]
     return " · ".join(parts + ([background] if background != "full" else []))
 
 
-def _side(row: dict[str, Any]) -> str:
-    found = verdict(row)
-    if found == "not settled":
-        return found
-    return "better" if found == (row.get("better") or "higher") else "worse"
+def _side(row: Comparison) -> str:
+    if row.outcome == "not settled":
+        return row.outcome
+    return "better" if row.outcome == (row.better or "higher") else "worse"
 
 
 def sanity(runs: list[Run]) -> list[str]:
     """For each run how like the trained model's map is left as the network is made random, from the logits down."""
     found = []
     for number, run in enumerate(runs):
-        methods = [(m, d) for r, m, d in documents([run], control=False) if words.records(d.get("sanity"))]
+        methods = [(m, d) for r, m, d in documents([run], control=False) if d.sanity]
         if methods:
             found.append(_cascade(run, methods, f"sanity{number}"))
     return found
 
 
-def _cascade(run: Run, methods: list[tuple[str, dict[str, Any]]], key: str) -> str:
+def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]], key: str) -> str:
     dashes = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
     main = main_method(dict(methods))
-    parts = [str(s.get("part")).removeprefix("net.") for s in words.records(dict(methods)[main].get("sanity"))]
+    parts = [stage.part.removeprefix("net.") for stage in dict(methods)[main].sanity]
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for (name, document), dash in zip(methods, dashes, strict=False):
-            values = [words.finite(stage.get("ssim")) for stage in words.records(document.get("sanity"))]
+            values = [stage.figure("ssim").value for stage in document.sanity]
             heights = [1.0, *(float("nan") if v is None else v for v in values)]
             axes.plot(range(len(heights)), heights, color=defence_colour(run.defence), ls=dash, marker="o", ms=3.5)
             axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize=8, color=INK)

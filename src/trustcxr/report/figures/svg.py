@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.catalogue import ATTACKS, DEFENCES
-from trustcxr.report import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,9 +92,8 @@ def _percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
 
 
-def _error(value: float, ci: Any) -> "list[list[float]] | None":
-    pair = words.interval(ci)
-    return None if pair is None else [[max(value - pair[0], 0.0)], [max(pair[1] - value, 0.0)]]
+def _error(value: float, ends: tuple[float, float] | None) -> "list[list[float]] | None":
+    return None if ends is None else [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
 
 
 def _rows(axes: "Axes", labels: Sequence[str]) -> None:

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import CERTIFIED_COLOUR
-from trustcxr.report import words
+from trustcxr.catalogue import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
 from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, _percent_axis, attack_style, draw
 from trustcxr.report.study_folder import Run
 
@@ -14,8 +13,10 @@ if TYPE_CHECKING:
 _HISTORY = (
     ("train_accuracy", "training", "#8793a3", "solid"),
     ("val_accuracy", "validation, clean", CLEAN_STYLE[0], "solid"),
-    ("val_fgsm_accuracy", "validation, FGSM", attack_style("fgsm")[0], (0, (4, 2))),
-    ("val_pgd_accuracy", "validation, PGD", attack_style("pgd")[0], (0, (1, 1.2))),
+    *(
+        (f"val_{name}_accuracy", f"validation, {ATTACKS[name].label}", attack_style(name)[0], dash)
+        for name, dash in zip(USUAL_ATTACKS, ((0, (4, 2)), (0, (1, 1.2))), strict=True)
+    ),
     ("val_certified_accuracy", "validation, certified", CERTIFIED_COLOUR, (0, (6, 1.5))),
 )
 HISTORY_LEGEND = [(label, colour, dash) for _, label, colour, dash in _HISTORY]
@@ -26,7 +27,7 @@ def training_curve(run: Run, key: str) -> str | None:
     table = run.history
     if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
         return None
-    best = words.finite(words.get(run.metrics, "training", "best_epoch"))
+    best = run.metrics.training.best_epoch
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()

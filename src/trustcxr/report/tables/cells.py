@@ -1,10 +1,10 @@
 """Cells and tables: a value, its interval, a note."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
+from trustcxr.results.documents import Share
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,28 @@ class Table:
     caption: str = ""
 
 
-def share(value: Any, ci: Any = None) -> Cell:
+def share(found: Share | float | None) -> Cell:
     """A share of one as a figure out of a hundred, its interval in small print."""
-    return Cell(words.hundred(value), words.between(ci, 1, scale=100), value=words.finite(value))
+    value, ends = _parts(found)
+    return Cell(words.hundred(value), words.between(ends, 1, scale=100), value=words.finite(value))
 
 
-def plain(value: Any, digits: int = 3, ci: Any = None) -> Cell:
+def plain(found: Share | float | None, digits: int = 3) -> Cell:
     """A number as it is, its interval in small print."""
-    return Cell(words.decimal(value, digits), words.between(ci, digits), value=words.finite(value))
+    value, ends = _parts(found)
+    return Cell(words.decimal(value, digits), words.between(ends, digits), value=words.finite(value))
 
 
-def whole(value: Any) -> Cell:
+def gained(found: Share, beside: str = "", note: str = "") -> Cell:
+    """A difference with its sign, its interval with as many digits as tell on which side of zero it lies."""
+    return Cell(words.signed(found.value), words.between(found.interval, reveal=True), beside, found.value, note)
+
+
+def _parts(found: Share | float | None) -> tuple[float | None, tuple[float, float] | None]:
+    return (found.value, found.interval) if isinstance(found, Share) else (found, None)
+
+
+def whole(value: float | None) -> Cell:
     """A count."""
     return Cell(words.count(value), value=words.finite(value))
 

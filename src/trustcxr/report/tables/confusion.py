@@ -1,7 +1,7 @@
 """Confusion matrices: clean from the metrics, under the strongest attack again from the predictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
@@ -46,29 +46,29 @@ class Pair:
 
 def of(run: Run, head: Headline) -> Pair | None:
     """The matrices of a run; None where it has none."""
-    classes = [str(c) for c in run.metrics.get("classes") or head.classes]
-    clean = _numbers(run.clean("confusion"), len(classes))
-    parts = [_matrix("clean", classes, clean)] if clean else []
+    classes = list(run.metrics.classes or head.classes)
+    clean = run.clean.confusion
+    parts = [_matrix("clean", classes, clean)] if _is_square(clean, len(classes)) else []
     attacked = under_attack(run, head, len(classes))
     if attacked:
-        name = words.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).get("steps"))
+        name = words.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).steps)
         parts.append(_matrix(f"{name} at {words.epsilon(head.epsilon)}", classes, attacked))
     return Pair(run.label, parts) if parts else None
 
 
-def under_attack(run: Run, head: Headline, classes: int) -> list[list[float]] | None:
+def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | None:
     """(C, C) counts, rows true, under the strongest headline attack, from predictions.parquet; None without it."""
     import numpy as np
 
     entry = run.attacked(head.strongest or "", head.epsilon)
-    if head.epsilon is None or not entry:
+    if head.epsilon is None or not entry.attack:
         return None
     table = run.predictions()
     if table is None:
         return None
     rows = table[(table["attack"] == head.strongest) & ((table["epsilon"] - head.epsilon).abs() < 1e-6)]
-    rows = rows[rows["steps"] == entry["steps"]] if entry.get("steps") else rows
-    split = run.metrics.get("split")
+    rows = rows[rows["steps"] == entry.steps] if entry.steps else rows
+    split = run.metrics.split
     rows = rows[rows["split"] == split] if split else rows
     if rows.empty:
         return None
@@ -76,17 +76,14 @@ def under_attack(run: Run, head: Headline, classes: int) -> list[list[float]] | 
     found = np.zeros((classes, classes), dtype=int)
     inside = (answers < classes) & (rows["label"].to_numpy() < classes)
     np.add.at(found, (rows["label"].to_numpy()[inside], answers[inside]), 1)
-    return [[float(v) for v in row] for row in found]
+    return found.tolist()
 
 
-def _numbers(value: Any, classes: int) -> list[list[float]] | None:
-    if not isinstance(value, list) or len(value) != classes or not classes:
-        return None
-    rows = [[words.finite(v) or 0.0 for v in row] if isinstance(row, list) else [] for row in value]
-    return rows if all(len(row) == classes for row in rows) else None
+def _is_square(numbers: Sequence[Sequence[int]], side: int) -> bool:
+    return side > 0 and [len(row) for row in numbers] == [side] * side
 
 
-def _matrix(title: str, classes: list[str], numbers: list[list[float]]) -> Matrix:
+def _matrix(title: str, classes: list[str], numbers: list[list[int]]) -> Matrix:
     total = sum(map(sum, numbers))
     rows = []
     for i, (name, row) in enumerate(zip(classes, numbers, strict=True)):

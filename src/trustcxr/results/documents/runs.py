@@ -3,6 +3,7 @@
 from trustcxr.results.documents.explained import LesionDocument, SaliencyDocument
 from trustcxr.results.documents.judged import Alarm, Verdict
 from trustcxr.results.documents.tested import (
+    Accuracies,
     Accuracy,
     AttackResult,
     Calibration,
@@ -63,7 +64,7 @@ class RunDocument(Document):
     clean: Classification = Classification()
     by_source: Named[Accuracy] = {}
     by_group: dict[str, Named[Accuracy]] = {}
-    shortcuts: Named[Accuracy] = {}
+    shortcuts: Accuracies = {}
     without_lungs: Accuracy | None = None
     attacks: Records[AttackResult] = []
     certified: Records[CertifiedResult] = []

@@ -1,6 +1,8 @@
 """What was found on the images of a split: clean, attacked, proved, corrupted, calibrated, elsewhere."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from trustcxr.results.flat import Document, Named, Number, Records, Share
 
@@ -43,15 +45,40 @@ class Accuracy(Document):
     view: str = ""
 
 
-class AttackResult(Document):
+def _bare(value: object) -> object:
+    """A number alone is an accuracy, without its interval."""
+    return {"accuracy": value} if isinstance(value, int | float) else value
+
+
+def _all_bare(value: object) -> object:
+    return {name: _bare(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+Accuracies = Annotated[Named[Accuracy], BeforeValidator(_all_bare)]
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and abs(one - other) < 1e-9
+
+
+class Tried(Document):
+    """What was tried at one epsilon."""
+
+    attack: str = ""
+    epsilon: Number = None
+
+    def at(self, epsilon: float | None) -> bool:
+        """Whether it was tried at this epsilon."""
+        return _same(self.epsilon, epsilon)
+
+
+class AttackResult(Tried):
     """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any.
 
     `unmoved`: the share of the images answered right that it left as they were; `broken_by`: of worst-case, how many
     images each of its attacks broke.
     """
 
-    attack: str = ""
-    epsilon: Number = None
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()
     success_rate: Share = Share()
@@ -61,10 +88,6 @@ class AttackResult(Document):
     steps: int | None = None
     unmoved: Number = None
     broken_by: dict[str, int] = {}
-
-    def at(self, epsilon: float | None) -> bool:
-        """Whether it was tried at this epsilon."""
-        return epsilon is not None and self.epsilon is not None and abs(self.epsilon - epsilon) < 1e-9
 
 
 class CertifiedResult(Document):
@@ -78,6 +101,10 @@ class CertifiedResult(Document):
     balanced_accuracy: Number = None
     proved: Number = None
     n: int | None = None
+
+    def at(self, epsilon: float | None) -> bool:
+        """Whether it is of this epsilon."""
+        return _same(self.epsilon, epsilon)
 
 
 class CorruptionResult(Document):
@@ -107,11 +134,9 @@ class Bin(Document):
     n: int | None = None
 
 
-class Calibrated(Document):
+class Calibrated(Tried):
     """How sure a model is under one condition, as it is and with the temperature; `attack` is empty when clean."""
 
-    attack: str = ""
-    epsilon: Number = None
     steps: int | None = None
     accuracy: Share = Share()
     ece: Share = Share()
