@@ -23,6 +23,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation import certified, predictions
 from trustcxr.evaluation.run import Run, load_run
+from trustcxr.report import markdown
 from trustcxr.results import files
 from trustcxr.results.tables import CLEAN, logits_of
 from trustcxr.statistics import Bootstrap, interval
@@ -185,7 +186,7 @@ def bar(row: pd.Series, width: int = 40) -> str:
 def lines(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table, the first its head."""
     head, *rest = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))
+    return "\n".join(markdown.table(head, rest))
 
 
 _HEAD = """\

@@ -28,6 +28,7 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import lesions, margins, methods
 from trustcxr.models import evidence
 from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.report import markdown
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
 
@@ -273,25 +274,22 @@ def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> s
         "## Answers\n",
         "Percent answered rightly, and in brackets the mean over classes (a constant answer has 33.3 there). Worst "
         "case: of APGD on two losses, FAB and Square.\n",
-        *table(["run", "clean", "PGD-20", "worst case", "lungs blacked out"], [answers_row(f) for f in found]),
+        *markdown.table(["run", "clean", "PGD-20", "worst case", "lungs blacked out"], [answers_row(f) for f in found]),
         "\n## Where the map lies\n",
         "Less control: less the map without a model that comes closest, on the same films, with its name.\n",
-        *table(
+        *markdown.table(
             ["run", "map", "hit rate", "less control", "infection given lung", "less control", "ranks by cause"],
             [cells for f in found for cells in maps_rows(f)],
         ),
         "\n## What the lesion does\n",
         CAUSES,
-        *table(["run", *CAUSES_HEAD], [causes_row(f) for f in found]),
+        *markdown.table(["run", *CAUSES_HEAD], [causes_row(f) for f in found]),
         "\nBy how much of the lungs the lesion covers (films):\n",
-        *table(["run", *(f"up to {100 * s['up_to']:.0f} %" for s in some["by_size"])], [sizes_row(f) for f in found]),
+        *markdown.table(
+            ["run", *(f"up to {100 * s['up_to']:.0f} %" for s in some["by_size"])], [sizes_row(f) for f in found]
+        ),
     ]
     return "\n".join(text) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def share(part: dict[str, Any]) -> str:

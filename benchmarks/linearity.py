@@ -23,6 +23,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.models import factory
+from trustcxr.report import markdown
 
 RADII = (0.002, 0.005, 0.02)
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -55,8 +56,9 @@ def main() -> None:
         "Research software, not for diagnosis."
     )
     print()
-    print("| network | weights | layers | cosine at", " | ".join(f"{r:g}" for r in RADII), "| signs after FGSM 0.002 |")
-    print("| --- " * 7 + "|")
+    first, *others = (f"{radius:g}" for radius in RADII)
+    head = ["network", "weights", "layers", f"cosine at {first}", *others, "signs after FGSM 0.002"]
+    print("\n".join(markdown.table(head, [])))
     for name in given.models:
         for weights in ("imagenet", "none"):
             for options in OPTIONS:
@@ -68,7 +70,7 @@ def main() -> None:
                 cosines, signs = straightness(model, images, labels)
                 changed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in options.items()) or "own"
                 cells = [name, weights, changed, *(f"{c:.2f}" for c in cosines), f"{signs:.2f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
+                print(markdown.row(cells), flush=True)
 
 
 def straightness(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[list[float], float]:

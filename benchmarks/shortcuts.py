@@ -9,12 +9,11 @@ the last column stands beside the first. Nothing is attacked.
 import argparse
 from pathlib import Path
 
-from benchmarks.tables import percent
 from trustcxr import catalogue
 from trustcxr.data import load_dataset
 from trustcxr.evaluation import metrics, predictions
 from trustcxr.evaluation.run import as_before_refit, load_run
-from trustcxr.report import words
+from trustcxr.report import markdown, words
 from trustcxr.results import files, folders
 
 
@@ -32,14 +31,14 @@ def main() -> None:
             run = as_before_refit(run)
         data = load_dataset(given.data, split=given.split, **run.trained_by.data.reading())
         found = metrics.from_predictions(predictions.predict(run, data), run.classes)
-        shown = [percent(found["clean"]), *(percent(found["shortcuts"][view]) for view in catalogue.VIEWS)]
+        shares = [found.clean.accuracy, *(found.shortcuts[view].accuracy for view in catalogue.VIEWS)]
         epochs = str(files.read_json(folder / folders.TRAINING_FILE)["epochs"])
         rows.append(
             [
                 run.trained_by.model.name,
                 words.way(run.trained_by.defence.name, run.trained_by.background),
                 epochs,
-                *shown,
+                *map(markdown.percent, shares),
             ]
         )
         counted = (
@@ -56,8 +55,7 @@ def main() -> None:
     )
     if given.note:
         print(given.note + "\n")
-    for row in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(row)} |")
+    print("\n".join(markdown.table(head, rows)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from benchmarks.duplicates import CHANGES, Film, pictures, read
 from trustcxr import catalogue, statistics
 from trustcxr.data.auditing import alignment, duplicates
 from trustcxr.evaluation import calibration, metrics
+from trustcxr.report import markdown
 from trustcxr.statistics import Bootstrap, interval, softmax
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -41,9 +42,7 @@ def main() -> None:
     print("# Statistics, before and after\n")
     print(" ".join(__doc__.split("\n\n")[2].split()))
     print(f"\n`python -m benchmarks.statistics_before_after`, {given.trials} trials a simulation, seeds fixed.\n")
-    print("| what | before | after |\n| --- | --- | --- |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    print("\n".join(markdown.table(["what", "before", "after"], rows)))
 
 
 def _ends(pair: Any, digits: int = 3) -> str:

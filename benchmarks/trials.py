@@ -14,11 +14,13 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from benchmarks.tables import attacked, percent
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.report import markdown
+from trustcxr.report.study_folder import Run
+from trustcxr.results import documents, files, folders
+from trustcxr.results.documents import RunDocument
 from trustcxr.study import run_folder
 from trustcxr.training.monitor import MONITOR_STEPS
 
@@ -49,10 +51,9 @@ def main() -> None:
         "diagnosis."
     )
     print()
-    print(f"| {' | '.join(HEAD)} |")
-    print("| --- " * len(HEAD) + "|")
+    print("\n".join(markdown.table(HEAD, [])))
     for folder in map(folders.before_refit, given.runs):
-        print(f"| {' | '.join([*row(folder), on_all(folder, given.data)])} |", flush=True)
+        print(markdown.row([*row(folder), on_all(folder, given.data)]), flush=True)
 
 
 def on_all(folder: Path, data: Path | None) -> str:
@@ -62,12 +63,11 @@ def on_all(folder: Path, data: Path | None) -> str:
     split = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder)).data.splits.val
     done = folder / "evaluations" / f"{data.resolve().name}-{split}" / folders.METRICS_FILE
     document = (
-        files.read_json(done)
+        documents.read(RunDocument, done)
         if done.is_file()
-        else run_folder.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0].plain()
+        else run_folder.evaluate(folder, data, split=split, attacks=["pgd"], epsilons=[EPSILON], steps=STEPS)[0]
     )
-    found = attacked(document, "pgd", EPSILON)
-    return percent(found) if found else ""
+    return markdown.percent(Run(document, folder, []).attacked("pgd", EPSILON).accuracy)
 
 
 def watched(folder: Path) -> int:

@@ -46,12 +46,21 @@ def study(
 
 
 @studies_app.command(epilog="Example: trustcxr report out/quick")
-def report(study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")]) -> None:
+def report(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Also the tables as Markdown and CSV.")] = False,
+) -> None:
     """Write the HTML page of a study again from its tables."""
     from trustcxr import report
     from trustcxr.results import folders
 
     print(report.write(folders.check_study(study)))
+    if markdown:
+        from trustcxr.report import markdown as pages
+        from trustcxr.study import comparison
+
+        for path in pages.write(study, beyond=comparison.beyond_activations(study)):
+            print(path)
 
 
 def _finish_study(document: "StudyDocument", out: Path) -> None:

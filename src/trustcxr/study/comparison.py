@@ -91,6 +91,12 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondCont
     return found
 
 
+def beyond_activations(study: Path) -> dict[str, list[BeyondControl]]:
+    """The same for every run of a study that has the tables for it, by the run's name."""
+    whole = [path.parent for path in sorted(study.glob(f"runs/*/{SALIENCY_FILE}"))]
+    return {run.name: beyond_activation(run) for run in whole if (run / PREDICTIONS_FILE).is_file()}
+
+
 def _p_value(row: Comparison | BeyondControl) -> float:
     return float("nan") if row.p_value is None else row.p_value
 

@@ -1,0 +1,287 @@
+"""The tables of a study as Markdown, with every figure as CSV beside them: what a repository or a paper takes in.
+
+No number is made here: each is read from study.json and the documents beside it, with its interval and its count.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from trustcxr.about import NOTICE
+from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, REFERENCES
+from trustcxr.report import ranking, rows, words
+from trustcxr.report.figures.accuracy import radii
+from trustcxr.report.study_folder import Run, StudyFolder, read
+from trustcxr.results import files
+from trustcxr.results.documents import Accuracy, BeyondControl, CertifiedResult, Drop, Share, StudyDocument
+from trustcxr.results.tables import CLEAN
+
+OTHER_FILM = "lungs_on_another_film"
+Beyond = Mapping[str, Sequence[BeyondControl]]  # by run
+_MEASURES = (*AGAINST_MASKS, "null_map_rate")
+_GAINED = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_ap", "lung_energy")
+_REFIT = (
+    "Epochs: those on the training images, in which validation chose the best one, + those of a training anew on "
+    "training and validation images together, to the epoch chosen. What is tested is the latter; what is chosen or "
+    "fitted on validation is of the former. Minutes are of both."
+)
+
+
+def write(
+    study_folder: Path, *, beyond: Beyond | None = None, note: str = "", out: Path | None = None, name: str = "report"
+) -> list[Path]:
+    """Write NAME.md, NAME.csv (every figure) and, where runs were compared, NAME-comparisons.csv; returns their paths.
+
+    They go into the study's folder, or into `out`. `beyond`: of each run what its CAMs show beyond the activation of
+    their own layer. `note`: what the figures do not tell, such as how the study was run.
+    Raises UserError where the folder holds no readable study.json.
+    """
+    found, folder = read(Path(study_folder)), Path(out or study_folder)
+    written = [rows.write_figures(found.runs, folder / f"{name}.csv")]
+    if found.study.comparisons:
+        written.append(rows.write_comparisons(found.study.comparisons, folder / f"{name}-comparisons.csv"))
+    page = folder / f"{name}.md"
+    with files.replacing(page) as temporary:
+        temporary.write_text(render(found, beyond or {}, note), encoding="utf-8")
+    return [page, *written]
+
+
+def render(found: StudyFolder, beyond: Beyond | None = None, note: str = "") -> str:
+    """The page as text. The same folder gives the same text."""
+    study, runs = found.study, found.runs
+    parts = [*_opening(found, runs), *([note, ""] if note else [])]
+    if not runs:
+        return "\n".join([*parts, "This study holds no tested run yet.", ""])
+    epsilons = radii(runs)
+    largest = max((e for e in epsilons if any(run.strongest(e).attack for run in runs)), default=None)
+    parts += [*robustness(runs, largest), "", *_reading(study, runs, largest)]
+    for epsilon in (e for e in epsilons if e != largest):
+        parts += [f"## Epsilon {epsilon:g}", "", *at_epsilon(runs, epsilon), ""]
+    for name in dict.fromkeys(name for run in runs for name in run.evaluations):
+        parts += [f"## Data from elsewhere: {name}", "", *elsewhere(runs, name, largest), ""]
+    parts += [*localisation(runs), *_beyond(runs, beyond or {}), *compared(study)]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+# --- cells and rows --------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of Markdown: the header, its rule, the lines."""
+    return [row(cells) for cells in (header, ["---"] * len(header), *lines)]
+
+
+def row(cells: Sequence[str]) -> str:
+    """One row of Markdown; what would end a cell or the row is escaped."""
+    inside = (text.replace("|", "\\|").replace("\n", " ") for text in cells)
+    return f"| {' | '.join(inside)} |"
+
+
+def percent(share: Share, digits: int = 1) -> str:
+    """A share with its interval, in percent: 82.3 [79.0, 85.3]; empty where it was not measured."""
+    if share.value is None:
+        return ""
+    inside = share.interval
+    ends = f" [{', '.join(f'{100 * end:.{digits}f}' for end in inside)}]" if inside else ""
+    return f"{100 * share.value:.{digits}f}{ends}"
+
+
+def decimal(share: Share, *, signed: bool = False) -> str:
+    """A figure with its interval: 0.123 [0.100, 0.150]; empty where it was not measured."""
+    if share.value is None:
+        return ""
+    sign, inside = "+" if signed else "", share.interval
+    ends = f" [{', '.join(f'{end:{sign}.3f}' for end in inside)}]" if inside else ""
+    return f"{share.value:{sign}.3f}{ends}"
+
+
+# --- parts of the page -----------------------------------------------------------------------------------------------
+
+
+def _opening(found: StudyFolder, runs: Sequence[Run]) -> list[str]:
+    """Title, how to make the page again, and on what it rests."""
+    study = found.study
+    name, data, hardware = study.study or found.path.name, study.data, study.hardware
+    command = f"`trustcxr study {name} --data {data.root_name or 'DATA'} --out {found.path.name}`"
+    lines = [
+        f"# {study.title or name}",
+        "",
+        f"{command}, then `trustcxr report {found.path.name} --markdown`. Every figure is in the CSV file beside it.",
+        "",
+    ]
+    if not runs:
+        return lines
+    first, seeds = runs[0], {run.metrics.seed for run in runs}
+    constant = ranking.shared_constant_answer(list(runs))
+    always = "" if constant is None else f"A constant answer has {words.hundred(constant)}. "
+    return [
+        *lines,
+        f"{words.count(first.clean.n)} {first.metrics.split} images of {data.root_name or words.DASH}, "
+        f"{words.count(data.size)} pixels; {words.plural(len(seeds), 'seed')}; percent of images answered rightly, "
+        f"with 95 % intervals over {words.count(first.clean.groups)} patients or groups of images. {always}Epsilon is "
+        f"L-infinity in pixel space, but for L2 attacks. Training time in minutes on {words.count(hardware.cores)} "
+        f"cores ({hardware.processor or words.DASH}). {study.notice or NOTICE}",
+        "",
+    ]
+
+
+def robustness(runs: Sequence[Run], epsilon: float | None) -> list[str]:
+    """One line a run: clean, attacks at one epsilon, what is proved there, corruptions, views, what it cost."""
+    attacks, proved = ranking.attacks_at(runs, epsilon), any(_proof(run, epsilon) for run in runs)
+    head = ["run", "epochs", "minutes", "clean", *attacks.values(), *(["certified"] if proved else [])]
+    head += ["failing gradients", "corruptions, mean", "lungs hidden, at worst", words.measure(OTHER_FILM)]
+    lines = []
+    for run in runs:
+        training, mean = run.metrics.training, run.metrics.corruptions_mean
+        spent = "" if training.seconds is None else f"{training.seconds / 60:.1f}"
+        epochs = [training.epochs, training.refit.epochs if training.refit else None]
+        proof = _proof(run, epsilon)
+        lines.append(
+            [
+                run.name,
+                " + ".join(str(count) for count in epochs if count is not None),
+                spent,
+                percent(run.clean.accuracy),
+                *(percent(run.attacked(name, epsilon).accuracy) for name in attacks),
+                *([percent(proof.accuracy) if proof else ""] if proved else []),
+                _verdict(run),
+                percent(mean.accuracy) if mean else "",
+                _without_lungs(run),
+                percent(run.metrics.shortcuts.get(OTHER_FILM, Accuracy()).accuracy),
+            ]
+        )
+    return table(head, lines)
+
+
+def _proof(run: Run, epsilon: float | None) -> CertifiedResult | None:
+    return next((entry for entry in run.metrics.certified if entry.at(epsilon)), None)
+
+
+def _verdict(run: Run) -> str:
+    verdict = run.metrics.masking
+    if verdict is None:
+        return ""
+    unknown = "says nothing" if verdict.looked_for else "not looked for"
+    return {True: "yes", False: "no", None: unknown}[verdict.masked]
+
+
+def _without_lungs(run: Run) -> str:
+    """Of the ways to hide the lungs the one that leaves the most: whoever reads the lungs would lose all of it."""
+    hidden = {name: part for name, part in run.metrics.shortcuts.items() if name in LUNGS_HIDDEN}
+    known = [(part.accuracy.value, name) for name, part in hidden.items() if part.accuracy.value is not None]
+    if not known:
+        return ""
+    name = max(known)[1]
+    return f"{percent(hidden[name].accuracy)} ({words.measure(name)})"
+
+
+def _reading(study: StudyDocument, runs: Sequence[Run], epsilon: float | None) -> Iterator[str]:
+    """What must be known to read the first table."""
+    if any(run.metrics.training.refit for run in runs):
+        yield from (_REFIT, "")
+    attacked = "No attack was tried." if epsilon is None else f"Attacks at epsilon {epsilon:g}."
+    yield (
+        f"{attacked} An empty cell was not tried. Mean: over all corruptions and severities. Failing gradients: the "
+        "verdict, whose reason stands in each run's metrics.json. Lungs hidden: of all ways to hide them the one that "
+        "leaves the most."
+    )
+    yield ""
+    if missing := list(not_tried(study, runs)):
+        yield f"Of the recipe these were not tried; the command above tries them: {'; '.join(missing)}."
+        yield ""
+
+
+def not_tried(study: StudyDocument, runs: Sequence[Run]) -> Iterator[str]:
+    """For each run the attacks of the recipe that it was not tested with."""
+    asked = study.recipe.get("evaluation")
+    attacks = asked.get("attacks") if isinstance(asked, dict) else None
+    wanted = [a for a in attacks if isinstance(a, dict) and a.get("name")] if isinstance(attacks, list) else []
+    for run in runs:
+        for attack in wanted:
+            epsilons = attack.get("epsilons")
+            radii_ = [e for e in map(words.finite, epsilons if isinstance(epsilons, list) else ()) if e is not None]
+            if lacks := [f"{e:g}" for e in radii_ if not run.attacked(str(attack["name"]), e).attack]:
+                yield f"{run.name}: {attack['name']} at {', '.join(lacks)}"
+
+
+def at_epsilon(runs: Sequence[Run], epsilon: float) -> list[str]:
+    """One line a run: the attacks at one epsilon."""
+    attacks = ranking.attacks_at(runs, epsilon)
+    lines = [[run.name, *(percent(run.attacked(name, epsilon).accuracy) for name in attacks)] for run in runs]
+    return table(["run", *attacks.values()], lines)
+
+
+def elsewhere(runs: Sequence[Run], name: str, epsilon: float | None) -> list[str]:
+    """One line a run: accuracy on other data, how far it fell, and what attacks leave of it there."""
+    there = {run.name: Run(run.evaluations[name], run.folder, []) for run in runs if name in run.evaluations}
+    attacks = ranking.attacks_at(list(there.values()), epsilon)
+    head = ["run", "clean", "n", "drop from internal"]
+    lines = []
+    for own, run in there.items():
+        drop = next((d for d in run.metrics.drop_from_internal if d.attack == CLEAN), Drop())
+        attacked = (percent(run.attacked(attack, epsilon).accuracy) for attack in attacks)
+        lines.append([own, percent(run.clean.accuracy), words.count(run.clean.n), percent(drop.drop), *attacked])
+    return table(head + [f"{said} {words.epsilon(epsilon)}" for said in attacks.values()], lines)
+
+
+def localisation(runs: Sequence[Run]) -> Iterator[str]:
+    """For each saliency method one line a run: the measures against the masks, under them chance and the controls."""
+    methods = list(dict.fromkeys(method for run in runs for method in run.saliency_methods()))
+    if not methods:
+        return
+    yield from ("## Saliency against the radiologists' masks", "")
+    yield (
+        "Images with an infection mask, the class of the label explained; means with 95 % intervals over patients or "
+        "groups of images. Below each method what maps have that look at no model: chance of an even map, a Gaussian "
+        "in the middle, the mask of the lungs as if it were the map. Of energy given lung, the energy inside the lungs "
+        "is the whole."
+    )
+    for method in methods:
+        yield from ("", f"### {words.method(method)} (`{method}`)", "", *_of_method(runs, method))
+    yield ""
+
+
+def _of_method(runs: Sequence[Run], method: str) -> list[str]:
+    parts = {run.name: run.saliency_methods()[method] for run in runs if method in run.saliency_methods()}
+    names = [name for name in _MEASURES if any(part.figure(name).value is not None for part in parts.values())]
+    lines = [[run, *(decimal(part.figure(name)) for name in names), words.count(part.n)] for run, part in parts.items()]
+    first = next(iter(parts.values()))
+    for reference, said in REFERENCES.items():
+        beside = [first.figure(name).beside(reference) for name in names]
+        if any(value is not None for value in beside):
+            lines.append([f"*{said}*", *(decimal(Share(value=value)) for value in beside), ""])
+    return table(["run", *map(words.measure, names), "n"], lines)
+
+
+def _beyond(runs: Sequence[Run], beyond: Beyond) -> Iterator[str]:
+    """What each CAM shows beyond the activation of its own layer, image by image; nothing where that is no row."""
+    lines = []
+    for run in runs:
+        found = beyond.get(run.name, ())
+        for method in dict.fromkeys(row.method for row in found):
+            by_name = {row.measure: row.difference for row in found if row.method == method}
+            gained = (decimal(by_name.get(name, Share()), signed=True) for name in _GAINED)
+            lines.append([run.name, words.method(method), *gained])
+    if lines:
+        yield from ("## Beyond the film's own brightness", "")
+        yield (
+            "A CAM multiplies the gradient by what its layer lets through, and that alone, the control `activation` of "
+            "the same layer, may lie on opacities, being bright. This is the map less its control on the same images, "
+            "with a 95 % interval over patients or groups of images: what the network adds. Where the interval reaches "
+            "0, nothing is shown."
+        )
+        yield from ("", *table(["run", "method", *map(words.measure, _GAINED)], lines), "")
+
+
+def compared(study: StudyDocument) -> Iterator[str]:
+    """Every comparison of a robust run, or one with another background, with its standard run: a sentence each."""
+    groups: dict[str, list[str]] = {}
+    for row in study.comparisons:
+        if row.verdict and (row.method is None or row.measure in _MEASURES):
+            who = f"{row.model}: {row.background} background, {row.defence}, against standard"
+            groups.setdefault(who, []).append(f"- {row.verdict}")
+    if not groups:
+        return
+    yield from ("## Standard against the others, image by image", "")
+    yield "Differences with 95 % intervals; p-values corrected for all comparisons of saliency, or of accuracy (Holm)."
+    for who, sentences in groups.items():
+        yield from ("", f"### {who}", "", *sentences)
