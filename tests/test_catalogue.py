@@ -100,9 +100,9 @@ def measure(maps, mask):
     return (maps * mask).flatten(1).amax(1)
 '''
 
-SCRIPT = """
+ENTRIES = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from trustcxr import catalogue as c
 
 c.ATTACKS["toyattack"] = c.Attack(
@@ -113,7 +113,10 @@ c.CORRUPTIONS["toyhaze"] = c.Corruption("toyhaze", "toy haze", "a toy", function
 c.LAYOUTS["toylayout"] = c.Layout("toylayout", "a toy", "toys.kinds:layout")
 c.SALIENCY["toycam"] = c.Saliency("toycam", "ToyCAM", "", combine="toys.kinds:combine", control="activation")
 c.MEASURES["infection_toy"] = c.Measure("infection_toy", "infection toy", "higher", "toys.kinds:measure", "infection")
+c.AGAINST_MASKS = tuple(m.name for m in c.MEASURES.values() if m.function)  # as the catalogue reads it off its entries
+"""
 
+FOUND_EVERYWHERE = """
 import torch
 from typer.testing import CliRunner
 from trustcxr import attacks, corruptions, defences, explain
@@ -153,14 +156,64 @@ assert defence_colour("toydefence") == "#123456"
 print("found")
 """
 
+FOUND_IN_THE_REPORT = """
+import json, re
+from pathlib import Path
+from rich.console import Console
+from study_fixture import make_study
+from trustcxr import report
+from trustcxr.report import markdown, study_folder
 
-def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path) -> None:
-    """In help, recipes, registries, tables and figures, with no other file touched."""
+folder = make_study(
+    Path(sys.argv[1]) / "study", models=("ResNet18",), defences=("standard", "toydefence"), panels=0, images=60,
+    attacks=("fgsm", "toyattack"), corrupted=(("toyhaze", 1), ("toyhaze", 5)),
+)
+document = json.loads((folder / "study.json").read_text())
+document["data"]["layout"] = "toylayout"
+toy = {"infection_toy": 0.25, "infection_toy_ci": [0.2, 0.3], "infection_toy_chance": 0.125}
+for run in document["runs"]:
+    run["saliency"] = {"toycam@-2": run["saliency"]["gradcam"] | toy}
+row = {"difference": 0.0625, "difference_ci": [0.05, 0.07], "standard": 0.25, "robust": 0.3125, "n": 20}
+row |= {"model": "ResNet18", "defence": "toydefence", "measure": "infection_toy", "method": "toycam@-2"}
+document["comparisons"].append(row)
+(folder / "study.json").write_text(json.dumps(document))
+page = report.write(folder).read_text()
+
+
+def table(name):
+    part = page[page.index(f'aria-label="{name}"'):]
+    return part[: part.index("</table>")]
+
+
+board = table("Leaderboard")
+assert "Toy-1 at 0.02, %" in board and ">toydefence<" in board
+assert "Toy-1" in table("Accuracy at each epsilon")
+assert "toy haze" in table("Accuracy on corrupted images") and page.count("toy haze") > 2, "and a row of the shaded tables"
+measures = table("Every measure of the explanations")
+assert "ToyCAM, stage \u22122" in measures and "infection toy" in measures and "0.250</data>" in measures
+assert "infection toy" in table("Standard against robust") and "+0.062" in table("Standard against robust")
+assert "layout toylayout" in page
+assert "#123456" in page, "the defence's colour in a figure"
+found = study_folder.read(folder)
+console = Console(width=120, record=True, file=open("/dev/null", "w"))
+console.print(report.leaderboard(found.study))
+said = console.export_text()
+assert "Toy-1" in said and "toydefence" in said
+text = markdown.render(found)
+assert "| Toy-1 |" in text and "infection toy |" in text and "ToyCAM, stage \u22122" in text
+print("found")
+"""
+
+
+@pytest.mark.parametrize("script", [FOUND_EVERYWHERE, FOUND_IN_THE_REPORT], ids=["names and registries", "report"])
+def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path, script: str) -> None:
+    """In help, recipes and registries; in tables, figures and a rendered report: with no other file touched."""
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "__init__.py").write_text("")
     (tmp_path / "toys" / "kinds.py").write_text(textwrap.dedent(TOY))
+    places = [str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False, env=None
+        [sys.executable, "-c", ENTRIES + script, *places], capture_output=True, text=True, check=False, env=None
     )
     assert done.stdout.strip() == "found", done.stderr
 
