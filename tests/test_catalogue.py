@@ -188,7 +188,8 @@ def table(name):
 board = table("Leaderboard")
 assert "Toy-1 at 0.02, %" in board and ">toydefence<" in board
 assert "Toy-1" in table("Accuracy at each epsilon")
-assert "toy haze" in table("Accuracy on corrupted images") and page.count("toy haze") > 2, "and a row of the shaded tables"
+assert "toy haze" in table("Accuracy on corrupted images")
+assert page.count("toy haze") > 2, "and a row of the shaded tables"
 measures = table("Every measure of the explanations")
 assert "ToyCAM, stage \u22122" in measures and "infection toy" in measures and "0.250</data>" in measures
 assert "infection toy" in table("Standard against robust") and "+0.062" in table("Standard against robust")
