@@ -155,7 +155,7 @@ def maps(run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor)
 def own_methods(run: Run) -> list[str]:
     """The methods that this network has: its evidence, or a CAM; behind a lung gate also at the gate."""
     sums = evidence.reads_evidence(run.model)  # of which Grad-CAM is the evidence itself
-    has = {"evidence": sums, "gradcam": not sums, "layercam-smooth@gate": run.trained_by.gated}
+    has = {"evidence": sums, "gradcam": not sums, "layercam-smooth@gate": run.trained_by.lung_gate}
     return [name for name in TRIED if has[name]]
 
 

@@ -33,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def through_itself(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    return attacks.transfer(model, images, labels, source=model, **options)
+    return attacks.transfer(model, images, labels, surrogate=model, **options)
 
 
 # Every attack by name, with few steps.

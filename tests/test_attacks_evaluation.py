@@ -62,11 +62,11 @@ def test_recipes_know_every_attack() -> None:
 
 @pytest.mark.parametrize("name", ATTACK_OPTIONS)
 def test_an_attack_has_the_options_that_it_takes(name: str) -> None:
-    extra = {"source": "out/run"} if name == "transfer" else {}
+    extra = {"surrogate": "out/run"} if name == "transfer" else {}
     made = validate(AttackRecipe, {"name": name, **extra}, "test")
     assert {k: v for k, v in made.model_dump().items() if k in ATTACK_OPTIONS[name]} == ATTACK_OPTIONS[name] | extra
     assert made == AttackRecipe.model_validate(made.model_dump(mode="json")), "what was written is read again"
-    for option, value in {"steps": 7, "queries": 70, "restarts": 2, "precision": "bf16", "source": "x"}.items():
+    for option, value in {"steps": 7, "queries": 70, "restarts": 2, "precision": "bf16", "surrogate": "x"}.items():
         if option in ATTACK_OPTIONS[name]:
             assert getattr(validate(AttackRecipe, {"name": name, **extra, option: value}, "test"), option) == value
         else:
@@ -81,7 +81,7 @@ def test_an_attack_has_the_options_that_it_takes(name: str) -> None:
         ({"name": "square", "queries": 0}, "'queries'"),
         ({"name": "worst-case", "restarts": 0}, "'restarts'"),
         ({"name": "worst-case", "precision": "fp8"}, "'precision'.*'bf16'"),
-        ({"name": "transfer"}, "transfer needs a source"),
+        ({"name": "transfer"}, "transfer needs a surrogate"),
         ({"name": "pgd", "epsilons": [2]}, "L-infinity radius in pixel space: at most 1"),
         ({"name": "pgd-l2", "epsilons": [float("nan")]}, "epsilons"),
         ({"name": "pgd-l2", "epsilons": [-1]}, "epsilons"),
@@ -107,8 +107,8 @@ def test_effort_tells_conditions_apart() -> None:
 
 def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
     names = ["fgsm", "worst-case", "square", "transfer"]
-    plan = predictions.conditions(names, [0.02], steps=7, queries=70, source=place / "run1")
-    assert [(a.name, a.steps, a.queries, a.source) for a in plan] == [
+    plan = predictions.conditions(names, [0.02], steps=7, queries=70, surrogate=place / "run1")
+    assert [(a.name, a.steps, a.queries, a.surrogate) for a in plan] == [
         ("fgsm", None, None, None),
         ("worst-case", 7, 70, None),
         ("square", None, 70, None),
@@ -117,14 +117,14 @@ def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
     assert predictions.conditions(["pgd-l2"], [2.0])[0].epsilons == (2.0,)
     for given, text in (
         ((["pgd", "pgd-l2"], [2.0]), r"epsilon 2 is outside \[0, 1\]"),
-        ((["transfer"], [0.02]), "transfer needs a source"),
+        ((["transfer"], [0.02]), "transfer needs a surrogate"),
     ):
         with pytest.raises(UserError, match=text):
             predictions.conditions(*given)
     with pytest.raises(UserError, match="only the attack transfer has one"):
-        predictions.conditions(["pgd"], [0.02], source=place / "run1")
+        predictions.conditions(["pgd"], [0.02], surrogate=place / "run1")
     with pytest.raises(UserError, match="nowhere"):
-        predictions.conditions(["transfer"], [0.02], source=place / "nowhere")
+        predictions.conditions(["transfer"], [0.02], surrogate=place / "nowhere")
     with pytest.raises(UserError, match="'steps'"):
         predictions.conditions(["pgd"], [0.02], steps=0)
 
@@ -136,7 +136,7 @@ def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
     plan = [
         AttackRecipe(name=name, epsilons=(0.05, 0.01), **FAST[name], **extra)
         for name in ATTACK_OPTIONS
-        for extra in [{"source": str(place / "run1")} if name == "transfer" else {}]
+        for extra in [{"surrogate": str(place / "run1")} if name == "transfer" else {}]
     ]
     table = predictions.predict(run, films, plan, views=False, batch_size=8)
     counts = table[table["attack"] != "clean"].groupby(["attack", "epsilon", "steps"]).size().to_dict()
@@ -172,25 +172,25 @@ def test_worst_case_keeps_what_a_smaller_radius_found(run: Run, films: Any, monk
     assert all(length <= epsilon + 1e-3 for epsilon, known in seen for length in known)
 
 
-def test_transfer_is_the_sources_images_judged_here(run: Run, films: Any, place: Path) -> None:
+def test_transfer_is_the_surrogates_images_judged_here(run: Run, films: Any, place: Path) -> None:
     pixels, labels = to_pixels(torch.from_numpy(np.array(films.images))), torch.from_numpy(films.labels)
     source = load_run(place / "run1", on="cpu")
     made = attacks.momentum(source.model, pixels, labels, epsilon=0.05)
     with torch.inference_mode():
         expected = run.model(made)
-    plan = [AttackRecipe(name="transfer", epsilons=(0.05,), source=str(place / "run1"))]
+    plan = [AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=str(place / "run1"))]
     table = predictions.predict(run, films, plan, views=False)
     found = torch.from_numpy(np.stack(table[table["attack"] == "transfer"]["logits"]))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_a_source_with_other_classes(run: Run, films: Any, place: Path, tmp_path: Path) -> None:
+def test_a_surrogate_with_other_classes(run: Run, films: Any, place: Path, tmp_path: Path) -> None:
     import shutil
 
     other = shutil.copytree(place / "run1", tmp_path / "other")
     content = files.read_yaml(other / "run.yaml")
     # Without checksums, as runs of 0.1 are: with them, classes that were changed by hand are refused before this.
     files.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"], "checksums": None})
-    plan = [AttackRecipe(name="transfer", source=str(other))]
-    with pytest.raises(UserError, match=r"not a source for .*: its classes are a, b, c instead of COVID-19"):
+    plan = [AttackRecipe(name="transfer", surrogate=str(other))]
+    with pytest.raises(UserError, match=r"not a surrogate for .*: its classes are a, b, c instead of COVID-19"):
         predictions.predict(run, films, plan, views=False)

@@ -176,7 +176,7 @@ def test_white_box_is_at_least_as_strong_as_transfer(batch: tuple[Tensor, Tensor
     images, labels = batch
     victim, source = trained("fgsm"), trained("standard")
     for name in ("momentum", "pgd"):
-        carried = attacks.transfer(victim, images, labels, epsilon=0.05, source=source, attack=name)
+        carried = attacks.transfer(victim, images, labels, epsilon=0.05, surrogate=source, attack=name)
         assert torch.equal(carried, attacks.get(name)(source, images, labels, epsilon=0.05))
         white = attacks.get(name)(victim, images, labels, epsilon=0.05)
         assert accuracy(victim, white, labels) < accuracy(victim, carried, labels) < accuracy(victim, images, labels)
@@ -465,8 +465,8 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
         (lambda *a: attacks.momentum(*a, epsilon=0.02, decay=-1.0), "momentum: decay"),
         (lambda *a: attacks.fgsm(*a, epsilon=0.02, precision="fp8"), "'bf16' or None"),
         (lambda *a: attacks.square(*a, epsilon=0.02, precision="fp8"), "'bf16' or None"),
-        (lambda *a: attacks.transfer(*a, epsilon=0.02, source=trained(classes=5)), "3 classes and the source 5"),
-        (lambda *a: attacks.transfer(*a, epsilon=0.02, source=trained(), attack="pdg"), "did you mean pgd"),
+        (lambda *a: attacks.transfer(*a, epsilon=0.02, surrogate=trained(classes=5)), "3 classes and the surrogate 5"),
+        (lambda *a: attacks.transfer(*a, epsilon=0.02, surrogate=trained(), attack="pdg"), "did you mean pgd"),
     ],
 )
 def test_options_that_make_no_attack(call: Callable[..., Tensor], text: str) -> None:
@@ -479,7 +479,7 @@ def test_options_that_make_no_attack(call: Callable[..., Tensor], text: str) -> 
 def test_no_images_at_all() -> None:
     images, labels = images_and_labels(4)
     for name, attack in attacks.ATTACKS.items():
-        options = {"source": trained()} if name == "transfer" else {}
+        options = {"surrogate": trained()} if name == "transfer" else {}
         assert attack(trained(), images[:0], labels[:0], epsilon=0.02, **options).shape == (0, *images.shape[1:])
     assert attacks.smallest_epsilon(trained(), images[:0], labels[:0]).shape == (0,)
 

@@ -88,8 +88,8 @@ def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "densenet121"])
-def test_without_its_first_pooling_a_network_has_maps_of_twice_the_side(name: str) -> None:
-    own, finer = built(name).eval(), built(name, first_pool=False).eval()
+def test_without_its_stem_pooling_a_network_has_maps_of_twice_the_side(name: str) -> None:
+    own, finer = built(name).eval(), built(name, stem_pool=False).eval()
     assert same(own.state_dict(), finer.state_dict())
     with torch.no_grad():
         small, large = (model.net.forward_features(IMAGES[:1]).shape for model in (own, finer))
@@ -98,7 +98,7 @@ def test_without_its_first_pooling_a_network_has_maps_of_twice_the_side(name: st
 
 
 def test_copies_are_other_networks_whose_logits_are_averaged() -> None:
-    model = built(copies=3).eval()
+    model = built(members=3).eval()
     alone = [classifier.Classifier(net, mean=float(model.mean), std=float(model.std)).eval() for net in model.net.nets]
     with torch.no_grad():
         answers = torch.stack([one(IMAGES) for one in alone])
@@ -126,8 +126,8 @@ def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None
 
 
 def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_path: Path) -> None:
-    for names, options in (("test_vit", {"copies": 2}), ("resnet18+test_vit", {})):
-        with pytest.raises(UserError, match=r"side by side need last feature maps \(B, K, h, w\)"):
+    for names, options in (("test_vit", {"members": 2}), ("resnet18+test_vit", {})):
+        with pytest.raises(UserError, match=r"members of an ensemble need last feature maps \(B, K, h, w\)"):
             factory.check(names, size=160, **options)
     factory.check("resnet18+vgg16", size=64)
     with pytest.raises(UserError, match=r"\(1, 512, 2, 2\) and \(1, 512, 1, 1\)"):
@@ -135,7 +135,7 @@ def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_p
     with pytest.raises(UserError, match="unknown model 'resnet19'"):
         factory.check("resnet18+resnet19", size=64)
     run = recipe(model={"name": "resnet18+vgg16"}).model_copy(update={"data": DataRecipe(size=48)})
-    with pytest.raises(UserError, match="side by side need"):
+    with pytest.raises(UserError, match="members of an ensemble need"):
         run_folder.train(run, tmp_path, tmp_path / "run")
 
 
@@ -196,8 +196,8 @@ def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
         {"normalisation": "group", "activation": "silu", "input_blur": 3},
         {"normalisation": "group", "input_blur": 5},
         {"activation": "softplus"},
-        {"first_pool": False},
-        {"copies": 2},
+        {"stem_pool": False},
+        {"members": 2},
         {"name": "resnet10t+resnet18"},
     ],
 )
@@ -245,7 +245,7 @@ def test_a_study_says_so_before_any_work() -> None:
     with pytest.raises(UserError, match="stands in for ReLU"):
         factory.check("test_vit", size=160, activation="silu")
     with pytest.raises(UserError, match="first max pooling"):
-        factory.check("test_vit", size=160, first_pool=False)
+        factory.check("test_vit", size=160, stem_pool=False)
     with pytest.raises(UserError, match="unknown model"):
         factory.check("resnet19", size=64)
 
@@ -256,14 +256,14 @@ def test_a_network_without_the_layer_is_refused() -> None:
     with pytest.raises(UserError, match="stands in for ReLU; test_vit has none"):
         built("test_vit", activation="silu")
     with pytest.raises(UserError, match="the first max pooling; tf_efficientnet_lite0 has none"):
-        built("tf_efficientnet_lite0", first_pool=False)
+        built("tf_efficientnet_lite0", stem_pool=False)
     with pytest.raises(UserError, match="unknown activation 'sillu': did you mean silu"):
         built(activation="sillu")
     with pytest.raises(UserError, match="unknown normalisation"):
         built(normalisation="instance")
 
 
-@pytest.mark.parametrize("model", [{"copies": 2}, {"name": f"{MODEL}+resnet10t"}])
+@pytest.mark.parametrize("model", [{"members": 2}, {"name": f"{MODEL}+resnet10t"}])
 def test_each_network_learns_for_itself_on_an_attack_of_its_own(
     model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +290,7 @@ def test_each_network_learns_for_itself_on_an_attack_of_its_own(
 
 
 def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
-    model = built(copies=2, normalisation="group")
+    model = built(members=2, normalisation="group")
     members = model.members()
     assert [m.net for m in members] == list(model.net.nets)
     with torch.no_grad():
@@ -301,7 +301,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     assert all(member.gate is gated.gate for member in gated.members()), "one gate before them all"
     with torch.no_grad():
         assert torch.allclose(gated(IMAGES), torch.stack([m(IMAGES) for m in gated.members()]).mean(0), atol=1e-5)
-    frozen = built(copies=2)
+    frozen = built(members=2)
     frozen.frozen_norm = True
     assert not any(m.train().net.bn1.training for m in frozen.members())
 
@@ -310,7 +310,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     "defence", [{"name": "free"}, {"name": "fgsm", "separate_batchnorm": True, "clean_share": 0.5}]
 )
 def test_copies_are_refused_where_they_cannot_learn_apart(defence: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="side by side learn each on an attack of its own"):
-        recipe(defence, model={"copies": 2})
-    with pytest.raises(UserError, match="side by side learn each on an attack of its own"):
+    with pytest.raises(UserError, match="members of an ensemble learn each on an attack of its own"):
+        recipe(defence, model={"members": 2})
+    with pytest.raises(UserError, match="members of an ensemble learn each on an attack of its own"):
         recipe(defence, model={"name": "resnet10t+resnet18"})

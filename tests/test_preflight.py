@@ -35,7 +35,7 @@ def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
     [
         ({"explanation": {"methods": ["layercam@layer9"]}}, "unknown layer 'layer9'"),
         ({"explanation": {"methods": ["layercam@-99"]}}, "unknown layer -99"),
-        ({"evaluation": {"attacks": [{"name": "transfer", "source": "gone"}]}}, "gone: no such run folder"),
+        ({"evaluation": {"attacks": [{"name": "transfer", "surrogate": "gone"}]}}, "gone: no such run folder"),
         ({"models": [NETWORK | {"weights": "gone.safetensors"}]}, "no such file 'gone.safetensors'"),
         ({"defences": ["fgms"]}, "did you mean fgsm"),
     ],
@@ -61,7 +61,7 @@ def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, m
         {"seeds": [2**32]},
         {"training": {"weight_decay": float("inf")}},
         {"training": {"warmup_epochs": float("inf")}},
-        {"training": {"rrr": float("nan")}},
+        {"training": {"outside_gradient": float("nan")}},
         {"data": {"size": 1_000_000}},
         {"defences": [{"name": "trades", "beta": float("inf")}]},
     ],

@@ -64,11 +64,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "swap": ({"name": "standard"}, {"background": "swap"}),
     "mask": ({"name": "mixup"}, {"background": "mask"}),
     "crop and free": ({"name": "free", "replays": 2}, {"background": "crop"}),
-    "penalty": ({"name": "fgsm"}, {"rrr": 1.0}),
-    "penalty and twin": ({"name": "trades", "separate_batchnorm": True}, {"rrr": 0.1, "background": "swap"}),
-    "penalty and free": ({"name": "free", "replays": 2, "epsilon_outside": 0.1}, {"rrr": 0.1}),
+    "penalty": ({"name": "fgsm"}, {"outside_gradient": 1.0}),
+    "penalty and twin": (
+        {"name": "trades", "separate_batchnorm": True},
+        {"outside_gradient": 0.1, "background": "swap"},
+    ),
+    "penalty and free": ({"name": "free", "replays": 2, "epsilon_outside": 0.1}, {"outside_gradient": 0.1}),
     "emptied": ({"name": "fgsm-rs"}, {"background": "emptied"}),
-    "emptied and penalty": ({"name": "trades", "separate_batchnorm": True}, {"background": "emptied", "rrr": 0.1}),
+    "emptied and penalty": (
+        {"name": "trades", "separate_batchnorm": True},
+        {"background": "emptied", "outside_gradient": 0.1},
+    ),
     "emptied and free": ({"name": "free", "replays": 2}, {"background": "emptied"}),
     "larger epsilon outside": ({"name": "pgd", "epsilon_outside": 0.1, "ramp": 0.5}, {}),
 }
@@ -153,10 +159,10 @@ def test_the_penalty_is_of_the_pixels_outside(
     monkeypatch.setattr(
         lung_losses, "penalty", lambda p, logits, outside: outsides.append(outside) or real(p, logits, outside)
     )
-    loop.fit(recipe("fgsm", rrr=5.0, epochs=1), *films, tmp_path / "a")
+    loop.fit(recipe("fgsm", outside_gradient=5.0, epochs=1), *films, tmp_path / "a")
     share = 1 - float(np.mean(films[0].masks("lung")))
     assert float(torch.cat(outsides).mean()) == pytest.approx(share, abs=0.05)
-    loop.fit(recipe("fgsm", rrr=0.0, epochs=1), *films, tmp_path / "b")
+    loop.fit(recipe("fgsm", outside_gradient=0.0, epochs=1), *films, tmp_path / "b")
     assert len(outsides) == 3
     losses = [files.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
     assert losses[0] > losses[1] + 0.01
@@ -189,7 +195,7 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
     monkeypatch.setattr(
         lung_losses, "WithEmptiedLungs", lambda learner, images: learners.append(learner) or real(learner, images)
     )
-    run = recipe("fgsm", model={"copies": 2}, background="gate-emptied", epochs=1)
+    run = recipe("fgsm", model={"members": 2}, background="gate-emptied", epochs=1)
     loop.fit(run, *films, tmp_path)
     assert len(learners) == 3 * 2
     assert all(isinstance(learner.gate, lung_gate.LungGate) for learner in learners)
@@ -223,7 +229,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     assert int((black > 0.2).sum()) == 14, "those with a mask are black outside the lungs"
     lose(names[10:])
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache2", workers=1) for s in ("Train", "Val")]
-    for run in (recipe(**options), recipe(rrr=1.0), recipe({"name": "pgd", "epsilon_outside": 0.1})):
+    for run in (recipe(**options), recipe(outside_gradient=1.0), recipe({"name": "pgd", "epsilon_outside": 0.1})):
         with pytest.raises(UserError, match=r"need lung masks, and no image of .*phantom has one"):
             loop.fit(run, *data, tmp_path / "none")
 
@@ -248,13 +254,13 @@ def test_entries_of_a_study_may_have_a_background_of_their_own() -> None:
         defences=[
             "fgsm",
             {"name": "standard", "background": "swap"},
-            {"name": "fgsm", "background": "swap", "training": {"rrr": 2.0}},
+            {"name": "fgsm", "background": "swap", "training": {"outside_gradient": 2.0}},
         ]
     )
     runs = [run_recipe(made, made.models[0], d, 0) for d in made.defences]
     assert [run.name.removeprefix(MODEL) for run in runs] == ["-fgsm-s0", "-swap-standard-s0", "-swap-fgsm-s0"]
     assert [run.background for run in runs] == ["full", "swap", "swap"]
-    assert runs[2].training.rrr == 2.0
+    assert runs[2].training.outside_gradient == 2.0
     assert validate(RunRecipe, runs[2].model_dump(mode="json"), "run.yaml") == runs[2]
 
 
@@ -269,8 +275,11 @@ def test_entries_of_a_study_may_have_a_background_of_their_own() -> None:
         ),
         ({"defences": [{"name": "fgsm", "background": "swp"}]}, "key 'defences.0.background'"),
         ({"training": {"swap_share": 2}}, "key 'training.swap_share'"),
-        ({"training": {"rrr": -1}}, "key 'training.rrr'"),
-        ({"defences": [{"name": "mixup", "training": {"rrr": 1}}]}, "rrr needs the lungs of one image"),
+        ({"training": {"outside_gradient": -1}}, "key 'training.outside_gradient'"),
+        (
+            {"defences": [{"name": "mixup", "training": {"outside_gradient": 1}}]},
+            "outside_gradient needs the lungs of one image",
+        ),
         ({"defences": [{"name": "mixup", "epsilon_outside": 0.1}]}, "mixup does not use epsilon_outside"),
         (
             {

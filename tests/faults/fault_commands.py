@@ -79,7 +79,13 @@ def _names() -> Iterator[tuple[str, ...]]:
         yield (*TRAIN, "--set", value)
     for value in ("training.learning_rate=.inf", "training.weight_decay=.inf", "training.warmup_epochs=.inf"):
         yield (*TRAIN, "--set", value)
-    for value in ("training.weight_decay=.nan", "training.rrr=.inf", "seed=-5", "seed=1.5", "data.size=1000000"):
+    for value in (
+        "training.weight_decay=.nan",
+        "training.outside_gradient=.inf",
+        "seed=-5",
+        "seed=1.5",
+        "data.size=1000000",
+    ):
         yield (*TRAIN, "--set", value)
     for value in ("seed=99999999999999999999", "defence.beta=.inf", "defence.epsilon=.nan", "training.batch_size=1"):
         yield (*TRAIN, "--set", value)
@@ -101,7 +107,7 @@ def _names() -> Iterator[tuple[str, ...]]:
         yield (*EVALUATE, "--split", value)
         yield (*EXPLAIN, "--split", value)
     for value in NOWHERE:
-        yield ("evaluate", "{run}", "--data", "{films}", "--attack", "transfer", "--source", value)
+        yield ("evaluate", "{run}", "--data", "{films}", "--attack", "transfer", "--surrogate", value)
     for value in ("marker", "marker=", "marker=2", "marker=nan", "moon=0.5", "=0.5", "marker=0.5=1", ""):
         yield ("data", "phantom", "{out}", "--per-class", "2", "--size", "32", "--shortcut", value)
     for words in (("train",), ("evaluate",), ("explain", "{run}"), ("study",), ("predict", "{run}"), ("report",)):
@@ -177,7 +183,7 @@ def _recipes() -> Iterator[tuple[str, ...]]:
         "{training: {learning_rate: .inf}}",
         "{training: {weight_decay: .inf}}",
         "{training: {warmup_epochs: .inf}}",
-        "{training: {rrr: .inf}}",
+        "{training: {outside_gradient: .inf}}",
         "{training: {epochs: 0}}",
         "{training: {batch_size: 1.5}}",
         "{training: {patience: -1}}",
@@ -218,7 +224,7 @@ def _recipes() -> Iterator[tuple[str, ...]]:
         "{evaluation: {attacks: [pgd]}}",
         "{evaluation: {attacks: [{name: nobody}]}}",
         "{evaluation: {batch_size: 0}}",
-        "{evaluation: {attacks: [{name: transfer, source: gone}]}}",
+        "{evaluation: {attacks: [{name: transfer, surrogate: gone}]}}",
         "{evaluation: {bootstrap: .inf}}",
         "{evaluation: {attacks: [{name: transfer}]}}",
         "{evaluation: {attacks: [{name: fgsm, epsilons: [.inf]}]}}",

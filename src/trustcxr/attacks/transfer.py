@@ -7,27 +7,29 @@ from torch import Tensor, nn
 from trustcxr.attacks.contract import check_input, checked_logits
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import undisturbed
+from trustcxr.renamed import keywords
 
 
+@keywords(source="surrogate")
 def transfer(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     epsilon: float | Tensor,
-    source: nn.Module,
+    surrogate: nn.Module,
     attack: str = "momentum",
     **options: Any,
 ) -> Tensor:
-    """Images that `attack` makes against another model, `source` (Papernot et al. 2016), to be judged on `model`.
+    """Images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to be judged on `model`.
 
-    `model` is only looked at to check that its classes are those of the source. UserError where they are not.
+    `model` is only looked at to check that its classes are those of the surrogate. UserError where they are not.
     """
     from trustcxr.attacks import get
 
     check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
-    with undisturbed(model), undisturbed(source):
-        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, source)]
+    with undisturbed(model), undisturbed(surrogate):
+        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, surrogate)]
     if counts[0] != counts[1]:
-        raise UserError(f"transfer: the model has {counts[0]} classes and the source {counts[1]}")
-    return get(attack)(source, images, labels, epsilon=epsilon, **options)
+        raise UserError(f"transfer: the model has {counts[0]} classes and the surrogate {counts[1]}")
+    return get(attack)(surrogate, images, labels, epsilon=epsilon, **options)

@@ -63,8 +63,9 @@ Epsilons = Annotated[
     typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Attack steps (20 for pgd, 10 for momentum, 50 for the others).")]
-Source = Annotated[
-    Path | None, typer.Option(help="Run whose adversarial images the attack transfer tries on this one.")
+Surrogate = Annotated[
+    Path | None,
+    typer.Option("--surrogate", "--source", help="Run whose adversarial images the attack transfer tries on this one."),
 ]
 Corruptions = Annotated[list[str] | None, typer.Option(help=f"all, or of {', '.join(CORRUPTIONS)}; repeatable.")]
 Severities = Annotated[

@@ -173,8 +173,8 @@ def _attacked(
             options["stop_when_wrong"] = True
         if attack.entry.seeded:
             options["seed"] = seed
-        if attack.source is not None:
-            options["source"] = _source(run, attack.source)
+        if attack.surrogate is not None:
+            options["surrogate"] = _surrogate(run, attack.surrogate)
         for epsilon in sorted(attack.epsilons):
             if attack.name == "worst-case":
                 options["start"] = [found for radius, found in known if radius <= epsilon]
@@ -190,13 +190,13 @@ def _attacked(
                 known.append((epsilon, perturbed))
 
 
-def _source(run: Run | Examined, folder: str) -> classifier.Classifier:
+def _surrogate(run: Run | Examined, folder: str) -> classifier.Classifier:
     """The model that transfer attacks; UserError unless it knows the classes of `run`."""
-    source = _loaded(folder, str(run.device))
-    if source.classes != run.classes:
-        listed = f"{', '.join(source.classes)} instead of {', '.join(run.classes)}"
-        raise UserError(f"{folder}: not a source for {run.name}: its classes are {listed}")
-    return source.model
+    found = _loaded(folder, str(run.device))
+    if found.classes != run.classes:
+        listed = f"{', '.join(found.classes)} instead of {', '.join(run.classes)}"
+        raise UserError(f"{folder}: not a surrogate for {run.name}: its classes are {listed}")
+    return found.model
 
 
 @lru_cache(maxsize=1)
@@ -222,14 +222,14 @@ def conditions(
     *,
     steps: int | None = None,
     queries: int | None = None,
-    source: str | Path | None = None,
+    surrogate: str | Path | None = None,
 ) -> tuple[AttackRecipe, ...]:
     """Attack recipes from names and radii as typed on the command line; an option goes to the attacks that take it."""
-    given = {"steps": steps, "queries": queries, "source": None if source is None else str(source)}
-    if source is not None and "transfer" not in names:
-        raise UserError(f"source {source}: only the attack transfer has one; add it, or leave the source out")
-    if source is not None:
-        folders.check_run(Path(source))
+    given = {"steps": steps, "queries": queries, "surrogate": None if surrogate is None else str(surrogate)}
+    if surrogate is not None and "transfer" not in names:
+        raise UserError(f"surrogate {surrogate}: only the attack transfer has one; add it, or leave the surrogate out")
+    if surrogate is not None:
+        folders.check_run(Path(surrogate))
     found = []
     for name in dict.fromkeys(names):
         attacks.get(name)

@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         for net, found in zip(self.nets, maps, strict=True):
             if found.ndim != 4 or found.shape[1] != net.num_features or found.shape[2:] != maps[0].shape[2:]:
                 raise UserError(
-                    "networks side by side need last feature maps (B, K, h, w) of the same h and w, not "
+                    "the members of an ensemble need last feature maps (B, K, h, w) of the same h and w, not "
                     + " and ".join(str(tuple(m.shape)) for m in maps)
                 )
         return torch.cat(maps, 1)

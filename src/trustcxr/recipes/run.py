@@ -86,28 +86,28 @@ class RunRecipe(Strict):
 
     def network_options(self) -> dict[str, Any]:
         """What `models.build` is told beside name, classes and weights."""
-        return self.model.options() | ({"lung_gate": True} if self.gated else {})
+        return self.model.options() | ({"lung_gate": True} if self.lung_gate else {})
 
     @property
-    def gated(self) -> bool:
+    def lung_gate(self) -> bool:
         """Whether a lung gate is part of the model."""
         return BACKGROUNDS[self.background].gate
 
     @property
-    def empties(self) -> bool:
+    def empty_lungs(self) -> bool:
         """Whether images with emptied lungs stand beside those it is trained on."""
         return BACKGROUNDS[self.background].emptied
 
     @property
     def needs_lungs(self) -> bool:
         """Whether its training looks at lung masks."""
-        outside = self.training.rrr > 0 or self.defence.epsilon_outside is not None
+        outside = self.training.outside_gradient > 0 or self.defence.epsilon_outside is not None
         return self.background != "full" or outside or self.training.needs_lesions
 
     @model_validator(mode="after")
     def _fits(self) -> "RunRecipe":
-        if self.training.rrr and self.defence.name == "mixup":
-            raise ValueError("rrr needs the lungs of one image, and mixup shows two at once")
+        if self.training.outside_gradient and self.defence.name == "mixup":
+            raise ValueError("outside_gradient needs the lungs of one image, and mixup shows two at once")
         if self.training.needs_lesions and self.defence.name == "mixup":
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
         if self.training.guidance and self.defence.separate_batchnorm:
@@ -116,14 +116,14 @@ class RunRecipe(Strict):
             raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
         if self.training.guidance and not all(n.startswith("evidence") for n in networks(self.model.name.lower())):
             raise ValueError(f"guidance is of the evidence of an evidence network; {self.model.name} has none")
-        if self.defence.start_from == "standard" and self.defence.background is not None and self.gated:
+        if self.defence.start_from == "standard" and self.defence.background is not None and self.lung_gate:
             raise ValueError(
                 "start_from: standard has no lung gate to start from; "
                 f"set training.background: {self.background} for both"
             )
-        if self.model.several and (self.defence.separate_batchnorm or self.defence.name == "free"):
+        if self.model.is_ensemble and (self.defence.separate_batchnorm or self.defence.name == "free"):
             what = "separate_batchnorm" if self.defence.separate_batchnorm else "free"
-            raise ValueError(f"networks side by side learn each on an attack of its own, which {what} cannot do")
+            raise ValueError(f"the members of an ensemble learn each on an attack of its own, which {what} cannot do")
         if self.defence.separate_batchnorm and self.model.normalisation != "batch":
             raise ValueError(f"separate_batchnorm needs normalisation: batch, not {self.model.normalisation}")
         if self.defence.background not in (None, self.training.background):

@@ -1,6 +1,7 @@
 """The parts of a recipe that say what a run is tested with: attacks, corruptions, saliency."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -18,6 +19,8 @@ def _known(attack: str) -> str:
 class AttackRecipe(Strict):
     """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
 
+    former: ClassVar[Mapping[str, str]] = {"source": "surrogate"}
+
     name: Annotated[str, AfterValidator(_known)] = Field(description=f"one of {', '.join(ATTACKS)}")
     epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (0.02,), description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1"
@@ -26,12 +29,13 @@ class AttackRecipe(Strict):
     queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
     restarts: int | None = Field(None, ge=1, description="climbs from different starts, 1 unless said")
     precision: Literal["bf16"] | None = Field(None, description="bf16: search in bfloat16, confirm in full precision")
-    source: str | None = Field(None, description="folder of the run that transfer's images are made against")
+    surrogate: str | None = Field(None, description="folder of the run that transfer's images are made against")
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, content: Any) -> Any:
         """What the attack takes and was not said."""
+        content = cls.as_now(content)
         entry = ATTACKS.get(str(content.get("name"))) if isinstance(content, dict) else None
         taken = entry.options if entry else {}
         return {**content, **{k: v for k, v in taken.items() if content.get(k) is None}} if taken else content
@@ -39,12 +43,12 @@ class AttackRecipe(Strict):
     @model_validator(mode="after")
     def _belongs(self) -> Self:
         taken = self.entry.options
-        for option in ("steps", "queries", "restarts", "precision", "source"):
+        for option in ("steps", "queries", "restarts", "precision", "surrogate"):
             if getattr(self, option) is not None and option not in taken:
                 takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
                 raise ValueError(f"{self.name} has no option '{option}'; {takes}")
-        if "source" in taken and self.source is None:
-            raise ValueError(f"{self.name} needs a source: the folder of the run that the images are made against")
+        if "surrogate" in taken and self.surrogate is None:
+            raise ValueError(f"{self.name} needs a surrogate: the folder of the run that the images are made against")
         if self.entry.norm == "linf" and any(e > 1 for e in self.epsilons):
             raise ValueError(f"epsilon of {self.name} is an L-infinity radius in pixel space: at most 1")
         return self
@@ -60,8 +64,8 @@ class AttackRecipe(Strict):
         return self.steps or self.queries or 1
 
     def options(self) -> dict[str, Any]:
-        """The options that the attack takes, without the source."""
-        return {k: getattr(self, k) for k in self.entry.options if k != "source"}
+        """The options that the attack takes, without the surrogate."""
+        return {k: getattr(self, k) for k in self.entry.options if k != "surrogate"}
 
 
 class CorruptionsRecipe(Strict):

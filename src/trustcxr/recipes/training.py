@@ -1,14 +1,36 @@
 """The parts of a recipe that say what is trained and how: network, training, defence."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from trustcxr.catalogue import DEFENCES, networks
+from trustcxr.catalogue import BACKGROUNDS, DEFENCES, networks
 from trustcxr.recipes.validation import Fraction, Strict
 
 # The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
+_SWITCHES = ("lung_gate", "empty_lungs")
+
+
+def _with_background(content: Any) -> Any:
+    """`content` with `lung_gate` and `empty_lungs` as the one word that says both with `background`. ValueError."""
+    said = {key: content[key] for key in _SWITCHES if key in content} if isinstance(content, dict) else {}
+    word = content.get("background") or "full" if said else "full"
+    if not said or word not in BACKGROUNDS:
+        return content
+    for key, value in said.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} is true or false, not {value!r}")
+    entry = BACKGROUNDS[word]
+    if (entry.gate and said.get("lung_gate") is False) or (entry.emptied and said.get("empty_lungs") is False):
+        raise ValueError(f"background: {word} says the opposite of {', '.join(said)}: false")
+    wanted = entry.gate or said.get("lung_gate", False), entry.emptied or said.get("empty_lungs", False)
+    if entry.view and any(wanted):
+        raise ValueError(f"lung_gate and empty_lungs go with the whole image, not with background: {word}")
+    if entry.view is None:
+        word = next(b.name for b in BACKGROUNDS.values() if b.view is None and (b.gate, b.emptied) == wanted)
+    return {key: value for key, value in content.items() if key not in _SWITCHES} | {"background": word}
 
 
 class Augment(Strict):
@@ -24,7 +46,15 @@ class Augment(Strict):
 
 
 class TrainingRecipe(Strict):
-    """How a model is fitted."""
+    """How a model is fitted. `lung_gate: true` and `empty_lungs: true` are two more ways to say the background."""
+
+    former: ClassVar[Mapping[str, str]] = {"rrr": "outside_gradient"}
+    short: ClassVar[tuple[str, ...]] = _SWITCHES
+
+    @classmethod
+    def as_now(cls, content: Any) -> Any:
+        """`content` with the keys of today, `lung_gate` and `empty_lungs` among `background`."""
+        return _with_background(super().as_now(content))
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(32, ge=2)
@@ -47,14 +77,15 @@ class TrainingRecipe(Strict):
     background: Background = Field(
         "full",
         description="of training images: full, swap (the lungs on another film's), mask (black), crop (to the lungs); "
-        "emptied (beside them some whose lungs are filled with grey, to which an even answer is asked); gate: of every "
-        "image, mid-grey where a segmenter inside the model finds no lung; gate-emptied: both",
+        "emptied (or empty_lungs: true): adds to each batch copies with the lungs filled with grey, trained towards "
+        "equal class probabilities; gate (or lung_gate: true): the model contains a lung segmenter and replaces what "
+        "is outside by mid-grey; gate-emptied: both",
     )
     swap_share: Fraction = Field(
         0.85, description="of training images whose background is changed; the others, like all test images, are not"
     )
-    rrr: float = Field(
-        0.0, ge=0, description="weight of the squared gradient outside the lungs (right for the right reasons)"
+    outside_gradient: float = Field(
+        0.0, ge=0, description="weight of the squared gradient outside the lungs (Ross et al. 2017); was rrr"
     )
     guidance: float = Field(
         0.0, ge=0, description="evidence networks: weight of the loss that holds the evidence to the lesion masks"
@@ -74,11 +105,22 @@ class TrainingRecipe(Strict):
         return self.guidance > 0 or self.counterfactuals > 0
 
 
+Training = Annotated[dict[str, Any], BeforeValidator(TrainingRecipe.as_now)]  # keys of TrainingRecipe
+
+
 class DefenceRecipe(Strict):
     """How a model is made robust. Training keys given here replace the study's.
 
-    The catalogue says which keys a defence uses; one that it does not use must stay as it is.
+    The catalogue says which keys a defence uses; one that it does not use must stay as it is. What is said here of the
+    background, by its word or by `lung_gate` and `empty_lungs`, takes the place of all that the study says of it.
     """
+
+    short: ClassVar[tuple[str, ...]] = _SWITCHES
+
+    @classmethod
+    def as_now(cls, content: Any) -> Any:
+        """`content` with `lung_gate` and `empty_lungs` among `background`."""
+        return _with_background(super().as_now(content))
 
     name: str = "standard"
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
@@ -117,7 +159,7 @@ class DefenceRecipe(Strict):
     )
     start_from: Literal["scratch", "standard"] = Field("scratch", description="standard: the trained standard run")
     background: Background | None = Field(None, description="of its training; the study's unless said")
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Field(default_factory=dict)
 
     @property
     def attacks(self) -> bool:
@@ -149,9 +191,11 @@ class DefenceRecipe(Strict):
 
 
 class ModelRecipe(Strict):
-    """A network. Training keys given here replace the study's."""
+    """A network, or an ensemble. Training keys given here replace the study's."""
 
-    name: str = Field(description="one of the 21 or a timm architecture; A+B: both, side by side, logits averaged")
+    former: ClassVar[Mapping[str, str]] = {"first_pool": "stem_pool", "copies": "members"}
+
+    name: str = Field(description="one of the 21 or a timm architecture; A+B: an ensemble of both, logits averaged")
     weights: str = "imagenet"
     normalisation: Literal["batch", "frozen", "group"] = Field(
         "batch", description="BatchNorm; BatchNorm with the statistics of its weights, never updated; or GroupNorm"
@@ -159,23 +203,23 @@ class ModelRecipe(Strict):
     activation: Literal["own", "silu", "gelu", "softplus"] = Field(
         "own", description="a smooth one in the place of each ReLU (softplus with beta 10)"
     )
-    first_pool: bool = Field(
+    stem_pool: bool = Field(
         True, description="the network's first max pooling; without it every map after it has twice the side"
     )
-    copies: int = Field(
-        1, ge=1, le=20, description="of the network, side by side, each trained for itself, their logits averaged"
+    members: int = Field(
+        1, ge=1, le=20, description="networks of this name in an ensemble, each trained for itself, logits averaged"
     )
     input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Field(default_factory=dict)
 
     @property
-    def several(self) -> bool:
-        """Whether networks stand side by side."""
-        return self.copies > 1 or len(networks(self.name)) > 1
+    def is_ensemble(self) -> bool:
+        """Whether it is more than one network."""
+        return self.members > 1 or len(networks(self.name)) > 1
 
     def options(self) -> dict[str, Any]:
         """What `models.build` is told beside name, classes and weights: the options that are not the default."""
-        names = ("normalisation", "activation", "first_pool", "copies", "input_blur")
+        names = ("normalisation", "activation", "stem_pool", "members", "input_blur")
         return {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
 
     @model_validator(mode="after")

@@ -1,13 +1,14 @@
 """A mapping becomes a recipe, or one line that names the wrong key and the nearest right one."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trustcxr import renamed
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import parse_yaml, read_yaml
 
@@ -19,6 +20,18 @@ class Strict(BaseModel):
     """A part of a recipe: keys that it does not have are refused, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    former: ClassVar[Mapping[str, str]] = {}  # a key of earlier versions -> what it is called now
+    short: ClassVar[tuple[str, ...]] = ()  # keys that are read and become others
+
+    @classmethod
+    def as_now(cls, content: Any) -> Any:
+        """`content` with the keys of today; what is no mapping as it is."""
+        return renamed.keys(content, cls.former) if isinstance(content, dict) else content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_now(cls, content: Any) -> Any:
+        return cls.as_now(content)
 
 
 Model = TypeVar("Model", bound=Strict)
@@ -76,7 +89,7 @@ def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterato
     for part in location[:-1]:
         if isinstance(part, str) and part in at.model_fields:
             at = _model_in(at.model_fields[part].annotation) or at
-    yield from at.model_fields
+    yield from (*at.model_fields, *getattr(at, "short", ()))
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

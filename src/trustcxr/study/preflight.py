@@ -29,8 +29,8 @@ def recipe(study: StudyRecipe, folder: Path) -> None:
         defences.get(defence.name)
     scores.check_options(study.explanation)
     for attack in study.evaluation.attacks:
-        if attack.source is not None:
-            folders.check_run(Path(attack.source))
+        if attack.surrogate is not None:
+            folders.check_run(Path(attack.surrogate))
     for model in study.models:
         runs = [run_recipe(study, model, defence, study.seeds[0]) for defence in (DefenceRecipe(), *study.defences)]
         trained = all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in runs)

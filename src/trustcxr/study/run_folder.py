@@ -244,7 +244,7 @@ def evaluate(
     epsilons: Sequence[float] | None = None,
     steps: int | None = None,
     queries: int | None = None,
-    source: Path | None = None,
+    surrogate: Path | None = None,
     sweep: bool = False,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] | None = None,
@@ -261,7 +261,9 @@ def evaluate(
     were evaluated before. `out`: the folder of the results, where it is not within the run's.
     """
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
-    conditions = evaluation.conditions(attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, source=source)
+    conditions = evaluation.conditions(
+        attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, surrogate=surrogate
+    )
     options = EvaluationRecipe(attacks=conditions, corruptions=corruptions_recipe(corruptions, severities))
     run, given = load_run(folder), Source(data, split, labels, listing)
     films = tested.load(run, given)

@@ -161,8 +161,8 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
     without = sum(not mask.any() for mask in lungs)
     if without == len(train):
         raise UserError(
-            f"{recipe.name}: background, rrr, epsilon_outside, guidance and counterfactuals need lung masks, and no "
-            f"image of {train.root} has one"
+            f"{recipe.name}: background, outside_gradient, epsilon_outside, guidance and counterfactuals need lung "
+            f"masks, and no image of {train.root} has one"
         )
     if without:
         say(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")

@@ -112,9 +112,9 @@ class TrainingStep(pl.LightningModule):
         if known is not None and self.healthy is not None:
             known = self._counterfactual(known, self.healthy)
             pixels, labels = known.pixels, known.labels
-        # Networks side by side learn each for itself, on its own attack, so that they stay different.
+        # Members of an ensemble learn each for itself, on its own attack, so that they stay different.
         learners = [self.attacked()]
-        if isinstance(self.model, classifier.Classifier) and self.recipe.model.several:
+        if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
         learnt = [self._learn(learner, pixels, labels, lungs, known) for learner in learners]
         loss = torch.stack([loss for loss, _ in learnt]).mean()
@@ -131,8 +131,8 @@ class TrainingStep(pl.LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch, and its logits."""
         training, beside = self.recipe.training, None
-        weight, inside = training.rrr, getattr(learner, "net", learner)
-        if self.recipe.empties and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
+        weight, inside = training.outside_gradient, getattr(learner, "net", learner)
+        if self.recipe.empty_lungs and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
         with lung_losses.recorded(learner, wanted=weight > 0) as passes, lesion_losses.followed(inside) as heads:
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
