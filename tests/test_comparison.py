@@ -357,3 +357,35 @@ def test_a_method_in_capitals_has_its_control_too() -> None:
     assert str(Method.parse(" LayerCAM@gate ")) == "layercam@gate"
     assert str(Method.parse("LayerCAM@gate").control) == "activation@gate"
     assert ExplanationRecipe(methods=("LayerCAM@gate",)).methods == ("layercam@gate",)
+
+
+def test_maps_at_a_gate_are_compared_between_gated_runs_alone(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    tables = [saliency(random.random(IMAGES), name) for name in ("layercam@gate", "layercam-smooth@gate", "gradcam")]
+    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
+
+    def run(name: str, defence: str, background: str) -> Path:
+        folder = make_run(tmp_path / name, defence, clean, saliency=pd.concat(tables))
+        document = files.read_document(folder / "metrics.json")
+        files.write_json(folder / "metrics.json", document | {"background": background})
+        return folder
+
+    bare, behind = run("a", "standard", "full"), run("b", "fgsm", "gate")
+    methods = {row.method for row in comparison.standard_against_robust([bare, behind], resamples=100)}
+    assert methods == {None, "gradcam"}
+    gated = run("c", "standard", "gate")
+    both = comparison.standard_against_robust([gated, run("e", "fgsm", "gate")], resamples=100)
+    assert {row.method for row in both} == {None, "layercam@gate", "layercam-smooth@gate", "gradcam"}
+
+
+def test_a_hit_rate_that_its_cells_do_not_allow_is_not_compared(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
+    for ceiling, measures in ((0.9, {"pointing_hit_rate", "infection_energy"}), (0.05, {"infection_energy"})):
+        names = ("pointing_hit_rate", "infection_energy")
+        tables = [saliency(random.random(IMAGES), "gradcam", name) for name in names]
+        tables.append(saliency(np.full(IMAGES, ceiling), "gradcam", "pointing_ceiling"))
+        table = pd.concat(tables).assign(cells="2 x 2", chance=0.1)
+        folders = [make_run(tmp_path / f"{ceiling}", name, clean, saliency=table) for name in ("standard", "fgsm")]
+        found = comparison.standard_against_robust(folders, resamples=100)
+        assert {row.measure for row in found if row.method} == measures

@@ -33,12 +33,14 @@ from trustcxr.catalogue.films import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDD
 from trustcxr.catalogue.measures import (
     AGAINST_MASKS,
     HIGHER_IS_BETTER,
+    HIT_RATE,
     LOWER_IS_BETTER,
     MEASURES,
+    TOLD_OF_MAPS,
     Measure,
     direction,
 )
-from trustcxr.catalogue.saliency import CONTROL, CONTROLS, REFERENCES, SALIENCY, Method, Saliency
+from trustcxr.catalogue.saliency import CONTROL, CONTROLS, RANDOMISED, REFERENCES, SALIENCY, Method, Saliency
 
 __all__ = [
     "AGAINST_MASKS",
@@ -54,14 +56,17 @@ __all__ = [
     "GROUPINGS",
     "HEADLINE_ATTACKS",
     "HIGHER_IS_BETTER",
+    "HIT_RATE",
     "LAYOUTS",
     "LOWER_IS_BETTER",
     "LUNGS_HIDDEN",
     "MEASURES",
     "ONE_STEP",
     "PLAIN_STEP",
+    "RANDOMISED",
     "REFERENCES",
     "SALIENCY",
+    "TOLD_OF_MAPS",
     "USUAL_ATTACKS",
     "USUAL_DEFENCE",
     "VIEWS",

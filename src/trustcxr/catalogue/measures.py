@@ -71,6 +71,8 @@ MEASURES = by_name(
         Measure("insertion", "insertion", charted=True, paper="Petsiuk et al. 2018"),
         Measure("deletion", "deletion (blurred)", "lower", charted=True, paper="Petsiuk et al. 2018"),
         Measure("road", "ROAD", charted=True, paper="Rong et al. 2022"),
+        Measure("pointing_ceiling", "hit rate that its cells allow", "higher", compared=False),
+        Measure("random_network_ssim", "SSIM with the map of random weights", "lower", compared=False),
         Measure("ece", "calibration error", "lower", compared=False),
         # Without the lungs a model that reads them must fall; that is no matter of better or worse for a robust one.
         Measure("lungs_blacked_out", "lungs blacked out", None, compared=False),
@@ -84,6 +86,9 @@ MEASURES = by_name(
         Measure("silhouette_only", "silhouette only", None, compared=False),
     )
 )  # fmt: skip
+HIT_RATE = "pointing_hit_rate"  # withheld of a map whose cells are too few to hit
+# By these a map may be said to show something, in the order in which they are told.
+TOLD_OF_MAPS = (HIT_RATE, "infection_energy", "infection_energy_given_lung")
 AGAINST_MASKS = tuple(m.name for m in MEASURES.values() if m.function)
 HIGHER_IS_BETTER = tuple(m.name for m in MEASURES.values() if m.compared and m.better == "higher")
 LOWER_IS_BETTER = tuple(m.name for m in MEASURES.values() if m.compared and m.better == "lower")

@@ -82,17 +82,26 @@ class Method:
         return Method(entry.control, self.layer) if entry and entry.control else None
 
     @property
+    def at_gate(self) -> bool:
+        """Whether it reads the place of the lung gate, or a layer within."""
+        return self.layer is not None and self.layer.split(".")[0] == "gate"
+
+    @property
     def label(self) -> str:
         """As a table says it: LayerCAM, gate."""
         entry = SALIENCY.get(self.base)
         return (entry.label if entry else self.base) + ("" if self.layer is None else f" @ {self.layer}")
 
 
-# Beside every figure of a map against masks: what maps have that look at no model, by their name in tables.
+# Beside every figure of a map against masks: what maps have that know less, by their name in tables. The last is the
+# method itself on the network with random weights, a lung gate as it is trained.
+RANDOMISED = "randomised"
 REFERENCES = {
     "chance": "chance",
     "centre": "centre prior",
     "lung": "lung mask",
     "brightness": "brightness in the lungs",
     "edges": "edges in the lungs",
+    "noise": "random map, same cells",
+    RANDOMISED: "random weights",
 }

@@ -181,3 +181,23 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
         if gradient is None:
             raise UserError("the logits do not depend on the layer's output: choose another layer")
         return leaf.detach(), gradient / scale
+
+
+def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
+    """Rows and columns of the map that a CAM reads at a layer, before it is brought to the images' size."""
+    seen: list[Tensor] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        seen[:] = [output]
+
+    with as_found(model, x.device), torch.no_grad():
+        handle = layer.register_forward_hook(note)
+        try:
+            model(x[:1].clone())
+        finally:
+            handle.remove()
+        if not seen or not isinstance(seen[0], Tensor):
+            raise UserError("the layer puts out no feature map: choose another layer")
+        height, width = x.shape[-2:]
+        rows, columns = arrangement(seen[0], height, width, model)(seen[0]).shape[-2:]
+        return rows, columns

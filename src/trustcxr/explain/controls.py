@@ -8,15 +8,18 @@ from torch.nn import functional
 
 from trustcxr.explain.contract import Target, check_images
 
+CELLS = (7, 7)  # of a random map: those of a CAM of a network of 224 pixels
 
-def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int = 7) -> Tensor:
+
+def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int | tuple[int, int] = CELLS) -> Tensor:
     """Random saliency (count, height, width), float32, in [0, 1], on the CPU.
 
-    Independent uniform values on a `cells` x `cells` grid, upsampled bilinearly and divided by the maximum: as smooth
-    as a CAM of that grid, so that it is no easier or harder to beat. The same seed gives the same maps, whatever the
-    global random state: give every batch a seed of its own.
+    Independent uniform values on a grid of `cells` (rows and columns; one number for both), upsampled bilinearly and
+    divided by the maximum: as smooth as a CAM of that grid, so that it is no easier or harder to beat. The same seed
+    gives the same maps, whatever the global random state: give every batch a seed of its own.
     """
-    grid = torch.rand((count, 1, cells, cells), generator=torch.Generator().manual_seed(seed))
+    rows, columns = (cells, cells) if isinstance(cells, int) else cells
+    grid = torch.rand((count, 1, rows, columns), generator=torch.Generator().manual_seed(seed))
     maps = functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[:, 0]
     return maps / maps.amax(dim=(1, 2), keepdim=True)
 
@@ -34,10 +37,15 @@ def centre_prior(height: int, width: int) -> Tensor:
 
 
 def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """`random_map` as a saliency method: seeded by each image's pixels, so that batches do not matter."""
+    """`random_map` as a saliency method."""
+    return random_maps(x)
+
+
+def random_maps(x: Tensor, cells: tuple[int, int] = CELLS) -> Tensor:
+    """A `random_map` for each image (B, C, H, W), seeded by its pixels, so that batches do not matter: (B, H, W)."""
     check_images(x)
     seeds = [crc32(image.detach().float().cpu().numpy().tobytes()) for image in x]
-    maps = [random_map(1, *x.shape[-2:], seed=seed) for seed in seeds]
+    maps = [random_map(1, *x.shape[-2:], seed=seed, cells=cells) for seed in seeds]
     return torch.cat([torch.zeros(0, *x.shape[-2:]), *maps]).to(x.device)
 
 

@@ -27,29 +27,68 @@ class Curve(NamedTuple):
     """(B,): the area under the curve, [0, 1]."""
 
 
+class Ends(NamedTuple):
+    """Where every curve of the same images begins and ends, whatever the map."""
+
+    classes: Tensor
+    """(B,): the classes explained."""
+    blurred: Tensor
+    """The images with nothing of them left, (B, 1, H, W)."""
+    of_whole: Tensor
+    """(B,): the probability of the class for the whole image."""
+    of_blurred: Tensor
+    """(B,): the same for the blurred one."""
+
+
+def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | None = None) -> Ends:
+    """What `insertion` and `deletion` of several maps share; `target` and `blur` as there."""
+    check_images(x)
+    sigma = blur or min(x.shape[-2:]) / 10
+    with as_found(model, x.device), torch.no_grad():
+        logits = model(x)
+        classes = target_classes(target, logits)
+        blurred = gaussian_blur(x, [2 * round(2 * sigma) + 1] * 2, [sigma] * 2)
+        return Ends(classes, blurred, _of_class(logits, classes), _of_class(model(blurred), classes))
+
+
 def insertion(
-    model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, *, steps: int = 20, blur: float | None = None
+    model: nn.Module,
+    x: Tensor,
+    saliency: Tensor,
+    target: Target = None,
+    *,
+    steps: int = 20,
+    blur: float | None = None,
+    known: Ends | None = None,
 ) -> Curve:
     """Show the most salient pixels first, from a blurred image on: a high area is good (Petsiuk et al. 2018, RISE).
 
     `x`: images (B, 1, H, W) in [0, 1]. `saliency`: (B, H, W). `target`: as in `grad_cam`; None for the class predicted
     on the whole image. `steps`: how many pieces are shown one after the other, a forward pass each. `blur`: the
     standard deviation of the blur in pixels; a tenth of the shorter side unless said, so that no lesion is left.
+    `known`: the `ends` of these images, for which `target` and `blur` were said there.
 
     Pixels that are equally salient come in an order drawn once for all, not from top to bottom. The model is left as
     found. Raises UserError for shapes that do not fit and for a target outside the classes.
     """
-    return _curve(model, x, saliency, target, steps, blur, show=True)
+    return _curve(model, x, saliency, steps, known or ends(model, x, target, blur=blur), show=True)
 
 
 def deletion(
-    model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, *, steps: int = 20, blur: float | None = None
+    model: nn.Module,
+    x: Tensor,
+    saliency: Tensor,
+    target: Target = None,
+    *,
+    steps: int = 20,
+    blur: float | None = None,
+    known: Ends | None = None,
 ) -> Curve:
     """Deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
 
     Petsiuk et al. 2018 (RISE) set them to a constant instead, which shows by its outline: the figures do not compare.
     """
-    return _curve(model, x, saliency, target, steps, blur, show=False)
+    return _curve(model, x, saliency, steps, known or ends(model, x, target, blur=blur), show=False)
 
 
 def road(
@@ -61,6 +100,7 @@ def road(
     shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
     noise: float = 0.01,
     seed: int = 0,
+    known: Ends | None = None,
 ) -> Tensor:
     """ROAD, remove and debias (Rong et al. 2022): (B,), [-0.5, 0.5]; high is good, 0 is chance.
 
@@ -72,7 +112,7 @@ def road(
     """
     _check(x, saliency)
     with as_found(model, x.device), torch.no_grad():
-        classes = target_classes(target, model(x))
+        classes = known.classes if known else target_classes(target, model(x))
         order = _most_salient_first(saliency)
         falls = []
         for share in shares:
@@ -136,24 +176,20 @@ def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return spsolve(system, known).reshape(known.shape)
 
 
-def _curve(
-    model: nn.Module, x: Tensor, saliency: Tensor, target: Target, steps: int, blur: float | None, *, show: bool
-) -> Curve:
+def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, known: Ends, *, show: bool) -> Curve:
     _check(x, saliency)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
-    sigma = blur or min(x.shape[-2:]) / 10
     with as_found(model, x.device), torch.no_grad():
-        classes = target_classes(target, model(x))
-        blurred = gaussian_blur(x, [2 * round(2 * sigma) + 1] * 2, [sigma] * 2)
-        before, after = (blurred, x) if show else (x, blurred)
+        before, after = (known.blurred, x) if show else (x, known.blurred)
+        first, last = (known.of_blurred, known.of_whole) if show else (known.of_whole, known.of_blurred)
         place = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
         share = torch.linspace(0, 1, steps + 1, device=x.device)
-        points = [
-            _probability(model, torch.where(place < part * saliency[0].numel(), after, before), classes)
-            for part in share.tolist()
+        between = [
+            _probability(model, torch.where(place < part * saliency[0].numel(), after, before), known.classes)
+            for part in share.tolist()[1:-1]
         ]
-        probability = torch.stack(points, dim=1)
+        probability = torch.stack([first, *between, last], dim=1)
         return Curve(share, probability, torch.trapezoid(probability, share, dim=1))
 
 
@@ -171,4 +207,8 @@ def _most_salient_first(saliency: Tensor) -> Tensor:
 
 
 def _probability(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    return model(x).float().softmax(dim=1).gather(1, classes[:, None])[:, 0]
+    return _of_class(model(x), classes)
+
+
+def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.float().softmax(dim=1).gather(1, classes[:, None])[:, 0]

@@ -52,6 +52,26 @@ def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tenso
     return _scored((inside & at_peak).sum(dim=1).double() / at_peak.sum(dim=1), maps, inside)
 
 
+def pointing_ceiling(mask: Tensor, cells: tuple[int, int]) -> Tensor:
+    """The pointing game of an oracle that picks the best of rows x columns cells, [0, 1]: no map of these has more.
+
+    A map of few cells is flat around its highest (upsampled bilinearly), at the border as far as the corner: there the
+    hit is the share of that flat inside the mask.
+    """
+    inside = (mask != 0).double()
+    down, across = (_peaks(n, side).to(inside.device) for n, side in zip(cells, mask.shape[1:], strict=True))
+    hits = torch.einsum("ih,bhw,jw->bij", down, inside, across).flatten(1).amax(1)
+    return hits.masked_fill(~inside.flatten(1).any(1), torch.nan)
+
+
+def _peaks(cells: int, pixels: int) -> Tensor:
+    """Where along a side a map peaks whose highest is this cell: (cells, pixels), each row a share summing to 1."""
+    lines = functional.interpolate(torch.eye(cells)[:, None], (pixels,), mode="linear", align_corners=False)[:, 0]
+    highest = lines.amax(1, keepdim=True)
+    peaks = ((lines == highest) & (highest > 0)).double()
+    return peaks / peaks.sum(1, keepdim=True).clamp(min=1)
+
+
 def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
     """Intersection over union, [0, 1], of the mask and the pixels above `threshold` (one, or (B,), one an image)."""
     maps, inside = _pair(saliency, mask)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from trustcxr import catalogue
 from trustcxr.catalogue import SALIENCY, Method
 from trustcxr.errors import UserError, unknown
-from trustcxr.explain.cam import Combine, cam_of, feature_map_and_gradient, saliency_of, smoothed
+from trustcxr.explain import controls
+from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_of, smoothed
 from trustcxr.explain.contract import SaliencyMethod, Target, check_images
 from trustcxr.explain.layers import Layer, find_layer
 
@@ -71,3 +72,11 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
         else:
             found[name] = METHODS[base](model, x, target)
     return found
+
+
+def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
+    """Rows and columns of a method's map before it is brought to the images' size; None where it has every pixel."""
+    base, layer = parse(name)
+    if base == catalogue.CONTROL:
+        return controls.CELLS
+    return cells_of(model, x, find_layer(model, layer)) if base in COMBINE else None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,14 +11,26 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import MEASURES, REFERENCES, SALIENCY, Measure, Method
+from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, layers, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.margins import film_controls
+from trustcxr.explain.references import (
+    CEILING,
+    CENTRE,
+    SIMILARITY,
+    Masks,
+    OfCells,
+    OfRandomWeights,
+    against_masks,
+    by_chance,
+    looking,
+    of_random_weights,
+    of_the_film,
+)
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.recipes.testing import ExplanationRecipe
 
@@ -26,9 +38,8 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.run import Run
 
-RANDOM = "random"  # scored always: what a method that knows nothing of the model has
-CENTRE = "centre"
-RANDOMISED = "randomised:"  # before the name of the part that was made random last
+RANDOM = CONTROL  # scored always: what a method that knows nothing of the model has
+CASCADE = "randomised:"  # before the name of the part that was made random last
 _STEPS, _REMOVED = (
     10,
     (0.2, 0.4, 0.6),
@@ -36,26 +47,12 @@ _STEPS, _REMOVED = (
 _LEVELS = np.round(np.arange(0.05, 0.951, 0.05), 2)  # thresholds tried when one is tuned
 
 
-@dataclass(frozen=True)
-class Masks:
-    """Masks of a batch, (B, H, W) bool; all False where there is none."""
-
-    infection: Tensor
-    lung: Tensor
-
-    @property
-    def lesion(self) -> Tensor:
-        """The share of the lungs that the infection covers, (B,); NaN without a lung or an infection."""
-        lung, both = (m.flatten(1).sum(1).double() for m in (self.lung, self.lung & self.infection))
-        share = both / lung
-        return share.masked_fill(~self.infection.flatten(1).any(1), torch.nan)
-
-
 @dataclass
 class Rows:
-    """The table of one batch as it grows: one condition of one method after the other."""
+    """The table of one batch as it grows: one condition of one method after the other; `cells` of each method's map."""
 
     about: dict[str, np.ndarray]
+    cells: Mapping[str, tuple[int, int] | None]
     tables: list[pd.DataFrame] = field(default_factory=list)
 
     def add(
@@ -73,7 +70,7 @@ class Rows:
         count = len(self.about["sample_id"])
         columns: dict[str, Any] = {name: np.tile(column, len(found)) for name, column in self.about.items()}
         columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(found))
-        columns |= {"method": method, "condition": condition}
+        columns |= {"method": method, "condition": condition, "cells": " x ".join(map(str, self.cells[method] or ()))}
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
         columns["measure"] = np.repeat(list(found), count)
         columns["value"] = _stacked(found, found, count)
@@ -81,6 +78,13 @@ class Rows:
             columns[name] = _stacked(found, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
+
+
+class Beside(NamedTuple):
+    """What stands beside a method's figures and is not of the film: that of its cells, and of random weights."""
+
+    cells: OfCells
+    weights: OfRandomWeights
 
 
 def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: int) -> np.ndarray:
@@ -124,9 +128,9 @@ def batches(
 ) -> Iterator[pd.DataFrame]:
     """The table of `score` a batch of images at a time, so that memory does not grow with their number.
 
-    First all annotated images: measures against the masks on the clean and the FGSM image, and stability under FGSM and
-    every corruption. Then a sample of them drawn by seed (the same for every run): stability under PGD, faithfulness,
-    sanity.
+    First a drawn part of the annotated images, explained with random weights. Then all of them: measures against the
+    masks on the clean and the FGSM image, and stability under FGSM and every corruption. Then a sample drawn by seed
+    (the same for every run): stability under PGD, faithfulness, sanity.
     """
     options = options or ExplanationRecipe()
     methods = with_random(options.methods)
@@ -136,11 +140,21 @@ def batches(
     sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
     say_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
+
+        def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Masks]]:
+            for part in _slices(some, batch_size):
+                yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
+
+        beside = Beside(
+            OfCells(run.model, _images(run, dataset, rows[:1])[0], methods),
+            of_random_weights(run.model, rows, drawn, methods, levels),
+        )
         for some in _slices(rows, batch_size):
-            yield _against_masks_and_stability(run, dataset, some, methods, levels, [w for w in ways if not w.dear])
+            cheap = [way for way in ways if not way.dear]
+            yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, beside)
             bar.advance(len(some))
         for some in _slices(sample, batch_size):
-            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear])
+            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside)
             bar.advance(len(some))
 
 
@@ -207,28 +221,32 @@ def _against_masks_and_stability(
     methods: Sequence[str],
     thresholds: Mapping[str, float],
     ways: Sequence[Change],
+    controlled: Beside,
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
-    table = Rows(about(run, dataset, rows, masks))
-    references = _references(images, masks, thresholds)
+    table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
+    references, of_cells = of_the_film(images, masks, thresholds), controlled.cells.measured(images, masks)
     clean = methods_by_name.maps(run.model, images, labels, methods)
     said = predicted(run, images)
     for name, maps in clean.items():
-        level = thresholds.get(name)
-        beside = references | {"chance": by_chance(maps, masks, level)}
-        table.add(name, CLEAN, against_masks(maps, masks, level), beside, predicted=said, threshold=level or np.nan)
-    looking = _looking(methods)
+        level, random = thresholds.get(name), controlled.weights.measured(name, rows)
+        alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
+        beside = references | {"chance": by_chance(maps, masks, level), "noise": of_cells[name], RANDOMISED: random}
+        beside["chance"] |= {CEILING: beside["chance"][HIT_RATE]}
+        found = against_masks(maps, masks, level) | controlled.cells.ceiling(name, masks) | alike
+        table.add(name, CLEAN, found, beside, predicted=said, threshold=level or np.nan)
+    looks = looking(methods)
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
         # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
-        changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looking)
+        changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looks)
         attacked = predicted(run, pixels) if way.condition == ATTACKED else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
             if way.condition == ATTACKED:
                 level = thresholds.get(name)
-                beside = references | {"chance": by_chance(maps, masks, level)}
+                beside = references | {"chance": by_chance(maps, masks, level), "noise": of_cells[name]}
                 add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
             add(_stability(clean[name], maps))
             if drawn is not None:
@@ -237,87 +255,32 @@ def _against_masks_and_stability(
 
 
 def _on_the_sample(
-    run: "Run", dataset: "Dataset", rows: np.ndarray, methods: Sequence[str], ways: Sequence[Change]
+    run: "Run",
+    dataset: "Dataset",
+    rows: np.ndarray,
+    methods: Sequence[str],
+    ways: Sequence[Change],
+    controlled: Beside,
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
-    table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)))
-    clean, looking = methods_by_name.maps(run.model, images, labels, methods), _looking(methods)
+    table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)), controlled.cells.cells)
+    clean, looks = methods_by_name.maps(run.model, images, labels, methods), looking(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
-        for name, maps in methods_by_name.maps(run.model, pixels, labels, looking).items():
+        for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
+    known = faithfulness.ends(run.model, images, labels)
     for name, maps in clean.items():
         curves = {
-            "insertion": faithfulness.insertion(run.model, images, maps, labels, steps=_STEPS).area,
-            "deletion": faithfulness.deletion(run.model, images, maps, labels, steps=_STEPS).area,
-            "road": faithfulness.road(run.model, images, maps, labels, shares=_REMOVED),
+            "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, known=known).area,
+            "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, known=known).area,
+            "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, known=known),
         }
         table.add(name, CLEAN, curves)
-    for stage, values in randomisation.cascade(run.model, images, looking, labels):
+    for stage, values in randomisation.cascade(run.model, images, looks, labels):
         for name, found in values.items():
-            table.add(name, RANDOMISED + stage, found)
+            table.add(name, CASCADE + stage, found)
     return pd.concat(table.tables, ignore_index=True)
-
-
-def _looking(methods: Sequence[str]) -> list[str]:
-    """The methods whose maps come from the model."""
-    return [name for name in methods if SALIENCY[Method.parse(name).base].model]
-
-
-def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
-    """Every measure (B,) of maps (B, H, W) against the masks; NaN where the mask is not there."""
-    found = {m.name: measures.of(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
-    found["null_map"] = measures.null_map(maps)
-    if threshold is not None:
-        found |= {m.name: measures.of(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
-    return found
-
-
-def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
-    """What maps that know nothing would have by the same measures."""
-    found = {m.name: measures.chance(measures.of(m), maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
-    if threshold is not None:
-        tuned = partial(measures.chance, saliency=maps, threshold=threshold)
-        found |= {m.name: tuned(measures.of(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
-    return found
-
-
-def _plain() -> list[Measure]:
-    return [m for m in MEASURES.values() if m.function and not m.tuned]
-
-
-def _tuned() -> list[Measure]:
-    """The measures that take the threshold that validation chose."""
-    return [m for m in MEASURES.values() if m.function and m.tuned]
-
-
-def _masks_of(measure: Measure, masks: Masks) -> tuple[Tensor]:
-    return (getattr(masks, str(measure.mask)),)
-
-
-def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
-    """The mask that map and mask are cut to, where the measure says one."""
-    return {"within": getattr(masks, measure.within)} if measure.within else {}
-
-
-def _references(images: Tensor, masks: Masks, thresholds: Mapping[str, float]) -> dict[str, dict[str, Tensor]]:
-    """The figures of the centre prior, the lung mask, and the film's brightness and edges within the lungs."""
-    centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
-    of_film = film_controls(images, masks.lung)
-    without = ~masks.lung.flatten(1).any(1)
-    found = {CENTRE: _without_null(against_masks(centre, masks, thresholds.get(CENTRE)))}
-    for name, maps, level in (
-        ("lung", masks.lung.float(), 0.5),
-        ("brightness", of_film["brightness"], None),
-        ("edges", of_film["edges-in-lungs"], None),
-    ):
-        values = _without_null(against_masks(maps, masks, level))
-        found[name] = {key: value.double().masked_fill(without, torch.nan) for key, value in values.items()}
-    return found
-
-
-def _without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in found.items() if name != "null_map"}
 
 
 def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:

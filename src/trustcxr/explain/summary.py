@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trustcxr.catalogue import AGAINST_MASKS, REFERENCES
-from trustcxr.explain.scores import RANDOM, RANDOMISED
+from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, RANDOMISED, REFERENCES, Method
+from trustcxr.explain import verdicts
+from trustcxr.explain.references import CEILING, DRAWS
+from trustcxr.explain.scores import CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.results import files
 from trustcxr.results.documents import (
@@ -16,6 +18,7 @@ from trustcxr.results.documents import (
     Lead,
     Measures,
     Perturbed,
+    RandomWeights,
     SaliencyDocument,
     Share,
     Stage,
@@ -52,12 +55,12 @@ class Summary:
             found[name] = Figure(value=means[0], ci=ends, **{name: known[name].mean() for name in beside})
         return found
 
-    def beyond(self, rows: pd.DataFrame) -> list[Lead]:
-        """Of each measure against masks, what the map has over the reference that comes closest, on the same images."""
+    def beyond(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
+        """Of each measure against masks, what the map has over the control that comes closest, on the same images."""
         found = []
         for measure, values in rows[rows["measure"].isin(AGAINST_MASKS)].groupby("measure", sort=False):
             bootstrap = self._over(values["group"])
-            known = [name for name in REFERENCES if name in values and values[name].notna().any()]
+            known = [name for name in controls if name in values and values[name].notna().any()]
             over = {name: bootstrap.means(values["value"] - values[name]) for name in known}
             if over:
                 closest = min(over, key=lambda name: float(over[name][0]))
@@ -81,17 +84,41 @@ class Summary:
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
     """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
 
-    Beside each: REFERENCES; "beyond": what the map has over the closest. Measures are of the clean images; "correct":
+    Beside each: REFERENCES; "beyond": what the map has over the closest, and "random_weights" over the same network
+    with random weights; "verdict": whether by these it shows anything. Measures are of the clean images; "correct":
     of those among them that the model gets right; "by_lesion": by how much of the lungs the lesion covers; "perturbed":
     of the FGSM images; "stability", "faithfulness", "sanity". `images` is how many there were in all; those without a
     mask are left out and counted. Methods stand as they were asked for, the random map last.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
-    return {str(name): _method(table[table["method"] == name], counts, images) for name in names}
+    return {str(name): _method(str(name), with_activation(table, str(name)), counts, images) for name in names}
 
 
-def _method(rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
+def with_activation(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The rows of a method, with what the activation of its very layer has on the clean images, where that is known."""
+    rows = table[table["method"] == method]
+    control = table[(table["method"] == str(Method.parse(method).control)) & (table["condition"] == CLEAN)]
+    if control.empty:
+        return rows
+    known = control.set_index(["sample_id", "measure"])["value"]
+    keys = pd.MultiIndex.from_frame(rows[["sample_id", "measure"]])
+    return rows.assign(activation=np.where(rows["condition"] == CLEAN, known.reindex(keys).to_numpy(), np.nan))
+
+
+def cannot_hit(rows: pd.DataFrame) -> str:
+    """Why a method has no hit rate: the best of its cells hits less often than chance. Empty where it has one."""
+    ceiling = rows[(rows["measure"] == CEILING) & (rows["condition"] == CLEAN)]
+    best, chance = (ceiling["value"].mean(), ceiling["chance"].mean()) if len(ceiling) else (np.nan, np.nan)
+    if not best < chance:
+        return ""
+    cells = f"the best of its {ceiling['cells'].iloc[0]} cells"
+    return f"withheld: {cells} would hit {best:.3f} of the masks, chance {chance:.3f}"
+
+
+def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
+    if withheld := cannot_hit(rows):
+        rows = rows[rows["measure"] != HIT_RATE]
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
     stable = perturbed["measure"].isin(_STABLE)
     faithful = clean["measure"].isin(_FAITHFUL)
@@ -101,7 +128,9 @@ def _method(rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocumen
         target="label",
         n=_images(clean),
         without_mask=images - _images(clean),
-        beyond=counts.beyond(clean),
+        cells=str(rows["cells"].iloc[0]) if "cells" in rows else "",
+        withheld=withheld,
+        beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), "activation"]),
         correct=Measures(figures=counts.means(right), n=_images(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
@@ -119,6 +148,10 @@ def _method(rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocumen
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
         part.faithfulness = Measures(figures=counts.means(faithfulness), n=_images(faithfulness))
+    if leads := counts.beyond(clean, [RANDOMISED]):
+        drawn = clean[clean[RANDOMISED].notna()]
+        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=leads)
+    verdicts.judge(name, part)
     return part
 
 
@@ -177,10 +210,10 @@ def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
 
 def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
     """How like the trained model's maps are as the network is made random, from the logits down."""
-    random = rows[rows["condition"].str.startswith(RANDOMISED)]
+    random = rows[rows["condition"].str.startswith(CASCADE)]
     for condition, some in random.groupby("condition", sort=False):
         figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
-        yield Stage(part=str(condition).removeprefix(RANDOMISED), n=_images(some), figures=figures)
+        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some), figures=figures)
 
 
 def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

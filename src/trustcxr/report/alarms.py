@@ -49,6 +49,11 @@ KINDS = {
         "While training, accuracy under FGSM held and accuracy under PGD collapsed: the network learned that one "
         "attack and not to resist.",
     ),
+    "survives_randomisation": (
+        "Heatmaps that survive randomising the network",
+        "With random weights in the network’s place the heatmap hits as often, or is the same map. It shows the film, "
+        "or the method, and nothing of what the network has learnt: the figures named are void.",
+    ),
     "inconsistent": (
         "Figures that do not match the predictions",
         "The clean accuracy in study.json is not the one that predictions.parquet gives.",

@@ -30,6 +30,8 @@ BESIDE = (
     "lung",
     "brightness",
     "edges",
+    "noise",
+    "randomised",
 )  # endings of keys beside a figure
 
 
@@ -94,13 +96,15 @@ class Share(BaseModel):
 
 
 class Figure(Share):
-    """A measure of saliency beside what it must be better than: chance, and maps that look at no model."""
+    """A measure of saliency beside what it must be better than: chance, maps that look at no model, random weights."""
 
     chance: Number = None
     centre: Number = None
     lung: Number = None
     brightness: Number = None
     edges: Number = None
+    noise: Number = None
+    randomised: Number = None
 
     def beside(self, reference: str) -> float | None:
         """What stands beside it, by a name of REFERENCES."""

@@ -9,15 +9,17 @@ import pandas as pd
 from trustcxr.catalogue import (
     AGAINST_MASKS,
     ATTACKED,
+    BACKGROUNDS,
     CONTROL,
     CONTROLS,
     HIGHER_IS_BETTER,
+    HIT_RATE,
     LOWER_IS_BETTER,
     VIEWS,
     Method,
     direction,
 )
-from trustcxr.explain.summary import means_over_severities, over_changes
+from trustcxr.explain.summary import cannot_hit, means_over_severities, over_changes
 from trustcxr.results import files
 from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
 from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
@@ -38,7 +40,8 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     A row says the means, their difference with its bootstrap interval over groups, the share of images improved, the
     test's p-value and the same corrected (Holm 1979) for all comparisons of its kind (accuracy, or saliency) in the
     study, and the verdict in words. Standard is the run without a defence and with the full background; where there is
-    none, that with the run's own background.
+    none, that with the run's own background. Maps at a lung gate are compared between gated runs alone: without one
+    they are of the film itself. A hit rate is not compared where a map's cells are too few to hit.
     """
     about = {folder: read(RunDocument, folder / METRICS_FILE) for folder in folders}
     standard: dict[tuple[str, int | None, str], Path] = {}
@@ -51,13 +54,20 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
         base = standard.get((*model, "full")) or standard.get((*model, background))
         if base is None or base == folder or (document.defence, background) == ("standard", "full"):
             continue
+        gates = {_gated(other) for other in (document, about[base])}
         for key, before in known[base].items():
-            if key in known[folder] and Method.parse(key.method).base not in CONTROLS:
+            said = Method.parse(key.method)
+            if key in known[folder] and said.base not in CONTROLS and not (len(gates) > 1 and said.at_gate):
                 found.append(_row(document, key, before, known[folder][key], resamples))
     _correct(found)
     for row in found:
         row.verdict = sentence(row)
     return found
+
+
+def _gated(document: RunDocument) -> bool:
+    background = BACKGROUNDS.get(document.background)
+    return background is not None and background.gate
 
 
 def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondControl]:
@@ -186,5 +196,7 @@ def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
         named = {str(measure): means_over_severities(some) for measure, some in kept.groupby("measure", sort=False)}
         if "severity" in rows:
             named |= over_changes(rows)
+        if cannot_hit(rows):
+            named.pop(HIT_RATE, None)
         tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
     return tables

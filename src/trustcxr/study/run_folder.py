@@ -19,7 +19,7 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
-from trustcxr.explain import lesions, scores, summary
+from trustcxr.explain import lesions, scores, summary, verdicts
 from trustcxr.recipes.run import RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
@@ -176,6 +176,8 @@ class RunFolder:
         if (saliency := self.place / folders.SALIENCY_FILE).is_file():
             table = files.read_table(saliency)
             document.saliency = summary.summarise(table, images=len(films), resamples=resamples)
+            document.alarms = [a for a in document.alarms if a.kind != verdicts.SURVIVES]
+            document.alarms += verdicts.alarms(document.saliency)
         if (without := self.place / folders.LESIONS_FILE).is_file():
             document.lesions = lesions.described(files.read_table(without), resamples=resamples)
 

@@ -42,17 +42,40 @@ class Perturbed(Measures):
 
 
 class Lead(Document):
-    """What a map has over the map without a model that comes closest, on the same images, by one measure."""
+    """What a map has over a control, of several the one that comes closest, on the same images, by one measure."""
 
     measure: str = ""
     control: str = ""
     difference: Share = Share()
 
 
+class RandomWeights(Document):
+    """The same method on the same network with random weights (a lung gate as it is trained).
+
+    `draws` networks on `n` images; `leads`: what the map has over theirs, on the same images.
+    """
+
+    n: int | None = None
+    draws: int | None = None
+    leads: Records[Lead] = []
+
+
 class SaliencyDocument(Measures):
-    """One saliency method against the masks: its own figures are those on the clean images."""
+    """One saliency method against the masks: its own figures are those on the clean images.
+
+    `cells`: rows and columns of a CAM, "2 x 2"; `withheld`: why there is no hit rate. `shows`: the measures by which
+    the map is above its other controls and above random weights; `verdict`: that in a sentence. `survives`: what is
+    left of the map with random weights, where that voids it; `void`: the measures that it voids.
+    """
 
     target: str = ""
+    cells: str = ""
+    withheld: str = ""
+    shows: list[str] | None = None
+    verdict: str = ""
+    survives: str = ""
+    void: list[str] = []
+    random_weights: RandomWeights | None = None
     condition: str = ""
     without_mask: int | None = None
     threshold: Number = None

@@ -1,0 +1,248 @@
+"""What a map may be said to show: on models that are known to use the lesion, and on maps that use no model."""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trustcxr import explain
+from trustcxr.catalogue import REFERENCES, SALIENCY, Saliency
+from trustcxr.data import load_dataset
+from trustcxr.data.batches import to_pixels
+from trustcxr.data.phantom import anatomy, writing
+from trustcxr.evaluation.run import Run
+from trustcxr.explain import controls, known_cause, measures, methods, randomisation, references, scores, verdicts
+from trustcxr.explain.summary import summarise
+from trustcxr.models import factory
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import files
+from trustcxr.results.documents import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
+from trustcxr.study.run_folder import RunFolder
+
+SIZE = 48
+PLAIN = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
+
+
+class Tiny(nn.Module):
+    """Four convolutions, their last map an eighth of the side: pixel space to three logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = []
+        for k, (before, after) in enumerate(pairwise((1, 8, 16, 24, 24))):
+            blocks += [nn.Conv2d(before, after, 3, 2 if k else 1, 1), nn.BatchNorm2d(after), nn.ReLU()]
+        self.body, self.cam_layer = nn.Sequential(*blocks), nn.Identity()
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.cam_layer(self.body(images - 0.5)).mean(dim=(2, 3)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    count = {"Train": 80, "Val": 2, "Test": 24}
+    return writing.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
+
+
+def films(folder: Path, split: str) -> Any:
+    return load_dataset(folder, split=split, size=SIZE, workers=1)
+
+
+def as_run(model: nn.Module) -> Run:
+    content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
+    return Run(Path("nowhere"), model, anatomy.CLASSES, validate(RunRecipe, content, "test"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reader(folder: Path) -> Run:
+    """A network that was trained on films whose lesions are plain to see."""
+    train = films(folder, "Train")
+    images = to_pixels(torch.from_numpy(train.batch(np.arange(len(train)))))
+    nothing = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        known = known_cause.Films(images, torch.from_numpy(np.asarray(train.labels)), nothing, nothing)
+        model = known_cause.fit(Tiny(), known, epochs=20, learning_rate=1e-2)
+    assert known_cause.accuracy(model, known) > 0.9
+    return as_run(model)
+
+
+@pytest.fixture(scope="module")
+def table(reader: Run, folder: Path) -> pd.DataFrame:
+    return scores.score(reader, films(folder, "Test"), PLAIN, batch_size=16)
+
+
+def of_film(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> Tensor:
+    """The film's brightness where a gate lets it through, whatever the network behind it."""
+    test = films(folder, "Test")
+    known = to_pixels(torch.from_numpy(test.batch(np.arange(len(test)))))
+    nearest = torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)  # an attacked film has the lungs of the film
+    lung = torch.from_numpy(np.array(test.masks("lung")))[nearest] != 0
+    bright = x[:, 0] * lung
+    return bright / bright.amax((1, 2), keepdim=True)
+
+
+def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomising_it(table: pd.DataFrame) -> None:
+    part = summarise(table, images=72, resamples=300)["gradcam"]
+    energy = part.figure("infection_energy")
+    assert energy.against_chance == "above"
+    assert energy.value > energy.randomised + 0.02
+    assert part.survives == ""
+    assert verdicts.alarms({"gradcam": part}) == []
+
+
+def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it_voids(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SALIENCY, "of-film", Saliency("of-film", "brightness behind the gate", "", "nowhere:at_all"))
+    monkeypatch.setitem(methods.METHODS, "of-film", partial(of_film, folder))
+    run = as_run(factory.build("test_resnet", classes=3, lung_gate=True).eval())
+    options = ExplanationRecipe(methods=("of-film",), corruptions=(), sample=0)
+    found = scores.score(run, films(folder, "Test"), options, batch_size=16)
+    part = summarise(found, images=72, resamples=300)["of-film"]
+    hit = part.figure("pointing_hit_rate")
+    assert hit.against_chance == "above"
+    assert hit.randomised == pytest.approx(hit.value)
+    assert "pointing_hit_rate" in verdicts.voided(part)
+    assert part.shows == []
+    assert "infection_auroc" in part.void, "the same map: no figure of it is left"
+    assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate +0.000")
+    (alarm,) = verdicts.alarms({"of-film": part})
+    assert alarm.kind == "survives_randomisation"
+    assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
+    assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
+    files.write_table(tmp_path / "saliency.parquet", found)
+    document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
+    RunFolder(tmp_path)._beside(document, films(folder, "Test"), 300)
+    assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
+
+
+def judged(**leads: tuple[float, float, float]) -> SaliencyDocument:
+    """A document with hit rate 0.5 (chance 0.1), by its leads over edges and over random weights: value, low, high."""
+    shares = {name: Share(value=value, ci=(low, high)) for name, (value, low, high) in leads.items()}
+    part = SaliencyDocument(
+        figures={"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)},
+        beyond=[Lead(measure="pointing_hit_rate", control="edges", difference=shares["edges"])],
+        random_weights=RandomWeights(
+            n=9, draws=3, leads=[Lead(measure="pointing_hit_rate", control="randomised", difference=shares["random"])]
+        ),
+    )
+    verdicts.judge("layercam", part)
+    return part
+
+
+def test_a_map_shows_something_only_above_both_controls() -> None:
+    both = judged(edges=(0.2, 0.1, 0.3), random=(0.1, 0.02, 0.2))
+    assert both.shows == ["pointing_hit_rate"]
+    assert both.verdict == (
+        "above its other controls and above random weights: pointing hit rate +0.200 [+0.100, +0.300] over edges in "
+        "the lungs, +0.100 [+0.020, +0.200] over random weights"
+    )
+    assert both.survives == ""
+    one = judged(edges=(0.2, 0.1, 0.3), random=(0.1, -0.02, 0.2))
+    assert one.shows == []
+    assert one.verdict == (
+        "says nothing of what the network has learnt: pointing hit rate +0.100 [-0.020, +0.200] over random weights"
+    )
+    assert one.survives == (
+        "the map survives randomising the network: pointing hit rate is 0.400 with random weights, 0.500 with its own "
+        "[-0.020, +0.200]: pointing hit rate is not of the network"
+    )
+    other = judged(edges=(0.2, -0.1, 0.3), random=(0.1, 0.02, 0.2))
+    assert other.shows == []
+    assert "over edges in the lungs" in other.verdict
+    assert other.survives == ""
+    assert (both.void, one.void, other.void) == ([], ["pointing_hit_rate"], [])
+
+
+def test_random_weights_stand_beside_every_measure_as_the_mean_of_three_networks(
+    table: pd.DataFrame, reader: Run, folder: Path
+) -> None:
+    test = films(folder, "Test")
+    rows = scores.annotated(test)
+    images, labels = to_pixels(torch.from_numpy(test.batch(rows))), torch.from_numpy(np.asarray(test.labels[rows]))
+    infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
+    networks = [randomisation.random_network(reader.model, seed=seed) for seed in references.DRAWS]
+    assert len(networks) >= 3
+    drawn = [explain.grad_cam(network, images, labels) for network in networks]
+    energies = [measures.energy_inside(m, infection).masked_fill(measures.null_map(m), torch.nan) for m in drawn]
+    wanted = torch.stack(energies).nanmean(0)
+    clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    found = (
+        clean[clean["measure"] == "infection_energy"].set_index("sample_id").loc[test.sample_ids[rows], "randomised"]
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-5, equal_nan=True)
+    part = summarise(table, images=72, resamples=100)["gradcam"]
+    assert part.figure("infection_energy").randomised == pytest.approx(np.nanmean(wanted))
+    assert (part.random_weights.n, part.random_weights.draws) == (len(rows), len(references.DRAWS))
+    assert "randomised" in REFERENCES
+    assert table[table["method"] == "random"]["randomised"].isna().all(), "what looks at no model has no such control"
+
+
+def test_random_weights_are_tried_on_a_bounded_number_of_images(
+    reader: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "CONTROLLED", 7)
+    found = scores.score(reader, films(folder, "Test"), PLAIN, batch_size=16)
+    part = summarise(found, images=72, resamples=100)["gradcam"]
+    assert part.random_weights.n == 7
+    assert part.n > 7
+
+
+def test_the_ceiling_is_what_the_best_cell_hits() -> None:
+    mask = torch.zeros(3, 32, 32)
+    mask[0, :8, :8] = 1  # the corner, where the cell of a 2 x 2 map is flat
+    mask[1, 15:17, 15:17] = 1  # between the cells
+    cells = (2, 2)
+    best = torch.zeros(3, dtype=torch.float64)
+    for k in range(4):
+        one = torch.zeros(3, 2, 2)
+        one.flatten(1)[:, k] = 1
+        maps = nn.functional.interpolate(one[:, None], (32, 32), mode="bilinear", align_corners=False)[:, 0]
+        best = torch.maximum(best, measures.pointing_hit(maps, mask).nan_to_num())
+    found = measures.pointing_ceiling(mask, cells)
+    torch.testing.assert_close(found[:2], best[:2])
+    assert found[2].isnan(), "no mask, no hit"
+    assert found[1] == 0
+    assert measures.pointing_ceiling(mask, (32, 32))[:2].tolist() == [1, 1]
+
+
+def test_cells_are_those_of_the_layer_that_is_read(reader: Run) -> None:
+    x = torch.rand(1, 1, SIZE, SIZE)
+    names = ("gradcam", "layercam@body.2", "random")
+    assert [methods.cells(reader.model, x, name) for name in names] == [(6, 6), (48, 48), controls.CELLS]
+    assert methods.cells(factory.build("test_resnet", classes=3), torch.rand(1, 1, 64, 64), "gradcam") is not None
+    assert not any(module._forward_hooks for module in reader.model.modules())
+
+
+def test_the_random_map_beside_a_cam_has_its_cells(table: pd.DataFrame, folder: Path) -> None:
+    test = films(folder, "Test")
+    rows = scores.annotated(test)
+    images = to_pixels(torch.from_numpy(test.batch(rows)))
+    infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
+    wanted = measures.energy_inside(controls.random_maps(images, (6, 6)), infection)
+    clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    assert set(clean["cells"]) == {"6 x 6"}
+    energy = clean[clean["measure"] == "infection_energy"].set_index("sample_id").loc[test.sample_ids[rows]]
+    np.testing.assert_allclose(energy["noise"], wanted, atol=1e-6)
+
+
+def test_a_map_whose_best_cell_hits_less_than_chance_has_no_hit_rate(table: pd.DataFrame) -> None:
+    part = summarise(table, images=72, resamples=100)["gradcam"]
+    assert "pointing_hit_rate" in part
+    ceiling = table["measure"] == "pointing_ceiling"
+    coarse = table.assign(value=table["value"].mask(ceiling, table["chance"] / 2))
+    part = summarise(coarse, images=72, resamples=100)["gradcam"]
+    assert "pointing_hit_rate" not in part
+    assert "pointing_hit_rate" not in part.correct
+    assert part.withheld.startswith("withheld: the best of its 6 x 6 cells would hit 0.0")
+    assert part.shows is not None
+    assert "pointing hit rate" not in part.verdict
