@@ -52,7 +52,7 @@ class Hang(BaseException):
 
 def main(*words: object) -> int:
     """A command line that must succeed."""
-    ended = _call([str(w) for w in words], 300)
+    ended = call([str(w) for w in words], 300)
     if ended.code:
         raise RuntimeError(f"{words}: {ended.text}")
     return ended.code
@@ -62,7 +62,7 @@ def run(case: Case, artefacts: Artefacts) -> Ended:
     """One case, with the rights of an ordinary user over files, and with files no longer than it says."""
     words = [fill(word, artefacts) for word in case.words]
     with _ordinary_user(), _files_end_at(case.full):
-        return _call(words, LIMIT)
+        return call(words, LIMIT)
 
 
 def fill(word: str, artefacts: Artefacts) -> str:
@@ -87,7 +87,7 @@ def fill(word: str, artefacts: Artefacts) -> str:
     return re.sub(r"\{([a-z]+(?:/[^{}]*)?)\}", found, word)
 
 
-def _call(words: list[str], limit: int) -> Ended:
+def call(words: list[str], limit: int) -> Ended:
     from trustcxr import cli
 
     out, err, before, started = io.StringIO(), io.StringIO(), sys.argv, time.monotonic()

@@ -27,6 +27,7 @@ from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.workers import call, pool
 from trustcxr.errors import CannotWrite, UserError, unknown
 from trustcxr.results.disk import megabytes
+from trustcxr.results.locks import sweep
 
 RESIZES = ("squeeze", "pad")
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
@@ -210,6 +211,7 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
     """Decode what is not decoded yet, drop the rows of unreadable images, and give the store its name."""
     work = folder.with_name(folder.name + ".building")
     work.mkdir(parents=True, exist_ok=True)
+    sweep(work)
     count, kinds = len(manifest.table), manifest.mask_kinds
     columns = {"images": manifest.table["path"].tolist()}
     columns |= {kind + MASK_SUFFIX: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}

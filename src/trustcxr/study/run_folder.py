@@ -67,13 +67,14 @@ class RunFolder:
         self, recipe: RunRecipe, train: "Dataset", val: "Dataset", *, start_from: Path | None = None
     ) -> TrainingDocument:
         """Train, or go on; its training.json. UserError where the folder holds another run, or one of other films."""
-        from trustcxr.training import loop
+        from trustcxr.training import checkpoint, loop
 
         self.refuse_another(recipe)
         provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
         path = self.folder / folders.TRAINING_FILE
         if not path.is_file():
             return loop.fit(recipe, train, val, self.folder, start_from=start_from)
+        checkpoint.remove(self.folder)  # left where the training was killed when all but that was done
         return documents.read(TrainingDocument, path)
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:

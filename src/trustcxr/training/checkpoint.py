@@ -42,7 +42,12 @@ def read(run: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return found
     except Exception as problem:
-        shutil.rmtree(run / FOLDER, ignore_errors=True)
+        remove(run)
         reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
         say(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
         return None
+
+
+def remove(run: Path) -> None:
+    """Take a run's checkpoints away, where there are any."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)

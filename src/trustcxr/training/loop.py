@@ -48,6 +48,7 @@ def fit(
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
         _fit(alone, train, Monitor(first, val, alone), start_from and folders.before_refit(start_from))
+    checkpoint.remove(first)  # left where it was killed between its last file and this
     chosen = documents.read(TrainingDocument, first / folders.TRAINING_FILE)
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen), start_from)
 
@@ -200,7 +201,7 @@ def _finish(
 ) -> TrainingDocument:
     best = folder / checkpoint.FOLDER / checkpoint.BEST
     if monitor.best_sum not in ("", files.checksum(best)):
-        shutil.rmtree(folder / checkpoint.FOLDER)
+        checkpoint.remove(folder)
         raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
         shutil.copyfile(best, temporary)
@@ -220,7 +221,7 @@ def _finish(
         )
         say(f"{recipe.name}: {summary.alarm}")
     files.write_json(folder / folders.TRAINING_FILE, summary)
-    shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
+    checkpoint.remove(folder)
     say(f"trained {recipe.name}{monitor.sentence()}")
     return summary
 

@@ -1,0 +1,265 @@
+"""Commands in processes of their own that are cut off: killed where they commit, or refused by a disk that fills.
+
+A process is forked for each start from one that has imported everything, so that hundreds of them take minutes. Where
+it is cut off is kept in a journal: the next start passes that place and is cut off at the next one that is new, until
+one gets to the end. Every start finds what the one before left.
+"""
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from fault_runner import LIMIT, Ended, call
+
+TIMES = ("created", "seconds", "when")  # keys of documents that no two starts share
+_IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.explain.examples", "trustcxr.report.page", "timm")
+_IMPORTED += ("trustcxr.training.loop", "pyarrow.parquet", "joblib")
+_PROCESS = re.compile(r"\.\d+(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The places where starts were cut off. `only`: a pattern that a place must match to be one."""
+
+    path: Path
+    base: Path
+    only: str = ""
+
+    def is_new(self, what: str, place: object) -> bool:
+        """Whether nothing was cut off there before; it then stands in the journal, even if this process is killed."""
+        if not self.is_here(place):
+            return False
+        line = f"{what} {_PROCESS.sub('', os.fsdecode(place).removeprefix(f'{self.base}/'))}"
+        if not re.search(self.only, line) or line in self.places():
+            return False
+        with open(self.path, "a") as file:
+            file.write(line + "\n")
+        return True
+
+    def is_here(self, place: Any) -> bool:
+        """Whether a path is one that the command writes to."""
+        name = os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else ""
+        return bool(name) and (not os.path.isabs(name) or name.startswith(f"{self.base}/"))
+
+    def places(self) -> list[str]:
+        """All of them, in order."""
+        return self.path.read_text().splitlines() if self.path.is_file() else []
+
+
+def killed(journal: Journal) -> None:
+    """Kill this process at the next new renaming or removal: once before it, once after it."""
+
+    def cut(name: str) -> None:
+        real: Callable[..., object] = getattr(os, name)
+
+        def at(*given: Any, **options: Any) -> object:
+            place = given[-1]
+            if name == "unlink" and Path(os.fsdecode(place)).name.startswith("."):
+                return real(*given, **options)  # a temporary file, or a note of who holds a folder
+            again = "again" if options or os.path.lexists(place) else "first"
+            if journal.is_new(f"before {again} {name}", place):
+                os.kill(os.getpid(), signal.SIGKILL)
+            done = real(*given, **options)
+            if journal.is_new(f"after {again} {name}", place):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        setattr(os, name, at)
+
+    for name in ("replace", "rename", "unlink"):
+        cut(name)
+
+
+def full(journal: Journal) -> None:
+    """From the next new file, folder or renaming on, the disk has no room for any."""
+    state = {"full": False}
+
+    def hear(event: str, given: tuple[Any, ...]) -> None:
+        place = _written(event, given)
+        if place is None or not ((state["full"] and journal.is_here(place)) or journal.is_new(event, place)):
+            return
+        state["full"] = True
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+
+    sys.addaudithook(hear)
+
+
+def fills(journal: Journal) -> None:
+    """From the next new file on, the disk takes one byte of each and no more: writes fail within, compiled ones too."""
+    from trustcxr.results import files
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    def hear(event: str, given: tuple[Any, ...]) -> None:
+        if event == "open" and (place := _written(event, given)) is not None and journal.is_new(event, place):
+            limit()
+
+    real = files.writing
+
+    def writing(path: Path, **options: Any) -> Any:
+        if journal.is_new("write", path):
+            limit()
+        return real(path, **options)
+
+    files.writing = writing  # type: ignore[assignment]
+    sys.addaudithook(hear)
+
+
+def _written(event: str, given: tuple[Any, ...]) -> Any:
+    """The path that an audited event would write to; None where it writes nothing."""
+    if event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR) and not isinstance(given[0], int):
+        return given[0]
+    if event == "os.mkdir":
+        return given[0]
+    return given[1] if event == "os.rename" else None
+
+
+Cut = Callable[[Journal], None]
+
+
+class Starts:
+    """Starts one command again and again, with films and results in `base` and TMPDIR elsewhere."""
+
+    def __init__(self, base: Path, temporary: Path) -> None:
+        self.base, self.temporary = base, temporary
+        for folder in (base, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(_IMPORTED))
+
+    def start(self, words: list[str], cut: Cut | None = None, journal: Journal | None = None) -> "Start":
+        """One process that carries out a command line."""
+        here, there = self._context.Pipe(duplex=False)
+        environment = {"TRUSTCXR_CACHE": str(self.base / "cache"), "TMPDIR": str(self.temporary)}
+        process = self._context.Process(target=_carry_out, args=(words, environment, cut, journal, there))
+        process.start()
+        there.close()
+        return Start(process, here)
+
+    def until_done(self, words: list[str], cut: Cut, journal: Journal, *, most: int = 1000) -> Iterator["Ended | None"]:
+        """How every start ended that was cut off; the last one is not, and ends with 0."""
+        for _ in range(most):
+            before = len(journal.places())
+            ended = self.start(words, cut, journal).ended()
+            if len(journal.places()) == before:
+                assert ended is not None, "killed, and not by the journal"
+                assert ended.code == 0, ended.text
+                return
+            yield ended
+        raise AssertionError(f"no end after {most} starts")
+
+
+class Start:
+    """A process under way."""
+
+    def __init__(self, process: Any, answer: Connection) -> None:
+        self.process, self.answer = process, answer
+
+    def ended(self) -> Ended | None:
+        """How it ended; None where it was killed."""
+        try:
+            found: Ended | None = self.answer.recv()
+        except EOFError:
+            found = None
+        self.process.join()
+        return found
+
+    def killed_after(self, seconds: float) -> bool:
+        """Kill it some seconds from now; False where it had ended by itself before."""
+        if self.answer.poll(seconds):
+            self.ended()
+            return False
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.join()
+        return True
+
+
+def _carry_out(
+    words: list[str], environment: dict[str, str], cut: Cut | None, journal: Journal | None, answer: Connection
+) -> None:
+    import torch
+
+    os.environ.update(environment)
+    tempfile.tempdir = None  # looked up again
+    torch.set_num_threads(1)
+    if cut is not None and journal is not None:
+        cut(journal)
+    answer.send(call(words, LIMIT))
+
+
+# --- what is left ----------------------------------------------------------------------------------------------------
+
+
+def bits(folder: Path) -> dict[str, str]:
+    """Checksum of every file that a study wrote, without the times in its documents."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".html":
+            content = path.read_bytes()
+            if path.suffix == ".json":
+                content = json.dumps(_timeless(json.loads(content))).encode()
+            if path.suffix == ".csv":
+                content = b"\n".join(line.rpartition(b",")[0] for line in content.splitlines())
+            found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _timeless(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: _timeless(value) for key, value in document.items() if key not in TIMES}
+    return [_timeless(value) for value in document] if isinstance(document, list) else document
+
+
+def left_over(folder: Path) -> list[str]:
+    """Temporary files that lie about."""
+    return [str(path) for path in folder.rglob(".*") if re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name)]
+
+
+def broken(folder: Path) -> list[str]:
+    """Files under their final name that cannot be read."""
+    return [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and not _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    from safetensors.numpy import load_file
+
+    from trustcxr.results import files
+    from trustcxr.training import checkpoint
+
+    read: dict[str, Callable[[Path], object]] = {
+        ".json": files.read_json,
+        ".yaml": files.read_yaml,
+        ".parquet": files.read_table,
+        ".csv": files.read_table,
+        ".safetensors": load_file,
+        ".ckpt": lambda path: checkpoint.read(path.parent.parent),
+    }
+    try:
+        return path.name.startswith(".") or path.suffix not in read or read[path.suffix](path) is not None
+    except Exception:
+        return False
+
+
+@contextmanager
+def elsewhere(base: Path) -> Iterator[Path | None]:
+    """A folder on another file system than `base`, empty again in the end; None where this machine has none."""
+    for place in (Path("/dev/shm"), Path.home(), Path("/var/tmp"), Path.cwd()):
+        if place.is_dir() and os.access(place, os.W_OK) and place.stat().st_dev != base.stat().st_dev:
+            with tempfile.TemporaryDirectory(dir=place, prefix="trustcxr-tests-") as folder:
+                yield Path(folder)
+            return
+    yield None

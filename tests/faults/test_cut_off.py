@@ -1,0 +1,141 @@
+"""A study that is killed, or meets a full disk, anywhere: the same command goes on and ends with the same bits."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cut_off import Cut, Journal, Starts, bits, broken, elsewhere, fills, full, killed, left_over
+from fault_artefacts import RECIPE
+from fault_runner import LINES
+
+from trustcxr.data.phantom import writing
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
+KILLS = 60
+SOME_COMMITS = r"^before first replace .*films\.b2|^after first replace .*(standard.*training\.json|fgsm.*last\.ckpt)"
+SOME_FILES = r"sums|standard.*\.last|fgsm.*\.predictions"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Films and a recipe: two networks of two epochs each, in seconds."""
+    base = tmp_path_factory.mktemp("cut-off")
+    writing.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"training": {"epochs": 2, "batch_size": 8}}))
+    return base
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path) -> dict[str, str]:
+    """What the study writes that nothing cuts off."""
+    ended = Starts(base / "whole", base / "temporary").start(study(base, base / "whole")).ended()
+    assert ended is not None
+    assert ended.code == 0, ended.text
+    return bits(base / "whole" / "out")
+
+
+@pytest.fixture(params=["TMPDIR elsewhere", "results elsewhere"])
+def places(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Where results and where temporary files go: two file systems."""
+    with elsewhere(base) as other:
+        if other is None:
+            pytest.skip("this machine has one file system only")
+        yield (tmp_path, other) if request.param == "TMPDIR elsewhere" else (other, tmp_path)
+
+
+def study(base: Path, place: Path) -> list[str]:
+    return ["study", str(base / "tiny.yaml"), "--data", str(base / "films"), "--out", str(place / "out")]
+
+
+def cut_off_everywhere(cut: Cut, base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:
+    """Cut the study off at each place that matches, once; where that was. Whatever is left each time can be read."""
+    starts, journal = Starts(place, temporary), Journal(base / f"{place.name}.journal", place, only)
+    for ended in starts.until_done(study(base, place), cut, journal):
+        at = journal.places()[-1]
+        if cut is killed:
+            assert ended is None, at
+        else:
+            assert ended is not None, at
+            assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
+            assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
+            assert left_over(place) == [], at
+        assert broken(place) == [], at
+    assert left_over(place) == []
+    assert list(temporary.iterdir()) == []
+    return journal.places()
+
+
+def killed_at_random(base: Path, place: Path, temporary: Path, kills: int) -> Path:
+    """Kill at random until so many were killed; the folder of a study that was killed and then finished."""
+    draw, done, number = random.Random(14), 0, 0
+    while True:
+        starts = Starts(place / str(number), temporary)
+        while starts.start(study(base, starts.base)).killed_after(draw.uniform(0.2, 3.0) if done < kills else 600):
+            done += 1
+            assert broken(starts.base) == []
+        if done >= kills:
+            return starts.base
+        number += 1
+
+
+# --- a sample, each time ---------------------------------------------------------------------------------------------
+
+
+def test_killed_at_some_commits_the_study_ends_with_the_same_bits(
+    whole: dict[str, str], base: Path, tmp_path: Path
+) -> None:
+    with elsewhere(base) as other:
+        temporary = other or base / "temporary"
+        assert len(cut_off_everywhere(killed, base, tmp_path, temporary, SOME_COMMITS)) == 3
+    assert bits(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("cut", [pytest.param(full, marks=pytest.mark.slow), fills])
+def test_a_disk_that_is_full_at_some_files_costs_nothing(
+    cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
+) -> None:
+    assert len(cut_off_everywhere(cut, base, tmp_path / "place", tmp_path / "temporary", SOME_FILES)) >= 2
+    assert bits(tmp_path / "place" / "out") == whole
+
+
+def test_what_is_half_written_is_seen(tmp_path: Path) -> None:
+    """The checks of this file can fail."""
+    (tmp_path / "metrics.json").write_text('{"a": ')
+    (tmp_path / ".metrics.123.json").touch()
+    assert broken(tmp_path) == [str(tmp_path / "metrics.json")]
+    assert left_over(tmp_path) == [str(tmp_path / ".metrics.123.json")]
+
+
+# --- everywhere ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
+    whole: dict[str, str], base: Path, places: tuple[Path, Path]
+) -> None:
+    assert len(cut_off_everywhere(killed, base, *places)) >= KILLS
+    assert bits(places[0] / "out") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_studies_end_with_the_same_bits(
+    whole: dict[str, str], base: Path, places: tuple[Path, Path]
+) -> None:
+    last = killed_at_random(base, *places, KILLS // 2)
+    assert bits(last / "out") == whole
+    assert left_over(last) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("cut", [full, fills])
+def test_a_disk_that_fills_at_every_file_costs_nothing(
+    cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
+) -> None:
+    assert len(cut_off_everywhere(cut, base, tmp_path / "place", tmp_path / "temporary")) >= KILLS
+    assert bits(tmp_path / "place" / "out") == whole
