@@ -1,9 +1,9 @@
 """Can the stated probability be believed, and does it still hold under attack?"""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from trustcxr import catalogue, statistics
@@ -53,26 +53,46 @@ def describe(
 def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
     logits, labels = tables.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
-    scaled = {} if temperature is None else _figures(logits / temperature, labels, bootstrap, "_scaled")
-    accuracy = Share(value=tables.right(rows).mean())
-    return Calibrated(accuracy=accuracy, **_figures(logits, labels, bootstrap, ""), **scaled, n=len(rows))
+    own = _figures(logits, labels, bootstrap)
+    found = Calibrated(
+        accuracy=Share(value=tables.right(rows).mean()),
+        ece=own.ece,
+        ece_plug_in=own.plug_in,
+        log_loss=own.log_loss,
+        confidence=own.confidence,
+        bins=own.bins,
+        n=len(rows),
+    )
+    if temperature is not None:
+        scaled = _figures(logits / temperature, labels, bootstrap)
+        found.ece_scaled, found.ece_plug_in_scaled = scaled.ece, scaled.plug_in
+        found.log_loss_scaled, found.confidence_scaled, found.bins_scaled = (
+            scaled.log_loss,
+            scaled.confidence,
+            scaled.bins,
+        )
+    return found
 
 
-def _figures(logits: Floats, labels: Any, bootstrap: Bootstrap, ending: str) -> dict[str, Any]:
+class _Figures(NamedTuple):
+    ece: Share
+    plug_in: float
+    log_loss: Share
+    confidence: Share
+    bins: list[Bin]
+
+
+def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) -> _Figures:
     probabilities = statistics.softmax(logits)
     totals = bootstrap.totals(calibration_bins(probabilities, labels))
     error, ends = debiased_error(totals)
-    return {
-        f"ece{ending}": Share(value=error, ci=tuple(ends)),
-        f"ece_plug_in{ending}": float(calibration_error(totals[0])),
-        f"log_loss{ending}": Share(value=log_loss(logits, labels).mean()),
-        f"confidence{ending}": Share(value=probabilities.max(1).mean()),
-        f"bins{ending}": [
-            Bin(confidence=confidence / count, accuracy=correct / count, n=int(count))
-            for confidence, correct, count in totals[0]
-            if count
-        ],
-    }
+    return _Figures(
+        Share(value=error, ci=tuple(ends)),
+        float(calibration_error(totals[0])),
+        Share(value=log_loss(logits, labels).mean()),
+        Share(value=probabilities.max(1).mean()),
+        [Bin(confidence=c / count, accuracy=correct / count, n=int(count)) for c, correct, count in totals[0] if count],
+    )
 
 
 def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Floats:

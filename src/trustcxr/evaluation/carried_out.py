@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +9,8 @@ from trustcxr import attacks
 from trustcxr.attacks.adaptive import adaptive
 from trustcxr.attacks.stand_ins import Attackable, Traits
 from trustcxr.attacks.surrogate import distil
+from trustcxr.catalogue import WORST_CASE
+from trustcxr.evaluation.predictions import Options
 from trustcxr.recipes.testing import AttackRecipe
 
 
@@ -27,7 +28,7 @@ class CarriedOut:
     films: Tensor
 
     def __call__(
-        self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: dict[str, Any]
+        self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options
     ) -> Tensor:
         """Adversarial images (B, 1, H, W) within epsilon."""
         own = attacks.get(attack.name)
@@ -35,7 +36,7 @@ class CarriedOut:
             return own(self.model, images, labels, epsilon=epsilon, **options)
         if self.traits.random and "stop_when_wrong" in options:
             options["stop_when_wrong"] = False
-        if attack.name != "worst-case":
+        if attack.name != WORST_CASE:
             return own(self.seen, images, labels, epsilon=epsilon, **options)
         start = list(options.pop("start", ()))
         if self.gradients:

@@ -7,7 +7,7 @@ active test: whether the attack finds an adversarial example that is sure to exi
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from trustcxr.evaluation.given import Subject
 from trustcxr.models.adapters import Adapted, Given
 from trustcxr.models.adapters.adapted import saturation
 from trustcxr.models.untouched import undisturbed
+from trustcxr.results.documents import GateCheck
 
 SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass
@@ -36,9 +37,9 @@ class Check:
     passed: bool | None
     text: str
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> GateCheck:
         """As it stands in audit.json under `gate`."""
-        return asdict(self)
+        return GateCheck(check=self.check, passed=self.passed, text=self.text)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A run and a data set -> predictions -> metrics."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import contract
-from trustcxr.catalogue import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS
+from trustcxr.catalogue import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
@@ -32,10 +32,76 @@ from trustcxr.results.tables import CLEAN, Condition
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, dict[str, Any]], Tensor]  # an attack on some images
-Version = tuple[Condition, np.ndarray, Tensor, dict[str, Any]]  # with rows of the data, pixels, and further columns
+Options = dict[str, Any]  # of an attack, by name
+CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # an attack on some images
 PROBED = 128  # images whose input gradient is measured, about: enough to see whether there is any
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
+
+
+@dataclass(frozen=True)
+class Version:
+    """Some of the images under one condition: `rows` of the data, their pixels, and what is known of them there."""
+
+    condition: Condition
+    rows: np.ndarray
+    pixels: Tensor
+    moved: np.ndarray | float = np.nan
+    broken_by: Sequence[str] | str = ""
+    gradient: np.ndarray | float = np.nan
+
+    def table(self, about: pd.DataFrame, logits: np.ndarray) -> pd.DataFrame:
+        """Its rows of predictions.parquet; `about` is what is known of all images."""
+        stated: dict[str, str | float] = dict(zip(_CONDITION, self.condition, strict=True))
+        further = {"moved": self.moved, "broken_by": self.broken_by, "gradient": self.gradient}
+        return about.iloc[self.rows].assign(**stated, **further, logits=list(logits))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of each batch: attacks, corruptions at their severities, views."""
+
+    run: Run | Examined
+    dataset: "Dataset"
+    about: pd.DataFrame
+    attacks: Sequence[AttackRecipe]
+    corruptions: Sequence[tuple[str, int]]
+    views: bool
+    carry_out: CarryOut | None
+
+    @property
+    def steps(self) -> int:
+        """How many conditions a batch goes through, but for the views, which take no time."""
+        return 1 + sum(len(attack.epsilons) for attack in self.attacks) + len(self.corruptions)
+
+    def predicted(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
+        """The rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
+        images = to_pixels(raw.to(self.run.device)).contiguous(memory_format=torch.channels_last)
+        if not number and self.attacks and is_randomised(self.run.model, images[:1]):
+            name = self.run.name
+            say(f"{name} answers at random: attack and judge see the same draw, so its robustness is flattered")
+        found = []
+        for version in self._versions(number, images, labels, rows):
+            found.append(version.table(self.about, _logits(self.run, version.pixels)))
+            name, epsilon, _, severity = version.condition
+            if name not in VIEWS:
+                bar.advance(note=f"{name} {severity or epsilon:g}")
+        return pd.concat(found, ignore_index=True)
+
+    def _versions(self, number: int, images: Tensor, labels: Tensor, rows: np.ndarray) -> Iterator[Version]:
+        run, names = self.run, self.about["sample_id"].iloc[rows].tolist()
+        yield Version((CLEAN, 0.0, 0, 0), rows, images, gradient=self._gradients(images, labels, rows))
+        asked = labels.to(run.device), self.attacks
+        yield from _attacked(run, rows, images, *asked, seed=number, carry_out=self.carry_out)
+        yield from (Version(*version) for version in _corrupted(images, names, rows, self.corruptions))
+        if self.views:
+            yield from (Version(*version) for version in _views(self.dataset, rows, images))
+
+    def _gradients(self, images: Tensor, labels: Tensor, rows: np.ndarray) -> np.ndarray | float:
+        """The size of the input gradient on an even part of the images, where an attack by gradient is asked for."""
+        if all(attack.name in BLACK_BOX for attack in self.attacks):
+            return np.nan
+        probed = torch.from_numpy(rows % max(1, len(self.dataset) // PROBED) == 0)
+        return input_gradients.sizes(self.run.model, images, labels, probed)
 
 
 def predict(
@@ -64,48 +130,23 @@ def predict(
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
     """
-    about = about_images(dataset)
-    batches = loader(dataset, batch_size)
-    pieces: dict[Condition, list[pd.DataFrame]] = {}
     named = corruptions.conditions() if corruptions else ()
-    steps = 1 + sum(len(attack.epsilons) for attack in conditions) + len(named)
-    with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * steps) as bar:
+    asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out)
+    batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
+    with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * asked.steps) as bar:
         for number, (raw, labels, places) in enumerate(batches):
             path = None if parts is None else parts / f"{number:06d}.parquet"
             if path is not None and path.is_file():
                 _sort_in(files.read_table(path), pieces)
-                bar.advance(steps)
+                bar.advance(asked.steps)
                 continue
-            images = to_pixels(raw.to(run.device)).contiguous(memory_format=torch.channels_last)
-            if not number and conditions and is_randomised(run.model, images[:1]):
-                say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
-            rows = places.numpy()
-            attacked = _attacked(run, rows, images, labels.to(run.device), conditions, seed=number, carry_out=carry_out)
-            about_clean: dict[str, Any] = {}
-            if any(attack.name not in BLACK_BOX for attack in conditions):
-                probed = torch.from_numpy(rows % max(1, len(dataset) // PROBED) == 0)
-                about_clean["gradient"] = input_gradients.sizes(run.model, images, labels, probed)
-            plain = chain(
-                _corrupted(images, about["sample_id"].iloc[rows].tolist(), rows, named),
-                _views(dataset, rows, images) if views else (),
-            )
-            versions: Iterator[Version] = chain(
-                [((CLEAN, 0.0, 0, 0), rows, images, about_clean)], attacked, ((*version, {}) for version in plain)
-            )
-            found = []
-            for condition, kept, pixels, columns in versions:
-                stated: dict[str, Any] = dict(zip(_CONDITION, condition, strict=True)) | _FURTHER | columns
-                found.append(about.iloc[kept].assign(**stated, logits=list(_logits(run, pixels))))
-                if condition[0] not in VIEWS:
-                    bar.advance(note=f"{condition[0]} {condition[3] or condition[1]:g}")
-            whole = pd.concat(found, ignore_index=True)
+            whole = asked.predicted(number, raw, labels, places.numpy(), bar)
             _sort_in(whole, pieces)
             if path is not None:
                 files.write_table(path, whole)
     return pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
 
 
-_FURTHER: dict[str, Any] = {"moved": np.nan, "broken_by": "", "gradient": np.nan}
 _CONDITION = ("attack", "epsilon", "steps", "severity")
 
 
@@ -118,9 +159,7 @@ def _sort_in(table: pd.DataFrame, pieces: dict[Condition, list[pd.DataFrame]]) -
 
 
 def _as_it_stands(run: Run | Examined) -> CarryOut:
-    def carry_out(
-        attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: dict[str, Any]
-    ) -> Tensor:
+    def carry_out(attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
         return attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
 
     return carry_out
@@ -167,7 +206,7 @@ def _attacked(
     With the rows and the perturbed images how far these moved and what broke them, as columns.
     """
     known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
-    for attack in sorted(conditions, key=lambda attack: attack.name == "worst-case"):
+    for attack in sorted(conditions, key=lambda attack: attack.name == WORST_CASE):
         options = attack.options()
         if attack.entry.stops_when_wrong:
             options["stop_when_wrong"] = True
@@ -176,16 +215,16 @@ def _attacked(
         if attack.surrogate is not None:
             options["surrogate"] = _surrogate(run, attack.surrogate)
         for epsilon in sorted(attack.epsilons):
-            if attack.name == "worst-case":
+            if attack.name == WORST_CASE:
                 options["start"] = [found for radius, found in known if radius <= epsilon]
-            about: dict[str, Any] = {}
-            if attack.name == "worst-case" and carry_out is None:
+            broken: Sequence[str] = ()
+            if attack.name == WORST_CASE and carry_out is None:
                 report = attacks.worst_case_report(run.model, images, labels, epsilon=epsilon, **options)
-                perturbed, about["broken_by"] = report.images, [name or "" for name in report.broken_by]
+                perturbed, broken = report.images, [name or "" for name in report.broken_by]
             else:
                 perturbed = (carry_out or _as_it_stands(run))(attack, images, labels, epsilon, dict(options))
-            about["moved"] = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
-            yield (attack.name, epsilon, attack.effort, 0), rows, perturbed, about
+            moved = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
+            yield Version((attack.name, epsilon, attack.effort, 0), rows, perturbed, moved, broken or "")
             if attack.entry.norm == "linf":
                 known.append((epsilon, perturbed))
 

@@ -1,50 +1,49 @@
 """What may be relied on: from the gate's checks and the figures, whether an audit is reliable, and why not."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from trustcxr.catalogue import BLACK_BOX, ONE_STEP
+from trustcxr.catalogue import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.evaluation.door import Check, Door, black_box_check
+from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, Verdict
 
 # What, failed, leaves no figure that can be relied on. The rest is said, and attacks adapt to it.
 _GRAVE = ("declaration", "same answer twice", "no gradients used inside", "active test", "black box against white box")
 
 
-def withdraw(document: dict[str, Any], door: Door) -> None:
+def withdraw(document: AuditDocument, door: Door) -> None:
     """Takes back the figures of attacks that missed what was planted; what needed no gradient stays."""
     if door.believed:
         return
     why = "the attack missed adversarial examples that were planted, so its figures say nothing"
-    kept = ("attack", "epsilon", "steps", "n")
-    document["attacks"] = [
-        row
-        if row["attack"] in BLACK_BOX
-        else {key: row[key] for key in kept if key in row} | {"accuracy": None, "accuracy_ci": None}
-        for row in document["attacks"]
-    ]
-    document["masking"] = {"masked": None, "because": f"withdrawn: {why}", "looked_for": []}
-    document["alarms"] = []
-    document["withdrawn"] = why
+    document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
+    document.masking = Verdict(masked=None, because=f"withdrawn: {why}", looked_for=[])
+    document.alarms = []
+    document.withdrawn = why
 
 
-def compared(document: dict[str, Any]) -> list[Check]:
+def _without_figures(row: AttackResult) -> AttackResult:
+    kept = {name: getattr(row, name) for name in ("attack", "epsilon", "steps", "n") if name in row.model_fields_set}
+    return AttackResult(**kept, accuracy=Share(value=None, ci=None))
+
+
+def compared(document: RunDocument) -> list[Check]:
     """The check of attacks without gradients against those with them, where both were tried at one epsilon."""
-    rows = [row for row in document["attacks"] if row["accuracy"] is not None and row["attack"] != "pgd-l2"]
+    rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     found = []
-    for epsilon in sorted({float(row["epsilon"]) for row in rows}):
-        here = [row for row in rows if float(row["epsilon"]) == epsilon]
-        black = [row["accuracy"] for row in here if row["attack"] in BLACK_BOX]
+    for epsilon in sorted({row.epsilon for row in rows if row.epsilon is not None}):
+        here = [(row.attack, row.accuracy.value or 0.0) for row in rows if row.epsilon == epsilon]
+        black = [accuracy for attack, accuracy in here if attack in BLACK_BOX]
         # The worst case tries what the others found, so it says nothing of gradients.
-        white = [row["accuracy"] for row in here if row["attack"] not in (*BLACK_BOX, *ONE_STEP, "worst-case")]
+        white = [accuracy for attack, accuracy in here if attack not in (*BLACK_BOX, *ONE_STEP, WORST_CASE)]
         if black and white:
             found.append(black_box_check(min(white), min(black), epsilon=epsilon))
     return found
 
 
-def verdict(document: dict[str, Any], checks: Sequence[Check], door: Door) -> tuple[bool, str]:
+def verdict(document: RunDocument, checks: Sequence[Check], door: Door) -> tuple[bool, str]:
     """`unreliable` and `because` of audit.json."""
     reasons = [f"{check.check}: {check.text}" for check in checks if check.passed is False and check.check in _GRAVE]
-    reasons += [alarm["text"] for alarm in document["alarms"] if alarm["kind"] == "weak_attack"]
+    reasons += [alarm.text for alarm in document.alarms if alarm.kind == "weak_attack"]
     if door.model is not None and not door.gradients:
         reasons.append("it has no gradients: attacks without them can only overestimate robust accuracy")
     elif door.traits is not None and door.traits.needs_stand_ins and door.traits.healed > 0.02:

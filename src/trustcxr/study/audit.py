@@ -30,7 +30,7 @@ from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Splits
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.results.documents import AuditDocument, AuditedData, AuditedModel, read
 from trustcxr.results.tables import CLEAN
 
 PARTS = ".parts"  # rows of finished batches, until all are there
@@ -79,16 +79,16 @@ def audit(
     key, path = whole.key, out / folders.AUDIT_FILE
     if (out / folders.RUN_FILE).exists():
         raise UserError(f"{out}: holds a run; choose another --out")
-    if path.is_file() and files.read_document(path).get("examination") == key:
+    if path.is_file() and (before := read(AuditDocument, path)).examination == key:
         say(f"{out}: already examined")
-        return read(AuditDocument, path)
-    document = AuditDocument.model_validate(_document(whole, out, key) | {"examination": key})
+        return before
+    document = _document(whole, out, key)
     files.write_json(path, document)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return document
 
 
-def _document(whole: Audit, out: Path, key: str) -> dict[str, Any]:
+def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
     films, labels = _films(dataset, exam.gate.films, subject.device)
     door = examine_at_the_door(subject, films, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
@@ -100,19 +100,19 @@ def _document(whole: Audit, out: Path, key: str) -> dict[str, Any]:
     else:
         examined = Examined(subject.name, door.model, subject.classes, subject.device)
         table = _predicted(examined, whole, door, films, out / PARTS / key)
-    document = describe(examined, table, resamples=exam.bootstrap).plain()
+    document = AuditDocument.of(
+        describe(examined, table, resamples=exam.bootstrap),
+        model=AuditedModel.model_validate(_about(subject)),
+        protocol=exam.version,
+        data=AuditedData(name=dataset.root.name, fingerprint=dataset.fingerprint, n=len(dataset)),
+        examination=key,
+    )
     reliance.withdraw(document, door)
     checks += reliance.compared(document)
-    unreliable, because = reliance.verdict(document, checks, door)
+    document.gate = [check.document() for check in checks]
+    document.unreliable, document.because = reliance.verdict(document, checks, door)
     files.write_table(out / folders.PREDICTIONS_FILE, table)
-    return document | {
-        "model": _about(subject),
-        "protocol": exam.version,
-        "data": {"name": dataset.root.name, "fingerprint": dataset.fingerprint, "n": len(dataset)},
-        "gate": [check.document() for check in checks],
-        "unreliable": unreliable,
-        "because": because,
-    }
+    return document
 
 
 def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, parts: Path) -> pd.DataFrame:

@@ -49,3 +49,11 @@ class AuditDocument(RunDocument):
     because: str = ""
     withdrawn: str | None = None
     examination: str = ""
+
+    @classmethod
+    def of(
+        cls, figures: RunDocument, *, model: AuditedModel, protocol: str | None, data: AuditedData, examination: str
+    ) -> "AuditDocument":
+        """The figures of a given model, with what was given and on what it was examined."""
+        own = {name: getattr(figures, name) for name in figures.model_fields_set - {"model"}}
+        return cls(**own, model=model, protocol=protocol, data=data, examination=examination)
