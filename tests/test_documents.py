@@ -86,6 +86,30 @@ def test_what_is_missing_has_a_default_and_stays_missing() -> None:
     assert (run.clean.accuracy.interval, run.background, run.masking, run.training.epochs) == (None, "full", None, None)
 
 
+def test_one_document_over_another_keeps_what_it_has() -> None:
+    below = understood(RunDocument, {"model": "a", "seed": 1, "older": 1, "clean": {"accuracy": 0.5}})[0]
+    above = understood(RunDocument, {"model": "b", "masking": None, "newer": 2})[0]
+    whole = {"model": "b", "seed": 1, "clean": {"accuracy": 0.5}, "masking": None, "older": 1, "newer": 2}
+    assert above.over(below).plain() == whole
+    assert (below.model, above.seed) == ("a", None), "neither is changed"
+
+
+def test_the_figures_with_an_interval_are_listed(study: dict[str, Any]) -> None:
+    clean = understood(RunDocument, study["runs"][0])[0].clean
+    names = [key.removesuffix("_ci") for key in study["runs"][0]["clean"] if key.endswith("_ci")]
+    assert sorted(name for name, _ in clean.shares()) == sorted(names)
+    assert dict(clean.shares())["ece"] == clean.ece
+
+
+def test_an_accuracy_may_be_a_number_alone() -> None:
+    run, lost = understood(RunDocument, {"shortcuts": {"border_only": 0.4, "lungs_only": {"accuracy": 0.5}, "x": "y"}})
+    assert {name: part.accuracy.value for name, part in run.shortcuts.items()} == {
+        "border_only": 0.4,
+        "lungs_only": 0.5,
+    }
+    assert lost == []
+
+
 def test_what_is_newer_is_kept() -> None:
     newer = {"version": 99, "run": "a", "vouched": {"0.02": 0.4}, "clean": {"accuracy": 0.5, "kappa": 0.3}}
     newer |= {"attacks": [{"attack": "new", "epsilon": 0.1, "accuracy": 0.2, "norm": "L0"}]}

@@ -95,10 +95,10 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     assert (before["calibrated"], after["calibrated"]) == (False, True)
     logits = np.log(list(before["probabilities"].values()))
     assert list(after["probabilities"].values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
-    words = "\n".join(terminal.sentences({"image": "x"} | after))
+    words = "\n".join(terminal.sentences(after.model_copy(update={"image": "x"})))
     assert "calibrated on the run's validation images" in words
     assert "to survive is to keep the class" in words
-    assert "not calibrated" in "\n".join(terminal.sentences({"image": "x"} | before))
+    assert "not calibrated" in "\n".join(terminal.sentences(before.model_copy(update={"image": "x"})))
 
 
 def test_what_is_no_film_is_answered_with_a_doubt_or_refused(run: Path, tmp_path: Path) -> None:

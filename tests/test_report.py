@@ -226,6 +226,32 @@ def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
     assert "No heatmaps were kept" in shown
 
 
+def test_what_cannot_be_understood_is_named_on_the_page(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    document = _document(path)
+    document["runs"][0]["attacks"][0]["steps"] = ["many"]
+    document["selection"] = "by hand"
+    (path / "study.json").write_text(json.dumps(document))
+    metrics = path / "runs" / "resnet18-fgsm-s0" / "metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"clean": 3}))
+    shown = Page(report.write(path).read_text()).text
+    assert "study.json: not understood and left out: AttackResult.steps and StudyDocument.selection." in shown
+    assert "resnet18-fgsm-s0/metrics.json: not understood and left out: RunDocument.clean." in shown
+
+
+def test_what_study_json_lacks_of_a_run_is_taken_from_its_metrics(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    document = _document(path)
+    lacking = document["runs"][0]
+    del lacking["saliency"], lacking["clean"]
+    (path / "study.json").write_text(json.dumps(document))
+    stored = json.loads((path / "runs" / lacking["run"] / "metrics.json").read_text())
+    run = next(run for run in study_folder.read(path).runs if run.name == lacking["run"])
+    assert run.clean.accuracy.value == stored["clean"]["accuracy"]
+    assert list(run.saliency_methods()) == list(stored["saliency"])
+    assert run.metrics.training.epochs == lacking["training"]["epochs"], "and what its metrics.json lacks from there"
+
+
 def test_values_are_escaped(tmp_path: Path) -> None:
     classes = ("<b>bold</b>", '$x_1$ & "q"', "<img src=x onerror=alert(1)>")
     path = make_study(tmp_path / "s", models=("<script>alert(1)</script>",), classes=classes)

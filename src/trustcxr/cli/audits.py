@@ -79,7 +79,7 @@ def compare(
     found = audit_pairs.compare(first, second)
     if json:
         return print_json(found)
-    report.print_rows(f"{found['second']} less {found['first']}, by {found['protocol']}", audits.pair_rows(found))
+    report.print_rows(f"{found.second} less {found.first}, by {found.protocol}", audits.pair_rows(found))
     for line in audits.pair_remarks(found):
         print(line)
     return print(NOTICE)

@@ -267,5 +267,5 @@ def predict(
         for answer in answers:
             print("\n".join(terminal.sentences(answer)))
         print(NOTICE)
-    if any("error" in answer for answer in answers):
+    if any(answer.error is not None for answer in answers):
         raise typer.Exit(2)

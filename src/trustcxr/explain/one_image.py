@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +13,14 @@ from trustcxr.data.images import grey, plausibility, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import heatmap_files
+from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
 
 PGD_STEPS = 20
 
 
-def predict(
-    folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None
-) -> list[dict[str, Any]]:
+def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None) -> list[FilmAnswer]:
     """An answer for each image; one that cannot be read gets an "error" and does not stop the others.
 
     A heatmap that was written here before is no film: it gets "left_out" and no answer. No heatmap takes the place of
@@ -37,25 +35,25 @@ def predict(
     return [_of_file(run, path, places[path], epsilon) for path in dict.fromkeys(paths)]
 
 
-def _of_file(run: Run, path: Path, heatmap: Path, epsilon: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"image": str(path)}
+def _of_file(run: Run, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
     if heatmap_files.is_ours(path):
-        return found | {"left_out": "a heatmap that predict wrote, and no film"}
+        return FilmAnswer(image=str(path), left_out="a heatmap that predict wrote, and no film")
     try:
         if (why := plausibility.another_kind(path)) is not None:
             raise grey.UnreadableImage(why)
         film = reading.read_image(path)
     except grey.UnreadableImage as problem:
-        return found | {"error": str(problem)}
+        return FilmAnswer(image=str(path), error=str(problem))
     colour = plausibility.colourfulness(path)
-    warnings = list(plausibility.doubts(plausibility.thumbnail(film), colour).values())
-    answered = answer(run, film, epsilon=epsilon, heatmap=heatmap, source=path)
-    return found | answered | {"warnings": warnings}
+    found = answer(run, film, epsilon=epsilon, heatmap=heatmap, source=path)
+    found.image = str(path)
+    found.warnings = list(plausibility.doubts(plausibility.thumbnail(film), colour).values())
+    return found
 
 
 def answer(
     run: Run, film: np.ndarray, *, epsilon: float, heatmap: Path | None = None, source: Path | None = None
-) -> dict[str, Any]:
+) -> FilmAnswer:
     """What a run says of one film (H, W) uint8; a heatmap PNG of the film's own size is written where asked.
 
     Probabilities are scaled by the run's temperature where its validation images gave it one ("calibrated").
@@ -75,21 +73,21 @@ def answer(
             predicted,
         ),
     }
-    result: dict[str, Any] = {
-        "predicted": run.classes[predicted],
-        "probabilities": {name: float(p) for name, p in zip(run.classes, probabilities, strict=True)},
-        "calibrated": scale is not None,
-        "epsilon": epsilon,
-        "survives": survives,
-        "run": run.name,
-    }
+    result = FilmAnswer(
+        predicted=run.classes[predicted],
+        probabilities={name: float(p) for name, p in zip(run.classes, probabilities, strict=True)},
+        calibrated=scale is not None,
+        epsilon=epsilon,
+        survives=survives,
+        run=run.name,
+    )
     if heatmap is not None:
         saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
         picture = heatmap_files.overlay(film, saliency)
         heatmap_files.write_notice(picture)
         with replacing(heatmap) as temporary:
             picture.save(temporary, pnginfo=heatmap_files.mark(source or heatmap), compress_level=1)
-        result["heatmap"] = str(heatmap)
+        result.heatmap = str(heatmap)
     return result
 
 

@@ -1,10 +1,8 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
-from typing import Any
-
 from trustcxr.catalogue import attack_said
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.results.documents import AuditDocument
+from trustcxr.results.documents import AuditDocument, AuditPair
 
 
 def sentences(document: AuditDocument) -> list[str]:
@@ -64,26 +62,30 @@ def _not_relied_on(document: AuditDocument) -> list[str]:
     return lines
 
 
-def pair_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def pair_rows(found: AuditPair) -> list[dict[str, str | int | None]]:
     """Two audits side by side, for the terminal."""
     return [
         {
-            "measure": row["measure"],
-            "A": percent(row["first"]),
-            "B": percent(row["second"]),
-            "B less A": f"{row['difference']:+.1%} [{', '.join(f'{end:+.1%}' for end in row['difference_ci'])}]",
-            "p, corrected": f"{row['p_corrected']:.2g}",
-            "differ": "yes" if row["settled"] else "not settled",
-            "n": row["n"],
+            "measure": row.measure,
+            "A": percent(row.first),
+            "B": percent(row.second),
+            "B less A": f"{_signed(row.difference.value)} [{', '.join(map(_signed, row.difference.ci or ()))}]",
+            "p, corrected": "-" if row.p_corrected is None else f"{row.p_corrected:.2g}",
+            "differ": "yes" if row.settled else "not settled",
+            "n": row.n,
         }
-        for row in found["rows"]
+        for row in found.rows
     ]
 
 
-def pair_remarks(found: dict[str, Any]) -> list[str]:
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"
+
+
+def pair_remarks(found: AuditPair) -> list[str]:
     """What must be known beside the rows."""
-    names = zip((found["first"], found["second"]), found["unreliable"], strict=True)
+    names = zip((found.first, found.second), found.unreliable, strict=True)
     lines = [f"The audit of {name} says that its figures may not be relied on" for name, bad in names if bad]
-    if found["withdrawn"]:
-        lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found['withdrawn'])}")
+    if found.withdrawn:
+        lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
     return lines

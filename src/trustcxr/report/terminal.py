@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
@@ -13,6 +13,7 @@ from trustcxr.results.documents import (
     Accuracy,
     AttackResult,
     Drop,
+    FilmAnswer,
     RunDocument,
     SaliencyDocument,
     Share,
@@ -97,28 +98,30 @@ NOT_CALIBRATED = "probabilities are not calibrated: `trustcxr evaluate` on the r
 SURVIVES = "to survive is to keep the class, whatever the attack changed within that radius; it is no proof"
 
 
-def sentences(answer: dict[str, Any]) -> list[str]:
+def sentences(answer: FilmAnswer) -> list[str]:
     """An answer in words."""
-    if "error" in answer:
-        return [f"{answer['image']}: not read: {answer['error']}"]
-    if "left_out" in answer:
-        return [f"{answer['image']}: left out: {answer['left_out']}"]
-    ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
-    lines = [f"{answer['image']}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
-    if warnings := answer.get("warnings"):
-        lines.append(f"  DOUBTFUL: {'; '.join(warnings)}. The answer means nothing unless this is a frontal chest film")
-    if "calibrated" in answer:
-        lines.append(f"  {CALIBRATED if answer['calibrated'] else NOT_CALIBRATED}")
-    changed = [name.upper() for name, survived in answer["survives"].items() if not survived]
-    radius = f"epsilon {answer['epsilon']:g} ({answer['epsilon'] * 255:.1f} grey levels of 255)"
+    if answer.error is not None:
+        return [f"{answer.image}: not read: {answer.error}"]
+    if answer.left_out is not None:
+        return [f"{answer.image}: left out: {answer.left_out}"]
+    ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
+    lines = [f"{answer.image}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
+    if answer.warnings:
+        doubts = "; ".join(answer.warnings)
+        lines.append(f"  DOUBTFUL: {doubts}. The answer means nothing unless this is a frontal chest film")
+    if answer.calibrated is not None:
+        lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
+    changed = [name.upper() for name, survived in answer.survives.items() if not survived]
+    epsilon = answer.epsilon or 0.0
+    radius = f"epsilon {epsilon:g} ({epsilon * 255:.1f} grey levels of 255)"
     if changed:
         lines.append(f"  the answer does NOT survive {radius}: {' and '.join(changed)} change it")
     else:
-        names = " and ".join(name.upper() for name in answer["survives"])
+        names = " and ".join(name.upper() for name in answer.survives)
         lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
     lines.append(f"  {SURVIVES}")
-    if "heatmap" in answer:
-        lines.append(f"  heatmap of the predicted class: {answer['heatmap']}")
+    if answer.heatmap is not None:
+        lines.append(f"  heatmap of the predicted class: {answer.heatmap}")
     return lines
 
 

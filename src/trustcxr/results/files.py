@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from trustcxr.results.disk import read_text, writing
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 REMAKE = "delete it, and the command that wrote it makes it again"
 _MOST_JSON, _MOST_YAML = 1 << 30, 1 << 20  # bytes
@@ -88,7 +89,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({problem}); {REMAKE}") from None
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, object]:
     """One JSON document with keys and values; UserError where it is missing, broken or something else."""
     content = read_json(path)
     if not isinstance(content, dict):
@@ -182,11 +183,11 @@ def read_table(path: Path) -> "pd.DataFrame":
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
 
 
-def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+def write_arrays(path: Path, arrays: "Mapping[str, ArrayLike]") -> None:
     """Write named arrays as .npz (numbers and text only, so that nothing needs unpickling)."""
     import numpy as np
 
     if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
         raise TypeError(f"{path.name}: {objects[0]} is neither numbers nor text")
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # an array might be called as an option

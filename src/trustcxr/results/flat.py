@@ -5,7 +5,7 @@ A document is read from that shape and written back to it, keys that it does not
 """
 
 import math
-from collections.abc import Iterator, KeysView
+from collections.abc import Iterator, KeysView, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -231,7 +231,7 @@ class Measured(Document):
             return content
         fields = cls.model_fields
         known = {*fields, *(field.alias for field in fields.values())}
-        rest, figures = dict(content), dict[str, dict[str, Any]]()
+        rest, figures = dict(content), dict[str, dict[str, object]]()
         for key, value in content.items():
             base, part = _measure(key, content)
             if key not in known and (part == "ci" or value is None or isinstance(value, int | float)):
@@ -245,7 +245,7 @@ class Measured(Document):
             yield from figure.keys_under(name)
 
 
-def _measure(key: str, content: dict[str, Any]) -> tuple[str, str]:
+def _measure(key: str, content: Mapping[str, object]) -> tuple[str, str]:
     """The measure that a key is of, and which part: `infection_energy_given_lung` is a measure, not a lung mask's."""
     base, _, ending = key.rpartition("_")
     ends = ending in BESIDE and (base in content or ending == "ci")
@@ -266,7 +266,7 @@ _SCHEMAS = {
 }
 
 
-def _flat_properties(properties: dict[str, Any], kind: type[Document]) -> Iterator[tuple[str, Any]]:
+def _flat_properties(properties: Mapping[str, object], kind: type[Document]) -> Iterator[tuple[str, object]]:
     for name, schema in properties.items():
         if name in kind._shares:
             yield name, _SCHEMAS["value"]

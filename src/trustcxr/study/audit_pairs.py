@@ -1,18 +1,15 @@
 """`trustcxr compare`: two audits of one examination on the same images, image by image."""
 
 from pathlib import Path
-from typing import Any
 
 from trustcxr.errors import UserError
 from trustcxr.results import folders
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import figures
 
-LEVEL = 0.05
 
-
-def compare(first: Path, second: Path, *, resamples: int = 2000) -> dict[str, Any]:
+def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     """Accuracy of two audited models under each condition that both have, paired over images.
 
     `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
@@ -23,34 +20,38 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> dict[str, An
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
     tables = [figures(folder) for folder in (first, second)]
-    rows: list[dict[str, Any]] = []
+    rows: list[PairRow] = []
     for key in [key for key in tables[0] if key in tables[1] and not key.method and key.measure not in gone]:
         shared = tables[0][key].index.intersection(tables[1][key].index)
         one, other = (table[key].loc[shared] for table in tables)
         found = paired(one["value"], other["value"], one["group"], resamples=resamples)
         rows.append(
-            {
-                "measure": key.measure,
-                "first": found.first,
-                "second": found.second,
-                "difference": found.difference,
-                "difference_ci": found.difference_ci,
-                "p_value": found.p_value,
-                "n": found.n,
-            }
+            PairRow(
+                measure=key.measure,
+                first=found.first,
+                second=found.second,
+                difference=Share(value=found.difference, ci=found.difference_ci),
+                p_value=found.p_value,
+                n=found.n,
+            )
         )
-    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        low, high = row["difference_ci"]
-        row |= {"p_corrected": float(corrected), "settled": bool(corrected < LEVEL and not low <= 0 <= high)}
-    return {
-        "first": audits[0].model.name,
-        "second": audits[1].model.name,
-        "protocol": audits[0].protocol,
-        "data": audits[0].data.plain(),
-        "unreliable": [bool(document.unreliable) for document in audits],
-        "withdrawn": sorted(gone),
-        "rows": rows,
-    }
+    for row, corrected in zip(rows, holm([_p_value(row) for row in rows]), strict=True):
+        ends = row.difference.interval
+        row.p_corrected = float(corrected)
+        row.settled = bool(corrected < LEVEL and ends is not None and not ends[0] <= 0 <= ends[1])
+    return AuditPair(
+        first=audits[0].model.name,
+        second=audits[1].model.name,
+        protocol=audits[0].protocol,
+        data=audits[0].data,
+        unreliable=[bool(document.unreliable) for document in audits],
+        withdrawn=sorted(gone),
+        rows=rows,
+    )
+
+
+def _p_value(row: PairRow) -> float:
+    return float("nan") if row.p_value is None else row.p_value
 
 
 def _audit(folder: Path) -> AuditDocument:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trustcxr.results import files
+from trustcxr.results.documents.answers import FilmAnswer
 from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
 from trustcxr.results.documents.explained import (
     Change,
@@ -22,6 +23,7 @@ from trustcxr.results.documents.explained import (
     Stratum,
 )
 from trustcxr.results.documents.judged import Alarm, Sign, Verdict
+from trustcxr.results.documents.pairs import AuditPair, PairRow
 from trustcxr.results.documents.runs import Refit, RunDocument, TrainingDocument
 from trustcxr.results.documents.studies import (
     LEVEL,
@@ -58,6 +60,7 @@ __all__ = [
     "Alarm",
     "AttackResult",
     "AuditDocument",
+    "AuditPair",
     "AuditedData",
     "AuditedModel",
     "BeyondControl",
@@ -76,6 +79,7 @@ __all__ = [
     "Drop",
     "FailedRun",
     "Figure",
+    "FilmAnswer",
     "GateCheck",
     "Hardware",
     "InputGradients",
@@ -84,6 +88,7 @@ __all__ = [
     "LesionSize",
     "Measured",
     "Measures",
+    "PairRow",
     "Perturbed",
     "PlantedShortcut",
     "RandomWeights",

@@ -1,0 +1,32 @@
+"""What `trustcxr compare` says: two audits by one protocol, paired image by image."""
+
+from trustcxr.results.documents.audits import AuditedData
+from trustcxr.results.flat import Document, Number, Records, Share
+
+
+class PairRow(Document):
+    """One condition: accuracy of both, the second less the first with its interval, and whether they differ.
+
+    `settled`: the interval and the test, corrected for the number of rows, both say that they do.
+    """
+
+    measure: str = ""
+    first: Number = None
+    second: Number = None
+    difference: Share = Share()
+    p_value: Number = None
+    n: int | None = None
+    p_corrected: Number = None
+    settled: bool = False
+
+
+class AuditPair(Document):
+    """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them."""
+
+    first: str = ""
+    second: str = ""
+    protocol: str | None = None
+    data: AuditedData = AuditedData()
+    unreliable: list[bool] = []
+    withdrawn: list[str] = []
+    rows: Records[PairRow] = []
