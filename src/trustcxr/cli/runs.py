@@ -218,7 +218,7 @@ def explain(
 ) -> None:
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
     from trustcxr import report
-    from trustcxr.report.terminal import saliency_rows
+    from trustcxr.report.terminal import saliency_remarks, saliency_rows
     from trustcxr.study import run_folder
 
     options = {
@@ -240,6 +240,8 @@ def explain(
         return print_json(document)
     for name, part in document.saliency.items():
         report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
+        for line in saliency_remarks(part):
+            print(f"  {line}")
     print(f"written to {folder}\n{NOTICE}")
     return None
 

@@ -7,12 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, REFERENCES
+from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, RANDOMISED, REFERENCES
 from trustcxr.report import ranking, rows, words
 from trustcxr.report.figures.accuracy import radii
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.results import files
-from trustcxr.results.documents import Accuracy, BeyondControl, CertifiedResult, Drop, Share, StudyDocument
+from trustcxr.results.documents import (
+    Accuracy,
+    BeyondControl,
+    CertifiedResult,
+    Drop,
+    SaliencyDocument,
+    Share,
+    StudyDocument,
+)
 from trustcxr.results.tables import CLEAN
 
 OTHER_FILM = "lungs_on_another_film"
@@ -232,8 +240,8 @@ def localisation(runs: Sequence[Run]) -> Iterator[str]:
     yield (
         "Images with an infection mask, the class of the label explained; means with 95 % intervals over patients or "
         "groups of images. Below each method what maps have that look at no model: chance of an even map, a Gaussian "
-        "in the middle, the mask of the lungs as if it were the map. Of energy given lung, the energy inside the lungs "
-        "is the whole."
+        "in the middle, the mask of the lungs as if it were the map; and what the same network has with random "
+        "weights. Of energy given lung, the energy inside the lungs is the whole."
     )
     for method in methods:
         yield from ("", f"### {words.method(method)} (`{method}`)", "", *_of_method(runs, method))
@@ -246,10 +254,24 @@ def _of_method(runs: Sequence[Run], method: str) -> list[str]:
     lines = [[run, *(decimal(part.figure(name)) for name in names), words.count(part.n)] for run, part in parts.items()]
     first = next(iter(parts.values()))
     for reference, said in REFERENCES.items():
+        if reference == RANDOMISED:
+            continue
         beside = [first.figure(name).beside(reference) for name in names]
         if any(value is not None for value in beside):
             lines.append([f"*{said}*", *(decimal(Share(value=value)) for value in beside), ""])
-    return table(["run", *map(words.measure, names), "n"], lines)
+    for run, part in parts.items():
+        beside = [part.figure(name).randomised for name in names]
+        if part.random_weights and any(value is not None for value in beside):
+            shares = (decimal(Share(value=value)) for value in beside)
+            lines.append([f"*{run}, random weights*", *shares, words.count(part.random_weights.n)])
+    told = [f"- {run}: {'; '.join(found)}" for run, part in parts.items() if (found := _told(part))]
+    return [*table(["run", *map(words.measure, names), "n"], lines), *(["", *told] if told else [])]
+
+
+def _told(part: SaliencyDocument) -> list[str]:
+    """What a map may be said to show, and why it has no hit rate."""
+    cells = [f"{part.cells} cells"] if part.cells else []
+    return [*cells, *(text for text in (part.withheld, part.verdict, part.survives) if text)] if part.verdict else []
 
 
 def _beyond(runs: Sequence[Run], beyond: Beyond) -> Iterator[str]:

@@ -180,6 +180,7 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
         "explanations_perturbed": leaderboard.explanations(runs, perturbed=True),
         "localisation": _safe(explanation_dots(runs)),
         "localisation_legend": legends.localisation(runs),
+        "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
         "by_lesion": saliency.by_lesion(runs),
         "lesion_effects": lesions.effects(runs),

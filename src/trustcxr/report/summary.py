@@ -71,6 +71,7 @@ def paragraph(study: StudyDocument, runs: list[Run], head: Headline, findings: F
     rows = energy_comparisons(study)
     if rows:
         parts += [text for text in (answer(rows), _by_the_others(study, rows), _beside_activation(runs)) if text]
+        parts += [text for text in (_above_controls(runs),) if text]
     elif any(run.saliency_methods() for run in runs):
         parts.append("Whether robust heatmaps agree better with the infection masks was not compared.")
     else:
@@ -284,6 +285,20 @@ def _beside_activation(runs: list[Run]) -> str:
     return f"Beside the control, the layer’s activation without the network: {'. '.join(told)}." if told else ""
 
 
+def _above_controls(runs: list[Run]) -> str:
+    """In how many runs the main heatmap is above both its controls and random weights, so that it says anything."""
+    methods = [run.saliency_methods() for run in runs]
+    judged = [part for part in (of_run[main_method(of_run)] for of_run in methods if of_run) if part.shows is not None]
+    if not judged:
+        return ""
+    able = sum(bool(part.shows) and not part.survives for part in judged)
+    of = words.plural(len(judged), "run")
+    told = f"Above both its controls and the same network with random weights the heatmap is in {able} of {of}"
+    if able == len(judged):
+        return f"{told}."
+    return f"{told}; {'in the others it says' if able else 'it says'} nothing of what the network has learnt."
+
+
 def _measured(found: Figure) -> str:
     inside = words.between(found.interval, reveal=True)
     return words.decimal(found.value) + (f" (95\u00a0% CI {inside})" if inside else "")
@@ -344,6 +359,7 @@ def tiles(study: StudyDocument, runs: list[Run], head: Headline) -> list[Tile]:
         whose = ", ".join(["infection energy", *_method_of(rows), "interval clear of zero"])
         # A control that is there must not be overlooked by who reads the large figures alone.
         whose += "; read it beside its control, below" if _beside_activation(runs) else ""
+        whose += "; see what the maps show" if "says nothing" in _above_controls(runs) else ""
         found.append(Tile("Robust heatmaps agree better in", f"{better} of {len(rows)}", detail, whose))
     return [tile for tile in found if tile is not None]
 

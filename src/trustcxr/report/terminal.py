@@ -225,6 +225,17 @@ def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
     ]
 
 
+def saliency_remarks(part: SaliencyDocument) -> list[str]:
+    """What a map may be said to show, a line each: its cells, why it has no hit rate, its verdict, what voids it."""
+    lines = [f"{part.cells} cells"] if part.cells else []
+    if control := part.random_weights:
+        lines.append(f"random weights: {control.draws} networks on {control.n} images")
+    if part.withheld:
+        lines.append(f"hit rate -: {part.withheld}")
+    lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []
+    return [*lines, *([f"ALARM: {part.survives}"] if part.survives else [])]
+
+
 def with_interval(share: Share) -> str:
     """A share as percent with its 95 % interval."""
     low, high = share.ci or (None, None)

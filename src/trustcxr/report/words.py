@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, MEASURES, REFERENCES, SALIENCY, Method, attack_said
 
 DASH = "–"
 MINUS = "−"
@@ -130,6 +130,11 @@ def measure(name: object) -> str:
         return f"accuracy, {part[1]}"
     entry = MEASURES.get(str(name))
     return entry.label if entry else " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
+
+
+def control(name: str) -> str:
+    """What a map is held against, by its name in a lead."""
+    return REFERENCES.get(name, "the layer’s activation" if name == "activation" else name)
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trustcxr.catalogue import CONTROL, USUAL_ATTACKS
+from trustcxr.catalogue import CONTROL, HIT_RATE, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
 from trustcxr.report.study_folder import Run
@@ -107,7 +107,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                 [
                     *own,
                     Cell(words.method(method), _condition(part, document)),
-                    *[_against_chance(part.figure(name), counts[name], part.n) for name in _EXPLANATION],
+                    *[_explained(document, part, name, counts[name]) for name in _EXPLANATION],
                     plain(part.figure("stability_ssim")),
                     share(part.figure("null_map_rate").value),
                     replace(whole(part.n), small=left_out),
@@ -120,6 +120,16 @@ def _title(measure: str) -> str:
     return words.capital(words.measure(measure))
 
 
+def _explained(document: SaliencyDocument, part: SaliencyDocument | Perturbed, name: str, count: int | None) -> Cell:
+    """A measure beside what it must beat; void where random weights have as much, a dash where it cannot be stated."""
+    if name == HIT_RATE and document.withheld:
+        return Cell(words.DASH, document.withheld, note="quiet")
+    cell = _against_chance(part.figure(name), count, part.n)
+    if name in document.void and cell.value is not None:
+        return replace(cell, beside=f"{cell.beside}; void: survives randomising the network", note="bad")
+    return cell
+
+
 def _against_chance(figure: Figure, count: int | None, images: int | None) -> Cell:
     """A measure beside chance and the centre prior; `count` of the images have a value."""
     value = plain(figure)
@@ -127,6 +137,8 @@ def _against_chance(figure: Figure, count: int | None, images: int | None) -> Ce
     beside = f"{sign}chance {words.decimal(figure.chance)}"
     if figure.centre is not None:
         beside += f", centre {words.decimal(figure.centre)}"
+    if figure.randomised is not None:
+        beside += f", random weights {words.decimal(figure.randomised)}"
     if count != images:
         beside += f", n\u00a0=\u00a0{count}"
     return Cell(value.text, value.small, beside, value.value, note)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROL, REFERENCES, USUAL_ATTACKS
+from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import main_method
@@ -37,12 +37,15 @@ def names(run: Run, method: str) -> list[Cell]:
 def measures(runs: list[Run]) -> Table:
     """A row for each run, method and measure: the value, beside maps that look at no model, and its lead."""
     beside_it = [words.capital(name) for name in REFERENCES.values()]
-    header = ["Model", "Defence", "Method", "Measure", "Value", *beside_it, "Over the closest", "Answered right", "n"]
+    header = ["Model", "Defence", "Method", "Measure", "Value", *beside_it]
+    header += ["Over the closest", "Over random weights", "Answered right", "n"]
     rows = []
     for run, method, document in documents(runs):
         for name in AGAINST_MASKS:
             figure = document.figure(name)
             if figure.value is None:
+                if name == HIT_RATE and document.withheld:
+                    rows.append(_withheld(run, method, document, len(header)))
                 continue
             threshold = document.threshold if name == "infection_iou_tuned" else None
             tuned = "" if threshold is None else f"threshold {words.decimal(threshold, 2)}, tuned on validation"
@@ -51,9 +54,10 @@ def measures(runs: list[Run]) -> Table:
                 [
                     *names(run, method),
                     Cell(words.measure(name), tuned),
-                    _noted(figure),
+                    _void(figure) if name in document.void else _noted(figure),
                     *[plain(figure.beside(reference)) for reference in REFERENCES],
-                    _beyond(document, name),
+                    _led(document.beyond, name),
+                    _led(document.random_weights.leads if document.random_weights else [], name, named=False),
                     Cell(words.decimal(right), of, value=right),
                     whole(document.n),
                 ]
@@ -66,14 +70,49 @@ def _noted(figure: Figure) -> Cell:
     return replace(plain(figure), note=_NOTES.get(figure.against_chance, ""))
 
 
-def _beyond(document: SaliencyDocument, name: str) -> Cell:
-    """What the map has over the reference that comes closest; good where its interval is above 0, bad where below."""
-    row = next((row for row in document.beyond if row.measure == name), Lead())
+def _void(figure: Figure) -> Cell:
+    """A figure that random weights have too."""
+    return replace(plain(figure), beside="void: survives randomising the network", note="bad")
+
+
+def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -> list[Cell]:
+    """A dash in the place of a hit rate, with its reason."""
+    row = [*names(run, method), Cell(words.measure(HIT_RATE)), Cell(words.DASH, document.withheld, note="quiet")]
+    return [*row, *[Cell(words.DASH) for _ in range(columns - len(row) - 1)], whole(document.n)]
+
+
+def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
+    """What the map has over the control that comes closest; good where its interval is above 0, bad where below."""
+    row = next((row for row in leads if row.measure == name), Lead())
     ends = row.difference.interval
     if row.difference.value is None or ends is None:
         return Cell(words.DASH)
     note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
-    return gained(row.difference, REFERENCES.get(row.control, ""), note)
+    return gained(row.difference, words.control(row.control) if named else "", note)
+
+
+def shown(runs: list[Run]) -> Table:
+    """What each map may be said to show: its cells, the hit rate that these allow, what random weights leave of it."""
+    header = ["Model", "Defence", "Method", "Cells", "Hit rate that they allow", "SSIM with random weights", "It shows"]
+    rows = []
+    for run, method, document in documents(runs, control=False):
+        if not (document.verdict or document.withheld or document.cells):
+            continue
+        ceiling, alike = document.figure("pointing_ceiling"), document.figure("random_network_ssim")
+        chance = "" if ceiling.chance is None else f"chance {words.decimal(ceiling.chance)}"
+        note = "" if document.shows is None else "good" if document.shows and not document.survives else "bad"
+        # A verdict that names every measure is long: what voids it stands first.
+        says = document.survives or document.verdict or words.DASH
+        rows.append(
+            [
+                *names(run, method),
+                Cell(document.cells or "every pixel"),
+                Cell(words.decimal(ceiling.value), words.between(ceiling.interval), chance, ceiling.value),
+                plain(alike),
+                Cell(words.capital(says), document.withheld, note=note),
+            ]
+        )
+    return Table(header, rows, heads=3)
 
 
 def by_lesion(runs: list[Run]) -> Table:
@@ -165,7 +204,7 @@ def _randomised(document: SaliencyDocument) -> Cell:
     if not document.sanity:
         return Cell(words.DASH)
     first, last = document.sanity[0], document.sanity[-1]
-    part = first.part.removeprefix("net.")
+    part = first.part.replace("net.nets.", "").replace("net.", "")
     return Cell(
         words.decimal(last.figure("ssim").value),
         f"all random, rank correlation {words.decimal(last.figure('rank_correlation').value)}",

@@ -1,0 +1,112 @@
+"""What page, Markdown and terminal say of a map: above both controls, nothing, or void; and why it has no hit rate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study_fixture import make_study
+from trustcxr import report
+from trustcxr.report import markdown, study_folder, terminal
+from trustcxr.report.tables import leaderboard, saliency
+from trustcxr.results.documents import SaliencyDocument
+
+WITHHELD = "withheld: the best of its 2 x 2 cells would hit 0.089 of the masks, chance 0.132"
+LEADS = "infection energy +0.100 [+0.050, +0.150] over edges in the lungs"
+ABOVE = f"above its other controls and above random weights: {LEADS}"
+NOTHING = "says nothing of what the network has learnt: infection energy +0.001 [-0.010, +0.010] over random weights"
+SURVIVES = "the map survives randomising the network: infection energy is 0.120 with random weights, 0.121 with its own"
+
+
+def leads(value: float) -> list[dict[str, Any]]:
+    ends = [value - 0.05, value + 0.05]
+    return [{"measure": "infection_energy", "control": "randomised", "difference": value, "difference_ci": ends}]
+
+
+def said(shows: bool) -> dict[str, Any]:
+    found = {"shows": ["infection_energy"] if shows else [], "verdict": ABOVE if shows else NOTHING, "cells": "2 x 2"}
+    found |= {"survives": "" if shows else SURVIVES, "void": [] if shows else ["infection_energy"]}
+    found |= {"withheld": WITHHELD, "pointing_ceiling": 0.089, "pointing_ceiling_ci": [0.08, 0.1]}
+    found |= {"pointing_ceiling_chance": 0.132, "random_network_ssim": 0.41, "random_network_ssim_ci": [0.4, 0.42]}
+    found |= {"infection_energy_randomised": 0.12, "infection_energy_noise": 0.11}
+    return found | {"random_weights": {"n": 30, "draws": 3, "leads": leads(0.1 if shows else 0.001)}}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two runs: the map of the first shows something, that of the second survives random weights."""
+    folder = make_study(tmp_path / "study", models=("ResNet18",))
+    path = folder / "study.json"
+    document = json.loads(path.read_text())
+    for run, shows in zip(document["runs"], (True, False), strict=True):
+        part = run["saliency"]["gradcam"]
+        for key in [key for key in part if key.startswith("pointing_hit_rate")]:
+            del part[key]
+        part |= said(shows)
+        if not shows:
+            run["alarms"].append({"kind": "survives_randomisation", "text": f"Grad-CAM: {SURVIVES}"})
+            document["alarms"].append({"run": run["run"]} | run["alarms"][-1])
+        (folder / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
+    path.write_text(json.dumps(document))
+    return folder
+
+
+def row_of(table: Any, number: int, measure: str) -> list[Any]:
+    rows = [row for row in table.rows if row[3].text == measure]
+    return rows[number]
+
+
+def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
+    runs = study_folder.read(study).runs
+    first, second = saliency.shown(runs).rows
+    assert first[3].text == second[3].text == "2 x 2"
+    assert (first[4].text, first[4].beside) == ("0.089", "chance 0.132")
+    assert first[5].value == 0.41
+    assert (first[6].note, first[6].small) == ("good", WITHHELD)
+    assert first[6].text.startswith("Above its other controls and above random weights")
+    assert second[6].note == "bad"
+    assert second[6].text.startswith("The map survives randomising the network")
+
+
+def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_a_dash(study: Path) -> None:
+    runs = study_folder.read(study).runs
+    table = saliency.measures(runs)
+    assert all(len(row) == len(table.header) for row in table.rows)
+    assert {"Random weights", "Random map, same cells", "Over random weights"} <= set(table.header)
+    sound, void = row_of(table, 0, "infection energy"), row_of(table, 1, "infection energy")
+    assert "void" not in sound[4].beside
+    assert void[4].beside == "void: survives randomising the network"
+    assert void[4].note == "bad"
+    assert sound[table.header.index("Random weights")].value == 0.12
+    over = table.header.index("Over random weights")
+    assert (sound[over].note, void[over].note) == ("good", "")
+    hit = row_of(table, 0, "pointing hit rate")
+    assert (hit[4].text, hit[4].small) == ("–", WITHHELD)
+    cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
+    assert sum(cell.small == WITHHELD and cell.text == "–" for cell in cells) == 2
+    assert sum("void: survives randomising the network" in cell.beside for cell in cells) == 1
+
+
+def test_page_and_markdown_say_it(study: Path) -> None:
+    page = report.write(study).read_text(encoding="utf-8")
+    assert "Above both its controls and the same network with random weights the heatmap is in 1 of 2 runs" in page
+    assert "in the others it says nothing of what the network has learnt" in page
+    assert "see what the maps show" in page
+    assert "Heatmaps that survive randomising the network" in page
+    text = "\n".join(markdown.localisation(study_folder.read(study).runs))
+    assert "random weights* |" in text
+    assert f"2 x 2 cells; {WITHHELD}; {ABOVE}" in text
+    assert SURVIVES in text
+
+
+def test_the_terminal_says_it() -> None:
+    lines = terminal.saliency_remarks(SaliencyDocument.model_validate(said(False)))
+    assert lines == [
+        "2 x 2 cells",
+        "random weights: 3 networks on 30 images",
+        f"hit rate -: {WITHHELD}",
+        f"it {NOTHING}",
+        f"ALARM: {SURVIVES}",
+    ]
+    assert terminal.saliency_remarks(SaliencyDocument()) == []
