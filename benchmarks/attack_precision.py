@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.report import markdown
 from trustcxr.results import files, folders
 from trustcxr.statistics import paired
 from trustcxr.study import run_folder
 
 PRECISIONS = ("same", "bf16")
 STEPS, EPSILON = 20, 0.02
+HEAD = ("tested", "attack in float32", "attack in bf16", "difference in points", "images")
 AUGMENT = ("training.augment.brightness=0", "training.augment.contrast=0", "training.augment.flip=0.5")
 
 
@@ -48,8 +50,7 @@ def main() -> None:
     print("in float32 but for the attack's passes of the second. Difference: the second less the first over the same")
     print("validation images, with its 95 % interval over patients or groups. Research software, not for diagnosis.")
     print()
-    print("| tested | attack in float32 | attack in bf16 | difference in points | images |")
-    print("| --- | --- | --- | --- | --- |")
+    print("\n".join(markdown.table(HEAD, [])))
     for condition in ("clean", "pgd"):
         tables = [right[precision][condition] for precision in PRECISIONS]
         same, bf16 = (table["right"].to_numpy(float) for table in tables)
@@ -57,10 +58,8 @@ def main() -> None:
         found = paired(same, bf16, tables[0]["group"])
         low, high = (100 * end for end in found.difference_ci)
         name = "clean" if condition == "clean" else f"PGD-{STEPS}"
-        print(
-            f"| {name} | {same.mean():.1%} | {bf16.mean():.1%} | "
-            f"{100 * found.difference:+.1f} [{low:.1f}, {high:.1f}] | {len(same)} |"
-        )
+        difference = f"{100 * found.difference:+.1f} [{low:.1f}, {high:.1f}]"
+        print(markdown.row([name, f"{same.mean():.1%}", f"{bf16.mean():.1%}", difference, str(len(same))]))
     print()
     print(
         "Minutes of training, the machine shared: "
