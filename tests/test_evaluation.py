@@ -1,5 +1,6 @@
 """A run and a data set become predictions, and predictions become metrics: each checked by another way to it."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.report.terminal import remarks
 from trustcxr.results import files
 from trustcxr.results.documents import Alarm
 from trustcxr.training import loop
@@ -370,3 +372,25 @@ def test_conditions_as_typed() -> None:
         predictions.conditions(["pdg"], [0.02])
     with pytest.raises(UserError, match=r"epsilon 4 is outside \[0, 1\]"):
         predictions.conditions(["pgd"], [4.0])
+
+
+class Noisy(torch.nn.Module):
+    """Adds noise of its own before it answers, as a defence by randomness does."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images + 0.1 * torch.randn_like(images))
+
+
+def test_a_model_that_answers_at_random_is_said_to_be_flattered_in_the_verdict(run: Run, table: pd.DataFrame) -> None:
+    flattered = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
+    document = summary.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
+    assert document.masking.at_random is True
+    assert document.masking.because.endswith(flattered)
+    assert flattered in "\n".join(remarks(document))
+    plain = summary.describe(run, table, resamples=100)
+    assert plain.masking.at_random is False
+    assert flattered not in plain.masking.because

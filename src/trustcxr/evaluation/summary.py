@@ -1,12 +1,16 @@
 """Predictions of one split become the document of metrics.json."""
 
 import pandas as pd
+import torch
 
 from trustcxr.evaluation import calibration, metrics, paired
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import About, Run
+from trustcxr.models.untouched import is_randomised
 from trustcxr.results import alarms
 from trustcxr.results.documents import VERSION, RunDocument, TrainingDocument
+
+AT_RANDOM = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
 
 
 def describe(
@@ -33,6 +37,9 @@ def describe(
         }
     )
     document.masking = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
+    if document.attacks and isinstance(run, Run) and is_randomised(run.model, _noise(run)):
+        document.masking.at_random = True
+        document.masking.because += f"; {AT_RANDOM}"
     if validation is not None and len(validation) and isinstance(run, Run):
         document.calibration = calibration.describe(
             predictions, validation, resamples=resamples, refit=run.recipe is not None and run.recipe.training.refit
@@ -40,3 +47,9 @@ def describe(
     training = run.training if isinstance(run, Run) else TrainingDocument()
     document.alarms = alarms.of(document.model_copy(update={"training": training}))
     return document
+
+
+def _noise(run: Run) -> torch.Tensor:
+    """One image of noise, always the same, of the run's size."""
+    drawn = torch.rand((1, 1, run.size, run.size), generator=torch.Generator().manual_seed(0))
+    return drawn.to(run.device)

@@ -13,13 +13,15 @@ class Sign(Document):
 class Verdict(Document):
     """Whether gradients are masked (None: not looked for), the signs, why, and for which signs was looked.
 
-    Without `signs`: of another judge, of version 0.1.
+    `at_random`: the model draws random numbers when it answers, and attack and judge saw the same draw. Without
+    `signs`: of another judge, of version 0.1.
     """
 
     masked: bool | None = None
     because: str = ""
     looked_for: list[str] = []
     signs: Records[Sign] = []
+    at_random: bool = False
 
 
 class Alarm(Document):
