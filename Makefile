@@ -12,8 +12,12 @@ demo: $(VENV)/.installed
 # Two processes of one thread each: a file of tests stays in one, with the runs that it shares.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The examples in docstrings, which run.
+EXAMPLES := src/trustcxr/attacks src/trustcxr/data src/trustcxr/explain
+
 test: lint types
 	$(PYTEST) -m "not slow"
+	$(PYTEST) --doctest-modules $(EXAMPLES)
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow

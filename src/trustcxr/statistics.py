@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -57,7 +57,7 @@ class Bootstrap:
 
 
 class Bootstraps:
-    """Resamples by the groups of the rows, so that conditions over the same images share theirs. Keeps the last two."""
+    """Cache of resamples by group column: all conditions on the same images use the same ones. Keeps the last two."""
 
     def __init__(self, *, resamples: int = 2000, seed: int = 0) -> None:
         self.resamples, self.seed = resamples, seed
@@ -118,10 +118,8 @@ def mean_interval(
 
 def softmax(logits: ArrayLike) -> Floats:
     """Probabilities (N, C) from logits (N, C)."""
-    shifted = np.asarray(logits, dtype=float)
-    shifted = shifted - shifted.max(axis=1, keepdims=True)
-    raised = np.exp(shifted)
-    return raised / raised.sum(axis=1, keepdims=True)
+    found: Floats = special.softmax(np.asarray(logits, dtype=float), axis=1)
+    return found
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Floats:

@@ -51,6 +51,13 @@ def apgd(
     (at most 9, the likeliest first). An image leaves the batch once it is misled; one that holds out comes back as the
     input of highest loss. `precision` "bf16" searches in bfloat16 and confirms each finding in the caller's precision.
     Raises UserError as fgsm does, and for options that make no climb.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.apgd(model, images, labels, epsilon=0.02, steps=5)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     check_input(images, labels, epsilon)
     check_counts("apgd", steps=steps, restarts=restarts)

@@ -41,6 +41,13 @@ def fab(
     first start is the image itself, later `restarts` are drawn from the ball. An image leaves the batch once it is
     misled within epsilon; one that holds out comes back as the nearest adversarial point, cut to the ball.
     Raises UserError as fgsm does, and for fewer steps or restarts than 1.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.fab(model, images, labels, epsilon=0.02, steps=5)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     check_input(images, labels, epsilon)
     check_counts("fab", steps=steps, restarts=restarts)

@@ -31,6 +31,13 @@ def fgsm(
     the model with batch statistics, as some adversarial training does; nothing is updated. `precision` "bf16" runs the
     attack's pass in bfloat16: only the sign of the gradient is used.
     Raises UserError for images outside [0, 1], labels that do not fit, or an epsilon outside [0, 1].
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.fgsm(model, images, labels, epsilon=0.02)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     check_input(images, labels, epsilon)
     images = images.detach()
@@ -49,7 +56,15 @@ def fgsm_rs(
     mode: Mode = "eval",
     precision: Precision | None = None,
 ) -> Tensor:
-    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); otherwise as fgsm."""
+    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); otherwise as fgsm.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.fgsm_rs(model, images, labels, epsilon=0.02, seed=1)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
+    """
     check_input(images, labels, epsilon)
     images = images.detach()
     radius = radii(epsilon, images)

@@ -45,6 +45,13 @@ def pgd(
     image's verdict does not depend on its neighbours. The same `seed` gives the same images. An L2 radius is the length
     of the whole perturbation in pixel space, so it may exceed 1: up to the square root of the number of pixels.
     Raises UserError as fgsm does, and for steps, restarts or a step size that make no climb.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.pgd(model, images, labels, epsilon=0.02, steps=5)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
     images = images.detach()
@@ -85,7 +92,15 @@ def pgd(
 
 
 def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, **options: Any) -> Tensor:
-    """PGD in the L2 ball: `pgd` with norm "l2". Its epsilon is an L2 radius in pixel space and may exceed 1."""
+    """PGD in the L2 ball: `pgd` with norm "l2". Its epsilon is an L2 radius in pixel space and may exceed 1.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.pgd_l2(model, images, labels, epsilon=0.5, steps=5)
+    >>> bool((adversarial - images).flatten(1).norm(dim=1).max() < 0.5 + 1e-5)
+    True
+    """
     return pgd(model, images, labels, epsilon=epsilon, norm="l2", **options)
 
 
@@ -103,6 +118,13 @@ def momentum(
     """Momentum iterative FGSM (Dong et al. 2018): steps of epsilon / steps along a decaying sum of gradients.
 
     Meant to transfer to other models. Raises UserError as fgsm does, and for fewer steps than 1 or a negative decay.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.momentum(model, images, labels, epsilon=0.02, steps=5)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     check_input(images, labels, epsilon)
     check_counts("momentum", steps=steps)

@@ -30,6 +30,12 @@ def smallest_epsilon(
     as the attack is strong. The whole batch is halved at once, each image at a radius of its own. `options` go to the
     attack, such as steps.
     Raises UserError for an attack that has no L-infinity radius, and as that attack does.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> tx.attacks.smallest_epsilon(model, images, labels).shape
+    torch.Size([2])
     """
     from trustcxr.attacks import get
 

@@ -42,6 +42,13 @@ def square(
     it is misled. At most `queries` forward passes are spent on an image. `precision` "bf16" asks in bfloat16 and
     confirms each finding in the caller's precision; it finds a little less, since the image is rounded too.
     Raises UserError as fgsm does, and for fewer queries than 1.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.square(model, images, labels, epsilon=0.02, queries=20)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     check_input(images, labels, epsilon)
     check_counts("square", queries=queries)

@@ -24,6 +24,14 @@ def transfer(
     """Images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to be judged on `model`.
 
     `model` is only looked at to check that its classes are those of the surrogate. UserError where they are not.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> adversarial = tx.attacks.transfer(model, images, labels, epsilon=0.02, surrogate=other)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
     """
     from trustcxr.attacks import get
 

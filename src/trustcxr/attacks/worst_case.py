@@ -7,6 +7,7 @@ another: APGD on the margin toward each wrong class, APGD on the cross-entropy, 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -48,32 +49,35 @@ class WorstCase:
         return self.broken_by.count(None) / len(self.broken_by) if self.broken_by else float("nan")
 
 
+class Options(TypedDict, total=False):
+    """What `worst_case_report` may be told, and `worst_case` with it."""
+
+    steps: int
+    queries: int
+    restarts: int
+    seed: int
+    start: Tensor | Sequence[Tensor]
+    precision: Precision | None
+
+
 def worst_case(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     epsilon: float | Tensor,
-    steps: int = 50,
-    queries: int = 1000,
-    restarts: int = 1,
-    seed: int = 0,
-    start: Tensor | Sequence[Tensor] = (),
-    precision: Precision | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
-    """The worst of several attacks for each image, L-infinity: the `images` of `worst_case_report`."""
-    return worst_case_report(
-        model,
-        images,
-        labels,
-        epsilon=epsilon,
-        steps=steps,
-        queries=queries,
-        restarts=restarts,
-        seed=seed,
-        start=start,
-        precision=precision,
-    ).images
+    """The worst of several attacks for each image, L-infinity: the `images` of `worst_case_report`, and its options.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.worst_case(model, images, labels, epsilon=0.02, steps=5, queries=20)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
+    """
+    return worst_case_report(model, images, labels, epsilon=epsilon, **options).images
 
 
 def worst_case_report(
@@ -98,6 +102,13 @@ def worst_case_report(
     that accuracy cannot rise with epsilon. `precision` "bf16" lets APGD and Square search in bfloat16 and confirms what
     they find in the caller's: half of the time where the processor has it, and Square finds a little less.
     Raises UserError as the attacks do, and for a start outside the ball.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> found = tx.attacks.worst_case_report(model, images, labels, epsilon=0.02, steps=5, queries=20)
+    >>> found.images.shape, len(found.broken_by)
+    (torch.Size([2, 1, 8, 8]), 2)
     """
     check_input(images, labels, epsilon)
     check_counts("worst-case", steps=steps, queries=queries, restarts=restarts)

@@ -219,6 +219,14 @@ def load_dataset(
     Where the data have no splits, asking for Train, Val or Test divides them by `split_seed`, each class alike and the
     samples of one group together (`Manifest.with_splits`); `notes` says so.
     Raises UserError for a folder that is not understood, a split that is not there, or a class not in `classes`.
+
+    >>> import tempfile, trustcxr as tx
+    >>> from trustcxr.data.phantom import write
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> films = write(f"{folder.name}/films", {"Train": 2, "Test": 1}, size=32)
+    >>> data = tx.load_dataset(films, split="Train", size=32, cache=folder.name)
+    >>> data.images.shape, data.classes
+    ((6, 1, 32, 32), ('COVID-19', 'Non-COVID', 'Normal'))
     """
     manifest = (
         data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)

@@ -46,7 +46,7 @@ def recorded(model: nn.Module, *, wanted: bool = True) -> Iterator[Passes]:
 
 
 def penalty(passes: Passes, logits: Tensor, outside: Tensor) -> Tensor:
-    """The squared gradient of the summed log-probabilities in the pixels outside, summed over pixels, a mean of images.
+    """Mean over images of the sum over pixels p outside of (d sum_c log p_c / d x_p) ** 2 (Ross et al. 2017).
 
     `logits` (B, C): the answer of one of the passes. `outside` (B, 1, H, W) in [0, 1]; 0 for images that do not count.
     A scalar that has a gradient in the weights: one backward more, through the one that is taken here.

@@ -124,8 +124,8 @@ def predict(
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
     `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
     mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
-    class, whose lungs they do not quite cover. There the class is the lungs': a model that answers by the background
-    has it less often than chance.
+    class, whose lungs they do not quite cover. For `lungs_on_another_film` the label is that of the lungs: a model that
+    relies on the background scores below chance.
 
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.

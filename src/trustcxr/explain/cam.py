@@ -36,6 +36,11 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer
     Works inside `no_grad`, `inference_mode` and autocast.
 
     Raises UserError for a layer that is not in the model, or a target outside its classes.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.grad_cam(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
     """
     return cam_of(_grad_cam_map, model, x, target, layer)
 
@@ -48,12 +53,23 @@ def grad_cam_plus_plus(
     `stabiliser` is added to the equation's denominator: the grad-cam package's value, so that maps agree with it. Where
     gradients are smaller than about its square root it decides the weights; 0 gives the paper's equation as printed.
     All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.grad_cam_plus_plus(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
     """
     return cam_of(partial(_grad_cam_plus_plus_map, stabiliser=stabiliser), model, x, target, layer)
 
 
 def hires_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """HiResCAM (Draelos and Carin 2020): feature map times gradient, pixel by pixel. All else as `grad_cam`."""
+    """HiResCAM (Draelos and Carin 2020): feature map times gradient, pixel by pixel. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.hires_cam(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
     return cam_of(_hires_cam_map, model, x, target, layer)
 
 
@@ -61,6 +77,11 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
     """LayerCAM (Jiang et al. 2021): feature map times positive gradient, pixel by pixel; fit for earlier layers too.
 
     All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.layer_cam(model, torch.rand(2, 1, 32, 32), layer="net.layer3").shape
+    torch.Size([2, 32, 32])
     """
     return cam_of(_layer_cam_map, model, x, target, layer)
 
@@ -71,6 +92,11 @@ def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer:
     The same map whichever class is explained and whatever the model makes of the layer. What a CAM shows beyond it is
     the model's; at a layer near the image, such as a lung gate, it is little more than how bright the film is there.
     All else as `grad_cam`; `target` is checked and changes nothing.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("activation")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
     """
     return cam_of(_activation_map, model, x, target, layer)
 
@@ -80,12 +106,23 @@ def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, laye
 
     Meant for layers as fine as the image, whose maps are grainy: their highest pixel is an accident of its neighbours.
     Zhang et al. 2018 (excitation backprop) smooth gradients so before they point. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("layercam-smooth")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
     """
     return smoothed(layer_cam(model, x, target, layer=layer))
 
 
 def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian."""
+    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("activation-smooth")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
     return smoothed(activation_map(model, x, target, layer=layer))
 
 

@@ -17,6 +17,10 @@ def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int
     Independent uniform values on a grid of `cells` (rows and columns; one number for both), upsampled bilinearly and
     divided by the maximum: as smooth as a CAM of that grid, so that it is no easier or harder to beat. The same seed
     gives the same maps, whatever the global random state: give every batch a seed of its own.
+
+    >>> import trustcxr as tx
+    >>> tx.explain.random_map(2, 32, 32, seed=1).shape
+    torch.Size([2, 32, 32])
     """
     rows, columns = (cells, cells) if isinstance(cells, int) else cells
     grid = torch.rand((count, 1, rows, columns), generator=torch.Generator().manual_seed(seed))
@@ -29,6 +33,10 @@ def centre_prior(height: int, width: int) -> Tensor:
 
     Its standard deviation is a quarter of each side: the map of someone who has never seen the image (after Judd et al.
     2012, who showed how much such a map already scores).
+
+    >>> import trustcxr as tx
+    >>> float(tx.explain.centre_prior(33, 33)[16, 16])
+    1.0
     """
     rows = (torch.arange(height) - (height - 1) / 2) / (height / 4)
     columns = (torch.arange(width) - (width - 1) / 2) / (width / 4)
@@ -37,7 +45,13 @@ def centre_prior(height: int, width: int) -> Tensor:
 
 
 def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """`random_map` as a saliency method."""
+    """`random_map` as a saliency method.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("random")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
     return random_maps(x)
 
 
@@ -50,6 +64,12 @@ def random_maps(x: Tensor, cells: tuple[int, int] = CELLS) -> Tensor:
 
 
 def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """`centre_prior` as a saliency method: the same map for every image."""
+    """`centre_prior` as a saliency method: the same map for every image.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("centre")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
     check_images(x)
     return centre_prior(*x.shape[-2:]).to(x.device).repeat(len(x), 1, 1)

@@ -13,6 +13,11 @@ def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     """Evidence for the target at each place, as saliency (B, H, W), float32, in [0, 1]; what speaks against is 0.
 
     Raises UserError where the answer is no sum of evidence. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("evidence-33", classes=3).eval()
+    >>> tx.explain.method("evidence")(model, torch.rand(2, 1, 64, 64)).shape
+    torch.Size([2, 64, 64])
     """
     found, classes = _found(model, x, target)
     return to_saliency(found[torch.arange(len(found), device=x.device), classes], x.shape[-2], x.shape[-1])

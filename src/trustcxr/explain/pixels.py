@@ -22,6 +22,11 @@ def integrated_gradients(
 
     `baseline`: the grey level of the flat image, 0 for black. `steps`: points on the way, a forward and a backward pass
     each. Saliency is the size of each pixel's part in the logit, whichever its sign. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.integrated_gradients(model, torch.rand(2, 1, 32, 32), steps=4).shape
+    torch.Size([2, 32, 32])
     """
 
     def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
@@ -41,6 +46,11 @@ def smooth_grad(
 
     `noise`: standard deviation in pixel space. `samples`: copies, a forward and a backward pass each. `seed`: the noise
     is the same every time. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.smooth_grad(model, torch.rand(2, 1, 32, 32), samples=2).shape
+    torch.Size([2, 32, 32])
     """
 
     def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
@@ -58,6 +68,11 @@ def occlusion(
 
     `window`: pixels a side; an eighth of the image's shorter side unless said. `stride`: half a window unless said. The
     square is as grey as the image on average, so that it is no bright or dark mark itself. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.occlusion(model, torch.rand(2, 1, 32, 32), window=16, stride=16).shape
+    torch.Size([2, 32, 32])
     """
     check_images(x)
     side = window or max(min(x.shape[-2:]) // 8, 1)

@@ -25,7 +25,7 @@ from trustcxr.models.untouched import as_found
 
 
 class Stage(NamedTuple):
-    """How like the maps are to the trained model's, once this part and all before it in the cascade are random."""
+    """Similarity to the trained model's maps, with this part and all before it in the cascade made random."""
 
     part: str
     """The dotted name of the part that was made random last; of an ensemble one of each network, joined by " + "."""

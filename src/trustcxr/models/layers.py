@@ -1,4 +1,4 @@
-"""Other layers in a network's place: normalisation, activation, the pooling of its stem."""
+"""Replacing layers of a network: normalisation, activation, stem pooling."""
 
 from collections.abc import Callable
 

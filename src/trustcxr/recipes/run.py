@@ -85,7 +85,7 @@ class RunRecipe(Strict):
         return self.training.background
 
     def network_options(self) -> dict[str, Any]:
-        """What `models.build` is told beside name, classes and weights."""
+        """Keywords of `models.build` beside name, classes and weights."""
         return self.model.options() | ({"lung_gate": True} if self.lung_gate else {})
 
     @property

@@ -218,7 +218,7 @@ class ModelRecipe(Strict):
         return self.members > 1 or len(networks(self.name)) > 1
 
     def options(self) -> dict[str, Any]:
-        """What `models.build` is told beside name, classes and weights: the options that are not the default."""
+        """Keywords of `models.build` beside name, classes and weights: the options that are not the default."""
         names = ("normalisation", "activation", "stem_pool", "members", "input_blur")
         return {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
 

@@ -28,7 +28,7 @@ from trustcxr.statistics import holm, paired
 
 
 class Key(NamedTuple):
-    """A measure, and the saliency method that it is of; no method for accuracy."""
+    """What is compared: a measure, and for saliency the method it was computed for."""
 
     measure: str
     method: str = ""

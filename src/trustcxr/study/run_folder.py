@@ -259,9 +259,9 @@ def evaluate(
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in.
 
     What was measured there before under other conditions is kept. `sweep` adds the epsilons of a whole curve.
-    `corruptions` are names, or "all". `shortcuts`: the films of synthetic data drawn again, with their planted shortcut
-    removed and moved. On data other than the run's own, what is lost from its own test images is told wherever they
-    were evaluated before. `out`: the folder of the results, where it is not within the run's.
+    `corruptions` are names, or "all". `shortcuts`: synthetic films are rendered again with each planted shortcut
+    removed or moved to another class. On external data the document also holds the drop from the internal test set, if
+    that was evaluated before. `out`: the folder of the results, where it is not within the run's.
     """
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
     conditions = evaluation.conditions(

@@ -75,7 +75,7 @@ class TrainingStep(pl.LightningModule):
         return min(1.0, step / ramp) if ramp else 1.0
 
     def defence_options(self, lungs: Tensor | None = None) -> dict[str, Any]:
-        """What the defence is told at this step, beside model, images and labels."""
+        """The options of the defence at this step (epsilon grows), beside model, images and labels."""
         options = self.options | {
             "label_smoothing": self.recipe.training.label_smoothing,
             "class_weights": self.class_weights,

@@ -206,6 +206,14 @@ def audit(
     `data` is a folder, a list of images or a Manifest; `layout`, `columns` and `images` as in read_manifest; `workers`
     the processes that read (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for
     a folder that is not understood; a file that cannot be read is a finding.
+
+    >>> import tempfile, trustcxr as tx
+    >>> from trustcxr.data.phantom import write
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> films = write(f"{folder.name}/films", {"Train": 2, "Test": 1}, size=32)
+    >>> found = tx.data.audit(films, workers=1, probes=False)
+    >>> found.counts["Test"], found.of("fault")
+    ({'COVID-19': 1, 'Non-COVID': 1, 'Normal': 1}, [])
     """
     started = time.perf_counter()
     manifest = (
