@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
-def keys(content: Mapping[str, Any], former: Mapping[str, str]) -> dict[str, Any]:
+def keys(content: Mapping[str, Value], former: Mapping[str, str]) -> dict[str, Value]:
     """`content` with each former key under its name of today. ValueError where it has both."""
     for old, new in former.items():
         if old in content and new in content:
@@ -22,7 +23,7 @@ def keywords(**former: str) -> Callable[[Callable[Asked, Answer]], Callable[Aske
     def taking(function: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
         @wraps(function)
         def called(*args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
-            return function(*args, **keys(kwargs, former))
+            return function(*args, **keys(kwargs, former))  # type: ignore[arg-type]
 
         return called
 

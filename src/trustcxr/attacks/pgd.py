@@ -55,23 +55,16 @@ def pgd(
     """
     check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
     images = images.detach()
-    if steps < 1 or restarts < 1:
-        raise UserError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
-    if step_size is not None and not step_size > 0:
-        raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
+    _check_climb(steps, restarts, step_size)
     if stop_when_wrong and mode == "train":
         raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
     radius = radii(epsilon, images)
     step = radii(2.5 * epsilon / steps if step_size is None else step_size, images)
-    generator = torch.Generator().manual_seed(seed)
-    result = images.clone()
-    todo = torch.arange(len(images), device=images.device)
+    draw, generator = uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
+    result, todo = images.clone(), torch.arange(len(images), device=images.device)
     with undisturbed(model, mode):
         for restart in range(restarts):
-            start = images[todo]
-            if random_start:
-                draw = uniform_start if norm == "linf" else _l2_start
-                start = draw(start, radius[todo], generator)
+            start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
             found = _climb(
                 model,
                 images[todo],
@@ -89,6 +82,13 @@ def pgd(
                 if len(todo) == 0:
                     break
     return result
+
+
+def _check_climb(steps: int, restarts: int, step_size: float | None) -> None:
+    if steps < 1 or restarts < 1:
+        raise UserError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
+    if step_size is not None and not step_size > 0:
+        raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
 
 
 def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, **options: Any) -> Tensor:

@@ -1,0 +1,65 @@
+"""The house stays as it was built: few loose files, short functions, typed documents, every name in the catalogue."""
+
+import ast
+import inspect
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trustcxr import attacks, catalogue, data
+from trustcxr.data.auditing import audit
+
+SOURCE = Path(__file__).parent.parent / "src" / "trustcxr"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def functions() -> Iterator[tuple[int, str]]:
+    """Lines of every function, and where it is."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield (node.end_lineno or 0) - node.lineno + 1, f"{path.relative_to(SOURCE)}: {node.name}"
+
+
+def test_at_most_nine_files_lie_at_the_root() -> None:
+    assert len([path for path in SOURCE.iterdir() if path.is_file()]) <= 9
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    assert [str(path) for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_functions_are_short() -> None:
+    found = sorted(functions())
+    lengths = [lines for lines, _ in found]
+    assert statistics.median(lengths) <= 8
+    assert lengths[int(0.95 * len(lengths))] <= 32
+    assert [where for lines, where in found if lines > 60] == []
+
+
+def test_documents_have_types() -> None:
+    counts = {path: path.read_text(encoding="utf-8").count("dict[str, Any]") for path in FILES}
+    assert sum(counts.values()) <= 90, {str(path): count for path, count in counts.items() if count}
+
+
+def test_the_name_of_an_attack_is_read_off_the_catalogue() -> None:
+    said = [str(path.relative_to(SOURCE)) for path in FILES if '"fgsm"' in path.read_text(encoding="utf-8")]
+    assert len(said) <= 8, said
+
+
+@pytest.mark.parametrize("name", catalogue.ATTACKS)
+def test_every_attack_has_an_example_that_runs(name: str) -> None:
+    found = attacks.get(name)
+    assert ">>> " in (inspect.getdoc(getattr(found, "func", found)) or "")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in catalogue.SALIENCY.items() if entry.function])
+def test_every_saliency_method_has_an_example_that_runs(name: str) -> None:
+    assert ">>> " in (inspect.getdoc(catalogue.function_of("explain", catalogue.SALIENCY[name].function)) or "")
+
+
+def test_reading_and_auditing_data_have_examples_that_run() -> None:
+    for function in (data.load_dataset, audit.audit):
+        assert ">>> " in (inspect.getdoc(function) or "")
