@@ -35,7 +35,7 @@ class Manifest:
     `table` has one row a sample, sorted by (split, class, sample_id), columns of objects with None where unknown:
     sample_id (unique), path (relative to `root`, posix), class, split, patient, group (never None: the group given,
     else the patient, else the sample itself), source, view, and one `<kind>_mask` path for each kind of mask
-    (lung_mask and infection_mask always).
+    (lung_mask and infection_mask always); then whatever else the data's own table says of them (sex, age, scanner).
     """
 
     table: pd.DataFrame
@@ -168,6 +168,7 @@ def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, 
     there: set[str] = set().union(*rows)
     also = [name for name in OPTIONAL if name in there]
     names = [*COLUMNS, *also, *sorted(n for n in there - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
+    names += sorted(there - set(names))
     columns: dict[str, list[Any]] = {n: [r.get(n) for r in rows] if n in there else [None] * len(rows) for n in names}
     patients, samples = columns["patient"], columns["sample_id"]
     columns["group"] = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]
@@ -188,7 +189,7 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
     if "dropped" in table:
         out = table["dropped"].map(_known).notna()
         notes += [f"{int(out.sum())} samples are marked as dropped"] if out.any() else []
-        table = table[~out]
+        table = table[~out].drop(columns="dropped")
     incomplete = table[list(NEEDED)].map(_known).isna().any(axis=1)
     if incomplete.any():
         raise UserError(f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.data.layouts.files import Record
 from trustcxr.data.manifest import (
+    COLUMNS,
     MASK_SUFFIX,
     NEEDED,
     NO_SPLIT,
@@ -60,6 +61,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         return from_table(table, file)
     mapping = _mapping(table, file, columns)
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
+    chosen |= {name: table[name].tolist() for name in table.columns if _says_more(name, mapping)}
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")
@@ -99,6 +101,12 @@ def _place(column: str | int, there: Sequence[str | int]) -> str | int | None:
     if isinstance(column, int) and 0 <= column < len(there):
         return there[column]
     return None
+
+
+def _says_more(column: Any, mapping: Mapping[str, Any]) -> bool:
+    """Whether a column of the list, kept by its own name, says something that none of our words does."""
+    taken = {*COLUMNS, *mapping, *mapping.values()}
+    return isinstance(column, str) and bool(column) and column not in taken and not column.endswith(MASK_SUFFIX)
 
 
 def _told_from(table: "pd.DataFrame", file: Path) -> Columns:

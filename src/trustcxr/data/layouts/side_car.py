@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.files import Record
+from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX
 from trustcxr.errors import UserError
 
 _SIDECAR = {
@@ -18,7 +19,10 @@ _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
 
 
 def _join_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> None:
-    """Add patient, group, source, view (and split, where the folders do not say) from `manifest.csv` in `home`."""
+    """Add patient, group, source, view (and split, where the folders do not say) from `manifest.csv` in `home`.
+
+    And every other column of it, by its own name.
+    """
     file = home / "manifest.csv"
     if not file.is_file():
         return
@@ -47,9 +51,16 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
         raise UserError(f"{file}: expected a column 'path'; found {', '.join(map(str, table.columns))}")
     found = {ours: next((n for n in theirs if n in table), None) for ours, theirs in _SIDECAR.items()}
     columns = {ours: table[name].tolist() for ours, name in found.items() if name}
+    columns |= {name: table[name].tolist() for name in map(str, table.columns) if _says_more(name)}
     rows: dict[str, Mapping[str, str]] = {}
     for i, path in enumerate(table["path"]):
         values = {ours: v[i].strip() for ours, v in columns.items()}
         known = {k: v for k, v in values.items() if v and not any(w in v.lower() for w in _UNKNOWN_WORDS)}
         rows[path.replace("\\", "/")] = known
     return rows
+
+
+def _says_more(column: str) -> bool:
+    """Whether a column says something of the images that is none of our words."""
+    ours = {*COLUMNS, *(name for names in _SIDECAR.values() for name in names)}
+    return column not in ours and not column.endswith(MASK_SUFFIX)
