@@ -10,6 +10,7 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 RARE = 10  # where fewer groups than this are expected on one side, a share is too near 0 or 1 for the bootstrap
 FLIPS = 20_000  # random signs where all of them are too many
+PERMUTATIONS = 2000  # of who is inside a part, where not all groups are of one row
 EXACT_GROUPS = 14  # up to here all signs are tried
 _CHUNK = 64  # resamples at a time, which fit the processor's cache
 
@@ -216,6 +217,35 @@ def _flipped_counts(sizes: NDArray[np.intp], least: int) -> float:
     for size in sizes:  # no sum leaves the array: the far ends cannot be reached before the last size
         chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
     return float(min(chances[: middle - least + 1].sum() + chances[middle + least :].sum(), 1.0)) if least else 1.0
+
+
+def inside_against_outside(values: ArrayLike, inside: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> float:
+    """Two-sided p-value that rows (N,) of 0 and 1 inside and outside a part differ by chance alone.
+
+    Were they alike, any other patients could as well be inside: membership is permuted over groups as wholes (Fisher
+    1935), a group that is partly inside going by most of its rows. Of groups of one row this is Fisher's exact test,
+    else it is over PERMUTATIONS, always the same for a seed. NaN where all are inside, or none.
+    """
+    rows, member = np.asarray(values, dtype=float), np.unique(np.asarray(groups), return_inverse=True)[1]
+    sizes = np.bincount(member).astype(float) if len(rows) else np.zeros(0)
+    among = np.bincount(member, np.asarray(inside, dtype=float)) * 2 > sizes if len(rows) else np.zeros(0, bool)
+    if among.all() or not among.any():
+        return float("nan")
+    sums = np.bincount(member, rows).astype(float)
+    if sizes.max() == 1:
+        table = [[sums[part].sum(), (1 - sums[part]).sum()] for part in (among, ~among)]
+        return float(stats.fisher_exact(table)[1])
+    own, random, far = abs(_gaps(among[None], sums, sizes)[0]) * (1 - 1e-9), np.random.default_rng(seed), 0
+    for start in range(0, PERMUTATIONS, 100):
+        drawn = random.permuted(np.tile(among, (min(100, PERMUTATIONS - start), 1)), axis=1)
+        far += int((np.abs(_gaps(drawn, sums, sizes)) >= own).sum())
+    return (1 + far) / (1 + PERMUTATIONS)
+
+
+def _gaps(among: NDArray[np.bool_], sums: Floats, sizes: Floats) -> Floats:
+    """Mean of the rows of groups inside less that of all others, for each choice (R, G) of who is inside."""
+    hits, counts = among @ sums, among @ sizes
+    return hits / counts - (sums.sum() - hits) / (sizes.sum() - counts)
 
 
 def holm(p_values: ArrayLike) -> Floats:

@@ -19,23 +19,25 @@ class CarriedOut:
     """Carries out the attacks of an examination on `model`, by what the door found out about it.
 
     Where nothing stops gradients an attack is what it is for a run of ours. `films` (N, 1, H, W) are those that a
-    surrogate learns from. What is found is judged on the model itself by whoever calls.
+    surrogate learns from. `whole_climb`: a climb goes on where the answer is wrong already, so that what is left of the
+    ranking of films is seen too. What is found is judged on the model itself by whoever calls.
     """
 
     model: nn.Module
     traits: Traits
     gradients: bool
     films: Tensor
+    whole_climb: bool = False
 
     def __call__(
         self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options
     ) -> Tensor:
         """Adversarial images (B, 1, H, W) within epsilon."""
         own = attacks.get(attack.name)
+        if (self.traits.random or self.whole_climb) and "stop_when_wrong" in options:
+            options["stop_when_wrong"] = False
         if self.plain:
             return own(self.model, images, labels, epsilon=epsilon, **options)
-        if self.traits.random and "stop_when_wrong" in options:
-            options["stop_when_wrong"] = False
         if attack.name != WORST_CASE:
             return own(self.seen, images, labels, epsilon=epsilon, **options)
         start = list(options.pop("start", ()))

@@ -106,8 +106,7 @@ def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
 
 def _declaration(subject: Subject, images: Tensor, labels: Tensor) -> Iterator[Check]:
     if isinstance(subject, Given) and subject.kind == "sigmoid":
-        yield Check("declaration", None, "not looked for: findings are judged one by one, each with its own labels")
-        return
+        return  # findings are judged one by one, each with its own labels
     assert subject.model is not None  # examine_at_the_door saw to it
     found = check_declaration(subject.model, subject.classes, images, labels)
     yield Check("declaration", found.passed, _declared_text(found, len(images)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from trustcxr.catalogue import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.evaluation.door import Check, Door, black_box_check
 from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, Verdict
+from trustcxr.results.tables import CLEAN
 
 # What, failed, leaves no figure that can be relied on. The rest is said, and attacks adapt to it.
 _GRAVE = ("declaration", "same answer twice", "no gradients used inside", "active test", "black box against white box")
@@ -16,6 +17,7 @@ def withdraw(document: AuditDocument, door: Door) -> None:
         return
     why = "the attack missed adversarial examples that were planted, so its figures say nothing"
     document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
+    document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
     document.masking = Verdict(masked=None, because=f"withdrawn: {why}", looked_for=[])
     document.alarms = []
     document.withdrawn = why

@@ -2,12 +2,19 @@
 
 from trustcxr.catalogue import attack_said
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.results.documents import AuditDocument, AuditPair
+from trustcxr.results.documents import AuditDocument, AuditPair, OperatingPoint
+from trustcxr.results.tables import CLEAN
 
 
 def sentences(document: AuditDocument) -> list[str]:
     """An audit, a line each."""
-    return [*_given(document), *_gate(document), *_relied_on(document), *_not_relied_on(document)]
+    return [
+        *_given(document),
+        *_gate(document),
+        *_relied_on(document),
+        *operating_sentences(document),
+        *_not_relied_on(document),
+    ]
 
 
 def _given(document: AuditDocument) -> list[str]:
@@ -28,9 +35,10 @@ def _gate(document: AuditDocument) -> list[str]:
 
 def _relied_on(document: AuditDocument) -> list[str]:
     clean = document.clean
+    what = "decisions on findings (each finding on each film)" if document.findings else "films"
     lines = [
         "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
-        f"  of films as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
+        f"  of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
         f"class would have {percent(clean.constant_answer)}",
     ]
     for row in document.attacks:
@@ -46,6 +54,45 @@ def _relied_on(document: AuditDocument) -> list[str]:
     return lines
 
 
+def operating_sentences(document: AuditDocument) -> list[str]:
+    """Sensitivity and specificity of each class or finding, as films are and under the attack that leaves least."""
+    lines = []
+    for point in document.operating_points:
+        if point.attack == CLEAN:
+            worst = hardest(document, point.finding)
+            lines.append(f"  {point.finding}, {at_threshold(point)}: {rates(point)}{_ratios(point)}")
+            if worst is not None:
+                under = f"{attack_said(worst.attack, worst.steps)} at epsilon {worst.epsilon:g}"
+                lines.append(f"    under {under}: {rates(worst)}")
+    return ["At the operating point:", *lines] if lines else []
+
+
+def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
+    """The attack under which a finding's sensitivity and specificity together are least; None without any."""
+    attacked = [p for p in document.operating_points if p.finding == finding and p.attack != CLEAN]
+    return min(attacked, key=_youden, default=None)
+
+
+def _youden(point: OperatingPoint) -> float:
+    return (point.sensitivity.value or 0.0) + (point.specificity.value or 0.0)
+
+
+def at_threshold(point: OperatingPoint) -> str:
+    """Where the line is drawn, and who drew it."""
+    return point.origin if point.threshold is None else f"from {point.threshold:.3g} on ({point.origin})"
+
+
+def rates(point: OperatingPoint) -> str:
+    """Sensitivity, specificity and AUROC with their intervals, in words."""
+    parts = [("sensitivity", point.sensitivity), ("specificity", point.specificity), ("AUROC", point.auroc)]
+    return ", ".join(f"{name} {with_interval(share)}" for name, share in parts)
+
+
+def _ratios(point: OperatingPoint) -> str:
+    parts = [("+", point.likelihood_positive), ("-", point.likelihood_negative)]
+    return "".join(f", LR{sign} {share.value:.3g}" for sign, share in parts if share.value is not None)
+
+
 def _not_relied_on(document: AuditDocument) -> list[str]:
     lines = ["May not be relied on:"]
     if document.unreliable:
@@ -56,6 +103,10 @@ def _not_relied_on(document: AuditDocument) -> list[str]:
     if not document.attacks:
         lines.append("  robustness: nothing was attacked, so nothing is known of it")
     lines += [f"  {alarm.text}" for alarm in document.alarms]
+    lines += [f"  {division.text}" for division in document.subgroups]
+    lines += [f"  {found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
+    unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
+    lines += [f"  films left out since their label is not known: {', '.join(unknown)}"] if unknown else []
     lines.append(
         "  attacks bound accuracy from above: a stronger one may leave less; other hospitals' films are others"
     )

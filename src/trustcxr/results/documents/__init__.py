@@ -10,6 +10,7 @@ from typing import TypeVar
 from trustcxr.results import files
 from trustcxr.results.documents.answers import FilmAnswer
 from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
+from trustcxr.results.documents.examined import Curve, Division, Finding, OperatingPoint, Subgroup
 from trustcxr.results.documents.explained import (
     Change,
     Lead,
@@ -74,12 +75,15 @@ __all__ = [
     "Comparison",
     "CorruptionResult",
     "CorruptionsMean",
+    "Curve",
     "DataDescription",
+    "Division",
     "Document",
     "Drop",
     "FailedRun",
     "Figure",
     "FilmAnswer",
+    "Finding",
     "GateCheck",
     "Hardware",
     "InputGradients",
@@ -88,6 +92,7 @@ __all__ = [
     "LesionSize",
     "Measured",
     "Measures",
+    "OperatingPoint",
     "PairRow",
     "Perturbed",
     "PlantedShortcut",
@@ -102,6 +107,7 @@ __all__ = [
     "Stage",
     "Stratum",
     "StudyDocument",
+    "Subgroup",
     "TrainingDocument",
     "Verdict",
     "read",

@@ -1,5 +1,6 @@
 """audit.json: a model that was given, examined."""
 
+from trustcxr.results.documents.examined import Division, Finding, OperatingPoint
 from trustcxr.results.documents.runs import RunDocument
 from trustcxr.results.flat import Document, Records
 
@@ -48,6 +49,9 @@ class AuditDocument(RunDocument):
     unreliable: bool | None = None
     because: str = ""
     withdrawn: str | None = None
+    operating_points: Records[OperatingPoint] = []
+    subgroups: Records[Division] = []
+    findings: Records[Finding] = []
     examination: str = ""
 
     @classmethod

@@ -1,0 +1,154 @@
+"""Models with one sigmoid a finding: what is known of each film, and each finding as a decision that can be attacked.
+
+A finding is there where its probability reaches its operating point. To an attack that is a network of two classes,
+absent and present, whose margin is how far the finding's logit is above the threshold: so every attack turns the
+decision in both directions, and there is no second implementation of any.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.statistics import Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trustcxr.data.dataset import Dataset
+
+STATES = ("absent", "present")
+NOTHING = ("normal", "no finding", "none")  # labels of films that have none of the findings
+_SAID = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
+_SAID |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
+
+
+def known(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
+    """What is known of each film, (N, F): 1 present, 0 absent, NaN not known.
+
+    A column of the data by a finding's name says it, as in CheXpert: 1, 0, and all else (-1, blank) is not known.
+    Otherwise the films' class does: the findings of a film, `|` between them as in NIH, or `Normal` or `No Finding`
+    for none of them; of findings that no film has nothing is known. Raises UserError for a class that is neither.
+    """
+    found = np.full((len(table), len(findings)), np.nan)
+    columns = {str(name).lower(): name for name in table.columns}
+    own = [columns.get(name.lower()) if name.lower() not in ("path", "class") else None for name in findings]
+    for k, column in enumerate(own):
+        if column is not None:
+            found[:, k] = [_SAID.get(str(value).strip().lower(), math.nan) for value in table[column]]
+    if all(column is not None for column in own):
+        return found
+    places = {name.lower(): k for k, name in enumerate(findings)}
+    parts = [[part.strip().lower() for part in str(name).split("|")] for name in table["class"]]
+    for part in sorted({part for names in parts for part in names}):
+        if part not in places and part not in NOTHING and not any(own):
+            raise UserError(
+                f"{unknown('finding', part, findings)}; say which of the model's findings the films of a class have "
+                f"(--label '{part}={findings[0]}'), or that they have none (--label '{part}=Normal')"
+            )
+    for k, name in enumerate(findings):
+        if own[k] is None:
+            there = np.array([name.lower() in names for names in parts])
+            found[:, k] = there if there.any() else np.nan
+    return found
+
+
+class Decision(nn.Module):
+    """Whether a finding is there, as a network of two classes: logits 0 and how far it is above its threshold."""
+
+    def __init__(self, model: nn.Module, place: int, threshold: float) -> None:
+        super().__init__()
+        self.model, self.place = model, place
+        self.offset = logit(threshold)
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W) in [0, 1] -> logits (B, 2)."""
+        margin = self.model(images)[:, self.place] - self.offset
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
+
+
+def logit(probability: float) -> float:
+    """The logit of a probability."""
+    return math.log(probability) - math.log1p(-probability)
+
+
+class OneFinding:
+    """The films of which a finding is known, as a data set of two classes."""
+
+    def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
+        self.whole, self.rows, self.labels = dataset, rows, labels.astype(np.int64)
+        self.table = dataset.table.iloc[rows].reset_index(drop=True)
+        self.classes, self.size, self.root = STATES, dataset.size, dataset.root
+        self.sample_ids, self.groups, self.splits = (
+            getattr(dataset, name)[rows] for name in ("sample_ids", "groups", "splits")
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images at `indices`: uint8 (B, 1, size, size)."""
+        return self.whole.batch(self.rows[np.asarray(indices)])
+
+
+def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float, labels: Mapping[str, float]) -> Any:
+    """A finding's rows of predictions of all findings: `labels` by sample id, those not known left out.
+
+    Logits become 0 and the margin; sample ids get the finding behind them, since a film has a row for each.
+    """
+    truth = table["sample_id"].map(labels)
+    rows, answers = table[truth.notna()].copy(), truth[truth.notna()].to_numpy().astype(int)
+    margins = [float(logits[place]) - logit(threshold) for logits in rows["logits"]]
+    pairs: Any = [np.array([0.0, margin], dtype=np.float32) for margin in margins]
+    return marked(rows.assign(logits=pairs, label=answers), name)
+
+
+def marked(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """Rows of one finding: with its name, what the film has of it, and sample ids of their own."""
+    states = [STATES[k] for k in table["label"]]
+    films = table["sample_id"].astype(str)
+    return table.assign(finding=name, film=films, sample_id=films + "#" + name, **{"class": states})
+
+
+def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
+    """Predictions of one finding whose worst-case rows have the worst margin that any attack within epsilon found.
+
+    An attack that stops once the decision has turned leaves a score just beyond the threshold; what the others drove
+    further says how films rank under the worst of them.
+    """
+    rows = attacked[(attacked["attack"] == "worst-case").to_numpy()]
+    if not len(rows):
+        return attacked
+    margin = attacked["logits"].map(lambda pair: float(pair[1]) - float(pair[0]))
+    toward = margin.where(attacked["label"] == 1, -margin)
+    linf = (attacked["attack"] != "pgd-l2") & (attacked.get("severity", 0) == 0)
+    changed = attacked["logits"].copy()
+    for epsilon in rows["epsilon"].unique():
+        within = attacked[linf & (attacked["epsilon"] <= epsilon + 1e-9)]
+        least = toward.loc[within.index].groupby(within["sample_id"]).idxmin()
+        here = rows[rows["epsilon"] == epsilon]
+        for index, sample in zip(here.index, here["sample_id"], strict=True):
+            changed.at[index] = attacked["logits"].loc[least[sample]]
+    return attacked.assign(logits=changed)
+
+
+def threshold_of(
+    name: str, given: float | None, validation: tuple[Floats, np.ndarray] | None, default: float
+) -> Threshold:
+    """A finding's operating point: the model file's, else chosen on validation (logits (N,), labels (N,)), else 0.5."""
+    from trustcxr.evaluation import operating_points
+
+    if given is not None:
+        return Threshold(given, "of the model file")
+    if validation is not None:
+        scores, labels = validation
+        value = operating_points.chosen(1 / (1 + np.exp(-scores)), labels == 1)
+        if value is not None and 0 < value < 1:
+            return Threshold(value, operating_points.CHOSEN)
+    return Threshold(default, "taken for want of another: the model file has none, the data no validation images")

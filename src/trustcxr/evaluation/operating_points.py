@@ -1,0 +1,198 @@
+"""What a model is worth at the point where it is used: a threshold, the errors of both kinds, and the curves around it.
+
+Of each class against the rest, or of each finding: sensitivity, specificity and likelihood ratios at a threshold that
+is given or was chosen on validation images, ROC and precision-recall, on films as they are and under attack.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustcxr import statistics
+from trustcxr.catalogue import ONE_STEP, VIEWS
+from trustcxr.evaluation import curves
+from trustcxr.results.documents import OperatingPoint
+from trustcxr.results.tables import CLEAN, logits_of, severities
+from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPECIFICITY = 0.9  # at which sensitivity is read off the ROC curve
+CHOSEN = "chosen on validation images (Youden 1950)"
+HIGHEST = "the highest class is the answer"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which probability on a class or finding is said to be there, and who says so.
+
+    None: where the highest class is the answer.
+    """
+
+    value: float | None
+    origin: str = HIGHEST
+
+
+def chosen(scores: Floats, positive: NDArray[np.bool_]) -> float | None:
+    """The threshold of highest sensitivity plus specificity (Youden 1950): halfway to the next lower score.
+
+    Of several as good the middle one. None where only one kind of row is there.
+    """
+    if positive.all() or not positive.any():
+        return None
+    values = np.unique(scores)
+    above = np.searchsorted(np.sort(scores[positive]), values, "left")
+    false = np.searchsorted(np.sort(scores[~positive]), values, "left")
+    index = (1 - above / positive.sum()) + false / (~positive).sum()
+    best = np.flatnonzero(index >= index.max() - 1e-12)
+    place = best[len(best) // 2]
+    below = values[place - 1] if place else values[place]
+    return float((values[place] + below) / 2)
+
+
+def probabilities(rows: "pd.DataFrame") -> Floats:
+    """The probability of each class in a table of predictions, (N, C)."""
+    return statistics.softmax(logits_of(rows))
+
+
+def choose(validation: "pd.DataFrame | None", classes: Sequence[str]) -> dict[str, Threshold]:
+    """A threshold for each class from predictions on validation images; the highest class where there are none."""
+    if validation is None or not len(validation):
+        return {name: Threshold(None) for name in classes}
+    scores, labels = probabilities(validation), validation["label"].to_numpy()
+    found = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
+    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in found.items()}
+
+
+def of_classes(
+    predictions: "pd.DataFrame", classes: Sequence[str], thresholds: Mapping[str, Threshold], *, resamples: int = 2000
+) -> list[OperatingPoint]:
+    """Each class against the rest, on films as they are and under every attack: rows of `operating_points`."""
+    found = []
+    for k, name in enumerate(classes):
+        judge, threshold = _Judge(name, thresholds[name], resamples), thresholds[name].value
+        for condition, rows in conditions(predictions):
+            scores = probabilities(rows)
+            said = scores.argmax(1) == k if threshold is None else scores[:, k] >= threshold
+            found.append(judge.of(condition, rows, scores[:, k], said, rows["label"].to_numpy() == k))
+    return found
+
+
+def of_finding(
+    predictions: "pd.DataFrame", name: str, threshold: Threshold, *, resamples: int = 2000
+) -> list[OperatingPoint]:
+    """One finding, from a table whose logits are 0 and how far the finding's own is above its threshold."""
+    judge = _Judge(name, threshold, resamples)
+    found = []
+    for condition, rows in conditions(predictions):
+        margins = logits_of(rows)
+        scores = margins[:, 1] - margins[:, 0]
+        found.append(judge.of(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
+    return found
+
+
+def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
+    """The films as they are, then under every attack, by sample: what each condition is, and its rows."""
+    plain = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
+    found = []
+    for (attack, epsilon, steps), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
+        condition = {"attack": str(attack), "epsilon": float(epsilon)}
+        condition |= {} if attack in (CLEAN, *ONE_STEP) else {"steps": int(steps)}
+        found.append((condition, rows.sort_values("sample_id")))
+    return sorted(found, key=lambda pair: pair[0]["attack"] != CLEAN)
+
+
+class _Judge:
+    """One class or finding under several conditions of the same films, whose resamples are made once."""
+
+    def __init__(self, name: str, threshold: Threshold, resamples: int) -> None:
+        self.name, self.threshold, self.resamples = name, threshold, resamples
+        self._made: dict[tuple[str, int], Bootstrap] = {}
+
+    def of(
+        self,
+        condition: dict[str, Any],
+        rows: "pd.DataFrame",
+        scores: Floats,
+        said: NDArray[np.bool_],
+        positive: NDArray[np.bool_],
+    ) -> OperatingPoint:
+        """Scores (N,), which of them are called positive (N,), which are (N,): all figures with intervals."""
+        groups = rows["group"].to_numpy()
+        found: dict[str, Any] = condition | {
+            "finding": self.name,
+            "threshold": self.threshold.value,
+            "origin": self.threshold.origin,
+            "n": len(rows),
+            "positives": int(positive.sum()),
+        }
+        rates = {}
+        for name, kept, right in (("sensitivity", positive, said), ("specificity", ~positive, ~said)):
+            bootstrap = self._over(name, groups[kept])
+            means = bootstrap.means(right[kept]) if kept.any() else np.full(2, np.nan)
+            found |= {name: float(means[0]), f"{name}_ci": share_interval(bootstrap, means)}
+            rates[name] = self._rate("all", groups, kept, right)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = {
+                "likelihood_positive": rates["sensitivity"] / (1 - rates["specificity"]),
+                "likelihood_negative": (1 - rates["sensitivity"]) / rates["specificity"],
+            }
+        for name, values in ratios.items():
+            found |= {name: _finite(values[0]), f"{name}_ci": _ends(values)}
+        return OperatingPoint.model_validate(found | self._curves(groups, scores, positive))
+
+    def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
+        weights = self._over("all", groups).row_weights()
+        made = curves.curves(scores, positive, weights)
+        place = curves.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))
+        figures = {
+            "auroc": statistics.auroc(scores, positive, weights),
+            "average_precision": made.average_precision,
+            "sensitivity_at_specificity": made.sensitivity[:, place],
+        }
+        found: dict[str, Any] = {"at_specificity": SPECIFICITY}
+        for name, values in figures.items():
+            found |= {name: float(values[0]), f"{name}_ci": interval(values)}
+        return found | {
+            "roc": _curve(curves.FALSE_POSITIVES, made.sensitivity),
+            "precision_recall": _curve(curves.RECALLS, made.precision),
+        }
+
+    def _rate(self, name: str, groups: Any, kept: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
+        totals = self._over(name, groups).totals(np.stack([kept & right, kept], axis=1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return totals[:, 0] / totals[:, 1]
+
+    def _over(self, name: str, groups: Any) -> Bootstrap:
+        key = (name, len(groups))  # conditions are of the same films in the same order
+        if key not in self._made:
+            self._made[key] = Bootstrap.over(groups, resamples=self.resamples)
+        return self._made[key]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _ends(values: Floats) -> list[float | None]:
+    """Interval of a ratio, whose upper end may be infinite: None there."""
+    rest = np.sort(values[1:][~np.isnan(values[1:])])
+    if not len(rest):
+        return [None, None]
+    tail = (1 - statistics.LEVEL) / 2
+    places = int(np.floor(tail * (len(rest) - 1))), int(np.ceil((1 - tail) * (len(rest) - 1)))
+    return [_finite(rest[place]) for place in places]
+
+
+def _curve(along: Sequence[float], values: Floats) -> dict[str, list[float]]:
+    ends = [interval(values[:, k]) for k in range(len(along))]
+    return {
+        "x": list(along),
+        "y": [float(v) for v in values[0]],
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+    }

@@ -1,0 +1,83 @@
+"""What audit.json says beside a metrics.json: operating points, findings, for whom a model is bad."""
+
+from trustcxr.results.flat import Document, Number, Records, Share
+
+
+class Curve(Document):
+    """A curve's points and their 95 % intervals."""
+
+    x: list[Number] = []
+    y: list[Number] = []
+    low: list[Number] = []
+    high: list[Number] = []
+
+
+class OperatingPoint(Document):
+    """A class against the rest, or a finding, at its threshold, under one condition (`attack` "clean": as it is).
+
+    `threshold` is a probability, None where the highest class is the answer; `origin` says who set it. Of the
+    likelihood ratios an end that is None has no limit. `sensitivity_at_specificity`: the highest sensitivity that any
+    threshold has on these films at a specificity of `at_specificity` or more.
+    """
+
+    finding: str = ""
+    attack: str = ""
+    epsilon: Number = None
+    steps: int | None = None
+    threshold: Number = None
+    origin: str = ""
+    n: int | None = None
+    positives: int | None = None
+    sensitivity: Share = Share()
+    specificity: Share = Share()
+    likelihood_positive: Share = Share()
+    likelihood_negative: Share = Share()
+    auroc: Share = Share()
+    average_precision: Share = Share()
+    sensitivity_at_specificity: Share = Share()
+    at_specificity: Number = None
+    roc: Curve = Curve()
+    precision_recall: Curve = Curve()
+
+
+class Subgroup(Document):
+    """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm)."""
+
+    name: str = ""
+    n: int | None = None
+    groups: int | None = None
+    accuracy: Share = Share()
+    balanced_accuracy: Share = Share()
+    constant_answer: Number = None
+    auroc_macro: Share = Share()
+    ece: Share = Share()
+    gap: Share = Share()
+    p_value: Number = None
+    p_corrected: Number = None
+    settled: bool | None = None
+
+
+class Division(Document):
+    """The films divided by a column of the data's table. `merged`: groups too small to stand alone, and their sizes."""
+
+    column: str = ""
+    groups: Records[Subgroup] = []
+    worst: str = ""
+    merged: dict[str, int] = {}
+    text: str = ""
+
+
+class Finding(Document):
+    """A finding of a model with one sigmoid each: whether it could be judged on these films, and on how many.
+
+    `unknown`: films whose label of it is not known, which are left out; `why` it could not be judged.
+    """
+
+    name: str = ""
+    judged: bool | None = None
+    why: str = ""
+    threshold: Number = None
+    origin: str = ""
+    n: int | None = None
+    positives: int | None = None
+    unknown: int | None = None

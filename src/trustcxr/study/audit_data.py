@@ -1,0 +1,127 @@
+"""The films of an audit: those that are examined, those of validation that thresholds are chosen on, given scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from trustcxr.console import say
+from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data.batches import to_pixels
+from trustcxr.data.dataset import Dataset
+from trustcxr.data.manifest import Manifest
+from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions as evaluation
+from trustcxr.evaluation.door import Check
+from trustcxr.evaluation.given import Subject
+from trustcxr.evaluation.run import Run
+from trustcxr.models.adapters import Given
+from trustcxr.recipes.run import Splits
+from trustcxr.results.tables import CLEAN
+
+
+@dataclass(frozen=True)
+class Films:
+    """`examined`, and `validation` where the data have such a split and the model was not trained on it too."""
+
+    examined: Dataset
+    validation: Dataset | None = None
+
+
+def open_films(
+    subject: Subject,
+    data: Path,
+    split: str | None,
+    labels: Mapping[str, str | None] | None,
+    listing: Mapping[str, Any] | None,
+) -> Films:
+    """The data in the model's size and classes: the test split unless said, where there is one, else all.
+
+    Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
+    """
+    resize, splits, renamed = "squeeze", Splits(), dict(labels or {})
+    read = dict(listing or {})
+    if isinstance(subject, Run):
+        recipe = subject.trained_by.data
+        resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
+        read = recipe.listing() | read
+    elif subject.input.resize == "pad":
+        resize = "pad"
+    try:
+        manifest = read_manifest(data, **read)
+    except UserError:
+        # Another hospital's data need not look like those that a run was trained on.
+        manifest = read_manifest(data, **dict(listing or {}))
+    classes: tuple[str, ...] | None = subject.classes
+    if isinstance(subject, Given) and subject.kind == "sigmoid":
+        manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
+        classes, renamed = None, {}
+    wanted = split or (splits.test if splits.test in manifest.splits else None)
+    examined = _loaded(manifest, wanted, subject, classes, resize, renamed)
+    if len(examined.skipped):
+        first = examined.skipped.iloc[0]
+        say(f"{len(examined.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+    refit = isinstance(subject, Run) and subject.trained_by.training.refit
+    if wanted in (None, splits.val) or splits.val not in manifest.splits or refit:
+        return Films(examined)
+    return Films(examined, _loaded(manifest, splits.val, subject, classes, resize, renamed))
+
+
+def _loaded(
+    manifest: Manifest,
+    split: str | None,
+    subject: Subject,
+    classes: tuple[str, ...] | None,
+    resize: str,
+    labels: Mapping[str, str | None],
+) -> Dataset:
+    return load_dataset(manifest, split, subject.size, classes=classes, resize=resize, labels=labels or None)
+
+
+def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Films for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
+    random, labels = np.random.default_rng(0), np.asarray(dataset.labels)
+    turns = [(turn, k, i) for k in np.unique(labels) for turn, i in enumerate(random.permutation(_where(labels, k)))]
+    chosen = np.array([i for _, _, i in sorted(turns)[:count]])
+    pixels = to_pixels(torch.from_numpy(dataset.batch(chosen)).to(device))
+    return pixels, torch.from_numpy(labels[chosen]).to(device)
+
+
+def _where(labels: np.ndarray, label: int) -> np.ndarray:
+    return np.flatnonzero(labels == label)
+
+
+def scored(subject: Given, dataset: Dataset) -> tuple[pd.DataFrame, list[Check]]:
+    """Given scores as clean predictions of the images that they are of; and how many images have none."""
+    assert subject.predictions is not None
+    about = evaluation.about_images(dataset)
+    scores = dict(zip(subject.predictions["sample_id"], subject.predictions["logits"], strict=True))
+    rows, named = [], 0
+    for place, names in enumerate(_names(dataset)):
+        known = next((name for name in names if name in scores), None)
+        rows += [(place, scores[known])] if known is not None else []
+        named += known is not None
+    if not rows:
+        raise UserError(
+            f"{subject.origin.path}: no row is of an image in {dataset.root}; ids are such as {about['sample_id'][0]}"
+        )
+    table = about.iloc[[place for place, _ in rows]].reset_index(drop=True)
+    table = table.assign(attack=CLEAN, epsilon=0.0, steps=0, severity=0, logits=[logits for _, logits in rows])
+    text = f"{named} of {len(about)} images have a score" + ("" if named == len(about) else "; the others are left out")
+    return table, [Check("scores", named == len(about), text)]
+
+
+def _names(dataset: Dataset) -> list[tuple[str, ...]]:
+    """What a table may call each image: its id, its path, or its file's name where no other has that."""
+    paths = [Path(str(path)) for path in dataset.table["path"]]
+    names, stems = (pd.Series([getattr(p, part) for p in paths]) for part in ("name", "stem"))
+    alone = [(~s.duplicated(keep=False)).to_numpy() for s in (names, stems)]
+    return [
+        (str(key), str(path), *([path.name] if alone[0][i] else []), *([path.stem] if alone[1][i] else []))
+        for i, (key, path) in enumerate(zip(dataset.sample_ids, paths, strict=True))
+    ]

@@ -1,0 +1,53 @@
+"""What an audit is of: the model, the films, the examination; and what is written of the model."""
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+
+from trustcxr.about import __version__
+from trustcxr.data.dataset import Dataset
+from trustcxr.evaluation.given import Subject
+from trustcxr.evaluation.run import Run
+from trustcxr.models.adapters.loading import Origin
+from trustcxr.recipes.exam import ExamRecipe
+from trustcxr.results import files, folders
+from trustcxr.study.audit_data import Films
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is examined: the model, the images, the examination, and the options that data were read with."""
+
+    subject: Subject
+    films: Films
+    exam: ExamRecipe
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images that are examined."""
+        return self.films.examined
+
+    @property
+    def key(self) -> str:
+        """A checksum of the model, the images and the examination."""
+        content = [__version__, about(self.subject), self.dataset.fingerprint, self.exam.model_dump(mode="json")]
+        if not isinstance(self.subject, Run):
+            content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
+        found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
+        for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
+            found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+
+def about(subject: Subject) -> dict[str, object]:
+    """The model, as it stands under `model`."""
+    return {"name": subject.name} | asdict(_origin(subject))
+
+
+def _origin(subject: Subject) -> Origin:
+    """What was given."""
+    if not isinstance(subject, Run):
+        return subject.origin
+    weights, folder = subject.folder / folders.WEIGHTS_FILE, str(subject.folder)
+    parameters = sum(p.numel() for p in subject.model.parameters())
+    return Origin("run", folder, files.checksum(weights), weights.stat().st_size, parameters)

@@ -1,0 +1,203 @@
+"""Models with one sigmoid a finding: unknown labels, label maps, and attacks on the decision in both directions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from trustcxr import attacks
+from trustcxr.errors import UserError
+from trustcxr.evaluation import findings, subgroups
+from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.recipes import exam
+from trustcxr.report.audits import sentences
+from trustcxr.results import files
+from trustcxr.study import audit as audits
+
+NAMES = ("Bright", "Dark", "Edema", "Hernia")
+
+
+class Sigmoids(nn.Module):
+    """Bright above a mean of a half, Dark below, two findings more; as probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 4)
+        self.layer.weight.data = torch.tensor([[40.0], [-40.0], [40.0], [1.0]])
+        self.layer.bias.data = torch.tensor([-20.0, 20.0, -20.0, 0.0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.sigmoid(self.layer(images.mean((2, 3))))
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = exam.load_exam()
+    few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
+    gate = real.gate.model_copy(update={"planted": 2, "films": 16})
+    light = real.corruptions.model_copy(update={"names": ("gamma",)})
+    changed = {"attacks": tuple(few), "gate": gate, "bootstrap": 200, "corruptions": light}
+    monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Films of three classes, by brightness, and a list that says of some findings what is known of each film."""
+    root, random = tmp_path_factory.mktemp("sigmoids"), np.random.default_rng(0)
+    rows = []
+    for name, grey in (("COVID-19", 0.62), ("Normal", 0.38), ("Non-COVID", 0.58)):
+        (root / "films" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = 255 * (grey + 0.03 * random.standard_normal() + 0.05 * random.standard_normal((16, 16)))
+            file = f"films/{name}/{name}{number}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / file)
+            bright = "" if number == 9 else "-1.0" if number == 8 else "0.0" if name == "Normal" else "1.0"
+            rows.append({"path": file, "label": name, "Bright": bright, "sex": "FM"[number % 2]})
+    pd.DataFrame(rows).to_csv(root / "list.csv", index=False)
+    return root
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.jit.trace(Sigmoids().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
+    (tmp_path / "model.yaml").write_text(
+        f"source: net.pt\ninput: {{size: 16}}\noutput:\n  kind: sigmoid\n  classes: [{', '.join(NAMES)}]\n"
+        "  thresholds: [0.7, 0.5, 0.5, 0.5]\n"
+    )
+    return tmp_path / "model.yaml"
+
+
+MAP = {"COVID-19": "Bright|Edema", "Non-COVID": "Bright"}
+
+
+def test_what_is_known_of_a_film() -> None:
+    table = pd.DataFrame({"class": ["Edema|Hernia", "No Finding", "Edema", "Bright"]})
+    expected = [[0, np.nan, 1, 1], [0, np.nan, 0, 0], [0, np.nan, 1, 0], [1, np.nan, 0, 0]]
+    np.testing.assert_array_equal(findings.known(table, NAMES), expected)
+    stated = pd.DataFrame({"class": ["x"] * 4, "edema": ["1", "0.0", "-1", None]})
+    assert findings.known(stated, NAMES)[:, 2].tolist() == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
+    assert np.isnan(findings.known(stated, NAMES)[:, 0]).all()
+    with pytest.raises(UserError, match=r"finding 'bronchitis'.*--label 'bronchitis=Bright'"):
+        findings.known(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
+
+
+def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
+    class Logits(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 40 * images.mean((2, 3)) - 20 + torch.zeros(1, 4)
+
+    decision = findings.Decision(Logits(), 1, 0.7)
+    images = torch.tensor([0.50, 0.53]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).contiguous()
+    labels = decision(images).argmax(1)
+    assert labels.tolist() == [0, 1], "the threshold lies at a probability of 0.7, a mean of 0.521"
+    for name in ("fgsm", "pgd", "worst-case"):
+        options: dict[str, Any] = {"queries": 5, "steps": 5} if name == "worst-case" else {}
+        found = attacks.get(name)(decision, images, labels, epsilon=0.03, **options)
+        assert decision(found).argmax(1).tolist() == [1, 0], name
+        assert float((found - images).abs().max()) <= 0.03 + 1e-6
+
+
+def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: Path) -> None:
+    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP)
+    about = {found.name: found for found in document.findings}
+    assert [found.judged for found in document.findings] == [True, False, True, False]
+    assert "of no film it is known" in about["Dark"].why
+    assert (about["Bright"].positives, about["Edema"].positives, about["Bright"].n) == (20, 10, 30)
+    points = {(p.finding, p.attack, p.epsilon): p for p in document.operating_points}
+    clean = points["Bright", "clean", 0.0]
+    assert (clean.threshold, clean.origin) == (0.7, "of the model file")
+    table = files.read_table(tmp_path / "out" / "predictions.parquet")
+    shown = table[(table["attack"] == "clean") & (table["finding"] == "Bright")]
+    said = np.stack(shown["logits"]).argmax(1)
+    assert clean.sensitivity.value == pytest.approx(said[shown["label"] == 1].mean())
+    robust = points["Bright", "worst-case", 0.02]
+    assert robust.sensitivity.value is not None
+    assert robust.sensitivity.value <= points["Bright", "pgd", 0.02].sensitivity.value  # type: ignore[operator]
+    assert robust.auroc.value <= clean.auroc.value  # type: ignore[operator]
+    assert robust.auroc.interval is not None
+    assert robust.sensitivity_at_specificity.interval is not None
+    assert document.clean.n == 60, "a decision a film and finding"
+    assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
+    text = "\n".join(sentences(document))
+    assert "Bright, from 0.7 on (of the model file): sensitivity" in text
+    assert "Hernia: not judged" in text
+    assert document["protocol"] == "exam-1"
+    assert {row.corruption for row in document.corruptions} == {"gamma"}
+
+
+def _clean(table: pd.DataFrame) -> Any:
+    return table["logits"][table["attack"] == "clean"].tolist()
+
+
+def _labels(table: pd.DataFrame) -> Any:
+    return table["label"][table["attack"] == "clean"].to_numpy()
+
+
+def test_unknown_labels_are_left_out_and_counted(
+    films: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subgroups, "SMALLEST", 10)
+    document = audits.audit(model, films / "list.csv", tmp_path / "out", attacks=["fgsm"])
+    bright = document.findings[0]
+    assert (bright.n, bright.positives, bright.unknown) == (24, 16, 6)
+    assert [p.n for p in document.operating_points] == [24] * 3
+    assert "not known: Bright 6" in "\n".join(sentences(document))
+    assert {group.name for division in document.subgroups for group in division.groups} >= {"F", "M"}
+
+
+def test_findings_answered_the_wrong_way_round_are_noticed(films: Path, model: Path, tmp_path: Path) -> None:
+    turned = {"Normal": "Bright", "COVID-19": "Normal", "Non-COVID": "Normal"}
+    document = audits.audit(model, films / "films", tmp_path / "out", labels=turned, attacks=["fgsm"])
+    declared = next(check for check in document.gate if check.check == "declaration")
+    assert declared.passed is False
+    assert "Bright is ranked worse than by chance" in declared.text
+    assert document.unreliable
+
+
+def test_a_binary_model_is_one_finding(films: Path, tmp_path: Path) -> None:
+    class One(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.sigmoid(40 * images.mean((2, 3)) - 20)
+
+    torch.jit.trace(One().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
+    (tmp_path / "model.yaml").write_text("source: net.pt\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Ill]}\n")
+    ill = {"COVID-19": "Ill", "Non-COVID": "Ill"}
+    document = audits.audit(tmp_path / "model.yaml", films / "films", tmp_path / "out", labels=ill, epsilons=[0.1])
+    points = {(p.attack, p.epsilon): p for p in document.operating_points}
+    assert points["clean", 0.0].auroc.value > 0.9  # type: ignore[operator]
+    assert points["clean", 0.0].threshold == 0.5
+    assert points["pgd", 0.1].auroc.value < points["clean", 0.0].auroc.value  # type: ignore[operator]
+
+
+def test_where_nothing_can_be_judged_it_is_said(films: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="say with --label"):
+        audits.audit(model, films / "films", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"])
+
+
+def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
+    def rows(attack: str, epsilon: float, margins: list[float]) -> pd.DataFrame:
+        logits: Any = [np.array([0.0, m]) for m in margins]
+        common = {"sample_id": ["a", "b"], "label": [1, 0], "attack": attack, "epsilon": epsilon, "severity": 0}
+        return pd.DataFrame(common | {"logits": logits})
+
+    clean, driven = rows("clean", 0, [2, -2]), [rows("pgd", 0.01, [-3, 1]), rows("pgd", 0.05, [-9, 9])]
+    table = pd.concat(
+        [clean, *driven, rows("worst-case", 0.02, [-1, 2])],
+        ignore_index=True,
+    )
+    found = findings.worst_scores(table)
+    assert [float(pair[1]) for pair in found["logits"].iloc[-2:]] == [-3, 2]
+    assert found["logits"].iloc[:6].tolist() == table["logits"].iloc[:6].tolist()
+
+
+def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
+    held = (np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
+    assert findings.threshold_of("a", 0.3, held, 0.5) == Threshold(0.3, "of the model file")
+    assert findings.threshold_of("a", None, held, 0.5).value == pytest.approx(0.5)
+    assert "validation" in findings.threshold_of("a", None, held, 0.5).origin
+    assert "want of another" in findings.threshold_of("a", None, None, 0.5).origin
