@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.duplicates import CHANGES, Film, pictures, read, recall
+from benchmarks.speed.duplicates import CHANGES, Film, pictures, read, recall
 from PIL import Image
 
 from trustcxr.data.auditing import alignment, duplicates

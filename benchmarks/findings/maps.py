@@ -1,6 +1,6 @@
 """A map of each of the 21 networks, on one sheet, for the eye: none blank, flipped or shifted.
 
-    python benchmarks/maps.py --out maps.png
+    python benchmarks/findings/maps.py --out maps.png
 
 Each network, its weights random, is made to answer by what sets an image with noise in one corner apart from an even
 grey one; its HiResCAM must lie in that corner. Beside it its Grad-CAM of a synthetic film, as the network is. Printed:

@@ -1,6 +1,6 @@
 """What no attack can take from networks trained by bounds, and what such networks look at.
 
-python -m benchmarks.certified RUN... --data COVID-QU-Ex --out results/certified-covidqu-midi
+python -m benchmarks.findings.certified RUN... --data COVID-QU-Ex --out results/certified-covidqu-midi
 
 The runs are of `trustcxr train --defence ibp`; seeds of one radius are one row. Test images are opened once: answers,
 proofs, attacks and what the answers hang on are measured together, from here. Writes OUT.md and OUT.csv.
@@ -190,8 +190,9 @@ def lines(rows: Sequence[Sequence[str]]) -> str:
 
 
 _HEAD = """\
-`python -m benchmarks.certified RUN... --data {data} --out {out}`; research software, not for diagnosis. {count} {split}
-images of {data}, opened once for each run in the table, {size} pixels; the commonest class has {commonest} % of them.
+`python -m benchmarks.findings.certified RUN... --data {data} --out {out}`; research software, not for diagnosis.
+{count} {split} images of {data}, opened once for each run in the table, {size} pixels; the commonest class has
+{commonest} % of them.
 Certified: the answer is right and proved the same for every image within epsilon (L-infinity, greys in [0, 1]), by
 intervals, else by CROWN, with an allowance for float32. Worst case: what the attacks of `worst-case` leave; they were
 tried only where there is no proof, which they cannot break. certified <= true <= worst case. Intervals are 95 %, over

@@ -1,6 +1,6 @@
 """Do saliency methods point at what a model is known to use? One model reads a letter, the other reads lesions.
 
-    python benchmarks/ground_truth.py --out results/ground-truth-phantom.csv
+    python benchmarks/findings/ground_truth.py --out results/ground-truth-phantom.csv
 
 Each row: a method on a model, the share of its saliency on the letter and on the lesion, beside the share of the area
 that each has, with 95 % intervals over films. That a model uses the one or the other is measured first and stands in

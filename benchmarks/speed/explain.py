@@ -1,6 +1,6 @@
 """What Grad-CAM costs: against a plain forward pass, against the grad-cam package, and in memory over many images.
 
-    python benchmarks/explain.py --threads 2
+    python benchmarks/speed/explain.py --threads 2
 
 Rounds are interleaved (one of each, again and again), so that a busy machine slows all of them alike; the figures are
 medians over rounds, and each ratio is the median of the rounds' own ratios. Goals: at most 1.15 forward passes, at

@@ -1,6 +1,6 @@
 """The figures of the statistics before and after they were mended, each as both ways of reckoning give it.
 
-python -m benchmarks.statistics_before_after --data COVID-QU-Ex --external external-cxr [--run RUN] \\
+python -m benchmarks.findings.statistics_before_after --data COVID-QU-Ex --external external-cxr [--run RUN] \\
     > results/statistics-before-after.md
 
 "Before" is what stood at commit c10a193, written again here in a few lines. No model is tested on Test: the run is
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from benchmarks.duplicates import CHANGES, Film, pictures, read
+from benchmarks.speed.duplicates import CHANGES, Film, pictures, read
 from trustcxr import catalogue, statistics
 from trustcxr.data.auditing import alignment, duplicates
 from trustcxr.evaluation import calibration, metrics
@@ -41,7 +41,9 @@ def main() -> None:
         rows += views(given.run, given.data) + parts(given.run, given.external)
     print("# Statistics, before and after\n")
     print(" ".join(__doc__.split("\n\n")[2].split()))
-    print(f"\n`python -m benchmarks.statistics_before_after`, {given.trials} trials a simulation, seeds fixed.\n")
+    print(
+        f"\n`python -m benchmarks.findings.statistics_before_after`, {given.trials} trials a simulation, seeds fixed.\n"
+    )
     print("\n".join(markdown.table(["what", "before", "after"], rows)))
 
 

@@ -1,6 +1,6 @@
 """Write the README's table from a finished study, its figure from a finished demo, and the table of results/.
 
-    python -m benchmarks.readme out/quick out/demo
+    python -m benchmarks.findings.readme out/quick out/demo
 
 No number in the README is typed by hand: each is read from study.json, with its interval.
 """
@@ -19,7 +19,7 @@ from trustcxr.report.study_folder import StudyFolder, read
 from trustcxr.results import folders
 from trustcxr.results.documents import Figure, Share
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

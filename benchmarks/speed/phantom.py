@@ -1,6 +1,6 @@
 """How many synthetic X-rays a second one core renders. Target: 200 at 224 pixels.
 
-python benchmarks/phantom.py [--films 300] [--size 224]
+python benchmarks/speed/phantom.py [--films 300] [--size 224]
 """
 
 import argparse

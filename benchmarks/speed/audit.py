@@ -1,6 +1,7 @@
 """What an audit costs: covidqu-mini, then synthetic films in growing numbers, each in a process of its own.
 
-python benchmarks/audit.py [--real ../shared/data/covidqu-mini] [--films 34000] [--out out/audit-films] [--workers 2]
+python benchmarks/speed/audit.py [--real ../shared/data/covidqu-mini] [--films 34000] [--out out/audit-films]
+                                 [--workers 2]
 
 Writes the synthetic films to --out once (about 8 GB for 34,000 of 256 pixels) and audits the first 1/16, 1/4 and all
 of them.

@@ -1,6 +1,7 @@
 """Why does a network mask its gradients? How straight its loss is around an image, for networks with other layers.
 
-python -m benchmarks.linearity --data COVID-QU-Ex [--models tf_efficientnet_lite0 resnet18] [--size 64] [--images 48]
+python -m benchmarks.findings.linearity --data COVID-QU-Ex [--models tf_efficientnet_lite0 resnet18]
+                                        [--size 64] [--images 48]
 
 Training with one gradient a step is honest where that gradient still holds a small step away. Measured before any
 training, on training images: the cosine between the loss's gradient at an image and at a random point within a radius
@@ -50,8 +51,9 @@ def main() -> None:
     print("# Is the loss straight around an image?")
     print()
     print(
-        f"`python -m benchmarks.linearity --data {given.data.resolve().name}`: means over {len(rows)} Train images, "
-        f"{given.size} pixels, before training, one seed, no intervals. Cosine of the loss's gradient at an image "
+        f"`python -m benchmarks.findings.linearity --data {given.data.resolve().name}`: means over "
+        f"{len(rows)} Train images, {given.size} pixels, before training, one seed, no intervals. Cosine of "
+        f"the loss's gradient at an image "
         "and at a random point within the radius; signs: 1 where all agree, 0 as by chance. "
         "Research software, not for diagnosis."
     )

@@ -1,6 +1,6 @@
 """Reading images, measured side by side in one run: store against ImageFolder, building, memory, startup.
 
-    python benchmarks/data.py [--data FOLDER] [--many 100000] [--out FILE.json]
+    python benchmarks/speed/data.py [--data FOLDER] [--many 100000] [--out FILE.json]
 
 `--data` is a folder of real images (any depth); without it, synthetic X-rays are written. The large data sets are hard
 links to those files, so they take no room; the store of 100,000 takes 5 GB while it is measured. The goal of building

@@ -1,6 +1,6 @@
 """What robustness costs, as ratios in one run: an FGSM training step over a standard step, PGD-20 against torchattacks.
 
-python benchmarks/robustness.py [--model resnet18] [--size 96] [--batch 32] [--rounds 30] [--threads 1]
+python benchmarks/speed/robustness.py [--model resnet18] [--size 96] [--batch 32] [--rounds 30] [--threads 1]
                                 [--run RUN --data PATH]
 
 Training step, goals: at most 1.65 standard steps; below 1.45 with the attack's pass in bf16, where there is bf16.

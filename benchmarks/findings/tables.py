@@ -1,9 +1,9 @@
 """Write the tables of results/ from a finished study: every figure as CSV, and a page to read.
 
     trustcxr study robustness --data COVID-QU-Ex --out out/robustness
-    python -m benchmarks.tables out/robustness --external external-cxr
+    python -m benchmarks.findings.tables out/robustness --external external-cxr
     trustcxr study lungs --data COVID-QU-Ex --out out/lungs
-    python -m benchmarks.tables out/lungs
+    python -m benchmarks.findings.tables out/lungs
 
 It is what `trustcxr report STUDY --markdown` writes into the study's folder. No number is typed by hand: each is read
 from study.json or metrics.json, with its interval and its count.
@@ -19,7 +19,7 @@ from trustcxr.report.study_folder import Run, read
 from trustcxr.results import folders
 from trustcxr.study import comparison, run_folder
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What runs answer by: accuracy with the lungs blacked out, alone, as a silhouette, on a film of another class.
 
-python -m benchmarks.shortcuts RUN... --data COVID-QU-Ex [--split Val] > results/shortcuts-covidqu-mini.md
+python -m benchmarks.findings.shortcuts RUN... --data COVID-QU-Ex [--split Val] > results/shortcuts-covidqu-mini.md
 
 A network can learn what blacked-out lungs look like, say nothing there, and go on reading the background: that is why
 the last column stands beside the first. Nothing is attacked.
@@ -47,8 +47,9 @@ def main() -> None:
     head = ["model", "training", "epochs", "clean", *(view.replace("_", " ") for view in catalogue.VIEWS)]
     print("# What networks answer by\n")
     print(
-        f"`python -m benchmarks.shortcuts RUN... --data {given.data.name} --split {given.split}`. {counted}; one seed; "
-        "percent answered rightly, with 95 % intervals. A constant answer has 33.3. In the last column the film around "
+        f"`python -m benchmarks.findings.shortcuts RUN... --data {given.data.name} --split {given.split}`. "
+        f"{counted}; one seed; percent answered rightly, with 95 % intervals. A constant answer has 33.3. In "
+        f"the last column the film around "
         "the lungs is one of another class and the label is the lungs': a network that answers by the lungs has its "
         "clean accuracy there, one that answers by the background 0, one that uses neither 33.3. The lungs of the film "
         "behind are not quite covered. Research software, not for diagnosis.\n"

@@ -1,6 +1,6 @@
 """How many copies of real films are found, how many other films are taken for copies, and how the time grows.
 
-python benchmarks/duplicates.py [--real ../shared/data/covidqu-mini] [--copies 60] [--films 2000 8000 34000]
+python benchmarks/speed/duplicates.py [--real ../shared/data/covidqu-mini] [--copies 60] [--films 2000 8000 34000]
 
 The films that the time is measured on are blends, four parts of one real film and one of another, each moved and scaled
 at random: there are not enough real ones at hand. More pairs of blends are alike than of real films.

@@ -1,6 +1,6 @@
 """Images a second of our corruptions and of medmnistc's, on those that both have. Goal: at least 5 times theirs.
 
-python benchmarks/corruptions.py [--size 224] [--batch 64] [--rounds 5] [--threads 1] [--theirs FOLDER]
+python benchmarks/speed/corruptions.py [--size 224] [--batch 64] [--rounds 5] [--threads 1] [--theirs FOLDER]
 
 medmnistc pins an old scikit-image, so it is no dependency of ours. Put it somewhere else, and name the place:
 pip install --no-deps --target FOLDER medmnistc wand opencv-python-headless  (and ImageMagick for its motion blur).

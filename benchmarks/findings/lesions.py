@@ -1,6 +1,6 @@
 """Is the disease the reason for the answer? Runs held against lesion masks, by picture and by cause.
 
-    python -m benchmarks.lesions RUN... --data covidqu-midi [--split Val]
+    python -m benchmarks.findings.lesions RUN... --data covidqu-midi [--split Val]
 
 For each run: accuracy, clean and in the worst case of several attacks, and with the lungs blacked out; where its map
 lies, beside every map that knows no model; and what removing or transplanting the lesion does to its answer. What is
@@ -35,7 +35,7 @@ from trustcxr.results.tables import logits_of
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 EPSILON, BATCH, HEADLINE = 0.02, 64, ("grey", "lung")
 TRIED = ("evidence", "gradcam", "layercam-smooth@gate")
 CAUSES = """The probability of the film's class: as it is; with the part of the lesion that has a congruent counterpart
@@ -266,7 +266,7 @@ def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> s
     asked = f"--data {data}" + ("" if split == "Test" else f" --split {split}")
     text = [
         "# Is the disease the reason for the answer?\n",
-        f"`python -m benchmarks.lesions RUN... {asked}`. {count} {split} images of {data}, "
+        f"`python -m benchmarks.findings.lesions RUN... {asked}`. {count} {split} images of {data}, "
         f"{some['films'] + some['left_out']} of them with a lesion mask; epsilon {EPSILON:g} (L-infinity, pixel "
         f"space); 95 % intervals over patients or groups of images. {split} was touched once for each run. No network "
         "saw a mask at test. Research software, not for diagnosis.\n",

@@ -1,6 +1,6 @@
 """Does an attack in bf16 while training cost robustness? Two runs that differ in nothing else, and their difference.
 
-    python -m benchmarks.attack_precision --data COVID-QU-Ex --out out/attack-precision
+    python -m benchmarks.findings.attack_precision --data COVID-QU-Ex --out out/attack-precision
 
 Each is trained with `fgsm` in float32, one with the attack's passes in bf16 (`attack_precision: bf16`), and both are
 tested on the validation images, as they are and under PGD-20 at 0.02 in float32. The difference is over the same
@@ -44,7 +44,8 @@ def main() -> None:
     print("# An attack in bf16 while training")
     print()
     print(
-        f"`python -m benchmarks.attack_precision --data {given.data.name} --out {given.out}`. Both runs: {given.model},"
+        f"`python -m benchmarks.findings.attack_precision --data {given.data.name} --out {given.out}`. "
+        f"Both runs: {given.model},"
     )
     print(f"{given.size} pixels, fgsm at {EPSILON:g} with a ramp of 0.7, {given.epochs} epochs, seed {given.seed},")
     print("in float32 but for the attack's passes of the second. Difference: the second less the first over the same")

@@ -1,6 +1,6 @@
 """A table of runs that were tried, on validation alone: what each was told beside the defaults, and what it did.
 
-python -m benchmarks.trials RUN... --data COVID-QU-Ex > results/trials-covidqu-mini.md
+python -m benchmarks.findings.trials RUN... --data COVID-QU-Ex > results/trials-covidqu-mini.md
 
 Each figure is read from the run's history.csv at the epoch whose weights were kept; with --data, accuracy under PGD-20
 on all validation images is measured too (and kept in the run's evaluations). Nothing is tested here.
@@ -42,8 +42,9 @@ def main() -> None:
     print("# What was tried, on validation")
     print()
     print(
-        f"`python -m benchmarks.trials RUN...{given_data}`. One seed; the epoch whose weights were kept. Clean "
-        f"accuracy is of all validation images. FGSM and PGD-{MONITOR_STEPS} are of so many of them as the column "
+        f"`python -m benchmarks.findings.trials RUN...{given_data}`. One seed; the epoch whose weights were kept. "
+        f"Clean accuracy is of all validation images. FGSM and PGD-{MONITOR_STEPS} are of so many of them as "
+        f"the column "
         "`watched` says, at the epsilon of training (0.02 unless said): known to about "
         f"{halfwidth:.0f} points either way (95 %) or better, and too high, as the epoch was chosen on them. "
         f"PGD-{STEPS} is of all, at {EPSILON:g}, with its interval; empty where it was not measured. Minutes are of "
