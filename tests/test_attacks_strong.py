@@ -164,12 +164,13 @@ def test_accuracy_falls_with_epsilon_to_about_zero(name: str, model: SmallNet, b
 def test_restarts_help(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     model = trained("fgsm")
-    for name, steps in (("apgd-ce", 3), ("fab", 1)):
+    # FAB's first start is about as good as any within 0.04, so it is given more room.
+    for name, steps, epsilon in (("apgd-ce", 3, 0.04), ("fab", 1, 0.2)):
         few, many = (
-            accuracy(model, attacks.get(name)(model, images, labels, epsilon=0.04, steps=steps, restarts=n), labels)
+            accuracy(model, attacks.get(name)(model, images, labels, epsilon=epsilon, steps=steps, restarts=n), labels)
             for n in (1, 8)
         )
-        assert many < few or (name == "fab" and many == few), name  # FAB's first start is about as good as any here
+        assert many < few, name
 
 
 def test_white_box_is_at_least_as_strong_as_transfer(batch: tuple[Tensor, Tensor]) -> None:

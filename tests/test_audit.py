@@ -271,7 +271,7 @@ def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted,
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from outside
     assert page.count("<figure") > 50
     assert str(planted[0].parent) not in page
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="/dev/null"):
         write_page(planted[2], "/dev/null/page.html")
 
 
@@ -287,7 +287,7 @@ def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> Non
 
 def test_tx_data_audit_can_be_called_and_bad_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="empty: no"):
         tx.data.audit(tmp_path / "empty")
 
 

@@ -338,7 +338,7 @@ def test_the_model_is_left_exactly_as_found(target: int, small: Small, x: Tensor
     flags = [m.training for m in small.modules()]
     random, hooks = torch.get_rng_state(), len(small.cam_layer._forward_hooks)
     if target == 99:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="target"):
             explain.grad_cam(small, x, target)
     else:
         explain.grad_cam(small, x, target)
@@ -575,9 +575,16 @@ def test_several_methods_at_once_are_each_as_alone(small: Small, x: Tensor) -> N
         torch.testing.assert_close(maps, explain.METHODS[name](small, x, 1), msg=name)
 
 
-@pytest.mark.parametrize("name", ["gradcam@", "smoothgrad@-2", "gradcan"])
-def test_a_name_that_is_no_method_is_refused(name: str) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("gradcam@", "a layer's name or a number from -1 down follows the @"),
+        ("smoothgrad@-2", "smoothgrad reads no layer; those that do are gradcam"),
+        ("gradcan", "unknown saliency method 'gradcan': did you mean gradcam"),
+    ],
+)
+def test_a_name_that_is_no_method_is_refused(name: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
         explain.method(name)
 
 

@@ -110,9 +110,17 @@ def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: py
     assert (writing.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
 
 
-@pytest.mark.parametrize("wrong", [{"counts": {"Train": -3}}, {"counts": {"Train": 0}}, {"size": 10**6}, {"seed": -1}])
-def test_synthetic_films_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"counts": {"Train": -3}}, "-3 films of a class in Train: choose 1 to"),
+        ({"counts": {"Train": 0}}, "no film at all"),
+        ({"size": 10**6}, "size 1000000: a synthetic film has 16 to 4096 pixels"),
+        ({"seed": -1}, "seed -1: choose 0 to"),
+    ],
+)
+def test_synthetic_films_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
         writing.write(tmp_path / "out", **({"counts": {"Train": 1}, "size": 32} | wrong))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
