@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from trustcxr.catalogue import ATTACKS, DEFENCES
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -61,28 +63,50 @@ def draw(width: float, height: float, plot: "Callable[[Figure], None]", *, alt: 
 
 
 def _inline(svg: str, width: float, height: float, alt: str, key: str) -> str:
-    """Take out the XML prolog, metadata, namespaces and style, and make the ids the figure's own."""
-    from html import escape
+    """The figure alone: without metadata, namespaces and style sheet, its ids its own, named for who cannot see it."""
+    from xml.etree import ElementTree
 
-    body = svg[svg.index("<svg") :]
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    body = re.sub(r"<style\b.*?</style>", "", body, flags=re.S)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
-    body = body.replace("xlink:href=", "href=")
-    used = set(re.findall(r"url\(#([^)]+)\)", body)) | set(re.findall(r'href="#([^"]+)"', body))
-    body = re.sub(r'(<\w[^<>]*?) id="([^"]*)"', lambda m: m[0] if m[2] in used else m[1], body)
-    for name in used:
-        body = body.replace(f'id="{name}"', f'id="{key}-{name}"').replace(f"(#{name})", f"(#{key}-{name})")
-        body = body.replace(f'href="#{name}"', f'href="#{key}-{name}"')
-    body = re.sub(r" font-family: [^;\"]*;", "", body)  # the style sheet sets the page's own
-    body = re.sub(r"<defs>\s*</defs>", "", body)
-    body = re.sub(r"\n\s*", "\n", body)
-    head = (
-        f'<svg role="img" aria-label="{escape(alt)}" width="{width:g}" height="{height:g}" '
-        f'viewBox="0 0 {width:g} {height:g}"><title>{escape(alt)}</title>'
-    )
-    return head + body
+    root = ElementTree.fromstring(svg)  # its comments stay behind
+    for parent in list(root.iter()):
+        for child in [child for child in parent if _local(child.tag) in ("metadata", "style")]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(name): value for name, value in element.attrib.items()}
+    used = {name for element in root.iter() for value in element.attrib.values() for name in _REFERENCE.findall(value)}
+    for element in root.iter():
+        _tidy(element, used, key)
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag == "defs" and not len(child)]:
+            parent.remove(child)
+    root.attrib = {"role": "img", "aria-label": alt, "width": f"{width:g}", "height": f"{height:g}"}
+    root.attrib["viewBox"] = f"0 0 {width:g} {height:g}"
+    title = ElementTree.Element("title")
+    title.text = alt
+    root.insert(0, title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+_REFERENCE = re.compile(r"(?:^|url\()#([^)]+)")  # `#name` as a whole, or url(#name)
+
+
+def _local(name: str) -> str:
+    """A name of XML without its namespace."""
+    return name.rpartition("}")[2]
+
+
+def _tidy(element: "Element", used: set[str], key: str) -> None:
+    """Ids that are referred to become the figure's own, others go; the font is the page's; no blanks between lines."""
+    own = element.attrib.pop("id", None)
+    for name, value in element.attrib.items():
+        element.attrib[name] = _REFERENCE.sub(lambda found: found[0].replace(found[1], f"{key}-{found[1]}"), value)
+    if own in used:
+        element.attrib = {"id": f"{key}-{own}", **element.attrib}
+    if "style" in element.attrib:
+        parts = [part.strip() for part in element.attrib["style"].split(";")]
+        element.attrib["style"] = "; ".join(part for part in parts if not part.startswith("font-family"))
+    element.text = element.text if (element.text or "").strip() else None
+    element.tail = "\n"
 
 
 def _percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
