@@ -82,8 +82,8 @@ def between(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(images, low), high)
 
 
-def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
-    """A point drawn evenly from the L-infinity ball, clamped to [0, 1]."""
+def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A point drawn evenly from the L-infinity ball, clamped to [0, 1]; without a generator by torch's own state."""
     # Drawn on the CPU so that one seed gives the same start on every device.
     noise = torch.rand(images.shape, generator=generator) * 2 - 1
     return (images + radius * noise.to(images)).clamp(0, 1)

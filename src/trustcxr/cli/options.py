@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY
 from trustcxr.errors import UserError
+
+if TYPE_CHECKING:
+    from trustcxr.recipes.run import Listing
 
 Data = Annotated[
     Path, typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
@@ -87,15 +90,15 @@ def label_map(pairs: list[str] | None) -> dict[str, str | None]:
     return found
 
 
-def listing(columns: list[str] | None, images: Path | None) -> dict[str, Any]:
+def listing(columns: list[str] | None, images: Path | None) -> "Listing":
     """How a list of images is read, as typed: the name of a published list, or word=column pairs."""
-    found: dict[str, Any] = {}
+    found: Listing = {}
     if images is not None:
         found["images"] = str(images)
     if not columns:
         return found
     if len(columns) == 1 and "=" not in columns[0]:
-        return found | {"columns": columns[0]}
+        return {**found, "columns": columns[0]}
     mapping: dict[str, str | int] = {}
     for pair in columns:
         word, equals, column = pair.partition("=")
@@ -104,7 +107,7 @@ def listing(columns: list[str] | None, images: Path | None) -> dict[str, Any]:
                 f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna"
             )
         mapping[word] = int(column) if column.isdigit() else column
-    return found | {"columns": mapping}
+    return {**found, "columns": mapping}
 
 
 def print_json(document: Any) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import attacks
+from trustcxr.attacks.contract import radii, uniform_start
 from trustcxr.defences.contract import Precision, Radius, Weighing, weighted_cross_entropy
 from trustcxr.models.folding import folded
 
@@ -175,8 +176,8 @@ def _as(epsilon: Radius, like: Tensor) -> Tensor:
 
 
 def _random_start(images: Tensor, epsilon: Radius) -> Tensor:
-    """Images drawn evenly from the ball around each; on the processor, so that one seed is one start everywhere."""
-    return (images.detach() + epsilon * (2 * torch.rand(images.shape) - 1).to(images)).clamp(0, 1)
+    """Images drawn evenly from the ball around each, by torch's own random state."""
+    return uniform_start(images.detach(), radii(epsilon, images), None)
 
 
 def _step(images: Tensor, at: Tensor, gradient: Tensor, epsilon: Radius, length: float) -> Tensor:

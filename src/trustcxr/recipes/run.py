@@ -1,12 +1,12 @@
 """What one trained model is."""
 
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from pydantic import Field, model_validator
 
 from trustcxr.catalogue import BACKGROUNDS, networks
 from trustcxr.errors import UserError
-from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, NetworkOptions, TrainingRecipe
 from trustcxr.recipes.validation import Seed, Strict
 
 
@@ -29,6 +29,22 @@ def check_splits(splits: Splits) -> None:
             )
 
 
+class Listing(TypedDict, total=False):
+    """How a data set is understood: options that `read_manifest` takes."""
+
+    layout: str
+    columns: str | dict[str, str | int] | None
+    images: str | None
+
+
+class Reading(Listing, total=False):
+    """How images are read: options that `load_dataset` takes."""
+
+    size: int
+    labels: dict[str, str | None]
+    resize: str
+
+
 class DataRecipe(Strict):
     """How images reach the model."""
 
@@ -46,13 +62,13 @@ class DataRecipe(Strict):
     )
     images: str | None = Field(None, description="of a list: the folder of its images; the list's own unless said")
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> Reading:
         """The options that `load_dataset` takes."""
-        return {"size": self.size, "labels": self.labels, "resize": self.resize, **self.listing()}
+        return Reading(size=self.size, labels=self.labels, resize=self.resize, **self.listing())
 
-    def listing(self) -> dict[str, Any]:
+    def listing(self) -> Listing:
         """How the data set itself is understood: the options that `read_manifest` takes."""
-        return {"layout": self.layout, "columns": self.columns, "images": self.images}
+        return Listing(layout=self.layout, columns=self.columns, images=self.images)
 
 
 class RunRecipe(Strict):
@@ -84,9 +100,10 @@ class RunRecipe(Strict):
         """How much it sees outside the lungs in training."""
         return self.training.background
 
-    def network_options(self) -> dict[str, Any]:
+    def network_options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights."""
-        return self.model.options() | ({"lung_gate": True} if self.lung_gate else {})
+        options = self.model.options()
+        return NetworkOptions(**options, lung_gate=True) if self.lung_gate else options
 
     @property
     def lung_gate(self) -> bool:

@@ -1,7 +1,7 @@
 """The parts of a recipe that say what is trained and how: network, training, defence."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -190,6 +190,17 @@ class DefenceRecipe(Strict):
         return self
 
 
+class NetworkOptions(TypedDict, total=False):
+    """Keywords of `models.build` beside name, classes and weights."""
+
+    normalisation: str
+    activation: str
+    stem_pool: bool
+    members: int
+    input_blur: int
+    lung_gate: bool
+
+
 class ModelRecipe(Strict):
     """A network, or an ensemble. Training keys given here replace the study's."""
 
@@ -217,10 +228,11 @@ class ModelRecipe(Strict):
         """Whether it is more than one network."""
         return self.members > 1 or len(networks(self.name)) > 1
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights: the options that are not the default."""
         names = ("normalisation", "activation", "stem_pool", "members", "input_blur")
-        return {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
+        said = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
+        return cast(NetworkOptions, said)
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelRecipe":

@@ -42,7 +42,7 @@ def read(kind: type[Model], path: Path) -> Model:
     return validate(kind, read_yaml(path, what="recipe file"), str(path))
 
 
-def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
+def validate(kind: type[Model], content: object, where: str) -> Model:
     """`content` as a recipe; UserError naming the first wrong key, and the nearest right one, otherwise."""
     try:
         return kind.model_validate(content)
@@ -60,18 +60,18 @@ def validate(kind: type[Model], content: dict[str, Any], where: str) -> Model:
         raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
 
 
-def assign(content: dict[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
+def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:
     """A copy of `content` with keys set as typed: "defence.beta=3", the value read as YAML.
 
     Raises UserError for a pair without a key or with a value that is not YAML. Whether it is a key, `validate` says.
     """
-    result = copy.deepcopy(content)
+    result = copy.deepcopy(dict(content))
     for pair in pairs:
         dotted, equals, text = pair.partition("=")
         *parents, last = dotted.split(".")
         if not equals or not all((*parents, last)):
             raise UserError(f"--set {pair}: write KEY=VALUE, such as defence.beta=3 or training.augment.flip=0.5")
-        at = result
+        at: Any = result
         for parent in parents:
             at = at.setdefault(parent, {})
             if not isinstance(at, dict):

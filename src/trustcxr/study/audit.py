@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
@@ -13,6 +12,7 @@ from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.recipes.exam import load_exam
+from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, AuditedData, AuditedModel, read
 from trustcxr.study import audit_measures
@@ -31,7 +31,7 @@ def audit(
     attacks: Sequence[str] = (),
     epsilons: Sequence[float] = (),
     labels: Mapping[str, str | None] | None = None,
-    listing: Mapping[str, Any] | None = None,
+    listing: Listing | None = None,
     trust_code: bool = False,
 ) -> AuditDocument:
     """Examine a model (a run's folder, or a model file) on a data set; the document of audit.json, written into `out`.

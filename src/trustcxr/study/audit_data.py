@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from trustcxr.evaluation.door import Check
 from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
-from trustcxr.recipes.run import Splits
+from trustcxr.recipes.run import Listing, Splits
 from trustcxr.results.tables import CLEAN
 
 
@@ -38,14 +37,14 @@ def open_films(
     data: Path,
     split: str | None,
     labels: Mapping[str, str | None] | None,
-    listing: Mapping[str, Any] | None,
+    listing: Listing | None,
 ) -> Films:
     """The data in the model's size and classes: the test split unless said, where there is one, else all.
 
     Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
     """
     resize, splits, renamed = "squeeze", Splits(), dict(labels or {})
-    read = dict(listing or {})
+    read = listing or Listing()
     if isinstance(subject, Run):
         recipe = subject.trained_by.data
         resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
@@ -56,7 +55,7 @@ def open_films(
         manifest = read_manifest(data, **read)
     except UserError:
         # Another hospital's data need not look like those that a run was trained on.
-        manifest = read_manifest(data, **dict(listing or {}))
+        manifest = read_manifest(data, **listing or Listing())
     classes: tuple[str, ...] | None = subject.classes
     if isinstance(subject, Given) and subject.kind == "sigmoid":
         manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest

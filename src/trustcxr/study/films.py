@@ -11,6 +11,7 @@ from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
+from trustcxr.recipes.run import Listing
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import RunDocument
 
@@ -25,13 +26,13 @@ class Source:
     data: Path
     split: str | None = None
     labels: Mapping[str, str | None] | None = None
-    listing: Mapping[str, Any] | None = None
+    listing: Listing | None = None
 
 
 def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     """The data in the run's size and classes: `split`, else the one asked for, else the run's test split, else all."""
     recipe = run.trained_by.data
-    listing = dict(source.listing or {})
+    listing = source.listing or Listing()
     try:
         manifest = read_manifest(source.data, **(recipe.listing() | listing))
     except UserError:

@@ -20,7 +20,7 @@ from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import lesions, scores, summary, verdicts
-from trustcxr.recipes.run import RunRecipe, Splits
+from trustcxr.recipes.run import Listing, RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
@@ -253,7 +253,7 @@ def evaluate(
     severities: Sequence[int] | None = None,
     shortcuts: bool = False,
     labels: Mapping[str, str | None] | None = None,
-    listing: Mapping[str, Any] | None = None,
+    listing: Listing | None = None,
     out: Path | None = None,
 ) -> tuple[RunDocument, Path]:
     """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in.
@@ -295,7 +295,7 @@ def certify(
     effort: Effort | None = None,
     split: str | None = None,
     labels: Mapping[str, str | None] | None = None,
-    listing: Mapping[str, Any] | None = None,
+    listing: Listing | None = None,
 ) -> tuple[RunDocument, Path]:
     """Prove which answers of a run cannot change within epsilon: certified.parquet, and `certified` in metrics.json.
 
@@ -329,7 +329,7 @@ def explain(
     options: Mapping[str, Any] | None = None,
     split: str | None = None,
     labels: Mapping[str, str | None] | None = None,
-    listing: Mapping[str, Any] | None = None,
+    listing: Listing | None = None,
 ) -> tuple[RunDocument, Path]:
     """Saliency of a run measured on a data set; other methods measured there before are kept.
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trustcxr.attacks.contract import radii, uniform_start
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import augment, to_pixels
 from trustcxr.models.lung_gate import LungGate
@@ -61,8 +62,7 @@ def dice(found: Tensor, wanted: Tensor) -> Tensor:
 def _perturbed(gate: LungGate, pixels: Tensor, inside: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
     if not epsilon:
         return pixels
-    noise = epsilon * (2 * torch.rand(pixels.shape, generator=generator).to(pixels) - 1)
-    leaf = (pixels + noise).clamp(0, 1).requires_grad_(True)
+    leaf = uniform_start(pixels, radii(epsilon, pixels), generator).requires_grad_(True)
     loss = F.binary_cross_entropy_with_logits(gate.logits(leaf), inside)
     (gradient,) = torch.autograd.grad(loss, leaf)
     moved = leaf.detach() + 1.25 * epsilon * gradient.sign()
