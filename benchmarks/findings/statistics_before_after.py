@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
+from benchmarks.findings import maps_before_after
 from benchmarks.speed.duplicates import CHANGES, Film, pictures, read
 from trustcxr import catalogue, statistics
 from trustcxr.data.auditing import alignment, duplicates
@@ -30,15 +31,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--external", type=Path, required=True)
-    parser.add_argument("--run", type=Path, help="a trained run, for what is left without the lungs")
+    parser.add_argument("--run", type=Path, help="a trained run behind a lung gate, for views and maps")
     parser.add_argument("--trials", type=int, default=300, help="of each simulation")
     parser.add_argument("--copies", type=int, default=60)
     given = parser.parse_args()
     rows = [*errors(given.trials), *recalls(), *rare(), *tests(given.trials)]
     rows += copies(read(given.data), given.copies)
     rows += constant(given.external)
+    rows += [*maps_before_after.order(), *maps_before_after.ceilings(given.data), *maps_before_after.compared()]
+    rows += maps_before_after.words()
     if given.run:
         rows += views(given.run, given.data) + parts(given.run, given.external)
+        rows += [*maps_before_after.gate(given.run, given.data), *maps_before_after.verdict(given.run, given.data)]
     print("# Statistics, before and after\n")
     print(" ".join(__doc__.split("\n\n")[2].split()))
     print(

@@ -64,7 +64,7 @@ def _survives(part: SaliencyDocument, over: Mapping[str, Lead]) -> str:
         return ""
     if _alike(part):
         return f"the map survives randomising the network: {'; '.join(reasons)}: no figure of it is of the network"
-    names = " and ".join(_label(name) for name in void)
+    names = " and ".join(", ".join(_label(name) for name in void).rsplit(", ", 1))
     verb = "is" if len(void) == 1 else "are"
     return f"the map survives randomising the network: {'; '.join(reasons)}: {names} {verb} not of the network"
 
