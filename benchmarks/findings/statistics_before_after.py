@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--external", type=Path, required=True)
-    parser.add_argument("--run", type=Path, help="a trained run behind a lung gate, for views and maps")
+    parser.add_argument("--run", type=Path, help="where the run is, or is trained, that views and maps are of")
     parser.add_argument("--trials", type=int, default=300, help="of each simulation")
     parser.add_argument("--copies", type=int, default=60)
     given = parser.parse_args()
@@ -40,7 +40,9 @@ def main() -> None:
     rows += constant(given.external)
     rows += [*maps_before_after.order(), *maps_before_after.ceilings(given.data), *maps_before_after.compared()]
     rows += maps_before_after.words()
+    about = []
     if given.run:
+        about = [f"The run {maps_before_after.trained(given.run, given.data)}.", ""]
         rows += views(given.run, given.data) + parts(given.run, given.external)
         rows += [*maps_before_after.gate(given.run, given.data), *maps_before_after.verdict(given.run, given.data)]
     print("# Statistics, before and after\n")
@@ -48,7 +50,7 @@ def main() -> None:
     print(
         f"\n`python -m benchmarks.findings.statistics_before_after`, {given.trials} trials a simulation, seeds fixed.\n"
     )
-    print("\n".join(markdown.table(["what", "before", "after"], rows)))
+    print("\n".join([*about, *markdown.table(["what", "before", "after"], rows)]))
 
 
 def _ends(pair: Any, digits: int = 3) -> str:
