@@ -29,6 +29,10 @@ GREYS = (0.3, 0.5, 0.7)
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_steps(monkeypatch)
+
+
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol with few steps; what is equal and what is said does not hang on them."""
     real = exam.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]

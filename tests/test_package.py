@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,17 @@ def _bare() -> float:
     before = time.perf_counter()
     python("pass")
     return time.perf_counter() - before
+
+
+@pytest.mark.parametrize("name", ["model", "attack"])
+def test_an_issue_form_asks_for_what_is_needed_once_each(name: str) -> None:
+    import yaml
+
+    form = yaml.safe_load((Path(__file__).parents[1] / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
+    assert {"name", "description", "body"} <= form.keys()
+    asked = [part for part in form["body"] if part["type"] != "markdown"]
+    ids = [part["id"] for part in asked]
+    assert len(set(ids)) == len(ids)
+    assert all(part["type"] in ("input", "textarea", "checkboxes", "dropdown") for part in asked)
+    assert all(part["attributes"]["label"] for part in asked)
+    assert {"model": {"model-file", "where", "training"}, "attack": {"where", "epsilon", "how"}}[name] <= set(ids)

@@ -1,4 +1,4 @@
-"""Any model: `audit`, and two of them: `compare`."""
+"""Any model: `audit`; two of them: `compare`; many: `leaderboard`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +28,10 @@ def audit(
         list[float] | None, typer.Option(help="Other radii than the protocol's (L-infinity); repeatable.")
     ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Let the model file run its maker's code.")] = False,
+    adversarial: Annotated[
+        Path | None,
+        typer.Option(help="Adversarial images (safetensors): the worse of theirs and ours counts."),
+    ] = None,
     init: Annotated[bool, typer.Option("--init", help="Print a model file for MODEL, with questions.")] = False,
     label: Labels = None,
     column: Columns = None,
@@ -43,7 +47,7 @@ def audit(
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
-    from trustcxr.report import audits
+    from trustcxr.report import audit_page, audits
     from trustcxr.study.audit import audit as examine
 
     document = examine(
@@ -56,7 +60,9 @@ def audit(
         labels=label_map(label),
         listing=listing(column, images),
         trust_code=trust_code,
+        adversarial=adversarial,
     )
+    audit_page.write(document, out)
     if json:
         return print_json(document)
     for line in audits.sentences(document):
@@ -83,3 +89,23 @@ def compare(
     for line in audits.pair_remarks(found):
         print(line)
     return print(NOTICE)
+
+
+@audits_app.command(epilog="Example: trustcxr leaderboard out/audits")
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with folders of audits in it.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the page and the table; FOLDER unless said.")] = None,
+    json: Json = False,
+) -> None:
+    """Many audits of one protocol and data set: one page that sorts, one table (CSV)."""
+    from trustcxr import report
+    from trustcxr.report import board
+
+    found = board.gather(folder)
+    page, table = board.write(found, out or folder)
+    if json:
+        return print_json(board.plain(found))
+    report.print_rows(f"{len(found.entries)} audits by {found.protocol} on {found.data}", board.shown(found))
+    for name, why in found.refused:
+        print(f"not compared: {name}: {why}")
+    return print(f"written to {page} and {table}\n{NOTICE}")

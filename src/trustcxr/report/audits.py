@@ -2,30 +2,34 @@
 
 from trustcxr.catalogue import attack_said
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.results.documents import AuditDocument, AuditPair, OperatingPoint
+from trustcxr.results.documents import AuditDocument, AuditPair, HandedIn, OperatingPoint
 from trustcxr.results.tables import CLEAN
 
 
 def sentences(document: AuditDocument) -> list[str]:
     """An audit, a line each."""
+    given_lines, examined = given(document)
     return [
-        *_given(document),
+        *(f"Given: {line}" for line in given_lines[:1]),
+        *(f"Examined: {line}" for line in examined),
+        *(f"  note: {note}" for note in given_lines[1:]),
         *_gate(document),
-        *_relied_on(document),
+        "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
+        *(f"  {line}" for line in relied_on(document)),
         *operating_sentences(document),
-        *_not_relied_on(document),
+        "May not be relied on:",
+        *(f"  {line}" for line in not_relied_on(document)),
     ]
 
 
-def _given(document: AuditDocument) -> list[str]:
+def given(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was given, with what is worth saying of it; and what was examined, by what."""
     model, data = document.model, document.data
     weights = f", {model.parameters:,} parameters" if model.parameters else ""
     protocol = document.protocol or "other options than a fixed protocol's, so it compares with no other audit"
-    lines = [
-        f"Given: {model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}",
-        f"Examined: {document.clean.n} images of {data.name}, split {document.split}, by {protocol}",
-    ]
-    return lines + [f"  note: {note}" for note in model.notes]
+    what = f"{model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}"
+    films = f"{data.n} images of {data.name}, split {document.split}, by {protocol}"
+    return (what, *model.notes), (films,)
 
 
 def _gate(document: AuditDocument) -> list[str]:
@@ -33,25 +37,35 @@ def _gate(document: AuditDocument) -> list[str]:
     return [f"  {marks[check.passed]}: {check.check}: {check.text}" for check in document.gate]
 
 
-def _relied_on(document: AuditDocument) -> list[str]:
+def relied_on(document: AuditDocument) -> tuple[str, ...]:
+    """What accuracy is left as films are, under attack, and of films that went wrong."""
     clean = document.clean
     what = "decisions on findings (each finding on each film)" if document.findings else "films"
     lines = [
-        "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
-        f"  of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
+        f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
         f"class would have {percent(clean.constant_answer)}",
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:
             name = attack_said(row.attack, row.steps)
-            lines.append(f"  under {name} at epsilon {row.epsilon:g}, at most {with_interval(row.accuracy)} still are")
+            lines.append(f"under {name} at epsilon {row.epsilon:g}, at most {with_interval(row.accuracy)} still are")
+    lines += [f"{handed_said(found)}" for found in document.handed_in]
     if mean := document.corruptions_mean:
         worst = min(document.corruptions, key=lambda row: row.accuracy.value or 0.0)
         lines.append(
-            f"  of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average; "
+            f"of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average; "
             f"at worst ({worst.corruption.replace('_', ' ')}) {percent(worst.accuracy.value)}"
         )
-    return lines
+    return tuple(lines)
+
+
+def handed_said(found: HandedIn) -> str:
+    """What images that were handed in add to our own worst case."""
+    return (
+        f"on {found.n} images that {found.by} made at epsilon {found.epsilon:g}, {with_interval(found.accuracy)} are "
+        f"answered rightly; {found.found_alone} of them mislead it where ours did not, ours {found.missed} where they "
+        "did not: the worse of the two counts, image by image"
+    )
 
 
 def operating_sentences(document: AuditDocument) -> list[str]:
@@ -93,24 +107,23 @@ def _ratios(point: OperatingPoint) -> str:
     return "".join(f", LR{sign} {share.value:.3g}" for sign, share in parts if share.value is not None)
 
 
-def _not_relied_on(document: AuditDocument) -> list[str]:
-    lines = ["May not be relied on:"]
+def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
+    """Why its figures may not be relied on, where they may not, and what they say nothing of."""
+    lines: list[str] = []
     if document.unreliable:
-        lines.append(f"  {document.because}")
+        lines.append(f"{document.because}")
     if why := document.withdrawn:
         gone = {attack_said(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
-        lines.append(f"  withdrawn: {', '.join(sorted(gone))}: {why}")
+        lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
     if not document.attacks:
-        lines.append("  robustness: nothing was attacked, so nothing is known of it")
-    lines += [f"  {alarm.text}" for alarm in document.alarms]
-    lines += [f"  {division.text}" for division in document.subgroups]
-    lines += [f"  {found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
+        lines.append("robustness: nothing was attacked, so nothing is known of it")
+    lines += [f"{alarm.text}" for alarm in document.alarms]
+    lines += [f"{division.text}" for division in document.subgroups]
+    lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
     unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
-    lines += [f"  films left out since their label is not known: {', '.join(unknown)}"] if unknown else []
-    lines.append(
-        "  attacks bound accuracy from above: a stronger one may leave less; other hospitals' films are others"
-    )
-    return lines
+    lines += [f"films left out since their label is not known: {', '.join(unknown)}"] if unknown else []
+    lines.append("attacks bound accuracy from above: a stronger one may leave less; other hospitals' films are others")
+    return tuple(lines)
 
 
 def pair_rows(found: AuditPair) -> list[dict[str, str | int | None]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.evaluation import reliance
+from trustcxr.evaluation import handed_in, reliance
 from trustcxr.evaluation.door import Check, examine_at_the_door
 from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.evaluation.run import Run
@@ -33,15 +33,23 @@ def audit(
     labels: Mapping[str, str | None] | None = None,
     listing: Listing | None = None,
     trust_code: bool = False,
+    adversarial: Path | None = None,
 ) -> AuditDocument:
     """Examine a model (a run's folder, or a model file) on a data set; the document of audit.json, written into `out`.
 
+    `adversarial`: a file of images that somebody hands in (`evaluation.handed_in`), judged beside our own attacks.
     Started again after a cut, it goes on; where the same was examined before, that is the answer.
     Raises UserError for a model or data that cannot be had, or an `out` that holds something else.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
-    whole = Audit(subject, open_films(subject, data, split, labels, listing), exam)
+    films = open_films(subject, data, split, labels, listing)
+    handed = None if adversarial is None else handed_in.read(adversarial, films.examined)
+    if handed is not None and subject.model is None:
+        raise UserError(f"{adversarial}: only scores of {subject.name} were given, so adversarial images say nothing")
+    if handed is not None:
+        handed_in.check_radius(handed, exam)
+    whole = Audit(subject, films, exam, handed)
     key, path = whole.key, out / folders.AUDIT_FILE
     if (out / folders.RUN_FILE).exists():
         raise UserError(f"{out}: holds a run; choose another --out")
@@ -69,7 +77,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         examination=key,
     )
     document.operating_points, document.subgroups = measured.points, measured.divisions
-    document.findings = measured.findings
+    document.findings, document.handed_in = measured.findings, measured.handed
     checks = [*door.checks, *_reading(subject), *measured.checks]
     reliance.withdraw(document, door)
     checks += reliance.compared(document)

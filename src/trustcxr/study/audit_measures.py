@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trustcxr.attacks.stand_ins import look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, operating_points, subgroups
+from trustcxr.evaluation import findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door
@@ -20,7 +20,7 @@ from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
-from trustcxr.results.documents import Division, Finding, OperatingPoint, RunDocument
+from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, logits_of
 from trustcxr.study.audit_data import scored
 from trustcxr.study.audited import Audit
@@ -37,6 +37,7 @@ class Measured:
     divisions: list[Division]
     findings: list[Finding] = field(default_factory=list)
     checks: Sequence[Check] = ()
+    handed: list[HandedIn] = field(default_factory=list)
 
 
 def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
@@ -53,12 +54,13 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
         table = _predicted(examined, whole, door, shown, parts)
         held = whole.films.validation
         validation = None if held is None else evaluation.predict(examined, held, views=False)
+    table, handed = _worse(whole, table, model, door)
     table = with_columns(table, whole.dataset)
     thresholds = operating_points.choose(validation, subject.classes)
     points = operating_points.of_classes(table, subject.classes, thresholds, resamples=exam.bootstrap)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
     figures = describe(examined, table, resamples=exam.bootstrap)
-    return Measured(table, validation, figures, points, divisions, checks=checks)
+    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed)
 
 
 def with_columns(table: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
@@ -99,6 +101,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     held = None if whole.films.validation is None else findings.known(whole.films.validation.table, names)
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
+    handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
         threshold = _threshold(subject, place, validation, held)
@@ -114,6 +117,8 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             decision = findings.Decision(door.model, place, threshold.value)
             attacked = _attacked(whole, door, decision, labels, shown, parts / f"finding{place}")
             table = pd.concat([table, findings.marked(attacked, name)], ignore_index=True)
+            table, judged_too = _worse(whole, table, decision, door)
+            handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
         points += operating_points.of_finding(findings.worst_scores(table), name, threshold, resamples=exam.bootstrap)
         pieces.append(table)
     if not pieces:
@@ -126,7 +131,16 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
-    return Measured(table, None, figures, points, divisions, judged, [*checks, *_order(points)])
+    return Measured(table, None, figures, points, divisions, judged, [*checks, *_order(points)], handed)
+
+
+def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module, door: Door) -> tuple[pd.DataFrame, list[HandedIn]]:
+    """The predictions with what was handed in, where that misleads the model and ours does not."""
+    if whole.handed is None:
+        return table, []
+    random = door.traits is not None and door.traits.random
+    table, found = handed_in.worse_of_both(table, whole.handed, model, whole.subject.device, random=random)
+    return table, [found]
 
 
 def _answers(

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 from trustcxr.about import __version__
+from trustcxr.catalogue import DEFENCES
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation.given import Subject
+from trustcxr.evaluation.handed_in import Images
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
@@ -21,6 +23,7 @@ class Audit:
     subject: Subject
     films: Films
     exam: ExamRecipe
+    handed: Images | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -33,6 +36,7 @@ class Audit:
         content = [__version__, about(self.subject), self.dataset.fingerprint, self.exam.model_dump(mode="json")]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
+        content += [] if self.handed is None else [files.checksum(self.handed.path)]
         found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -41,7 +45,18 @@ class Audit:
 
 def about(subject: Subject) -> dict[str, object]:
     """The model, as it stands under `model`."""
-    return {"name": subject.name} | asdict(_origin(subject))
+    return {"name": subject.name, "reported": _reported(subject)} | asdict(_origin(subject))
+
+
+def _reported(subject: Subject) -> dict[str, object]:
+    """What its makers say of it; of a run what it was trained on, and against."""
+    if not isinstance(subject, Run):
+        return subject.reported.model_dump()
+    recipe = subject.trained_by
+    against = f", L-infinity {recipe.defence.epsilon:g}" if DEFENCES[recipe.defence.name].attacks else ""
+    trained = files.read_yaml(subject.folder / folders.RUN_FILE).get("data")
+    name = str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
+    return {"threat_model": f"{recipe.defence.name}{against}", "training_data": name}
 
 
 def _origin(subject: Subject) -> Origin:

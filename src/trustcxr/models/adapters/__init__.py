@@ -6,7 +6,7 @@ code of a file's maker runs unless it is trusted.
 """
 
 from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.declaration import InputSpec, ModelFile, OutputSpec, read_model_file
+from trustcxr.models.adapters.declaration import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
 from trustcxr.models.adapters.draft import describe_file
 from trustcxr.models.adapters.loading import Given, Origin, load
 
@@ -17,6 +17,7 @@ __all__ = [
     "ModelFile",
     "Origin",
     "OutputSpec",
+    "Reported",
     "describe_file",
     "load",
     "read_model_file",

@@ -95,6 +95,16 @@ class OutputSpec(Declared):
         return given * len(self.classes) if len(given) == 1 else given
 
 
+class Reported(Declared):
+    """What its makers say of a model: it stands beside what is measured, and changes nothing."""
+
+    clean: float | None = Field(None, ge=0, le=1, description="accuracy on films as they are")
+    attacked: float | None = Field(None, ge=0, le=1, description="accuracy under the strongest attack that they tried")
+    threat_model: str = Field("", description="what it is meant to withstand, such as L-infinity 0.02")
+    training_data: str = Field("", description="what it was trained on")
+    paper: str = Field("", description="where that is said")
+
+
 class ModelFile(Declared):
     """A whole model file. One of `source`, `python`, `predictions` is given; `timm` names the network of weights."""
 
@@ -105,6 +115,7 @@ class ModelFile(Declared):
     name: str | None = None
     input: InputSpec = InputSpec()
     output: OutputSpec
+    reported: Reported = Reported()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

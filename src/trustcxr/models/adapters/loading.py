@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.declaration import InputSpec, Kind, ModelFile, OutputSpec, check, read_model_file
+from trustcxr.models.adapters.declaration import (
+    InputSpec,
+    Kind,
+    ModelFile,
+    OutputSpec,
+    Reported,
+    check,
+    read_model_file,
+)
 from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, InBatches, from_object, open_source
 from trustcxr.results.documents import RunDocument, TrainingDocument
 
@@ -53,6 +61,7 @@ class Given:
     predictions: "pd.DataFrame | None" = None
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
+    reported: Reported = field(default_factory=Reported)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +145,15 @@ def _table(declared: ModelFile) -> Given:
     origin = Origin("predictions", str(path), *_checksum(path), gradients="none", notes=notes)
     given = declared.output
     return Given(
-        None, given.classes, declared.input.size, declared.name or path.stem, origin, declared.input, given, table
+        None,
+        given.classes,
+        declared.input.size,
+        declared.name or path.stem,
+        origin,
+        declared.input,
+        given,
+        table,
+        reported=declared.reported,
     )
 
 
@@ -152,7 +169,10 @@ def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device |
     weights = sum(p.numel() for p in [*model.parameters(), *net.buffers()])
     origin = Origin(origin.kind, origin.path, origin.sha256, origin.bytes, weights or None, gradients, tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
-    return Given(model, declared.output.classes, declared.input.size, name, origin, declared.input, declared.output)
+    given = declared.output
+    return Given(
+        model, given.classes, declared.input.size, name, origin, declared.input, given, reported=declared.reported
+    )
 
 
 def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from trustcxr.results import files
 from trustcxr.results.documents.answers import FilmAnswer
 from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
-from trustcxr.results.documents.examined import Curve, Division, Finding, OperatingPoint, Subgroup
+from trustcxr.results.documents.examined import Curve, Division, Finding, HandedIn, OperatingPoint, Subgroup
 from trustcxr.results.documents.explained import (
     Change,
     Lead,
@@ -85,6 +85,7 @@ __all__ = [
     "FilmAnswer",
     "Finding",
     "GateCheck",
+    "HandedIn",
     "Hardware",
     "InputGradients",
     "Lead",

@@ -1,8 +1,8 @@
 """audit.json: a model that was given, examined."""
 
-from trustcxr.results.documents.examined import Division, Finding, OperatingPoint
+from trustcxr.results.documents.examined import Division, Finding, HandedIn, OperatingPoint
 from trustcxr.results.documents.runs import RunDocument
-from trustcxr.results.flat import Document, Records
+from trustcxr.results.flat import Document, Number, Records
 
 
 class GateCheck(Document):
@@ -11,6 +11,16 @@ class GateCheck(Document):
     check: str = ""
     passed: bool | None = None
     text: str = ""
+
+
+class Reported(Document):
+    """What its makers say of a model; of a run the recipe says it."""
+
+    clean: Number = None
+    attacked: Number = None
+    threat_model: str = ""
+    training_data: str = ""
+    paper: str = ""
 
 
 class AuditedModel(Document):
@@ -24,6 +34,7 @@ class AuditedModel(Document):
     parameters: int | None = None
     gradients: str = ""
     notes: list[str] = []
+    reported: Reported = Reported()
 
 
 class AuditedData(Document):
@@ -52,6 +63,7 @@ class AuditDocument(RunDocument):
     operating_points: Records[OperatingPoint] = []
     subgroups: Records[Division] = []
     findings: Records[Finding] = []
+    handed_in: Records[HandedIn] = []
     examination: str = ""
 
     @classmethod

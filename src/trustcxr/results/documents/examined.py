@@ -81,3 +81,18 @@ class Finding(Document):
     n: int | None = None
     positives: int | None = None
     unknown: int | None = None
+
+
+class HandedIn(Document):
+    """Adversarial images that somebody handed in: accuracy on them alone, and what they add to our worst case.
+
+    `found_alone`: images that mislead the model where ours did not; `missed`: the other way round.
+    """
+
+    by: str = ""
+    sha256: str = ""
+    epsilon: Number = None
+    n: int | None = None
+    accuracy: Share = Share()
+    found_alone: int | None = None
+    missed: int | None = None

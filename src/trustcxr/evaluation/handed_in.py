@@ -1,0 +1,139 @@
+"""Adversarial images that somebody hands in: checked, judged beside our own attack, the worse of the two counted.
+
+A safetensors file: under each film's sample id (of a model of findings also `id#finding`) a float image (1, H, W) in
+[0, 1] at the model's size, and in its metadata `epsilon`, the L-infinity radius, and `by`, who made them.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trustcxr import statistics
+from trustcxr.attacks.adaptive import JUDGED, wrong_share
+from trustcxr.catalogue import WORST_CASE
+from trustcxr.data.batches import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.models.untouched import undisturbed
+from trustcxr.recipes.exam import ExamRecipe
+from trustcxr.results import files
+from trustcxr.results.documents import HandedIn, Share
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trustcxr.data.dataset import Dataset
+
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images by sample id, their radius, and who made them."""
+
+    path: Path
+    by: str
+    epsilon: float
+    images: dict[str, torch.Tensor]
+
+
+def read(path: Path, dataset: "Dataset") -> Images:
+    """The file's images, within their epsilon of the very films and in [0, 1]; UserError, saying which is not."""
+    images, about = _opened(path)
+    try:
+        epsilon, by = float(about["epsilon"]), about["by"].strip()
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: its metadata must say epsilon (such as '0.02') and by, who made the images") from None
+    if not 0 < epsilon <= 1 or not by:
+        raise UserError(f"{path}: epsilon {epsilon:g} by '{by}': a radius in (0, 1] and a name are needed")
+    rows = {str(name): row for row, name in enumerate(dataset.sample_ids)}
+    for key, image in images.items():
+        row = rows.get(key, rows.get(key.rpartition("#")[0]))
+        if row is None:
+            raise UserError(f"{path}: {key} is none of these films; ids are such as {dataset.sample_ids[0]}")
+        film = to_pixels(torch.from_numpy(dataset.batch([row])))[0]
+        if image.shape != film.shape or not image.is_floating_point():
+            kind = f"{image.dtype} {tuple(image.shape)}"
+            raise UserError(f"{path}: {key} is {kind}, but the film is a float image {tuple(film.shape)}")
+        if not (bool(image.isfinite().all()) and float(image.min()) >= 0 and float(image.max()) <= 1):
+            raise UserError(f"{path}: {key} leaves [0, 1]")
+        if (away := float((image.float() - film).abs().max())) > epsilon + _ROUNDING:
+            raise UserError(f"{path}: {key} lies {away:.4g} from its film, beyond the epsilon of {epsilon:g}")
+    return Images(path, by, epsilon, {key: image.float() for key, image in images.items()})
+
+
+def _opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as problem:
+        raise UserError(f"{path}: no safetensors file of adversarial images ({problem})") from None
+
+
+def worse_of_both(
+    table: "pd.DataFrame", given: Images, model: nn.Module, device: torch.device, *, random: bool = False
+) -> "tuple[pd.DataFrame, HandedIn]":
+    """Predictions whose worst-case rows are those of the given images where these mislead the model and ours do not.
+
+    `broken_by` says by whom. They count at every radius of worst-case that is not below theirs. A model that answers at
+    random is misled by an image that misleads it in most draws.
+    """
+    worst = table[(table["attack"] == WORST_CASE) & (table["epsilon"] >= given.epsilon - 1e-9)]
+    # Of a film that both its finding and the film itself are handed in for, the finding's counts.
+    keys = [name if name in given.images else _film(name) for name in worst["sample_id"]]
+    known = np.array([key in given.images for key in keys])
+    rows = worst[known]
+    logits, wrong = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device, random)
+    ours = np.stack(rows["logits"].tolist()).argmax(1) != rows["label"].to_numpy()
+    alone = wrong & ~ours
+    changed, broken = table["logits"].copy(), table["broken_by"].fillna("").copy()
+    for place in np.flatnonzero(alone):
+        index = rows.index[int(place)]
+        changed.at[index], broken.at[index] = logits[place], given.by
+    first = rows["epsilon"].to_numpy() == rows["epsilon"].min()
+    right = ~wrong[first]
+    share, ends = statistics.mean_interval(right.astype(float), rows["group"].to_numpy()[first])
+    found = HandedIn(
+        by=given.by,
+        sha256=files.checksum(given.path),
+        epsilon=given.epsilon,
+        n=int(first.sum()),
+        accuracy=Share(value=share, ci=(ends[0], ends[1])),
+        found_alone=int(alone[first].sum()),
+        missed=int((ours & ~wrong)[first].sum()),
+    )
+    return table.assign(logits=changed, broken_by=broken), found
+
+
+def check_radius(given: Images, exam: ExamRecipe) -> None:
+    """UserError unless the examination tries worst-case at the images' radius or a larger one."""
+    radii = sorted({e for attack in exam.attacks if attack.name == WORST_CASE for e in attack.epsilons})
+    if not radii or given.epsilon > radii[-1] + 1e-9:
+        listed = ", ".join(f"{radius:g}" for radius in radii) or "no epsilon"
+        raise UserError(f"{given.path}: images for epsilon {given.epsilon:g}, but worst-case is tried at {listed}")
+
+
+def _film(name: Any) -> str:
+    return str(name).rpartition("#")[0] or str(name)
+
+
+def _judged(
+    model: nn.Module, images: list[torch.Tensor], rows: "pd.DataFrame", device: torch.device, random: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) of images, and whether they mislead the model (N,)."""
+    logits, wrong = [], []
+    for start in range(0, len(images), 64):
+        batch = torch.stack(images[start : start + 64]).to(device)
+        labels = torch.as_tensor(rows["label"].to_numpy()[start : start + 64], device=device)
+        with torch.no_grad(), undisturbed(model):
+            answer = model(batch).float()
+        share = wrong_share(model, batch, labels, draws=JUDGED) if random else (answer.argmax(1) != labels).float()
+        logits.append(answer.cpu().numpy())
+        wrong.append((share > 0.5).cpu().numpy())
+    return np.concatenate(logits), np.concatenate(wrong)

@@ -1,0 +1,204 @@
+"""Many audits, side by side: which of them compare, and a row each, as a page that sorts and as a table."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from trustcxr.about import NOTICE
+from trustcxr.catalogue import WORST_CASE, attack_said
+from trustcxr.errors import UserError
+from trustcxr.report.terminal import percent
+from trustcxr.results import files, folders
+from trustcxr.results.documents import AttackResult, AuditDocument, Share, read
+
+PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
+COLUMNS = (
+    "model",
+    "kind",
+    "clean reported",
+    "clean",
+    "attacked reported",
+    "attacked",
+    "by",
+    "corrupted",
+    "AUROC",
+    "calibration error",
+    "unreliable",
+    "threat model",
+    "training data",
+    "paper",
+    "folder",
+)
+
+
+class Cell(NamedTuple):
+    """What is written, what it sorts by, and its interval."""
+
+    text: str
+    value: float | str | None
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """The audits that compare, most robust first; those that do not, and why; what they were examined by and on."""
+
+    protocol: str
+    data: str
+    n: int
+    classes: tuple[str, ...]
+    entries: tuple[tuple[str, AuditDocument], ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def gather(folder: Path) -> Board:
+    """The audits under `folder` that most of them compare with; UserError where there is none."""
+    found, refused = [], []
+    for path in sorted(folder.rglob(folders.AUDIT_FILE)):
+        name = path.parent.relative_to(folder).as_posix()
+        try:
+            document = read(AuditDocument, path)
+        except UserError as problem:
+            refused.append((name, str(problem)))
+            continue
+        if document.protocol is None:
+            refused.append((name, "examined with other options than a protocol's"))
+        else:
+            found.append((name, document))
+    if not found:
+        why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
+        raise UserError(f"{folder}: no {folders.AUDIT_FILE} of a whole examination in it{why}")
+    chosen = Counter(_key(document) for _, document in found).most_common(1)[0][0]
+    kept = [(name, document) for name, document in found if _key(document) == chosen]
+    refused += [(name, _why(document, kept[0][1])) for name, document in found if _key(document) != chosen]
+    kept.sort(key=lambda pair: (-(attacked(pair[1]).accuracy.value or -1.0), -(pair[1].clean.accuracy.value or 0.0)))
+    first = kept[0][1]
+    return Board(
+        str(first.protocol), first.data.name, first.data.n or 0, tuple(first.classes), tuple(kept), tuple(refused)
+    )
+
+
+def _key(document: AuditDocument) -> tuple[str | None, str, tuple[str, ...]]:
+    return document.protocol, document.data.fingerprint, tuple(document.classes)
+
+
+def _why(document: AuditDocument, others: AuditDocument) -> str:
+    """Why an audit does not compare with the others."""
+    if document.protocol != others.protocol:
+        return f"examined by {document.protocol}, the others by {others.protocol}"
+    if document.classes != others.classes:
+        return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
+    return (
+        f"not the same images as the others ({document.data.name}, {document.data.n}; {others.data.name}, "
+        f"{others.data.n}), or not read at the same size"
+    )
+
+
+def attacked(document: AuditDocument) -> AttackResult:
+    """The attack at the largest epsilon that left least; the worst case where it is there, which tries them all."""
+    rows = [row for row in document.attacks if row.accuracy.value is not None]
+    largest = max((row.epsilon or 0.0 for row in rows), default=None)
+    here = [row for row in rows if row.epsilon == largest]
+    least = sorted(here, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE))
+    return least[0] if least else AttackResult()
+
+
+def row(name: str, document: AuditDocument) -> list[Cell]:
+    """One audit's cells, in the order of COLUMNS."""
+    said, worst, mean = document.model.reported, attacked(document), document.corruptions_mean
+    by = f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}" if worst.epsilon is not None else "-"
+    theirs = [found for found in document.handed_in if found.found_alone]
+    by += "".join(f"; handed in by {found.by} ({found.found_alone})" for found in theirs)
+    return [
+        _text(document.model.name),
+        _text(document.model.kind),
+        _number(said.clean),
+        _share(document.clean.accuracy),
+        _number(said.attacked),
+        _share(worst.accuracy),
+        _text(by),
+        _share(mean.accuracy if mean else Share()),
+        _share(document.clean.auroc_macro),
+        _share(document.clean.ece),
+        Cell("unreliable" if document.unreliable else "no", "1" if document.unreliable else "0", _flag(document)),
+        _text(said.threat_model),
+        _text(said.training_data),
+        _text(said.paper),
+        _text(name),
+    ]
+
+
+def _flag(document: AuditDocument) -> str:
+    return document.because if document.unreliable else ""
+
+
+def _text(text: str) -> Cell:
+    return Cell(text or "-", text.lower())
+
+
+def _number(value: float | None) -> Cell:
+    return Cell(percent(value), value)
+
+
+def _share(share: Share) -> Cell:
+    low, high = share.interval or (None, None)
+    return Cell(percent(share.value), share.value, "" if low is None else f"{percent(low)} to {percent(high)}")
+
+
+def shown(board: Board) -> list[dict[str, object]]:
+    """The columns that a terminal has room for."""
+    kept = ("model", "clean reported", "clean", "attacked reported", "attacked", "unreliable", "threat model")
+    rows = (dict(zip(COLUMNS, row(name, document), strict=True)) for name, document in board.entries)
+    return [{column: cells[column].text for column in kept} for cells in rows]
+
+
+def plain(board: Board) -> dict[str, object]:
+    """The board as one JSON document."""
+    rows = (zip(COLUMNS, row(name, document), strict=True) for name, document in board.entries)
+    return {
+        "protocol": board.protocol,
+        "data": board.data,
+        "n": board.n,
+        "classes": list(board.classes),
+        "rows": [{column: cell.value for column, cell in cells} for cells in rows],
+        "refused": [{"folder": name, "why": why} for name, why in board.refused],
+    }
+
+
+def write(board: Board, out: Path) -> tuple[Path, Path]:
+    """Write the page and the table into `out`; their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [row(name, document) for name, document in board.entries]
+    for path, text in ((out / PAGE, page(board, rows)), (out / TABLE, table(board, rows))):
+        with files.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return out / PAGE, out / TABLE
+
+
+def table(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
+    """The rows as CSV: a figure as a number, its interval in the column behind it."""
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([name for column in COLUMNS for name in (column, f"{column} interval")[: 1 + (column in _SHARES)]])
+    for cells in rows:
+        written: list[object] = []
+        for column, cell in zip(COLUMNS, cells, strict=True):
+            exact = column in _SHARES or column.endswith("reported")
+            written.append(("" if cell.value is None else cell.value) if exact else cell.text)
+            written += [cell.interval] if column in _SHARES else []
+        writer.writerow(written)
+    return lines.getvalue()
+
+
+_SHARES = ("clean", "attacked", "corrupted", "AUROC", "calibration error")
+
+
+def page(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
+    """The page: one file, whole without scripts; a script of its own sorts the columns."""
+    from trustcxr.report.single_page import environment
+
+    return environment().get_template("board.html.j2").render(board=board, rows=rows, columns=COLUMNS, notice=NOTICE)

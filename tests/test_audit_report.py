@@ -1,0 +1,142 @@
+"""An audit's page, its model card, and the leaderboard of many."""
+
+import csv
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
+from test_cli import complaint, run
+from trustcxr.report import audit_page, board
+from trustcxr.report.audits import sentences
+from trustcxr.results import files
+from trustcxr.results.documents import AuditDocument, read
+
+REPORTED = "reported: {clean: 0.99, attacked: 0.9, threat_model: L-infinity 0.02, training_data: greys, paper: none}\n"
+
+
+@pytest.fixture(scope="module")
+def shortened() -> Iterator[None]:
+    """The protocol with few steps, for as long as this file runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(shortened: None, greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """Two audits: of a model that is right, and of one that takes bright films for grey."""
+    tmp_path = tmp_path_factory.mktemp("audits")
+    for name, order in (("good", (0, 1, 2)), ("bad", (0, 1, 1))):
+        model = model_file(tmp_path / f"model-{name}", Brightness(order))
+        model.write_text(model.read_text() + f"name: {name}\n" + REPORTED)
+        run("audit", model, "--data", greys, "--out", tmp_path / "audits" / name, "--json")
+    return tmp_path / "audits"
+
+
+@pytest.fixture
+def audits(made: Path, tmp_path: Path) -> Path:
+    """Those audits, to change."""
+    return Path(shutil.copytree(made, tmp_path / "audits"))
+
+
+def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: Path) -> None:
+    document, page = read(AuditDocument, audits / "good" / "audit.json"), (audits / "good" / "report.html").read_text()
+    assert page.index("What was given") < page.index("What was examined") < page.index("What may be relied on")
+    assert page.index("What may not be relied on") < page.index("At the door")
+    assert page.lower().count("research software") >= 2
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page), "nothing is loaded from elsewhere"
+    shown = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
+    for part in audit_page.first_page(document):
+        for line in part.lines:
+            assert line in shown.replace("&gt;", ">")
+    for point in document.operating_points:
+        assert f'<data value="{point.auroc.value}">' in page
+    assert page == audit_page.render(document), "the same document gives the same page"
+    assert any("sensitivity" in line for line in sentences(document))
+
+
+def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
+    document = read(AuditDocument, audits / "good" / "audit.json")
+    document.unreliable, document.because = True, "the attack <b>failed</b>"
+    page = audit_page.render(document)
+    assert "may not be relied on: the attack &lt;b&gt;failed&lt;/b&gt;" in page
+    assert page.index("may not be relied on") < page.index("What was given")
+    assert "What may NOT be relied on" in page
+
+
+def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path) -> None:
+    text = (audits / "good" / "model_card.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    document = read(AuditDocument, audits / "good" / "audit.json")
+    (results,) = front["model-index"][0]["results"]
+    assert results["metrics"][0]["value"] == document.clean.accuracy.value
+    assert results["dataset"]["revision"] == document.data.fingerprint
+    for heading in ("Model details", "Uses", "Training details", "Evaluation", "Bias, risks and limitations"):
+        assert f"## {heading}" in text
+    for item in ("intended use", "ground truth", "limitations", "statistics"):
+        assert item in text
+    assert "Research" in text
+    assert "Training data: greys" in text
+    assert "&#" not in text
+
+
+def test_the_leaderboard_has_reported_beside_measured(audits: Path) -> None:
+    said = run("leaderboard", audits).stdout
+    assert "2 audits by exam-1" in said
+    rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
+    assert [row["model"] for row in rows] == ["good", "bad"]
+    document = read(AuditDocument, audits / "good" / "audit.json")
+    assert float(rows[0]["clean"]) == document.clean.accuracy.value
+    assert (rows[0]["clean reported"], rows[0]["threat model"]) == ("0.99", "L-infinity 0.02")
+    assert rows[0]["training data"] == "greys"
+    page = (audits / "leaderboard.html").read_text()
+    body = page.split("<script>")[0]
+    for row in rows:
+        assert row["model"] in body
+        assert row["training data"] in body
+    assert "Reported" in body
+    assert "99.0%" in body
+    assert "src=" not in page
+    assert "aria-sort" in page
+
+
+def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:
+    content = files.read_json(audits / "good" / "audit.json")
+    for name, change in {
+        "own": {"protocol": None},
+        "older": {"protocol": "exam-0"},
+        "elsewhere": {"data": content["data"] | {"fingerprint": "0"}},
+        "classes": {"classes": ["a", "b", "c"]},
+    }.items():
+        files.write_json(audits / name / "audit.json", content | change)
+    (audits / "broken").mkdir()
+    (audits / "broken" / "audit.json").write_text("{")
+    found = board.gather(audits)
+    assert {name for name, _ in found.entries} == {"good", "bad"}
+    why = dict(found.refused)
+    assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
+    assert "examined by exam-0" in why["older"]
+    assert "not the same images" in why["elsewhere"]
+    assert "other options" in why["own"]
+    said = run("leaderboard", audits, "--out", tmp_path / "page").stdout
+    assert "not compared: older" in said
+    assert "not compared" in (tmp_path / "page" / "leaderboard.html").read_text().lower()
+    assert "no audit.json" in complaint("leaderboard", tmp_path / "page")
+
+
+def test_an_unreliable_audit_is_marked(audits: Path) -> None:
+    path = audits / "bad" / "audit.json"
+    files.write_json(path, files.read_json(path) | {"unreliable": True, "because": "its attack failed"})
+    page, _ = board.write(board.gather(audits), audits)
+    assert 'class="unreliable"' in page.read_text()
+    assert "its attack failed" in page.read_text()
+    rows = {row["model"]: row for row in csv.DictReader((audits / "leaderboard.csv").open())}
+    assert (rows["good"]["unreliable"], rows["bad"]["unreliable"]) == ("no", "unreliable")

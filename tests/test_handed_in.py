@@ -1,0 +1,103 @@
+"""A stronger attack, handed in as images: checked, and counted where it is the worse of the two."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
+from test_cli import complaint
+from trustcxr.data import load_dataset
+from trustcxr.report.audits import sentences
+from trustcxr.results import files
+from trustcxr.study import audit as audits
+
+
+@pytest.fixture(scope="module")
+def images(greys: Path) -> dict[str, torch.Tensor]:  # noqa: F811
+    """The films, each moved toward the next brightness: for this model the strongest that there is."""
+    films = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    pixels = torch.from_numpy(np.array(films.images)).float() / 255
+    ways = torch.tensor([1.0, 1.0, -1.0])[torch.from_numpy(np.asarray(films.labels))]
+    moved = (pixels + 0.2 * ways[:, None, None, None]).clamp(0, 1)
+    return dict(zip(films.sample_ids.tolist(), moved, strict=True))
+
+
+def written(path: Path, images: dict[str, torch.Tensor], **about: str) -> Path:
+    save_file(images, str(path), metadata={"epsilon": "0.2", "by": "somebody"} | about)
+    return path
+
+
+def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    images: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, asked = model_file(tmp_path / "model", Brightness()), {"attacks": ["worst-case"], "epsilons": [0.2]}
+    weak = audits.load_exam().changed(("worst-case",), (0.2,))
+    short = weak.attacks[0].model_copy(update={"epsilons": (0.2,), "steps": 1, "queries": 1})
+    monkeypatch.setattr(audits, "load_exam", lambda: weak.model_copy(update={"attacks": (short,)}))
+    # An attack of ours that finds nothing: images as they are.
+    monkeypatch.setattr("trustcxr.evaluation.carried_out.CarriedOut.__call__", lambda self, a, x, *rest: x)
+    alone = audits.audit(model, greys, tmp_path / "alone", **asked)  # type: ignore[arg-type]
+    both = audits.audit(
+        model,
+        greys,
+        tmp_path / "both",
+        adversarial=written(tmp_path / "a.safetensors", images),
+        **asked,  # type: ignore[arg-type]
+    )
+    ours, theirs = alone.attacks[0].accuracy.value, both.attacks[0].accuracy.value
+    assert ours is not None
+    assert theirs is not None
+    assert theirs < ours - 0.5
+    found = both.handed_in[0]
+    assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
+    assert both.attacks[0].broken_by["somebody"] == found.found_alone
+    table = files.read_table(tmp_path / "both" / "predictions.parquet")
+    worst = table[table["attack"] == "worst-case"]
+    assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
+    assert "images that somebody made at epsilon 0.2" in "\n".join(sentences(both))
+    assert both["protocol"] is None
+    assert both["examination"] != alone["examination"]
+
+
+@pytest.mark.parametrize(
+    ("change", "about", "words"),
+    [
+        (lambda name, image: {name: image * 0 + 1.0}, {}, "beyond the epsilon of 0.2"),
+        (lambda name, image: {name: image + 1}, {}, "leaves"),
+        (lambda name, image: {name: image * float("nan")}, {}, "leaves"),
+        (lambda name, image: {name: image[:, 1:]}, {}, "but the film is a float image"),
+        (lambda name, image: {name: (image * 255).byte()}, {}, "torch.uint8"),
+        (lambda name, image: {"another": image}, {}, "is none of these films"),
+        (lambda name, image: {name: image}, {"epsilon": "a fifth"}, "must say epsilon"),
+        (lambda name, image: {name: image}, {"by": " "}, "a name"),
+        (lambda name, image: {name: image}, {"epsilon": "0.9"}, "worst-case is tried at 0.02"),
+    ],
+)
+def test_what_is_handed_in_is_checked(
+    change: Any,
+    about: dict[str, str],
+    words: str,
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    images: dict[str, torch.Tensor],
+) -> None:
+    name = next(iter(images))
+    path = written(tmp_path / "bad.safetensors", change(name, images[name]), **about)
+    model = model_file(tmp_path / "model", Brightness())
+    given = ["audit", model, "--data", greys, "--out", tmp_path / "out", "--adversarial", path]
+    assert words in complaint(*given)
+
+
+def test_a_file_that_is_none_is_refused(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    model = model_file(tmp_path / "model", Brightness())
+    given = ["audit", model, "--data", greys, "--out", tmp_path / "out", "--adversarial"]
+    assert "no safetensors file" in complaint(*given, tmp_path / "no.safetensors")
+    assert "no safetensors file" in complaint(*given, tmp_path / "missing.safetensors")
