@@ -16,7 +16,7 @@ from trustcxr.data.phantom import writing
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 60
 SOME_COMMITS = r"^before first replace .*films\.b2|^after first replace .*(standard.*training\.json|fgsm.*last\.ckpt)"
-SOME_FILES = r"sums|standard.*\.last|fgsm.*\.predictions"
+SOME_FILES = r"sums|standard.*/\.?last\.|fgsm.*/\.?predictions\."
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The checkpoint of a training: written in the run's own folder, whole or not at all; a damaged one is not used."""
 
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -23,8 +24,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`, whole or not at all."""
+        content = io.BytesIO()  # torch's own writer falls over a disk that fills, with a traceback
+        torch.save(checkpoint, content)
         with files.replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            temporary.write_bytes(content.getbuffer())
 
 
 def read(run: Path) -> dict[str, Any] | None:
