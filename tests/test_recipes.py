@@ -147,6 +147,35 @@ def test_what_would_be_the_same_run_twice_is_refused(keys: dict[str, Any], text:
     assert text in complaint(tmp_path, **keys)
 
 
+def test_a_label_tells_two_settings_of_one_defence_and_of_one_network_apart(tmp_path: Path) -> None:
+    networks = ["resnet18", {"name": "resnet18", "label": "Smooth", "normalisation": "group", "activation": "silu"}]
+    defences = ["fgsm", {"name": "fgsm", "label": "fgsm-half", "epsilon": 0.01}]
+    study = load(tmp_path, models=networks, defences=defences)
+    runs = [run_recipe(study, m, d, 0) for m in study.models for d in (DefenceRecipe(), *study.defences)]
+    endings = ("standard-s0", "fgsm-s0", "fgsm-half-s0")
+    assert [run.name for run in runs] == [f"{m}-{e}" for m in ("resnet18", "smooth") for e in endings]
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"models": ["resnet18", "resnet18"]}, "resnet18 is there twice; give each a label"),
+        ({"models": ["vgg16", {"name": "resnet18", "label": "VGG16"}]}, "'models': vgg16 is there twice"),
+        ({"defences": [{"name": "fgsm", "label": "standard"}]}, "standard is there twice"),
+        ({"defences": [{"name": "fgsm", "label": "../x"}]}, "'defences.0.label'"),
+        (
+            {
+                "models": ["vgg16", {"name": "vgg16", "label": "vgg16-a"}],
+                "defences": ["fgsm", {"name": "pgd", "label": "a-fgsm"}],
+            },
+            "key 'label': vgg16-a-fgsm-s0 is there twice",
+        ),
+    ],
+)
+def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
+    assert text in complaint(tmp_path, **keys)
+
+
 def test_attacks_that_only_look_alike_are_fine(tmp_path: Path) -> None:
     attacks = [{"name": "pgd", "steps": 10}, {"name": "pgd", "steps": 20}, {"name": "fgsm", "epsilons": [0.01, 0.02]}]
     assert len(load(tmp_path, evaluation={"attacks": attacks}).evaluation.attacks) == 3

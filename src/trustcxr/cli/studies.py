@@ -72,6 +72,8 @@ def _finish_study(document: "StudyDocument", out: Path) -> None:
     page = report.write(out)
     console = Console()
     console.print(report.leaderboard(document))
+    if rows := report.over_seeds(document):
+        report.print_rows("Over seeds: mean ± standard deviation", rows)
     for alarm in document.alarms:
         console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
     for failure in document.failures:

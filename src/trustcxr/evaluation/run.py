@@ -26,13 +26,16 @@ class About:
     defence: str = ""
     background: str = "full"
     seed: int | None = None
+    label: str = ""
     origin: Literal["trained", "given"] = "given"
 
     @classmethod
     def trained(cls, recipe: RunRecipe) -> "About":
         """Of a run that was trained here."""
-        defence, background = recipe.defence.name, recipe.training.background
-        return cls(recipe.name, recipe.model.name, defence, background, recipe.seed, "trained")
+        defence, background = recipe.defence, recipe.training.background
+        return cls(
+            recipe.name, recipe.model.called, defence.name, background, recipe.seed, defence.label, origin="trained"
+        )
 
 
 @dataclass

@@ -28,6 +28,7 @@ def describe(
             "run": run.name,
             "model": what.model,
             "defence": what.defence,
+            "label": what.label,
             "background": what.background,
             "seed": what.seed,
             "origin": what.origin,

@@ -82,8 +82,8 @@ class RunRecipe(Strict):
 
     @property
     def name(self) -> str:
-        """The name of the run's folder: <model>-<defence>-s<seed>; before the defence stands what else is not usual."""
-        return f"{self.model.name.lower()}-{self.trained_how}-s{self.seed}"
+        """The run's folder: <model>-<defence>-s<seed>, or their labels; before the defence stands what is not usual."""
+        return f"{self.model.called.lower()}-{self.trained_how}-s{self.seed}"
 
     @property
     def trained_how(self) -> str:
@@ -93,7 +93,7 @@ class RunRecipe(Strict):
             "counterfactual" if self.training.counterfactuals else "",
         )
         background = "" if self.background == "full" else self.background
-        return "-".join(part for part in (background, *reasons, self.defence.name) if part)
+        return "-".join(part for part in (background, *reasons, self.defence.called) if part)
 
     @property
     def background(self) -> Background:

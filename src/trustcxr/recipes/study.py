@@ -54,9 +54,9 @@ def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, s
     merged = {**study.training.model_dump(), **model.training, **defence.training}
     if defence.background is not None:
         merged["background"] = defence.background
-    training = validate(TrainingRecipe, merged, f"training of {model.name}, {defence.name}")
+    training = validate(TrainingRecipe, merged, f"training of {model.called}, {defence.called}")
     content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
-    return validate(RunRecipe, content, f"{model.name}, {defence.name}")
+    return validate(RunRecipe, content, f"{model.called}, {defence.called}")
 
 
 def shipped() -> list[str]:
@@ -79,12 +79,16 @@ def _check_study(recipe: StudyRecipe) -> None:
     """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
     check_splits(recipe.data.splits)
     trained_how: list[object] = []
+    runs: list[object] = []
     for model in recipe.models:
-        trained_how = [run_recipe(recipe, model, d, 0).trained_how for d in (DefenceRecipe(), *recipe.defences)]
+        made = [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
+        trained_how = [run.trained_how for run in made]
+        runs += [run.name for run in made]
     attacks = recipe.evaluation.attacks
     listed: dict[str, list[object]] = {
-        "models": [model.name.lower() for model in recipe.models],
+        "models": [model.called.lower() for model in recipe.models],
         "defences": trained_how,  # the baselines come first
+        "label": runs,
         "seeds": list(recipe.seeds),
         "evaluation.attacks": [
             f"{a.name} at {epsilon:g}"
@@ -96,4 +100,6 @@ def _check_study(recipe: StudyRecipe) -> None:
     for key, names in listed.items():
         if twice := [name for name in names if names.count(name) > 1]:
             hint = f"; the baselines are {twice[0]} already" if str(twice[0]).endswith("standard") else ""
+            if not hint and key in ("models", "defences"):
+                hint = "; give each a label, which runs and tables then call it by"
             raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")

@@ -105,6 +105,8 @@ class TrainingRecipe(Strict):
         return self.guidance > 0 or self.counterfactuals > 0
 
 
+# A part of a run's folder's name.
+Label = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,39})?$")]
 Training = Annotated[dict[str, Any], BeforeValidator(TrainingRecipe.as_now)]  # keys of TrainingRecipe
 
 
@@ -123,6 +125,7 @@ class DefenceRecipe(Strict):
         return _with_background(super().as_now(content))
 
     name: str = "standard"
+    label: Label = Field("", description="what runs and tables call it, where one defence stands twice in a study")
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
     attack_share: Fraction = Field(
@@ -160,6 +163,11 @@ class DefenceRecipe(Strict):
     start_from: Literal["scratch", "standard"] = Field("scratch", description="standard: the trained standard run")
     background: Background | None = Field(None, description="of its training; the study's unless said")
     training: Training = Field(default_factory=dict)
+
+    @property
+    def called(self) -> str:
+        """What runs call it: its label, or its name."""
+        return self.label or self.name
 
     @property
     def attacks(self) -> bool:
@@ -207,6 +215,7 @@ class ModelRecipe(Strict):
     former: ClassVar[Mapping[str, str]] = {"first_pool": "stem_pool", "copies": "members"}
 
     name: str = Field(description="one of the 21 or a timm architecture; A+B: an ensemble of both, logits averaged")
+    label: Label = Field("", description="what runs and tables call it, where one network stands twice in a study")
     weights: str = "imagenet"
     normalisation: Literal["batch", "frozen", "group"] = Field(
         "batch", description="BatchNorm; BatchNorm with the statistics of its weights, never updated; or GroupNorm"
@@ -222,6 +231,11 @@ class ModelRecipe(Strict):
     )
     input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
     training: Training = Field(default_factory=dict)
+
+    @property
+    def called(self) -> str:
+        """What runs and tables call it: its label, or its name."""
+        return self.label or self.name
 
     @property
     def is_ensemble(self) -> bool:

@@ -9,12 +9,14 @@ from trustcxr.lazily import loader
 
 _NAMES = {
     "leaderboard": "trustcxr.report.terminal",
+    "over_seeds": "trustcxr.report.terminal",
     "print_rows": "trustcxr.report.terminal",
     "readme_figure": "trustcxr.report.figures.pictures",
     "write": "trustcxr.report.page",
 }
 __all__ = [
     "leaderboard",
+    "over_seeds",
     "print_rows",
     "readme_figure",
     "write",
@@ -24,7 +26,7 @@ __getattr__ = loader(__name__, _NAMES)
 if TYPE_CHECKING:
     from trustcxr.report.figures.pictures import readme_figure
     from trustcxr.report.page import write
-    from trustcxr.report.terminal import leaderboard, print_rows
+    from trustcxr.report.terminal import leaderboard, over_seeds, print_rows
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,8 @@ from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, RANDOMISED, REFERENC
 from trustcxr.report import ranking, rows, words
 from trustcxr.report.figures.accuracy import radii
 from trustcxr.report.study_folder import Run, StudyFolder, read
+from trustcxr.report.tables import seeds
+from trustcxr.report.tables.cells import Cell
 from trustcxr.results import files
 from trustcxr.results.documents import (
     Accuracy,
@@ -64,6 +66,7 @@ def render(found: StudyFolder, beyond: Beyond | None = None, note: str = "") -> 
     parts += [*robustness(runs, largest), "", *_reading(study, runs, largest)]
     for epsilon in (e for e in epsilons if e != largest):
         parts += [f"## Epsilon {epsilon:g}", "", *at_epsilon(runs, epsilon), ""]
+    parts += over_seeds(study)
     for name in dict.fromkeys(name for run in runs for name in run.evaluations):
         parts += [f"## Data from elsewhere: {name}", "", *elsewhere(runs, name, largest), ""]
     parts += [*localisation(runs), *_beyond(runs, beyond or {}), *compared(study)]
@@ -218,6 +221,18 @@ def at_epsilon(runs: Sequence[Run], epsilon: float) -> list[str]:
     return table(["run", *attacks.values()], lines)
 
 
+def over_seeds(study: StudyDocument) -> list[str]:
+    """One line a figure of a way of training with several seeds: mean, standard deviation, lowest and highest."""
+    found = seeds.over_seeds(study)
+    if found is None:
+        return []
+    return ["## Over seeds", "", *table(found.header, [[_cell(cell) for cell in line] for line in found.rows]), ""]
+
+
+def _cell(cell: Cell) -> str:
+    return f"{cell.text} ({cell.small})" if cell.small else cell.text
+
+
 def elsewhere(runs: Sequence[Run], name: str, epsilon: float | None) -> list[str]:
     """One line a run: accuracy on other data, how far it fell, and what attacks leave of it there."""
     there = {run.name: Run(run.evaluations[name], run.folder, []) for run in runs if name in run.evaluations}
@@ -299,7 +314,7 @@ def compared(study: StudyDocument) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for row in study.comparisons:
         if row.verdict and (row.method is None or row.measure in _MEASURES):
-            who = f"{row.model}: {row.background} background, {row.defence}, against standard"
+            who = f"{row.model}: {row.background} background, {row.label or row.defence}, against standard"
             groups.setdefault(who, []).append(f"- {row.verdict}")
     if not groups:
         return

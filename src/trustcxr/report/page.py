@@ -12,7 +12,7 @@ from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.figures.saliency import explanation_dots
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import certified as certified_table
-from trustcxr.report.tables import comparisons, confusion, leaderboard, lesions, provenance, robustness, saliency
+from trustcxr.report.tables import comparisons, confusion, leaderboard, lesions, provenance, robustness, saliency, seeds
 from trustcxr.results import files, folders
 from trustcxr.results.documents import DataDescription, Document
 
@@ -133,6 +133,7 @@ def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Par
     per_class = [(run, leaderboard.per_class(run, head.classes)) for run in runs if run.clean.per_class]
     return {
         "leaderboard": leaderboard.leaderboard(runs, head),
+        "over_seeds": seeds.over_seeds(found.study),
         "order_note": f"Ordered by {order}.",
         "dots": _safe(accuracy.accuracy_dots(runs, head)) if runs else None,
         "dots_legend": legends.accuracy(head),

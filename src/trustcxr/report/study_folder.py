@@ -35,7 +35,7 @@ class Run:
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
-    qualifier: str = ""  # background and seed, where they tell two runs apart
+    qualifier: str = ""  # label, background and seed, where they tell two runs apart
 
     def __post_init__(self) -> None:
         self.metrics = judged(self.metrics)
@@ -52,7 +52,7 @@ class Run:
     @property
     def way(self) -> str:
         """How it was trained: fgsm, or fgsm (background gate)."""
-        return words.way(self.defence, self.metrics.background)
+        return words.way(self.defence, self.metrics.background, self.metrics.label)
 
     @property
     def name(self) -> str:
@@ -248,16 +248,13 @@ def _note_disagreement(name: str, document: RunDocument, stored: RunDocument, no
 
 
 def label(runs: list[Run]) -> None:
-    """Name each run by network and defence, and by background and seed only where they tell runs apart."""
+    """Name each run by network and defence, and by label, background and seed only where they tell runs apart."""
 
     def pair(run: Run) -> tuple[str, ...]:
-        return run.model, run.defence, run.metrics.background or "full"
+        return run.model, run.defence, run.metrics.label, run.metrics.background or "full"
 
     seeds = Counter(pair(run) for run in runs)
     for run in runs:
-        background = run.metrics.background or "full"
-        parts = [] if background == "full" else [f"background {background}"]
-        if seeds[pair(run)] > 1:
-            parts.append(f"seed {words.DASH if run.metrics.seed is None else run.metrics.seed}")
-        run.qualifier = ", ".join(parts)
-        run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if parts else "")
+        seed = f"seed {words.DASH if run.metrics.seed is None else run.metrics.seed}" if seeds[pair(run)] > 1 else ""
+        run.qualifier = words.apart(run.metrics.background, run.metrics.label, seed)
+        run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if run.qualifier else "")

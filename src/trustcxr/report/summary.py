@@ -324,7 +324,7 @@ def _one_comparison(row: Comparison) -> str:
     interval = f", 95\u00a0% CI {inside}" if inside else ""
     p_value = words.p_value(row.p_value)
     p_value = p_value if p_value.startswith("<") else f"=\u00a0{p_value}"
-    robust = words.way(row.defence or "robust training", row.background)
+    robust = words.way(row.defence or "robust training", row.background, row.label)
     return (
         f"{row.model or words.DASH}: energy inside the infection masks {words.decimal(row.standard)} with "
         f"standard training, {words.decimal(row.robust)} with {robust} "

@@ -8,6 +8,7 @@ from trustcxr.catalogue import REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label
+from trustcxr.report.tables import seeds
 from trustcxr.results import gradient_masking
 from trustcxr.results.documents import (
     Accuracy,
@@ -62,6 +63,11 @@ def leaderboard(study: StudyDocument) -> "Table":
             words.count(run.clean.n),
         )
     return table
+
+
+def over_seeds(study: StudyDocument) -> list[Mapping[str, str]]:
+    """Accuracies as mean ± standard deviation over seeds, a row per way of training with more than one; rows."""
+    return seeds.lines(study.over_seeds)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:

@@ -153,6 +153,13 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def way(defence: object, background: object) -> str:
-    """How a run was trained: its defence, and its background where that is not the whole image."""
-    return str(defence) if str(background or "full") == "full" else f"{defence} (background {background})"
+def way(defence: object, background: object, label: str = "") -> str:
+    """How a run was trained: its defence, its label where it has one, its background where not the whole image."""
+    parts = apart(background, label)
+    return f"{defence} ({parts})" if parts else str(defence)
+
+
+def apart(background: object, label: str = "", seed: str = "") -> str:
+    """What tells runs of one network and defence apart: label, background where not the whole image, seed."""
+    beyond = "" if str(background or "full") == "full" else f"background {background}"
+    return ", ".join(part for part in (label, beyond, seed) if part)

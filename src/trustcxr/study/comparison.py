@@ -126,6 +126,7 @@ def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFr
         model=document.model,
         seed=document.seed,
         defence=document.defence,
+        label=document.label,
         background=document.background,
         split=document.split,
         measure=key.measure,

@@ -43,7 +43,7 @@ from trustcxr.results.folders import (
 )
 from trustcxr.results.locks import holding
 from trustcxr.results.tables import logits_of
-from trustcxr.study import comparison, preflight
+from trustcxr.study import comparison, preflight, seeds
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data, hardware
@@ -85,7 +85,7 @@ class Study:
             run_recipe(recipe, run.model, defence, run.seed)
             for defence in recipe.defences
             for run in trained
-            if run.model.name in chosen
+            if run.model.called in chosen
         ]
         both = [*trained, *defended]
         done = self._each([(r, s) for s in _LEARN for r in defended] + [(r, s) for s in _JUDGE for r in both])
@@ -194,7 +194,7 @@ class Study:
                 self.datasets["val"].classes,
                 resamples=100,
             )
-            values.setdefault(run.model.name, []).append(float(figures[by] or 0.0))
+            values.setdefault(run.model.called, []).append(float(figures[by] or 0.0))
         ranked = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
         count = self.recipe.selection.count
         return [Ranked(model=name, value=value, chosen=i < count) for i, (value, name) in enumerate(ranked)]
@@ -238,6 +238,7 @@ class Study:
                 split=recipe.data.splits.val, by=recipe.selection.by, count=recipe.selection.count, ranking=ranking
             ),
             runs=tested,
+            over_seeds=seeds.over_seeds(tested),
             comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],

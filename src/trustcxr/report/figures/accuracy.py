@@ -135,7 +135,7 @@ def forest(measure: str, rows: list[Comparison], key: str) -> str | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        _rows(axes, [f"{row.model or words.DASH} · {row.defence or words.DASH}" for row, _ in known])
+        _rows(axes, [f"{row.model or words.DASH} · {row.label or row.defence or words.DASH}" for row, _ in known])
         axes.axvline(0, color=INK, lw=1)
         for place, (row, difference) in enumerate(known):
             value, pair = scale * difference, row.difference.interval

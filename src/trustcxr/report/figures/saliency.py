@@ -91,7 +91,7 @@ def forest(method: str, rows: list[Comparison], key: str) -> str | None:
 def _label(row: Comparison) -> str:
     background = row.background or "full"
     parts = [row.model or words.DASH, row.defence or words.DASH]
-    return " · ".join(parts + ([background] if background != "full" else []))
+    return " · ".join([*parts, *([row.label] if row.label else []), *([background] if background != "full" else [])])
 
 
 def _side(row: Comparison) -> str:

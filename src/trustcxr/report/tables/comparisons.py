@@ -32,7 +32,7 @@ def comparisons(study: StudyDocument) -> Table:
         rows.append(
             [
                 Cell(c.model or words.DASH),
-                Cell(c.defence or words.DASH, _apart(c, seed)),
+                Cell(c.defence or words.DASH, words.apart(c.background, c.label, seed)),
                 Cell(words.measure(name) + (", %" if out_of_hundred else ""), _method(c)),
                 cell(c.standard),
                 cell(c.robust),
@@ -44,11 +44,6 @@ def comparisons(study: StudyDocument) -> Table:
             ]
         )
     return Table(header, rows, heads=3)
-
-
-def _apart(comparison: Comparison, seed: str) -> str:
-    background = comparison.background or "full"
-    return ", ".join(part for part in ("" if background == "full" else f"background {background}", seed) if part)
 
 
 def _method(comparison: Comparison) -> str:

@@ -218,7 +218,6 @@ def verdicts(study: StudyDocument) -> list[str]:
     lines = []
     for row in study.comparisons:
         if row.method and row.verdict:
-            background = row.background or "full"
-            where = "" if background == "full" else f", background {background}"
-            lines.append(f"{row.model} · {row.defence}{where}: {row.verdict}")
+            where = words.apart(row.background, row.label)
+            lines.append(f"{row.model} · {row.defence}{', ' if where else ''}{where}: {row.verdict}")
     return lines

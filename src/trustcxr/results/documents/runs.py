@@ -57,6 +57,7 @@ class RunDocument(Document):
     notes: list[str] = []
     model: str = ""
     defence: str = ""
+    label: str = ""  # of the defence, where the recipe gives one
     background: str = "full"
     seed: int | None = None
     classes: list[str] = []

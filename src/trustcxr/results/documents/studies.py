@@ -18,6 +18,7 @@ class Comparison(Document):
     model: str = ""
     seed: int | None = None
     defence: str = ""
+    label: str = ""  # of the defence, where the recipe gives one
     background: str = "full"
     split: str = ""
     measure: str = ""
@@ -53,6 +54,30 @@ class BeyondControl(Document):
     n: int | None = None
     p_value: Number = None
     p_corrected: Number = None
+
+
+class SeedFigure(Document):
+    """One figure over the seeds of a way of training; `deviation` is their standard deviation, n how many there are."""
+
+    measure: str = ""
+    method: str | None = None
+    mean: Number = None
+    deviation: Number = None
+    lowest: Number = None
+    highest: Number = None
+    n: int | None = None
+
+
+class OverSeeds(Document):
+    """A network and way of training with more than one seed: how far its figures move with another seed."""
+
+    model: str = ""
+    defence: str = ""
+    label: str = ""
+    background: str = "full"
+    split: str = ""
+    seeds: list[int] = []
+    figures: Records[SeedFigure] = []
 
 
 class Ranked(Document):
@@ -120,6 +145,7 @@ class StudyDocument(Document):
     classes: list[str] = []
     selection: Selection = Selection()
     runs: Records[RunDocument] = []
+    over_seeds: Records[OverSeeds] = []
     comparisons: Records[Comparison] = []
     alarms: Records[Alarm] = []
     failures: Records[FailedRun] = []

@@ -1,0 +1,96 @@
+"""Two settings of one network and of one defence in a study, each under its label; and what another seed does."""
+
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from test_engines import small
+from trustcxr import report
+from trustcxr.data.phantom import writing
+from trustcxr.report import markdown
+from trustcxr.report.study_folder import read
+from trustcxr.report.tables import comparisons, seeds
+from trustcxr.results import documents, files
+from trustcxr.results.documents import OverSeeds, RunDocument, StudyDocument
+from trustcxr.study import engines
+from trustcxr.study.protocol import Study
+from trustcxr.study.seeds import over_seeds
+
+LABELS = ("plain", "smooth")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One network twice, one defence twice, two seeds: the chosen network has 2 x 3 runs, the other 2."""
+    base = tmp_path_factory.mktemp("labels")
+    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    network = {"name": "test_resnet", "weights": "none"}
+    recipe = small(
+        models=[network | {"label": "plain"}, network | {"label": "smooth", "activation": "silu"}],
+        defences=[{"name": "fgsm"}, {"name": "fgsm", "label": "half", "epsilon": 0.01}],
+        seeds=[0, 1],
+    )
+    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    return base / "out"
+
+
+@pytest.fixture(scope="module")
+def study(done: Path) -> StudyDocument:
+    return documents.read(StudyDocument, done / "study.json")
+
+
+def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: StudyDocument) -> None:
+    chosen = next(row.model for row in study.selection.ranking if row.chosen)
+    assert {row.model for row in study.selection.ranking} == set(LABELS)
+    endings = [f"{how}-s{seed}" for how in ("fgsm", "half", "standard") for seed in (0, 1)]
+    here = sorted(path.name for path in (done / "runs").iterdir())
+    assert [name for name in here if name.startswith(chosen)] == [f"{chosen}-{ending}" for ending in endings]
+    assert len(here) == 8
+    half = next(run for run in study.runs if run.run == f"{chosen}-half-s1")
+    assert (half.model, half.defence, half.label, half.seed) == (chosen, "fgsm", "half", 1)
+    assert files.read_yaml(done / "runs" / half.run / "run.yaml")["recipe"]["model"]["name"] == "test_resnet"
+    assert {row.label for row in study.comparisons} == {"", "half"}
+
+
+def test_labels_are_in_the_page_the_terminal_and_the_tables(done: Path, study: StudyDocument) -> None:
+    runs = read(done).runs
+    assert sum("half" in run.label for run in runs) == 2
+    assert len({run.label for run in runs}) == len(runs)
+    assert "half" in str([list(column.cells) for column in report.leaderboard(study).columns])
+    assert any("half" in cell.small for row in comparisons.comparisons(study).rows for cell in row)
+    page = (report.write(done)).read_text()
+    assert "Over seeds" in page
+    assert "half" in markdown.render(read(done))
+
+
+def test_figures_over_seeds_are_those_of_the_runs(study: StudyDocument) -> None:
+    assert len(study.over_seeds) == 4
+    group = next(group for group in study.over_seeds if group.label == "half")
+    values = [run.clean.accuracy.value for run in study.runs if run.label == "half"]
+    figure = next(f for f in group.figures if f.measure == "clean accuracy")
+    assert (figure.n, group.seeds) == (2, [0, 1])
+    assert figure.mean == pytest.approx(fmean(v for v in values if v is not None))
+    assert figure.deviation == pytest.approx(stdev(v for v in values if v is not None))
+    table = seeds.over_seeds(study)
+    assert table is not None
+    assert figure.mean in [cell.value for row in table.rows for cell in row]
+    rows = report.over_seeds(study)
+    assert len(rows) == 4
+    assert any(" ± " in text for text in rows[0].values())
+    assert "## Over seeds" in "\n".join(markdown.over_seeds(study))
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert over_seeds([RunDocument(model="a", defence="fgsm", seed=0)]) == []
+    assert seeds.over_seeds(StudyDocument()) is None
+    assert report.over_seeds(StudyDocument(over_seeds=[])) == []
+    assert markdown.over_seeds(StudyDocument()) == []
+
+
+def test_of_several_numbers_of_steps_the_lowest_counts() -> None:
+    attacks = [{"attack": "pgd", "epsilon": 0.02, "steps": s, "accuracy": a} for s, a in ((2, 0.5), (20, 0.25))]
+    runs = [documents.understood(RunDocument, {"model": "a", "seed": s, "attacks": attacks})[0] for s in (0, 1)]
+    (group,) = over_seeds(runs)
+    assert isinstance(group, OverSeeds)
+    assert [(f.measure, f.mean, f.deviation) for f in group.figures] == [("pgd accuracy @0.02", 0.25, 0.0)]
