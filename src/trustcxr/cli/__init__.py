@@ -11,6 +11,7 @@ import typer
 from trustcxr.about import NOTICE, __version__
 from trustcxr.cli.audits import audits_app
 from trustcxr.cli.data import data_app
+from trustcxr.cli.recipes import recipes_app
 from trustcxr.cli.runs import runs_app
 from trustcxr.cli.studies import studies_app
 from trustcxr.errors import UserError
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (studies_app, runs_app, audits_app):
+for commands in (studies_app, recipes_app, runs_app, audits_app):
     app.add_typer(commands)
 app.add_typer(data_app, name="data")
 

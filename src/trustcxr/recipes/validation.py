@@ -88,14 +88,15 @@ def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterato
     at: Any = kind
     for part in location[:-1]:
         if isinstance(part, str) and part in at.model_fields:
-            at = _model_in(at.model_fields[part].annotation) or at
+            at = model_in(at.model_fields[part].annotation) or at
     yield from (*at.model_fields, *getattr(at, "short", ()))
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The recipe that a key holds, alone or in a list; None where it holds a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in getattr(annotation, "__args__", ()):
-        if found := _model_in(part):
+        if found := model_in(part):
             return found
     return None
