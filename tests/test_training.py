@@ -347,7 +347,7 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
     summary = loop.fit(recipe("fgsm", epochs=6), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
-    for part in ("catastrophic overfitting at epoch 2", "from 55.0% to 2.0%", "90.0%", "epoch 1 are kept"):
+    for part in ("catastrophic overfitting at epoch 3", "from 55.0% to 2.0%", "90.0%", "epoch 2 are kept"):
         assert part in summary["alarm"]
     assert "\n" not in summary["alarm"]
     run = load_run(tmp_path)

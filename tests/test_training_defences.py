@@ -101,7 +101,7 @@ def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
     summary = loop.fit(recipe({"name": name}, epochs=6, batch_size=24), *films, tmp_path)
     assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
-    assert "catastrophic overfitting at epoch 2" in summary["alarm"]
+    assert "catastrophic overfitting at epoch 3" in summary["alarm"]
     assert same(weights(tmp_path), kept[1])
 
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from trustcxr.results.documents import StudyDocument
 
 studies_app = typer.Typer()
-Jobs = Annotated[int, typer.Option("--jobs", help="Runs at once, each in a process with its share of the threads.")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        help="Runs at once, each with its share of the threads; equal bits need equal threads a run (OMP_NUM_THREADS=1).",
+    ),
+]
 
 
 @studies_app.command(epilog="Example: trustcxr demo --out out/demo")
@@ -47,14 +53,14 @@ def study(
 
 @studies_app.command(epilog="Example: trustcxr report out/quick")
 def report(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of one tested run.")],
+    tables: Annotated[bool, typer.Option("--tables", help="Also its tables as CSV and LaTeX: report-tables/.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Also the tables as Markdown and CSV.")] = False,
 ) -> None:
-    """Write the HTML page of a study again from its tables."""
+    """Write the HTML page of a study again from its tables, or that of a single run."""
     from trustcxr import report
-    from trustcxr.results import folders
 
-    print(report.write(folders.check_study(study)))
+    print(report.write(study, tables=tables))
     if markdown:
         from trustcxr.report import markdown as pages
         from trustcxr.study import comparison

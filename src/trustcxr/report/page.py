@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
-from trustcxr.report import alarms, ranking, summary, words
+from trustcxr.report import alarms, ranking, summary, words, written
 from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, training
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.figures.saliency import explanation_dots
@@ -55,15 +55,19 @@ _SECTIONS = (
 _OPTIONAL = {"proved": ("proved",), "shortcuts": ("shortcuts", "planted"), "other": ("other_data",)}
 
 
-def write(study_folder: Path) -> Path:
-    """Write report.html into a study folder and return its path.
+def write(study_folder: Path, *, tables: bool = False) -> Path:
+    """Write report.html into the folder of a study, or of one tested run, and return its path.
 
+    `tables`: also each of its tables, as CSV and LaTeX, into report-tables/.
     Reads study.json, and of each run metrics.json, history.csv, predictions.parquet, saliency.parquet and panels.npz;
     a part that is missing leaves a dash or a line that says so. The page is one file without scripts or outside
-    addresses. Raises UserError where the folder holds no readable study.json.
+    addresses. Raises UserError where the folder holds neither a readable study.json nor a run's metrics.json.
     """
     found = read(Path(study_folder))
-    page = render(found)
+    parts = gather(found)
+    page = filled(parts)
+    if tables:
+        written.write(parts, found.path / written.FOLDER)
     target = found.path / folders.REPORT_FILE
     with files.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -72,12 +76,23 @@ def write(study_folder: Path) -> Path:
 
 def render(found: StudyFolder) -> str:
     """The page as text. The same folder gives the same text."""
+    return filled(gather(found))
+
+
+def filled(parts: Parts) -> str:
+    """The template with its parts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    return environment.get_template("report.html.j2").render(parts)
+
+
+def gather(found: StudyFolder) -> Parts:
+    """All that the page shows."""
+    from markupsafe import Markup
+
     head = ranking.headline(found.study, found.runs)
     runs = ranking.ordered(found.runs, head)
     style = Path(__file__).with_name("templates") / "report.css"
@@ -90,7 +105,7 @@ def render(found: StudyFolder) -> str:
     parts |= _robustness(runs, head)
     parts["sections"] = [s for s in _SECTIONS if s.key not in _OPTIONAL or any(parts[k] for k in _OPTIONAL[s.key])]
     parts["notes"] = found.notes  # last: reading the parts may have added to it
-    return environment.get_template("report.html.j2").render(parts)
+    return parts
 
 
 def _safe(svg: str | None) -> "Markup | None":

@@ -12,7 +12,14 @@ from trustcxr.errors import UserError
 from trustcxr.report import words
 from trustcxr.results import documents, files, folders
 from trustcxr.results.alarms import judged
-from trustcxr.results.documents import AttackResult, Classification, RunDocument, SaliencyDocument, StudyDocument
+from trustcxr.results.documents import (
+    AttackResult,
+    Classification,
+    RunDocument,
+    SaliencyDocument,
+    StudyDocument,
+    TrainingDocument,
+)
 from trustcxr.results.flat import understood
 from trustcxr.results.tables import CLEAN
 
@@ -196,9 +203,12 @@ def read(path: Path) -> StudyFolder:
 
     A run in study.json takes from its own metrics.json what it lacks there; where study.json lists no runs at all, the
     folders are shown.
-    Raises UserError where the folder holds no readable study.json.
+    The folder of one run that was tested is read as a study of that run alone.
+    Raises UserError where the folder holds neither a readable study.json nor a run's metrics.json.
     """
     path = Path(path)
+    if (path / folders.RUN_FILE).is_file() and not (path / folders.STUDY_RESULTS).is_file():
+        return _of_one_run(path)
     source = folders.check_study(path) / folders.STUDY_RESULTS
     content = files.read_json(source)
     if not isinstance(content, dict):
@@ -215,6 +225,22 @@ def read(path: Path) -> StudyFolder:
         else:
             _note_lost(f"{file.parent.name}/{file.name}", lost, notes)
     return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes)
+
+
+def _of_one_run(path: Path) -> StudyFolder:
+    source = folders.check_run(path) / folders.METRICS_FILE
+    if not source.is_file():
+        raise UserError(f"{path}: a run that is not tested yet: `trustcxr evaluate {path}` comes first")
+    notes: list[str] = []
+    document, lost = understood(RunDocument, files.read_document(source))
+    _note_lost(source.name, lost, notes)
+    if (path / folders.TRAINING_FILE).is_file():
+        document.training = documents.read(TrainingDocument, path / folders.TRAINING_FILE)
+    name = document.run or path.name
+    study = StudyDocument(study=name, title=f"The run {name}", classes=document.classes, runs=[document])
+    runs = [Run(document, path, notes)]
+    label(runs)
+    return StudyFolder(path, study, runs, notes)
 
 
 def _note_lost(name: str, lost: list[str], notes: list[str]) -> None:

@@ -113,7 +113,7 @@ def _run(
             monitor.stopped = f"numbers: {problem}"
             if monitor.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
-            say(f"{recipe.name}: {problem}; the weights of epoch {monitor.best['epoch']} are kept")
+            say(f"{recipe.name}: {problem}; the weights of epoch {monitor.kept_epoch} are kept")
     return module.global_step
 
 
@@ -214,9 +214,9 @@ def _finish(
     if monitor.stopped == "overfitting":
         last = monitor.history[-1]
         summary.alarm = (
-            f"catastrophic overfitting at epoch {len(monitor.history) - 1}: accuracy under PGD-{MONITOR_STEPS} fell "
+            f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS} fell "
             f"from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while "
-            f"FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {int(monitor.best['epoch'])} are "
+            f"FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {monitor.kept_epoch} are "
             "kept"
         )
         say(f"{recipe.name}: {summary.alarm}")

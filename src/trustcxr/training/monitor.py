@@ -128,9 +128,14 @@ class Monitor(pl.Callback):
             stopped=self.stopped,
         )
 
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch of the best weights as people count, from 1; in files the first is 0."""
+        return int(self.best["epoch"]) + 1
+
     def sentence(self) -> str:
         """The same for a person, after the run's name."""
-        kept = f"best {self.monitor} {self.best['value']:.1%} at epoch {int(self.best['epoch'])}"
+        kept = f"best {self.monitor} {self.best['value']:.1%} at epoch {self.kept_epoch}"
         return f": {len(self.history)} epochs in {duration(self.seconds)}, {kept}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:

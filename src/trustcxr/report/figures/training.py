@@ -23,7 +23,7 @@ HISTORY_LEGEND = [(label, colour, dash) for _, label, colour, dash in _HISTORY]
 
 
 def training_curve(run: Run, key: str) -> str | None:
-    """Accuracy against epoch from history.csv, the epoch that was kept marked; None where there is nothing to draw."""
+    """Accuracy against epoch, from 1, with the one that was kept marked; None where there is nothing to draw."""
     table = run.history
     if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
         return None
@@ -35,9 +35,11 @@ def training_curve(run: Run, key: str) -> str | None:
             if name in table:
                 rows = table[["epoch", name]].apply(_numeric).dropna()
                 mark = "o" if len(rows) == 1 else ""
-                axes.plot(rows["epoch"], rows[name], color=colour, ls=dash, lw=1.7, marker=mark, ms=4, clip_on=False)
+                axes.plot(
+                    rows["epoch"] + 1, rows[name], color=colour, ls=dash, lw=1.7, marker=mark, ms=4, clip_on=False
+                )
         if best is not None:
-            axes.axvline(best, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+            axes.axvline(best + 1, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_ylim(-0.02, 1.02)
         _percent_axis(axes.yaxis)
         axes.locator_params(axis="x", integer=True)

@@ -61,7 +61,7 @@ def training(runs: list[Run]) -> Table:
         rows.append(
             [
                 *_names(run),
-                *map(whole, (document.parameters, document.epochs, document.best_epoch)),
+                *map(whole, (document.parameters, document.epochs, _counted(document.best_epoch))),
                 Cell(words.measure(document.monitor or words.DASH)),
                 share(document.best_value),
                 Cell(document.stopped or words.DASH),
@@ -70,6 +70,11 @@ def training(runs: list[Run]) -> Table:
             ]
         )
     return Table(header, rows, heads=2)
+
+
+def _counted(epoch: int | None) -> int | None:
+    """An epoch as people count, from 1; in training.json and history.csv the first is 0."""
+    return None if epoch is None else epoch + 1
 
 
 def _refit_epochs(run: Run) -> int | None:

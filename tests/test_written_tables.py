@@ -1,0 +1,77 @@
+"""The page's tables as CSV and LaTeX, the page of a single run, and epochs as people count them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from study_fixture import make_study
+from test_cli import complaint, run
+from trustcxr.report import page, written
+from trustcxr.report.study_folder import read
+from trustcxr.report.tables import provenance
+from trustcxr.report.tables.cells import Cell, Table
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_study(tmp_path_factory.mktemp("study"), panels=0, models=("ResNet18",))
+
+
+@pytest.fixture(scope="module")
+def tables(study: Path) -> Path:
+    run("report", study, "--tables")
+    return study / written.FOLDER
+
+
+def test_every_table_of_the_page_is_there_as_csv_and_as_latex(study: Path, tables: Path) -> None:
+    found = dict(written.tables(page.gather(read(study))))
+    assert {"leaderboard", "sweeps", "training", "per-class-1"} <= set(found)
+    assert sorted(path.name for path in tables.iterdir()) == sorted(f"{n}.{e}" for n in found for e in ("csv", "tex"))
+    for name, table in found.items():
+        rows = list(csv.reader((tables / f"{name}.csv").open(encoding="utf-8")))
+        assert len(rows) == len(table.rows) + 1
+        for row, cells in zip(rows[1:], table.rows, strict=True):
+            assert [cell.text for cell in cells] == [
+                text for text, title in zip(row, rows[0], strict=True) if not title.endswith("(small print)")
+            ]
+        latex = (tables / f"{name}.tex").read_text(encoding="utf-8")
+        assert latex.count(r"\\") == len(table.rows) + 1
+        assert all(written.escaped(cell.text) in latex for cells in table.rows for cell in cells)
+
+
+def test_latex_is_escaped_and_small_print_is_small() -> None:
+    table = Table(["A_b", "Share, %"], [[Cell("x & y"), Cell("82.3", "−1.0 to 84.0", "< chance")]])
+    text = written.latex(table)
+    assert r"A\_b & Share, \% \\" in text
+    assert r"x \& y & 82.3 {\scriptsize $-$1.0 to 84.0; $<$ chance} \\" in text
+    assert list(written.lines(table)) == [
+        ["A_b", "Share, %", "Share, % (small print)"],
+        ["x & y", "82.3", "−1.0 to 84.0; < chance"],
+    ]
+
+
+def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:
+    one = Path(shutil.copytree(next((study / "runs").iterdir()), tmp_path / "one"))
+    (one / "run.yaml").touch()
+    (one / "model.safetensors").touch()
+    assert run("report", one).stdout.strip() == str(one / "report.html")
+    text = (one / "report.html").read_text(encoding="utf-8")
+    document = json.loads((one / "metrics.json").read_text())
+    assert f"The run {document['run']}" in text
+    assert f"{100 * document['clean']['accuracy']:.1f}" in text
+    (one / "metrics.json").unlink()
+    assert "not tested yet" in complaint("report", one)
+
+
+def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
+    found = read(study).runs
+    column = provenance.training(found).header.index("Best epoch")
+    for each, row in zip(found, provenance.training(found).rows, strict=True):
+        assert row[column].value == (each.metrics.training.best_epoch or 0) + 1
+
+
+def test_the_help_of_jobs_says_what_equal_bits_need() -> None:
+    assert "equal bits" in " ".join(run("study", "--help").stdout.split())
