@@ -57,7 +57,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert 0.02 in radii["pgd"]
     # The heart has a side; those that mirror chose it on validation.
     assert recipe.training.augment.flip == (
-        0.5 if name in ("evidence", "localisation", "robustness", "side-by-side", "lungs") else 0
+        0.5 if name in ("evidence", "localisation", "quick", "robustness", "side-by-side", "lungs") else 0
     )
 
 

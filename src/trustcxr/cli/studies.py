@@ -18,7 +18,7 @@ Jobs = Annotated[
     int,
     typer.Option(
         "--jobs",
-        help="Runs at once, each with its share of the threads; equal bits need equal threads a run (OMP_NUM_THREADS=1).",
+        help="Runs at once, each with its share of the threads; equal bits need equal threads (OMP_NUM_THREADS=1).",
     ),
 ]
 
