@@ -156,6 +156,10 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
             text = "it answers with probabilities, whose logarithm was taken: write output.kind: probabilities"
             return [Check("logits", False, text)], model.of_kind("probabilities")
         return [Check("logits", True, "it answers with logits")], model
+    if declared == "sigmoid" and not inside:
+        ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
+        text = f"its answers, from {ends}, are no sigmoids: each was taken for the logit of its finding"
+        return [Check("logits", None, text)], model.of_kind("logits")
     if not inside or (declared == "probabilities" and not sums):
         ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
         text = f"its answers, from {ends}, are no {declared} and were taken as logits: write output.kind: logits"
