@@ -8,7 +8,7 @@ import pytest
 
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import markdown, study_folder, terminal
+from trustcxr.report import markdown, study_folder, terminal, words
 from trustcxr.report.tables import leaderboard, saliency
 from trustcxr.results.documents import SaliencyDocument
 
@@ -110,3 +110,9 @@ def test_the_terminal_says_it() -> None:
         f"ALARM: {SURVIVES}",
     ]
     assert terminal.saliency_remarks(SaliencyDocument()) == []
+
+
+def test_a_part_of_networks_side_by_side_is_named_by_its_place() -> None:
+    assert words.part("net.layer4") == "layer4"
+    assert words.part("net.nets.0.fc + net.nets.1.fc") == "0.fc + 1.fc"
+    assert words.part("gate") == "gate"

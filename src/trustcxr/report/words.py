@@ -137,6 +137,11 @@ def control(name: str) -> str:
     return REFERENCES.get(name, "the layer’s activation" if name == "activation" else name)
 
 
+def part(name: str) -> str:
+    """A part of a network as its table says it: layer4; of networks side by side 0.layer4 + 1.layer4."""
+    return name.replace("net.nets.", "").replace("net.", "")
+
+
 def plural(number: int, one: str, many: str | None = None) -> str:
     """`1 run`, `2 runs`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

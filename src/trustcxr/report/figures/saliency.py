@@ -113,7 +113,7 @@ def sanity(runs: list[Run]) -> list[str]:
 def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]], key: str) -> str:
     dashes = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
     main = main_method(dict(methods))
-    parts = [stage.part.removeprefix("net.") for stage in dict(methods)[main].sanity]
+    parts = [words.part(stage.part) for stage in dict(methods)[main].sanity]
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()

@@ -204,11 +204,10 @@ def _randomised(document: SaliencyDocument) -> Cell:
     if not document.sanity:
         return Cell(words.DASH)
     first, last = document.sanity[0], document.sanity[-1]
-    part = first.part.replace("net.nets.", "").replace("net.", "")
     return Cell(
         words.decimal(last.figure("ssim").value),
         f"all random, rank correlation {words.decimal(last.figure('rank_correlation').value)}",
-        f"{part} alone random: {words.decimal(first.figure('ssim').value)}",
+        f"{words.part(first.part)} alone random: {words.decimal(first.figure('ssim').value)}",
         last.figure("ssim").value,
     )
 
