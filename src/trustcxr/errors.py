@@ -1,7 +1,8 @@
 """The one exception that means the user's input is wrong, and how to word it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
 
 
 class UserError(Exception):
@@ -14,6 +15,16 @@ class NotFiniteError(UserError, FloatingPointError):
 
 class CannotWrite(UserError):
     """A file could not be written: the disk is full, or the place read-only or forbidden. What was there is whole."""
+
+
+Found = TypeVar("Found")
+
+
+def lookup(table: Mapping[str, Found], what: str, name: str) -> Found:
+    """What a table has under that name; UserError with the valid names for any other."""
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]
 
 
 def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:

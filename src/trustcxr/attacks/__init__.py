@@ -21,7 +21,7 @@ from trustcxr.attacks.smallest_epsilon import smallest_epsilon
 from trustcxr.attacks.square import square
 from trustcxr.attacks.transfer import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
-from trustcxr.errors import unknown
+from trustcxr.errors import lookup
 from trustcxr.models.untouched import Mode, undisturbed
 
 
@@ -35,9 +35,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry
 
 def get(name: str) -> Callable[..., Tensor]:
     """The attack of that name; UserError with the valid names for any other."""
-    if name not in ATTACKS:
-        raise unknown("attack", name, ATTACKS)
-    return ATTACKS[name]
+    return lookup(ATTACKS, "attack", name)
 
 
 __all__ = [

@@ -17,7 +17,7 @@ from torch import Tensor
 from trustcxr import catalogue
 from trustcxr.corruptions import artefacts
 from trustcxr.corruptions.draws import ImageRandom
-from trustcxr.errors import UserError, unknown
+from trustcxr.errors import UserError, lookup, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _IN_CACHE = 4 * 224 * 224  # pixels
@@ -52,9 +52,7 @@ ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_
 
 def get(name: str) -> Corruption:
     """The corruption of that name; UserError with the valid names for any other."""
-    if name not in CORRUPTIONS:
-        raise unknown("corruption", name, CORRUPTIONS)
-    return CORRUPTIONS[name]
+    return lookup(CORRUPTIONS, "corruption", name)
 
 
 def check_severity(severity: int) -> int:

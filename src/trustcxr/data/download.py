@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trustcxr.console import say
+from trustcxr.data.layouts import covidqu
 from trustcxr.errors import UserError
 
 HANDLE = "anasmohammedtahir/covidqu"
 PAGE = f"https://www.kaggle.com/datasets/{HANDLE}"
-PUBLISHED = {"COVID-19": 11_956, "Non-COVID": 11_263, "Normal": 10_701}  # the lung part, 33,920 images
-PUBLISHED_INFECTION = 5_826
+PUBLISHED, _OF_INFECTION = covidqu.PUBLISHED.values()
+PUBLISHED_INFECTION = sum(_OF_INFECTION.values())
 _ROOM = 3 << 30  # the archive and its content stand side by side while it is unpacked
 _BY_HAND = f"or fetch it by hand from {PAGE}, unpack it, and give that folder"
 

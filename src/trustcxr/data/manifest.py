@@ -23,6 +23,12 @@ _SPLITS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", 
 _SPLITS |= {"test": "Test", "testing": "Test"}
 
 
+def place_of(split: str) -> tuple[int, str]:
+    """What splits are sorted by: Train, Val, Test, then others by name."""
+    known = list(SHARES)
+    return known.index(split) if split in known else len(known), split
+
+
 def split_name(name: str) -> str | None:
     """`Train`, `Val` or `Test` for the usual spellings of a split, None for any other word."""
     return _SPLITS.get(name.strip().lower())

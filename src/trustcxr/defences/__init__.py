@@ -9,7 +9,7 @@ from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, pgd, trades
 from trustcxr.defences.certified import crown_ibp, ibp
 from trustcxr.defences.contract import Defence, standard
 from trustcxr.defences.noise import cutout, gaussian, mixup
-from trustcxr.errors import unknown
+from trustcxr.errors import lookup
 
 __all__ = [
     "DEFENCES",
@@ -35,6 +35,4 @@ DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 def get(name: str) -> Defence:
     """The defence of that name; UserError with the valid names for any other."""
-    if name not in DEFENCES:
-        raise unknown("defence", name, DEFENCES)
-    return DEFENCES[name]
+    return lookup(DEFENCES, "defence", name)

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import Dataset
@@ -22,6 +21,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.recipes.run import Listing, Splits
 from trustcxr.results.tables import CLEAN
+from trustcxr.study.films import report_skipped
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def open_films(
         classes, renamed = None, {}
     wanted = split or (splits.test if splits.test in manifest.splits else None)
     examined = _loaded(manifest, wanted, subject, classes, resize, renamed)
-    if len(examined.skipped):
-        first = examined.skipped.iloc[0]
-        say(f"{len(examined.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+    report_skipped(examined)
     refit = isinstance(subject, Run) and subject.trained_by.training.refit
     if wanted in (None, splits.val) or splits.val not in manifest.splits or refit:
         return Films(examined)

@@ -33,13 +33,9 @@ from trustcxr.data.auditing.text import (
     _probe_table,
 )
 from trustcxr.data.layouts import read_manifest
+from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import Manifest
 
-# Images of COVID-QU-Ex (Tahir et al. 2021, doi:10.34740/kaggle/dsv/3122898), each class over all splits.
-PUBLISHED = {
-    "COVID-QU-Ex": {"COVID-19": 11956, "Non-COVID": 11263, "Normal": 10701},
-    "its infection part": {"COVID-19": 2913, "Non-COVID": 1457, "Normal": 1456},
-}
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
 _SHOWN = 3  # files named under a finding in the terminal
 

@@ -16,6 +16,7 @@ from trustcxr.data.auditing.findings import Finding
 from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.images.squares import resize_image
+from trustcxr.data.manifest import place_of
 from trustcxr.results.files import replacing
 
 SIDE = 128  # pixels of a picture
@@ -29,7 +30,6 @@ def write_page(audit: Audit, path: str | Path) -> Path:
     environment = Environment(loader=PackageLoader("trustcxr.data.auditing", "templates"), autoescape=True)
     manifest, document = audit.manifest, audit.to_dict()
     listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
-    order = {"Train": 0, "Val": 1, "Test": 2}
     page = environment.get_template("audit.html.j2").render(
         name=manifest.root.name,
         images=len(manifest.table),
@@ -39,7 +39,7 @@ def write_page(audit: Audit, path: str | Path) -> Path:
         verdict=audit.verdict,
         good=not any(audit.of(s) for s in ("fault", "leak", "warning")),
         classes=manifest.classes,
-        counts=sorted(audit.counts.items(), key=lambda item: (order.get(item[0], 9), item[0])),
+        counts=sorted(audit.counts.items(), key=lambda item: place_of(item[0])),
         lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
         probes=document["probes"],
         views=VIEWS,

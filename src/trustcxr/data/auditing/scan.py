@@ -12,7 +12,7 @@ from PIL import Image
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.plausibility import colour_of
-from trustcxr.data.images.reading import read_image
+from trustcxr.data.images.reading import read_image, threshold
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.workers import call, pool
 from trustcxr.results.disk import open_regular
@@ -222,7 +222,7 @@ def _read_mask(root: str, path: str | None) -> tuple[_MaskFacts, np.ndarray | No
         return facts, None
     levels = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
     top = int(levels[-1])
-    mask = (grey >= (1 if top <= 1 else 128)).astype(np.uint8)
+    mask = (grey >= threshold(top)).astype(np.uint8)
     facts.height, facts.width = grey.shape
     facts.binary = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
     facts.share, facts.digest = float(mask.mean()), _digest(mask)

@@ -4,9 +4,9 @@ from typing import TypedDict
 
 from trustcxr.data.auditing.confounds import Probe
 from trustcxr.data.auditing.findings import Item
+from trustcxr.data.manifest import place_of
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
-_ORDER = {"Train": 0, "Val": 1, "Test": 2}
 _SOURCES = {
     "lungs blanked": "the film without its lungs",
     "outer frame": "the outer frame of the film",
@@ -34,7 +34,7 @@ class FileSummary(TypedDict):
 
 def _count_table(counts: dict[str, dict[str, int]], classes: tuple[str, ...]) -> list[str]:
     rows = [["", *classes, "all"]]
-    for split, of_class in sorted(counts.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0])):
+    for split, of_class in sorted(counts.items(), key=lambda item: place_of(item[0])):
         rows.append([split, *(f"{of_class[c]:,}" for c in classes), f"{sum(of_class.values()):,}"])
     if len(counts) > 1:
         totals = [sum(of_class[c] for of_class in counts.values()) for c in classes]

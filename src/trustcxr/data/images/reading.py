@@ -61,9 +61,14 @@ def read_mask_at(path: str | Path, size: int, resize: str = "squeeze") -> np.nda
     return (np.asarray(_square(grey, size, resize, Image.Resampling.NEAREST)) >= _threshold(grey)).view(np.uint8)
 
 
+def threshold(brightest: int) -> int:
+    """The lowest grey level of a mask that counts as inside, by its brightest."""
+    return 1 if brightest == 1 else 128
+
+
 def _threshold(mask: Image.Image) -> int:
-    """The lowest grey level that counts as inside."""
-    return 1 if mask.getextrema()[1] == 1 else 128
+    _, brightest = mask.getextrema()
+    return threshold(brightest)  # type: ignore[arg-type]
 
 
 def _read(path: str | Path) -> Image.Image:

@@ -8,6 +8,11 @@ from trustcxr.data.layouts.files import Record, _files, _folders, _Masks
 from trustcxr.data.layouts.side_car import _join_side_car
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, Manifest, from_records, split_name
 
+# Images of COVID-QU-Ex (Tahir et al. 2021, doi:10.34740/kaggle/dsv/3122898), each class over all splits.
+PUBLISHED = {
+    "COVID-QU-Ex": {"COVID-19": 11956, "Non-COVID": 11263, "Normal": 10701},
+    "its infection part": {"COVID-19": 2913, "Non-COVID": 1457, "Normal": 1456},
+}
 _MASK_FOLDERS = {"lung masks": "lung", "lung_masks": "lung", "masks": "lung", "infection masks": "infection"}
 
 

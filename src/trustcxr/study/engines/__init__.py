@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from trustcxr.errors import UserError, unknown
+from trustcxr.errors import UserError, lookup
 from trustcxr.study.engines.contract import Engine, Failure, Task
 from trustcxr.study.engines.local import LocalEngine
 
@@ -21,8 +21,7 @@ ENGINES: dict[str, Callable[[int], Engine]] = {"local": _local}
 
 def get(name: str, jobs: int = 1) -> Engine:
     """The engine of that name, with so many runs at once; UserError with the valid names for any other."""
-    if name not in ENGINES:
-        raise unknown("engine", name, ENGINES)
+    engine = lookup(ENGINES, "engine", name)
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: expected 1 or more")
-    return ENGINES[name](jobs)
+    return engine(jobs)
