@@ -235,6 +235,23 @@ def test_a_damaged_store_is_said_to_be_and_built_again(
     assert "damaged" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8"])
+def test_a_bit_that_the_disk_changed_by_itself_is_found_where_every_byte_is_asked_for(
+    name: str, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    file = next((tmp_path / "cache").rglob(name))
+    facts = file.stat()
+    flip(file)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    assert "damaged" not in capsys.readouterr().err, "as before, by size and time"
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache", every=True)
+    assert f"damaged store ({name} is not what was written)" in capsys.readouterr().err
+    load_dataset(films, "Train", 32, cache=tmp_path / "cache", every=True)
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_a_store_that_was_only_touched_or_is_from_before_checksums_is_kept(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

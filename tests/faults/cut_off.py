@@ -101,18 +101,21 @@ def fills(journal: Journal) -> None:
     """From the next new file on, the disk takes one byte of each and no more: writes fail within, compiled ones too."""
     from trustcxr.results import files
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    state = {"full": False}
+
+    def limit_where_new(what: str, place: object) -> None:
+        if not state["full"] and journal.is_new(what, place):  # the journal grows no more either
+            state["full"] = True
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     def hear(event: str, given: tuple[Any, ...]) -> None:
-        if event == "open" and (place := _written(event, given)) is not None and journal.is_new(event, place):
-            limit()
+        if event == "open" and (place := _written(event, given)) is not None:
+            limit_where_new(event, place)
 
     real = files.writing
 
     def writing(path: Path, **options: Any) -> Any:
-        if journal.is_new("write", path):
-            limit()
+        limit_where_new("write", path)
         return real(path, **options)
 
     files.writing = writing  # type: ignore[assignment]

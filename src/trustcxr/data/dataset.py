@@ -208,13 +208,14 @@ def load_dataset(
     split_seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
+    every: bool = False,
 ) -> Dataset:
     """Open a data set, decoding it first where that is not done yet.
 
     `data` is a folder, a manifest or list file, or a Manifest. `split` None is all of it. `classes` is the order of
     labels wanted (a run's classes). `labels` renames classes, `{"pneumonia": "Non-COVID"}`; None leaves one out.
     `columns` and `images` describe a list, as in `lists.read_list`. `size` is in pixels; `resize`,
-    `cache` and `workers` are as in `store.open_store`.
+    `cache`, `workers` and `every` are as in `store.open_store`.
 
     Where the data have no splits, asking for Train, Val or Test divides them by `split_seed`, each class alike and the
     samples of one group together (`Manifest.with_splits`); `notes` says so.
@@ -243,7 +244,7 @@ def load_dataset(
             f"{manifest.root}: classes {', '.join(manifest.classes)} do not match the expected "
             f"{', '.join(classes or ())}: {', '.join(strange)} not among them; map the labels"
         )
-    store = open_store(manifest, size, cache=cache, workers=workers, resize=resize)
+    store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)
     if not len(dataset):
         raise UserError(f"{manifest.root}: no readable image in split '{split}' ({len(dataset.skipped)} unreadable)")

@@ -81,23 +81,25 @@ def open_store(
     cache: str | Path | None = None,
     workers: int | None = None,
     resize: str = "squeeze",
+    every: bool = False,
 ) -> Store:
     """The store of a manifest's images at `size` x `size` pixels, built first where it is not there yet.
 
     `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
     number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, or
-    `pad` to one with black. A store that is damaged is said to be, and built again. Raises UserError where a file is
-    gone, the disk is full, or no image is readable.
+    `pad` to one with black. `every`: each byte of a store is held against its checksum, not only files that were
+    changed since. A store that is damaged is said to be, and built again. Raises UserError where a file is gone, the
+    disk is full, or no image is readable.
     """
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
         raise UserError(f"image size {size}: expected 8 to 4096 pixels")
     folder = cache_folder(cache) / "stores" / _key(manifest, size, resize)
-    store = _opened(folder)
+    store = _opened(folder, every=every)
     if store is None:
         with _out_of_space(folder, len(manifest.table) * size**2 * (1 + len(manifest.mask_kinds))), _alone(folder):
-            store = _opened(folder)  # another process may have built it in the meantime
+            store = _opened(folder, every=every)  # another process may have built it in the meantime
             if store is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, manifest, size, resize, workers)
@@ -112,7 +114,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("trustcxr"))
 
 
-def _opened(folder: Path) -> Store | None:
+def _opened(folder: Path, *, every: bool = False) -> Store | None:
     """The store in that folder; None where there is none yet, or what there is is damaged, which is said."""
     if not folder.exists():
         return None
@@ -122,7 +124,7 @@ def _opened(folder: Path) -> Store | None:
         store = Store(folder, **index)
         names = ["images", *(kind + MASK_SUFFIX for kind in store.kinds)]
         short = [n for n in names if (folder / f"{n}.u8").stat().st_size != store.count * store.size**2]
-        fault = f"{short[0]}.u8" if short else sums.damaged(folder, names, store.size**2)
+        fault = f"{short[0]}.u8" if short else sums.damaged(folder, names, store.size**2, every=every)
     except OSError as problem:
         fault = Path(str(problem.filename)).name
     except (ValueError, TypeError, KeyError):

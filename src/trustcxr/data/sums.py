@@ -2,7 +2,8 @@
 
 `films.b2` holds 16 bytes a film (BLAKE2b of its pixels), by which a film is known again in other data. `sums.json`
 holds the checksum of each file, and its size and time of change when it was last looked at: a file that has neither
-changed since is believed, any other is read again. Stores from before these files get them when they are next opened.
+changed since is believed, any other is read again; before a training every file is (a gigabyte takes about a second).
+Stores from before these files get them when they are next opened.
 """
 
 import json
@@ -37,8 +38,11 @@ def write(folder: Path, names: Iterable[str], row_bytes: int) -> None:
     write_json(folder / SUMS_FILE, found)
 
 
-def damaged(folder: Path, names: Iterable[str], row_bytes: int) -> str | None:
-    """The first file of a store whose content is not what it was when its checksum was taken; None where all are."""
+def damaged(folder: Path, names: Iterable[str], row_bytes: int, *, every: bool = False) -> str | None:
+    """The first file of a store whose content is not what it was when its checksum was taken; None where all are.
+
+    `every`: files whose size and time of change are as they were are read too, since a disk can change a bit by itself.
+    """
     names = list(names)
     known = _read(folder)
     if known is None:
@@ -48,11 +52,12 @@ def damaged(folder: Path, names: Iterable[str], row_bytes: int) -> str | None:
     looked_at = False
     for name in names:
         before = known.get(name, _Known())
-        if before.get("stamp") == _stamp(folder, name):
+        same = before.get("stamp") == _stamp(folder, name)
+        if same and not every:
             continue
         if before.get("sum") != _sum(folder, name, row_bytes):
             return f"{name}.u8"
-        before["stamp"], looked_at = _stamp(folder, name), True
+        before["stamp"], looked_at = _stamp(folder, name), looked_at or not same
     if looked_at:
         with suppress(CannotWrite):
             write_json(folder / SUMS_FILE, known)

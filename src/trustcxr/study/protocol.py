@@ -124,7 +124,7 @@ class Study:
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
         found = {
-            role: load_dataset(self.data, split=split, **self.recipe.data.reading())
+            role: load_dataset(self.data, split=split, every=role == "train", **self.recipe.data.reading())
             for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
         }
         for note in found["train"].notes:

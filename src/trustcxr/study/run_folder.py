@@ -227,7 +227,10 @@ def train(run: RunRecipe, data: Path, folder: Path) -> TrainingDocument:
         if run.defence.certifies:
             contract.layers(model)
     names = run.data.splits
-    parts = [load_dataset(data, split=split, **run.data.reading()) for split in (names.train, names.val)]
+    parts = [
+        load_dataset(data, split, every=split == names.train, **run.data.reading())
+        for split in (names.train, names.val)
+    ]
     for note in parts[0].notes:
         say(note)
     report_skipped(parts[0])
