@@ -10,6 +10,7 @@ from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import adaptive, wrong_share
 from trustcxr.attacks.stand_ins import Attackable, StandIns, look
 from trustcxr.attacks.surrogate import distil
+from trustcxr.models.untouched import undisturbed
 
 EPSILON = 0.06  # where an honest network has lost nearly all
 
@@ -31,6 +32,19 @@ def test_a_liar_is_broken_as_its_honest_twin_is(name: str, films: tuple[Tensor, 
     assert truth < 0.05
     steps = 20 if name != "random resizing" else 10
     assert left(liar, films, adaptive(liar, *films, epsilon=EPSILON, steps=steps)) <= truth + 0.03
+
+
+@pytest.mark.parametrize("name", ["noise"])
+def test_where_an_honest_network_is_partly_robust_a_random_one_has_no_more(name: str) -> None:
+    many = images_and_labels(256, seed=5)
+    honest, liar = trained(), LIARS[name](trained())
+    truth = left(honest, many, adaptive(honest, *many, epsilon=0.04, steps=20))
+    assert 0.05 < truth < 0.3
+    found = adaptive(liar, *many, epsilon=0.04, steps=20)
+    with undisturbed(liar):
+        torch.manual_seed(3)
+        answers = Attackable(liar, draws=64)(found).argmax(1)
+    assert float((answers == many[1]).float().mean()) <= truth + 0.03
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])

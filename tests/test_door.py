@@ -220,3 +220,12 @@ def test_the_model_is_left_as_it_was(films: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_random_model_is_judged_by_the_mean_over_draws(films: tuple[Tensor, Tensor]) -> None:
+    found = door(LIARS["noise"](trained()), films)
+    assert isinstance(found.judged, Attackable)
+    assert found.judged.draws == 16
+    assert "the mean of 16 draws" in text(found, "same answer twice")
+    honest = door(trained(), films)
+    assert honest.judged is honest.model

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trustcxr.attacks.adaptive import JUDGED
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
 from trustcxr.evaluation.declared import Declared, check_declaration
@@ -56,6 +57,13 @@ class Door:
     traits: Traits | None = None
     gradients: bool = True
     variants: tuple[Attackable, ...] = field(default=())
+
+    @property
+    def judged(self) -> nn.Module | None:
+        """The model as whatever is found is judged on it: where it answers at random, by the mean over draws."""
+        if self.model is None or self.traits is None or not self.traits.random:
+            return self.model
+        return Attackable(self.model, draws=JUDGED)
 
     @property
     def believed(self) -> bool:
@@ -138,7 +146,8 @@ def _conversion(subject: Subject, gradients: bool) -> Iterator[Check]:
 def _deterministic(traits: Traits) -> Check:
     if not traits.random:
         return Check("same answer twice", True, "the same film has the same answer each time")
-    text = f"its answers change from run to run: attacks average over {traits.draws} draws, accuracy is over draws too"
+    text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
+    text += f"the answer that counts is the mean of {JUDGED} draws"
     return Check("same answer twice", False, text)
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from trustcxr import statistics
-from trustcxr.attacks.adaptive import JUDGED, wrong_share
 from trustcxr.catalogue import WORST_CASE
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
@@ -77,19 +76,18 @@ def _opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def worse_of_both(
-    table: "pd.DataFrame", given: Images, model: nn.Module, device: torch.device, *, random: bool = False
+    table: "pd.DataFrame", given: Images, model: nn.Module, device: torch.device
 ) -> "tuple[pd.DataFrame, HandedIn]":
     """Predictions whose worst-case rows are those of the given images where these mislead the model and ours do not.
 
-    `broken_by` says by whom. They count at every radius of worst-case that is not below theirs. A model that answers at
-    random is misled by an image that misleads it in most draws.
+    `broken_by` says by whom. They count at every radius of worst-case that is not below theirs.
     """
     worst = table[(table["attack"] == WORST_CASE) & (table["epsilon"] >= given.epsilon - 1e-9)]
     # Of a film that both its finding and the film itself are handed in for, the finding's counts.
     keys = [name if name in given.images else _film(name) for name in worst["sample_id"]]
     known = np.array([key in given.images for key in keys])
     rows = worst[known]
-    logits, wrong = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device, random)
+    logits, wrong = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device)
     ours = np.stack(rows["logits"].tolist()).argmax(1) != rows["label"].to_numpy()
     alone = wrong & ~ours
     changed, broken = table["logits"].copy(), table["broken_by"].fillna("").copy()
@@ -124,7 +122,7 @@ def _film(name: Any) -> str:
 
 
 def _judged(
-    model: nn.Module, images: list[torch.Tensor], rows: "pd.DataFrame", device: torch.device, random: bool
+    model: nn.Module, images: list[torch.Tensor], rows: "pd.DataFrame", device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) of images, and whether they mislead the model (N,)."""
     logits, wrong = [], []
@@ -133,7 +131,6 @@ def _judged(
         labels = torch.as_tensor(rows["label"].to_numpy()[start : start + 64], device=device)
         with torch.no_grad(), undisturbed(model):
             answer = model(batch).float()
-        share = wrong_share(model, batch, labels, draws=JUDGED) if random else (answer.argmax(1) != labels).float()
         logits.append(answer.cpu().numpy())
-        wrong.append((share > 0.5).cpu().numpy())
+        wrong.append((answer.argmax(1) != labels).cpu().numpy())
     return np.concatenate(logits), np.concatenate(wrong)

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from trustcxr.attacks.stand_ins import look
+from trustcxr.attacks.adaptive import JUDGED
+from trustcxr.attacks.stand_ins import Attackable, look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import findings, handed_in, operating_points, subgroups
@@ -43,7 +44,7 @@ class Measured:
 def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     """A model whose answer is the highest of its classes."""
     subject, exam = whole.subject, whole.exam
-    model: nn.Module = door.model or nn.Identity()
+    model: nn.Module = door.judged or nn.Identity()
     checks: list[Check] = []
     examined = Examined(subject.name, model, subject.classes, subject.device)
     if door.model is None:
@@ -54,7 +55,7 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
         table = _predicted(examined, whole, door, shown, parts)
         held = whole.films.validation
         validation = None if held is None else evaluation.predict(examined, held, views=False)
-    table, handed = _worse(whole, table, model, door)
+    table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
     thresholds = operating_points.choose(validation, subject.classes)
     points = operating_points.of_classes(table, subject.classes, thresholds, resamples=exam.bootstrap)
@@ -79,6 +80,7 @@ def _scored_too(subject: Given, validation: Dataset | None) -> pd.DataFrame | No
 
 def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, parts: Path) -> pd.DataFrame:
     exam = whole.exam
+    assert door.model is not None
     assert door.traits is not None  # of every model that can be asked
     return evaluation.predict(
         examined,
@@ -86,7 +88,7 @@ def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, part
         exam.attacks if door.gradients else exam.without_gradients,
         corruptions=exam.corruptions,
         batch_size=exam.batch_size,
-        carry_out=CarriedOut(examined.model, door.traits, door.gradients, films),
+        carry_out=CarriedOut(door.model, door.traits, door.gradients, films),
         parts=parts,
     )
 
@@ -115,9 +117,11 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         table = findings.as_decisions(answers, name, place, threshold.value, by_film)
         if door.model is not None:
             decision = findings.Decision(door.model, place, threshold.value)
-            attacked = _attacked(whole, door, decision, labels, shown, parts / f"finding{place}")
+            random = door.traits is not None and door.traits.random
+            judge = Attackable(decision, draws=JUDGED) if random else decision
+            attacked = _attacked(whole, door, (decision, judge), labels, shown, parts / f"finding{place}")
             table = pd.concat([table, findings.marked(attacked, name)], ignore_index=True)
-            table, judged_too = _worse(whole, table, decision, door)
+            table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
         points += operating_points.of_finding(findings.worst_scores(table), name, threshold, resamples=exam.bootstrap)
         pieces.append(table)
@@ -134,12 +138,11 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     return Measured(table, None, figures, points, divisions, judged, [*checks, *_order(points)], handed)
 
 
-def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module, door: Door) -> tuple[pd.DataFrame, list[HandedIn]]:
+def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[HandedIn]]:
     """The predictions with what was handed in, where that misleads the model and ours does not."""
     if whole.handed is None:
         return table, []
-    random = door.traits is not None and door.traits.random
-    table, found = handed_in.worse_of_both(table, whole.handed, model, whole.subject.device, random=random)
+    table, found = handed_in.worse_of_both(table, whole.handed, model, whole.subject.device)
     return table, [found]
 
 
@@ -152,7 +155,7 @@ def _answers(
     if door.model is None:
         table, checks = scored(subject, whole.dataset)
         return table, None, checks
-    asked = Examined(subject.name, door.model, subject.classes, subject.device)
+    asked = Examined(subject.name, door.judged or door.model, subject.classes, subject.device)
     table = evaluation.predict(
         asked,
         whole.dataset,
@@ -197,14 +200,23 @@ def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Findi
 
 
 def _attacked(
-    whole: Audit, door: Door, decision: nn.Module, labels: np.ndarray, shown: Tensor, parts: Path
+    whole: Audit,
+    door: Door,
+    seen: tuple[nn.Module, nn.Module],
+    labels: np.ndarray,
+    shown: Tensor,
+    parts: Path,
 ) -> pd.DataFrame:
-    """Predictions of one finding's decision under every attack; climbs go on where the decision has turned."""
+    """Predictions of one finding's decision under every attack; climbs go on where the decision has turned.
+
+    `seen`: the decision as attacks see it, and as what they find is judged on it.
+    """
+    decision, judge = seen
     exam, rows = whole.exam, np.flatnonzero(np.isfinite(labels))
     traits = look(decision, shown[:LOOKED_AT])
     attacks = exam.attacks if door.gradients else exam.without_gradients
     table = evaluation.predict(
-        Examined(whole.subject.name, decision, findings.STATES, whole.subject.device),
+        Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
         findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
         attacks,
         views=False,
