@@ -389,6 +389,9 @@ def test_a_table_from_before_corruptions_still_has_its_summary() -> None:
     part = summarise(pd.DataFrame(rows), images=3, resamples=100)["gradcam"]
     assert (part["infection_energy"], part["stability_ssim"]) == (pytest.approx(0.2), pytest.approx(0.6))
     assert part["without_mask"] == 1
+    kept = pd.DataFrame(rows).assign(cells=None, randomised=np.nan)  # beside methods that were measured since
+    part = summarise(kept, images=3, resamples=100)["gradcam"]
+    assert (part.cells, part.random_weights, part.verdict) == ("", None, "")
 
 
 # Methods, layers, masks

@@ -128,7 +128,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         target="label",
         n=_images(clean),
         without_mask=images - _images(clean),
-        cells=str(rows["cells"].iloc[0]) if "cells" in rows else "",
+        cells=str(rows["cells"].fillna("").iloc[0]) if "cells" in rows else "",
         withheld=withheld,
         beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), "activation"]),
         correct=Measures(figures=counts.means(right), n=_images(right)),
