@@ -73,11 +73,11 @@ def one(given: argparse.Namespace, precision: str) -> float:
     run: RunRecipe = run_folder.recipe(
         model=given.model,
         weights="none",
-        defence={"name": "fgsm", "epsilon": EPSILON, "ramp": 0.7, "attack_precision": precision},
+        defence={"name": "fgsm", "epsilon": EPSILON, "ramp": 0.7},
         seed=given.seed,
         size=given.size,
         training={"epochs": given.epochs, "learning_rate": 1e-3, "averaging": 0.98, "patience": given.epochs},
-        options=AUGMENT,
+        options=[*AUGMENT, f"defence.attack_precision={precision}"],
     )
     return float(run_folder.train(run, given.data, given.out / precision)["seconds"]) / 60
 

@@ -94,7 +94,7 @@ def row(folder: Path) -> list[str]:
         ", ".join([run.model.name, *told(run.model, ModelRecipe(name=run.model.name), ("name",))]),
         ", ".join([run.defence.name, *told(run.defence, DefenceRecipe(), ("name", "background"))]),
         ", ".join(told(run.training, TrainingRecipe(), ("epochs", "patience"))),
-        f"{about['data']['images']} at {run.data.size} pixels",
+        f"{files.part(about, 'data')['images']} at {run.data.size} pixels",
         str(training["epochs"]),
         f"{training['seconds'] / 60:.1f}",
         *figures,

@@ -45,7 +45,7 @@ def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
     if not path.is_file():
         return
     before = files.read_yaml(path)
-    data = before.get("data") or {}
+    data = files.part(before, "data")
     now = of(train)
     if "fingerprint" in data:
         others = data["fingerprint"] != now["fingerprint"]

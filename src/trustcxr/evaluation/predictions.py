@@ -207,7 +207,7 @@ def _attacked(
     """
     known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == WORST_CASE):
-        options = attack.options()
+        options: Options = dict(attack.options())
         if attack.entry.stops_when_wrong:
             options["stop_when_wrong"] = True
         if attack.entry.seeded:

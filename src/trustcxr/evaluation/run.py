@@ -102,7 +102,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     content = files.read_yaml(path / folders.RUN_FILE)
     try:
         recipe = validate(RunRecipe, content["recipe"], str(path / folders.RUN_FILE))
-        classes = tuple(str(name) for name in content["classes"])
+        classes = tuple(str(name) for name in _listed(content["classes"]))
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path / folders.RUN_FILE}: not the file of a run ({problem} is missing)") from None
     folders.check_sums(path, content)
@@ -112,6 +112,12 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     metrics = documents.read_if_there(RunDocument, path / folders.METRICS_FILE)
     training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE)
     return Run(path, model, classes, recipe, metrics, training or TrainingDocument())
+
+
+def _listed(classes: object) -> list[object]:
+    if not isinstance(classes, list):
+        raise TypeError("a list of classes")
+    return classes
 
 
 def as_before_refit(run: Run) -> Run:

@@ -63,7 +63,7 @@ class AttackRecipe(Strict):
         """Steps, or queries where it has none, or 1: what stands in the column `steps` of the predictions."""
         return self.steps or self.queries or 1
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """The options that the attack takes, without the surrogate."""
         return {k: getattr(self, k) for k in self.entry.options if k != "surrogate"}
 

@@ -103,7 +103,7 @@ def write_yaml(path: Path, content: Any) -> None:
         temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def read_yaml(path: Path, *, what: str = "file") -> dict[str, Any]:
+def read_yaml(path: Path, *, what: str = "file") -> dict[str, object]:
     """One YAML document with keys and values; UserError where it is missing or broken. `what` is its name there."""
     try:
         content = parse_yaml(read_text(path, most=_MOST_YAML))
@@ -116,6 +116,12 @@ def read_yaml(path: Path, *, what: str = "file") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
+
+
+def part(content: Mapping[str, object], key: str) -> dict[str, object]:
+    """What stands under a key that has keys and values of its own; empty where there is nothing of the kind."""
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def parse_yaml(text: str) -> Any:

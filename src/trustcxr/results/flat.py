@@ -201,7 +201,7 @@ class Document(BaseModel):
         return key in self.keys()
 
     @model_serializer(mode="plain")
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The document as it stands on disk: numbers, text, lists and mappings."""
         return {key: _plain(value) for key, value in self.items()}
 

@@ -41,9 +41,10 @@ def check_run(folder: Path) -> Path:
     return folder
 
 
-def checksums(run: Path, classes: Iterable[object]) -> dict[str, str]:
+def checksums(run: Path, classes: object) -> dict[str, str]:
     """What run.yaml keeps of a trained run's weights and of its classes in their order, SHA-256 in hexadecimal."""
-    named = hashlib.sha256("\n".join(map(str, classes)).encode()).hexdigest()
+    names = map(str, classes) if isinstance(classes, Iterable) else ()
+    named = hashlib.sha256("\n".join(names).encode()).hexdigest()
     return {WEIGHTS_FILE: files.checksum(run / WEIGHTS_FILE), "classes": named}
 
 

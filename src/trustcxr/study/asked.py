@@ -1,22 +1,31 @@
 """What was typed, as recipes."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
 
 from trustcxr.recipes.run import RunRecipe, check_splits
 from trustcxr.recipes.testing import CorruptionsRecipe
 from trustcxr.recipes.validation import assign, validate
 
 
+class Defending(TypedDict):
+    """What is typed of a defence beside its other keys."""
+
+    name: str
+    epsilon: float
+    ramp: NotRequired[float]
+    clean_share: NotRequired[float]
+
+
 def recipe(
     *,
     model: str,
     weights: str,
-    defence: dict[str, Any],
+    defence: Defending,
     size: int,
     seed: int,
-    training: dict[str, Any],
-    data: dict[str, Any] | None = None,
+    training: Mapping[str, object],
+    data: Mapping[str, object] | None = None,
     options: Sequence[str] = (),
 ) -> RunRecipe:
     """The recipe of a run from what was typed; `options` are any of its keys, as "defence.beta=3", and win.
@@ -33,7 +42,7 @@ def recipe(
         "model": {"name": model, "weights": weights},
         "defence": defence,
         "seed": seed,
-        "data": {"size": size} | (data or {}),
+        "data": {"size": size, **(data or {})},
         "training": training,
     }
     made = validate(RunRecipe, assign(content, options), "options")

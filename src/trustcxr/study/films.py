@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def is_own_test(run: Run, films: "Dataset") -> bool:
     same_name = films.root.name == kept.get("root_name")
     if films.split != test:
         return False
-    known = (kept.get("fingerprints") or {}).get(test)
+    known = files.part(kept, "fingerprints").get(test)
     before = run.folder / folders.PREDICTIONS_FILE
     if known is not None:
         own = films.fingerprint == known
@@ -110,10 +110,9 @@ def report_skipped(dataset: "Dataset") -> None:
         say(f"{len(dataset.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
 
 
-def _kept(run: Run) -> dict[str, Any]:
+def _kept(run: Run) -> dict[str, object]:
     """What run.yaml keeps of the data that the run was trained on."""
-    found: dict[str, Any] = files.read_yaml(run.folder / folders.RUN_FILE).get("data") or {}
-    return found
+    return files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
 
 
 def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:

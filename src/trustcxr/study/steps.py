@@ -40,7 +40,7 @@ class StudyFolder:
         """From study.yaml and where the films are."""
         content = files.read_yaml(folder / STUDY_FILE)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
-        data = Path(files.read_yaml(folder / DATA_FILE)["path"])
+        data = Path(str(files.read_yaml(folder / DATA_FILE)["path"]))
         return cls(folder, recipe, data, str(content.get("fingerprint", "")))
 
     def run_folder(self, run: RunRecipe) -> Path:
