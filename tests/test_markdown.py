@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import tables
+from benchmarks.findings import tables
 from typer.testing import CliRunner
 
 from study_fixture import make_study
