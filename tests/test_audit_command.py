@@ -285,3 +285,21 @@ def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     assert "source:" in printed
     assert "# ?" in printed
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
+
+
+def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small = ["--model", "test_resnet", "--size", "16", "--epochs", "1", "--set", "model.weights=none"]
+    run("train", "--data", greys, *small, "--out", out)
+    document = audits.audit(out, greys, tmp_path / "audit", attacks=["fgsm"])
+    assert document.split == "Test"
+    assert document.clean.n is not None
+    assert document.clean.n < 12
+    assert document.model.reported.training_data == "films"
+    assert document.model.reported.threat_model == "standard"
+    assert (tmp_path / "audit" / "validation.parquet").is_file()
+    assert {p.origin for p in document.operating_points} != {"the highest class is the answer"}
+
+
+def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) -> None:
+    assert "no such run folder" in complaint("audit", tmp_path / "gone", "--data", greys, "--out", tmp_path / "audit")

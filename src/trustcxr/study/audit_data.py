@@ -12,7 +12,7 @@ from torch import Tensor
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.manifest import Manifest
+from trustcxr.data.manifest import NO_SPLIT, SHARES, Manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.door import Check
@@ -20,6 +20,7 @@ from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.recipes.run import Listing, Splits
+from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN
 from trustcxr.study.films import report_skipped
 
@@ -41,6 +42,8 @@ def open_films(
 ) -> Films:
     """The data in the model's size and classes: the test split unless said, where there is one, else all.
 
+    Data without splits that a run was trained on are divided as they were then: its training films are not examined.
+
     Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
     """
     resize, splits, renamed = "squeeze", Splits(), dict(labels or {})
@@ -60,13 +63,22 @@ def open_films(
     if isinstance(subject, Given) and subject.kind == "sigmoid":
         manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
         classes, renamed = None, {}
-    wanted = split or (splits.test if splits.test in manifest.splits else None)
+    undivided = manifest.splits == (NO_SPLIT,)
+    own = undivided and isinstance(subject, Run) and trained_on(subject) == manifest.root.name
+    wanted = split or (splits.test if splits.test in manifest.splits or own else None)
     examined = _loaded(manifest, wanted, subject, classes, resize, renamed)
     report_skipped(examined)
     refit = isinstance(subject, Run) and subject.trained_by.training.refit
-    if wanted in (None, splits.val) or splits.val not in manifest.splits or refit:
+    held = splits.val in manifest.splits or (undivided and {wanted, splits.val} <= SHARES.keys())
+    if wanted in (None, splits.val) or not held or refit:
         return Films(examined)
     return Films(examined, _loaded(manifest, splits.val, subject, classes, resize, renamed))
+
+
+def trained_on(run: Run) -> str:
+    """The name of the folder of data that a run was trained on; empty where that is not known."""
+    trained = files.read_yaml(run.folder / folders.RUN_FILE).get("data")
+    return str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
 
 
 def _loaded(

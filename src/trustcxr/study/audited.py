@@ -13,7 +13,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files, folders
-from trustcxr.study.audit_data import Films
+from trustcxr.study.audit_data import Films, trained_on
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ def _reported(subject: Subject) -> dict[str, object]:
         return subject.reported.model_dump()
     recipe = subject.trained_by
     against = f", L-infinity {recipe.defence.epsilon:g}" if DEFENCES[recipe.defence.name].attacks else ""
-    trained = files.read_yaml(subject.folder / folders.RUN_FILE).get("data")
-    name = str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
-    return {"threat_model": f"{recipe.defence.name}{against}", "training_data": name}
+    return {"threat_model": f"{recipe.defence.name}{against}", "training_data": trained_on(subject)}
 
 
 def _origin(subject: Subject) -> Origin:
