@@ -32,9 +32,10 @@ class _Known(TypedDict, total=False):
 
 def write(folder: Path, names: Iterable[str], row_bytes: int) -> None:
     """Checksums of the files `<name>.u8` of a store; `images` among them is summed film by film."""
+    of_films = _films(folder, row_bytes)
     with replacing(folder / FILMS_FILE) as temporary:
-        temporary.write_bytes(_films(folder, row_bytes))
-    found = {name: {"sum": _sum(folder, name, row_bytes), "stamp": _stamp(folder, name)} for name in names}
+        temporary.write_bytes(of_films)
+    found = {name: {"sum": _sum(folder, name, row_bytes, of_films), "stamp": _stamp(folder, name)} for name in names}
     write_json(folder / SUMS_FILE, found)
 
 
@@ -96,10 +97,10 @@ def _films(folder: Path, row_bytes: int) -> bytes:
     return bytes(found)
 
 
-def _sum(folder: Path, name: str, row_bytes: int) -> str:
+def _sum(folder: Path, name: str, row_bytes: int, of_films: bytes | None = None) -> str:
     digest = blake2b(digest_size=_BYTES)
     if name == "images":
-        digest.update(_films(folder, row_bytes))
+        digest.update(_films(folder, row_bytes) if of_films is None else of_films)
         return digest.hexdigest()
     with open(folder / f"{name}.u8", "rb") as file:
         while block := file.read(_BLOCK):
