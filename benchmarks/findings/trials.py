@@ -11,9 +11,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
+from trustcxr.data import load_dataset
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import validate
@@ -27,7 +29,7 @@ from trustcxr.training.monitor import MONITOR_STEPS
 STEPS, EPSILON = 20, 0.02
 HEAD = (
     "model", "defence", "training", "images", "epochs", "minutes",
-    "clean", "watched", "FGSM", f"PGD-{MONITOR_STEPS}", f"PGD-{STEPS}, all",
+    "clean", "certified", "watched", "FGSM", f"PGD-{MONITOR_STEPS}", f"PGD-{STEPS}, all",
 )  # fmt: skip
 
 
@@ -42,19 +44,31 @@ def main() -> None:
     print("# What was tried, on validation")
     print()
     print(
-        f"`python -m benchmarks.findings.trials RUN...{given_data}`. One seed; the epoch whose weights were kept. "
-        f"Clean accuracy is of all validation images. FGSM and PGD-{MONITOR_STEPS} are of so many of them as "
+        f"`python -m benchmarks.findings.trials RUN...{given_data}`. A row is one run, of one seed; "
+        "the epoch whose weights were kept. "
+        "Clean and certified accuracy (by intervals, at the epsilon of training) are of all validation images. "
+        f"FGSM and PGD-{MONITOR_STEPS} are of so many of them as "
         f"the column "
         "`watched` says, at the epsilon of training (0.02 unless said): known to about "
         f"{halfwidth:.0f} points either way (95 %) or better, and too high, as the epoch was chosen on them. "
         f"PGD-{STEPS} is of all, at {EPSILON:g}, with its interval; empty where it was not measured. Minutes are of "
-        "one core, which other work may have shared. A constant answer has 33.3 %. Research software, not for "
+        f"one core, which other work may have shared. {constant(given.runs[0], given.data)}Research software, not for "
         "diagnosis."
     )
     print()
     print("\n".join(markdown.table(HEAD, [])))
     for folder in map(folders.before_refit, given.runs):
         print(markdown.row([*row(folder), on_all(folder, given.data)]), flush=True)
+
+
+def constant(folder: Path, data: Path | None) -> str:
+    """What one and the same answer to all validation images would have; empty without the data."""
+    if data is None:
+        return ""
+    recipe = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder))
+    films = load_dataset(data, split=recipe.data.splits.val, **recipe.data.reading())
+    share = 100 * np.bincount(films.labels).max() / len(films)
+    return f"Of the {len(films)} validation images a constant answer has {share:.1f} %. "
 
 
 def on_all(folder: Path, data: Path | None) -> str:
@@ -87,9 +101,9 @@ def row(folder: Path) -> list[str]:
     kept = history[history["epoch"] == training["best_epoch"]].iloc[0]
     figures = [
         f"{100 * kept[name]:.1f}" if name in kept else ""
-        for name in ("val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
+        for name in ("val_accuracy", "val_certified_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy")
     ]
-    figures.insert(1, str(watched(folder) or ""))
+    figures.insert(2, str(watched(folder) or ""))
     return [
         ", ".join([run.model.name, *told(run.model, ModelRecipe(name=run.model.name), ("name",))]),
         ", ".join([run.defence.name, *told(run.defence, DefenceRecipe(), ("name", "background"))]),
