@@ -37,6 +37,11 @@ def test_columns_that_divide_the_films_are_found_and_numbers_become_bands() -> N
     assert found["by_dose"].value_counts().max() <= 51
 
 
+def test_whole_numbers_that_are_names_divide_nothing() -> None:
+    films = table().assign(seed=[str(20_000_001 + i) for i in range(len(table()))])
+    assert "by_seed" not in subgroups.columns_of(films)
+
+
 def clean(count: int = 200) -> pd.DataFrame:
     """Predictions of a model that is bad for men alone."""
     about = table(count)

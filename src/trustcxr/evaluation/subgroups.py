@@ -30,7 +30,8 @@ def columns_of(table: "pd.DataFrame") -> "pd.DataFrame":
     """The columns that divide the films of a data set's table, as text, each by its name after PREFIX.
 
     Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films. A column that has
-    one value, or one of its own for nearly every film, divides nothing and is left out.
+    one value, or one of its own for nearly every film, divides nothing and is left out; so do whole numbers that are
+    names, as seeds and accession numbers are.
     """
     import pandas as pd
 
@@ -116,6 +117,8 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
         return values.where(values != "", UNKNOWN)
     if "age" in name.lower().replace("_", " ").split():
         edges: list[float] = list(_AGES)
+    elif known.nunique() > len(known) / 2 and (numbers.dropna() % 1 == 0).all():
+        return values.where(values != "", UNKNOWN)
     else:
         edges = sorted(set(np.quantile(numbers.dropna(), [0, 0.25, 0.5, 0.75, 1])))
     bands = pd.Series(UNKNOWN, index=values.index)
