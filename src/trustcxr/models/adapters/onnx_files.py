@@ -193,7 +193,7 @@ def _check_tensor(tensor: Any, path: Path, onnx: Any) -> None:
         return
     try:
         item = bits / 8 if bits else np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    except Exception:
+    except KeyError:
         raise UserError(f"{path}: tensor '{tensor.name}' is of a kind that is not known") from None
     claimed = math.prod(tensor.dims)
     if min(tensor.dims, default=0) < 0:
