@@ -62,8 +62,21 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     document = json.loads((one / "metrics.json").read_text())
     assert f"The run {document['run']}" in text
     assert f"{100 * document['clean']['accuracy']:.1f}" in text
+    assert "created" not in text, "nobody knows when"
+    assert "run.yaml could not be read" in text
+    (one / "run.yaml").write_text("versions: {trustcxr: 0.1.7}")
+    assert "TrustCXR 0.1.7" in run_and_read(one)
     (one / "metrics.json").unlink()
     assert "not tested yet" in complaint("report", one)
+
+
+def run_and_read(folder: Path) -> str:
+    run("report", folder)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_command_says_where_the_tables_lie(study: Path) -> None:
+    assert run("report", study, "--tables").stdout.split() == [str(study / "report.html"), str(study / written.FOLDER)]
 
 
 def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:

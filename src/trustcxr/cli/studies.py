@@ -60,7 +60,10 @@ def report(
     """Write the HTML page of a study again from its tables, or that of a single run."""
     from trustcxr import report
 
-    print(report.write(study, tables=tables))
+    page = report.write(study, tables=tables)
+    print(page)
+    if tables:
+        print(page.with_name("report-tables"))
     if markdown:
         from trustcxr.report import markdown as pages
         from trustcxr.study import comparison

@@ -127,7 +127,7 @@ def find(folder: StudyFolder, runs: list[Run]) -> Findings:
             groups[_record(groups, recorded)].lines.append(_text(recorded))
     failed = [f"{f.run or words.DASH}: {f.reason or words.DASH}" for f in folder.study.failures]
     groups["failed"] = Group("failed", "Runs that failed", "They are not in the tables of this page.", failed)
-    titles = [KINDS[kind][0].lower() for kind in KINDS]
+    titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title, _ in KINDS.values()]
     return Findings([g for g in groups.values() if g.lines], titles, _unchecked(runs))
 
 

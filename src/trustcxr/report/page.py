@@ -124,13 +124,13 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
     study, findings = found.study, alarms.find(found, runs)
     made = [
         f"Study “{study.study if 'study' in study else found.path.name}”",
-        f"created {(study.created or words.DASH)[:16].replace('T', ' ')}",
-        f"TrustCXR {study.trustcxr or words.DASH}",
+        f"created {study.created[:16].replace('T', ' ')}" if study.created else "",
+        f"TrustCXR {study.trustcxr}" if study.trustcxr else "",
     ]
     return {
         "title": study.title or study.study or "A study of chest X-ray classifiers",
         "notice": study.notice or NOTICE,
-        "meta": " · ".join(made),
+        "meta": " · ".join(filter(None, made)),
         "alarms": findings,
         "tiles": summary.tiles(study, runs, head),
         "paragraph": summary.paragraph(study, runs, head, findings),

@@ -237,10 +237,23 @@ def _of_one_run(path: Path) -> StudyFolder:
     if (path / folders.TRAINING_FILE).is_file():
         document.training = documents.read(TrainingDocument, path / folders.TRAINING_FILE)
     name = document.run or path.name
-    study = StudyDocument(study=name, title=f"The run {name}", classes=document.classes, runs=[document])
+    made_by = _made_by(path / folders.RUN_FILE, notes)
+    study = StudyDocument(
+        trustcxr=made_by, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
+    )
     runs = [Run(document, path, notes)]
     label(runs)
     return StudyFolder(path, study, runs, notes)
+
+
+def _made_by(run_file: Path, notes: list[str]) -> str:
+    """The version that trained a run; empty where its file does not say."""
+    try:
+        content = files.read_yaml(run_file)
+    except UserError:
+        notes.append(f"{run_file.name} could not be read.")
+        return ""
+    return str(files.part(content, "versions").get("trustcxr") or "")
 
 
 def _note_lost(name: str, lost: list[str], notes: list[str]) -> None:
