@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data import decoding, load_dataset, read_image, read_mask, store
+from trustcxr.data import decoding, load_dataset, read_image, read_mask, store, sums
 from trustcxr.errors import UserError
 
 
@@ -321,3 +322,11 @@ def test_a_killed_build_goes_on(films: Path, tmp_path: Path) -> None:
     data = load_dataset(films, "Train", 32, cache=cache)
     fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
     assert np.array_equal(data.images, fresh.images)
+
+
+def test_films_are_summed_in_parts_as_they_are_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (11, 64), dtype=np.uint8)
+    rows.tofile(tmp_path / "images.u8")
+    monkeypatch.setattr(sums, "_BLOCK", 3 * 64 + 1)  # three rows a part, and a part of two
+    expected = [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in rows]
+    assert sums.films(tmp_path, 11, 64).tolist() == expected
