@@ -108,6 +108,30 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path) -> None:
     assert "aria-sort" in page
 
 
+def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_narrow_terminal(
+    audits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = tmp_path / "board"
+    content = files.read_json(audits / "good" / "audit.json")
+    attacks = [{**attack, "accuracy": 0.0} for attack in content["attacks"]]
+    for name, change in {
+        "too good": {"unreliable": True, "because": "it never moves?"},
+        "broken": {"attacks": attacks},
+        "not attacked": {"attacks": []},
+        "good": {},
+    }.items():
+        model = content["model"] | {"name": name}
+        files.write_json(board / name / "audit.json", content | change | {"model": model})
+    monkeypatch.setenv("COLUMNS", "80")
+    said = run("leaderboard", board).stdout
+    assert re.search(r"too good\W+unreliable", said)
+    rows = [row["model"] for row in csv.DictReader((board / "leaderboard.csv").open())]
+    assert rows == ["good", "broken", "not attacked", "too good"]
+    body = (board / "leaderboard.html").read_text().split("<script>")[0]
+    assert body.count('class="unreliable"') == 1
+    assert body.index("not attacked") < body.index("it never moves?")
+
+
 def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:
     content = files.read_json(audits / "good" / "audit.json")
     for name, change in {

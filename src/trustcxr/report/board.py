@@ -18,6 +18,7 @@ from trustcxr.results.documents import AttackResult, AuditDocument, Share, read
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 COLUMNS = (
     "model",
+    "unreliable",
     "kind",
     "clean reported",
     "clean",
@@ -27,7 +28,6 @@ COLUMNS = (
     "corrupted",
     "AUROC",
     "calibration error",
-    "unreliable",
     "threat model",
     "training data",
     "paper",
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Board:
-    """The audits that compare, most robust first; those that do not, and why; what they were examined by and on."""
+    """The audits that compare, in the order of `_rank`; those that do not, and why; by what and on what."""
 
     protocol: str
     data: str
@@ -75,11 +75,17 @@ def gather(folder: Path) -> Board:
     chosen = Counter(_key(document) for _, document in found).most_common(1)[0][0]
     kept = [(name, document) for name, document in found if _key(document) == chosen]
     refused += [(name, _why(document, kept[0][1])) for name, document in found if _key(document) != chosen]
-    kept.sort(key=lambda pair: (-(attacked(pair[1]).accuracy.value or -1.0), -(pair[1].clean.accuracy.value or 0.0)))
+    kept.sort(key=lambda pair: _rank(pair[1]))
     first = kept[0][1]
     return Board(
         str(first.protocol), first.data.name, first.data.n or 0, tuple(first.classes), tuple(kept), tuple(refused)
     )
+
+
+def _rank(document: AuditDocument) -> tuple[bool, float, float]:
+    """Most robust first; what was not attacked behind it, and behind all others what may not be relied on."""
+    left, clean = attacked(document).accuracy.value, document.clean.accuracy.value
+    return document.unreliable, -(-1.0 if left is None else left), -(clean or 0.0)
 
 
 def _key(document: AuditDocument) -> tuple[str | None, str, tuple[str, ...]]:
@@ -115,6 +121,7 @@ def row(name: str, document: AuditDocument) -> list[Cell]:
     by += "".join(f"; handed in by {found.by} ({found.found_alone})" for found in theirs)
     return [
         _text(document.model.name),
+        Cell("unreliable" if document.unreliable else "no", "1" if document.unreliable else "0", _flag(document)),
         _text(document.model.kind),
         _number(said.clean),
         _share(document.clean.accuracy),
@@ -124,7 +131,6 @@ def row(name: str, document: AuditDocument) -> list[Cell]:
         _share(mean.accuracy if mean else Share()),
         _share(document.clean.auroc_macro),
         _share(document.clean.ece),
-        Cell("unreliable" if document.unreliable else "no", "1" if document.unreliable else "0", _flag(document)),
         _text(said.threat_model),
         _text(said.training_data),
         _text(said.paper),
@@ -151,7 +157,7 @@ def _share(share: Share) -> Cell:
 
 def shown(board: Board) -> list[dict[str, object]]:
     """The columns that a terminal has room for."""
-    kept = ("model", "clean reported", "clean", "attacked reported", "attacked", "unreliable", "threat model")
+    kept = ("model", "unreliable", "clean", "attacked", "clean reported", "attacked reported", "threat model")
     rows = (dict(zip(COLUMNS, row(name, document), strict=True)) for name, document in board.entries)
     return [{column: cells[column].text for column in kept} for cells in rows]
 
@@ -201,4 +207,8 @@ def page(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
     """The page: one file, whole without scripts; a script of its own sorts the columns."""
     from trustcxr.report.single_page import environment
 
-    return environment().get_template("board.html.j2").render(board=board, rows=rows, columns=COLUMNS, notice=NOTICE)
+    return (
+        environment()
+        .get_template("board.html.j2")
+        .render(board=board, rows=rows, columns=COLUMNS, flag=COLUMNS.index("unreliable"), notice=NOTICE)
+    )
