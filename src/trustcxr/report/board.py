@@ -85,7 +85,7 @@ def gather(folder: Path) -> Board:
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
     """Most robust first; what was not attacked behind it, and behind all others what may not be relied on."""
     left, clean = attacked(document).accuracy.value, document.clean.accuracy.value
-    return document.unreliable, -(-1.0 if left is None else left), -(clean or 0.0)
+    return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
 
 
 def _key(document: AuditDocument) -> tuple[str | None, str, tuple[str, ...]]:
