@@ -1,5 +1,7 @@
 """Every kind of file that chest X-rays come in becomes the same 8-bit grey."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,20 @@ def test_lossless_grey_is_read_exactly(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(GREY)
     path = save(tmp_path / name, image.convert("RGB") if name.endswith("webp") else image, **options)
     assert np.array_equal(read_image(path), GREY)
+
+
+def test_a_png_that_says_behind_its_pixels_how_it_lies_is_turned(tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs")
+    film = np.arange(1200, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
+    path = save(tmp_path / "film.png", Image.fromarray(film))
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    content = exif.tobytes()[6:]
+    chunk = b"eXIf" + content
+    whole = path.read_bytes()
+    chunk = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(whole[:-12] + chunk + whole[-12:])
+    assert np.array_equal(read_image(path), film[::-1, ::-1])
 
 
 def test_plain_png_is_read_alike_with_and_without_libpng(

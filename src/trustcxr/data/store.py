@@ -124,7 +124,7 @@ def _opened(folder: Path, *, every: bool = False) -> Store | None:
         store = Store(folder, **index)
         names = ["images", *(kind + MASK_SUFFIX for kind in store.kinds)]
         short = [n for n in names if (folder / f"{n}.u8").stat().st_size != store.count * store.size**2]
-        fault = f"{short[0]}.u8" if short else sums.damaged(folder, names, store.size**2, every=every)
+        fault = f"{short[0]}.u8" if short else sums.damaged(folder, names, every=every)
     except OSError as problem:
         fault = Path(str(problem.filename)).name
     except (ValueError, TypeError, KeyError):
@@ -243,7 +243,7 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
         skipped=[f for f in unread if f["file"] == "images"],
         bad_masks=[f for f in unread if f["file"] != "images" and f["row"] not in bad],
     )
-    sums.write(work, columns, size**2)
+    sums.write(work, columns)
     (work / "index.json").write_text(json.dumps(index, indent=1))
     work.rename(folder)
     # Only now: a build that is cut off before it has its name must still know what it had done.

@@ -1,9 +1,10 @@
-"""Are the pixels in a store those that were decoded? A checksum of every film, and of every file.
+"""Are the pixels in a store those that were decoded? A checksum of every file, and, once asked for, of every film.
 
-`films.b2` holds 16 bytes a film (BLAKE2b of its pixels), by which a film is known again in other data. `sums.json`
-holds the checksum of each file, and its size and time of change when it was last looked at: a file that has neither
-changed since is believed, any other is read again; before a training every file is (a gigabyte takes about a second).
-Stores from before these files get them when they are next opened.
+`sums.json` holds the checksum of each file (XXH3 of 128 bits, which takes no time beside decoding), and its size and
+time of change when it was last looked at: a file that has neither changed since is believed, any other is read again;
+before a training every file is. `films.b2` holds 16 bytes a film (BLAKE2b of its pixels), by which a film is known
+again in other data; it is written when a film is first to be known. Stores from before these files get them when they
+are next opened.
 """
 
 import json
@@ -22,6 +23,7 @@ from trustcxr.results.files import replacing, write_json
 FILMS_FILE, SUMS_FILE = "films.b2", "sums.json"
 _BYTES = 16
 _BLOCK = 2**24
+_KIND = "xxh3:"
 
 
 class _Known(TypedDict, total=False):
@@ -31,16 +33,12 @@ class _Known(TypedDict, total=False):
     stamp: list[int]
 
 
-def write(folder: Path, names: Iterable[str], row_bytes: int) -> None:
-    """Checksums of the files `<name>.u8` of a store; `images` among them is summed film by film."""
-    of_films = _films(folder, row_bytes)
-    with replacing(folder / FILMS_FILE) as temporary:
-        temporary.write_bytes(of_films)
-    found = {name: {"sum": _sum(folder, name, row_bytes, of_films), "stamp": _stamp(folder, name)} for name in names}
-    write_json(folder / SUMS_FILE, found)
+def write(folder: Path, names: Iterable[str]) -> None:
+    """Checksums of the files `<name>.u8` of a store."""
+    write_json(folder / SUMS_FILE, {name: {"sum": _sum(folder, name), "stamp": _stamp(folder, name)} for name in names})
 
 
-def damaged(folder: Path, names: Iterable[str], row_bytes: int, *, every: bool = False) -> str | None:
+def damaged(folder: Path, names: Iterable[str], *, every: bool = False) -> str | None:
     """The first file of a store whose content is not what it was when its checksum was taken; None where all are.
 
     `every`: files whose size and time of change are as they were are read too, since a disk can change a bit by itself.
@@ -49,7 +47,7 @@ def damaged(folder: Path, names: Iterable[str], row_bytes: int, *, every: bool =
     known = _read(folder)
     if known is None:
         with suppress(CannotWrite):  # a cache that only others may write to is read as it is
-            write(folder, names, row_bytes)
+            write(folder, names)
         return None
     looked_at = False
     for name in names:
@@ -57,7 +55,7 @@ def damaged(folder: Path, names: Iterable[str], row_bytes: int, *, every: bool =
         same = before.get("stamp") == _stamp(folder, name)
         if same and not every:
             continue
-        if before.get("sum") != _sum(folder, name, row_bytes):
+        if before.get("sum") != _sum(folder, name):
             return f"{name}.u8"
         before["stamp"], looked_at = _stamp(folder, name), looked_at or not same
     if looked_at:
@@ -73,6 +71,9 @@ def films(folder: Path, count: int, row_bytes: int) -> np.ndarray:
         content = (folder / FILMS_FILE).read_bytes()
     if len(content) != count * _BYTES:
         content = _films(folder, row_bytes)
+        # A cache that only others may write to is read as it is.
+        with suppress(CannotWrite, OSError), replacing(folder / FILMS_FILE) as temporary:
+            temporary.write_bytes(content)
     digits = content.hex()
     return np.array([digits[at : at + 2 * _BYTES] for at in range(0, len(digits), 2 * _BYTES)], dtype=str)
 
@@ -82,7 +83,8 @@ def _read(folder: Path) -> dict[str, _Known] | None:
         found = json.loads((folder / SUMS_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    sound = isinstance(found, dict) and all(str(known.get("sum")).startswith(_KIND) for known in found.values())
+    return found if sound else None  # those of another kind are taken anew
 
 
 def _stamp(folder: Path, name: str) -> list[int]:
@@ -109,12 +111,11 @@ def _rows(path: Path, start: int, count: int, row_bytes: int) -> bytes:
         return b"".join(blake2b(row, digest_size=_BYTES).digest() for row in rows if row)
 
 
-def _sum(folder: Path, name: str, row_bytes: int, of_films: bytes | None = None) -> str:
-    digest = blake2b(digest_size=_BYTES)
-    if name == "images":
-        digest.update(_films(folder, row_bytes) if of_films is None else of_films)
-        return digest.hexdigest()
-    with open(folder / f"{name}.u8", "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def _sum(folder: Path, name: str) -> str:
+    from xxhash import xxh3_128
+
+    digest, block = xxh3_128(), memoryview(bytearray(2**20))
+    with open(folder / f"{name}.u8", "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return _KIND + digest.hexdigest()

@@ -27,8 +27,8 @@ _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _MOST_BYTES = 2 * MAX_PIXELS  # no sound 8-bit grey file is larger
 _MOST_FILE = 8 * MAX_PIXELS  # of any format: 16 bits, three colours, and room
 _GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
-# Chunks that may hold an orientation, transparency or frames; found by chance in the pixels, Pillow reads the file.
-_PNG_ODDITIES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL")
+_PNG_CHUNK = struct.Struct(">I4s")  # length and name, before its content and four bytes of checksum
+_PNG_ODDITIES = frozenset([b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL"])  # may turn, uncover or move it
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -74,17 +74,12 @@ def _threshold(mask: Image.Image) -> int:
 def _read(path: str | Path) -> Image.Image:
     """A file as a Pillow image of mode L, in memory. Raises UnreadableImage."""
     try:
-        with open_regular(path, most=_MOST_FILE) as file, quiet():
-            if file.read(132)[128:] == _DICOM:
-                from trustcxr.data.images.dicom import read_dicom
-
-                return Image.fromarray(read_dicom(path))
-            file.seek(0)
-            if (plain := _plain_png(file)) is not None:
+        with open_regular(path, most=_MOST_FILE) as file:
+            start = file.read(132)
+            if start[128:] != _DICOM and (plain := _plain_png(file, start)) is not None:
                 return plain
-            file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
-                return _grey(image)
+            with quiet():
+                return _odd(path, file, start)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -99,7 +94,18 @@ def _read(path: str | Path) -> Image.Image:
         raise UnreadableImage(_one_line(fault)) from None
 
 
-def _plain_png(file: BinaryIO) -> Image.Image | None:
+def _odd(path: str | Path, file: BinaryIO, start: bytes) -> Image.Image:
+    """A DICOM file, or any that Pillow reads; its decoders' warnings are for nobody here."""
+    if start[128:] == _DICOM:
+        from trustcxr.data.images.dicom import read_dicom
+
+        return Image.fromarray(read_dicom(path))
+    file.seek(0)
+    with Image.open(file, formats=FORMATS) as image:
+        return _grey(image)
+
+
+def _plain_png(file: BinaryIO, start: bytes) -> Image.Image | None:
     """An 8-bit grey PNG without oddities, decoded by libpng where imagecodecs is installed; None for all else.
 
     Most films by far are such files, and libpng takes about a seventh less time for them than Pillow. It refuses
@@ -108,22 +114,32 @@ def _plain_png(file: BinaryIO) -> Image.Image | None:
     decode = _png_decoder()
     if decode is None:
         return None
-    start = file.read(_PNG_START.size)
     if len(start) < _PNG_START.size:
         return None
-    signature, width, height, kind = _PNG_START.unpack(start)
+    signature, width, height, kind = _PNG_START.unpack_from(start)
     if signature != _PNG or kind != _GREY_8 or width * height > MAX_PIXELS:
         return None
     if os.fstat(file.fileno()).st_size > _MOST_BYTES:  # it is read whole, as Pillow does not
         return None
     data = start + file.read()
-    if any(chunk in data for chunk in _PNG_ODDITIES):
+    if _odd_chunks(data):
         return None
     try:
         pixels = decode(data)
     except (RuntimeError, ValueError, MemoryError):  # a PngError is a RuntimeError
         return None
     return Image.fromarray(pixels) if pixels.shape == (height, width) and pixels.dtype == np.uint8 else None
+
+
+def _odd_chunks(data: bytes) -> bool:
+    """Whether a PNG has chunks that change how it is shown, or that do not follow one another to its end."""
+    at, last = len(_PNG) - _PNG_CHUNK.size, len(data) - 12
+    while at <= last:
+        length, name = _PNG_CHUNK.unpack_from(data, at)
+        if name in _PNG_ODDITIES:
+            return True
+        at += length + 12
+    return at != len(data)
 
 
 @cache
