@@ -1,16 +1,19 @@
 """The protocol end to end, on synthetic films: what it writes, that it goes on, that it chooses on validation alone."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
-from trustcxr import catalogue, report
+from trustcxr import catalogue, cli, report
 from trustcxr.data.phantom import writing
-from trustcxr.errors import UserError
+from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
 from trustcxr.models import factory
 from trustcxr.recipes import validation
@@ -18,7 +21,8 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
-from trustcxr.study import engines
+from trustcxr.study import engines, steps
+from trustcxr.study.engines import Task
 from trustcxr.study.protocol import Study
 from trustcxr.training import loop
 
@@ -155,6 +159,79 @@ def test_one_run_that_fails_does_not_lose_the_study(films: Path, tmp_path: Path)
     assert len(again["runs"]) == 3
     assert not list(out.glob("runs/*/failure.json"))
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "only what was missing is tried again"
+
+
+def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    causes = {"resnet10t": MemoryError("8 EB"), "test_resnet": NotFiniteError("the loss is no number")}
+    tried: list[str] = []
+
+    def fails(recipe: RunRecipe, *_: object, **__: object) -> None:
+        tried.append(recipe.name)
+        raise causes[recipe.model.name]
+
+    monkeypatch.setattr(loop, "fit", fails)
+    models = [{"name": name, "weights": "none"} for name in causes]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"models": models}))
+    out = tmp_path / "out"
+    words = ["trustcxr", "study", tmp_path / "tiny.yaml", "--data", films, "--out", out]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1, "a fault that is not the user's"
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    flat = " ".join(said.out.split())
+    assert "FAILED resnet10t-standard-s0: train: more memory is needed than there is" in flat
+    assert "FAILED test_resnet-standard-s0: train: the loss is no number" in flat
+    assert "missing: resnet10t-standard-s0, test_resnet-standard-s0, every robust run" in flat
+    assert tried == ["resnet10t-standard-s0", "test_resnet-standard-s0"] * 2
+    for name in tried:
+        assert files.read_json(out / "runs" / name / "failure.json")["reason"].startswith("train: ")
+        assert name in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("ask", [torch.empty, np.empty, bytearray])
+def test_memory_that_is_not_there_is_one_line_whoever_asked_for_it(
+    ask: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(**_: object) -> None:
+        ask(1 << 50)
+
+    monkeypatch.setattr(cli, "app", work)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"trustcxr: {OUT_OF_MEMORY}\n"
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.slow
+def test_a_network_whose_loss_is_no_number_fails_alone(films: Path, tmp_path: Path) -> None:
+    wild = {"name": "test_resnet", "weights": "none", "training": {"learning_rate": 1e30}}
+    models = [{"name": "resnet10t", "weights": "none"}, wild]
+    document = Study(tiny(models=models, selection={"count": 2}), films, tmp_path / "out", engines.get("local")).run()
+    assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]
+    (failure,) = document["failures"]
+    assert failure["run"] == "test_resnet-standard-s0"
+    assert "in the first epoch" in failure["reason"]
+
+
+def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+
+    def full(*_: object) -> None:
+        raise CannotWrite("model.safetensors: no space left on the disk (79.0 MB are needed)")
+
+    monkeypatch.setitem(steps.STEPS, "test", full)
+    with pytest.raises(CannotWrite):
+        steps.carry_out(Task(out, "resnet10t-standard-s0", "test"))
+    reason = files.read_json(out / "runs" / "resnet10t-standard-s0" / "failure.json")["reason"]
+    assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
 
 def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(films: Path, tmp_path: Path) -> None:

@@ -17,6 +17,18 @@ class CannotWrite(UserError):
     """A file could not be written: the disk is full, or the place read-only or forbidden. What was there is whole."""
 
 
+OUT_OF_MEMORY = "more memory is needed than there is: choose a smaller size or batch"
+_ALLOCATORS = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's say, on CPU and elsewhere
+
+
+def out_of_memory(problem: BaseException) -> bool:
+    """Whether it is for want of memory that something failed, be it Python's, numpy's or torch's."""
+    said = str(problem).lower()
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, RuntimeError) and any(words in said for words in _ALLOCATORS)
+    )
+
+
 Found = TypeVar("Found")
 
 

@@ -1,4 +1,6 @@
-"""Counts how the fault list ends, in one process (started anew after one that hangs), and prints a table.
+"""Counts how the fault list ends, in one process (started anew after one that hangs), and what cuts do to a study.
+
+It prints both as tables.
 
 python tests/faults/count_faults.py --save before.json        # with PYTHONPATH at the tree that is counted
 python tests/faults/count_faults.py --table before.json after.json > results/faults-before-after.md
@@ -16,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import count_cuts
 from fault_artefacts import Artefacts
 from fault_commands import Case, cases
 from fault_runner import LIMIT, MEMORY, main, run
@@ -88,7 +91,22 @@ def count(base: Path) -> list[dict[str, Any]]:
     return found
 
 
-def table(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
+def table(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The whole page, from what --save wrote."""
+    cut_off = count_cuts.table(before["cuts"], after["cuts"])
+    return "\n".join([commands(before["commands"], after["commands"]), "", *_CUTS, "", *cut_off])
+
+
+_CUTS = (
+    "## A study that is killed, or whose disk fills",
+    "",
+    "The same script (`count_cuts.py`): two runs of two epochs of a small network, each trained, tested and explained, "
+    "with the study and `TMPDIR` on two file systems. What the kernel is told to do is cut off, not the power: what a "
+    "disk forgets is not seen.",
+)
+
+
+def commands(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
     """Markdown: counts by kind of fault and by how it ended, before and after."""
     everything = cases()
     parts = list(dict.fromkeys(part(case) for case in everything))
@@ -121,6 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("--worker", type=int)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--save", type=Path)
+    parser.add_argument("--only", nargs="+", choices=["commands", "cuts"], default=["commands", "cuts"])
     parser.add_argument("--table", type=Path, nargs=2)
     given = parser.parse_args()
     if given.worker is not None:
@@ -128,7 +147,9 @@ if __name__ == "__main__":
     elif given.table:
         print(table(*(json.loads(path.read_text()) for path in given.table)))
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            found = count(given.base or Path(folder))
-        given.save.write_text(json.dumps(found, indent=0))
-        print(Counter(kind(ended) for ended in found))
+        found = json.loads(given.save.read_text()) if given.save.is_file() else {}
+        for part_of, counted in (("commands", count), ("cuts", count_cuts.count)):
+            if part_of in given.only:
+                with tempfile.TemporaryDirectory() as folder:
+                    found[part_of] = counted(given.base or Path(folder))
+                given.save.write_text(json.dumps(found, indent=0))

@@ -15,8 +15,10 @@ import resource
 import signal
 import sys
 import tempfile
+import time
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +29,7 @@ from fault_runner import LIMIT, Ended, call
 TIMES = ("created", "seconds", "when")  # keys of documents that no two starts share
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.explain.examples", "trustcxr.report.page", "timm")
 _IMPORTED += ("trustcxr.training.loop", "pyarrow.parquet", "joblib")
+_CLOCK = re.compile(rb"\d{4}-\d\d-\d\d[T ]?[\d:.+]*|\b\d+ (?:s|min|h)\b")  # a moment, or how long something took
 _PROCESS = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -60,13 +63,13 @@ class Journal:
 
 
 def killed(journal: Journal) -> None:
-    """Kill this process at the next new renaming or removal: once before it, once after it."""
+    """Kill this process at the next new renaming, removal or copy: once before it, once after it."""
 
     def cut(name: str) -> None:
         real: Callable[..., object] = getattr(os, name)
 
         def at(*given: Any, **options: Any) -> object:
-            place = given[-1]
+            place = given[-1] if name != "sendfile" else os.readlink(f"/proc/self/fd/{given[0]}")
             if name == "unlink" and Path(os.fsdecode(place)).name.startswith("."):
                 return real(*given, **options)  # a temporary file, or a note of who holds a folder
             again = "again" if options or os.path.lexists(place) else "first"
@@ -79,7 +82,8 @@ def killed(journal: Journal) -> None:
 
         setattr(os, name, at)
 
-    for name in ("replace", "rename", "unlink"):
+    copies = ("sendfile",) if Path("/proc/self/fd").is_dir() else ()  # how shutil copies a file there
+    for name in ("replace", "rename", "unlink", *copies):
         cut(name)
 
 
@@ -99,8 +103,6 @@ def full(journal: Journal) -> None:
 
 def fills(journal: Journal) -> None:
     """From the next new file on, the disk takes one byte of each and no more: writes fail within, compiled ones too."""
-    from trustcxr.results import files
-
     state = {"full": False}
 
     def limit_where_new(what: str, place: object) -> None:
@@ -112,14 +114,51 @@ def fills(journal: Journal) -> None:
         if event == "open" and (place := _written(event, given)) is not None:
             limit_where_new(event, place)
 
-    real = files.writing
-
-    def writing(path: Path, **options: Any) -> Any:
-        limit_where_new("write", path)
-        return real(path, **options)
-
-    files.writing = writing  # type: ignore[assignment]
     sys.addaudithook(hear)
+    with suppress(ImportError):  # versions from before it had a name
+        from trustcxr.results import files
+
+        real = files.writing
+
+        def writing(path: Path, **options: Any) -> Any:
+            limit_where_new("write", path)
+            return real(path, **options)
+
+        files.writing = writing  # type: ignore[assignment]
+
+
+def waits(journal: Journal) -> None:
+    """Wait at the first renaming of a result until the journal is there: whoever makes it was at work meanwhile."""
+    real = os.replace
+
+    def at(*given: Any, **options: Any) -> object:
+        held = journal.is_here(given[-1]) and not Path(os.fsdecode(given[-1])).name.startswith(".")
+        if held and not journal.path.is_file():
+            waiting_at(journal).touch()
+            while not journal.path.is_file():
+                time.sleep(0.02)
+        return real(*given, **options)
+
+    os.replace = at  # type: ignore[assignment]
+
+
+def waiting_at(journal: Journal) -> Path:
+    """There while a process waits for the journal."""
+    return journal.path.with_suffix(".waits")
+
+
+def noted(journal: Journal) -> None:
+    """The steps of a study stand in the journal as they are begun."""
+    from trustcxr.study import protocol
+
+    real = protocol.carry_out
+
+    def carry_out(task: Any) -> None:
+        with open(journal.path, "a") as file:
+            file.write(f"{task.step}\n")
+        real(task)
+
+    protocol.carry_out = carry_out
 
 
 def _written(event: str, given: tuple[Any, ...]) -> Any:
@@ -208,15 +247,17 @@ def _carry_out(
 
 
 def bits(folder: Path) -> dict[str, str]:
-    """Checksum of every file that a study wrote, without the times in its documents."""
+    """Checksum of every file that a command wrote, without the times in its documents and pages."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(".") and path.suffix != ".html":
+        if path.is_file() and not path.name.startswith("."):
             content = path.read_bytes()
             if path.suffix == ".json":
                 content = json.dumps(_timeless(json.loads(content))).encode()
-            if path.suffix == ".csv":
+            if path.name == "history.csv":
                 content = b"\n".join(line.rpartition(b",")[0] for line in content.splitlines())
+            if path.suffix == ".html":
+                content = _CLOCK.sub(b"", content)
             found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -239,23 +280,33 @@ def broken(folder: Path) -> list[str]:
 
 
 def _is_whole(path: Path) -> bool:
+    """Whether a file can be read by its format alone: nothing of ours could mend it first."""
+    import pandas as pd
+    import yaml
+    from PIL import Image
     from safetensors.numpy import load_file
 
-    from trustcxr.results import files
-    from trustcxr.training import checkpoint
-
     read: dict[str, Callable[[Path], object]] = {
-        ".json": files.read_json,
-        ".yaml": files.read_yaml,
-        ".parquet": files.read_table,
-        ".csv": files.read_table,
+        ".json": lambda path: json.loads(path.read_text()),
+        ".yaml": lambda path: yaml.safe_load(path.read_text()) is not None or _fail(),
+        ".parquet": pd.read_parquet,
+        ".csv": pd.read_csv,
         ".safetensors": load_file,
-        ".ckpt": lambda path: checkpoint.read(path.parent.parent),
+        ".ckpt": lambda path: zipfile.ZipFile(path).testzip() is None or _fail(),
+        ".npz": lambda path: zipfile.ZipFile(path).testzip() is None or _fail(),
+        ".png": lambda path: Image.open(path).load(),
+        ".html": lambda path: path.read_text().rstrip().endswith("</html>") or _fail(),
     }
     try:
-        return path.name.startswith(".") or path.suffix not in read or read[path.suffix](path) is not None
+        if not path.name.startswith(".") and path.suffix in read:
+            read[path.suffix](path)
     except Exception:
         return False
+    return True
+
+
+def _fail() -> None:
+    raise ValueError("cut off")
 
 
 @contextmanager

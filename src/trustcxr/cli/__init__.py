@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 a fault of the program, 2 the user's input is wrong (one line: what, where, what to do).
 """
 
+import errno
 import sys
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -14,7 +16,7 @@ from trustcxr.cli.data import data_app
 from trustcxr.cli.recipes import recipes_app
 from trustcxr.cli.runs import runs_app
 from trustcxr.cli.studies import studies_app
-from trustcxr.errors import UserError
+from trustcxr.errors import OUT_OF_MEMORY, UserError, out_of_memory
 
 app = typer.Typer(
     name="trustcxr",
@@ -35,16 +37,23 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a file's name that is no text is shown escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except UserError as problem:
         _refuse(str(problem))
+    except BrokenPipeError:  # whoever reads what is printed has seen enough
+        _print_no_more()
+        sys.exit(1)
     except OSError as problem:
         if problem.errno is None:
             raise
+        if problem.filename is None and problem.errno == errno.ENOSPC:  # of the disk that this is printed to
+            _print_no_more()
         _refuse(_of_the_disk(problem))
-    except MemoryError as problem:
-        _refuse(f"more memory is needed than there is ({problem or 'of the whole process'}): choose a smaller size")
     except Exception as problem:
+        if out_of_memory(problem):
+            _refuse(OUT_OF_MEMORY)
         if not hasattr(problem, "format_message"):
             raise
         # Typer's own complaint: a missing or unknown option, a value of the wrong kind.
@@ -54,6 +63,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"trustcxr: stopped; {_kept(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_no_more() -> None:
+    """What is not printed yet is let go of, or Python would try again as it ends, and complain."""
+    import os
+
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(text: str) -> NoReturn:

@@ -89,5 +89,5 @@ def _finish_study(document: "StudyDocument", out: Path) -> None:
         console.print(f"FAILED {failure.run}: {failure.reason}", style="red", markup=False)
     print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
     if document.failures:
-        print(f"missing: {', '.join(f.run for f in document.failures)}; the same command tries only that again")
+        print(f"missing: {protocol.missing(document)}; the same command tries only that again")
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -32,6 +32,7 @@ from trustcxr.results.locks import sweep
 RESIZES = ("squeeze", "pad")
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
 _WAITING, _GOOD, _BAD = 0, 1, 2
+_OF_BUILDING = "done.u8", "faults.jsonl", "compacting"  # files that a store needs while it is being built alone
 _LOST = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
@@ -95,7 +96,7 @@ def open_store(
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
         raise UserError(f"image size {size}: expected 8 to 4096 pixels")
-    folder = cache_folder(cache) / "stores" / _key(manifest, size, resize)
+    folder = stores_folder(cache) / key(manifest, size, resize)
     store = _opened(folder, every=every)
     if store is None:
         with _out_of_space(folder, len(manifest.table) * size**2 * (1 + len(manifest.mask_kinds))), _alone(folder):
@@ -104,6 +105,11 @@ def open_store(
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, manifest, size, resize, workers)
     return store or _opened(folder) or _unusable(folder)
+
+
+def stores_folder(cache: str | Path | None = None) -> Path:
+    """The folder that holds stores, each under its key."""
+    return cache_folder(cache) / "stores"
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -118,6 +124,19 @@ def _opened(folder: Path, *, every: bool = False) -> Store | None:
     """The store in that folder; None where there is none yet, or what there is is damaged, which is said."""
     if not folder.exists():
         return None
+    store, fault = examine(folder, every=every)
+    if fault is None:
+        _sweep(folder)
+        return store
+    say(f"{folder}: damaged store ({fault} is not what was written): the images are decoded again")
+    return None
+
+
+def examine(folder: Path, *, every: bool = False) -> tuple[Store | None, str | None]:
+    """The store in that folder, and None; or the name of the first of its files that is not what was written.
+
+    `every`: each byte is held against its checksum, not only those of files that were changed since.
+    """
     try:
         index = json.loads((folder / "index.json").read_text())
         index["kinds"] = tuple(index["kinds"])
@@ -129,17 +148,22 @@ def _opened(folder: Path, *, every: bool = False) -> Store | None:
         fault = Path(str(problem.filename)).name
     except (ValueError, TypeError, KeyError):
         fault = "index.json"
-    if fault is None:
-        return store
-    say(f"{folder}: damaged store ({fault} is not what was written): the images are decoded again")
-    return None
+    return (store, None) if fault is None else (None, fault)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was killed when the store had just got its name, or later, left in it."""
+    for name in _OF_BUILDING:
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+    sweep(folder)
 
 
 def _unusable(folder: Path) -> Store:
     raise UserError(f"{folder}: the store was changed while it was written; try again")
 
 
-def _key(manifest: Manifest, size: int, resize: str) -> str:
+def key(manifest: Manifest, size: int, resize: str) -> str:
     """SHA-256 over (path, bytes, time of change) of every file, in order, and over how they are decoded."""
     digest = hashlib.sha256(f"{DECODER}|{size}|{resize}".encode())
     root = str(manifest.root)
@@ -243,12 +267,10 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
         skipped=[f for f in unread if f["file"] == "images"],
         bad_masks=[f for f in unread if f["file"] != "images" and f["row"] not in bad],
     )
-    sums.write(work, columns)
     (work / "index.json").write_text(json.dumps(index, indent=1))
+    sums.write(work, columns)
     work.rename(folder)
-    # Only now: a build that is cut off before it has its name must still know what it had done.
-    for name in ("done.u8", "faults.jsonl", "compacting"):
-        (folder / name).unlink(missing_ok=True)
+    _sweep(folder)  # only now: a build that is cut off before it has its name must still know what it had done
 
 
 def _forget(work: Path) -> None:

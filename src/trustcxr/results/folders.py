@@ -9,7 +9,7 @@ from typing import Any
 
 from trustcxr.about import __version__
 from trustcxr.errors import UserError
-from trustcxr.results import files
+from trustcxr.results import files, locks
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
@@ -25,11 +25,12 @@ STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.htm
 
 
 def check_run(folder: Path) -> Path:
-    """The folder itself; UserError, saying what is missing, where it does not hold a trained run."""
+    """The folder itself; UserError, saying what is missing or who trains it, where it does not hold a trained run."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
     missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
+        locks.refuse_held(folder)
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
         if runs:
             hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"

@@ -38,7 +38,7 @@ def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         try:
             lock.acquire(timeout=patience)
         except Timeout:
-            raise UserError(f"{folder}: in use by {_holder(folder)}; wait for it, or choose another folder") from None
+            raise _in_use(folder) from None
         except NotImplementedError:
             pass  # a file system that knows no locks
     _held.add(key)
@@ -53,6 +53,20 @@ def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+def refuse_held(folder: Path) -> None:
+    """UserError, as `holding` has it, where another process holds a folder now."""
+    from filelock import FileLock, Timeout
+
+    if folder.absolute() in _held or not (folder / LOCK_FILE).is_file():
+        return
+    with suppress(OSError, NotImplementedError):
+        try:
+            with FileLock(folder / LOCK_FILE).acquire(timeout=0):
+                pass
+        except Timeout:
+            raise _in_use(folder) from None
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that are gone from a folder that this process holds."""
     for within in _WITHIN:
@@ -65,6 +79,10 @@ def sweep(folder: Path) -> None:
 
 def _myself() -> dict[str, object]:
     return {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _in_use(folder: Path) -> UserError:
+    return UserError(f"{folder}: in use by {_holder(folder)}; wait for it, or choose another folder")
 
 
 def _holder(folder: Path) -> str:

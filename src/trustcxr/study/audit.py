@@ -15,6 +15,7 @@ from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, AuditedData, AuditedModel, read
+from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about
@@ -39,7 +40,8 @@ def audit(
 
     `adversarial`: a file of images that somebody hands in (`evaluation.handed_in`), judged beside our own attacks.
     Started again after a cut, it goes on; where the same was examined before, that is the answer.
-    Raises UserError for a model or data that cannot be had, or an `out` that holds something else.
+    Raises UserError for a model or data that cannot be had, or an `out` that holds something else or that another
+    process writes to.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
@@ -53,13 +55,14 @@ def audit(
     key, path = whole.key, out / folders.AUDIT_FILE
     if (out / folders.RUN_FILE).exists():
         raise UserError(f"{out}: holds a run; choose another --out")
-    if path.is_file() and (before := read(AuditDocument, path)).examination == key:
-        say(f"{out}: already examined")
-        return before
-    document = _document(whole, out, key)
-    files.write_json(path, document)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
-    return document
+    with holding(out):
+        if path.is_file() and (before := read(AuditDocument, path)).examination == key:
+            say(f"{out}: already examined")
+            return before
+        document = _document(whole, out, key)
+        files.write_json(path, document)
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+        return document
 
 
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:

@@ -47,7 +47,7 @@ from trustcxr.study import comparison, preflight, seeds
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data, hardware
-from trustcxr.study.steps import DATA_FILE, carry_out
+from trustcxr.study.steps import DATA_FILE, carry_out, record
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -149,14 +149,10 @@ class Study:
             path = self._run_folder(run) / FAILURE_FILE
             if run.name in failed:
                 self.failures.append(failed[run.name])
-                when = datetime.now(UTC).isoformat(timespec="seconds")
-                files.write_json(path, {"run": run.name, "reason": failed[run.name].reason, "when": when})
+                record(path.parent, failed[run.name])
             else:
                 path.unlink(missing_ok=True)
-        good = [run for run in runs if run.name not in failed]
-        if runs and not good:
-            raise UserError(f"study {self.recipe.name}: no run could be worked on ({self.failures[-1].reason})")
-        return good
+        return [run for run in runs if run.name not in failed]
 
     def _seconds(self) -> float:
         """Time worked on this study, also before it was last cut off."""
@@ -175,8 +171,9 @@ class Study:
         """The networks by validation, best first; none where one is missing that might have been chosen."""
         by, split = self.recipe.selection.by, self.recipe.data.splits.val
         missing = [run.name for run in baselines if run not in trained]
-        if missing and self.recipe.selection.count < len(self.recipe.models):
-            say(f"no network is chosen by {by} on {split}: {', '.join(missing)} is missing, and might be the best")
+        if missing and (not trained or self.recipe.selection.count < len(self.recipe.models)):
+            which = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+            say(f"no network is chosen by {by} on {split}: {which}, and might be the best")
             return []
         ranking = self._rank(trained)
         say(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
@@ -257,3 +254,11 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
 def summary(document: StudyDocument) -> str:
     """One line for the end of a study."""
     return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {duration(document.seconds or 0)}"
+
+
+def missing(document: StudyDocument) -> str:
+    """The runs that a study could not finish, and those that it did not begin for want of them."""
+    names = [str(failure.run) for failure in document.failures]
+    if document.recipe.get("defences") and not document.selection.ranking:
+        names.append("every robust run, since no network is chosen while one is missing")
+    return ", ".join(names)

@@ -1,22 +1,24 @@
 """One step of one run of a study, from the study's folder alone: what an engine carries out, in whatever process."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trustcxr.data import load_dataset, provenance
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
-from trustcxr.results.folders import STUDY_FILE
+from trustcxr.results.folders import FAILURE_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
 from trustcxr.study import mending
-from trustcxr.study.engines import Task
+from trustcxr.study.engines import Failure, Task
 from trustcxr.study.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -73,12 +75,26 @@ def _films(data: Path, role: str, recipe: str, fingerprint: str) -> "Dataset":
 
 
 def carry_out(task: Task) -> None:
-    """Do one step of one run; nothing where an earlier start has done it."""
+    """Do one step of one run; nothing where an earlier start has done it.
+
+    Raises CannotWrite where the disk refuses; the run's failure.json then says so, if there is room for that.
+    """
     study = StudyFolder.read(task.study)
     run = study.run(task.run)
     folder = study.run_folder(run)
     with holding(folder, patience=_PATIENCE):
-        STEPS[task.step](study, run, RunFolder(folder))
+        try:
+            STEPS[task.step](study, run, RunFolder(folder))
+        except CannotWrite as problem:
+            with suppress(CannotWrite):
+                record(folder, Failure(task.run, f"{task.step}: {problem}"))
+            raise
+
+
+def record(folder: Path, failure: Failure) -> None:
+    """Write why a run could not be worked on into its folder; the study takes it away once it could."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    files.write_json(folder / FAILURE_FILE, {"run": failure.name, "reason": failure.reason, "when": when})
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:

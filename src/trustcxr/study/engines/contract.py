@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trustcxr.console import say
-from trustcxr.errors import CannotWrite, UserError
+from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ def attempt(work: Work, task: Task) -> Failure | None:
         say(f"{task.run}: {problem}")
         return Failure(task.run, f"{task.step}: {problem}")
     except Exception as problem:  # one run's fault must not lose a study of 27
+        if out_of_memory(problem):
+            say(f"{task.run}: {OUT_OF_MEMORY}")
+            return Failure(task.run, f"{task.step}: {OUT_OF_MEMORY}")
         say(traceback.format_exc().rstrip())
         return Failure(task.run, f"{task.step}: {type(problem).__name__}: {' '.join(str(problem).split())}")
     return None

@@ -1,0 +1,148 @@
+"""A disk that fills, under every command that writes: one line, what was there stays whole, the same command ends."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cut_off import Cut, Journal, Starts, bits, broken, fills, full, left_over
+from fault_artefacts import SMALL
+from fault_runner import LINES
+from PIL import Image
+
+from trustcxr.data.phantom import writing
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
+PLAIN = ("--model", "plain3", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "8")
+SCORES = "predictions: {}.csv\ninput: {{size: 32}}\noutput: {{kind: probabilities, classes: [dark, grey, bright]}}\n"
+NOT_DECODED = r"^(?!.*cache/)"  # decoding is cut off in the tests of a study
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "--data", "{films}", *SMALL, "--out", "{place}/out"),
+    "evaluate": ("evaluate", "{place}/run", "--data", "{films}", "--attack", "pgd", "--steps", "2"),
+    "explain": ("explain", "{place}/run", "--data", "{films}", "--sample", "0", "--method", "gradcam"),
+    "certify": ("certify", "{place}/plain", "--data", "{films}", "--epsilon", "0.01"),
+    "predict": ("predict", "{place}/run", "{film}", "--out", "{place}/out"),
+    "report": ("report", "{place}/run", "--tables"),
+    "audit": ("audit", "{place}/run", "--data", "{films}", "--attack", "fgsm", "--out", "{place}/out"),
+    "audit of scores": ("audit", "{base}/b.yaml", "--data", "{greys}", "--out", "{place}/out"),
+    "compare": ("compare", "{place}/audits/a", "{place}/audits/b"),
+    "leaderboard": ("leaderboard", "{place}/audits", "--out", "{place}/out"),
+    "data phantom": ("data", "phantom", "{place}/out", "--per-class", "1", "--size", "32"),
+    "data corruptions": ("data", "corruptions", "{place}/out.png", "--size", "32"),
+    "data check": ("data", "check", "{greys}", "--no-probes", "--html", "{place}/o.html", "--clean", "{place}/o.csv"),
+}
+WRITE_NOTHING = {"compare"}
+
+
+@dataclass
+class Things:
+    """What the commands work on, made once."""
+
+    base: Path
+    starts: Starts
+
+    def words(self, name: str, place: Path) -> list[str]:
+        film = next(self.base.rglob("Test/COVID-19/images/*.png"))
+        paths = {"films": self.base / "films", "greys": self.base / "greys", "film": film, "base": self.base}
+        return [word.format(place=place, **paths) for word in COMMANDS[name]]
+
+    def place(self, to: Path) -> Path:
+        """A copy of what commands write to, and of the decoded films."""
+        for name in ("run", "plain", "audits", "cache"):
+            if (self.base / name).is_dir():
+                shutil.copytree(self.base / name, to / name)
+        return to
+
+    def make(self, *words: object) -> None:
+        ended = self.starts.start([str(word) for word in words]).ended()
+        assert ended is not None
+        assert ended.code == 0, ended.text
+
+
+def greys(root: Path) -> None:
+    """Three classes of four noisy films, and two tables of scores for them."""
+    random, names = np.random.default_rng(0), ("dark", "grey", "bright")
+    rows = ["image,dark,grey,bright"]
+    for place, name in enumerate(names):
+        (root / "greys" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = random.normal(80 + 40 * place, 20, (32, 32)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "greys" / name / f"{name}{number}.png")
+            rows.append(f"{name}{number}.png," + ",".join("0.8" if k == place else "0.1" for k in range(3)))
+    for name, rest in (("a", rows[1:]), ("b", [*rows[1:-1], rows[-1].replace("0.1,0.1,0.8", "0.8,0.1,0.1")])):
+        (root / f"{name}.csv").write_text("\n".join([rows[0], *rest]))
+        (root / f"{name}.yaml").write_text(SCORES.format(name))
+
+
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory: pytest.TempPathFactory) -> Things:
+    """Audits of scores, which need no network."""
+    base = tmp_path_factory.mktemp("full-disk")
+    things = Things(base, Starts(base, base / "temporary"))
+    writing.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    greys(base)
+    for name in ("a", "b"):
+        things.make("audit", base / f"{name}.yaml", "--data", base / "greys", "--out", base / "audits" / name)
+    return things
+
+
+@pytest.fixture(scope="module")
+def things(cheap: Things) -> Things:
+    """And runs: one tested, one that can be certified."""
+    base = cheap.base
+    cheap.make("train", "--data", base / "films", *SMALL, "--out", base / "run")
+    cheap.make("evaluate", base / "run", "--data", base / "films", "--attack", "fgsm")
+    defence = ("--defence", "ibp", "--epsilon", "0.01")
+    cheap.make("train", "--data", base / "films", *PLAIN, *defence, "--out", base / "plain")
+    return cheap
+
+
+def refused_everywhere(things: Things, name: str, cut: Cut, tmp_path: Path) -> list[str]:
+    """Let the disk refuse at each place once; where that was. In the end all is as where it never refused."""
+    place = things.place(tmp_path / "place")
+    ended = Starts(place, tmp_path / "temporary").start(things.words(name, place)).ended()
+    assert ended is not None
+    assert ended.code == 0, ended.text
+    whole = bits(place)
+    shutil.rmtree(place)
+    things.place(place)
+    starts, journal = Starts(place, tmp_path / "temporary"), Journal(tmp_path / "journal", place, NOT_DECODED)
+    before = bits(place)
+    for ended in starts.until_done(things.words(name, place), cut, journal):
+        at = journal.places()[-1]
+        assert ended is not None, at
+        assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
+        assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
+        assert left_over(place) == [], at
+        assert broken(place) == [], at
+        assert before.keys() <= bits(place).keys(), at
+    assert bits(place) == whole
+    assert list((tmp_path / "temporary").iterdir()) == []
+    return journal.places()
+
+
+def test_a_disk_that_fills_costs_a_line_and_nothing_else(cheap: Things, tmp_path: Path) -> None:
+    assert refused_everywhere(cheap, "leaderboard", fills, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("cut", [full, fills])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_fills_at_every_file_of_every_command(name: str, cut: Cut, things: Things, tmp_path: Path) -> None:
+    assert bool(refused_everywhere(things, name, cut, tmp_path)) == (name not in WRITE_NOTHING)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
+def test_what_is_printed_to_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "trustcxr", "--version"]
+    with open("/dev/full", "w") as nowhere:
+        done = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "o space left" in done.stderr

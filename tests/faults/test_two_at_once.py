@@ -1,0 +1,75 @@
+"""Two commands at once on one folder: the second says who is at work there, and leaves; the first is not disturbed."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from cut_off import Journal, Starts, bits, waiting_at, waits
+from fault_artefacts import RECIPE, SMALL
+
+from trustcxr.data.phantom import writing
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "study": ("study", "{base}/tiny.yaml", "--data", "{base}/films", "--out", "{place}/study"),
+    "train": ("train", "--data", "{base}/films", *SMALL, "--out", "{place}/new"),
+    "evaluate": ("evaluate", "{place}/run", "--data", "{base}/films", "--attack", "fgsm"),
+    "explain": ("explain", "{place}/run", "--data", "{base}/films", "--sample", "0", "--method", "gradcam"),
+    "audit": ("audit", "{place}/run", "--data", "{base}/films", "--attack", "fgsm", "--out", "{place}/audit"),
+}
+# The second of each pair on the folder of the first.
+NEW = {"evaluate": ("evaluate", "{place}/new", *COMMANDS["evaluate"][2:])}
+OLD = {"train": ("train", "--data", "{base}/films", *SMALL, "--out", "{place}/run")}
+PAIRS = {
+    "two studies": (COMMANDS["study"], COMMANDS["study"], "study"),
+    "two trainings": (COMMANDS["train"], COMMANDS["train"], "new"),
+    "evaluate while it trains": (COMMANDS["train"], NEW["evaluate"], "new"),
+    "train while it is evaluated": (COMMANDS["evaluate"], OLD["train"], "run"),
+    "explain while it is evaluated": (COMMANDS["evaluate"], COMMANDS["explain"], "run"),
+    "two audits": (COMMANDS["audit"], COMMANDS["audit"], "audit"),
+}
+SOME = {"evaluate while it trains"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Films, a recipe and a trained run."""
+    base = tmp_path_factory.mktemp("two")
+    writing.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    words = [word.format(base=base, place=base) for word in OLD["train"]]
+    ended = Starts(base, base / "temporary").start(words).ended()
+    assert ended is not None
+    assert ended.code == 0, ended.text
+    return base
+
+
+@pytest.mark.parametrize("pair", [p if p in SOME else pytest.param(p, marks=pytest.mark.slow) for p in PAIRS])
+def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_path: Path) -> None:
+    first, second, held = PAIRS[pair]
+    place, ends = tmp_path / "place", []
+    for alone in (True, False):
+        shutil.rmtree(place, ignore_errors=True)
+        for name in ("run", "cache"):
+            shutil.copytree(base / name, place / name)
+        starts, journal = Starts(place, tmp_path / "temporary"), Journal(place / "journal", place / held)
+        if alone:
+            journal.path.touch()  # nobody to wait for
+        at_work = starts.start([word.format(base=base, place=place) for word in first], waits, journal)
+        if not alone:
+            while not waiting_at(journal).is_file():
+                assert at_work.process.is_alive()
+                time.sleep(0.02)
+            refused = starts.start([word.format(base=base, place=place) for word in second]).ended()
+            assert refused is not None
+            assert (refused.code, refused.lines) == (2, 1), refused.text
+            assert f"{place / held}: in use by process {at_work.process.pid} on " in refused.text
+            journal.path.touch()
+        ended = at_work.ended()
+        assert ended is not None
+        assert ended.code == 0, ended.text
+        ends.append(bits(place / held))
+    assert ends[0] == ends[1]
