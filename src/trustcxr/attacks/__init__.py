@@ -17,7 +17,7 @@ from trustcxr.attacks.contract import Attack, Loss, Precision, check_epsilon, ch
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.fgsm import fgsm, fgsm_rs
 from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
-from trustcxr.attacks.smallest_epsilon import smallest_epsilon
+from trustcxr.attacks.smallest_epsilon import nearest, smallest_epsilon
 from trustcxr.attacks.square import square
 from trustcxr.attacks.transfer import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
@@ -55,6 +55,7 @@ __all__ = [
     "get",
     "input_gradient",
     "momentum",
+    "nearest",
     "pgd",
     "pgd_l2",
     "smallest_epsilon",

@@ -37,6 +37,23 @@ def smallest_epsilon(
     >>> tx.attacks.smallest_epsilon(model, images, labels).shape
     torch.Size([2])
     """
+    return nearest(model, images, labels, attack=attack, highest=highest, tolerance=tolerance, **options)[0]
+
+
+def nearest(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: str = "pgd",
+    highest: float = 0.3,
+    tolerance: float = 5e-4,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`smallest_epsilon`, (B,), and the images that flip the answer there, (B, 1, H, W).
+
+    Where the model is wrong as it is, or nothing flips it, the image itself. All else as `smallest_epsilon`.
+    """
     from trustcxr.attacks import get
 
     check_input(images, labels, highest)
@@ -51,7 +68,7 @@ def smallest_epsilon(
     with undisturbed(model):
         right = checked_logits(model, images, labels).argmax(1) == labels
     fails = torch.zeros(len(images), device=images.device)
-    flips = torch.where(right, math.inf, 0.0)
+    flips, flipped = torch.where(right, math.inf, 0.0), images.clone()
 
     def attempt(rows: Tensor, radius: Tensor) -> None:
         size = radius.to(images)[:, None, None, None]
@@ -61,6 +78,7 @@ def smallest_epsilon(
         # What was found may lie well inside the radius that was asked.
         length = (found - images[rows]).flatten(1).abs().amax(1).float()
         flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
+        flipped[rows[wrong]] = found[wrong]
         fails[rows[~wrong]] = radius[~wrong]
 
     for share in _LADDER:
@@ -69,4 +87,4 @@ def smallest_epsilon(
             attempt(rows, torch.full((len(rows),), check_epsilon(highest) * share, device=images.device))
     while len(rows := (flips.isfinite() & (flips - fails > tolerance)).nonzero()[:, 0]):
         attempt(rows, (flips + fails)[rows] / 2)
-    return flips
+    return flips, flipped

@@ -15,6 +15,7 @@ from trustcxr.cli.audits import audits_app
 from trustcxr.cli.data import data_app
 from trustcxr.cli.recipes import recipes_app
 from trustcxr.cli.runs import runs_app
+from trustcxr.cli.serving import serving_app
 from trustcxr.cli.studies import studies_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, out_of_memory
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (studies_app, recipes_app, runs_app, audits_app):
+for commands in (studies_app, recipes_app, runs_app, audits_app, serving_app):
     app.add_typer(commands)
 app.add_typer(data_app, name="data")
 
@@ -93,6 +94,8 @@ def _kept(words: list[str]) -> str:
         return "the same command goes on from here: finished batches are kept"
     if not words or words[0] in ("train", "study", "demo"):
         return "the same command goes on from here: finished epochs and runs are kept"
+    if words[0] == "serve":
+        return "nothing of any film was kept"
     if words[0] == "predict":
         return "the heatmaps written so far are kept; the same command makes the others"
     if words[0] in ("evaluate", "explain", "report"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trustcxr.explain.contract import Target, check_images
+from trustcxr.explain.contract import Target, check_images, to_saliency
 
 CELLS = (7, 7)  # of a random map: those of a CAM of a network of 224 pixels
 
@@ -73,3 +73,24 @@ def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tenso
     """
     check_images(x)
     return centre_prior(*x.shape[-2:]).to(x.device).repeat(len(x), 1, 1)
+
+
+def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """What the film's own brightness shows on a grid of `cells`: (B, H, W) in [0, 1], of images (B, 1, H, W).
+
+    As coarse as a CAM of that grid, so that what the two have in common is not their cells.
+
+    >>> import torch
+    >>> from trustcxr.explain.controls import brightness_map
+    >>> brightness_map(torch.rand(2, 1, 32, 32), (4, 4)).shape
+    torch.Size([2, 32, 32])
+    """
+    check_images(x)
+    return to_saliency(functional.adaptive_avg_pool2d(x.float(), cells).mean(1), *x.shape[-2:])
+
+
+def likeness(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of two maps (B, H, W) over their pixels, (B,), -1 to 1; NaN where one is even."""
+    one, other = (m.flatten(1).double() - m.flatten(1).double().mean(1, keepdim=True) for m in (a, b))
+    scale = one.norm(dim=1) * other.norm(dim=1)
+    return torch.where(scale > 1e-9, (one * other).sum(1) / scale.clamp(min=1e-9), torch.nan)

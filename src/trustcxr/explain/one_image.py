@@ -1,6 +1,7 @@
 """One X-ray: classes with probabilities, a heatmap beside it, and whether the answer survives epsilon."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from trustcxr.data.images import grey, plausibility, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import heatmap_files
+from trustcxr.results.disk import Source
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
@@ -39,16 +41,33 @@ def _of_file(run: Run, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
     if heatmap_files.is_ours(path):
         return FilmAnswer(image=str(path), left_out="a heatmap that predict wrote, and no film")
     try:
-        if (why := plausibility.another_kind(path)) is not None:
-            raise grey.UnreadableImage(why)
-        film = reading.read_image(path)
+        film = read(path)
     except grey.UnreadableImage as problem:
         return FilmAnswer(image=str(path), error=str(problem))
-    colour = plausibility.colourfulness(path)
-    found = answer(run, film, epsilon=epsilon, heatmap=heatmap, source=path)
+    found = answer(run, film.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
     found.image = str(path)
-    found.warnings = list(plausibility.doubts(plausibility.thumbnail(film), colour).values())
+    found.warnings = warnings(film)
     return found
+
+
+@dataclass(frozen=True)
+class Film:
+    """One film as it is read: pixels (H, W) uint8, and how coloured its file is, in grey levels."""
+
+    pixels: np.ndarray
+    colour: float = 0.0
+
+
+def read(source: Source) -> Film:
+    """A film from a file or its content. UnreadableImage, without the file's name, where it is none."""
+    if (why := plausibility.another_kind(source)) is not None:
+        raise grey.UnreadableImage(why)
+    return Film(reading.read_image(source), plausibility.colourfulness(source))
+
+
+def warnings(film: Film) -> list[str]:
+    """What speaks against a film, in words; empty where nothing does."""
+    return list(plausibility.doubts(plausibility.thumbnail(film.pixels), film.colour).values())
 
 
 def answer(

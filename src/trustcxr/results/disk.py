@@ -1,6 +1,7 @@
 """The disk says no: what that means in one line, and files that are opened only where they are files."""
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -111,6 +112,18 @@ def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
         os.close(number)
         raise OSError(errno.EINVAL, f"{what}: expected a regular file", str(path))
     return os.fdopen(number, "rb")
+
+
+Source = str | Path | bytes  # a file by its place, or its content, which is never written anywhere
+
+
+def open_source(source: Source, *, most: int | None = None) -> BinaryIO:
+    """Open a regular file, or its content in memory, to read. OSError where it is none, or has more than `most`."""
+    if not isinstance(source, bytes):
+        return open_regular(source, most=most)
+    if most is not None and len(source) > most:
+        raise OSError(errno.EFBIG, f"{megabytes(len(source))}, more than the {megabytes(most)} that are read")
+    return io.BytesIO(source)
 
 
 def read_text(path: Path, *, most: int) -> str:

@@ -6,12 +6,12 @@ Reasons given for a refusal never quote the file's own text, so no identifier re
 import re
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+from trustcxr.results.disk import Source, open_source
 
 INSTALL = "pip install '.[dicom]'"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -21,7 +21,7 @@ _LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
 _FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
 
 
-def read_dicom(path: str | Path) -> np.ndarray:
+def read_dicom(path: Source) -> np.ndarray:
     """Read a single-frame DICOM film as 8-bit grey: uint8 (H, W), air dark and bone bright.
 
     Applies the modality LUT or rescale, then the first VOI LUT or window; without one, the range the pixels use.
@@ -35,10 +35,11 @@ def read_dicom(path: str | Path) -> np.ndarray:
     with quiet():
         try:
             _refuse_inflating(path)
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            _check(header)
-            film = pydicom.dcmread(path)
-            return _grey(film)
+            with open_source(path) as file:
+                header = pydicom.dcmread(file, stop_before_pixels=True)
+                _check(header)
+                file.seek(0)
+                return _grey(pydicom.dcmread(file))
         except UnreadableImage:
             raise
         except MemoryError:
@@ -58,9 +59,9 @@ def _in_words(fault: BaseException) -> str:
     return f"damaged DICOM file ({type(fault).__name__})"
 
 
-def _refuse_inflating(path: str | Path) -> None:
+def _refuse_inflating(path: Source) -> None:
     """Refuse a deflated file that would inflate beyond any film: pydicom inflates without a limit."""
-    with open(path, "rb") as file:
+    with open_source(path) as file:
         head = file.read(132 + 12)
         if len(head) < 144 or head[132:136] != b"\x02\x00\x00\x00":
             return

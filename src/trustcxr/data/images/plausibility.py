@@ -5,14 +5,13 @@ measures it), so that they are warnings and never refusals. Only what a DICOM fi
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from trustcxr.data.images.grey import quiet
 from trustcxr.data.images.reading import FORMATS, is_dicom
-from trustcxr.results.disk import open_regular
+from trustcxr.results.disk import Source, open_source
 
 SIDE = 64  # pixels of the thumbnail that is judged
 FLAT, NOISY, COLOURED = 8.0, 0.75, 15.0  # grey levels; correlation of neighbours; levels between the colour channels
@@ -85,10 +84,10 @@ def thumbnail(film: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(film).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def colourfulness(path: str | Path) -> float:
+def colourfulness(path: Source) -> float:
     """Mean distance of the largest from the smallest of red, green and blue, 0 to 255; 0 where there is no colour."""
     try:
-        with open_regular(path) as file, quiet(), Image.open(file, formats=FORMATS) as image:
+        with open_source(path) as file, quiet(), Image.open(file, formats=FORMATS) as image:
             if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"):
                 return 0.0
             image.draft("RGB", (4 * SIDE, 4 * SIDE))
@@ -104,7 +103,7 @@ def colour_of(image: Image.Image) -> float:
     return float((small.max(axis=2) - small.min(axis=2)).mean())
 
 
-def another_kind(path: str | Path) -> str | None:
+def another_kind(path: Source) -> str | None:
     """Why a DICOM file is not a film of the chest, by what it says of itself; None for all else.
 
     What the file says is not quoted, but for a known modality's code.
@@ -114,9 +113,9 @@ def another_kind(path: str | Path) -> str | None:
     try:
         import pydicom
 
-        with quiet():
+        with quiet(), open_source(path) as file:
             tags = ["Modality", "BodyPartExamined"]
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
         modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
     except Exception:  # damaged, or no pydicom: said where it is read
         return None

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 from trustcxr.data.images.squares import _square
-from trustcxr.results.disk import open_regular
+from trustcxr.results.disk import Source, open_source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
@@ -26,13 +26,14 @@ _PNG_START = struct.Struct(">16sII5s")  # signature and head of the first chunk,
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _MOST_BYTES = 2 * MAX_PIXELS  # no sound 8-bit grey file is larger
 _MOST_FILE = 8 * MAX_PIXELS  # of any format: 16 bits, three colours, and room
+_DAMAGED = "damaged, or not an image format that is read here"
 _GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
 _PNG_CHUNK = struct.Struct(">I4s")  # length and name, before its content and four bytes of checksum
 _PNG_ODDITIES = frozenset([b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL"])  # may turn, uncover or move it
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as 8-bit grey: uint8, shape (H, W), 0 (black) to 255.
+def read_image(path: Source) -> np.ndarray:
+    """Read an image file, or the bytes of one, as 8-bit grey: uint8, shape (H, W), 0 (black) to 255.
 
     The format is told from the content, not from the name. EXIF orientation is applied, transparency is flattened on
     black, colour becomes luma (ITU-R 601). Grey of 16 bits is scaled by the smallest usual depth (8, 10, 12, 14, 16)
@@ -71,10 +72,10 @@ def _threshold(mask: Image.Image) -> int:
     return threshold(brightest)  # type: ignore[arg-type]
 
 
-def _read(path: str | Path) -> Image.Image:
+def _read(path: Source) -> Image.Image:
     """A file as a Pillow image of mode L, in memory. Raises UnreadableImage."""
     try:
-        with open_regular(path, most=_MOST_FILE) as file:
+        with open_source(path, most=_MOST_FILE) as file:
             start = file.read(132)
             if start[128:] != _DICOM and (plain := _plain_png(file, start)) is not None:
                 return plain
@@ -83,18 +84,18 @@ def _read(path: str | Path) -> Image.Image:
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
-        raise UnreadableImage(_not_an_image(Path(path))) from None
+        raise UnreadableImage(_not_an_image(path)) from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels: refused") from None
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
     except OSError as fault:
-        raise UnreadableImage(_one_line(fault.strerror or fault)) from None
+        raise UnreadableImage(_in_words(path, fault.strerror or fault)) from None
     except Exception as fault:  # a damaged file makes the decoders raise almost anything
-        raise UnreadableImage(_one_line(fault)) from None
+        raise UnreadableImage(_in_words(path, fault)) from None
 
 
-def _odd(path: str | Path, file: BinaryIO, start: bytes) -> Image.Image:
+def _odd(path: Source, file: BinaryIO, start: bytes) -> Image.Image:
     """A DICOM file, or any that Pillow reads; its decoders' warnings are for nobody here."""
     if start[128:] == _DICOM:
         from trustcxr.data.images.dicom import read_dicom
@@ -119,9 +120,10 @@ def _plain_png(file: BinaryIO, start: bytes) -> Image.Image | None:
     signature, width, height, kind = _PNG_START.unpack_from(start)
     if signature != _PNG or kind != _GREY_8 or width * height > MAX_PIXELS:
         return None
-    if os.fstat(file.fileno()).st_size > _MOST_BYTES:  # it is read whole, as Pillow does not
+    if file.seek(0, os.SEEK_END) > _MOST_BYTES:  # it is read whole, as Pillow does not
         return None
-    data = start + file.read()
+    file.seek(0)
+    data = file.read()
     if _odd_chunks(data):
         return None
     try:
@@ -194,23 +196,26 @@ def _deep_grey(values: np.ndarray, inverted: bool) -> np.ndarray:
     return scale_depth(values, invert=inverted)
 
 
-def is_dicom(path: str | Path) -> bool:
+def is_dicom(path: Source) -> bool:
     """Whether a file is a DICOM file, by its content."""
     try:
-        with open_regular(path) as file:
+        with open_source(path) as file:
             return file.read(132)[128:] == _DICOM
     except OSError:
         return False
 
 
-def _not_an_image(path: Path) -> str:
-    if path.stat().st_size == 0:
+def _not_an_image(source: Source) -> str:
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    if size == 0:
         return "empty file"
-    return "damaged, or not an image format that is read here"
+    return _DAMAGED
 
 
-def _one_line(fault: Exception | str) -> str:
+def _in_words(source: Source, fault: Exception | str) -> str:
     if isinstance(fault, MemoryError):
         return "needs more memory than there is"
+    if isinstance(source, bytes):
+        return _DAMAGED  # a decoder's words may quote the file, and who sent it need not be who it is of
     text = " ".join(str(fault).split())
     return text[:200] or type(fault).__name__

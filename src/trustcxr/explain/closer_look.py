@@ -1,0 +1,139 @@
+"""One film looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trustcxr import attacks, corruptions
+from trustcxr.catalogue import CORRUPTIONS, USUAL_ATTACKS, Method
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run
+from trustcxr.explain import controls, methods, one_image
+from trustcxr.statistics import softmax
+
+MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
+SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
+SEVERITY = 3
+HIGHEST = 0.3  # the largest perturbation that is tried
+_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5), 9, 1.0  # of the climb; tries of a radius; what they may take together
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A map that knows less, (H, W) in [0, 1], and how like the method's own map is: -1 to 1, NaN where one is even."""
+
+    label: str
+    pixels: Tensor
+    likeness: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where a method sees the evidence, (H, W) in [0, 1]; its cells, where it has fewer than pixels; its controls."""
+
+    method: str
+    pixels: Tensor
+    cells: tuple[int, int] | None
+    beside: Sequence[Beside]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The smallest perturbation found that changes the answer: an upper bound.
+
+    film (H, W) in [0, 1]; change (H, W): what was added. `epsilon`: the largest change of a pixel.
+    """
+
+    epsilon: float
+    film: Tensor
+    change: Tensor
+    predicted: int
+    probability: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """The film under a corruption, (H, W) in [0, 1], and its answer there."""
+
+    name: str
+    film: Tensor
+    predicted: int
+    probability: float
+
+    @property
+    def about(self) -> str:
+        """What goes wrong there."""
+        return CORRUPTIONS[self.name].about
+
+
+def names_of(run: Run) -> list[str]:
+    """The methods that this network has, Grad-CAM first; found once, since it takes a pass for each."""
+    x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
+    return [name for name in MAPS if _has(run, x, name)]
+
+
+def _has(run: Run, x: Tensor, name: str) -> bool:
+    try:
+        methods.maps(run.model, x, 0, [name])
+    except UserError:
+        return False
+    return True
+
+
+def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
+    """The maps of one film (1, 1, H, W) in [0, 1], each beside its controls."""
+    layers = {name: control for name in names if (control := Method.parse(name).control)}
+    found = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
+    return [_beside_its_controls(run, pixels, name, found, layers.get(name)) for name in names]
+
+
+def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, Tensor], control: Method | None) -> Map:
+    cells = methods.cells(run.model, pixels, name)
+    own, brightness = found[name], controls.brightness_map(pixels, cells or (run.size, run.size))
+    less = {"the film's own brightness": brightness}
+    if control is not None:
+        less["the same layer without the answer's gradient"] = found[str(control)]
+    beside = [Beside(label, other[0], float(controls.likeness(own, other))) for label, other in less.items()]
+    return Map(name, own[0].float(), cells, beside)
+
+
+def steps_for(run: Run) -> int:
+    """How many steps a climb may have, by what this network takes on this machine."""
+    x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
+    label = label.to(run.device)
+    attacks.fgsm(run.model, x, label, epsilon=0.01)
+    start = time.thread_time()
+    attacks.fgsm(run.model, x, label, epsilon=0.01)
+    taken = (time.thread_time() - start) * _ATTEMPTS
+    return next((steps for steps in _STEPS if steps * taken <= _SECONDS), _STEPS[-1])
+
+
+def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int) -> Flip | None:
+    """The smallest perturbation of a film (1, 1, H, W) found to change its answer; None up to HIGHEST."""
+    label = torch.tensor([predicted], device=run.device)
+    found = attacks.nearest(run.model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, steps=steps)
+    epsilon, film = float(found[0]), found[1]
+    if not math.isfinite(epsilon):
+        return None
+    ((answer, probability),) = answers(run, film)
+    return Flip(epsilon, film[0, 0], (film - pixels)[0, 0], answer, probability, steps)
+
+
+def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
+    """A film (1, 1, H, W) under each corruption, and the answers there."""
+    films = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["film"]) for name in names])
+    pairs = zip(names, films, answers(run, films), strict=True)
+    return [Spoilt(name, film[0], *answer) for name, film, answer in pairs]
+
+
+def answers(run: Run, films: Tensor) -> list[tuple[int, float]]:
+    """The class of each film (B, 1, H, W) and its probability, scaled by the run's temperature where it has one."""
+    with torch.inference_mode():
+        logits = run.model(films).float().cpu().numpy()
+    rows = softmax(logits / (one_image.temperature(run) or 1.0))
+    return [(int(row.argmax()), float(row.max())) for row in rows]

@@ -1,0 +1,230 @@
+"""The page and the API as one ASGI application."""
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import cast
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from trustcxr.about import NOTICE, __version__
+from trustcxr.serve import answers, uploads
+from trustcxr.serve.doors import Doors, problem
+from trustcxr.serve.limits import RETRY_AFTER, Limits
+from trustcxr.serve.measures import Measures
+from trustcxr.serve.pool import Pool
+from trustcxr.serve.worker import JSON, PNG, Asked, Kind, Reply
+
+PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
+PAGE |= {"/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml")}
+_HIGHEST = 0.3
+_CODES = {404: "not-found", 405: "wrong-method"}
+_PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
+
+
+class House:
+    """What the requests share: the workers, the counts, who is inside."""
+
+    def __init__(self, pool: Pool, limits: Limits, *, token: str | None) -> None:
+        self.pool, self.limits, self.token = pool, limits, token
+        self.measures, self.inside = Measures(), 0
+
+    async def answer(self, request: Request, kind: Kind) -> Response:
+        """Answer a form with one film, or say why not."""
+        start = time.perf_counter()
+        response = await self._answer(request, kind)
+        self.measures.done(kind, response.status_code, time.perf_counter() - start)
+        return response
+
+    async def _answer(self, request: Request, kind: Kind) -> Response:
+        if self.inside >= self.limits.at_once:
+            await uploads.drain(request, self.limits)
+            return busy("all workers are busy: try again in a moment")
+        self.inside += 1
+        try:
+            form = await uploads.read(request, self.limits, _fields(kind))
+            return _said(await self.pool.ask(self._asked(kind, form)))
+        except uploads.Refused as refused:
+            return problem(refused.status, refused.code, refused.message)
+        finally:
+            self.inside -= 1
+
+    def _asked(self, kind: Kind, form: uploads.Form) -> Asked:
+        names = [run.name for run in self.pool.runs]
+        wanted = form.fields.get("run", names[0])
+        if wanted not in names:
+            raise uploads.Refused(422, "unknown-run", f"no such run here; there is: {', '.join(names)}")
+        epsilon = _epsilon(form.fields.get("epsilon", "0.02"))
+        return Asked(kind, form.film, names.index(wanted), epsilon, form.fields.get("method", "gradcam"))
+
+    def metrics(self) -> bytes:
+        """The counts as they are now."""
+        self.measures.inside.set(self.inside)
+        self.measures.workers.set(self.pool.alive)
+        self.measures.restarts.set(self.pool.restarts)
+        return self.measures.text()
+
+
+def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ...] | None) -> FastAPI:
+    """The application. `token`: demanded of all that answers for films; `hosts`: by what names it may be called."""
+    house = House(pool, limits, token=token)
+
+    @asynccontextmanager
+    async def working(_: FastAPI) -> AsyncGenerator[None, None]:
+        if not pool.runs:
+            await pool.start()
+        yield
+        await pool.stop()
+
+    app = FastAPI(
+        title="TrustCXR", version=__version__, description=NOTICE, docs_url=None, redoc_url=None, lifespan=working
+    )
+    _films(app, house)
+    _about(app, house)
+    _page(app)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _fault)
+    app.add_middleware(Doors, token=token, hosts=hosts)
+    return app
+
+
+def _films(app: FastAPI, house: House) -> None:
+    """The routes that take a film."""
+    for kind, model, about in (
+        ("predict", answers.Prediction, "Classes with probabilities, warnings, and whether the answer stays."),
+        ("examine", answers.Examination, "The same with pictures: maps, the smallest perturbation, corruptions."),
+        ("heatmap", None, "The map of the predicted class over the film, as a PNG."),
+    ):
+        responses = _problems()
+        if model is None:
+            responses[200] = {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}}
+        app.add_api_route(
+            f"/api/v1/{kind}",
+            _route(house, cast(Kind, kind)),
+            methods=["POST"],
+            response_model=model,
+            response_class=Response if model is None else type("Document", (Response,), {"media_type": JSON}),
+            responses=responses,
+            summary=about,
+            operation_id=kind,
+            openapi_extra={"requestBody": _body(cast(Kind, kind))},
+            dependencies=[Depends(HTTPBearer(auto_error=False))] if house.token else [],
+        )
+
+
+def _route(house: House, kind: Kind) -> Callable[..., object]:
+    async def answer(request: Request) -> Response:
+        return await house.answer(request, kind)
+
+    return answer
+
+
+def _about(app: FastAPI, house: House) -> None:
+    """The routes that say what there is, and how it does."""
+    secured = [Depends(HTTPBearer(auto_error=False))] if house.token else []
+
+    @app.get("/api/v1/runs", operation_id="runs", dependencies=secured, responses=_problems(401, 403, 421))
+    async def runs() -> answers.Served:
+        """What answers here."""
+        known = [
+            answers.ServedRun(name=r.name, classes=list(r.classes), size=r.size, calibrated=r.calibrated)
+            for r in house.pool.runs
+        ]
+        most, needed = house.limits.most_bytes, house.token is not None
+        return answers.Served(version=__version__, runs=known, most_bytes=most, token_needed=needed)
+
+    @app.get("/healthz", operation_id="health", responses=_problems(403, 421))
+    async def health() -> answers.Health:
+        """Whether it can answer."""
+        alive = house.pool.alive
+        return answers.Health(status="ok" if alive else "starting", workers=alive)
+
+    @app.get(
+        "/metrics",
+        operation_id="metrics",
+        dependencies=secured,
+        response_class=Response,
+        responses=_problems(401, 403, 421) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        """Counts for Prometheus."""
+        return Response(house.metrics(), media_type="text/plain; version=0.0.4")
+
+
+def _page(app: FastAPI) -> None:
+    """The files of the page, read once; no path of a request ever touches the disk."""
+    folder = files("trustcxr.serve") / "page"
+
+    def route(content: bytes, media: str) -> Callable[[], Response]:
+        def page() -> Response:
+            return Response(content, media_type=media)
+
+        return page
+
+    for path, (name, media) in PAGE.items():
+        app.add_api_route(path, route((folder / name).read_bytes(), media), include_in_schema=False)
+
+
+def busy(message: str) -> Response:
+    """Turned away for now; when to come again."""
+    return problem(503, "busy", message, retry_after=str(RETRY_AFTER))
+
+
+def _said(reply: Reply) -> Response:
+    if reply.status == 503:
+        return busy(reply.message)
+    if reply.code:
+        return problem(reply.status, reply.code, reply.message)
+    return Response(reply.body, media_type=reply.media)
+
+
+def _fields(kind: Kind) -> tuple[str, ...]:
+    return ("run", "method") if kind == "heatmap" else ("run", "epsilon")
+
+
+def _epsilon(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= _HIGHEST:
+        raise uploads.Refused(422, "invalid", f"epsilon: a number from 0 to {_HIGHEST:g}")
+    return value
+
+
+def _body(kind: Kind) -> dict[str, object]:
+    """What a form may hold, for the schema."""
+    known: dict[str, object] = {
+        "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM film."},
+        "run": {"type": "string", "description": "One of /api/v1/runs; the first unless said."},
+        "epsilon": {"type": "number", "minimum": 0, "maximum": _HIGHEST, "default": 0.02},
+        "method": {"type": "string", "description": "A saliency method.", "default": "gradcam"},
+    }
+    properties = {name: known[name] for name in ("file", *_fields(kind))}
+    schema = {"type": "object", "required": ["file"], "properties": properties, "additionalProperties": False}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, object]]:
+    return {status: {"model": answers.Problem} for status in statuses or _PROBLEMS}
+
+
+async def _http(_: Request, fault: Exception) -> Response:
+    status = fault.status_code if isinstance(fault, HTTPException) else 500
+    headers = dict(getattr(fault, "headers", None) or {})
+    response = problem(status, _CODES.get(status, "refused"), "there is nothing here; see /openapi.json")
+    response.headers.update(headers)
+    return response
+
+
+async def _invalid(_: Request, __: Exception) -> Response:
+    return problem(422, "invalid", "the request is not as /openapi.json says")
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return problem(500, "fault", "a fault of the program")

@@ -1,0 +1,136 @@
+"""What is done with one film in a worker: the answers of `predict`, and a closer look."""
+
+import io
+import math
+import time
+from dataclasses import dataclass
+
+from PIL.PngImagePlugin import PngInfo
+
+from trustcxr import explain
+from trustcxr.about import NOTICE
+from trustcxr.errors import lookup
+from trustcxr.evaluation.run import Run
+from trustcxr.explain import closer_look, heatmap_files, one_image
+from trustcxr.report import terminal, words
+from trustcxr.results.documents import FilmAnswer
+from trustcxr.serve import answers, pictures
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that is ready to answer: what it is called here, its maps, the steps of its climbs."""
+
+    name: str
+    run: Run
+    methods: list[str]
+    steps: int
+
+    @classmethod
+    def of(cls, name: str, run: Run) -> "Ready":
+        """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
+        return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run))
+
+
+def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
+    """The classes of a film, and whether they stay within epsilon."""
+    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon)
+    return answers.Prediction(**_said(ready, film, found, since))
+
+
+def examine(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Examination:
+    """The same, with all pictures."""
+    run = ready.run
+    found = one_image.answer(run, film.pixels, epsilon=epsilon)
+    pixels = one_image.as_input(film.pixels, run.size).to(run.device)
+    predicted = run.classes.index(found.predicted)
+    height, width = film.pixels.shape
+    looked = {
+        "width": width,
+        "height": height,
+        "size": run.size,
+        "film": pictures.film(film.pixels),
+        "network_film": pictures.grey(pixels[0, 0]),
+        "maps": [_map(run, each) for each in closer_look.maps(run, pixels, predicted, ready.methods)],
+        "perturbation": _flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps)),
+        "tried_up_to": closer_look.HIGHEST,
+        "corruptions": [_spoilt(run, each, predicted) for each in closer_look.spoilt(run, pixels)],
+    }
+    return answers.Examination(**looked, **_said(ready, film, found, since))
+
+
+def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
+    """The PNG that `predict` writes beside a film: the map of the predicted class over it, with its notice."""
+    name = lookup({name: name for name in ready.methods}, "saliency method", method)
+    pixels = one_image.as_input(film.pixels, ready.run.size).to(ready.run.device)
+    saliency = explain.method(name)(ready.run.model, pixels, None)[0].float().cpu().numpy()
+    picture = heatmap_files.overlay(film.pixels, saliency)
+    heatmap_files.write_notice(picture)
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text("TrustCXR", NOTICE)
+    picture.save(file, "PNG", pnginfo=info, compress_level=3)
+    return file.getvalue()
+
+
+def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -> dict[str, object]:
+    ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
+    return {
+        "run": ready.name,
+        "predicted": found.predicted,
+        "classes": [answers.ClassProbability(name=name, probability=p) for name, p in ranked],
+        "calibrated": bool(found.calibrated),
+        "calibration": terminal.CALIBRATED if found.calibrated else terminal.NOT_CALIBRATED,
+        "warnings": one_image.warnings(film),
+        "epsilon": found.epsilon,
+        "survives": [answers.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
+        "seconds": round(time.monotonic() - since, 3),
+    }
+
+
+def _map(run: Run, found: closer_look.Map) -> answers.SaliencyMap:
+    measured = run.metrics.saliency.get(found.method) if run.metrics else None
+    beside = [
+        answers.ControlMap(
+            label=other.label,
+            likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
+            png=pictures.heat(other.pixels),
+        )
+        for other in found.beside
+    ]
+    return answers.SaliencyMap(
+        method=found.method,
+        label=words.method(found.method),
+        cells=f"{found.cells[0]} x {found.cells[1]}" if found.cells else "",
+        verdict=(measured.survives or measured.verdict) if measured else "",
+        png=pictures.heat(found.pixels),
+        controls=beside,
+    )
+
+
+def _flip(run: Run, found: closer_look.Flip | None) -> answers.SmallestPerturbation | None:
+    if found is None:
+        return None
+    difference, factor = pictures.difference(found.change)
+    return answers.SmallestPerturbation(
+        epsilon=found.epsilon,
+        grey_levels=round(255 * found.epsilon, 2),
+        becomes=run.classes[found.predicted],
+        probability=found.probability,
+        steps=found.steps,
+        film=pictures.grey(found.film),
+        difference=difference,
+        magnified=round(factor, 1),
+    )
+
+
+def _spoilt(run: Run, found: closer_look.Spoilt, predicted: int) -> answers.Corrupted:
+    return answers.Corrupted(
+        name=found.name,
+        label=words.corruption(found.name),
+        about=found.about,
+        severity=closer_look.SEVERITY,
+        predicted=run.classes[found.predicted],
+        probability=found.probability,
+        changed=found.predicted != predicted,
+        png=pictures.grey(found.film),
+    )

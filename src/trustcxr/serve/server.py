@@ -1,0 +1,87 @@
+"""From a command to a server that listens: the address, the token, the link."""
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trustcxr.console import say
+from trustcxr.errors import UserError
+from trustcxr.results import folders
+from trustcxr.serve.limits import Limits
+
+INSTALL = "pip install '.[serve]'"
+TOKEN = "TRUSTCXR_TOKEN"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens, and the token that it demands there."""
+
+    host: str
+    port: int
+    token: str | None
+
+    @property
+    def link(self) -> str:
+        """What to open: behind the # a browser keeps the token to itself."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{name}:{self.port}/" + (f"#token={self.token}" if self.token else "")
+
+
+def serve(runs: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:
+    """Answer until Ctrl-C. UserError where a run cannot be loaded, or the address cannot be had."""
+    try:
+        import uvicorn
+
+        from trustcxr.serve import app, doors
+        from trustcxr.serve.pool import Pool
+    except ImportError as problem:
+        raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
+    for folder in runs:
+        folders.check_run(folder)
+    local = doors.is_loopback(host)
+    token = os.environ.get(TOKEN) or (None if local else secrets.token_urlsafe(24))
+    with _listening(host, port) as listener:
+        where = Address(host, listener.getsockname()[1], token)
+        pool = Pool(runs, limits or Limits())
+        house = app.build(pool, pool.limits, token=token, hosts=doors.local_names(host) if local else None)
+        config = uvicorn.Config(
+            house, access_log=False, log_level="error", server_header=False, timeout_keep_alive=10, lifespan="on"
+        )
+        _run(uvicorn.Server(config), pool, listener, where)
+
+
+def _run(server: object, pool: object, listener: socket.socket, where: Address) -> None:
+    import asyncio
+
+    asyncio.run(_serving(server, pool, listener, where))
+
+
+async def _serving(server: object, pool: object, listener: socket.socket, where: Address) -> None:
+    import uvicorn
+
+    from trustcxr.serve.pool import Pool
+
+    assert isinstance(server, uvicorn.Server)
+    assert isinstance(pool, Pool)
+    say(f"loading {len(pool.folders)} run(s) into {pool.limits.workers} workers")
+    try:
+        await pool.start()
+        say(f"open {where.link}")
+        if where.token:
+            say("whoever has this link may use the page; on a network put a proxy with TLS before it")
+        await server.serve(sockets=[listener])
+    finally:
+        await pool.stop()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise UserError(f"{host}:{port}: cannot listen there ({reason}); choose another --port or --host") from None

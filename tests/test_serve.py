@@ -1,0 +1,268 @@
+"""The API behind the page: one film in, an answer out; who may ask, how much, and what is never said."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import served
+from trustcxr.about import NOTICE
+from trustcxr.evaluation.run import load_run
+from trustcxr.explain import one_image
+
+fastapi = pytest.importorskip("fastapi")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from trustcxr.serve import app as application  # noqa: E402
+from trustcxr.serve import doors, server  # noqa: E402
+from trustcxr.serve.limits import Limits  # noqa: E402
+
+LOCAL = "http://localhost"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return served.untrained_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def pool(run: Path) -> served.Here:
+    return served.Here([run, run])
+
+
+def client(pool: served.Here, *, token: str | None = None, local: bool = True, **limits: object) -> TestClient:
+    hosts = doors.local_names("127.0.0.1") if local else None
+    built = application.build(pool, Limits(**limits), token=token, hosts=hosts)  # type: ignore[arg-type]
+    return TestClient(built, base_url=LOCAL, raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def api(pool: served.Here) -> Iterator[TestClient]:
+    with client(pool) as found:
+        yield found
+
+
+def send(api: TestClient, data: bytes, kind: str = "predict", name: str = "film.png", **fields: object):
+    return api.post(f"/api/v1/{kind}", files={"file": (name, data)}, data=fields)
+
+
+def code(response) -> str:
+    assert response.headers["content-type"] == "application/json"
+    return str(response.json()["error"]["code"])
+
+
+def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "film.png").write_bytes(served.film(3))
+    (told,) = one_image.predict(run, [tmp_path / "film.png"], epsilon=0.01)
+    found = send(api, served.film(3), epsilon="0.01").json()
+    assert {row["name"]: row["probability"] for row in found["classes"]} == pytest.approx(told.probabilities)
+    assert found["classes"][0]["name"] == found["predicted"] == told.predicted
+    assert {row["attack"]: row["survives"] for row in found["survives"]} == told.survives
+    assert found["warnings"] == told.warnings
+    assert found["calibrated"] is False
+    assert "not calibrated" in found["calibration"]
+    assert found["notice"] == NOTICE
+
+
+def test_a_closer_look_has_maps_beside_controls_a_flip_and_corruptions(api: TestClient, run: Path) -> None:
+    found = send(api, served.film(1), "examine").json()
+    assert found["maps"][0]["method"] == "gradcam"
+    for row in found["maps"]:
+        assert row["controls"][0]["label"] == "the film's own brightness"
+        assert all(-1 <= c["likeness"] <= 1 for c in row["controls"] if c["likeness"] is not None)
+        assert picture(row["png"]).shape == (32, 32, 3)
+    seen, changed = (picture(found[part]) for part in ("network_film", "film"))
+    assert seen.shape == (32, 32)
+    assert changed.shape == (found["height"], found["width"]) == (128, 128)
+    flip = found["perturbation"]
+    moved = np.abs(picture(flip["film"]).astype(int) - seen).max()
+    assert moved <= np.ceil(flip["grey_levels"]) + 1
+    assert flip["becomes"] != found["predicted"]
+    assert {row["name"] for row in found["corruptions"]} >= {"gaussian_noise", "rotation"}
+    assert all(row["changed"] == (row["predicted"] != found["predicted"]) for row in found["corruptions"])
+
+
+def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
+    from trustcxr.explain import closer_look
+
+    loaded = load_run(run)
+    pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
+    predicted = int(loaded.model(pixels).argmax(1))
+    found = closer_look.flip(loaded, pixels, predicted, steps=10)
+    assert found is not None
+    assert int(loaded.model(found.film[None, None]).argmax(1)) == found.predicted != predicted
+    assert float((found.film - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
+    assert bool(((found.film - pixels[0, 0]) == found.change).all())
+
+
+def picture(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def test_a_heatmap_is_a_png_with_its_notice(api: TestClient) -> None:
+    found = send(api, served.film(1), "heatmap", method="layercam@-2")
+    assert found.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(found.content)) as image:
+        assert image.size == (128, 128)
+        assert NOTICE in image.info.values()
+    assert code(send(api, served.film(1), "heatmap", method="gradcm")) == "invalid"
+
+
+def test_a_dicom_film_is_answered_and_nothing_it_says_of_a_patient_comes_back(api: TestClient) -> None:
+    found = send(api, served.dicom(), "examine", name="DOE_JANE.dcm")
+    assert found.status_code == 200
+    refused = send(api, served.dicom(Modality="DOE", PatientName="DOE^JANE"))
+    assert code(refused) == "unreadable"
+    for text in (found.text, refused.text):
+        assert not any(word in text.upper().replace("DOES", "") for word in ("DOE", "JANE", "IDENTIFIER"))
+
+
+def test_what_is_no_film_is_refused_or_doubted_in_words(api: TestClient) -> None:
+    assert code(send(api, b"")) == "unreadable"
+    assert code(send(api, b"PK\x03\x04 a zip")) == "unreadable"
+    broken = send(api, served.film(1)[:300] + b"JANE DOE")
+    assert code(broken) == "unreadable"
+    assert "JANE" not in broken.text
+    colour = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert "it is in colour" in send(api, served.packed(colour)).json()["warnings"]
+
+
+def test_a_form_that_is_none_is_refused_by_what_is_wrong(api: TestClient) -> None:
+    assert (api.post("/api/v1/predict", json={}).status_code, 415) == (415, 415)
+    assert code(api.post("/api/v1/predict", data={"run": "x"}, files={})) == "no-form"
+    assert code(api.post("/api/v1/predict", files={"other": b"x"})) == "unknown-field"
+    assert code(send(api, served.film(1), extra="1")) == "unknown-field"
+    assert code(send(api, served.film(1), run="no such")) == "unknown-run"
+    for epsilon in ("nan", "-1", "0.5", "much"):
+        assert code(send(api, served.film(1), epsilon=epsilon)) == "invalid"
+    headers = {"content-type": "multipart/form-data"}
+    assert code(api.post("/api/v1/predict", content=b"x", headers=headers)) == "broken-form"
+    assert code(api.get("/api/v1/predict")) == "wrong-method"
+    assert code(api.get("/../../etc/passwd")) == "not-found"
+
+
+def test_two_runs_of_one_name_are_told_apart(api: TestClient) -> None:
+    names = [row["name"] for row in api.get("/api/v1/runs").json()["runs"]]
+    assert len(set(names)) == 2
+    assert send(api, served.film(1), run=names[1]).json()["run"] == names[1]
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(pool: served.Here) -> None:
+    with client(pool, most_bytes=1 << 20) as api:
+        before = pool.asked
+        assert send(api, bytes(3 << 20)).status_code == 413
+        chunks = (b"x" * 65536 for _ in range(64))
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        assert api.post("/api/v1/predict", content=chunks, headers=headers).status_code in (400, 413)
+        assert pool.asked == before
+
+
+def test_no_upload_touches_the_disk(pool: served.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with client(pool) as api:
+        large = served.packed(np.random.default_rng(0).integers(0, 255, (1500, 1500), np.uint8))
+        assert len(large) > 2 << 20
+        assert send(api, large).status_code == 200
+
+
+def test_who_comes_when_the_house_is_full_is_told_when_to_come_again(pool: served.Here) -> None:
+    with client(pool, workers=1, waiting=1) as api:
+        pool.hold = True
+        held = [threading.Thread(target=send, args=(api, served.film(1))) for _ in range(2)]
+        try:
+            for thread in held:
+                thread.start()
+            deadline = time.monotonic() + 10
+            while "trustcxr_inside 2.0" not in api.get("/metrics").text and time.monotonic() < deadline:
+                time.sleep(0.02)
+            refused = send(api, served.film(1))
+        finally:
+            pool.hold = False
+            for thread in held:
+                thread.join()
+        assert (refused.status_code, code(refused)) == (503, "busy")
+        assert int(refused.headers["retry-after"]) > 0
+        assert send(api, served.film(1)).status_code == 200
+
+
+def test_beyond_this_machine_a_token_is_demanded(pool: served.Here) -> None:
+    with client(pool, token="secret-of-the-test", local=False) as api:
+        for path in ("/api/v1/runs", "/metrics"):
+            assert code(api.get(path)) == "no-token"
+        assert code(send(api, served.film(1))) == "no-token"
+        for said in ("Bearer wrong", "Basic secret-of-the-test", "Bearer é".encode()):
+            assert api.get("/api/v1/runs", headers={"authorization": said}).status_code == 401
+        api.headers["authorization"] = "Bearer secret-of-the-test"
+        assert send(api, served.film(1)).status_code == 200
+        assert api.get("/metrics").status_code == 200
+        del api.headers["authorization"]
+        assert api.get("/healthz").json()["status"] == "ok"
+        assert api.get("/").status_code == 200
+        assert "secret-of-the-test" not in api.get("/").text + api.get("/openapi.json").text
+
+
+def test_addresses_and_links() -> None:
+    assert [doors.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    assert [doors.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "films.example")] == [False] * 4
+    assert server.Address("127.0.0.1", 80, None).link == "http://127.0.0.1:80/"
+    assert server.Address("::", 80, "x").link == "http://[::]:80/#token=x"
+
+
+def test_other_sites_are_not_answered(api: TestClient) -> None:
+    assert code(api.get("/api/v1/runs", headers={"host": "evil.example"})) == "wrong-host"
+    assert code(api.get("/api/v1/runs", headers={"origin": "http://evil.example"})) == "cross-site"
+    assert code(api.get("/api/v1/runs", headers={"origin": "null"})) == "cross-site"
+    assert api.get("/api/v1/runs", headers={"origin": LOCAL}).status_code == 200
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(api: TestClient) -> None:
+    for path in ("/", "/page.js", "/api/v1/runs", "/nothing", "/openapi.json"):
+        headers = api.get(path).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'")
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+
+
+def test_the_page_asks_no_other_host_and_has_nothing_inline(api: TestClient) -> None:
+    page = api.get("/").text
+    assert NOTICE in page
+    assert "style=" not in page
+    assert " onclick" not in page
+    for path in ("/", "/page.js", "/page.css"):
+        text = api.get(path).text
+        assert not any(word in text for word in ("http:", "https:", "//cdn", "@import", "innerHTML", "eval("))
+
+
+def test_the_schema_says_what_is_asked_and_answered(api: TestClient) -> None:
+    schema = api.get("/openapi.json").json()
+    assert set(schema["paths"]) == {
+        "/api/v1/predict", "/api/v1/examine", "/api/v1/heatmap", "/api/v1/runs", "/healthz", "/metrics",
+    }  # fmt: skip
+    form = schema["paths"]["/api/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert {"200", "413", "415", "422", "503"} <= set(schema["paths"]["/api/v1/predict"]["post"]["responses"])
+    assert json.dumps(schema).count("/work/") == 0
+
+
+def test_metrics_count_requests_by_route_and_status(pool: served.Here) -> None:
+    with client(pool) as api:
+        send(api, served.film(1))
+        send(api, b"")
+        text = api.get("/metrics").text
+    assert 'trustcxr_requests_total{route="predict",status="200"} 1.0' in text
+    assert 'trustcxr_requests_total{route="predict",status="422"} 1.0' in text
