@@ -10,8 +10,11 @@ from torch import Tensor
 
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
+from trustcxr.models import factory
+from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.results import files
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
@@ -38,6 +41,16 @@ def recipe(
         "training": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "warmup_epochs": 0} | options,
     }
     return validate(RunRecipe, content, "test")
+
+
+def untrained(folder: Path) -> Path:
+    """A run's folder whose network was never trained: three classes, 32 pixels."""
+    chosen = recipe()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
+    content = {"classes": ["a", "b", "c"], "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
+    files.write_yaml(folder / "run.yaml", content)
+    return folder
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from small_runs import recipe
+from small_runs import untrained
 from trustcxr.about import NOTICE
 from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import heatmap_files, one_image
-from trustcxr.models import factory
-from trustcxr.models.weights import save_weights
 from trustcxr.report import terminal
-from trustcxr.results import files
 from trustcxr.results.documents import Calibration, RunDocument
 from trustcxr.statistics import softmax
 
@@ -25,11 +22,7 @@ from trustcxr.statistics import softmax
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never trained."""
-    folder, chosen = tmp_path_factory.mktemp("run"), recipe()
-    save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
-    content = {"classes": ["a", "b", "c"], "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
-    files.write_yaml(folder / "run.yaml", content)
-    return folder
+    return untrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a person sees while work goes on. Everything here goes to stderr, so that stdout stays for results."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -32,6 +33,7 @@ class Progress:
 
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total, self.done = description, max(int(total), 1), 0
+        self._skipped, self._lock = 0, threading.Lock()
         self._started = self._spoke = time.monotonic()
         self._bar = None
         from rich.console import Console
@@ -64,8 +66,19 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def skip(self, steps: int) -> None:
+        """Count `steps` as done that took no time: they say nothing of the time that is left."""
+        with self._lock:
+            self.done, self._skipped = self.done + steps, self._skipped + steps
+            if self._bar is not None:
+                self._bar.update(self._task, total=self.total - self._skipped)
+
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Count `steps` more as done; `note` stands behind the bar."""
+        """Count `steps` more as done; `note` stands behind the bar. Threads may call it at once."""
+        with self._lock:
+            self._advance(steps, note)
+
+    def _advance(self, steps: int, note: str | None) -> None:
         self.done += steps
         if self._bar is not None:
             self._bar.update(self._task, advance=steps)
@@ -77,7 +90,7 @@ class Progress:
         now = time.monotonic()
         if now - self._spoke >= _LINE_EVERY:
             self._spoke = now
-            left = (now - self._started) / self.done * (self.total - self.done)
+            left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
             say(f"{self.description}: {self.done}/{self.total}, about {duration(left)} left {note or ''}".rstrip())
 
 

@@ -249,20 +249,24 @@ def explain(
 @runs_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
     epsilon: Annotated[float, typer.Option(help="Does the answer survive this L-infinity radius?")] = 0.02,
     out: Annotated[Path | None, typer.Option(help="Folder for the heatmaps; beside each image unless said.")] = None,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="Also as DICOM: heatmap (Secondary Capture), finding (Structured Report).")
+    ] = False,
     json: Json = False,
 ) -> None:
     """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon.
 
     An answer survives where neither FGSM nor PGD-20, changing no pixel by more than epsilon, found a picture that gets
-    another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written.
+    another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written. Of a folder the
+    frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named.
     """
-    from trustcxr.explain import one_image
+    from trustcxr.dicom import films
     from trustcxr.report import terminal
 
-    answers = one_image.predict(run, images, epsilon=epsilon, out=out)
+    answers = films.predict(run, images, epsilon=epsilon, out=out, objects=dicom)
     if json:
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:

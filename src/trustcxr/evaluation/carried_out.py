@@ -1,5 +1,6 @@
 """Attacks as one given model needs them: as they stand, through stand-ins, over draws, or without any gradient."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +29,12 @@ class CarriedOut:
     gradients: bool
     films: Tensor
     whole_climb: bool = False
+
+    def ready(self, conditions: Iterable[AttackRecipe]) -> "CarriedOut":
+        """Itself, with the surrogate made if one of these attacks needs it: not later, by several threads at once."""
+        if not self.plain and any(attack.name == WORST_CASE for attack in conditions):
+            _ = self.surrogate
+        return self
 
     def __call__(
         self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options

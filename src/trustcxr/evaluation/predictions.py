@@ -18,7 +18,7 @@ from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import input_gradients
+from trustcxr.evaluation import input_gradients, side_by_side
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
@@ -73,9 +73,13 @@ class _Asked:
         """How many conditions a batch goes through, but for the views, which take no time."""
         return 1 + sum(len(attack.epsilons) for attack in self.attacks) + len(self.corruptions)
 
+    def pixels(self, raw: Tensor) -> Tensor:
+        """Raw images as the model is given them: float32 in [0, 1] on its device."""
+        return to_pixels(raw.to(self.run.device)).contiguous(memory_format=torch.channels_last)
+
     def predicted(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
         """The rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
-        images = to_pixels(raw.to(self.run.device)).contiguous(memory_format=torch.channels_last)
+        images = self.pixels(raw)
         if not number and self.attacks and is_randomised(self.run.model, images[:1]):
             name = self.run.name
             say(f"{name} answers at random: attack and judge see the same draw, so its robustness is flattered")
@@ -114,6 +118,7 @@ def predict(
     batch_size: int = 64,
     carry_out: CarryOut | None = None,
     parts: Path | None = None,
+    at_once: bool = True,
 ) -> pd.DataFrame:
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
@@ -129,21 +134,29 @@ def predict(
 
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
+    Batches are worked on side by side, one a core, unless `at_once` is off: for a model whose code may not run twice at
+    a time.
     """
     named = corruptions.conditions() if corruptions else ()
     asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out)
     batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
+    first = asked.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
+    threads = side_by_side.threads_for(run.model, first, len(batches)) if at_once else 1
     with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * asked.steps) as bar:
-        for number, (raw, labels, places) in enumerate(batches):
+
+        def work(batch: tuple[int, Any]) -> pd.DataFrame:
+            number, (raw, labels, places) = batch
             path = None if parts is None else parts / f"{number:06d}.parquet"
             if path is not None and path.is_file():
-                _sort_in(files.read_table(path), pieces)
-                bar.advance(asked.steps)
-                continue
+                bar.skip(asked.steps)
+                return files.read_table(path)
             whole = asked.predicted(number, raw, labels, places.numpy(), bar)
-            _sort_in(whole, pieces)
             if path is not None:
                 files.write_table(path, whole)
+            return whole
+
+        for whole in side_by_side.mapped(work, enumerate(batches), threads=threads, model=run.model):
+            _sort_in(whole, pieces)
     return pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
 
 

@@ -128,6 +128,10 @@ def sentences(answer: FilmAnswer) -> list[str]:
     lines.append(f"  {SURVIVES}")
     if answer.heatmap is not None:
         lines.append(f"  heatmap of the predicted class: {answer.heatmap}")
+    if answer.dicom:
+        lines.append(f"  as DICOM (Secondary Capture, Structured Report): {', '.join(answer.dicom)}")
+    if answer.no_dicom is not None:
+        lines.append(f"  no DICOM answer: {answer.no_dicom}")
     return lines
 
 

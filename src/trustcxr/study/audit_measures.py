@@ -54,7 +54,7 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     else:
         table = _predicted(examined, whole, door, shown, parts)
         held = whole.films.validation
-        validation = None if held is None else evaluation.predict(examined, held, views=False)
+        validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
     thresholds = operating_points.choose(validation, subject.classes)
@@ -82,14 +82,16 @@ def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, part
     exam = whole.exam
     assert door.model is not None
     assert door.traits is not None  # of every model that can be asked
+    attacks = exam.attacks if door.gradients else exam.without_gradients
     return evaluation.predict(
         examined,
         whole.dataset,
-        exam.attacks if door.gradients else exam.without_gradients,
+        attacks,
         corruptions=exam.corruptions,
         batch_size=exam.batch_size,
-        carry_out=CarriedOut(door.model, door.traits, door.gradients, films),
+        carry_out=CarriedOut(door.model, door.traits, door.gradients, films).ready(attacks),
         parts=parts,
+        at_once=whole.at_once,
     )
 
 
@@ -163,10 +165,11 @@ def _answers(
         views=False,
         batch_size=exam.batch_size,
         parts=parts / "all",
+        at_once=whole.at_once,
     )
     if held is None:
         return table, None, []
-    return table, (logits_of(evaluation.predict(asked, held, views=False)), held), []
+    return table, (logits_of(evaluation.predict(asked, held, views=False, at_once=whole.at_once)), held), []
 
 
 def _threshold(subject: Given, place: int, validation: Any, held: np.ndarray | None) -> Threshold:
@@ -221,8 +224,9 @@ def _attacked(
         attacks,
         views=False,
         batch_size=exam.batch_size,
-        carry_out=CarriedOut(decision, traits, door.gradients, shown, whole_climb=True),
+        carry_out=CarriedOut(decision, traits, door.gradients, shown, whole_climb=True).ready(attacks),
         parts=parts,
+        at_once=whole.at_once,
     )
     return table[table["attack"] != CLEAN]
 

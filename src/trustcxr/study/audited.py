@@ -31,6 +31,11 @@ class Audit:
         return self.films.examined
 
     @property
+    def at_once(self) -> bool:
+        """Whether several threads may ask the model at once: not where it is code that somebody else wrote."""
+        return isinstance(self.subject, Run) or self.subject.origin.kind != "python"
+
+    @property
     def key(self) -> str:
         """A checksum of the model, the images and the examination."""
         content = [__version__, about(self.subject), self.dataset.fingerprint, self.exam.model_dump(mode="json")]

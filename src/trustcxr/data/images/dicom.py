@@ -14,6 +14,7 @@ from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_
 from trustcxr.results.disk import Source, open_source
 
 INSTALL = "pip install '.[dicom]'"
+MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no film
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
 _LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
@@ -48,6 +49,27 @@ def read_dicom(path: Source) -> np.ndarray:
             raise
         except BaseException as fault:  # a damaged file makes pydicom raise almost anything, quoting what it read,
             raise UnreadableImage(_in_words(fault)) from None  # and its decoder in Rust a panic, which is no Exception
+
+
+def not_a_film(path: Source) -> str | None:
+    """Why a DICOM file is not one frontal film, by its header alone; None for a film, and where it cannot be read."""
+    try:
+        import pydicom
+
+        with quiet():
+            _refuse_inflating(path)
+            with open_source(path) as file:
+                header = pydicom.dcmread(file, stop_before_pixels=True)
+            if str(header.get("Manufacturer") or "") == MANUFACTURER:
+                return "an answer that was written here, and no film"
+            _check(header)
+    except UnreadableImage as problem:
+        return str(problem)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # damaged, or no pydicom: said where the film is read
+        return None
+    return None
 
 
 def _in_words(fault: BaseException) -> str:

@@ -1,0 +1,117 @@
+"""The films of study folders, and their answers. Of a folder: every DICOM file whose header says a frontal chest film.
+
+The folder is walked and DICOMDIR is not believed: it may name files that are elsewhere, or not all that are here.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trustcxr.data.images import dicom, plausibility, reading
+from trustcxr.errors import UserError
+from trustcxr.results.disk import kind_of
+from trustcxr.results.documents import FilmAnswer
+
+INDEX = "DICOMDIR"
+MOST_FILES = 5000  # in one folder: a study has a handful, a disc of one patient some hundreds
+
+
+@dataclass
+class Found:
+    """What is to be answered, in order, and what of the folders is not, with its reason."""
+
+    films: list[Path] = field(default_factory=list)
+    left_out: list[FilmAnswer] = field(default_factory=list)
+
+
+def predict(
+    run: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None, objects: bool = False
+) -> list[FilmAnswer]:
+    """An answer for each image, and for each film of a folder; with `objects` also as DICOM, where the film is DICOM.
+
+    Last what of the folders is left out, and why.
+    """
+    from trustcxr.dicom import answers
+    from trustcxr.explain import one_image
+
+    if objects:
+        answers.check_installed()
+    found = expand(paths)
+    given = one_image.predict(run, found.films, epsilon=epsilon, out=out)
+    for answer in given if objects else ():
+        if answer.heatmap is not None:
+            _as_dicom(Path(answer.image), answer)
+    return [*given, *found.left_out]
+
+
+def _as_dicom(film: Path, answer: FilmAnswer) -> None:
+    from trustcxr.dicom import answers
+
+    if not reading.is_dicom(film):
+        answer.no_dicom = "the film is not DICOM, so there is no study to belong to"
+        return
+    try:
+        answer.dicom = answers.write(film, answer)
+    except answers.NoDicomAnswer as why:
+        answer.no_dicom = str(why)
+
+
+def expand(paths: Sequence[Path]) -> Found:
+    """Files as they are; of each folder (or its DICOMDIR) the frontal chest films, by what their headers say.
+
+    What else is DICOM is left out, saying why; other files (a viewer, its pictures) are counted. A file whose header is
+    damaged counts as a film: where it is read, it is said what is wrong. UserError where a folder holds no film.
+    """
+    found = Found()
+    for path in paths:
+        folder = path.parent if path.name == INDEX and path.is_file() else path
+        if not folder.is_dir():
+            found.films.append(path)
+            continue
+        within = _of_folder(folder)
+        if not within.films:
+            raise UserError(f"{folder}: no frontal chest film here: {_why(within.left_out)}")
+        found.films += within.films
+        found.left_out += within.left_out
+    return found
+
+
+def _of_folder(folder: Path) -> Found:
+    found, others = Found(), 0
+    for path in _files(folder):
+        if not reading.is_dicom(path):
+            others += 1
+        elif path.name != INDEX:
+            why = dicom.not_a_film(path) or plausibility.another_kind(path)
+            if why is None:
+                found.films.append(path)
+            else:
+                found.left_out.append(FilmAnswer(image=str(path), left_out=why))
+    if others:
+        said = "1 file that is" if others == 1 else f"{others} files that are"
+        found.left_out.append(FilmAnswer(image=str(folder), left_out=f"{said} not DICOM"))
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Regular files below a folder, in order; links and pipes are not followed. UserError beyond MOST_FILES."""
+    count = 0
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if kind_of(path.lstat().st_mode) is not None:
+                continue
+            count += 1
+            if count > MOST_FILES:
+                raise UserError(f"{folder}: more than {MOST_FILES:,} files: give the folder of one study")
+            yield path
+
+
+def _why(left_out: Sequence[FilmAnswer]) -> str:
+    """The reasons, each once with its count; no file's name, which may be a patient's."""
+    reasons = [answer.left_out or "" for answer in left_out]
+    counted = {reason: reasons.count(reason) for reason in reasons}
+    said = [reason if count == 1 else f"{count} times {reason}" for reason, count in counted.items()]
+    return "; ".join(said) or "it is empty; give the folder of a study, or a film"

@@ -1,0 +1,201 @@
+"""Answers as DICOM: valid, of the film's study, referring to it, and telling no more than the film did."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+from PIL import Image  # noqa: E402
+from pydicom.uid import generate_uid  # noqa: E402
+
+import small_runs  # noqa: E402
+from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
+from trustcxr.about import NOTICE  # noqa: E402
+from trustcxr.data.phantom.film import render  # noqa: E402
+from trustcxr.dicom import answers, films  # noqa: E402
+from trustcxr.errors import UserError  # noqa: E402
+from trustcxr.report import terminal  # noqa: E402
+
+
+def written(film: Path, **fields: object) -> tuple[Path, Path]:
+    heatmap, finding = answers.write(film, answered(film, **fields))
+    return Path(heatmap), Path(finding)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"PatientName": "", "PatientBirthDate": None, "StudyID": None, "ReferringPhysicianName": None},
+        {"PatientSex": "X", "StudyDate": "2024-13-45", "PatientOrientation": None, "AccessionNumber": None},
+        {"PatientName": "M\u00fcller^J\u00f6rg", "SpecificCharacterSet": "ISO_IR 100", "LossyImageCompression": "01"},
+    ],
+    ids=["whole", "empty", "odd", "umlauts"],
+)
+def test_both_objects_are_valid(tmp_path: Path, elements: dict[str, object]) -> None:
+    for path in written(chest(tmp_path / "x.dcm", **elements)):
+        assert complaints(path) == []
+
+
+def test_they_belong_to_the_film_s_study_and_refer_to_it(tmp_path: Path) -> None:
+    film = chest(tmp_path / "x.dcm")
+    source = pydicom.dcmread(film)
+    heatmap, finding = map(pydicom.dcmread, written(film))
+    for made in (heatmap, finding):
+        assert made.StudyInstanceUID == source.StudyInstanceUID
+        assert made.SeriesInstanceUID != source.SeriesInstanceUID
+        for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber"):
+            assert made[name].value == source[name].value, name
+        assert not any(word in made.to_json() for word in ("Betelgeuse", "a maker of scanners"))
+        assert answers.RESEARCH in made.SeriesDescription
+    assert heatmap.SeriesInstanceUID != finding.SeriesInstanceUID
+    (reference,) = heatmap.SourceImageSequence
+    assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (CR, source.SOPInstanceUID)
+    (evidence,) = finding.CurrentRequestedProcedureEvidenceSequence
+    told = {
+        s.SeriesInstanceUID: s.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for s in evidence.ReferencedSeriesSequence
+    }
+    assert told == {
+        source.SeriesInstanceUID: source.SOPInstanceUID,
+        heatmap.SeriesInstanceUID: heatmap.SOPInstanceUID,
+    }
+
+
+def test_the_report_says_what_was_answered_and_that_nobody_verified_it(tmp_path: Path) -> None:
+    _, path = written(chest(tmp_path / "x.dcm"))
+    finding = pydicom.dcmread(path)
+    assert (finding.CompletionFlag, finding.VerificationFlag, finding.PreliminaryFlag) == (
+        "COMPLETE",
+        "UNVERIFIED",
+        "PRELIMINARY",
+    )
+    numbers = {}
+    for item in finding.iterall():
+        if item.keyword == "MeasuredValueSequence":
+            numbers[len(numbers)] = float(item.value[0].NumericValue)
+    assert list(numbers.values()) == [0.71, 0.2, 0.09]
+    said = finding.to_json()
+    for words in ("Probability of Non-COVID, calibrated", "COVID-19", "survives pgd-20 at epsilon 0.02", NOTICE):
+        assert words in said, words
+    assert "Doubtful" in said
+    assert "resnet18-fgsm-s0" in said
+
+
+def test_the_notice_is_in_the_picture(tmp_path: Path) -> None:
+    heatmap = pydicom.dcmread(written(chest(tmp_path / "x.dcm"))[0])
+    bottom = np.asarray(picture_of(heatmap))[-20:]
+    assert (bottom == 0).all(axis=2).sum() > 200
+    assert (bottom > 150).all(axis=2).sum() > 30
+
+
+def test_a_large_film_s_heatmap_is_as_large_as_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MOST_SIDE", 48)
+    heatmap = pydicom.dcmread(written(chest(tmp_path / "x.dcm"))[0])
+    assert (heatmap.Rows, heatmap.Columns) == (48, 48)
+
+
+def test_what_is_de_identified_stays_so(tmp_path: Path) -> None:
+    elements = {
+        "PatientName": "", "PatientID": "anon-3", "PatientBirthDate": "", "PatientIdentityRemoved": "YES",
+        "DeidentificationMethod": "profile of PS3.15", "BurnedInAnnotation": "NO",
+        "InstitutionName": None, "ReferringPhysicianName": "", "AccessionNumber": "",
+    }  # fmt: skip
+    for path in written(chest(tmp_path / SECRET / "x.dcm", **elements)):
+        made = pydicom.dcmread(path)
+        assert made.PatientIdentityRemoved == "YES"
+        assert made.DeidentificationMethod == "profile of PS3.15"
+        assert made.PatientName == ""
+        content = path.read_bytes()
+        for part in SECRET.split("^"):
+            assert part.encode() not in content
+        assert complaints(path) == []
+
+
+@pytest.mark.parametrize("missing", ["StudyInstanceUID", "SOPInstanceUID"])
+def test_a_film_without_identifiers_has_no_dicom_answer_and_it_says_so(tmp_path: Path, missing: str) -> None:
+    film = chest(tmp_path / "x.dcm")
+    broken = pydicom.dcmread(film)
+    broken[missing].value = ""
+    broken.save_as(film, enforce_file_format=False)
+    with pytest.raises(answers.NoDicomAnswer, match=f"has no {missing}"):
+        answers.write(film, answered(film))
+
+
+def test_no_damaged_header_is_more_than_a_line(tmp_path: Path) -> None:
+    film = chest(tmp_path / "x.dcm")
+    answer, whole = answered(film), film.read_bytes()
+    draw = np.random.default_rng(0)
+    reasons = []
+    for _ in range(30):
+        data = bytearray(whole[: draw.integers(132, 900)])
+        for place in draw.integers(128, len(data), 3):
+            data[place] = draw.integers(256)
+        film.write_bytes(bytes(data))
+        with contextlib.suppress(answers.NoDicomAnswer):
+            answers.write(film, answer)
+            continue
+        with pytest.raises(answers.NoDicomAnswer) as caught:
+            answers.write(film, answer)
+        reasons.append(str(caught.value))
+    assert len(reasons) > 10
+    for part in (*SECRET.split("^"), NUMBER, "\n"):
+        assert not any(part in reason for reason in reasons)
+
+
+def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> None:
+    study = generate_uid()
+    first = chest(tmp_path / "s" / "DX1" / "1", study=study)
+    second = chest(tmp_path / "s" / "DX1" / "2", study=study, seed=1)
+    chest(tmp_path / "s" / "DX2" / "1", study=study, ViewPosition="LL")
+    chest(tmp_path / "s" / "CT" / "1", study=study, Modality="CT")
+    chest(tmp_path / "s" / "HAND" / "1", study=study, BodyPartExamined="HAND")
+    written(second)
+    (tmp_path / "s" / "readme.txt").write_text("x")
+    (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
+    index = chest(tmp_path / "s" / "DICOMDIR", study=study)
+    found = films.expand([tmp_path / "s"])
+    assert found.films == [first, second]
+    assert found.films == films.expand([index]).films
+    why = {Path(answer.image).relative_to(tmp_path).as_posix(): answer.left_out for answer in found.left_out}
+    assert "lateral" in why["s/DX2/1"]
+    assert "CT" in why["s/CT/1"]
+    assert "another body part" in why["s/HAND/1"]
+    assert "no film" in why["s/DX1/2.heatmap.dcm"]
+    assert "no film" in why["s/DX1/2.finding.dcm"]
+    assert "2 files that are not DICOM" in why["s"]  # the text and a heatmap; the link is not followed
+    assert all(len(terminal.sentences(answer)) == 1 for answer in found.left_out)
+
+
+def test_a_folder_without_a_film_or_with_too_many_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chest(tmp_path / "s" / "1", ViewPosition="LL")
+    with pytest.raises(UserError, match=r"no frontal chest film here: a lateral view"):
+        films.expand([tmp_path / "s"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it is empty"):
+        films.expand([tmp_path / "empty"])
+    monkeypatch.setattr(films, "MOST_FILES", 1)
+    chest(tmp_path / "s" / "2")
+    with pytest.raises(UserError, match="more than 1 files"):
+        films.expand([tmp_path / "s"])
+
+
+def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> None:
+    run = small_runs.untrained(tmp_path / "run")
+    chest(tmp_path / "s" / "1", seed=3)
+    chest(tmp_path / "s" / "2", ViewPosition="RL")
+    Image.fromarray(render("Normal", 0, 64).image).save(tmp_path / "plain.png")
+    given = films.predict(run, [tmp_path / "s", tmp_path / "plain.png"], out=tmp_path / "out", objects=True)
+    film, plain, left_out = given
+    assert [complaints(Path(place)) for place in film.dicom] == [[], []]
+    assert "not DICOM" in str(plain.no_dicom)
+    assert "lateral" in str(left_out.left_out)
+    finding = pydicom.dcmread(film.dicom[1]).to_json()
+    assert f"{film.predicted}" in finding
+    assert "as DICOM" in "\n".join(terminal.sentences(film))
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
