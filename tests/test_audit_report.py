@@ -51,7 +51,7 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
     assert page.lower().count("research software") >= 2
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
-    assert "<script" not in page
+    assert page.count("<script") == 1, "one of its own, which it can do without"
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page), "nothing is loaded from elsewhere"
     shown = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
     for part in audit_page.first_page(document):
@@ -98,7 +98,7 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path) -> None:
     assert (rows[0]["clean reported"], rows[0]["threat model"]) == ("0.99", "L-infinity 0.02")
     assert rows[0]["training data"] == "greys"
     page = (audits / "leaderboard.html").read_text()
-    body = page.split("<script>")[0]
+    body = page.split("</script>")[1]
     for row in rows:
         assert row["model"] in body
         assert row["training data"] in body
@@ -127,7 +127,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     assert re.search(r"too good\W+unreliable", said)
     rows = [row["model"] for row in csv.DictReader((board / "leaderboard.csv").open())]
     assert rows == ["good", "broken", "not attacked", "too good"]
-    body = (board / "leaderboard.html").read_text().split("<script>")[0]
+    body = (board / "leaderboard.html").read_text().split("</script>")[1]
     assert body.count('class="unreliable"') == 1
     assert body.index("not attacked") < body.index("it never moves?")
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from trustcxr.report.figures import certified as figure
+from trustcxr.report.figures import svg
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables import certified as table
 from trustcxr.results.documents import RunDocument
@@ -44,7 +45,7 @@ def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
     assert [(start, end) for start, end, _ in figure.parts(alone)] == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
     drawn = figure.bars([run([ENTRY], ATTACKS)])
     assert drawn is not None
-    assert drawn.startswith("<svg role")
+    assert svg.inline(drawn, "k").startswith("<svg role")
 
 
 @pytest.mark.parametrize("broken", [None, [], [{"epsilon": "x", "accuracy": 1}], [{"epsilon": 0.1}], 3])

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from trustcxr.report import alarms, ranking, study_folder, summary, words
-from trustcxr.report.figures import legends
+from trustcxr.report import alarms, answers, ranking, study_folder, summary, words
+from trustcxr.report.figures import legends, svg
 from trustcxr.report.figures.accuracy import epsilon_curves
-from trustcxr.report.tables import leaderboard, robustness
+from trustcxr.report.tables import leaderboard, models, robustness
 from trustcxr.report.terminal import leaderboard as leaderboard_in_terminal
 from trustcxr.results.documents import Comparison, Document, RunDocument, SaliencyDocument, StudyDocument
 from trustcxr.results.flat import understood
@@ -23,6 +23,13 @@ def _run(**document: Any) -> study_folder.Run:
 
 
 EMPTY = StudyDocument()
+
+
+def _told(study: StudyDocument, runs: list[study_folder.Run]) -> str:
+    """All that the page says in words of a study."""
+    head = ranking.headline(study, runs)
+    points = [point.text for point in summary.points(study, runs, head)]
+    return " ".join([answers.asked(runs, head), *answers.sentences(study, runs, head), *points])
 
 
 def _read(kind: type[Any], content: dict[str, Any]) -> Any:
@@ -56,7 +63,9 @@ def test_a_constant_network_raises_an_alarm() -> None:
     head = ranking.headline(EMPTY, [good, bad])
     assert [row[2].note for row in leaderboard.leaderboard([good, bad], head).rows] == ["", "bad"]
     findings = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), [good, bad])
-    assert "In 1 of 2 runs clean accuracy is not shown" in summary.paragraph(EMPTY, [good, bad], head, findings)
+    assert findings.runs_with("no_better_than_constant") == 1
+    assert "In 1 of 2 runs clean accuracy is not shown" in _told(EMPTY, [good, bad])
+    assert "No run is shown to be better" in answers.sentences(EMPTY, [bad], head)[0]
 
 
 def test_a_constant_network_does_not_top_the_leaderboard() -> None:
@@ -81,11 +90,10 @@ def test_summary_counts_what_the_judge_saw() -> None:
     two = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55), _attack("fgsm", 0.3, 0.3), _attack("pgd", 0.3, 0.0)]
     three = [_attack("pgd", 0.02, 0.6), _attack("pgd", 0.3, 0.3)]
     runs = [_run(clean=clean, attacks=entries) for entries in (one, two, three, [])]
-    head = ranking.headline(EMPTY, runs)
     findings = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), runs)
     assert findings.runs_with("fgsm_overstates") == 2
     assert findings.count == 3
-    told = summary.paragraph(EMPTY, runs, head, findings)
+    told = _told(EMPTY, runs)
     assert "In 1 of 4 runs gradients fail" in told
     assert "In 1 of 4 runs it could not be looked for" in told
     assert "In 2 of 4 runs FGSM overstates" in told
@@ -141,7 +149,7 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
     run = _run(clean={"accuracy": 0.5, "n": 9})
     rows = [row("layercam@gate", 0.1), row("gradcam", -0.1), row("hirescam", 0.1)]
     study = _read(StudyDocument, {"comparisons": rows})
-    told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
+    told = _told(study, [run])
     assert "in the one comparison made (LayerCAM, gate, 120 infected X-rays)" in told
     assert "Better by the other methods: Grad-CAM in 0 of 1; HiResCAM in 1 of 1." in told
     assert "without the network" not in told
@@ -149,24 +157,20 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
     brightness = {"infection_energy": 0.342, "pointing_hit_rate": 0.758}
     parts = {"layercam-smooth@gate": maps, "gradcam": maps, "activation-smooth@gate": brightness}
     run.metrics.saliency = {name: _read(SaliencyDocument, part) for name, part in parts.items()}
-    told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
+    told = _told(study, [run])
     assert (
         "without the network: m · fgsm: energy 0.331 (95\u00a0% CI 0.294 to 0.365), control 0.342; "
         "hit rate 0.458, control 0.758." in told
     )
-    tile = summary.tiles(study, [run], ranking.headline(study, [run]))[-1]
-    assert tile.owner.endswith("interval clear of zero; read it beside its control, below")
     study.comparisons = study.comparisons[1:2]
-    told = summary.paragraph(study, [run], ranking.headline(study, [run]), alarms.Findings([], [], []))
+    told = _told(study, [run])
     assert "not seen in the one comparison made (Grad-CAM, 120 infected X-rays)" in told
     assert "other methods" not in told
 
 
 def test_a_tie_is_told() -> None:
     runs = [_run(model=name, clean={"accuracy": 0.5}) for name in "abc"]
-    head = ranking.headline(EMPTY, runs)
-    told = summary.paragraph(EMPTY, runs, head, alarms.Findings([], [], []))
-    assert "and 2 others with the same figure" in told
+    assert "and 2 others with the same figure" in _told(EMPTY, runs)
 
 
 def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
@@ -205,13 +209,13 @@ def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     assert board.rows[0][board.header.index("PGD-10/40 at 0.02, %")].text == "20.0"
     swept = {row[2].text: row[3].text for row in leaderboard.sweeps([run]).rows}
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
-    assert "20.0\u00a0%" in summary._best_under([run], head, "pgd")
+    assert "20.0\u00a0%" in answers.sentences(EMPTY, [run], head)[1]
     assert "20.0" in terminal_text(StudyDocument(runs=[run.metrics]))
-    drawn = epsilon_curves("m", [run], "k")
-    assert drawn.count("<path") > epsilon_curves(
-        "m", [_run(clean={"accuracy": 0.8}, attacks=[run.attacks[0].plain()])], "k"
-    ).count("<path")
-    assert ["PGD-10" in str(e) or "PGD-40" in str(e) for e in legends.curves([run])].count(True) == 2
+    fewer = _run(clean={"accuracy": 0.8}, attacks=[run.attacks[0].plain()])
+    drawn, less = (svg.inline(epsilon_curves("m", [each]), "k") for each in (run, fewer))
+    assert drawn.count("<path") > less.count("<path")
+    shown = legends.shown(legends.curves([run]))
+    assert ["PGD-10" in entry or "PGD-40" in entry for entry in shown].count(True) == 2
 
 
 def terminal_text(document: StudyDocument) -> str:
@@ -242,7 +246,7 @@ def test_headline_epsilon_is_the_recipes() -> None:
 
 def test_svg_keeps_text_and_ids_apart() -> None:
     runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": 0.6})]
-    one, two = (epsilon_curves("$m_1$ <b>", runs, key) for key in ("k1", "k2"))
+    one, two = (svg.inline(epsilon_curves("$m_1$ <b>", runs), key) for key in ("k1", "k2"))
     assert "$m_1$ &lt;b&gt;" in one
     assert "xmlns" not in one
     assert not set(re.findall(r' id="([^"]+)"', one)) & set(re.findall(r' id="([^"]+)"', two))
@@ -274,3 +278,27 @@ def test_the_centre_prior_stands_beside_chance_where_it_was_measured() -> None:
     )
     assert "centre 0.345" in with_centre
     assert "centre" not in str(leaderboard.explanations([_run(saliency={"gradcam": part})]).rows)
+
+
+def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
+    """A run whose gradients fail has the highest figure under attack, and is not the one that the answer names."""
+    clean = {"accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "n": 90, "confusion": [[45, 0], [0, 45]]}
+    honest = _run(model="honest", clean=clean, attacks=[_attack("fgsm", 0.02, 0.5), _attack("pgd", 0.02, 0.4)])
+    masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
+    assert (honest.masked, masked.masked) == (False, True)
+    head = ranking.headline(EMPTY, [masked, honest])
+    said = answers.sentences(EMPTY, [masked, honest], head)
+    assert len(said) == 3
+    assert "honest · fgsm keeps most, 40.0\u00a0%" in said[1]
+    assert "1 run whose gradients fail is left out" in said[1]
+    assert [run.model for run in ranking.ordered([masked, honest], head)] == ["honest", "masked"]
+    rows = models.models([honest, masked], head).rows
+    assert [(row[2].text, row[4].note) for row in rows] == [("No alarm", ""), ("Gradients fail", "bad")]
+    alone = _told(EMPTY, [honest])
+    assert "best" not in alone
+    assert "most" not in alone.replace("at most", "")
+    assert (
+        "Of X-rays as they are it answers 80.0\u00a0% (95\u00a0% CI 70.0 to 90.0, n\u00a0=\u00a090) rightly." in alone
+    )
+    only = answers.sentences(EMPTY, [masked], ranking.headline(EMPTY, [masked]))
+    assert "nothing may be relied on" in only[1]

@@ -43,7 +43,7 @@ ATTACKS = by_name(
     (
         Attack(
             "fgsm", "FGSM", "Goodfellow et al. 2015", "fgsm:fgsm", steps="one", seeded=False,
-            style=("#b26a00", "s", (0, (4, 2))), about="A single step, the weakest of these attacks.",
+            style=("#e4751c", "s", (0, (4, 2))), about="A single step, the weakest of these attacks.",
         ),
         Attack("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "fgsm:fgsm_rs", steps="one"),
         Attack(
@@ -61,7 +61,7 @@ ATTACKS = by_name(
         ),
         Attack(
             "transfer", "transfer", "Papernot et al. 2016", "transfer:transfer", {"steps": 10, "surrogate": None},
-            box="black", shows_steps=True, seeded=False, style=("#567a2c", "^", (0, (1, 1.2))),
+            box="black", shows_steps=True, seeded=False, style=("#544547", "^", (0, (1, 1.2))),
         ),
         Attack(
             "apgd-ce", "APGD-CE", "Croce and Hein 2020", "apgd:apgd", _CLIMB | {"precision": None}, shows_steps=True,
@@ -73,11 +73,11 @@ ATTACKS = by_name(
         Attack("fab", "FAB", "Croce and Hein 2020", "fab:fab", _CLIMB, shows_steps=True),
         Attack(
             "square", "Square", "Andriushchenko et al. 2020", "square:square", _SEARCH, box="black", steps="search",
-            style=("#2b6777", "s", (0, (1, 1.2))),
+            style=("#809590", "s", (0, (1, 1.2))),
         ),
         Attack(
             "worst-case", "worst case", "Croce and Hein 2020, for few classes", "worst_case:worst_case",
-            _CLIMB | _SEARCH, style=("#6b1a2a", "D", "solid"),
+            _CLIMB | _SEARCH, style=("#00002a", "D", "solid"),
         ),
     )
 )  # fmt: skip

@@ -32,28 +32,28 @@ class Defence:
         return "epsilon" in self.options
 
 
-# In the order of tables. Okabe and Ito's colours, darkened where they were too pale on white.
+# In the order of tables. No two colours look alike to any kind of colour-blind eye: a test simulates three.
 DEFENCES = by_name(
     (
         Defence("standard", "standard", "", "contract:standard", (), "#4b5563"),
         Defence("fgsm", "FGSM", "Goodfellow et al. 2015", "adversarial:fgsm", _WITH_CLEAN, "#0072b2"),
-        Defence("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "adversarial:fgsm_rs", _WITH_CLEAN, "#2a9fd6"),
+        Defence("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "adversarial:fgsm_rs", _WITH_CLEAN, "#826762"),
         Defence(
             "free", "free", "Shafahi et al. 2019", "adversarial:free",
-            ("epsilon", "ramp", "epsilon_outside", "replays"), "#b5548d",
+            ("epsilon", "ramp", "epsilon_outside", "replays"), "#859a74",
         ),
         Defence("pgd", "PGD", "Madry et al. 2018", "adversarial:pgd", (*_WITH_CLEAN, "steps"), "#c44e00"),
         Defence(
             "trades", "TRADES", "Zhang et al. 2019", "adversarial:trades",
-            (*_PERTURBED, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"), "#00805c",
+            (*_PERTURBED, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"), "#5c3d03",
         ),
-        Defence("ibp", "IBP", "Gowal et al. 2019", "certified:ibp", _BOUNDED, "#8c2d5a", certifies=True),
+        Defence("ibp", "IBP", "Gowal et al. 2019", "certified:ibp", _BOUNDED, "#104232", certifies=True),
         Defence(
-            "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "certified:crown_ibp", _BOUNDED, "#3b6ea5", certifies=True
+            "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "certified:crown_ibp", _BOUNDED, "#1796ff", certifies=True
         ),
-        Defence("mixup", "mixup", "Zhang et al. 2018", "noise:mixup", ("alpha",), "#a87400"),
-        Defence("cutout", "cutout", "DeVries and Taylor 2017", "noise:cutout", ("size", "holes"), "#6d5a14"),
-        Defence("gaussian", "Gaussian noise", "Ford et al. 2019", "noise:gaussian", ("sigma",), "#6f4aa8"),
+        Defence("mixup", "mixup", "Zhang et al. 2018", "noise:mixup", ("alpha",), "#ad8899"),
+        Defence("cutout", "cutout", "DeVries and Taylor 2017", "noise:cutout", ("size", "holes"), "#1c0000"),
+        Defence("gaussian", "Gaussian noise", "Ford et al. 2019", "noise:gaussian", ("sigma",), "#46008b"),
     )
 )  # fmt: skip
 USUAL_DEFENCE = DEFENCES["fgsm"].name  # what a study compares with standard training unless its recipe says

@@ -1,4 +1,4 @@
-"""Many trained models: `demo`, `study`, `report`."""
+"""Many trained models: `demo`, `study`, `report`, `figures`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +41,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder of the study.")],
     engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
     jobs: Jobs = 1,
+    check: Annotated[bool, typer.Option(help="First look what is wrong with the data, for the report.")] = True,
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
     from trustcxr.recipes.study import load_study
@@ -48,7 +49,7 @@ def study(
     from trustcxr.study.protocol import Study
 
     chosen = load_study(recipe)
-    _finish_study(Study(chosen, data, out, engines.get(engine, jobs)).run(), out)
+    _finish_study(Study(chosen, data, out, engines.get(engine, jobs), check_data=check).run(), out)
 
 
 @studies_app.command(epilog="Example: trustcxr report out/quick")
@@ -70,6 +71,20 @@ def report(
 
         for path in pages.write(study, beyond=comparison.beyond_activations(study)):
             print(path)
+
+
+@studies_app.command(epilog="Example: trustcxr figures out/quick --format pdf --width single")
+def figures(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of one tested run.")],
+    kind: Annotated[str, typer.Option("--format", help="pdf, svg (both vector) or png (600 dots an inch).")] = "pdf",
+    width: Annotated[str, typer.Option(help="single (89 mm) or double (183 mm): columns of a journal.")] = "single",
+    out: Annotated[Path | None, typer.Option(help="Folder for them; STUDY/figures unless said.")] = None,
+) -> None:
+    """Every figure of the report as a file for a paper, and beside them its tables as CSV and LaTeX."""
+    from trustcxr.report import paper
+
+    for path in paper.write(study, kind=kind, width=width, out=out):
+        print(path)
 
 
 def _finish_study(document: "StudyDocument", out: Path) -> None:

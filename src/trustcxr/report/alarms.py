@@ -60,6 +60,20 @@ KINDS = {
     ),
 }
 
+SHORT = {
+    "no_better_than_constant": "no better than a constant answer",
+    "vanishing_gradients": "gradients fail",
+    "unmoved_attack": "gradients fail",
+    "weak_attack": "gradients fail",
+    "rising_with_epsilon": "gradients fail",
+    "left_at_large_epsilon": "gradients fail",
+    "black_box_wins": "gradients fail",
+    "fgsm_overstates": "FGSM overstates",
+    "catastrophic_overfitting": "overfitted to FGSM",
+    "survives_randomisation": "heatmaps survive randomising",
+    "trained_on": "tested on films of its training",
+}
+
 
 @dataclass
 class Group:
@@ -69,6 +83,13 @@ class Group:
     title: str
     meaning: str
     lines: list[str] = field(default_factory=list)
+    who: list[str] = field(default_factory=list)  # the runs' labels, each once
+
+    def add(self, who: str, text: str) -> None:
+        """One alarm, of a run or of the study as a whole."""
+        self.lines.append(f"{who}: {text}" if who else text)
+        if who and who not in self.who:
+            self.who.append(who)
 
 
 @dataclass
@@ -110,7 +131,7 @@ def inconsistent(run: Run) -> str | None:
     stated, again = run.clean.accuracy.value, recomputed(run)
     if stated is None or again is None or abs(stated - again) < 1e-6:
         return None
-    return f"{run.label}: {words.percent(stated, 2)} stated, {words.percent(again, 2)} from the predictions"
+    return f"{words.percent(stated, 2)} stated, {words.percent(again, 2)} from the predictions"
 
 
 def find(folder: StudyFolder, runs: list[Run]) -> Findings:
@@ -118,13 +139,13 @@ def find(folder: StudyFolder, runs: list[Run]) -> Findings:
     groups = {kind: Group(kind, *KINDS[kind]) for kind in KINDS}
     for run in runs:
         for recorded in run.metrics.alarms:
-            groups[_record(groups, recorded)].lines.append(f"{run.label}: {_text(recorded)}")
+            groups[_record(groups, recorded)].add(run.label, _text(recorded))
         if line := inconsistent(run):
-            groups["inconsistent"].lines.append(line)
+            groups["inconsistent"].add(run.label, line)
     known = {run.name for run in runs}
     for recorded in folder.study.alarms:
         if recorded.run not in known:  # the study repeats the alarms of its runs
-            groups[_record(groups, recorded)].lines.append(_text(recorded))
+            groups[_record(groups, recorded)].add("", _text(recorded))
     failed = [f"{f.run or words.DASH}: {f.reason or words.DASH}" for f in folder.study.failures]
     groups["failed"] = Group("failed", "Runs that failed", "They are not in the tables of this page.", failed)
     titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title, _ in KINDS.values()]

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
-from trustcxr.report import audits, board
-from trustcxr.report.figures import operating
-from trustcxr.report.single_page import environment
+from trustcxr.report import audits, board, single_page
+from trustcxr.report.figures import operating, svg
 from trustcxr.report.tables.cells import Cell, Table, share
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, OperatingPoint, Share
@@ -41,23 +40,20 @@ def render(document: AuditDocument) -> str:
 
     clean = [point for point in document.operating_points if point.attack == CLEAN]
     pairs = [(point, audits.hardest(document, point.finding)) for point in clean]
-    return (
-        environment()
-        .get_template("audit.html.j2")
-        .render(
-            document=document,
-            notice=NOTICE,
-            version=__version__,
-            first=first_page(document),
-            gate=_gate(document),
-            attacks=_attacks(document),
-            corruptions=_corruptions(document),
-            points=_points(document.operating_points),
-            curves=[Markup(operating.curves(*pair, f"op{i}")) for i, pair in enumerate(pairs)],
-            divisions=[(part, _division(part.groups)) for part in document.subgroups],
-            findings=_findings(document),
-        )
-    )
+    parts = {
+        "document": document,
+        "notice": NOTICE,
+        "version": __version__,
+        "first": first_page(document),
+        "gate": _gate(document),
+        "attacks": _attacks(document),
+        "corruptions": _corruptions(document),
+        "points": _points(document.operating_points),
+        "curves": [Markup(svg.inline(operating.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
+        "divisions": [(part, _division(part.groups)) for part in document.subgroups],
+        "findings": _findings(document),
+    }
+    return single_page.filled("audit.html.j2", parts)
 
 
 def first_page(document: AuditDocument) -> list[Part]:
@@ -175,7 +171,7 @@ def card(document: AuditDocument) -> str:
         "pipeline_tag": "image-classification",
         "model-index": [_index(document)],
     }
-    body = environment().get_template("model_card.md.j2")
+    body = single_page.environment().get_template("model_card.md.j2")
     text = body.render(
         document=document,
         said=said,

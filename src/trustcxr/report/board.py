@@ -4,13 +4,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import WORST_CASE, attack_said
 from trustcxr.errors import UserError
+from trustcxr.report.tables import cells as cells_
 from trustcxr.report.terminal import percent
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AttackResult, AuditDocument, Share, read
@@ -204,11 +205,22 @@ _SHARES = ("clean", "attacked", "corrupted", "AUROC", "calibration error")
 
 
 def page(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
-    """The page: one file, whole without scripts; a script of its own sorts the columns."""
-    from trustcxr.report.single_page import environment
+    """The page: one file, whole without its script."""
+    from trustcxr.report import single_page
 
-    return (
-        environment()
-        .get_template("board.html.j2")
-        .render(board=board, rows=rows, columns=COLUMNS, flag=COLUMNS.index("unreliable"), notice=NOTICE)
-    )
+    lines = [[_shown(column, cell) for column, cell in zip(COLUMNS, cells, strict=True)] for cells in rows]
+    for cells, line in zip(rows, lines, strict=True):
+        if cells[_FLAG].value == "1":
+            line[0] = replace(line[0], note="unreliable")
+    parts = {"board": board, "notice": NOTICE, "leaderboard": cells_.Table(list(COLUMNS), lines)}
+    return single_page.filled("board.html.j2", parts)
+
+
+_FLAG = COLUMNS.index("unreliable")
+
+
+def _shown(column: str, cell: Cell) -> cells_.Cell:
+    """A cell of the page: figures sort as numbers, words may wrap."""
+    number = cell.value if isinstance(cell.value, float) else None
+    note = "why" if column == COLUMNS[_FLAG] else "" if column in _SHARES or number is not None else "text"
+    return cells_.Cell(cell.text, cell.interval, value=number, note=note)

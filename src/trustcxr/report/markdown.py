@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, RANDOMISED, REFERENCES
-from trustcxr.report import ranking, rows, words
+from trustcxr.report import methods, ranking, rows, words
 from trustcxr.report.figures.accuracy import radii
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import seeds
@@ -18,6 +18,7 @@ from trustcxr.results.documents import (
     Accuracy,
     BeyondControl,
     CertifiedResult,
+    DataCheck,
     Drop,
     SaliencyDocument,
     Share,
@@ -70,6 +71,8 @@ def render(found: StudyFolder, beyond: Beyond | None = None, note: str = "") -> 
     for name in dict.fromkeys(name for run in runs for name in run.evaluations):
         parts += [f"## Data from elsewhere: {name}", "", *elsewhere(runs, name, largest), ""]
     parts += [*localisation(runs), *_beyond(runs, beyond or {}), *compared(study)]
+    for section in (list(_checked(found.check)), list(_methods(study, runs))):
+        parts += [*([""] if parts[-1] else []), *section]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -307,6 +310,21 @@ def _beyond(runs: Sequence[Run], beyond: Beyond) -> Iterator[str]:
             "0, nothing is shown."
         )
         yield from ("", *table(["run", "method", *map(words.measure, _GAINED)], lines), "")
+
+
+def _checked(check: DataCheck | None) -> Iterator[str]:
+    """What was found wrong with the data; nothing where nobody looked."""
+    if check is not None:
+        yield from ("## Are the data sound?", "", check.verdict, "")
+        found = [[each.severity, each.text, words.count(each.count)] for each in check.findings]
+        yield from [*table(["kind", "what was found", "how many"], found), ""] if found else []
+
+
+def _methods(study: StudyDocument, runs: Sequence[Run]) -> Iterator[str]:
+    """A methods section, a paragraph a part."""
+    yield from ("## Methods", "")
+    for point in methods.paragraphs(study, list(runs)):
+        yield from (f"**{point.lead}.** {point.text}", "")
 
 
 def compared(study: StudyDocument) -> Iterator[str]:

@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
-from trustcxr.report import alarms, ranking, summary, words, written
-from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, training
+from trustcxr.report import alarms, answers, methods, ranking, single_page, summary, words, written
+from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, svg, training
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.figures.saliency import explanation_dots
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import certified as certified_table
-from trustcxr.report.tables import comparisons, confusion, leaderboard, lesions, provenance, robustness, saliency, seeds
+from trustcxr.report.tables import (
+    comparisons,
+    confusion,
+    leaderboard,
+    lesions,
+    models,
+    provenance,
+    robustness,
+    saliency,
+    seeds,
+)
 from trustcxr.results import files, folders
 from trustcxr.results.documents import DataDescription, Document
 
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 Parts = dict[str, Any]  # what the template shows, by its name there
-_FOLDED_ABOVE = 6  # longer lists start folded; in print they are open
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Section:
 _SECTIONS = (
     Section("summary", "Summary"),
     Section("alarms", "Alarms"),
+    Section("words", "In more words"),
     Section("leaderboard", "Leaderboard"),
     Section("accuracy", "Clean and perturbed, at a glance"),
     Section("epsilon", "Accuracy against epsilon"),
@@ -49,10 +59,17 @@ _SECTIONS = (
     Section("shortcuts", "Shortcuts"),
     Section("other", "Other data"),
     Section("data", "The data"),
+    Section("methods", "Methods, in words"),
     Section("made", "How it was made"),
 )
 # These are left out where there is nothing for them.
-_OPTIONAL = {"proved": ("proved",), "shortcuts": ("shortcuts", "planted"), "other": ("other_data",)}
+_OPTIONAL = {
+    "words": ("points",),
+    "proved": ("proved",),
+    "shortcuts": ("shortcuts", "planted"),
+    "other": ("other_data",),
+    "methods": ("methods",),
+}
 
 
 def write(study_folder: Path, *, tables: bool = False) -> Path:
@@ -60,8 +77,9 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
 
     `tables`: also each of its tables, as CSV and LaTeX, into report-tables/.
     Reads study.json, and of each run metrics.json, history.csv, predictions.parquet, saliency.parquet and panels.npz;
-    a part that is missing leaves a dash or a line that says so. The page is one file without scripts or outside
-    addresses. Raises UserError where the folder holds neither a readable study.json nor a run's metrics.json.
+    a part that is missing leaves a dash or a line that says so. The page is one file without outside addresses,
+    whole without its script. Raises UserError where the folder holds neither a readable study.json nor a run's
+    metrics.json.
     """
     found = read(Path(study_folder))
     parts = gather(found)
@@ -81,26 +99,14 @@ def render(found: StudyFolder) -> str:
 
 def filled(parts: Parts) -> str:
     """The template with its parts."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(parts)
+    return single_page.filled("report.html.j2", parts)
 
 
 def gather(found: StudyFolder) -> Parts:
     """All that the page shows."""
-    from markupsafe import Markup
-
     head = ranking.headline(found.study, found.runs)
     runs = ranking.ordered(found.runs, head)
-    style = Path(__file__).with_name("templates") / "report.css"
-    parts: Parts = {
-        "css": Markup(style.read_text(encoding="utf-8")),
-        "head": head,
-        "folded_above": _FOLDED_ABOVE,
-    }
+    parts: Parts = {"head": head, "single": len(runs) == 1}
     parts |= _front(found, runs, head) | _results(found, runs, head) | _looks(found, runs) | _provenance(found, runs)
     parts |= _robustness(runs, head)
     parts["sections"] = [s for s in _SECTIONS if s.key not in _OPTIONAL or any(parts[k] for k in _OPTIONAL[s.key])]
@@ -108,15 +114,16 @@ def gather(found: StudyFolder) -> Parts:
     return parts
 
 
-def _safe(svg: str | None) -> "Markup | None":
-    """Mark an SVG of figures.draw as markup; its texts were escaped when it was drawn."""
+def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":
+    """A drawing as markup; its texts are escaped as it is drawn."""
     from markupsafe import Markup
 
-    return None if svg is None else Markup(svg)
+    return None if drawing is None else Markup(svg.inline(drawing, key))
 
 
-def _drawn(svgs: Iterable[str | None]) -> "list[Markup]":
-    return [mark for mark in map(_safe, svgs) if mark is not None]
+def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup]":
+    marks = (_drawn(drawing, f"{key}{place}") for place, drawing in enumerate(drawings))
+    return [mark for mark in marks if mark is not None]
 
 
 def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
@@ -132,8 +139,9 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
         "notice": study.notice or NOTICE,
         "meta": " · ".join(filter(None, made)),
         "alarms": findings,
-        "tiles": summary.tiles(study, runs, head),
-        "paragraph": summary.paragraph(study, runs, head, findings),
+        "asked": answers.asked(runs, head),
+        "sentences": answers.sentences(study, runs, head),
+        "models": models.models(runs, head),
         "points": summary.points(study, runs, head),
     }
 
@@ -144,38 +152,37 @@ def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Par
     order = under if head.strongest else "clean accuracy"
     attacked = [run for run in runs if run.attacks]
     epsilons = accuracy.radii(runs)
-    curves = ranking.by_model(attacked).items()
+    curves = (accuracy.epsilon_curves(model, group) for model, group in ranking.by_model(attacked).items())
     per_class = [(run, leaderboard.per_class(run, head.classes)) for run in runs if run.clean.per_class]
     return {
         "leaderboard": leaderboard.leaderboard(runs, head),
         "over_seeds": seeds.over_seeds(found.study),
         "order_note": f"Ordered by {order}.",
-        "dots": _safe(accuracy.accuracy_dots(runs, head)) if runs else None,
-        "dots_legend": legends.accuracy(head),
-        "curves": _drawn(accuracy.epsilon_curves(m, group, f"eps{i}") for i, (m, group) in enumerate(curves)),
-        "curve_legend": legends.curves(attacked),
+        "dots": _drawn(accuracy.accuracy_dots(runs, head), "dots") if runs else None,
+        "dots_legend": legends.shown(legends.accuracy(head)),
+        "curves": _all_drawn(curves, "eps"),
+        "curve_legend": legends.shown(legends.curves(attacked)),
         "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
         "sweeps": leaderboard.sweeps(attacked),
         "matrices": [m for m in (confusion.of(run, head) for run in runs) if m is not None],
         "per_class": [{"title": run.label, "table": table} for run, table in per_class],
-        "histories": _drawn(training.training_curve(run, f"fit{i}") for i, run in enumerate(runs)),
-        "history_legend": legends.history(),
+        "histories": _all_drawn(map(training.training_curve, runs), "fit"),
+        "history_legend": legends.shown(training.LEGEND),
     }
 
 
 def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
     """What is proved, corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
-    diagrams = (calibration.reliability(run, head, f"rel{i}") for i, run in enumerate(runs))
     return {
         "proved": certified_table.proved(runs),
-        "proof_bars": _safe(certified.bars(runs)),
-        "proof_legend": legends.proof(),
+        "proof_bars": _drawn(certified.bars(runs), "proof"),
+        "proof_legend": legends.shown(certified.LEGEND),
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),
         "masking": robustness.masking(runs),
         "calibration": robustness.calibration(runs, head),
-        "reliability": _drawn(diagrams),
-        "reliability_legend": legends.reliability(),
+        "reliability": _all_drawn((calibration.reliability(run, head) for run in runs), "rel"),
+        "reliability_legend": legends.shown(calibration.LEGEND),
         "planted": robustness.planted(runs),
         "other_data": robustness.other_data(runs),
         "other_data_by_group": robustness.other_data_by_group(runs),
@@ -187,15 +194,13 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
     rows = found.study.comparisons
     accuracies = [row for row in rows if not row.method]
     measures = list(dict.fromkeys(row.measure for row in accuracies))
-    forests = (
-        accuracy.forest(name, [row for row in accuracies if row.measure == name], f"forest{i}")
-        for i, name in enumerate(measures)
-    )
+    forests = (accuracy.forest(name, [row for row in accuracies if row.measure == name]) for name in measures)
+    by_method = saliency_figures.forests(rows)
     return {
         "explanations": leaderboard.explanations(runs),
         "explanations_perturbed": leaderboard.explanations(runs, perturbed=True),
-        "localisation": _safe(explanation_dots(runs)),
-        "localisation_legend": legends.localisation(runs),
+        "localisation": _drawn(explanation_dots(runs), "localisation"),
+        "localisation_legend": legends.shown(legends.localisation(runs)),
         "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
         "by_lesion": saliency.by_lesion(runs),
@@ -204,13 +209,13 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
         "stability": saliency.stability(runs),
         "changes": saliency.changes(runs),
         "faithfulness": saliency.faithfulness(runs),
-        "sanity": _drawn(saliency_figures.sanity(runs)),
+        "sanity": _all_drawn(saliency_figures.sanity(runs), "sanity"),
         "verdicts": saliency.verdicts(found.study),
-        "saliency_forests": [(name, _safe(svg)) for name, svg in saliency_figures.forests(rows)],
+        "saliency_forests": [(name, _drawn(one, f"forests{i}")) for i, (name, one) in enumerate(by_method)],
         "gallery": pictures.gallery(runs),
         "colour_bar": pictures.colour_bar(),
         "comparisons": comparisons.comparisons(found.study),
-        "forests": _drawn(forests),
+        "forests": _all_drawn(forests, "forest"),
         "shortcuts": leaderboard.shortcuts(runs),
     }
 
@@ -226,6 +231,10 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
     chosen, split = words.count(study.selection.count), study.selection.split or words.DASH
     return {
         "data_line": _data_line(study.data),
+        "check": found.check,
+        "check_findings": provenance.check(found.check),
+        "check_probes": provenance.probes(found.check),
+        "methods": methods.paragraphs(study, runs),
         "counts": provenance.counts(study, ranking.headline(study, runs).classes),
         "facts": facts,
         "training": provenance.training(runs),

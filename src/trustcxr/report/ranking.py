@@ -89,13 +89,14 @@ def _recipe_epsilon(recipe: Any) -> float | None:
 def ordered(runs: list[Run], head: Headline) -> list[Run]:
     """By the lowest accuracy under any attack in whole percent, so that noise does not rank, then by clean accuracy.
 
-    Last those that are not shown to be better than a constant answer, which no attack changes.
+    Behind them those whose gradients fail, so that what attacks leave says nothing; last those that are not shown to
+    be better than a constant answer, which no attack changes.
     """
 
-    def key(run: Run) -> tuple[bool, float, float, str]:
+    def key(run: Run) -> tuple[bool, bool, float, float, str]:
         under, clean = run.strongest(head.epsilon).accuracy.value, run.clean.accuracy.value
         place = (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
-        return (not better_than_constant(run), *place)
+        return (not better_than_constant(run), run.masked is True, *place)
 
     return sorted(runs, key=key)
 

@@ -15,6 +15,7 @@ from trustcxr.results.alarms import judged
 from trustcxr.results.documents import (
     AttackResult,
     Classification,
+    DataCheck,
     RunDocument,
     SaliencyDocument,
     StudyDocument,
@@ -179,6 +180,7 @@ class StudyFolder:
     study: StudyDocument
     runs: list[Run]
     notes: list[str]  # what is missing or could not be read
+    check: DataCheck | None = None  # what `data check` found in the data, where it was asked
 
 
 def _lowest(entries: list[AttackResult]) -> AttackResult:
@@ -224,7 +226,16 @@ def read(path: Path) -> StudyFolder:
             notes.append(f"{file.parent.name}/{file.name} could not be read.")
         else:
             _note_lost(f"{file.parent.name}/{file.name}", lost, notes)
-    return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes)
+    return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes, _check(path, notes))
+
+
+def _check(path: Path, notes: list[str]) -> DataCheck | None:
+    file = path / folders.DATA_CHECK_FILE
+    try:
+        return documents.read_if_there(DataCheck, file)
+    except UserError:
+        notes.append(f"{file.name} could not be read.")
+        return None
 
 
 def _of_one_run(path: Path) -> StudyFolder:

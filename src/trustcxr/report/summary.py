@@ -1,4 +1,4 @@
-"""The summary in plain words, made from the numbers alone, and able to say no."""
+"""The figures of a study in plain words, a point per question, made from the numbers alone, and able to say no."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,12 +6,10 @@ from statistics import median
 
 from trustcxr.catalogue import ATTACKS, Method
 from trustcxr.report import words
-from trustcxr.report.alarms import Findings
 from trustcxr.report.ranking import (
     Headline,
     better_than_constant,
     by_model,
-    constant_answer,
     shared_constant_answer,
     ways,
 )
@@ -36,47 +34,6 @@ class Point:
 
     lead: str
     text: str
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One large figure: what it is, its value, its interval and count, and whose it is."""
-
-    title: str
-    value: str
-    interval: str
-    owner: str
-
-
-def paragraph(study: StudyDocument, runs: list[Run], head: Headline, findings: Findings) -> str:
-    """The answer in one paragraph: the best when clean, under each attack, and whether robust heatmaps agree better."""
-    best = best_by(runs, clean_numbers)
-    if best is None:
-        return "This study holds no tested run yet, so there is nothing to say."
-    name = named(best, runs, clean_numbers)
-    parts = [f"On X-rays as they are, the most accurate run was {name}: {figure(clean_numbers(best))}."]
-    constant = findings.runs_with("no_better_than_constant")
-    if constant:
-        of = words.plural(len(runs), "run")
-        parts.append(
-            f"In {constant} of {of} clean accuracy is not shown to be better than always giving the commonest class."
-        )
-    if not head.attacks:
-        parts.append("No attack was measured, so nothing is known about robustness.")
-    else:
-        how = f"by at most {words.epsilon(head.epsilon)} ({head.grey_levels()} of 255 grey levels)"
-        told = [text for text in (_best_under(runs, head, name) for name in head.attacks) if text]
-        parts.append(f"When an attack may change every pixel {how}, the best was {'; '.join(told)}.")
-        parts += [text for text in (_constant(runs, head), _masked(runs)) if text]
-    rows = energy_comparisons(study)
-    if rows:
-        parts += [text for text in (answer(rows), _by_the_others(study, rows), _beside_activation(runs)) if text]
-        parts += [text for text in (_above_controls(runs),) if text]
-    elif any(run.saliency_methods() for run in runs):
-        parts.append("Whether robust heatmaps agree better with the infection masks was not compared.")
-    else:
-        parts.append("Where the networks look was not measured.")
-    return " ".join(parts)
 
 
 def clean_numbers(run: Run) -> Classification:
@@ -110,31 +67,7 @@ def named(best: Run, runs: list[Run], numbers: Numbers) -> str:
 
 def figure(entry: Classification | AttackResult) -> str:
     """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
-    inside = words.between(entry.accuracy.interval, 1, scale=100)
-    brackets = (f"95\u00a0% CI {inside}, " if inside else "") + f"n\u00a0=\u00a0{words.count(entry.n)}"
-    return f"{words.percent(entry.accuracy.value)} ({brackets})"
-
-
-def _best_under(runs: list[Run], head: Headline, attack: str) -> str:
-    best = best_by(runs, under(head, attack))
-    if best is None:
-        return ""
-    numbers = under(head, attack)
-    return f"{named(best, runs, numbers)} under {head.names[attack]}, {figure(numbers(best))}"
-
-
-def _constant(runs: list[Run], head: Headline) -> str:
-    """Whether even the best run under the strongest attack is no better than a constant answer."""
-    best = best_by(runs, under(head, head.strongest)) if head.strongest else None
-    if best is None or head.strongest is None:
-        return ""
-    share, constant = under(head, head.strongest)(best).accuracy, constant_answer(best)
-    low = share.interval[0] if share.interval else share.value
-    if constant is None or low is None:
-        return ""
-    verb = "is" if low > constant else "is not shown to be"
-    name = head.names[head.strongest]
-    return f"Under {name} that {verb} better than always giving the commonest class ({words.percent(constant)})."
+    return words.measured(entry.accuracy, entry.n)
 
 
 def _masked(runs: list[Run]) -> str:
@@ -158,14 +91,27 @@ def points(study: StudyDocument, runs: list[Run], head: Headline) -> list[Point]
     if not runs:
         return []
     found = [Point("What was tested", _scope(runs, head)), Point("X-rays as they are", _rivals(runs, clean_numbers))]
+    found += [Point("Better than a constant answer?", text) for text in (_in_question(runs),) if text]
     for attack in head.attacks:
         moves = [m for m in (_moves(runs, head, attack, way) for way in ways(runs)) if m]
         about = f"{ATTACKS[attack].about} " if attack in ATTACKS and ATTACKS[attack].about else ""
         text = about + (f"{words.capital('; '.join(moves))}. " if moves else "")
         lead = f"Under {head.names[attack]}, epsilon {words.epsilon(head.epsilon)}"
         found.append(Point(lead, text + _rivals(runs, under(head, attack))))
-    heatmaps = _heatmaps(study, runs)
+    if head.attacks:
+        found.append(Point("Are the gradients honest?", _masked(runs)))
+    rows = energy_comparisons(study)
+    by_others = _by_the_others(study, rows) if rows else ""
+    heatmaps = " ".join(text for text in (_heatmaps(study, runs), by_others, _beside_activation(runs)) if text)
     return [*found, Point("Heatmaps", heatmaps)] if heatmaps else found
+
+
+def _in_question(runs: list[Run]) -> str:
+    """In how many runs clean accuracy is no more than a constant answer's, as far as is shown."""
+    constant = sum(not better_than_constant(run) for run in runs)
+    of = words.plural(len(runs), "run")
+    text = f"In {constant} of {of} clean accuracy is not shown to be better than always giving the commonest class."
+    return text if constant else ""
 
 
 def _scope(runs: list[Run], head: Headline) -> str:
@@ -186,6 +132,8 @@ def _rivals(runs: list[Run], numbers: Numbers) -> str:
     best = best_by(runs, numbers)
     if best is None:
         return "Not measured."
+    if len(runs) == 1:
+        return f"{words.capital(figure(numbers(best)))}."
     mine = numbers(best).accuracy.interval
     others = [numbers(run).accuracy.interval for run in runs if run is not best]
     if mine is None or not others:
@@ -285,7 +233,7 @@ def _beside_activation(runs: list[Run]) -> str:
     return f"Beside the control, the layer’s activation without the network: {'. '.join(told)}." if told else ""
 
 
-def _above_controls(runs: list[Run]) -> str:
+def above_controls(runs: list[Run]) -> str:
     """In how many runs the main heatmap is above both its controls and random weights, so that it says anything."""
     methods = [run.saliency_methods() for run in runs]
     judged = [part for part in (of_run[main_method(of_run)] for of_run in methods if of_run) if part.shows is not None]
@@ -343,32 +291,3 @@ def _beside_chance(runs: list[Run]) -> str:
         "A map without knowledge would have the mask’s share of the picture. The energy’s whole interval lies above "
         f"that in {known.count('above')} of {words.plural(len(known), 'run')}, below it in {known.count('below')}."
     )
-
-
-def tiles(study: StudyDocument, runs: list[Run], head: Headline) -> list[Tile]:
-    """Best clean accuracy, best under each headline attack, and in how many comparisons heatmaps got better."""
-    found = [_tile("Best clean accuracy", runs, clean_numbers)]
-    for attack in head.attacks[:2]:
-        title = f"Best under {head.names[attack]} at {words.epsilon(head.epsilon)}"
-        found.append(_tile(title, runs, under(head, attack)))
-    rows = energy_comparisons(study)
-    if rows:
-        better = sum(row.outcome == "higher" for row in rows)
-        worse = sum(row.outcome == "lower" for row in rows)
-        detail = f"worse in {worse}, not settled in {len(rows) - better - worse}"
-        whose = ", ".join(["infection energy", *_method_of(rows), "interval clear of zero"])
-        # A control that is there must not be overlooked by who reads the large figures alone.
-        whose += "; read it beside its control, below" if _beside_activation(runs) else ""
-        whose += "; see what the maps show" if "says nothing" in _above_controls(runs) else ""
-        found.append(Tile("Robust heatmaps agree better in", f"{better} of {len(rows)}", detail, whose))
-    return [tile for tile in found if tile is not None]
-
-
-def _tile(title: str, runs: list[Run], numbers: Numbers) -> Tile | None:
-    best = best_by(runs, numbers)
-    if best is None:
-        return None
-    entry = numbers(best)
-    inside = words.between(entry.accuracy.interval, 1, scale=100)
-    detail = (f"95\u00a0% CI {inside}, " if inside else "") + f"n = {words.count(entry.n)}"
-    return Tile(title, words.percent(entry.accuracy.value), detail, best.label)

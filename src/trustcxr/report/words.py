@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
 from trustcxr.catalogue import ATTACKS, CORRUPTIONS, MEASURES, REFERENCES, SALIENCY, Method, attack_said
+from trustcxr.results.documents import Share
 
 DASH = "–"
 MINUS = "−"
@@ -66,6 +67,14 @@ def between(ends: Sequence[float | None] | None, digits: int = 3, *, scale: floa
     while reveal and digits < 6 and any(end and not round(end, digits) for end in pair):
         digits += 1
     return " to ".join(decimal(end, digits) for end in pair)
+
+
+def measured(found: Share, n: Value = None) -> str:
+    """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
+    inside = between(found.interval, 1, scale=100)
+    told = [f"95\u00a0% CI {inside}" if inside else "", "" if n is None else f"n\u00a0=\u00a0{count(n)}"]
+    brackets = ", ".join(filter(None, told))
+    return percent(found.value) + (f" ({brackets})" if brackets else "")
 
 
 def count(value: Value) -> str:

@@ -1,43 +1,81 @@
 """Every table of the page as files for a paper: CSV, and LaTeX that needs the package booktabs."""
 
 import csv
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from urllib.parse import quote
 
 from trustcxr.report.tables.cells import Cell, Table
 from trustcxr.results import files
 
 FOLDER = "report-tables"
+_PLAIN = " !$'()*+,-./:;=?@[]_|~"  # needs no escape in an address within quotes
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}"}
 _LATEX |= {"^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": "$\\times$", "·": "$\\cdot$"}
 _LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
 
 
-def write(parts: Mapping[str, Any], folder: Path) -> list[Path]:
+class Download(NamedTuple):
+    """A table as a file that the page itself holds: what it is, its name, its data: address."""
+
+    kind: str
+    name: str
+    address: str
+
+
+def write(parts: Mapping[str, object], folder: Path) -> list[Path]:
     """NAME.csv and NAME.tex of every table among the page's parts, into `folder`; their paths."""
     written = []
     for name, table in tables(parts):
-        with (
-            files.replacing(folder / f"{name}.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as f,
-        ):
-            csv.writer(f).writerows(lines(table))
-        with files.replacing(folder / f"{name}.tex") as temporary:
-            temporary.write_text(latex(table), encoding="utf-8")
-        written += [folder / f"{name}.csv", folder / f"{name}.tex"]
+        for path, text in ((folder / f"{name}.csv", comma(table)), (folder / f"{name}.tex", latex(table))):
+            with files.replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="")
+            written.append(path)
     return written
 
 
-def tables(parts: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+def downloads(name: str, table: Table) -> list[Download]:
+    """A table as CSV and as LaTeX, each whole in its address, so that no script and no other file is needed."""
+    found = (("CSV", "csv", "text/csv", comma(table)), ("LaTeX", "tex", "text/plain", latex(table)))
+    return [
+        Download(said, f"{name}.{ending}", f"data:{kind};charset=utf-8,{quote(text, safe=_PLAIN)}")
+        for said, ending, kind, text in found
+    ]
+
+
+def tables(parts: Mapping[str, object]) -> Iterator[tuple[str, Table]]:
     """The tables of the page that have rows, by a name for a file; of a table a run, numbered."""
     for name, part in parts.items():
         if isinstance(part, Table) and part.rows:
             yield name.replace("_", "-"), part
         elif isinstance(part, list):
-            several = [found["table"] for found in part if isinstance(found, dict) and "table" in found]
-            for place, table in enumerate(several, 1):
+            for place, table in enumerate(_inside(part), 1):
                 yield f"{name.replace('_', '-')}-{place}", table
+
+
+def _inside(parts: Iterable[object]) -> Iterator[Table]:
+    """The tables of a list: by themselves, in a pair or a mapping, or of something that has one or several parts."""
+    for part in parts:
+        if isinstance(part, Table):
+            if part.rows:
+                yield part
+        elif isinstance(part, dict):
+            yield from _inside(part.values())
+        elif isinstance(part, tuple):
+            yield from _inside(part)
+        elif isinstance(found := getattr(part, "table", None), Table):
+            yield found
+        elif isinstance(found := getattr(part, "parts", None), list):
+            yield from _inside(found)
+
+
+def comma(table: Table) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text).writerows(lines(table))
+    return text.getvalue()
 
 
 def lines(table: Table) -> Iterator[list[str]]:

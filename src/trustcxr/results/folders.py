@@ -22,6 +22,7 @@ BEFORE_REFIT = "validated"  # of a run that was trained once more on validation 
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
 FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
+DATA_CHECK_FILE = "data-check.json"  # of a study: what `data check` found in its data
 
 
 def check_run(folder: Path) -> Path:

@@ -24,4 +24,4 @@ def run(out: Path, jobs: int = 1) -> StudyDocument:
         shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
         writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
         partial.rename(data)
-    return Study(study.load_study("demo"), data, out, engines.get("local", jobs)).run()
+    return Study(study.load_study("demo"), data, out, engines.get("local", jobs), check_data=True).run()

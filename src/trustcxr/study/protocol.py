@@ -43,7 +43,7 @@ from trustcxr.results.folders import (
 )
 from trustcxr.results.locks import holding
 from trustcxr.results.tables import logits_of
-from trustcxr.study import comparison, preflight, seeds
+from trustcxr.study import comparison, data_check, preflight, seeds
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data, hardware
@@ -59,8 +59,11 @@ TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 class Study:
     """One recipe, one data set, one folder."""
 
-    def __init__(self, recipe: StudyRecipe, data: Path, folder: Path, engine: Engine) -> None:
+    def __init__(
+        self, recipe: StudyRecipe, data: Path, folder: Path, engine: Engine, *, check_data: bool = False
+    ) -> None:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder, engine
+        self.check_data = check_data
         self.failures: list[Failure] = []
 
     def run(self) -> StudyDocument:
@@ -73,6 +76,8 @@ class Study:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
+        if self.check_data:
+            data_check.write(self.recipe, self.data, self.folder)
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)

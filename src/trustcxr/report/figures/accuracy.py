@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trustcxr.report import words
+from trustcxr.report.figures import legends
 from trustcxr.report.figures.svg import (
+    BETTER,
     CLEAN_STYLE,
     INK,
     QUIET,
     RULE,
+    WORSE,
+    Drawing,
     _error,
     _percent_axis,
     _rows,
     attack_style,
     defence_colour,
-    draw,
+    say,
+    titled,
 )
 from trustcxr.report.ranking import Headline, constant_answer
 from trustcxr.report.study_folder import Run
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def accuracy_dots(runs: list[Run], head: Headline) -> str:
+def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
     """Clean, FGSM and PGD accuracy of every run as dots with their 95 % intervals, rows as in the leaderboard."""
     attacks = [(name, *attack_style(name)[:2]) for name in head.attacks]
     shift = 0.2 if attacks else 0.0
@@ -34,15 +39,16 @@ def accuracy_dots(runs: list[Run], head: Headline) -> str:
         axes = figure.add_subplot()
         _rows(axes, [run.label for run in runs])
         for row, run in enumerate(runs):
-            series: list[tuple[Classification | AttackResult, str, str]] = [(run.clean, *CLEAN_STYLE)]
-            series += [(run.attacked(name, head.epsilon), colour, mark) for name, colour, mark in attacks]
-            for place, (entry, colour, mark) in enumerate(series):
+            series: list[tuple[str, Classification | AttackResult, str, str]] = [("clean", run.clean, *CLEAN_STYLE)]
+            series += [(head.names[a], run.attacked(a, head.epsilon), colour, mark) for a, colour, mark in attacks]
+            for place, (name, entry, colour, mark) in enumerate(series):
                 value = entry.accuracy.value
                 if value is None:
                     continue
                 y = row + shift * (place - (len(series) - 1) / 2)
                 error = _error(value, entry.accuracy.interval)
-                axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, capsize=0, clip_on=False)
+                drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
+                say(drawn, f"{run.label}, {name}: {words.measured(entry.accuracy, entry.n)}")
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -52,10 +58,10 @@ def accuracy_dots(runs: list[Run], head: Headline) -> str:
 
     names = ["clean", *[head.names[a] for a in head.attacks]]
     alt = f"Dot plot of {words.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
-    return draw(640, 64 + 30 * len(runs), plot, alt=alt, key="dots")
+    return Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, legends.accuracy(head))
 
 
-def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
+def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
     """Accuracy against epsilon for the runs of one network: a colour per defence, a dash and marker per attack."""
     epsilons = radii(runs)
 
@@ -72,13 +78,12 @@ def epsilon_curves(model: str, runs: list[Run], key: str) -> str:
         _percent_axis(axes.yaxis)
         axes.grid(axis="y", color=RULE, lw=0.7)
         axes.set_axisbelow(True)
-        axes.set_title(model, fontsize=12, fontweight="bold", loc="left")
+        titled(axes, model)
         axes.set_xlabel("epsilon")
         axes.set_ylabel("accuracy, %")
 
-    return draw(
-        330, 260, plot, alt=f"Accuracy against epsilon, {model}; the numbers stand in the table below.", key=key
-    )
+    alt = f"Accuracy against epsilon, {model}; the numbers stand in the table below."
+    return Drawing(f"epsilon-{model}", 330, 260, plot, alt, legends.curves(runs))
 
 
 def radii(runs: list[Run]) -> list[float]:
@@ -95,11 +100,17 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
     if clean.value is not None and not any(p[0] == 0 for p in points):
         points.insert(0, (0.0, clean.value, clean.interval))
     x, y = [p[0] for p in points], [p[1] for p in points]
-    axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
+    (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
+    name = f"{run.way}, {words.attack(attack, steps)}"
+    say(line, *(f"{name}, epsilon {words.epsilon(e)}: {words.percent(a)}{_ends(ends)}" for e, a, ends in points))
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
         axes.fill_between(at, low, high, color=colour, alpha=0.12, lw=0)
+
+
+def _ends(ends: tuple[float, float] | None) -> str:
+    return f" (95\u00a0% CI {words.between(ends, 1, scale=100)})" if ends else ""
 
 
 def is_wide(epsilons: Sequence[float]) -> bool:
@@ -125,12 +136,12 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def forest(measure: str, rows: list[Comparison], key: str) -> str | None:
+def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
     """Difference robust minus standard of one measure with its interval, a row per comparison, zero marked."""
     known = [(row, row.difference.value) for row in rows if row.difference.value is not None]
     if not known:
         return None
-    colours = {"higher": "#00664a", "lower": "#b3261e", "not settled": QUIET}
+    colours = {"higher": BETTER, "lower": WORSE, "not settled": QUIET}
     scale = 100 if "accuracy" in measure else 1
 
     def plot(figure: "Figure") -> None:
@@ -140,13 +151,15 @@ def forest(measure: str, rows: list[Comparison], key: str) -> str | None:
         for place, (row, difference) in enumerate(known):
             value, pair = scale * difference, row.difference.interval
             error = _error(value, None if pair is None else (scale * pair[0], scale * pair[1]))
-            axes.errorbar(value, place, xerr=error, fmt="o", color=colours[row.outcome], ms=5.5, lw=1.5)
+            drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colours[row.outcome], ms=5.5, lw=1.5)
+            inside = words.between(pair, scale=scale, reveal=True)
+            say(drawn, f"{row.model} · {row.defence}: {words.signed(value)} (95\u00a0% CI {inside}), {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)
         unit = ", points" if scale == 100 else ""
-        axes.set_title(words.measure(measure), fontsize=12, fontweight="bold", loc="left")
+        titled(axes, words.measure(measure))
         axes.set_xlabel(f"robust minus standard{unit}")
 
     alt = f"Forest plot of {words.measure(measure)}, robust minus standard; the numbers stand in the table."
-    return draw(480, 84 + 22 * len(known), plot, alt=alt, key=key)
+    return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(known), plot, alt, legends.outcome())

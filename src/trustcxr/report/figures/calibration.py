@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import USUAL_ATTACKS
+from trustcxr.report import words
 from trustcxr.report.figures import svg
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
@@ -12,15 +13,16 @@ from trustcxr.results.documents import Calibrated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RELIABILITY_LEGEND = (
-    ("clean", svg.CLEAN_STYLE[0], "o", "solid"),
-    ("clean, scaled", svg.CLEAN_STYLE[0], "s", (0, (4, 2))),
-    ("under the strongest attack", svg.attack_style(USUAL_ATTACKS[-1])[0], "^", "solid"),
-    ("under it, scaled", svg.attack_style(USUAL_ATTACKS[-1])[0], "D", (0, (1, 1.2))),
+_ATTACKED = svg.attack_style(USUAL_ATTACKS[-1])[0]
+LEGEND = (
+    svg.Key("clean", svg.CLEAN_STYLE[0], "o"),
+    svg.Key("clean, scaled", svg.CLEAN_STYLE[0], "s", dash=(0, (4, 2))),
+    svg.Key("under the strongest attack", _ATTACKED, "^"),
+    svg.Key("under it, scaled", _ATTACKED, "D", dash=(0, (1, 1.2))),
 )
 
 
-def reliability(run: Run, head: Headline, key: str) -> str | None:
+def reliability(run: Run, head: Headline) -> svg.Drawing | None:
     """Accuracy against stated confidence, before and after scaling, clean and under the strongest headline attack."""
     document = run.metrics.calibration
     conditions = _conditions(document, head) if document else []
@@ -36,22 +38,24 @@ def reliability(run: Run, head: Headline, key: str) -> str | None:
 
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        for bins, (_, colour, mark, dash) in zip(series, RELIABILITY_LEGEND, strict=True):
+        for bins, key in zip(series, LEGEND, strict=True):
             points = [(part.confidence, part.accuracy, part.n) for part in bins]
             known = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
             x, y, counts = known.T
             sizes = 6 + 90 * counts / max(counts.sum(), 1)
-            axes.plot(x, y, color=colour, ls=dash, lw=1.3, alpha=0.8)
-            axes.scatter(x, y, s=sizes, color=colour, marker=mark, lw=0, clip_on=False)
+            axes.plot(x, y, color=key.colour, ls=key.dash, lw=1.3, alpha=0.8)
+            marks = axes.scatter(x, y, s=sizes, color=key.colour, marker=key.mark, lw=0, clip_on=False)
+            told = (f"says {words.percent(c, 0)}, is right {words.percent(a, 0)} (n = {n:.0f})" for c, a, n in known)
+            svg.say(marks, *(f"{key.text}: {text}" for text in told))
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.02, 1.02)
         svg._percent_axis(axes.xaxis)
         svg._percent_axis(axes.yaxis)
         axes.grid(color=svg.RULE, lw=0.7)
         axes.set_axisbelow(True)
-        axes.set_title(run.label, fontsize=12, fontweight="bold", loc="left")
+        svg.titled(axes, run.label)
         axes.set_xlabel("stated confidence, %")
         axes.set_ylabel("accuracy, %")
 
     alt = f"Reliability diagram of {run.label}; the calibration errors stand in the table."
-    return svg.draw(330, 300, plot, alt=alt, key=key)
+    return svg.Drawing(f"reliability-{run.name}", 330, 300, plot, alt, LEGEND)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import CERTIFIED_COLOUR
 from trustcxr.report import words
-from trustcxr.report.figures.svg import INK, _percent_axis, _rows, draw
+from trustcxr.report.figures.svg import INK, Drawing, Key, _percent_axis, _rows, say
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.certified import Gap, gaps
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OPEN, _LOST = "#e0b252", "#eadfdd"
-BAR_LEGEND = [
-    ("proved", CERTIFIED_COLOUR),
-    ("open: neither proved nor broken", _OPEN),
-    ("broken by an attack", _LOST),
-]
+LEGEND = (
+    Key("proved", CERTIFIED_COLOUR, "s", line=False),
+    Key("open: neither proved nor broken", _OPEN, "s", line=False),
+    Key("broken by an attack", _LOST, "s", line=False),
+)
 
 
-def bars(runs: list[Run]) -> str | None:
+def bars(runs: list[Run]) -> Drawing | None:
     """A bar for each run and epsilon, from 0 to clean accuracy; None where nothing was certified."""
     found = gaps(runs)
     if not found:
@@ -29,14 +29,16 @@ def bars(runs: list[Run]) -> str | None:
         axes = figure.add_subplot()
         _rows(axes, [f"{gap.run.label}, {words.epsilon(gap.epsilon)}" for gap in found])
         for row, gap in enumerate(found):
-            for start, end, colour in parts(gap):
-                axes.barh(row, end - start, left=start, height=0.56, color=colour)
+            for (start, end, colour), key in zip(parts(gap), LEGEND, strict=True):
+                drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
+                say(list(drawn), f"{gap.run.label}: {key.text}: {words.percent(end - start)}")
             axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.1)
         axes.set_xlim(0, 1)
         _percent_axis(axes.xaxis)
         axes.set_xlabel("accuracy, %")
 
-    return draw(720, 70 + 26 * len(found), plot, alt="What is proved, what is open, what is lost.", key="proof")
+    alt = "What is proved, what is open, what is lost."
+    return Drawing("proved", 720, 70 + 26 * len(found), plot, alt, LEGEND)
 
 
 def parts(gap: Gap) -> list[tuple[float, float, str]]:

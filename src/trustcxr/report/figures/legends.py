@@ -1,11 +1,18 @@
-"""Legends as small inline SVGs with words beside them, so that they wrap on a phone and scale with the text."""
+"""Legends: beside the page's figures as small inline SVGs with words, so that they wrap on a phone; in files, drawn."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trustcxr.report.figures.calibration import RELIABILITY_LEGEND
-from trustcxr.report.figures.certified import BAR_LEGEND
-from trustcxr.report.figures.svg import CLEAN_STYLE, INK, attack_style, defence_colour
-from trustcxr.report.figures.training import HISTORY_LEGEND
+from trustcxr.report.figures.colours import coloured
+from trustcxr.report.figures.svg import (
+    BETTER,
+    CLEAN_STYLE,
+    INK,
+    QUIET,
+    WORSE,
+    Key,
+    attack_style,
+    defence_colour,
+)
 from trustcxr.report.ranking import Headline, defences
 from trustcxr.report.study_folder import Run
 from trustcxr.report.words import attack as attack_name
@@ -24,52 +31,48 @@ _MARKS = {
 }
 
 
-def key(text: str, colour: str, *, mark: str = "", line: bool = True, dash: Any = "solid") -> "Markup":
-    """One entry: a sample of the line and its marker, then the words, escaped."""
+def shown(keys: tuple[Key, ...]) -> "list[Markup]":
+    """Each entry for the page: a sample of the line and its marker, then the words, escaped."""
+    return [_shown(key) for key in keys]
+
+
+def _shown(key: Key) -> "Markup":
     from markupsafe import Markup, escape
 
-    dashes = f' stroke-dasharray="{" ".join(str(2 * d) for d in dash[1])}"' if isinstance(dash, tuple) else ""
-    stroke = f'<path d="M0 7H28" stroke="{colour}" stroke-width="2" fill="none"{dashes}/>' if line else ""
-    sample = f'<svg width="28" height="14" viewBox="0 0 28 14" aria-hidden="true"><g fill="{colour}">'
-    return Markup(sample + stroke + _MARKS[mark] + "</g></svg>") + escape(text)
+    colour = coloured(key.colour)
+    dashes = f' stroke-dasharray="{" ".join(str(2 * d) for d in key.dash[1])}"' if isinstance(key.dash, tuple) else ""
+    stroke = f'<path d="M0 7H28" style="stroke:{colour}" stroke-width="2" fill="none"{dashes}/>' if key.line else ""
+    sample = f'<svg width="28" height="14" viewBox="0 0 28 14" aria-hidden="true"><g style="fill:{colour}">'
+    return Markup(sample + stroke + _MARKS[key.mark] + "</g></svg>") + escape(key.text)
 
 
-def accuracy(head: Headline) -> "list[Markup]":
+def accuracy(head: Headline) -> tuple[Key, ...]:
     """Of the dot plot."""
-    entries = [key("clean", CLEAN_STYLE[0], mark=CLEAN_STYLE[1])]
+    entries = [Key("clean", *CLEAN_STYLE)]
     for name in head.attacks:
         colour, mark, _ = attack_style(name)
-        entries.append(key(f"{head.names[name]} at epsilon {epsilon(head.epsilon)}", colour, mark=mark))
-    return entries
+        entries.append(Key(f"{head.names[name]} at epsilon {epsilon(head.epsilon)}", colour, mark))
+    return tuple(entries)
 
 
-def curves(runs: list[Run]) -> "list[Markup]":
+def curves(runs: list[Run]) -> tuple[Key, ...]:
     """Of the epsilon curves: colour is the defence, dash and marker the attack."""
-    entries = [key(name, defence_colour(name)) for name in defences(runs)]
+    entries = [Key(name, defence_colour(name)) for name in defences(runs)]
     efforts = {pair for run in runs for pair in run.efforts()}
     for name, steps in sorted(efforts, key=lambda pair: (pair[0], pair[1] or 0)):
         _, mark, dash = attack_style(name)
-        entries.append(key(attack_name(name, steps), INK, mark=mark, dash=dash))
-    return entries
+        entries.append(Key(attack_name(name, steps), INK, mark, dash=dash))
+    return tuple(entries)
 
 
-def proof() -> "list[Markup]":
-    """Of the bars between proof and attack."""
-    return [key(label, colour, mark="s", line=False) for label, colour in BAR_LEGEND]
-
-
-def reliability() -> "list[Markup]":
-    """Of the reliability diagrams."""
-    return [key(label, colour, mark=mark, dash=dash) for label, colour, mark, dash in RELIABILITY_LEGEND]
-
-
-def history() -> "list[Markup]":
-    """Of the training curves."""
-    return [key(label, colour, dash=dash) for label, colour, dash in HISTORY_LEGEND]
-
-
-def localisation(runs: list[Run]) -> "list[Markup]":
+def localisation(runs: list[Run]) -> tuple[Key, ...]:
     """Of the explanation dots."""
     measured = [run for run in runs if run.saliency_methods()]
-    entries = [key(name, defence_colour(name), mark="o") for name in defences(measured)]
-    return [*entries, key("chance", INK, mark="|", line=False)]
+    entries = [Key(name, defence_colour(name), "o") for name in defences(measured)]
+    return (*entries, Key("chance", INK, "|", line=False))
+
+
+def outcome() -> tuple[Key, ...]:
+    """Of the forest plots."""
+    said = (("robust is better", BETTER), ("robust is worse", WORSE), ("not settled", QUIET))
+    return tuple(Key(text, colour, "o") for text, colour in said)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def curves(clean: OperatingPoint, attacked: OperatingPoint | None, key: str) -> str:
+def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawing:
     """Both curves of one class or finding with their intervals, clean and, where there is one, attacked."""
     shown = [(clean, svg.CLEAN_STYLE[0], "as it is")]
     if attacked is not None:
@@ -35,11 +35,11 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None, key: str) -> 
             axes.grid(color=svg.RULE, lw=0.7)
             axes.set_xlabel(across)
             axes.set_ylabel(along)
-        left.set_title(clean.finding, fontsize=12, fontweight="bold", loc="left")
-        left.legend(loc="lower right", frameon=False, fontsize=9)
+        svg.titled(left, clean.finding)
+        left.legend(loc="lower right", frameon=False, fontsize="small")
 
     alt = f"ROC and precision-recall curves of {clean.finding}; the figures stand in the table."
-    return svg.draw(620, 290, plot, alt=alt, key=key)
+    return svg.Drawing(f"operating-{clean.finding}", 620, 290, plot, alt)
 
 
 def _curve(axes: "Axes", curve: Curve, colour: str, name: str) -> None:
@@ -47,5 +47,6 @@ def _curve(axes: "Axes", curve: Curve, colour: str, name: str) -> None:
     if not points:
         return
     x, y, low, high = ([float(v or 0.0) for v in column] for column in zip(*points, strict=True))
-    axes.plot(x, y, color=colour, lw=1.4, label=name)
+    (line,) = axes.plot(x, y, color=colour, lw=1.4, label=name)
+    svg.say(line, name)
     axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.report import words
+from trustcxr.report.figures import svg
 from trustcxr.report.ranking import by_model
 from trustcxr.report.study_folder import Run, read
+from trustcxr.report.summary import main_method
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
     from PIL import Image
 
 COLOUR_MAP = "inferno"  # perceptually uniform; black at 0, so that an X-ray without evidence stays grey
@@ -21,6 +24,7 @@ STRENGTH = 0.5  # opacity of the heatmap everywhere; never fitted to an image
 INFECTION, LUNG = "#00e5ff", "#ffd54a"
 _SIDE = 288  # pixels of a panel in the page, shown at about 180, so that it stays sharp on fine screens and in print
 _BUDGET = 2_900_000  # characters of pictures in the page; beyond it whole networks are left out, and it says so
+_SHEET = 620  # letters of a sheet for a paper are as large beside its pictures as if it were so wide
 _PICTURES = 54  # pictures that one network may take; with many defences there are fewer X-rays
 
 
@@ -86,10 +90,12 @@ def picture(
     lung: "np.ndarray | None" = None,
     filled: bool = False,
     side: int = _SIDE,
+    cells: tuple[int, int] | None = None,
 ) -> "Image.Image":
     """An X-ray, with a heatmap and contours where given, as an RGB image of side x side pixels.
 
-    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `filled` tints the infection too.
+    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `filled` tints the infection too;
+    `cells`: rows and columns of a heatmap that has few, whose borders are drawn.
     """
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -114,6 +120,9 @@ def picture(
                 axes.contourf(grid[1], grid[0], padded, [0.5, 1.5], colors=[colour], alpha=0.3)
     axes.set_xlim(-0.5, image.shape[1] - 0.5)
     axes.set_ylim(image.shape[0] - 0.5, -0.5)
+    for count, length, line in zip(cells or (), image.shape, (axes.axhline, axes.axvline), strict=False):
+        for border in range(1, count):
+            line(border * length / count - 0.5, color="white", lw=0.6 * thick, ls=(0, (1, 3)), alpha=0.8)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
@@ -139,8 +148,7 @@ def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarra
 
 
 def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
-    infection, lung = _slice(arrays, "infection", index), _slice(arrays, "lung", index)
-    image = picture(arrays["image"][index], infection=infection, lung=lung)
+    infection, image = _slice(arrays, "infection", index), _film(arrays, index)
     name, share = _text(arrays, "class_name", index), _chance(infection)
     lines = (f"true class: {name}", f"infection: {words.percent(share)} of the picture")
     alt = f"Chest X-ray {number}, true class {name}, with the outlines of infection and lungs"
@@ -149,7 +157,7 @@ def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
 
 def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
     saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
-    image = picture(arrays["image"][index], saliency=saliency, infection=infection)
+    cells, image = _cells(run, _text(arrays, "method", index)), _over_film(run, arrays, index)
     predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
     energies = _slice(arrays, "infection_energy", index)
     right = "" if words.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
@@ -161,10 +169,20 @@ def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int)
     for name in ("infection_iou_area", "infection_auroc"):
         if name in arrays:
             lines.append(f"{words.measure(name)} {words.decimal(_slice(arrays, name, index))}")
+    if cells:
+        lines.append(f"{cells[0]} × {cells[1]} cells (dotted), smoothed in between")
     if not saliency.any():
         lines.append("blank map")
     alt = f"Heatmap of {run.label} over X-ray {number}; it answers {predicted}"
     return Panel(_address(png(image, step=4)), alt, run.label, tuple(lines))
+
+
+def _cells(run: Run, method: str) -> tuple[int, int] | None:
+    """Rows and columns of the map as the network gives it; None where it is as fine as the picture, or not known."""
+    methods = run.saliency_methods()
+    document = methods.get(method) or methods.get(main_method(methods))
+    sides = document.cells.split(" x ") if document else []
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(map(str.isdigit, sides)) else None
 
 
 def _chance(infection: "np.ndarray | None") -> float | None:
@@ -228,6 +246,47 @@ def _same_images(one: "dict[str, np.ndarray]", other: "dict[str, np.ndarray]") -
     import numpy as np
 
     return one["image"].shape == other.get("image", np.empty(0)).shape and bool((one["image"] == other["image"]).all())
+
+
+def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
+    """X-rays one below the other, each beside the heatmaps of the first runs, for a paper; None without panels.
+
+    `columns` counts the X-ray too.
+    """
+    groups = by_model([run for run in runs if run.panels is not None])
+    every = [run for group in groups.values() for run in group]
+    if not every:
+        return None
+    arrays = every[0].panels or {}
+    shown = [run for run in every if _same_images(arrays, run.panels or {})][: columns - 1]
+    count = min(most, len(arrays["image"]))
+
+    def plot(figure: "Figure") -> None:
+        grid = figure.subplots(count, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for row in range(count):
+            grid[row, 0].imshow(_film(arrays, row))
+            for place, run in enumerate(shown, start=1):
+                grid[row, place].imshow(_over_film(run, run.panels or {}, row))
+        grid[0, 0].set_title("X-ray", fontsize="small")
+        for place, run in enumerate(shown, start=1):
+            grid[0, place].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
+
+    alt = f"{count} X-rays with the outlines of infection and lungs, each beside {len(shown)} heatmaps."
+    side = _SHEET / columns
+    return svg.Drawing("heatmaps", _SHEET, count * side + 40, plot, alt)
+
+
+def _film(arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
+    infection, lung = _slice(arrays, "infection", index), _slice(arrays, "lung", index)
+    return picture(arrays["image"][index], infection=infection, lung=lung)
+
+
+def _over_film(run: Run, arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
+    cells = _cells(run, _text(arrays, "method", index))
+    saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
+    return picture(arrays["image"][index], saliency=saliency, infection=infection, cells=cells)
 
 
 def readme_figure(

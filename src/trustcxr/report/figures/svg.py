@@ -1,10 +1,12 @@
-"""Matplotlib drawings as inline SVG, in the page's own colours and type."""
+"""Matplotlib drawings: in the page as inline SVG in the page's own colours and type, or as files for a journal."""
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.catalogue import ATTACKS, DEFENCES
+from trustcxr.report.figures.colours import coloured
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -14,8 +16,11 @@ if TYPE_CHECKING:
 
 INK, QUIET, RULE = "#1b2430", "#566273", "#d5dbe3"
 CLEAN_STYLE = ("#1f4e79", "o")
-_OTHER_STYLE = ("#6f4aa8", "D", (0, (1, 1.5)))
-_SETTINGS: dict[Any, Any] = {
+BETTER, WORSE = "#007a5e", "#b3261e"
+_OTHER_STYLE = ("#b268f1", "D", (0, (1, 1.5)))
+_NARROW = 4.0  # inches
+_TITLE_WIDTH = 34  # letters of a title that fit into the narrowest figure
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trustcxr",
     "text.parse_math": False,  # a class may be called $x$
@@ -32,6 +37,29 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: its words, and the line and mark that they stand for."""
+
+    text: str
+    colour: str
+    mark: str = ""
+    line: bool = True
+    dash: Any = "solid"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is not drawn yet: its size in CSS pixels, what draws it, what it shows in words, its legend."""
+
+    name: str  # of a file
+    width: float
+    height: float
+    plot: "Callable[[Figure], None]"
+    alt: str
+    legend: tuple[Key, ...] = ()
+
+
 def attack_style(name: str) -> tuple[str, str, Any]:
     """Colour, marker and dash of an attack."""
     entry = ATTACKS.get(name)
@@ -43,26 +71,40 @@ def defence_colour(name: str) -> str:
     return DEFENCES[name].colour if name in DEFENCES else "#333333"
 
 
-def draw(width: float, height: float, plot: "Callable[[Figure], None]", *, alt: str, key: str) -> str:
-    """Draw into a figure of width x height CSS pixels and return it as an inline SVG element.
+def say(artists: Any, *texts: str) -> None:
+    """Give a mark, or each mark of a line, the words that stand under the pointer: its values."""
+    if isinstance(artists, list | tuple):  # an error bar is several, in tuples
+        for artist in artists:
+            say(artist, *texts)
+    else:
+        artists.set_gid(_SAID + "\n".join(texts))
 
-    `key` is unique in the page: it keeps this figure's ids apart from the others'.
-    """
+
+def titled(axes: "Axes", text: str) -> None:
+    """A title that is never cut: a name that is too long for the figure goes on in the next line."""
+    import textwrap
+
+    lines = textwrap.wrap(text, _TITLE_WIDTH) or [""]
+    axes.set_title("\n".join(lines), fontsize="large", fontweight="bold", loc="left")
+
+
+def inline(drawing: Drawing, key: str) -> str:
+    """An inline SVG element. `key` is unique in the page: it keeps this figure's ids apart from the others'."""
     import io
 
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(width / 72, height / 72))
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(drawing.width / 72, drawing.height / 72))
         figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
-        plot(figure)
+        drawing.plot(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
-    return _inline(buffer.getvalue(), width, height, alt, key)
+    return _inline(buffer.getvalue(), drawing, key)
 
 
-def _inline(svg: str, width: float, height: float, alt: str, key: str) -> str:
+def _inline(svg: str, drawing: Drawing, key: str) -> str:
     """The figure alone: without metadata, namespaces and style sheet, its ids its own, named for who cannot see it."""
     from xml.etree import ElementTree
 
@@ -74,20 +116,20 @@ def _inline(svg: str, width: float, height: float, alt: str, key: str) -> str:
         element.tag = _local(element.tag)
         element.attrib = {_local(name): value for name, value in element.attrib.items()}
     used = {name for element in root.iter() for value in element.attrib.values() for name in _REFERENCE.findall(value)}
-    for element in root.iter():
+    for element in list(root.iter()):
         _tidy(element, used, key)
     for parent in list(root.iter()):
         for child in [child for child in parent if child.tag == "defs" and not len(child)]:
             parent.remove(child)
-    root.attrib = {"role": "img", "aria-label": alt, "width": f"{width:g}", "height": f"{height:g}"}
-    root.attrib["viewBox"] = f"0 0 {width:g} {height:g}"
-    title = ElementTree.Element("title")
-    title.text = alt
-    root.insert(0, title)
+    root.attrib = {"role": "img", "aria-label": drawing.alt}
+    root.attrib |= {"width": f"{drawing.width:g}", "height": f"{drawing.height:g}"}
+    root.attrib["viewBox"] = f"0 0 {drawing.width:g} {drawing.height:g}"
     return ElementTree.tostring(root, encoding="unicode")
 
 
+_SAID = "said:"  # how the id of a mark begins that has something to say
 _REFERENCE = re.compile(r"(?:^|url\()#([^)]+)")  # `#name` as a whole, or url(#name)
+_COLOUR = re.compile(r"#([0-9a-fA-F]{6})\b")
 
 
 def _local(name: str) -> str:
@@ -96,7 +138,7 @@ def _local(name: str) -> str:
 
 
 def _tidy(element: "Element", used: set[str], key: str) -> None:
-    """Ids that are referred to become the figure's own, others go; the font is the page's; no blanks between lines."""
+    """Ids that are referred to become the figure's own, others go; font and colours are the page's; no blanks."""
     own = element.attrib.pop("id", None)
     for name, value in element.attrib.items():
         element.attrib[name] = _REFERENCE.sub(lambda found: found[0].replace(found[1], f"{key}-{found[1]}"), value)
@@ -104,9 +146,24 @@ def _tidy(element: "Element", used: set[str], key: str) -> None:
         element.attrib = {"id": f"{key}-{own}", **element.attrib}
     if "style" in element.attrib:
         parts = [part.strip() for part in element.attrib["style"].split(";")]
-        element.attrib["style"] = "; ".join(part for part in parts if not part.startswith("font-family"))
+        kept = "; ".join(part for part in parts if not part.startswith("font-family"))
+        element.attrib["style"] = _COLOUR.sub(lambda found: coloured(found[0]), kept)
     element.text = element.text if (element.text or "").strip() else None
     element.tail = "\n"
+    if own and own.startswith(_SAID):
+        _speak(element, own.removeprefix(_SAID).split("\n"))
+
+
+def _speak(element: "Element", texts: list[str]) -> None:
+    """Titles for the marks of a group: one each where there are as many texts as marks, else one for all of it."""
+    from xml.etree import ElementTree
+
+    marks = [part for part in element.iter() if part.tag == "use"]
+    for mark, text in zip(marks, texts, strict=True) if len(marks) == len(texts) else [(element, "; ".join(texts))]:
+        mark.attrib["class"] = "said"
+        title = ElementTree.Element("title")
+        title.text = text
+        mark.insert(0, title)
 
 
 def _percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
@@ -123,7 +180,12 @@ def _error(value: float, ends: tuple[float, float] | None) -> "list[list[float]]
 def _rows(axes: "Axes", labels: Sequence[str]) -> None:
     """Put a label and a faint line at each row, the first on top."""
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), labels, color=INK)
+    from matplotlib.figure import Figure
+
+    figure = axes.get_figure()
+    if isinstance(figure, Figure) and figure.get_figwidth() < _NARROW:  # in one column a name takes two lines
+        labels = [label.replace(" · ", "\n· ", 1) for label in labels]
+    axes.set_yticks(range(len(labels)), labels, color=INK, fontsize="small")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     for row in range(len(labels)):

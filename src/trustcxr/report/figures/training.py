@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
-from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, _percent_axis, attack_style, draw
+from trustcxr.report import words
+from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, Drawing, Key, _percent_axis, attack_style, say, titled
 from trustcxr.report.study_folder import Run
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ _HISTORY = (
     ),
     ("val_certified_accuracy", "validation, certified", CERTIFIED_COLOUR, (0, (6, 1.5))),
 )
-HISTORY_LEGEND = [(label, colour, dash) for _, label, colour, dash in _HISTORY]
+LEGEND = tuple(Key(label, colour, dash=dash) for _, label, colour, dash in _HISTORY)
 
 
-def training_curve(run: Run, key: str) -> str | None:
+def training_curve(run: Run) -> Drawing | None:
     """Accuracy against epoch, from 1, with the one that was kept marked; None where there is nothing to draw."""
     table = run.history
     if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
@@ -31,24 +32,27 @@ def training_curve(run: Run, key: str) -> str | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        for name, _, colour, dash in _HISTORY:
+        for name, said, colour, dash in _HISTORY:
             if name in table:
                 rows = table[["epoch", name]].apply(_numeric).dropna()
-                mark = "o" if len(rows) == 1 else ""
-                axes.plot(
-                    rows["epoch"] + 1, rows[name], color=colour, ls=dash, lw=1.7, marker=mark, ms=4, clip_on=False
-                )
+                size = 4 if len(rows) == 1 else 1.8
+                (line,) = axes.plot(rows["epoch"] + 1, rows[name], color=colour, ls=dash, lw=1.7, clip_on=False)
+                line.set(marker="o", markersize=size)
+                pairs = zip(rows["epoch"], rows[name], strict=True)
+                say(line, *(f"{said}, epoch {epoch + 1:.0f}: {words.percent(value)}" for epoch, value in pairs))
         if best is not None:
             axes.axvline(best + 1, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_ylim(-0.02, 1.02)
         _percent_axis(axes.yaxis)
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", color=RULE, lw=0.7)
-        axes.set_title(run.label, fontsize=12, fontweight="bold", loc="left")
+        titled(axes, run.label)
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
 
-    return draw(330, 230, plot, alt=f"Accuracy against epoch while training {run.label}.", key=key)
+    return Drawing(
+        f"training-{run.name}", 330, 230, plot, f"Accuracy against epoch while training {run.label}.", LEGEND
+    )
 
 
 def _numeric(column: "pd.Series") -> "pd.Series":

@@ -15,7 +15,7 @@ class Cell:
     small: str = ""
     beside: str = ""  # a second line of small print
     value: float | None = None
-    note: str = ""  # a class name of the style sheet: good, bad, quiet
+    note: str = ""  # class names of the style sheet: good, bad, quiet; prose, why, text
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Table:
     rows: list[list[Cell]]
     heads: int = 1
     caption: str = ""
+
+    def is_text(self, column: int) -> bool:
+        """Whether a column is of words, which begin at its left."""
+        return bool(self.rows) and any(note in self.rows[0][column].note.split() for note in ("prose", "why", "text"))
 
 
 def share(found: Share | float | None) -> Cell:

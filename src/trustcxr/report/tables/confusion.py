@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
+from trustcxr.report.tables.cells import Cell, Table
+
+SHADE = 0.7  # the strongest: black on it can still be read
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,6 @@ class Entry:
     text: str
     small: str
     alpha: str
-    deep: bool
     right: bool
 
 
@@ -34,6 +36,7 @@ class Matrix:
     title: str
     classes: list[str]
     rows: list[Row]
+    table: Table  # the same, for a file
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,9 @@ def _matrix(title: str, classes: list[str], numbers: list[list[int]]) -> Matrix:
         cells = []
         for j, value in enumerate(row):
             share = value / sum(row) if sum(row) else None
-            alpha = 0.85 * (share or 0.0)
-            small = words.percent(share, 0)
-            cells.append(Entry(words.count(value), small, f"{alpha:.3f}", alpha > 0.45, i == j))
+            alpha, small = SHADE * (share or 0.0), words.percent(share, 0)
+            cells.append(Entry(words.count(value), small, f"{alpha:.3f}", i == j))
         rows.append(Row(name, cells))
-    return Matrix(f"{title}, n = {words.count(total)}", classes, rows)
+    lines = [[Cell(row.name), *(Cell(e.text, e.small) for e in row.cells)] for row in rows]
+    table = Table([f"True class, {title}", *classes], lines)
+    return Matrix(f"{title}, n = {words.count(total)}", classes, rows, table)

@@ -3,7 +3,9 @@
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
-from trustcxr.results.documents import StudyDocument
+from trustcxr.results.documents import DataCheck, StudyDocument
+
+_SEVERE = ("fault", "leak")
 
 
 def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
@@ -19,6 +21,38 @@ def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
         masks = study.data.infection_masks.get(split)
         rows.append([Cell(split), *map(whole, values), whole(total), whole(masks)])
     return Table(["Split", *names, "All", "With infection mask"], rows)
+
+
+def check(found: DataCheck | None) -> Table | None:
+    """What was found wrong with the data, worst first; None where nothing was, or nobody looked."""
+    rows = [
+        [
+            Cell(each.severity or words.DASH, note="bad" if each.severity in _SEVERE else ""),
+            Cell(words.capital(each.text), note="prose"),
+            whole(each.count),
+        ]
+        for each in (found.findings if found else [])
+    ]
+    return Table(["Kind", "What was found", "How many"], rows) if rows else None
+
+
+def probes(found: DataCheck | None) -> Table | None:
+    """How much of the class a linear model reads off parts of the picture that a network should not need."""
+    rows = [
+        [
+            Cell(words.capital(each.view)),
+            share(each.accuracy),
+            share(each.chance),
+            Cell(each.how or words.DASH, note="prose"),
+            whole(each.tested_on),
+        ]
+        for each in (found.probes if found else [])
+    ]
+    return (
+        Table(["What a linear model was shown", "Balanced accuracy, %", "Chance, %", "How", "n"], rows)
+        if rows
+        else None
+    )
 
 
 def selection(study: StudyDocument) -> Table | None:

@@ -6,12 +6,10 @@ from trustcxr.report import words
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
-from trustcxr.report.tables.confusion import Entry, Row
+from trustcxr.report.tables.confusion import SHADE, Entry, Row
 from trustcxr.results.documents import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
 from trustcxr.results.gradient_masking import FGSM_OVERSTATES
 from trustcxr.results.tables import CLEAN
-
-_DEEP = 0.45  # opacity from which text on it is white
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,7 @@ class Heat:
     caption: str
     severities: list[str]
     rows: list[Row]
+    table: Table  # the same, for a file
 
 
 def corrupted(runs: list[Run]) -> Table | None:
@@ -67,11 +66,14 @@ def _heat(run: Run) -> Heat | None:
         for severity in severities:
             accuracy = accuracies.get(severity)
             lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
-            alpha = 0.9 * min(max(lost, 0.0), 1.0)
-            cells.append(Entry(words.hundred(accuracy, 0), "", f"{alpha:.3f}", alpha > _DEEP, False))
+            alpha = SHADE * min(max(lost, 0.0), 1.0)
+            cells.append(Entry(words.hundred(accuracy, 0), "", f"{alpha:.3f}", False))
         rows.append(Row(words.corruption(name), cells))
     caption = f"clean {words.percent(clean)}, n = {words.count(entries[0].n)}"
-    return Heat(run.label, caption, [str(severity) for severity in severities], rows)
+    levels = [str(severity) for severity in severities]
+    lines = [[Cell(row.name), *(Cell(e.text) for e in row.cells)] for row in rows]
+    table = Table([f"{run.label}, accuracy in % at severity", *levels], lines)
+    return Heat(run.label, caption, levels, rows, table)
 
 
 def _corruptions(run: Run) -> list[CorruptionResult]:

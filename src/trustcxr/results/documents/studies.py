@@ -112,6 +112,36 @@ class DataDescription(Document):
     groups: dict[str, int] = {}
 
 
+class DataFinding(Document):
+    """One thing that `data check` found: `severity` is fault, leak, warning or note."""
+
+    kind: str = ""
+    severity: str = ""
+    text: str = ""
+    count: int | None = None
+
+
+class DataProbe(Document):
+    """How well a linear model tells the classes apart by one view of the images; balanced accuracies."""
+
+    view: str = ""
+    accuracy: Share = Share()
+    chance: Number = None
+    trained_on: int | None = None
+    tested_on: int | None = None
+    how: str = ""
+
+
+class DataCheck(Document):
+    """data-check.json: what `trustcxr data check --json` prints, as far as a report needs it."""
+
+    data: str = ""
+    images: int | None = None
+    verdict: str = ""
+    findings: Records[DataFinding] = []
+    probes: Records[DataProbe] = []
+
+
 class Hardware(Document):
     """What the study ran on."""
 

@@ -1,0 +1,191 @@
+"""Methods and provenance in sentences that can go into a paper: what the recipe asked for, and on what it ran."""
+
+from collections.abc import Mapping
+
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
+from trustcxr.report import words
+from trustcxr.report.study_folder import Run
+from trustcxr.report.summary import Point
+from trustcxr.results import files
+from trustcxr.results.documents import StudyDocument
+
+_TRAINING = {
+    "epochs": "at most {} epochs",
+    "batch_size": "batches of {}",
+    "optimiser": "optimiser {}",
+    "learning_rate": "learning rate {}",
+    "schedule": "{} schedule",
+    "weight_decay": "weight decay {}",
+    "averaging": "weights averaged with a decay of {}",
+    "label_smoothing": "label smoothing {}",
+    "patience": "stopped after {} epochs without gain on validation",
+}
+_AUGMENT = {
+    "rotation": "rotation up to {} degrees",
+    "shift": "shift up to {} of the side",
+    "scale": "scale up to {}",
+    "brightness": "brightness {}",
+    "contrast": "contrast {}",
+    "flip": "mirrored with probability {}",
+    "erase": "erasing with probability {}",
+}
+
+
+def paragraphs(study: StudyDocument, runs: list[Run]) -> list[Point]:
+    """A paragraph for each part of a methods section; a part of which nothing is known is left out."""
+    parts = {
+        "Data": _data(study, runs),
+        "Networks and training": _training(study),
+        "Training to resist": _defences(study),
+        "Attacks and corruptions": _attacks(study, runs),
+        "Heatmaps": _heatmaps(study, runs),
+        "Statistics": _statistics(study, runs),
+        "Software and hardware": _machine(study),
+    }
+    return [Point(lead, text) for lead, text in parts.items() if text]
+
+
+def _data(study: StudyDocument, runs: list[Run]) -> str:
+    data = study.data
+    counts = [f"{split} {words.count(sum(numbers.values()))}" for split, numbers in data.counts.items() if numbers]
+    classes = study.classes or next((run.metrics.classes for run in runs), [])
+    if not counts and not classes:
+        return ""
+    text = f"Chest X-rays of {data.root_name or 'the data set'}"
+    text += f" ({', '.join(counts)} images)" if counts else ""
+    text += f", classes {words.listed(classes)}" if classes else ""
+    if data.size:
+        text += f"; one grey channel with values from 0 to 1, brought to {data.size} × {data.size} pixels"
+    masks = [f"{split} {words.count(n)}" for split, n in data.infection_masks.items() if n]
+    text += f". Infection masks: {', '.join(masks)}" if masks else ""
+    text += f". Fingerprint of the images: {data.fingerprint}" if data.fingerprint else ""
+    return text + "."
+
+
+def _training(study: StudyDocument) -> str:
+    models, training = _list(study.recipe.get("models")), files.part(study.recipe, "training")
+    names = [name for name in map(_network, models) if name]
+    if not names:
+        return ""
+    text = f"{words.capital(words.plural(len(names), 'network'))}: {'; '.join(names)}."
+    told = [*_told(training, _TRAINING), *_told(files.part(training, "augment"), _AUGMENT)]
+    text += f" Training: {', '.join(told)}." if told else ""
+    own = [
+        f"{_called(model)} {', '.join(_told(files.part(model, 'training'), _TRAINING))}"
+        for model in models
+        if isinstance(model, dict) and _told(files.part(model, "training"), _TRAINING)
+    ]
+    text += f" Otherwise: {'; '.join(own)}." if own else ""
+    chosen = study.selection
+    if chosen.ranking and chosen.split:
+        by = words.measure(chosen.by or "accuracy")
+        text += f" The best {words.count(chosen.count)} by {by} on the split {chosen.split}, never on test images, "
+        text += "were trained again to resist."
+    return text
+
+
+def _network(model: object) -> str:
+    if not isinstance(model, dict):
+        return str(model) if model else ""
+    said = [f"{model['weights']} weights"] if model.get("weights") not in (None, "none", "") else []
+    said += [f"{model['normalisation']} normalisation"] if model.get("normalisation") not in (None, "batch") else []
+    said += [f"{model['activation']} activation"] if model.get("activation") not in (None, "own") else []
+    said += [f"{model['members']} side by side"] if (words.finite(_text(model.get("members"))) or 1) > 1 else []
+    name = str(model.get("name") or "")
+    return f"{name} ({', '.join(said)})" if said and name else name
+
+
+def _called(model: Mapping[str, object]) -> str:
+    return str(model.get("label") or model.get("name") or words.DASH)
+
+
+def _told(values: Mapping[str, object], said: Mapping[str, str]) -> list[str]:
+    """The settings that are not nothing, in words."""
+    return [text.format(values[key]) for key, text in said.items() if values.get(key) not in (None, 0, 0.0, "", False)]
+
+
+def _defences(study: StudyDocument) -> str:
+    told = []
+    for defence in _list(study.recipe.get("defences")):
+        if not isinstance(defence, dict):
+            continue
+        entry = DEFENCES.get(str(defence.get("name")))
+        cited = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
+        options = [o for o in (entry.options if entry else ()) if o in ("epsilon", "steps", "beta", "replays", "ramp")]
+        values = [f"{name} {defence[name]}" for name in options if defence.get(name) not in (None, "", False)]
+        told.append(f"{cited}{', ' if values else ''}{', '.join(values)}")
+    return f"Each network was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
+
+
+def _attacks(study: StudyDocument, runs: list[Run]) -> str:
+    efforts: dict[tuple[str, int | None], set[float]] = {}
+    for run in runs:
+        for entry in run.attacks:
+            efforts.setdefault((entry.attack, entry.steps), set()).add(entry.epsilon or 0.0)
+    told = []
+    for (name, steps), epsilons in efforts.items():
+        paper = ATTACKS[name].paper if name in ATTACKS else ""
+        cited = f"{words.attack(name, steps)} ({paper})" if paper else words.attack(name, steps)
+        told.append(f"{cited} at epsilon {words.listed(words.epsilon(e) for e in sorted(epsilons))}")
+    text = ""
+    if told:
+        text = f"Accuracy was measured under {'; '.join(told)}. Epsilon is the most that a pixel may change, of 1 "
+        text += "(L-infinity, but for L2 attacks); perturbed images are kept within 0 and 1."
+    corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
+    levels = sorted({e.severity for run in runs for e in run.metrics.corruptions if e.severity is not None})
+    if corrupted:
+        names = words.listed(words.corruption(name) for name in CORRUPTIONS if name in corrupted)
+        text += f" Corruptions at severity {words.listed(map(str, levels))}: {names}."
+    return text.strip()
+
+
+def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:
+    names = list(dict.fromkeys(m for run in runs for m in run.saliency_methods()))
+    told = []
+    for name in names:
+        entry = SALIENCY.get(Method.parse(name).base)
+        told.append(f"{words.method(name)} ({entry.paper})" if entry and entry.paper else words.method(name))
+    if not told:
+        return ""
+    return (
+        f"Heatmaps of the true class: {'; '.join(told)}. Each was held against the annotated infection and lung masks, "
+        "beside the share that a map without knowledge would have and beside the same method on the same network with "
+        "random weights."
+    )
+
+
+def _statistics(study: StudyDocument, runs: list[Run]) -> str:
+    if not runs:
+        return ""
+    resamples = files.part(study.recipe, "evaluation").get("bootstrap")
+    drawn = f" ({words.count(_text(resamples))} resamples)" if words.finite(_text(resamples)) else ""
+    grouped = any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs)
+    over = "patients or groups of images" if grouped else "images"
+    text = f"Intervals are 95 %, by bootstrap over {over}{drawn}."
+    if study.comparisons:
+        text += (
+            " Runs were compared on the same images: paired differences with bootstrap intervals, p by flipping the "
+            "sign of each group’s difference at random, corrected for the number of comparisons (Holm)."
+        )
+    seeds = sorted({run.metrics.seed for run in runs if run.metrics.seed is not None})
+    return text + (f" Seeds: {words.listed(map(str, seeds))}." if seeds else "")
+
+
+def _machine(study: StudyDocument) -> str:
+    names = {name: said for name, said in study.versions.items() if name.lower() != "trustcxr"}
+    with_them = f" with {', '.join(f'{name} {said}' for name, said in names.items())}" if names else ""
+    text = f"TrustCXR {study.trustcxr}{with_them}" if study.trustcxr else ""
+    hardware = study.hardware
+    on = [hardware.processor, f"{hardware.cores} cores" if hardware.cores else "", hardware.accelerator]
+    where = ", ".join(part for part in on if part)
+    text += f", on {where}" if text and where else where
+    text += f"; {words.seconds(study.seconds)} in all" if text and study.seconds else ""
+    return f"{text}." if text else ""
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
