@@ -1,4 +1,4 @@
-"""One film on a page: `serve`."""
+"""One film on a page, and as a DICOM node: `serve`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,13 +17,32 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes that answer.")] = None,
     most_megabytes: Annotated[int, typer.Option(min=1, max=1024, help="The largest file that is taken.")] = 64,
+    dicom: Annotated[
+        str | None,
+        typer.Option(metavar="TITLE@HOST:PORT", help="Also a DICOM node (C-STORE); the answers go to this peer."),
+    ] = None,
+    dicom_from: Annotated[
+        list[str] | None, typer.Option(metavar="TITLE", help="Who may send films; repeatable. The peer unless said.")
+    ] = None,
+    dicom_title: Annotated[str, typer.Option(help="Our own AE title.")] = "TRUSTCXR",
+    dicom_host: Annotated[str, typer.Option(help="Address of the DICOM node.")] = "127.0.0.1",
+    dicom_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: any that is free.")] = 11112,
 ) -> None:
     """A page on which a film is dropped, and its API: answers, heatmaps, what flips them. Nothing is kept.
 
     Beyond 127.0.0.1 a token is demanded: the one in TRUSTCXR_TOKEN, or one that is made up and printed.
     """
+    from trustcxr.errors import UserError
     from trustcxr.serve import server
     from trustcxr.serve.limits import Limits
 
+    place = None
+    if dicom is not None:
+        try:
+            from trustcxr.serve.dicom_node import Place
+        except ImportError as problem:
+            raise UserError(f"serve needs {problem.name}: {server.INSTALL}") from None
+        title = {"title": dicom_title, "host": dicom_host, "port": dicom_port}
+        place = Place.of(dicom, callers=tuple(dicom_from or ()), **title)
     own = {} if workers is None else {"workers": workers}
-    server.serve(runs, host=host, port=port, limits=Limits(most_bytes=most_megabytes << 20, **own))
+    server.serve(runs, host=host, port=port, limits=Limits(most_bytes=most_megabytes << 20, **own), dicom=place)

@@ -5,6 +5,7 @@ over as they are: whether and how the film was de-identified too. Nothing else o
 where it was: no file name, no institution, no device.
 """
 
+import struct
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -91,6 +92,24 @@ def write(film: Path, answer: FilmAnswer) -> list[str]:
         with replacing(place) as temporary:
             made.save_as(temporary, enforce_file_format=True)
     return [str(place) for place in places]
+
+
+def packed(found: Objects) -> bytes:
+    """Both objects as DICOM files, one behind the other, as `unpacked` takes them."""
+    files = []
+    for each in (found.heatmap, found.finding):
+        file = BytesIO()
+        each.save_as(file, enforce_file_format=True)
+        files.append(file.getvalue())
+    return struct.pack("<Q", len(files[0])) + b"".join(files)
+
+
+def unpacked(data: bytes) -> "list[Dataset]":
+    """The two objects, heatmap and finding."""
+    import pydicom
+
+    (first,) = struct.unpack_from("<Q", data)
+    return [pydicom.dcmread(BytesIO(part)) for part in (data[8 : 8 + first], data[8 + first :])]
 
 
 def check_installed() -> None:

@@ -5,10 +5,14 @@ import math
 import time
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import explain
 from trustcxr.about import NOTICE
+from trustcxr.data.images import dicom, grey
+from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import closer_look, heatmap_files, one_image
@@ -70,6 +74,28 @@ def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
     info.add_text("TrustCXR", NOTICE)
     picture.save(file, "PNG", pnginfo=info, compress_level=3)
     return file.getvalue()
+
+
+def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float) -> bytes:
+    """The answer to a DICOM film as two DICOM objects, packed; UnreadableImage where there can be none.
+
+    The map is drawn over the film as large as the objects show it.
+    """
+    if (why := dicom.not_a_film(data)) is not None:
+        raise grey.UnreadableImage(why)
+    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon)
+    found.run, found.warnings = ready.name, one_image.warnings(film)
+    pixels = one_image.as_input(film.pixels, ready.run.size).to(ready.run.device)
+    predicted = ready.run.classes.index(found.predicted)
+    saliency = explain.grad_cam(ready.run.model, pixels, predicted)[0].float().cpu().numpy()
+    small = Image.fromarray(film.pixels)
+    small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    picture = heatmap_files.overlay(np.asarray(small), saliency)
+    heatmap_files.write_notice(picture)
+    try:
+        return dicom_answers.packed(dicom_answers.of(data, found, picture))
+    except dicom_answers.NoDicomAnswer as problem:
+        raise grey.UnreadableImage(f"no DICOM answer: {problem}") from None
 
 
 def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -> dict[str, object]:

@@ -4,13 +4,20 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.results import folders
 from trustcxr.serve.limits import Limits
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from trustcxr.serve import dicom_node
 
 INSTALL = "pip install '.[serve]'"
 TOKEN = "TRUSTCXR_TOKEN"
@@ -31,12 +38,20 @@ class Address:
         return f"http://{name}:{self.port}/" + (f"#token={self.token}" if self.token else "")
 
 
-def serve(runs: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:
-    """Answer until Ctrl-C. UserError where a run cannot be loaded, or the address cannot be had."""
-    try:
-        import uvicorn
+def serve(
+    runs: Sequence[Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    dicom: "dicom_node.Place | None" = None,
+) -> None:
+    """Answer until Ctrl-C; with `dicom` also as a DICOM node, by the first run.
 
-        from trustcxr.serve import app, doors
+    UserError where a run cannot be loaded, or an address cannot be had.
+    """
+    try:
+        from trustcxr.serve import app, dicom_node, doors
         from trustcxr.serve.pool import Pool
     except ImportError as problem:
         raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
@@ -44,14 +59,37 @@ def serve(runs: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8000, li
         folders.check_run(folder)
     local = doors.is_loopback(host)
     token = os.environ.get(TOKEN) or (None if local else secrets.token_urlsafe(24))
-    with _listening(host, port) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(host, port))
         where = Address(host, listener.getsockname()[1], token)
         pool = Pool(runs, limits or Limits())
         house = app.build(pool, pool.limits, token=token, hosts=doors.local_names(host) if local else None)
-        config = uvicorn.Config(
-            house, access_log=False, log_level="error", server_header=False, timeout_keep_alive=10, lifespan="on"
-        )
-        _run(uvicorn.Server(config), pool, listener, where)
+        if dicom is not None:
+            stack.enter_context(dicom_node.listening(runs[0], dicom, pool.limits))
+        _run(_server(house), pool, listener, where)
+
+
+def run(house: object, listener: socket.socket) -> None:
+    """Have an application answer until Ctrl-C."""
+    _server(house).run(sockets=[listener])
+
+
+def check_installed() -> None:
+    """UserError, saying what to install, where nothing can be served."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as problem:
+        raise UserError(f"a page needs {problem.name}: {INSTALL}") from None
+
+
+def _server(house: Any) -> "uvicorn.Server":
+    import uvicorn
+
+    config = uvicorn.Config(
+        house, access_log=False, log_level="error", server_header=False, timeout_keep_alive=10, lifespan="on"
+    )
+    return uvicorn.Server(config)
 
 
 def _run(server: object, pool: object, listener: socket.socket, where: Address) -> None:
@@ -78,7 +116,8 @@ async def _serving(server: object, pool: object, listener: socket.socket, where:
         await pool.stop()
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there. UserError where it cannot be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=256)

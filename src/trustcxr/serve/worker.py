@@ -20,8 +20,8 @@ from trustcxr.serve.limits import Limits
 if TYPE_CHECKING:
     from trustcxr.serve.looking import Ready
 
-Kind = Literal["predict", "examine", "heatmap"]
-JSON, PNG = "application/json", "image/png"
+Kind = Literal["predict", "examine", "heatmap", "dicom"]
+JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,8 @@ def _of_film(asked: Asked, ready: "Ready", film: object, since: float) -> Reply:
     from trustcxr.serve import looking
 
     assert isinstance(film, Film)
+    if asked.kind == "dicom":
+        return Reply(200, looking.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
     if asked.kind == "heatmap":
         return Reply(200, looking.heatmap(ready, film, method=asked.method), PNG)
     look = looking.predict if asked.kind == "predict" else looking.examine

@@ -1,0 +1,325 @@
+"""`serve --dicom`: films in by C-STORE, two objects out, also through a real Orthanc; who may send, and how much."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+pytest.importorskip("pynetdicom")
+pytest.importorskip("prometheus_client")
+from pydicom.dataset import Dataset  # noqa: E402
+from pynetdicom import AE, evt  # noqa: E402
+
+import small_runs  # noqa: E402
+from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
+from trustcxr.dicom import answers  # noqa: E402
+from trustcxr.errors import UserError  # noqa: E402
+from trustcxr.serve import dicom_node  # noqa: E402
+from trustcxr.serve.dicom_node import Node, Peer, Place  # noqa: E402
+from trustcxr.serve.limits import Limits  # noqa: E402
+from trustcxr.serve.worker import Reply  # noqa: E402
+
+SC, SR = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.05)
+
+
+@dataclass
+class Archive:
+    """A peer that keeps what it is sent."""
+
+    port: int
+    kept: list[Dataset]
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    kept: list[Dataset] = []
+
+    def keep(event: evt.Event) -> int:
+        found = event.dataset
+        found.file_meta = event.file_meta
+        kept.append(found)
+        return 0
+
+    entity = AE(ae_title="ARCHIVE")
+    for kind in (SC, SR):
+        entity.add_supported_context(kind)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    yield Archive(server.server_address[1], kept)
+    server.shutdown()
+
+
+class Stub:
+    """In a worker's place: it says what the test says."""
+
+    alive = True
+
+    def __init__(self, reply: Callable[[bytes], Reply]) -> None:
+        self.reply, self.films = reply, []  # type: ignore[var-annotated]
+
+    def ask(self, asked: object) -> Reply:
+        self.films.append(asked.data)  # type: ignore[attr-defined]
+        return self.reply(asked.data)  # type: ignore[attr-defined]
+
+    def kill(self) -> None:
+        self.alive = False
+
+
+@contextlib.contextmanager
+def node(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, reply: Callable[[bytes], Reply], **limits: object
+) -> Iterator[Node]:
+    monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
+    place = Place.of(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
+    with dicom_node.listening(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
+        yield found
+
+
+def send(to: Node, film: Path | Dataset, *, caller: str = "MODALITY", called: str = "TRUSTCXR") -> int | None:
+    """The status of a C-STORE; None where there was none."""
+    film = pydicom.dcmread(film) if isinstance(film, Path) else film
+    entity = AE(ae_title=caller)
+    entity.add_requested_context(film.SOPClassUID, film.file_meta.TransferSyntaxUID)
+    association = entity.associate("127.0.0.1", to.place.port, ae_title=called)
+    if not association.is_established:
+        return None
+    try:
+        return association.send_c_store(film).get("Status")
+    finally:
+        association.release()
+
+
+def real_answer(film: Path) -> Reply:
+    heatmap = answered(film)
+    with answers.Image.open(str(heatmap.heatmap)) as picture:
+        return Reply(200, answers.packed(answers.of(film, heatmap, picture)))
+
+
+def test_a_film_is_answered_with_both_objects(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    film = chest(tmp_path / "x.dcm")
+    reply = real_answer(film)
+    with node(archive, monkeypatch, lambda data: reply) as found:
+        assert send(found, film) == 0
+        until(lambda: found.answered == 1)
+        (taken,) = found._worker.films
+    assert [kept.SOPClassUID for kept in archive.kept] == [SC, SR]
+    assert {kept.StudyInstanceUID for kept in archive.kept} == {pydicom.dcmread(film).StudyInstanceUID}
+    assert pydicom.dcmread(pydicom.filebase.DicomBytesIO(taken)).SOPInstanceUID == pydicom.dcmread(film).SOPInstanceUID
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "a film was answered" in said
+    assert not any(part in said for part in (*SECRET.split("^"), NUMBER, "MODALITY\n"))
+
+
+def test_who_is_not_known_and_what_is_no_film_is_turned_away(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    film = chest(tmp_path / "x.dcm")
+    ct = pydicom.dcmread(film)
+    ct.SOPClassUID = ct.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    with node(archive, monkeypatch, lambda data: Reply(422, code="unreadable", message="a lateral view")) as found:
+        assert found.place.host == "127.0.0.1"
+        assert send(found, film, caller="STRANGER") is None
+        assert send(found, film, called="ANOTHER") is None
+        assert send(found, ct) is None
+        assert found._worker.films == []
+        assert send(found, film) == 0
+        until(lambda: found.refused == 1)
+    assert archive.kept == []
+
+
+def test_no_message_is_larger_and_no_queue_longer_than_allowed(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    film = chest(tmp_path / "x.dcm")
+    large = pydicom.dcmread(film)
+    large.Rows = large.Columns = 2048
+    large.PixelData = bytes(2 * 2048 * 2048)
+    hold = []
+
+    def slowly(_: bytes) -> Reply:
+        until(lambda: hold)
+        return Reply(422, code="unreadable", message="no")
+
+    with node(archive, monkeypatch, slowly, most_bytes=1 << 20, waiting=1) as found:
+        with contextlib.suppress(RuntimeError):
+            assert send(found, large) is None
+        until(lambda: found.refused == 1)
+        assert send(found, film) == 0
+        until(lambda: found._worker.films)
+        assert send(found, film) == 0
+        assert send(found, film) == dicom_node.FULL
+        hold.append(1)
+
+
+def test_a_peer_that_is_not_there_is_told_in_a_line(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    film = chest(tmp_path / "x.dcm")
+    reply = real_answer(film)
+    monkeypatch.setattr(dicom_node, "_AGAIN_AFTER", (0.01,))
+    gone = Archive(free_port(), [])
+    with node(gone, monkeypatch, lambda data: reply) as found:
+        assert send(found, film) == 0
+        until(lambda: found.lost == 1)
+    assert "could not be sent" in capfd.readouterr().err
+
+
+def test_what_is_typed_is_checked() -> None:
+    assert Peer.parse("ORTHANC@127.0.0.1:4242") == Peer("ORTHANC", "127.0.0.1", 4242)
+    assert Place.of("PACS@[::1]:104").callers == ("PACS",)
+    for text in ("ORTHANC", "ORTHANC@here", "@here:1", "A@here:0", "A@here:70000", "x" * 17 + "@here:1", "A\\B@here:1"):
+        with pytest.raises(UserError, match=r"TITLE@HOST:PORT|AE title"):
+            Peer.parse(text)
+
+
+# --- Orthanc ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Orthanc:
+    """A real archive on this machine, started for the test."""
+
+    http: int
+    dicom: int
+
+    @property
+    def web(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+    def ask(self, path: str, body: bytes | None = None) -> object:
+        with urllib.request.urlopen(urllib.request.Request(self.web + path, data=body), timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+
+@contextlib.contextmanager
+def orthanc(folder: Path, ours: int) -> Iterator[Orthanc]:
+    """Orthanc on free ports of the loopback, its own configuration and folder; skips where there is none."""
+    program = shutil.which("Orthanc") or shutil.which("orthanc")
+    plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+    if program is None or not plugin.exists():
+        pytest.skip("no Orthanc with DICOMweb here: Debian's orthanc and orthanc-dicomweb")
+    found = Orthanc(free_port(), free_port())
+    configuration = {
+        "Name": "test", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
+        "HttpPort": found.http, "DicomPort": found.dicom, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False, "Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        "DicomModalities": {"trustcxr": ["TRUSTCXR", "127.0.0.1", ours]}, "DicomCheckCalledAet": True,
+    }  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+
+        def answers_now() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            with contextlib.suppress(OSError):
+                return bool(found.ask("/system"))
+            return False
+
+        until(answers_now, 120)
+        yield found
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_round_trip_through_orthanc(tmp_path: Path) -> None:
+    """In by DICOMweb (STOW), to us by C-STORE, back by C-STORE, out by DICOMweb: valid, and referring to the film."""
+    dicomweb = pytest.importorskip("dicomweb_client.api")
+    ours = free_port()
+    film = chest(tmp_path / "x.dcm", side=256)
+    source = pydicom.dcmread(film)
+    run = small_runs.untrained(tmp_path / "run")
+    with orthanc(tmp_path, ours) as archive:
+        place = Place.of(f"ORTHANC@127.0.0.1:{archive.dicom}", port=ours)
+        web = dicomweb.DICOMwebClient(f"{archive.web}/dicom-web")
+        web.store_instances([source])
+        (stored,) = archive.ask("/instances")
+        with dicom_node.listening(run, place, Limits(workers=1)) as found:
+            archive.ask("/modalities/trustcxr/store", json.dumps([stored]).encode())
+            until(lambda: found.answered + found.refused + found.lost, 120)
+            assert (found.answered, found.refused, found.lost) == (1, 0, 0)
+            # What is archived goes out to us again: an answer is no film, and is not answered.
+            loop = [name for name in archive.ask("/instances") if name != stored]
+            heatmap = next(n for n in loop if archive.ask(f"/instances/{n}/simplified-tags")["Modality"] == "OT")
+            archive.ask("/modalities/trustcxr/store", json.dumps([heatmap]).encode())
+            until(lambda: found.refused == 1, 60)
+        series = web.search_for_series(study_instance_uid=source.StudyInstanceUID)
+        assert len(series) == 3
+        back = web.retrieve_study(source.StudyInstanceUID)
+    made = {str(each.SOPClassUID): each for each in back}
+    assert set(made) == {CR, SC, SR}
+    assert made[SC].SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    for kind in (SC, SR):
+        assert made[kind].PatientID == source.PatientID
+        made[kind].save_as(tmp_path / f"{kind}.dcm", enforce_file_format=True)
+        assert complaints(tmp_path / f"{kind}.dcm") == []
+    assert made[SR].CurrentRequestedProcedureEvidenceSequence[0].StudyInstanceUID == source.StudyInstanceUID
+
+
+@pytest.mark.slow
+def test_the_command_listens_and_ends(tmp_path: Path) -> None:
+    """`trustcxr serve RUN --dicom`, as it is typed: answers C-ECHO, takes a hostile film in a line, ends by Ctrl-C."""
+    import signal
+    import sys
+
+    run, port = small_runs.untrained(tmp_path / "run"), free_port()
+    film = pydicom.dcmread(chest(tmp_path / "x.dcm"))
+    film.PixelData = film.PixelData[:100]
+    words = [
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--workers",
+        "1",
+        "--dicom",
+        "PEER@127.0.0.1:9",
+        "--dicom-port",
+        str(port),
+    ]
+    command = [sys.executable, "-m", "trustcxr", *words]
+    with (tmp_path / "said").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+    said = tmp_path / "said"
+    try:
+        until(lambda: process.poll() is not None or b"open http" in said.read_bytes(), 180)
+        to = Node(run, Place.of("PEER@127.0.0.1:9", port=port), Limits())
+        assert send(to, film, caller="PEER") == 0
+        until(lambda: b"a film was not answered" in said.read_bytes())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in (0, 130)
+    finally:
+        process.kill()
+    text = said.read_text()
+    assert "damaged DICOM file" in text
+    assert "Traceback" not in text
+    assert not any(part in text for part in (*SECRET.split("^"), NUMBER))
