@@ -94,6 +94,8 @@ def _kept(words: list[str]) -> str:
         return "the same command goes on from here: finished batches are kept"
     if not words or words[0] in ("train", "study", "demo"):
         return "the same command goes on from here: finished epochs and runs are kept"
+    if words[0] == "reader":
+        return "what the readers saved is kept; the same command opens it again"
     if words[0] == "serve":
         return "nothing of any film was kept"
     if words[0] == "predict":

@@ -1,4 +1,4 @@
-"""One film on a page, and as a DICOM node: `serve`."""
+"""Pages that listen: one film on a page, and as a DICOM node, `serve`; films before radiologists, `reader`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -46,3 +46,42 @@ def serve(
         place = Place.of(dicom, callers=tuple(dicom_from or ()), **title)
     own = {} if workers is None else {"workers": workers}
     server.serve(runs, host=host, port=port, limits=Limits(most_bytes=most_megabytes << 20, **own), dicom=place)
+
+
+@serving_app.command(
+    epilog="Example: trustcxr reader out/quick --data COVID-QU-Ex --arm resnet18-standard-s0 --arm resnet18-fgsm-s0 "
+    "--reader R1 --reader R2"
+)
+def reader(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN[:METHOD]", help="Whose maps are shown, two or three times; gradcam unless said."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The study's data, to make maps from; else those that the study has saved.")
+    ] = None,
+    films: Annotated[
+        int | None, typer.Option(min=1, max=500, help="How many, drawn at random; 30 unless said.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--reader", metavar="NAME", help="Who reads, a pseudonym; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the films that are drawn.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8001,
+    results: Annotated[bool, typer.Option("--results", help="Write what the readers found so far, as tables.")] = False,
+) -> None:
+    """A blinded reading: radiologists mark the finding, then rank and rate the heatmaps of two or three models.
+
+    Each reader has a link of their own and goes on where they stopped. Whose map is whose stays in STUDY/reader/.
+    """
+    from trustcxr.about import NOTICE
+    from trustcxr.reader import study as reading
+
+    if results:
+        for path in reading.results(study):
+            print(path)
+        return print(NOTICE)
+    asked = reading.Asked(arms=arm or (), data=data, films=films, seed=seed)
+    return reading.serve(study, asked, name or (), host=host, port=port)

@@ -1,0 +1,204 @@
+"""The reading page and what it saves, as one ASGI application. Readers are known by token, maps by their place."""
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trustcxr.about import NOTICE, __version__
+from trustcxr.reader.regions import Mark
+from trustcxr.reader.store import RATINGS, Judgement, Reader, Store
+from trustcxr.serve.doors import Doors, problem
+
+MOST_BYTES = 256 << 10  # of what a reader sends: twenty outlines of six hundred points
+_HERE, _SERVE = "trustcxr.reader", "trustcxr.serve"
+PAGE = {"/": (_HERE, "index.html", "text/html"), "/reader.css": (_HERE, "reader.css", "text/css")}
+PAGE |= {"/reader.js": (_HERE, "reader.js", "text/javascript"), "/page.css": (_SERVE, "page.css", "text/css")}
+PAGE |= {"/icon.svg": (_SERVE, "icon.svg", "image/svg+xml")}
+_CODES = {401: "no-token", 404: "not-found", 405: "wrong-method", 409: "too-late", 413: "too-large", 422: "invalid"}
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+class Said(BaseModel):
+    """Of the map in a place (from 0): its rank among the film's maps, its rating, or both."""
+
+    model_config = ConfigDict(extra="forbid")
+    place: int = Field(ge=0)
+    rank: int | None = Field(None, ge=1)
+    rating: int | None = Field(None, ge=min(RATINGS), le=max(RATINGS))
+
+
+class State(BaseModel):
+    """Where a reader stands: how many films and maps of each, which are done, and the next one; None at the end."""
+
+    reader: str
+    films: int
+    maps: int
+    ratings: list[int]
+    done: list[int]
+    next: int | None
+
+
+class OneFilm(BaseModel):
+    """What a reader has said of one film so far; its maps are shown once it is marked."""
+
+    number: int
+    mark: Mark | None
+    said: list[Said]
+
+
+class Desk:
+    """What the requests share: the store, and who asks."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def reader(self, request: Request) -> Reader:
+        """Who asks, by the token; 401 for nobody."""
+        said = request.headers.get("authorization", "")
+        found = self.store.known(said[7:].strip()) if said[:7].lower() == "bearer " else None
+        if found is None:
+            raise HTTPException(401, "open the link that you were sent: it holds your token")
+        return found
+
+    def film(self, reader: Reader, number: int) -> int:
+        """The film in a place of this reader's order; 404 where there is none."""
+        if not 0 <= number < self.store.films:
+            raise HTTPException(404, "there is no such film")
+        return self.store.order(reader)[number]
+
+    def arm(self, reader: Reader, film: int, place: int) -> int:
+        """Whose map stands in a place; 409 until the film is marked."""
+        slots = self.store.slots(reader, film)
+        if not 0 <= place < len(slots):
+            raise HTTPException(404, "there is no such map")
+        if self.store.mark(reader, film) is None:
+            raise HTTPException(409, "mark the finding first: the maps are shown after that")
+        return slots[place]
+
+    def state(self, reader: Reader) -> State:
+        """Where the reader stands."""
+        done = set(self.store.done(reader))
+        order = self.store.order(reader)
+        left = [number for number, film in enumerate(order) if film not in done]
+        finished = [number for number, film in enumerate(order) if film in done]
+        return State(
+            reader=reader.name,
+            films=self.store.films,
+            maps=len(self.store.arms),
+            ratings=list(RATINGS),
+            done=finished,
+            next=left[0] if left else None,
+        )
+
+    def seen(self, reader: Reader, number: int) -> OneFilm:
+        """What was said of a film, the maps by place."""
+        film = self.film(reader, number)
+        by_arm = self.store.judgements(reader, film)
+        said = [
+            Said(place=place, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
+            for place, arm in enumerate(self.store.slots(reader, film))
+        ]
+        return OneFilm(number=number, mark=self.store.mark(reader, film), said=said)
+
+    def mark(self, reader: Reader, number: int, mark: Mark) -> OneFilm:
+        """Save what the reader marked; 409 where the maps have been seen."""
+        if not self.store.save_mark(reader, self.film(reader, number), mark):
+            raise HTTPException(409, "the film is marked already: whoever has seen the maps does not mark it anew")
+        return self.seen(reader, number)
+
+    def judge(self, reader: Reader, number: int, said: Said) -> OneFilm:
+        """Save a rank or a rating."""
+        film = self.film(reader, number)
+        if said.rank is not None and said.rank > len(self.store.arms):
+            raise HTTPException(422, "a rank is at most the number of maps")
+        arm = self.arm(reader, film, said.place)
+        self.store.save_judgement(reader, film, arm, Judgement(said.rank, said.rating))
+        return self.seen(reader, number)
+
+
+def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
+    """The application. `hosts`: by what names it may be called; any where None."""
+    app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
+    _routes(app, Desk(store))
+    _page(app)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(404, _refused)
+    app.add_exception_handler(405, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _fault)
+    app.add_middleware(Doors, token=None, hosts=hosts)  # each reader has a token: the routes ask for it
+    return app
+
+
+def _routes(app: FastAPI, desk: Desk) -> None:
+    Asking = Annotated[Reader, Depends(desk.reader)]
+
+    @app.get("/api/v1/state")
+    def state(reader: Asking) -> State:
+        return desk.state(reader)
+
+    @app.get("/api/v1/films/{number}")
+    def film(reader: Asking, number: int) -> OneFilm:
+        return desk.seen(reader, number)
+
+    @app.get("/api/v1/films/{number}/film.png", response_class=Response)
+    def picture(reader: Asking, number: int) -> Response:
+        return Response(desk.store.picture(desk.film(reader, number)), media_type="image/png")
+
+    @app.get("/api/v1/films/{number}/maps/{place}.png", response_class=Response)
+    def heatmap(reader: Asking, number: int, place: int) -> Response:
+        film = desk.film(reader, number)
+        return Response(desk.store.map(film, desk.arm(reader, film, place)), media_type="image/png")
+
+    @app.put("/api/v1/films/{number}/mark")
+    async def mark(reader: Asking, number: int, request: Request) -> OneFilm:
+        return await run_in_threadpool(desk.mark, reader, number, await _body(request, Mark))
+
+    @app.put("/api/v1/films/{number}/said")
+    async def said(reader: Asking, number: int, request: Request) -> OneFilm:
+        return await run_in_threadpool(desk.judge, reader, number, await _body(request, Said))
+
+
+async def _body(request: Request, kind: type[_Body]) -> _Body:
+    """What was sent, read no further than MOST_BYTES."""
+    held = b""
+    async for piece in request.stream():
+        held += piece
+        if len(held) > MOST_BYTES:
+            raise HTTPException(413, "more than a reader's marks can be")
+    try:
+        return kind.model_validate_json(held)
+    except ValidationError:
+        raise HTTPException(422, "not what /openapi.json says") from None
+
+
+def _page(app: FastAPI) -> None:
+    """The files of the page, read once; no path of a request ever touches the disk."""
+
+    def route(content: bytes, media: str) -> Callable[[], Response]:
+        def page() -> Response:
+            return Response(content, media_type=media)
+
+        return page
+
+    for path, (package, name, media) in PAGE.items():
+        content = (files(package) / "page" / name).read_bytes()
+        app.add_api_route(path, route(content, media), include_in_schema=False)
+
+
+async def _refused(_: Request, fault: Exception) -> Response:
+    status = getattr(fault, "status_code", 404)
+    return problem(status, _CODES.get(status, "refused"), str(getattr(fault, "detail", "there is nothing here")))
+
+
+async def _invalid(_: Request, __: Exception) -> Response:
+    return problem(422, "invalid", "the request is not as /openapi.json says")
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return problem(500, "fault", "a fault of the program")

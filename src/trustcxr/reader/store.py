@@ -1,0 +1,218 @@
+"""The reader study on disk: one SQLite file, written as readers go, so that a cut loses nothing that was saved."""
+
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustcxr.errors import UserError
+from trustcxr.reader.regions import Mark
+
+FOLDER, FILE = "reader", "reader.sqlite"
+RATINGS = (1, 2, 3, 4, 5)
+_VERSION = 1
+_TABLES = """
+CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE films (place INTEGER PRIMARY KEY, sample TEXT NOT NULL UNIQUE, grouped TEXT NOT NULL,
+                    picture BLOB NOT NULL, mask BLOB NOT NULL);
+CREATE TABLE maps (film INTEGER NOT NULL REFERENCES films, arm INTEGER NOT NULL, picture BLOB NOT NULL,
+                   PRIMARY KEY (film, arm));
+CREATE TABLE readers (place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT NOT NULL UNIQUE);
+CREATE TABLE marks (reader INTEGER NOT NULL REFERENCES readers, film INTEGER NOT NULL REFERENCES films,
+                    regions TEXT NOT NULL, saved TEXT NOT NULL, PRIMARY KEY (reader, film));
+CREATE TABLE judgements (reader INTEGER NOT NULL REFERENCES readers, film INTEGER NOT NULL REFERENCES films,
+                         arm INTEGER NOT NULL, ranked INTEGER, rating INTEGER, saved TEXT NOT NULL,
+                         PRIMARY KEY (reader, film, arm));
+"""
+
+
+@dataclass(frozen=True)
+class Film:
+    """What is shown of one film: PNGs of the film, of each arm's map over it; and its mask, uint8 0 and 1, as PNG."""
+
+    sample: str
+    group: str
+    picture: bytes
+    mask: bytes
+    maps: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One who reads."""
+
+    place: int
+    name: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a reader said of the map of one arm; None where not yet."""
+
+    rank: int | None = None
+    rating: int | None = None
+
+
+class Store:
+    """The file. A connection is opened for each use: readers are few, and any thread may ask."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(f"{path.parent}: no reader study here yet: `trustcxr reader STUDY` makes one")
+        self.path = path
+        try:
+            self.arms: list[str] = json.loads(self._about("arms"))
+            self.method, self._key = self._about("method"), self._about("key")
+            self.films = int(self._one("SELECT count(*) FROM films"))
+        except (sqlite3.DatabaseError, TypeError, ValueError) as problem:
+            raise UserError(f"{path}: not the file of a reader study ({type(problem).__name__}); restore it") from None
+
+    @classmethod
+    def create(cls, path: Path, *, arms: Sequence[str], method: str, films: Sequence[Film]) -> "Store":
+        """Write a new study whole or not at all; only its owner may read the file, which holds the key."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
+        about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "method": method, "created": _now()}
+        about["key"] = secrets.token_hex(16)
+        with _open(temporary) as base:
+            base.executescript(_TABLES)
+            base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
+            for place, film in enumerate(films):
+                base.execute(
+                    "INSERT INTO films VALUES (?, ?, ?, ?, ?)",
+                    (place, film.sample, film.group, film.picture, film.mask),
+                )
+                base.executemany(
+                    "INSERT INTO maps VALUES (?, ?, ?)", [(place, arm, png) for arm, png in enumerate(film.maps)]
+                )
+        temporary.replace(path)
+        return cls(path)
+
+    # --- readers -----------------------------------------------------------------------------------------------------
+
+    def add(self, name: str) -> Reader:
+        """A reader of that name, new or as before."""
+        with _open(self.path) as base:
+            base.execute("INSERT OR IGNORE INTO readers (name, token) VALUES (?, ?)", (name, secrets.token_urlsafe(24)))
+        return next(reader for reader in self.readers() if reader.name == name)
+
+    def readers(self) -> list[Reader]:
+        """All of them, in the order in which they came."""
+        return [Reader(*row) for row in self._all("SELECT place, name, token FROM readers ORDER BY place")]
+
+    def known(self, token: str) -> Reader | None:
+        """Whose token it is; compared in constant time."""
+        given = token.encode()
+        found = [reader for reader in self.readers() if secrets.compare_digest(reader.token.encode(), given)]
+        return found[0] if found else None
+
+    # --- the blinding ------------------------------------------------------------------------------------------------
+
+    def order(self, reader: Reader) -> list[int]:
+        """The films in this reader's order."""
+        return [int(film) for film in self._draws(reader, "films").permutation(self.films)]
+
+    def slots(self, reader: Reader, film: int) -> list[int]:
+        """Which arm stands in each place for this reader and film."""
+        return [int(arm) for arm in self._draws(reader, f"film {film}").permutation(len(self.arms))]
+
+    def _draws(self, reader: Reader, what: str) -> np.random.Generator:
+        """Random numbers that hang on the study's secret, the reader and the film alone."""
+        seed = hashlib.sha256(f"{self._key}/{reader.place}/{what}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(seed, "big"))
+
+    # --- what is shown and said --------------------------------------------------------------------------------------
+
+    def picture(self, film: int) -> bytes:
+        """The film's PNG."""
+        return bytes(self._one("SELECT picture FROM films WHERE place = ?", film))
+
+    def map(self, film: int, arm: int) -> bytes:
+        """The PNG of an arm's map over the film."""
+        return bytes(self._one("SELECT picture FROM maps WHERE film = ? AND arm = ?", film, arm))
+
+    def mark(self, reader: Reader, film: int) -> Mark | None:
+        """What the reader marked; None where not yet."""
+        found = self._all("SELECT regions FROM marks WHERE reader = ? AND film = ?", reader.place, film)
+        return Mark.model_validate_json(found[0][0]) if found else None
+
+    def save_mark(self, reader: Reader, film: int, mark: Mark) -> bool:
+        """Keep a mark; False where there is one already: who has seen the maps does not mark anew."""
+        row = (reader.place, film, mark.model_dump_json(), _now())
+        with _open(self.path) as base:
+            return base.execute("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", row).rowcount == 1
+
+    def judgements(self, reader: Reader, film: int) -> list[Judgement]:
+        """What the reader said of each arm."""
+        rows = self._all("SELECT arm, ranked, rating FROM judgements WHERE reader = ? AND film = ?", reader.place, film)
+        found = {arm: Judgement(ranked, rating) for arm, ranked, rating in rows}
+        return [found.get(arm, Judgement()) for arm in range(len(self.arms))]
+
+    def save_judgement(self, reader: Reader, film: int, arm: int, said: Judgement) -> None:
+        """Keep a rank, a rating or both; what is None stays as it was."""
+        row = (reader.place, film, arm, said.rank, said.rating, _now())
+        with _open(self.path) as base:
+            base.execute(
+                "INSERT INTO judgements VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "ranked = coalesce(excluded.ranked, ranked), rating = coalesce(excluded.rating, rating), "
+                "saved = excluded.saved",
+                row,
+            )
+
+    def done(self, reader: Reader) -> list[int]:
+        """Films that this reader has marked, ranked and rated whole."""
+        rows = self._all(
+            "SELECT film FROM judgements WHERE reader = ? AND ranked IS NOT NULL AND rating IS NOT NULL "
+            "GROUP BY film HAVING count(*) = ?",
+            reader.place,
+            len(self.arms),
+        )
+        return [film for (film,) in rows]
+
+    # --- all of it, for the results ----------------------------------------------------------------------------------
+
+    def samples(self) -> list[tuple[str, str, bytes]]:
+        """(sample, group, mask as PNG) of each film."""
+        return self._all("SELECT sample, grouped, mask FROM films ORDER BY place")
+
+    def _about(self, key: str) -> str:
+        return str(self._one("SELECT value FROM study WHERE key = ?", key))
+
+    def _one(self, question: str, *values: object) -> Any:
+        found = self._all(question, *values)
+        if not found:
+            raise LookupError(question)
+        return found[0][0]
+
+    def _all(self, question: str, *values: object) -> list[Any]:
+        with _open(self.path) as base:
+            return base.execute(question, values).fetchall()
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection whose changes are on the disk when the block ends well, and gone where it does not."""
+    base = sqlite3.connect(path, timeout=30)
+    try:
+        base.execute("PRAGMA foreign_keys = ON")
+        base.execute("PRAGMA synchronous = FULL")
+        with base:
+            yield base
+    finally:
+        base.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

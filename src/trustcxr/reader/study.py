@@ -1,0 +1,88 @@
+"""From a command to a reader study: made once, then open to its readers until Ctrl-C."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trustcxr.console import say
+from trustcxr.errors import UserError
+from trustcxr.reader import preparing
+from trustcxr.reader.store import FILE, FOLDER, Store
+from trustcxr.report import study_folder
+from trustcxr.results import folders
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a new reader study shows: see `trustcxr reader --help`."""
+
+    arms: Sequence[str] = ()
+    data: Path | None = None
+    films: int | None = None
+    seed: int = 0
+
+
+_FILMS = 30
+
+
+def place(study: Path) -> Path:
+    """The file of a study's readers; UserError where there is no study."""
+    return folders.check_study(study) / FOLDER / FILE
+
+
+def open_or_make(study: Path, asked: Asked) -> Store:
+    """The reader study as it is, or a new one. UserError where it is there and shows other maps than asked for."""
+    path = place(study)
+    if path.exists():
+        store = Store(path)
+        if asked.arms and [arm.name for arm in preparing.arms(study, asked.arms)] != store.arms:
+            raise UserError(
+                f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
+            )
+        if asked.films not in (None, store.films):
+            raise UserError(f"{path}: shows {store.films} films; move that folder away to begin another")
+        return store
+    chosen = preparing.arms(study, asked.arms)
+    films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=asked.seed)
+    store = Store.create(path, arms=[arm.name for arm in chosen], method="", films=films)
+    say(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
+    return store
+
+
+def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: int) -> None:
+    """Say each reader's link, and answer until Ctrl-C. UserError for what cannot be shown, or where to listen."""
+    from trustcxr.serve import server
+
+    server.check_installed()
+    store = open_or_make(study, asked)
+    for name in names:
+        store.add(_proper(name))
+    if not store.readers():
+        raise UserError(f"{study}: nobody reads yet: say --reader NAME, once for each")
+    from trustcxr.reader import app
+    from trustcxr.serve import doors
+
+    local = doors.is_loopback(host)
+    with server.listening(host, port) as listener:
+        house = app.build(store, hosts=doors.local_names(host) if local else None)
+        for reader in store.readers():
+            address = server.Address(host, listener.getsockname()[1], reader.token)
+            say(f"{reader.name}: {address.link}")
+        say("each link is its reader's own; Ctrl-C ends, and what was saved is kept")
+        server.run(house, listener)
+
+
+def results(study: Path, out: Path | None = None) -> list[Path]:
+    """Write the tables of what the readers found into the reader study's folder, or `out`; their paths."""
+    from trustcxr.reader import results as tables
+    from trustcxr.reader import said
+
+    path = place(study)
+    return tables.write(said.gather(Store(path)), study_folder.read(study).runs, out or path.parent)
+
+
+def _proper(name: str) -> str:
+    text = " ".join(name.split())
+    if not text or len(text) > 60 or not text.isprintable():
+        raise UserError(f"--reader {name!r}: a name, or a pseudonym, of 1 to 60 printable characters")
+    return text

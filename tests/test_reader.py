@@ -1,0 +1,391 @@
+"""The reader study: blinded, saved as it goes, by reader; and what it says of readers and models."""
+
+import io
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import browser as browsers
+from study_fixture import make_study
+from trustcxr.errors import UserError
+from trustcxr.reader import preparing, regions, results, said, study
+from trustcxr.reader.regions import Mark
+from trustcxr.reader.store import Film, Judgement, Reader, Store
+from trustcxr.report import study_folder
+from trustcxr.results import files
+
+ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-s0")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A study of four runs that has saved the maps of five films; they are shown small, which is quicker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "SHOWN", 96)
+        yield make_study(tmp_path_factory.mktemp("study"), panels=5, images=15, resamples=5, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def shown(finished: Path) -> list[Film]:
+    """Four films with the maps of three arms."""
+    return preparing.films(preparing.arms(finished, ARMS), data=None, count=4, seed=1)
+
+
+@pytest.fixture
+def store(shown: list[Film], tmp_path: Path) -> Store:
+    """A new reader study of three arms and four films, with two readers."""
+    arms = [f"{name}:gradcam" for name in ARMS]
+    made = Store.create(tmp_path / "reader.sqlite", arms=arms, method="", films=shown)
+    for name in ("R1", "R2"):
+        made.add(name)
+    return made
+
+
+def box(left: float, top: float, right: float, bottom: float) -> Mark:
+    return Mark.model_validate({"regions": [{"kind": "box", "points": [[left, top], [right, bottom]]}]})
+
+
+def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None = None) -> None:
+    """As if the reader had ranked every film's arms so, and rated them the other way round."""
+    for film in range(store.films):
+        store.save_mark(reader, film, mark or Mark(regions=[]))
+        for arm, rank in enumerate(ranks):
+            store.save_judgement(reader, film, arm, Judgement(rank, 6 - rank))
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None:
+    arms = preparing.arms(finished, ARMS[:2])
+    shown = preparing.films(arms, data=None, count=3, seed=0)
+    assert [f.sample for f in shown] == [f.sample for f in preparing.films(arms, data=None, count=3, seed=0)]
+    assert len({f.sample for f in shown}) == 3
+    run = study_folder.read(finished).runs[0]
+    assert run.panels is not None
+    place = {name: k for k, name in enumerate(run.panels["sample_id"])}
+    for film in shown:
+        mask = np.asarray(Image.open(io.BytesIO(film.mask)))
+        assert np.array_equal(mask, run.panels["infection"][place[film.sample]])
+        pictures = [Image.open(io.BytesIO(png)) for png in (film.picture, *film.maps)]
+        assert {picture.size for picture in pictures} == {(96, 96)}
+        assert all(not picture.info for picture in pictures)  # no text that tells whose it is
+        assert film.maps[0] != film.maps[1]
+
+
+@pytest.mark.parametrize(
+    ("arms", "count", "why"),
+    [
+        ((), 2, "its runs are"),
+        (("resnet18-fgsm-s0", "nosuch"), 2, "unknown run 'nosuch'"),
+        (("resnet18-fgsm-s0", "resnet18-fgsm-s0"), 2, "said twice"),
+        (("resnet18-fgsm-s0", "resnet18-fgsm-s0:layercam"), 2, "saved maps are by gradcam"),
+        (("resnet18-fgsm-s0", "resnet18-fgsm-s0:gradcm"), 2, "did you mean"),
+        (ARMS, 9, "saved the maps of 5 films, 9 are asked for: give --data"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        preparing.films(preparing.arms(finished, arms), data=None, count=count, seed=0)
+
+
+def test_a_study_that_is_there_goes_on_and_shows_nothing_else(finished: Path, tmp_path: Path) -> None:
+    place = study.place(finished)
+    try:
+        first = study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+        first.add("R1")
+        again = study.open_or_make(finished, study.Asked())
+        assert [r.token for r in again.readers()] == [r.token for r in first.readers()]
+        assert place.stat().st_mode & 0o077 == 0  # the key is its owner's
+        for asked in (study.Asked(arms=ARMS[:2]), study.Asked(films=3)):
+            with pytest.raises(UserError, match="move that folder away"):
+                study.open_or_make(finished, asked)
+        place.write_bytes(b"nonsense" * 100)
+        with pytest.raises(UserError, match="not the file of a reader study"):
+            study.open_or_make(finished, study.Asked())
+    finally:
+        place.unlink()
+
+
+def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        Store.create(tmp_path / "r.sqlite", arms=ARMS, method="", films=[shown[0], shown[0]])
+    assert not (tmp_path / "r.sqlite").exists()
+
+
+# --- blinded, and saved as it goes -----------------------------------------------------------------------------------
+
+
+def test_each_reader_has_an_order_of_their_own_that_stays(store: Store) -> None:
+    one, other = store.readers()
+    again = Store(store.path)
+    assert again.order(one) == store.order(one)
+    orders = {reader.name: [tuple(store.slots(reader, film)) for film in range(4)] for reader in (one, other)}
+    assert orders["R1"] != orders["R2"]
+    assert all(sorted(slots) == [0, 1, 2] for slots in orders["R1"])
+    many = [tuple(store.slots(Reader(k, "", ""), 0)) for k in range(600)]
+    assert all(70 < many.count(slots) < 130 for slots in set(many))
+    assert len(set(many)) == 6
+
+
+def test_a_choice_is_saved_when_it_is_made(store: Store) -> None:
+    reader = store.readers()[0]
+    assert store.save_mark(reader, 2, box(0.1, 0.1, 0.5, 0.5))
+    assert not store.save_mark(reader, 2, Mark(regions=[]))
+    store.save_judgement(reader, 2, 1, Judgement(rank=2))
+    store.save_judgement(reader, 2, 1, Judgement(rating=4))
+    store.save_judgement(reader, 2, 1, Judgement(rank=1))
+    again = Store(store.path)
+    assert again.judgements(reader, 2)[1] == Judgement(1, 4)
+    assert again.done(reader) == []
+    assert again.mark(reader, 2) == box(0.1, 0.1, 0.5, 0.5)
+    read_all(store, reader, [1, 2, 3])
+    assert again.done(reader) == [0, 1, 2, 3]
+    assert again.done(store.readers()[1]) == []
+
+
+def test_regions_become_pixels() -> None:
+    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 3 * 5
+    outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
+    assert regions.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
+    assert not regions.pixels(Mark(regions=[]), 6, 8).any()
+    for bad in ([[0, 0]], [[0, 0], [1, 2]], [[0, 0], [1, 1], [0, 1]], [[0, 0], [float("nan"), 1]]):
+        with pytest.raises(ValueError, match="regions"):
+            Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
+
+
+# --- the page's API --------------------------------------------------------------------------------------------------
+
+
+def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from trustcxr.reader.app import build
+
+    one, other = store.readers()
+    with TestClient(build(store, hosts=("localhost",)), base_url="http://localhost") as api:
+
+        def ask(path: str, reader: Reader = one, **body: object):
+            headers = {"Authorization": f"Bearer {reader.token}"}
+            return api.put(path, headers=headers, **body) if body else api.get(path, headers=headers)  # type: ignore[arg-type]
+
+        assert api.get("/api/v1/state").status_code == 401
+        assert api.get("/api/v1/state", headers={"Authorization": "Bearer x"}).json()["error"]["code"] == "no-token"
+        assert ask("/api/v1/state").json()["next"] == 0
+        assert ask("/api/v1/films/0/maps/0.png").status_code == 409
+        assert ask("/api/v1/films/0/said", json={"place": 0, "rank": 1}).status_code == 409
+        mark = {"regions": [{"kind": "box", "points": [[0.1, 0.2], [0.4, 0.5]]}]}
+        assert ask("/api/v1/films/0/mark", json=mark).json()["mark"] == mark
+        assert ask("/api/v1/films/0/mark", json={"regions": []}).status_code == 409
+        film = store.order(one)[0]
+        for place, arm in enumerate(store.slots(one, film)):
+            assert ask(f"/api/v1/films/0/maps/{place}.png").content == store.map(film, arm)
+            found = ask("/api/v1/films/0/said", json={"place": place, "rank": place + 1, "rating": 5})
+            assert found.json()["said"][place] == {"place": place, "rank": place + 1, "rating": 5}
+        ranks = [store.judgements(one, film)[arm].rank for arm in store.slots(one, film)]
+        assert ranks == [1, 2, 3]
+        assert ask("/api/v1/state").json() | {"reader": ""} == {
+            "reader": "", "films": 4, "maps": 3, "ratings": [1, 2, 3, 4, 5], "done": [0], "next": 1,
+        }  # fmt: skip
+        assert ask("/api/v1/state", other).json()["done"] == []
+        for path, body in (
+            ("/api/v1/films/0/said", {"place": 0, "rank": 4}), ("/api/v1/films/0/said", {"place": 0, "rating": 6}),
+            ("/api/v1/films/1/mark", {"regions": [{"kind": "box", "points": [[0, 0]]}]}),
+            ("/api/v1/films/1/mark", {"regions": [], "more": 1}),
+        ):  # fmt: skip
+            assert ask(path, json=body).status_code == 422, body
+        assert ask("/api/v1/films/1/mark", content=b" " * (1 << 20)).status_code == 413
+        assert ask("/api/v1/films/9").status_code == 404
+        assert ask("/api/v1/films/0/maps/7.png").status_code == 404
+        assert api.get("/nowhere").json()["error"]["code"] == "not-found"
+        assert api.get("/", headers={"host": "evil.example"}).status_code == 421
+        told = "".join(ask(f"/api/v1/{path}").text for path in ("state", "films/0", "films/1"))
+        told += "".join(api.get(path).text for path in ("/", "/reader.js", "/openapi.json"))
+        for word in ("resnet", "fgsm", "gradcam", store.samples()[0][0], store.order(one).__repr__()):
+            assert word not in told
+
+
+# --- the results -----------------------------------------------------------------------------------------------------
+
+
+def test_results_tell_preference_agreement_and_the_human_benchmark(
+    store: Store, finished: Path, tmp_path: Path
+) -> None:
+    one, other = store.readers()
+    with pytest.raises(UserError, match="nothing to count"):
+        results.write(said.gather(store), [], tmp_path)
+    read_all(store, one, [1, 2, 3], box(0.2, 0.4, 0.45, 0.8))
+    read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
+    runs = study_folder.read(finished).runs
+    _with_saliency(runs[0], store)
+    found = results.tables(said.gather(store), runs)
+    best, *rest = found["preference"].rows
+    assert best[0].text == f"{ARMS[0]}:gradcam"
+    assert best[1].value > 0.9
+    assert best[3].value == 1
+    assert [row[4].value for row in found["preference"].rows] == [5, 3.5, 3.5]
+    assert all(row[1].value < 0.5 for row in rest)
+    agreed = {row[0].text: row[1].value for row in found["agreement"].rows}
+    assert agreed["regions: mean IoU of two readers"] == 1
+    assert 0 < agreed["ranks: Krippendorff’s alpha, ordinal"] < 1
+    people, first, _, model = found["regions"].rows
+    scores = results.reader_scores(said.gather(store))
+    assert people[1].value == pytest.approx(scores["infection_energy"].mean())
+    assert first[1].value == pytest.approx(people[1].value)
+    masks = said.gather(store).masks
+    region = regions.pixels(box(0.2, 0.4, 0.45, 0.8), 48, 48)
+    own = [(region & mask).sum() / (region | mask).sum() for mask in masks]
+    assert people[2].value == pytest.approx(np.mean(own))
+    assert model[0].text == f"{ARMS[0]}:gradcam"
+    assert model[1].value == pytest.approx(0.25)
+    assert "to" in model[1].beside
+    written = results.write(said.gather(store), runs, tmp_path / "out")
+    assert sorted({p.suffix for p in written}) == [".csv", ".md", ".tex"]
+    page = written[0].read_text(encoding="utf-8")
+    assert "the human benchmark" in page
+    assert "Not for diagnosis" in page
+    assert "R1 4, R2 4" in page
+    (runs[0].folder / "saliency.parquet").unlink()
+
+
+def _with_saliency(run: study_folder.Run, store: Store) -> None:
+    rows = [
+        {"sample_id": sample, "group": group, "method": "gradcam", "condition": "clean", "measure": name, "value": 0.25}
+        for sample, group, _ in store.samples()
+        for name in results.SCORED
+    ]
+    files.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
+
+
+@pytest.mark.slow
+def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
+    """Readers who mark a known share of the lesion and prefer with known probabilities: both come out, with intervals.
+
+    A reader of skill s marks the lesion's columns from the left up to the share s: IoU with the mask is s.
+    """
+    draw = np.random.default_rng(5)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:30, 5:25] = 1
+    png = io.BytesIO()
+    Image.fromarray(mask).save(png, "PNG")
+    films = [Film(f"f{k}", f"p{k}", b"", png.getvalue(), (b"", b"")) for k in range(80)]
+    store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], method="", films=films)
+    skills, truth = {"R1": 0.8, "R2": 0.5, "R3": 0.65}, 1 / (1 + np.exp(-1.0))
+    for name, skill in skills.items():
+        reader = store.add(name)
+        for film in range(len(films)):
+            width = int(np.clip(np.round(20 * (skill + draw.normal(0, 0.08))), 1, 20))
+            store.save_mark(reader, film, box(5 / 39, 10 / 39, (4 + width) / 39, 29 / 39))
+            better = draw.random() < truth
+            store.save_judgement(reader, film, 0, Judgement(1 if better else 2, 4 if better else 2))
+            store.save_judgement(reader, film, 1, Judgement(2 if better else 1, 2 if better else 4))
+    found = results.tables(said.gather(store), [])
+    robust = found["preference"].rows[0]
+    assert robust[1].value == pytest.approx(truth, abs=0.06)
+    low, high = (float(end) / 100 for end in robust[1].small.split(" to "))
+    assert low < truth < high
+    for row, skill in zip(found["regions"].rows[1:4], skills.values(), strict=True):
+        assert row[2].value == pytest.approx(skill, abs=0.03)
+        low, high = map(float, row[2].small.split(" to "))
+        assert low < row[2].value < high < low + 0.06
+
+
+# --- the page in a browser -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(store: Store) -> Iterator[str]:
+    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("fastapi")
+    from trustcxr.reader.app import build
+
+    server = uvicorn.Server(uvicorn.Config(build(store, hosts=("127.0.0.1",)), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def mark_a_box(page) -> None:
+    ink = page.locator("#ink")
+    ink.scroll_into_view_if_needed()
+    where = ink.bounding_box()
+    page.mouse.move(where["x"] + 0.25 * where["width"], where["y"] + 0.25 * where["height"])
+    page.mouse.down()
+    page.mouse.move(where["x"] + 0.5 * where["width"], where["y"] + 0.6 * where["height"], steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Save the marks").click()
+    page.locator("#judging").wait_for(state="visible")
+
+
+def judge(page, ranks: tuple[int, ...]) -> None:
+    for place, rank in enumerate(ranks):
+        letter = "ABC"[place]
+        page.get_by_role("group", name=f"Map {letter}: rank").get_by_label(str(rank), exact=True).check()
+        page.get_by_role("group", name=f"Map {letter}: rating").get_by_label(str(6 - rank), exact=True).check()
+
+
+@pytest.mark.slow
+def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_path: Path) -> None:
+    reader = store.readers()[0]
+    with serving(store) as address, browsers.chromium() as chrome:
+        link = f"{address}#token={reader.token}"
+        for size, dark in (("phone", True), ("tablet", False)):
+            with browsers.opened(chrome, link, size=size, dark=dark) as first:
+                first.page.locator("#film").wait_for()
+                assert browsers.violations(first.page) == []
+        with browsers.opened(chrome, link) as first:
+            page = first.page
+            page.locator("h1", has_text="Film 1 of 4").wait_for()
+            mark_a_box(page)
+            judge(page, (2, 1, 3))
+            assert browsers.violations(page) == []
+            page.get_by_role("button", name="Next film").click()
+            page.locator("h1", has_text="Film 2 of 4").wait_for()
+            mark_a_box(page)
+            page.get_by_role("group", name="Map B: rank").get_by_label("1", exact=True).check()
+            page.locator("#status", has_text="Saved.").wait_for()
+            assert first.complaints == []
+            assert first.elsewhere(address) == []
+            assert reader.token not in page.url
+        film = store.order(reader)[0]
+        assert [store.judgements(reader, film)[arm] for arm in store.slots(reader, film)] == [
+            Judgement(2, 4), Judgement(1, 5), Judgement(3, 3),
+        ]  # fmt: skip
+        (region,) = store.mark(reader, film).regions
+        assert np.array(region.points) == pytest.approx(np.array([[0.25, 0.25], [0.5, 0.6]]), abs=0.02)
+        with browsers.opened(chrome, link) as again:  # another day: where the reader stopped, with what was said
+            page = again.page
+            page.locator("h1", has_text="Film 2 of 4").wait_for()
+            page.locator("#judging").wait_for(state="visible")
+            assert page.get_by_role("group", name="Map B: rank").get_by_label("1", exact=True).is_checked()
+            for _ in range(3):
+                judge(page, (3, 1, 2))
+                page.get_by_role("button", name="Next film").click()
+                if page.locator("#marking:not(.read)").is_visible():
+                    page.get_by_role("button", name="No finding here").click()
+                page.wait_for_timeout(300)
+                if page.locator("#end").is_visible():
+                    break
+                if not page.locator("#judging").is_visible():
+                    page.get_by_role("button", name="No finding here").click()
+                    page.locator("#judging").wait_for(state="visible")
+            page.locator("#end").wait_for(state="visible")
+            assert again.complaints == []
+    assert len(store.done(reader)) == 4
+    assert json.loads(json.dumps(store.arms))

@@ -1,0 +1,165 @@
+"""Preference and agreement: published examples, other libraries, and panels of readers whose skill is known."""
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from trustcxr.reader import agreement, preference
+from trustcxr.reader.agreement import fleiss_kappa, krippendorff_alpha
+from trustcxr.statistics import Bootstrap, interval
+
+NAN = float("nan")
+# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: four observers, twelve units.
+KRIPPENDORFF = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
+        [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
+    ]
+).T
+# Fleiss 1971's layout, the worked example of ten subjects, fourteen raters and five categories: kappa 0.210.
+FLEISS = [
+    [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+    [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
+def test_alpha_is_that_of_the_published_example(level: agreement.Level, published: float) -> None:
+    assert krippendorff_alpha(KRIPPENDORFF, level)[0] == pytest.approx(published, abs=5e-4)
+
+
+def test_alpha_of_two_observers_is_that_of_the_published_example_and_of_its_definition() -> None:
+    """Example A of the same paper, binary data of two observers: 0.095."""
+    binary = np.array([[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]], float).T
+    assert krippendorff_alpha(binary)[0] == pytest.approx(0.095, abs=5e-4)
+    drawn = np.random.default_rng(2).integers(0, 4, (15, 3)).astype(float)
+    for ratings in (binary, drawn):
+        assert krippendorff_alpha(ratings)[0] == pytest.approx(_alpha_by_pairs(ratings), abs=1e-12)
+
+
+def _alpha_by_pairs(ratings: np.ndarray) -> float:
+    """Nominal alpha by its definition, pair by pair, for ratings without a gap."""
+    readers = ratings.shape[1]
+    within = [np.mean(row[i] != row[j]) for row in ratings for i in range(readers) for j in range(readers) if i != j]
+    flat = ratings.ravel()
+    among = [flat[i] != flat[j] for i in range(len(flat)) for j in range(len(flat)) if i != j]
+    return 1 - float(np.mean(within)) / float(np.mean(among))
+
+
+def test_kappa_is_that_of_the_worked_example_and_of_statsmodels() -> None:
+    ratings = np.array([np.repeat(np.arange(5), row) for row in FLEISS], float)
+    assert fleiss_kappa(ratings)[0] == pytest.approx(0.210, abs=5e-4)
+    rater = pytest.importorskip("statsmodels.stats.inter_rater")
+    draw = np.random.default_rng(0)
+    for _ in range(5):
+        drawn = draw.integers(0, 3, (20, 4)).astype(float)
+        table = rater.aggregate_raters(drawn.astype(int))[0]
+        assert fleiss_kappa(drawn)[0] == pytest.approx(rater.fleiss_kappa(table), abs=1e-12)
+        gap = np.vstack([drawn, [[0, 1, NAN, 2]]])
+        assert fleiss_kappa(gap)[0] == pytest.approx(fleiss_kappa(drawn)[0])
+
+
+def test_a_resample_is_as_if_its_films_had_been_read_so_often() -> None:
+    weights = np.array([[2, 0, 1, 1, 1, 3, 1, 1, 1, 1, 0, 1]])
+    repeated = np.repeat(KRIPPENDORFF, weights[0], axis=0)
+    for level in ("nominal", "ordinal", "interval"):
+        assert krippendorff_alpha(KRIPPENDORFF, level, weights)[0] == pytest.approx(
+            krippendorff_alpha(repeated, level)[0]
+        )
+    whole = KRIPPENDORFF[:9, 1:]
+    assert fleiss_kappa(whole, weights[:, :9])[0] == pytest.approx(
+        fleiss_kappa(np.repeat(whole, weights[0, :9], axis=0))[0]
+    )
+
+
+def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
+    assert np.isnan(fleiss_kappa(np.ones((5, 3)))[0])
+    assert np.isnan(krippendorff_alpha(np.ones((5, 3)))[0])
+    assert np.isnan(krippendorff_alpha(np.full((5, 3), NAN))[0])
+
+
+def test_bradley_terry_has_the_likelihood_s_maximum() -> None:
+    """Against scipy's optimiser on the logarithm of the likelihood, with the same half wins added."""
+    from scipy.optimize import minimize
+
+    won = np.random.default_rng(1).integers(1, 20, (3, 3)).astype(float)
+    np.fill_diagonal(won, 0)
+    padded = won + preference.HALF_A_WIN * (1 - np.eye(3))
+
+    def loss(theta: np.ndarray) -> float:
+        return float((padded * np.logaddexp(0, theta[None, :] - theta[:, None])).sum())
+
+    best = minimize(loss, np.zeros(3), tol=1e-10).x
+    found = preference.bradley_terry(won[None])[0]
+    assert found == pytest.approx(best - best.mean(), abs=1e-4)
+    assert np.isfinite(preference.bradley_terry(np.array([[[0.0, 9], [0, 0]]]))).all()
+
+
+def test_level_ranks_are_half_a_win_each_and_missing_ones_none() -> None:
+    won = preference.wins([[[1, 1, 2], [NAN, NAN, NAN]], [[1, NAN, 2], [3, 2, 1]]])
+    assert won[0].tolist() == [[0, 0.5, 1], [0.5, 0, 1], [0, 0, 0]]
+    assert won[1].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
+
+
+def panel(draw: np.random.Generator, strengths: np.ndarray, films: int, readers: int, spread: float) -> np.ndarray:
+    """Ranks (F, R, A) of readers who prefer by Bradley-Terry; what a film adds to an arm, all readers see alike.
+
+    Plackett and Luce's ranks by Gumbel's noise: of every two arms, the better has the logistic probability.
+    """
+    worth = strengths + spread * draw.normal(size=(films, 1, len(strengths)))
+    heard = worth + draw.gumbel(size=(films, readers, len(strengths)))
+    return np.argsort(np.argsort(-heard, axis=2), axis=2) + 1.0
+
+
+def marginal(gap: float, spread: float) -> float:
+    """How probably the better of two arms is preferred on a film drawn at random."""
+    if spread == 0:
+        return float(1 / (1 + np.exp(-gap)))
+    scale = spread * np.sqrt(2)
+    value, _ = integrate.quad(lambda z: stats.norm.pdf(z) / (1 + np.exp(-(gap + scale * z))), -8, 8)
+    return float(value)
+
+
+def test_a_panel_s_strengths_are_found() -> None:
+    truth = np.array([0.8, 0.0, -0.8])
+    ranks = panel(np.random.default_rng(0), truth, 600, 3, 0.0)
+    found = preference.strengths(ranks, np.arange(600), resamples=200)
+    assert [s.log_strength for s in found] == pytest.approx(truth, abs=0.12)
+    (first, _, last) = preference.pairs(ranks, np.arange(600), resamples=200)
+    assert first.preferred == pytest.approx(marginal(0.8, 0), abs=0.03)
+    assert first.p_value < 1e-3
+    assert (last.first, last.second, last.films) == (1, 2, 600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (0.7, 1.0), (0.7, 0.0)])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread: float) -> None:
+    """Two arms, 40 films, 3 readers who see a film alike: an interval over judgements instead of films is too short."""
+    draw, truth = np.random.default_rng(7), marginal(gap, spread)
+    held = held_by_judgements = 0
+    panels = 400
+    for _ in range(panels):
+        ranks = panel(draw, np.array([gap / 2, -gap / 2]), 40, 3, spread)
+        (pair,) = preference.pairs(ranks, np.arange(40), resamples=300, seed=int(draw.integers(1 << 30)))
+        held += pair.preferred_ci[0] <= truth <= pair.preferred_ci[1]
+        flat = (ranks[..., 0] < ranks[..., 1]).mean()
+        half = 1.96 * np.sqrt(flat * (1 - flat) / 120)
+        held_by_judgements += abs(flat - truth) <= half
+    assert 0.91 <= held / panels <= 0.98
+    if spread:
+        assert held_by_judgements / panels < held / panels - 0.03
+
+
+@pytest.mark.slow
+def test_intervals_of_agreement_hold_the_truth() -> None:
+    """Readers who say the truth with a known probability, else anything: kappa is that probability squared."""
+    draw, known, held, panels = np.random.default_rng(3), 0.7, 0, 300
+    for _ in range(panels):
+        truth = draw.integers(0, 3, (40, 1))
+        said = np.where(draw.random((40, 3)) < known, truth, draw.integers(0, 3, (40, 3))).astype(float)
+        bootstrap = Bootstrap.over(np.arange(40), resamples=300, seed=int(draw.integers(1 << 30)))
+        low, high = interval(krippendorff_alpha(said, "nominal", bootstrap.row_weights()))
+        held += low <= known**2 <= high
+    assert 0.89 <= held / panels <= 0.98
