@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run import Listing
 
-Data = Annotated[
-    Path, typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
-]
+DATA = typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
+Data = Annotated[Path, DATA]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 Labels = Annotated[
     list[str] | None,
@@ -34,6 +33,10 @@ SALIENCY_METHODS = (
     f"{_METHODS}, or as controls {', '.join(CONTROLS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; "
     "repeatable. gradcam and layercam unless said."
 )
+Track = Annotated[
+    str | None,
+    typer.Option(help="Also follow each epoch in tensorboard or mlflow; mlflow:URI is its server, else a SQLite file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 # --- of train ---
 Defence = Annotated[
@@ -77,6 +80,16 @@ Severities = Annotated[
 PlantedShortcuts = Annotated[
     bool, typer.Option("--shortcuts", help="Synthetic films again, planted shortcuts removed and moved.")
 ]
+
+
+def tracker(typed: str | None) -> tuple[str, str]:
+    """The tracker and its server from "mlflow:http://..."; none where nothing was typed."""
+    name, _, uri = (typed or "none").partition(":")
+    if name not in ("none", "tensorboard", "mlflow"):
+        raise unknown("tracker", name, ("tensorboard", "mlflow"))
+    if uri and name != "mlflow":
+        raise UserError(f"--track {typed}: only mlflow has a server: --track mlflow:{uri}")
+    return name, uri
 
 
 def label_map(pairs: list[str] | None) -> dict[str, str | None]:

@@ -100,6 +100,11 @@ class RunRecipe(Strict):
         """How much it sees outside the lungs in training."""
         return self.training.background
 
+    def same_as(self, other: "RunRecipe") -> bool:
+        """Whether both make the same run, wherever it is followed."""
+        one, two = (each.model_copy(update={"training": each.training.untracked()}) for each in (self, other))
+        return one == two
+
     def network_options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights."""
         options = self.model.options()

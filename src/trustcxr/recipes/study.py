@@ -59,6 +59,28 @@ def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, s
     return validate(RunRecipe, content, f"{model.called}, {defence.called}")
 
 
+def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:
+    """The study with so many seeds: its own first, and then those that come after the last of them."""
+    if count < 1:
+        raise UserError(f"--seeds {count}: expected 1 or more")
+    more = range(max(study.seeds) + 1, max(study.seeds) + 1 + count)
+    seeds = (*study.seeds, *more)[:count]
+    return validate(StudyRecipe, study.model_dump(mode="json") | {"seeds": seeds}, f"--seeds {count}")
+
+
+def tracked(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
+    """The study with every training followed in that tracker too."""
+    training = validate(
+        TrainingRecipe, study.training.model_dump() | {"track": where, "tracking_uri": uri}, f"--track {where}"
+    )
+    return study.model_copy(update={"training": training})
+
+
+def untracked(study: StudyRecipe) -> StudyRecipe:
+    """The same study, followed nowhere."""
+    return study.model_copy(update={"training": study.training.untracked()})
+
+
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(p.stem for p in SHIPPED.glob("*.yaml"))

@@ -11,6 +11,8 @@ from trustcxr.recipes.validation import Fraction, Strict
 # The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
 _SWITCHES = ("lung_gate", "empty_lungs")
+MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
+MONITOR_STEPS = 10
 
 
 def _with_background(content: Any) -> Any:
@@ -98,6 +100,16 @@ class TrainingRecipe(Strict):
     )
     healthy: str = Field("Normal", description="with counterfactuals: the class of a film whose lesion is removed")
     augment: Augment = Augment()
+    track: Literal["none", "tensorboard", "mlflow"] = Field(
+        "none", description="also follow each epoch there: tensorboard, mlflow (extra `track`); no part of the result"
+    )
+    tracking_uri: str = Field(
+        "", description="with track: mlflow: its server; a SQLite file beside the runs unless said"
+    )
+
+    def untracked(self) -> "TrainingRecipe":
+        """The same training, followed nowhere: what a run is does not depend on who looks on."""
+        return self.model_copy(update={"track": "none", "tracking_uri": ""})
 
     @property
     def needs_lesions(self) -> bool:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
-from trustcxr.report import audits, board, single_page
+from trustcxr.report import audits, board, cards, single_page
+from trustcxr.report.cards import CARD_FILE
 from trustcxr.report.figures import operating, svg
 from trustcxr.report.tables.cells import Cell, Table, share
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, OperatingPoint, Share
 from trustcxr.results.tables import CLEAN
 
-CARD_FILE = "model_card.md"
 _DASH = "–"
 
 
@@ -164,13 +164,10 @@ def card(document: AuditDocument) -> str:
     What an audit cannot know is asked for, in brackets, of whoever hands the model on.
     """
     said, given = document.model.reported, document.model
-    front = {
-        "model_name": given.name,
-        "tags": ["chest-x-ray", "image-classification", "trustcxr", document.protocol or "no-protocol"],
-        "metrics": ["accuracy", "roc_auc"],
-        "pipeline_tag": "image-classification",
-        "model-index": [_index(document)],
-    }
+    worst = board.attacked(document)
+    data = {"name": document.data.name, "split": document.split, "revision": document.data.fingerprint}
+    results = cards.figures(document.clean.accuracy, document.clean.auroc_macro, worst)
+    front = cards.front(given.name, [document.protocol or "no-protocol"], [cards.index(given.name, data, results)])
     body = single_page.environment().get_template("model_card.md.j2")
     text = body.render(
         document=document,
@@ -178,30 +175,10 @@ def card(document: AuditDocument) -> str:
         notice=NOTICE,
         version=__version__,
         first=first_page(document),
-        worst=board.attacked(document),
+        worst=worst,
         clean=[point for point in document.operating_points if point.attack == CLEAN],
         audits=audits,
     )
-    import yaml
     from markupsafe import Markup
 
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{Markup(text).unescape()}"
-
-
-def _index(document: AuditDocument) -> dict[str, object]:
-    """The results as Hugging Face's `model-index` has them."""
-    worst = board.attacked(document)
-    measured = [
-        ("accuracy", "Accuracy", document.clean.accuracy),
-        ("roc_auc", "AUROC, macro", document.clean.auroc_macro),
-    ]
-    if worst.epsilon is not None:
-        name = f"Accuracy under {attack_said(worst.attack, worst.steps)} at L-infinity {worst.epsilon:g}"
-        measured.append(("accuracy", name, worst.accuracy))
-    metrics = [
-        {"type": kind, "name": name, "value": part.value} for kind, name, part in measured if part.value is not None
-    ]
-    data = {"name": document.data.name, "type": document.data.name, "split": document.split}
-    data["revision"] = document.data.fingerprint
-    task = {"type": "image-classification", "name": "Chest X-ray classification"}
-    return {"name": document.model.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}
+    return front + str(Markup(text).unescape())

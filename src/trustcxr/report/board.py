@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import WORST_CASE, attack_said
+from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report.tables import cells as cells_
 from trustcxr.report.terminal import percent
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AttackResult, AuditDocument, Share, read
+from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, read
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 COLUMNS = (
@@ -105,9 +105,9 @@ def _why(document: AuditDocument, others: AuditDocument) -> str:
     )
 
 
-def attacked(document: AuditDocument) -> AttackResult:
-    """The attack at the largest epsilon that left least; the worst case where it is there, which tries them all."""
-    rows = [row for row in document.attacks if row.accuracy.value is not None]
+def attacked(document: RunDocument) -> AttackResult:
+    """The attack at the largest L-infinity epsilon that left least; the worst case where it was tried."""
+    rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
     here = [row for row in rows if row.epsilon == largest]
     least = sorted(here, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE))

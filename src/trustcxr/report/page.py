@@ -1,12 +1,12 @@
 """The page: gather what the study folder holds, and fill the template."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
-from trustcxr.report import alarms, answers, methods, ranking, single_page, summary, words, written
+from trustcxr.report import alarms, answers, cards, methods, ranking, single_page, summary, words, written
 from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, svg, training
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.figures.saliency import explanation_dots
@@ -24,7 +24,7 @@ from trustcxr.report.tables import (
     seeds,
 )
 from trustcxr.results import files, folders
-from trustcxr.results.documents import DataDescription, Document
+from trustcxr.results.documents import DataDescription, Document, StudyDocument
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -78,14 +78,17 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     `tables`: also each of its tables, as CSV and LaTeX, into report-tables/.
     Reads study.json, and of each run metrics.json, history.csv, predictions.parquet, saliency.parquet and panels.npz;
     a part that is missing leaves a dash or a line that says so. The page is one file without outside addresses,
-    whole without its script. Raises UserError where the folder holds neither a readable study.json nor a run's
-    metrics.json.
+    whole without its script. Each trained run gets its model card. Raises UserError where the folder holds neither a
+    readable study.json nor a run's metrics.json.
     """
     found = read(Path(study_folder))
     parts = gather(found)
     page = filled(parts)
     if tables:
         written.write(parts, found.path / written.FOLDER)
+    for run in found.runs:
+        if all((run.folder / name).is_file() for name in (folders.RUN_FILE, folders.WEIGHTS_FILE)):
+            cards.write(run.folder)
     target = found.path / folders.REPORT_FILE
     with files.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -227,6 +230,7 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
     study = found.study
     facts = _facts(study.hardware)
     facts += [("Time in all", words.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
+    facts += list(_came_from(study, runs))
     facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
     chosen, split = words.count(study.selection.count), study.selection.split or words.DASH
     return {
@@ -243,6 +247,24 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
         "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.",
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True) if study.recipe else "",
     }
+
+
+def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
+    """The commit, seeds, films and energy, as far as they were noted."""
+    if study.source:
+        changed = ", with changes since" if study.source.get("changed") else ""
+        yield "Source", f"commit {study.source.get('commit')}{changed}"
+    if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
+        yield "Seeds", ", ".join(map(str, seeds))
+    if study.data.fingerprint:
+        yield "Films, fingerprint", study.data.fingerprint
+    trained = [run.metrics.training for run in runs]
+    if known := [part for part in trained if part.energy_kwh is not None]:
+        total = sum(part.energy_kwh or 0.0 for part in known)
+        yield (
+            "Energy of training",
+            f"about {total:.3g} kWh over {len(known)} runs: {known[0].energy_method} (first run)",
+        )
 
 
 def _data_line(data: DataDescription) -> str:

@@ -9,15 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
 from trustcxr.data import load_dataset, provenance
 from trustcxr.errors import UserError
-from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, run_recipe
+from trustcxr.recipes.study import StudyRecipe, run_recipe, untracked
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files
@@ -38,16 +35,16 @@ from trustcxr.results.folders import (
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
-    VALIDATION_FILE,
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.results.tables import logits_of
 from trustcxr.study import comparison, data_check, preflight, seeds
+from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
-from trustcxr.study.provenance import describe_data, hardware
+from trustcxr.study.provenance import describe_data
 from trustcxr.study.steps import DATA_FILE, carry_out, record
+from trustcxr.training.provenance import hardware, source
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -107,13 +104,14 @@ class Study:
             "fingerprint": provenance.whole(self.datasets["train"]),
             "recipe": self.recipe.model_dump(mode="json"),
         }
+        defining = content | {"recipe": untracked(self.recipe).model_dump(mode="json")}
         if path.is_file():
             before = files.read_yaml(path)
             with suppress(UserError):  # keys that are new since then have their default
                 kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
-                before["recipe"] = kept.model_dump(mode="json")
+                before["recipe"] = untracked(kept).model_dump(mode="json")
             films = before.pop("fingerprint", None)
-            now = {key: value for key, value in content.items() if key != "fingerprint"}
+            now = {key: value for key, value in defining.items() if key != "fingerprint"}
             if films is not None:  # what the films are counts, and not what their folder is called
                 before["data"] = now["data"]
             if changed := _differences(before, now):
@@ -180,26 +178,10 @@ class Study:
             which = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
             say(f"no network is chosen by {by} on {split}: {which}, and might be the best")
             return []
-        ranking = self._rank(trained)
+        pairs = [(run, self._run_folder(run)) for run in trained]
+        ranking = ranked(self.recipe.selection, pairs, self.datasets["val"].classes)
         say(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
         return ranking
-
-    def _rank(self, baselines: list[RunRecipe]) -> list[Ranked]:
-        by = self.recipe.selection.by
-        values: dict[str, list[float]] = {}
-        for run in baselines:
-            table = files.read_table(self._run_folder(run) / VALIDATION_FILE)
-            figures = metrics.classification(
-                logits_of(table),
-                table["label"].to_numpy(),
-                table["group"],
-                self.datasets["val"].classes,
-                resamples=100,
-            )
-            values.setdefault(run.model.called, []).append(float(figures[by] or 0.0))
-        ranked = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
-        count = self.recipe.selection.count
-        return [Ranked(model=name, value=value, chosen=i < count) for i, (value, name) in enumerate(ranked)]
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""
@@ -232,6 +214,7 @@ class Study:
             trustcxr=__version__,
             versions=versions(),
             hardware=hardware(),
+            source=source(),
             seconds=seconds,
             data=describe_data(self.data, datasets),
             recipe=recipe.model_dump(mode="json"),

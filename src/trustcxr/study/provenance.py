@@ -1,7 +1,5 @@
-"""What a result came from: the data as they were read, the machine, the processor."""
+"""What a result came from: the data as they were read."""
 
-import os
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.data import provenance
-from trustcxr.results.documents import DataDescription, Hardware
+from trustcxr.results.documents import DataDescription
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -37,20 +35,3 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
         fingerprints={split: first.fingerprints()[split] for split in counts},
         groups={role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
     )
-
-
-def hardware() -> Hardware:
-    """What the study ran on."""
-    import torch
-
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return Hardware(processor=processor(), cores=os.cpu_count(), accelerator=accelerator, system=platform.system())
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

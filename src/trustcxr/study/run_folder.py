@@ -60,7 +60,7 @@ class RunFolder:
             return
         before = files.read_yaml(path).get("recipe") or {}
         # Read as a recipe, so that keys that are new since then have their default.
-        if validate(RunRecipe, before, str(path)) != recipe:
+        if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
 
     def train(

@@ -23,7 +23,8 @@ from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import TrainingDocument
-from trustcxr.training import checkpoint, lung_segmenter
+from trustcxr.training import checkpoint, lung_segmenter, tracking
+from trustcxr.training import provenance as origins
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
@@ -130,7 +131,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
         accelerator="auto",
         devices=1,
         precision=recipe.training.precision,
-        callbacks=[monitor, Bar(recipe.name, monitor), save],
+        callbacks=[monitor, Bar(recipe.name, monitor), save, *tracking.callback(recipe, monitor)],
         plugins=[checkpoint.WholeCheckpoints()],
         logger=False,
         enable_progress_bar=False,
@@ -207,8 +208,10 @@ def _finish(
         shutil.copyfile(best, temporary)
     content = files.read_yaml(folder / folders.RUN_FILE)
     content["checksums"] = folders.checksums(folder, content["classes"])
-    files.write_yaml(folder / folders.RUN_FILE, content)
     summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
+    summary.energy_kwh, summary.energy_method = origins.energy(summary.processor_seconds or 0.0, summary.seconds or 0.0)
+    content["took"] = {key: summary[key] for key in ("seconds", "processor_seconds", "energy_kwh", "energy_method")}
+    files.write_yaml(folder / folders.RUN_FILE, content)
     if recipe.defence.attacks:
         summary.watched_images = len(attacked_rows(monitor.val))
     if monitor.stopped == "overfitting":
@@ -244,6 +247,8 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", st
         "data": provenance.of(train),
         "started_from": start.name if start else None,
         "versions": folders.versions(),
+        "hardware": origins.hardware(),
+        "source": origins.source(),
     }
     if not (folder / folders.FILMS_FILE).is_file():
         files.write_table(folder / folders.FILMS_FILE, provenance.films(train))

@@ -19,6 +19,7 @@ from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.results import files, folders
 from trustcxr.results.documents import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint
@@ -26,8 +27,6 @@ from trustcxr.training import checkpoint
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch
-MONITOR_STEPS = 10
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
@@ -47,6 +46,7 @@ class Monitor(pl.Callback):
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
+        self.processor_seconds, self._worked = 0.0, 0.0
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
@@ -61,13 +61,14 @@ class Monitor(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         kept = {"history": self.history, "best": self.best, "stopped": self.stopped, "seconds": self.seconds}
-        return kept | {"best_sum": self.best_sum}
+        return kept | {"best_sum": self.best_sum, "processor_seconds": self.processor_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a resumed run."""
         self.history, self.best = state["history"], state["best"]
         self.stopped, self.seconds = state["stopped"], state["seconds"]
         self.best_sum = state.get("best_sum", "")
+        self.processor_seconds = state.get("processor_seconds", 0.0)
 
     def take_up_if_ended(self, kept: dict[str, Any]) -> bool:
         """Whether the training of this checkpoint had stopped before its last epoch; if so, its state is taken up."""
@@ -79,7 +80,7 @@ class Monitor(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
-        self._started = time.monotonic()
+        self._started, self._worked = time.monotonic(), time.process_time()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Validate, keep, and decide whether to go on."""
@@ -92,6 +93,7 @@ class Monitor(pl.Callback):
             **validate(module.candidate(), self.val, self.recipe, module.device),
         }
         self.seconds += time.monotonic() - self._started
+        self.processor_seconds += time.process_time() - self._worked
         row["seconds"] = self.seconds
         self.history.append(row)
         files.write_table(self.folder / folders.HISTORY_FILE, self.table())
@@ -123,6 +125,7 @@ class Monitor(pl.Callback):
             epochs=len(self.history),
             best_epoch=int(self.best["epoch"]),
             seconds=self.seconds,
+            processor_seconds=self.processor_seconds,
             monitor=self.monitor,
             best_value=self.best["value"],
             stopped=self.stopped,
@@ -180,8 +183,11 @@ class RefitMonitor(Monitor):
         """What was chosen, the time of both, and in `refit` how the second went."""
         mine = super().summary()
         again = Refit(epochs=mine.epochs, seconds=mine.seconds, stopped=mine.stopped)
-        both = (self.chosen.seconds or 0.0) + self.seconds
-        return self.chosen.model_copy(update={"version": mine.version, "seconds": both, "refit": again})
+        both = {
+            "seconds": (self.chosen.seconds or 0.0) + self.seconds,
+            "processor_seconds": (self.chosen.processor_seconds or 0.0) + self.processor_seconds,
+        }
+        return self.chosen.model_copy(update={"version": mine.version, "refit": again} | both)
 
     def sentence(self) -> str:
         """The same for a person, after the run's name."""

@@ -23,8 +23,11 @@ from trustcxr.results.documents.explained import (
     Stage,
     Stratum,
 )
+from trustcxr.results.documents.exported import ExportDocument
 from trustcxr.results.documents.judged import Alarm, Sign, Verdict
 from trustcxr.results.documents.pairs import AuditPair, PairRow
+from trustcxr.results.documents.plans import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost
+from trustcxr.results.documents.pruned import Prunable, PruneDocument
 from trustcxr.results.documents.runs import Refit, RunDocument, TrainingDocument
 from trustcxr.results.documents.studies import (
     LEVEL,
@@ -57,6 +60,7 @@ from trustcxr.results.documents.tested import (
     InputGradients,
     PlantedShortcut,
 )
+from trustcxr.results.documents.verified import Difference, VerifiedDocument
 from trustcxr.results.flat import Document, Figure, Measured, Share, understood
 
 __all__ = [
@@ -80,17 +84,21 @@ __all__ = [
     "Comparison",
     "CorruptionResult",
     "CorruptionsMean",
+    "CostDocument",
     "Curve",
     "DataCheck",
     "DataDescription",
     "DataFinding",
     "DataProbe",
+    "Difference",
     "Division",
     "Document",
     "Drop",
+    "ExportDocument",
     "FailedRun",
     "Figure",
     "FilmAnswer",
+    "FilmCost",
     "Finding",
     "GateCheck",
     "HandedIn",
@@ -106,10 +114,13 @@ __all__ = [
     "PairRow",
     "Perturbed",
     "PlantedShortcut",
+    "Prunable",
+    "PruneDocument",
     "RandomWeights",
     "Ranked",
     "Refit",
     "RunDocument",
+    "RunPlan",
     "SaliencyDocument",
     "SeedFigure",
     "Selection",
@@ -118,9 +129,12 @@ __all__ = [
     "Stage",
     "Stratum",
     "StudyDocument",
+    "StudyPlan",
     "Subgroup",
     "TrainingDocument",
     "Verdict",
+    "VerifiedDocument",
+    "WayCost",
     "read",
     "read_if_there",
 ]

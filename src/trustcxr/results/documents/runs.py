@@ -27,12 +27,18 @@ class Refit(Document):
 
 
 class TrainingDocument(Document):
-    """training.json: how long a run was trained, what stopped it, which epoch is kept."""
+    """training.json: how long a run was trained, what stopped it, which epoch is kept.
+
+    `processor_seconds` of all cores together; `energy_kwh` is an estimate, `energy_method` how it was made.
+    """
 
     version: int | None = None
     epochs: int | None = None
     best_epoch: int | None = None
     seconds: Number = None
+    processor_seconds: Number = None
+    energy_kwh: Number = None
+    energy_method: str = ""
     monitor: str = ""
     best_value: Number = None
     stopped: str | None = None

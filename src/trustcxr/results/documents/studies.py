@@ -169,6 +169,7 @@ class StudyDocument(Document):
     trustcxr: str = ""
     versions: dict[str, str] = {}
     hardware: Hardware = Hardware()
+    source: dict[str, str | bool] | None = None  # the commit that TrustCXR ran from, and whether files were changed
     seconds: Number = None
     data: DataDescription = DataDescription()
     recipe: dict[str, Any] = {}

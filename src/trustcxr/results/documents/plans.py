@@ -1,0 +1,95 @@
+"""Where a study stands, and what is left of it to pay for: what `status` and `study --dry-run` say."""
+
+from typing import Literal
+
+from trustcxr.results.documents.studies import Hardware
+from trustcxr.results.flat import Document, Named, Number, Records
+
+State = Literal["done", "running", "failed", "waiting", "if chosen"]
+
+
+class FilmCost(Document):
+    """What one film takes in one kind of work: passes through the network by kind, and seconds beside the network.
+
+    `most`: of how many films at most, where it is not of all.
+    """
+
+    most: int | None = None
+    forward: Number = None
+    gradient: Number = None
+    seconds: Number = None
+
+
+class WayCost(Document):
+    """What one network costs, trained in one way, in seconds as measured.
+
+    `step`: one step of training on `batch` images, timed with `timed` of them. `forward` and `gradient`: one film
+    through the network, without and with the way back to its pixels.
+    """
+
+    step: Number = None
+    batch: int | None = None
+    timed: int | None = None
+    forward: Number = None
+    gradient: Number = None
+
+
+class CostDocument(Document):
+    """Costs measured on one machine: of every network and way of training, and of a film in every kind of work.
+
+    `counts`: images of each role (train, val, test), and of those with masks (annotated, annotated_val).
+    """
+
+    measured: str = ""
+    hardware: Hardware = Hardware()
+    threads: int | None = None
+    size: int | None = None
+    counts: dict[str, int] = {}
+    ways: Named[WayCost] = {}
+    films: Named[FilmCost] = {}
+    notes: list[str] = []
+
+
+class RunPlan(Document):
+    """A run of a study. `seconds`: what each step that is not done will take at most; None where nobody measured it.
+
+    `epoch` counts those that are finished, of at most `epochs`.
+    """
+
+    run: str = ""
+    model: str = ""
+    way: str = ""
+    seed: int | None = None
+    state: State = "waiting"
+    step: str = ""
+    epoch: int | None = None
+    epochs: int | None = None
+    holder: str = ""
+    reason: str = ""
+    seconds: dict[str, float | None] = {}
+
+    @property
+    def left(self) -> float | None:
+        """All its steps that are not done; None where one of them was not measured."""
+        known = [part for part in self.seconds.values() if part is not None]
+        return sum(known) if len(known) == len(self.seconds) else None
+
+
+class StudyPlan(Document):
+    """Every run of a study. `least` and `most`: seconds of work left, without and with the dearest that may be chosen.
+
+    Both are None where a run was not measured; `to_choose` networks are still to be chosen by validation. `at_once`:
+    how many runs are worked on now.
+    """
+
+    study: str = ""
+    folder: str = ""
+    notice: str = ""
+    holder: str = ""
+    at_once: int = 0
+    to_choose: int = 0
+    runs: Records[RunPlan] = []
+    least: Number = None
+    most: Number = None
+    unmeasured: list[str] = []
+    costs: CostDocument | None = None

@@ -1,0 +1,31 @@
+"""The networks of a study by what they do on validation, best first."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trustcxr.evaluation import metrics
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import Selection
+from trustcxr.results import files
+from trustcxr.results.documents import Ranked
+from trustcxr.results.folders import VALIDATION_FILE
+from trustcxr.results.tables import logits_of
+
+
+def ranked(
+    selection: Selection, baselines: Iterable[tuple[RunRecipe, Path]], classes: Sequence[str], *, resamples: int = 100
+) -> list[Ranked]:
+    """Each network with its mean over seeds and whether it is chosen; `baselines` are standard runs and their folders.
+
+    Two of the same value stand in the order of their names.
+    """
+    values: dict[str, list[float]] = {}
+    for run, folder in baselines:
+        table = files.read_table(folder / VALIDATION_FILE)
+        labels = table["label"].to_numpy()
+        figures = metrics.classification(logits_of(table), labels, table["group"], tuple(classes), resamples=resamples)
+        values.setdefault(run.model.called, []).append(float(figures[selection.by] or 0.0))
+    order = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
+    return [Ranked(model=name, value=value, chosen=i < selection.count) for i, (value, name) in enumerate(order)]

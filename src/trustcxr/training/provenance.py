@@ -1,0 +1,67 @@
+"""What a run came from and took: machine, state of the source, time, and an estimate of the energy."""
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from trustcxr.results.documents import Hardware
+
+# Stated, not measured: what one busy core of a server's processor draws with its share of memory and cooling, and what
+# an accelerator at work draws. A laboratory that knows its own says them in these variables.
+WATTS = {"TRUSTCXR_WATTS_A_CORE": 10.0, "TRUSTCXR_WATTS_ACCELERATOR": 350.0}
+_ROOM = 5  # seconds that git is given
+
+
+def hardware() -> Hardware:
+    """What it ran on."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return Hardware(processor=processor(), cores=os.cpu_count(), accelerator=accelerator, system=platform.system())
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)
+def source() -> dict[str, str | bool] | None:
+    """The `commit` that TrustCXR ran from, and whether files were `changed` since; None where it is no checkout."""
+    here = Path(__file__).resolve()
+    # A checkout of something else may hold the environment that TrustCXR is installed in.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    commit = _git(here.parent, "rev-parse", "HEAD")
+    changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": bool(changed)} if commit else None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=_ROOM, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def energy(processor_seconds: float, seconds: float) -> tuple[float, str]:
+    """Kilowatt hours that a training took, as an estimate, and in words how it was made.
+
+    `processor_seconds` are those of all cores together; `seconds` those that an accelerator was held.
+    """
+    core, accelerator = (float(os.environ.get(name) or watts) for name, watts in WATTS.items())
+    joules = processor_seconds * core
+    how = f"an estimate, not measured: {processor_seconds:.0f} processor seconds at a stated {core:g} W a core"
+    if torch.cuda.is_available():
+        joules += seconds * accelerator
+        how += f", {seconds:.0f} s of an accelerator at a stated {accelerator:g} W"
+    return joules / 3.6e6, how

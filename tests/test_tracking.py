@@ -1,0 +1,157 @@
+"""A training followed in TensorBoard or MLflow: the same run, each epoch's figures there too; and what a run took."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_runs import PowerCut, cut_at, make_films, recipe, same, weights
+from test_cli import complaint, run
+from trustcxr.errors import UserError
+from trustcxr.recipes.study import load_study, tracked, untracked
+from trustcxr.results import documents, files
+from trustcxr.results.documents import TrainingDocument
+from trustcxr.study.run_folder import RunFolder
+from trustcxr.training import loop, provenance, tracking
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
+    one, other = recipe(), recipe(track="mlflow", tracking_uri="http://lab:5000")
+    assert one != other
+    assert one.same_as(other)
+    assert not one.same_as(recipe(epochs=3))
+    files.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
+    RunFolder(tmp_path).refuse_another(one)
+    with pytest.raises(UserError, match="holds another run"):
+        RunFolder(tmp_path).refuse_another(recipe(epochs=3))
+    demo = load_study("demo")
+    assert tracked(demo, "tensorboard").training.track == "tensorboard"
+    assert untracked(tracked(demo, "mlflow", "http://lab:5000")) == demo
+
+
+def test_what_is_typed_wrongly_is_one_line(tmp_path: Path) -> None:
+    typed = ("train", "--data", tmp_path, "--model", "resnet18", "--out", tmp_path / "out", "--track")
+    assert "unknown tracker 'tensorbord': did you mean tensorboard" in complaint(*typed, "tensorbord")
+    assert "only mlflow has a server" in complaint(*typed, "tensorboard:http://lab")
+
+
+@pytest.mark.parametrize("track", ["tensorboard", "mlflow"])
+def test_a_package_that_is_missing_is_said_with_how_to_install_it(
+    track: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytorch_lightning import loggers
+
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("not there")
+
+    monkeypatch.setattr(loggers, {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger"}[track], missing)
+    with pytest.raises(UserError, match=rf"tracking with {track} needs packages .*pip install '\.\[track\]'"):
+        tracking.logger(recipe(track=track), tmp_path / "run")
+
+
+def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
+    run_folder = tmp_path / "study" / "runs" / "a"
+    assert tracking.home(run_folder) == run_folder
+    files.write_yaml(tmp_path / "study" / "study.yaml", {})
+    assert tracking.home(run_folder) == tracking.home(run_folder / "validated") == tmp_path / "study"
+
+
+@pytest.mark.slow
+def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, Any], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop.fit(recipe(), *films, tmp_path / "alone")
+    loop.fit(recipe(track="tensorboard"), *films, tmp_path / "tracked")
+    assert same(weights(tmp_path / "alone"), weights(tmp_path / "tracked"))
+    events = EventAccumulator(str(next((tmp_path / "tracked" / "tensorboard").glob("*"))))
+    events.Reload()
+    history = files.read_table(tmp_path / "tracked" / "history.csv")
+    seen = [point.value for point in events.Scalars("val_accuracy")]
+    assert seen == pytest.approx(history["val_accuracy"].tolist())
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    asked, folder = recipe("fgsm", track="mlflow"), tmp_path / "run"
+    with monkeypatch.context() as cut:
+        cut_at(cut, 4)
+        with pytest.raises(PowerCut):
+            loop.fit(asked, *films, folder)
+    loop.fit(asked, *films, folder)
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "run"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.params["defence.name"] == "fgsm"
+    history = files.read_table(folder / "history.csv")
+    points = {point.step: point.value for point in client.get_metric_history(found.info.run_id, "val_pgd_accuracy")}
+    assert points == pytest.approx(dict(enumerate(history["val_pgd_accuracy"])))
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_one_line(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")
+    asked = recipe(track="mlflow", tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"tracking with mlflow at http://127\.0\.0\.1:9 failed"):
+        loop.fit(asked, *films, tmp_path / "run")
+
+
+# --- what a run took -------------------------------------------------------------------------------------------------
+
+
+def test_energy_is_an_estimate_that_says_how_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    kwh, how = provenance.energy(3600.0, 1800.0)
+    assert "an estimate, not measured: 3600 processor seconds at a stated 10 W a core" in how
+    assert kwh == pytest.approx(0.01) or "accelerator" in how
+    monkeypatch.setenv("TRUSTCXR_WATTS_A_CORE", "5")
+    assert provenance.energy(3600.0, 0.0)[0] == pytest.approx(0.005)
+
+
+def test_the_source_is_known_where_it_is_a_checkout_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = provenance.source.__wrapped__()
+    assert found is None or len(str(found["commit"])) == 40
+    elsewhere = tmp_path / "site-packages" / "provenance.py"
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    monkeypatch.setattr(provenance, "__file__", str(elsewhere))
+    assert provenance.source.__wrapped__() is None
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_took_also_over_a_cut(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as cut:
+        cut_at(cut, 4)
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(), *films, tmp_path)
+    first = files.read_yaml(tmp_path / "run.yaml")
+    assert {"hardware", "source", "versions", "recipe", "data"} <= set(first)
+    loop.fit(recipe(), *films, tmp_path)
+    content = files.read_yaml(tmp_path / "run.yaml")
+    training = documents.read(TrainingDocument, tmp_path / "training.json")
+    assert content["took"] == {
+        "seconds": training.seconds,
+        "processor_seconds": training.processor_seconds,
+        "energy_kwh": training.energy_kwh,
+        "energy_method": training.energy_method,
+    }
+    history = files.read_table(tmp_path / "history.csv")
+    assert training.seconds == pytest.approx(history["seconds"].iloc[-1])
+    assert (training.processor_seconds or 0) > 0
+    assert sys.platform == "win32" or content["hardware"]["system"]  # type: ignore[index]
+    assert run("report", tmp_path, expect=2).stderr, "not tested, so no page"
