@@ -1,4 +1,4 @@
-"""One trained model: `train`, `evaluate`, `explain`, `predict`, and the networks to choose from."""
+"""One trained model: `train`, `evaluate`, `explain`, `predict`, `export`, `push`, and the networks to choose from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +25,12 @@ from trustcxr.cli.options import (
     Severities,
     Steps,
     Surrogate,
+    Track,
     TrainingEpsilon,
     label_map,
     listing,
     print_json,
+    tracker,
 )
 
 runs_app = typer.Typer()
@@ -67,6 +69,7 @@ def train(
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
     background: Background = "full",
     set_: Settings = None,
+    track: Track = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -75,12 +78,15 @@ def train(
     from trustcxr.report.terminal import training_sentence
     from trustcxr.study import run_folder
 
+    where, uri = tracker(track)
     training = {
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "patience": patience,
         "precision": precision,
+        "track": where if track else None,
+        "tracking_uri": uri or None,
     }
     recipe = run_folder.recipe(
         model=model,
@@ -275,3 +281,37 @@ def predict(
         print(NOTICE)
     if any(answer.error is not None for answer in answers):
         raise typer.Exit(2)
+
+
+@runs_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
+    out: Annotated[Path, typer.Option(help="The file, .onnx or .pt2; its model file is written beside it.")],
+    format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
+    data: Annotated[Path | None, typer.Option(help="Films to try it on; synthetic ones unless said.")] = None,
+    json: Json = False,
+) -> None:
+    """A run as one file that others can run and `trustcxr audit` takes, held against the run before it is kept."""
+    from trustcxr.report import terminal
+    from trustcxr.study import exporting
+
+    found = exporting.export(run, format, out, data=data)
+    if json:
+        return print_json(found)
+    for line in terminal.exported(found):
+        print(line)
+    return print(NOTICE)
+
+
+@runs_app.command(epilog="Example: trustcxr push out/run hf://owner/name")
+def push(
+    run: RunFolder,
+    place: Annotated[str, typer.Argument(metavar="REPO", help="hf://owner/name on a Hugging Face hub, or a folder.")],
+    public: Annotated[bool, typer.Option("--public", help="A new repository that anybody can see.")] = False,
+) -> None:
+    """Put a run's weights, run.yaml, figures and model card on a hub, from where `tx.load_run` reads it."""
+    from trustcxr.evaluation import hub
+    from trustcxr.report import cards
+
+    where = hub.push(run, place, cards.card(run), private=not public)
+    print(f'{run} is at {where}; tx.load_run("{where}") loads it\n{NOTICE}')

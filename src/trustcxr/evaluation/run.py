@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from trustcxr.errors import UserError
+from trustcxr.evaluation import hub
 from trustcxr.models import classifier, factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
@@ -92,13 +93,14 @@ def device() -> torch.device:
 
 
 def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run:
-    """A trained run from its folder, in evaluation mode. Nothing is unpickled.
+    """A trained run from its folder, or from a hub's repository `hf://owner/name`, in evaluation mode.
 
+    Nothing is unpickled; the network is used for such an address alone.
     Raises UserError where the folder is not a run, or its files do not belong together.
     """
     from trustcxr.models.weights import load_weights
 
-    path = folders.check_run(Path(folder))
+    path = folders.check_run(hub.fetch(folder) if hub.is_address(folder) else Path(folder))
     content = files.read_yaml(path / folders.RUN_FILE)
     try:
         recipe = validate(RunRecipe, content["recipe"], str(path / folders.RUN_FILE))

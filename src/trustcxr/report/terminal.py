@@ -14,6 +14,7 @@ from trustcxr.results.documents import (
     Accuracy,
     AttackResult,
     Drop,
+    ExportDocument,
     FilmAnswer,
     RunDocument,
     SaliencyDocument,
@@ -85,6 +86,17 @@ def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
+
+
+def exported(found: ExportDocument) -> list[str]:
+    """What was written, and how near its answers are."""
+    kind = f"ONNX, opset {found.opset}" if found.opset else "a program of torch.export"
+    lines = [
+        f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
+        f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
+        f"to audit it: trustcxr audit {found.model_file} --data PATH --out DIR",
+    ]
+    return lines + ([f"note: {found.note}"] if found.note else [])
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,107 @@
+"""Runs on a Hugging Face hub, or in a folder that stands for one: weights as safetensors, run.yaml, card and figures.
+
+A place is `hf://owner/name`, with `@revision` if wanted, or a folder. The network is used by these two functions alone,
+when they are called with a hub's address.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from trustcxr.errors import UserError
+from trustcxr.results import files, folders
+
+PREFIX = "hf://"
+CARD_FILE = "README.md"  # what a hub shows of a repository
+_ADDRESS = re.compile(r"hf:/+(?P<repository>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^\s]+))?/?")
+_SENT = (
+    folders.RUN_FILE,
+    folders.WEIGHTS_FILE,
+    folders.TRAINING_FILE,
+    folders.HISTORY_FILE,
+    folders.METRICS_FILE,
+    folders.FILMS_FILE,
+)
+_T = TypeVar("_T")
+
+
+def is_address(place: str | Path) -> bool:
+    """Whether this is a repository of a hub, also where it was taken for a path."""
+    return re.match(r"hf:/", str(place)) is not None
+
+
+def fetch(place: str | Path) -> Path:
+    """The folder with the run of a hub's repository, from the hub's own cache where it is there already.
+
+    Raises UserError for an address that is none, or a repository that cannot be had.
+    """
+    repository, revision = _parsed(str(place))
+    import huggingface_hub
+
+    return Path(
+        _asked(
+            place,
+            lambda: huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=[*_SENT, CARD_FILE]
+            ),
+        )
+    )
+
+
+def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
+    """Put a run into a hub's repository, made where it is not there, or into a folder; where it then is.
+
+    `card` is its model card. A folder that holds another run is refused.
+    """
+    folders.check_run(run)
+    if not is_address(place):
+        return _into_folder(run, Path(place), card)
+    repository, _ = _parsed(place)
+    import tempfile
+
+    import huggingface_hub
+
+    with tempfile.TemporaryDirectory() as staged:
+        _into_folder(run, Path(staged), card)
+        hub = huggingface_hub.HfApi()
+
+        def send() -> object:
+            hub.create_repo(repository, private=private, exist_ok=True)
+            return hub.upload_folder(repo_id=repository, folder_path=staged, commit_message=f"{run.name}, by TrustCXR")
+
+        _asked(place, send)
+    return f"{PREFIX}{repository}"
+
+
+def _into_folder(run: Path, place: Path, card: str) -> str:
+    before = place / folders.RUN_FILE
+    if before.is_file() and files.read_yaml(before).get("name") != files.read_yaml(run / folders.RUN_FILE).get("name"):
+        raise UserError(f"{place}: holds another run; choose another place")
+    for name in _SENT:
+        if (run / name).is_file():
+            with files.replacing(place / name) as temporary:
+                shutil.copyfile(run / name, temporary)
+    with files.replacing(place / CARD_FILE) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return str(place)
+
+
+def _parsed(place: str) -> tuple[str, str | None]:
+    found = _ADDRESS.fullmatch(place)
+    if found is None:
+        raise UserError(f"{place}: no address of a hub: write hf://owner/name, or hf://owner/name@revision")
+    return found["repository"], found["revision"]
+
+
+def _asked(place: str | Path, ask: Callable[[], _T]) -> _T:
+    """What a hub answers; UserError in one line for whatever it refuses, or where it cannot be reached."""
+    try:
+        return ask()
+    except Exception as problem:
+        said = " ".join(str(problem).split())[:200]
+        raise UserError(
+            f"{place}: the hub refused or cannot be reached ({type(problem).__name__}: {said}); see the name, the "
+            "network, and `hf auth login`"
+        ) from None

@@ -1,0 +1,111 @@
+"""A run written as ONNX or torch.export, held against the run on films before it gets its name; with its model file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trustcxr.attacks import undisturbed
+from trustcxr.data.batches import to_pixels
+from trustcxr.data.phantom import CLASSES, render
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run, load_run
+from trustcxr.models import adapters, exporting
+from trustcxr.models.adapters import Given
+from trustcxr.models.adapters.onnx_files import OnnxNet
+from trustcxr.results import files
+from trustcxr.results.documents import ExportDocument
+from trustcxr.study import films as tested
+from trustcxr.study.films import Source
+
+ALLOWED = 1e-4  # that a logit may differ, of the largest or of 1
+FILMS = 12  # on which it is held against the run
+_SMALLEST = 32  # pixels of a synthetic film
+
+
+def export(run: str | Path, kind: str, out: Path, *, data: Path | None = None) -> ExportDocument:
+    """Write a run's model to `out`, and beside it the model file that `trustcxr audit` takes.
+
+    `kind`: onnx or torch-export. The written file's answers, one film at a time and several at once, must be the run's
+    to within ALLOWED, on films of `data` (its test split) or, without, on synthetic ones; else nothing is left. Raises
+    UserError then, and where a package is missing.
+    """
+    exporting.check(kind, out)
+    loaded = load_run(run, on="cpu")
+    images, which = _films(loaded, data)
+    with files.replacing(out) as temporary:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        exporting.write(loaded.model, loaded.size, temporary, kind)
+        # Read as an audit would read it, from the file alone.
+        given = adapters.load(
+            temporary,
+            classes=loaded.classes,
+            size=loaded.size,
+            channels=1,
+            resize=loaded.trained_by.data.resize,
+            on="cpu",
+        )
+        largest = _apart(loaded, given, temporary, images, kind)
+        if not largest <= ALLOWED:
+            raise UserError(f"{out}: not written: its answers differ from the run's by {largest:.1e} on {which}")
+    declared = out.with_suffix(".yaml")
+    files.write_yaml(declared, _model_file(loaded, out))
+    return ExportDocument(
+        run=loaded.name,
+        format=kind,
+        file=str(out),
+        model_file=str(declared),
+        opset=exporting.OPSET if kind == "onnx" else None,
+        size=loaded.size,
+        bytes=out.stat().st_size,
+        sha256=files.checksum(out),
+        films=which,
+        n=len(images),
+        largest=largest,
+        allowed=ALLOWED,
+        gradients=given.origin.gradients,
+        note="; ".join(given.origin.notes),
+    )
+
+
+def _films(run: Run, data: Path | None) -> tuple[Tensor, str]:
+    """Images (B, 1, H, W) in pixel space, and in words which they are."""
+    if data is not None:
+        films = tested.load(run, Source(data))
+        rows = np.unique(np.linspace(0, len(films) - 1, min(FILMS, len(films))).astype(int))
+        return to_pixels(torch.from_numpy(films.batch(rows))), f"{len(rows)} films of {films.root.name}"
+    size = max(run.size, _SMALLEST)
+    drawn = np.stack([render(CLASSES[k % len(CLASSES)], seed=k, size=size).image for k in range(FILMS)])
+    images = to_pixels(torch.from_numpy(drawn[:, None, : run.size, : run.size].copy()))
+    return images, f"{len(images)} synthetic films"
+
+
+def _apart(run: Run, given: Given, path: Path, images: Tensor, kind: str) -> float:
+    """The most by which answers differ, of the largest of the run's or of 1: one by one, and all in one batch."""
+    with torch.no_grad(), undisturbed(run.model):
+        wanted = run.model(images)
+    scale = max(1.0, float(wanted.abs().max()))
+    nets: list[Callable[[Tensor], Tensor]] = [given.model] if given.model is not None else []
+    nets += [OnnxNet(path)] if kind == "onnx" else []
+    with torch.no_grad():
+        answers = [answer for net in nets for answer in (net(images), torch.cat([net(film[None]) for film in images]))]
+    return max(float((answer - wanted).abs().max()) for answer in answers) / scale
+
+
+def _model_file(run: Run, out: Path) -> dict[str, object]:
+    """What a model file says of it, with what its recipe says in the place of its makers."""
+    recipe, defence = run.trained_by, run.trained_by.defence
+    kept = files.part(files.read_yaml(run.folder / "run.yaml"), "data")
+    against = f"L-infinity {defence.epsilon:g}, {defence.name}" if defence.attacks or defence.certifies else ""
+    return {
+        "source": out.name,
+        "name": run.name,
+        "input": {"size": run.size, "channels": 1, "range": [0, 1], "resize": recipe.data.resize},
+        "output": {"kind": "logits", "classes": list(run.classes)},
+        "reported": {
+            "threat_model": against,
+            "training_data": f"{kept.get('root_name', '')}, {kept.get('images', '')} films of {kept.get('split', '')}",
+        },
+    }

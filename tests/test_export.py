@@ -1,0 +1,195 @@
+"""A run as one file for others: its answers, any batch, the model file beside it; and on a hub and back."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+import trustcxr as tx
+from small_runs import recipe, same, weights
+from test_cli import complaint, run
+from trustcxr.data.phantom import writing
+from trustcxr.errors import UserError
+from trustcxr.evaluation import hub
+from trustcxr.models import adapters, exporting, factory
+from trustcxr.models.weights import save_weights
+from trustcxr.report import cards
+from trustcxr.results import files, folders
+from trustcxr.study import exporting as exports
+
+CLASSES = ["COVID-19", "Non-COVID", "Normal"]
+
+
+def made(folder: Path, *, background: str = "full", **model: object) -> Path:
+    """A run with random weights, as training leaves one."""
+    torch.manual_seed(0)
+    asked = recipe("fgsm", model=dict(model), background=background)
+    network = factory.build(asked.model.name, classes=len(CLASSES), **asked.network_options())
+    save_weights(network, folder / folders.WEIGHTS_FILE)
+    content: dict[str, object] = {
+        "name": asked.name,
+        "background": asked.background,
+        "classes": CLASSES,
+        "recipe": asked.model_dump(mode="json"),
+        "data": {"root_name": "films", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
+    }
+    content["checksums"] = folders.checksums(folder, CLASSES)
+    files.write_yaml(folder / folders.RUN_FILE, content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("export") / "run")
+
+
+def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.pt2"
+    done = run("export", plain, "--format", "torch-export", "--out", out)
+    assert "answers as the run to within" in done.stdout
+    given = adapters.load(out.with_suffix(".yaml"))
+    assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
+    images = torch.rand(5, 1, 32, 32)
+    assert given.model is not None
+    with torch.no_grad():
+        assert torch.allclose(given.model(images), tx.load_run(plain, on="cpu").model(images), atol=1e-5)
+    declared = files.read_yaml(out.with_suffix(".yaml"))
+    assert declared["source"] == "run.pt2"
+    assert declared["reported"] == {
+        "threat_model": "L-infinity 0.02, fgsm",
+        "training_data": "films, 48 films of Train",
+    }
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(model: torch.nn.Module, size: int, path: Path, kind: str) -> None:
+        wrong = factory.build("test_resnet", classes=3)
+        write(wrong, size, path, kind)
+
+    write = exporting.write
+    monkeypatch.setattr(exporting, "write", other)
+    with pytest.raises(UserError, match="not written: its answers differ from the run's by"):
+        exports.export(plain, "torch-export", tmp_path / "run.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_formats_and_endings_are_one_line(plain: Path, tmp_path: Path) -> None:
+    assert "did you mean onnx" in complaint("export", plain, "--format", "onx", "--out", tmp_path / "run.onnx")
+    assert "ends in .onnx" in complaint("export", plain, "--out", tmp_path / "run.pt2")
+    assert "not a trained run" in complaint("export", tmp_path, "--out", tmp_path / "run.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", exporting.FORMATS)
+@pytest.mark.parametrize(
+    "made_how", [{}, {"members": 2}, {"background": "gate"}, {"normalisation": "group", "input_blur": 3}], ids=str
+)
+def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: dict[str, Any], tmp_path: Path) -> None:
+    found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{exporting.FORMATS[kind]}")
+    assert found.largest is not None
+    assert found.largest <= exports.ALLOWED
+    assert found.gradients in ("own", "converted"), found.note
+    assert (found.opset == exporting.OPSET) == (kind == "onnx")
+
+
+@pytest.mark.slow
+def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    films = writing.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
+    out = tmp_path / "run.onnx"
+    found = exports.export(plain, "onnx", out, data=films)
+    assert found.films == "9 films of films"
+    assert [p.name for p in tmp_path.glob("run.*")] in (["run.onnx", "run.yaml"], ["run.yaml", "run.onnx"])
+    assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [exporting.OPSET]
+    session = onnxruntime.InferenceSession(str(out))
+    assert [i.name for i in session.get_inputs()] == ["images"]
+    for batch in (1, 3, 7):
+        images = np.random.default_rng(0).random((batch, 1, 32, 32), np.float32)
+        assert session.run(None, {"images": images})[0].shape == (batch, 3)
+    test = tmp_path / "audit"
+    audited = run("audit", out.with_suffix(".yaml"), "--data", films, "--out", test, "--attack", "fgsm", "--json")
+    assert '"kind": "ONNX"' in audited.stdout
+
+
+@pytest.mark.slow
+def test_onnx_agrees_on_real_films(plain: Path, covidqu: Path, tmp_path: Path) -> None:
+    found = exports.export(plain, "onnx", tmp_path / "run.onnx", data=covidqu)
+    assert found.films == f"{exports.FILMS} films of {covidqu.name}"
+    assert (found.largest or 1) <= exports.ALLOWED
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """A folder that stands for a hub: what is uploaded lies in it, and is what is downloaded."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.private: dict[str, bool] = {}
+
+    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+        (self.place / repository).mkdir(parents=True, exist_ok=exist_ok)
+        self.private[repository] = private
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.place / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        if not (self.place / repository).is_dir():
+            raise FileNotFoundError(f"404: {repository}")
+        return str(self.place / repository)
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    return made
+
+
+def test_a_run_goes_to_a_hub_and_comes_back(plain: Path, local_hub: Hub) -> None:
+    done = run("push", plain, "hf://lab/robust")
+    assert 'tx.load_run("hf://lab/robust")' in done.stdout
+    assert local_hub.private == {"lab/robust": True}
+    sent = {path.name for path in (local_hub.place / "lab" / "robust").iterdir()}
+    assert sent == {"model.safetensors", "run.yaml", "README.md"}
+    back = tx.load_run("hf://lab/robust", on="cpu")
+    assert back.name == "test_resnet-fgsm-s0"
+    assert same(weights(back.folder), weights(plain))
+    assert tx.load_run(Path("hf://lab/robust"), on="cpu").name == back.name, "also where it was taken for a path"
+    with pytest.raises(UserError, match="hf://lab/none: the hub refused or cannot be reached"):
+        tx.load_run("hf://lab/none")
+    with pytest.raises(UserError, match="no address of a hub: write hf://owner/name"):
+        tx.load_run("hf://robust")
+
+
+def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path) -> None:
+    place = tmp_path / "shared" / "robust"
+    run("push", plain, place)
+    assert tx.load_run(place, on="cpu").name == "test_resnet-fgsm-s0"
+    run("push", plain, place)
+    other = made(tmp_path / "other", members=2)
+    files.write_yaml(other / "run.yaml", files.read_yaml(other / "run.yaml") | {"name": "another"})
+    assert "holds another run" in complaint("push", other, place)
+
+
+def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
+    import yaml
+
+    text = cards.card(plain)
+    front, body = text.split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
+    assert "Research software. Not for diagnosis." in body
+    for part in ("fingerprint 0123456789abcdef", "fgsm, epsilon 0.02", "Not tested yet", "[license]", "COVID-19"):
+        assert part in body
+    assert hub.CARD_FILE == "README.md"
