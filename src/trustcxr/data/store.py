@@ -20,7 +20,7 @@ from typing import TypedDict
 import numpy as np
 
 from trustcxr.console import Progress, say
-from trustcxr.data import sums
+from trustcxr.data import in_use, sums
 from trustcxr.data.decoding import Fault, decode_rows, write_at
 from trustcxr.data.images.reading import DECODER
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
@@ -104,7 +104,9 @@ def open_store(
             if store is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, manifest, size, resize, workers)
-    return store or _opened(folder) or _unusable(folder)
+    found = store or _opened(folder) or _unusable(folder)
+    in_use.mark(found.folder)
+    return found
 
 
 def stores_folder(cache: str | Path | None = None) -> Path:
