@@ -1,4 +1,4 @@
-"""Many trained models: `demo`, `study`, `report`, `figures`."""
+"""Many trained models: `demo`, `study`, `status`, `verify`, `report`, `figures`, `prune`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trustcxr.about import NOTICE
-from trustcxr.cli.options import (
-    Data,
-)
+from trustcxr.cli.options import DATA, Json, Track, print_json, tracker
+from trustcxr.errors import UserError
 
 if TYPE_CHECKING:
+    from trustcxr.recipes.study import StudyRecipe
     from trustcxr.results.documents import StudyDocument
 
 studies_app = typer.Typer()
@@ -37,19 +37,96 @@ def demo(
 @studies_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
 def study(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="quick, paper, demo, or a YAML file.")],
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    data: Annotated[Path | None, DATA] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.")] = None,
     engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
     jobs: Jobs = 1,
     check: Annotated[bool, typer.Option(help="First look what is wrong with the data, for the report.")] = True,
+    seeds: Annotated[
+        int | None, typer.Option(help="So many seeds of every run, from the recipe's on: spread beside intervals.")
+    ] = None,
+    track: Track = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List its runs, what is done and what each will cost; train nothing.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Of --dry-run: time each network now, some seconds each.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Of --dry-run: one JSON document on stdout.")] = False,
 ) -> None:
-    """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on."""
-    from trustcxr.recipes.study import load_study
+    """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on.
+
+    What it will cost here, before anything is trained: trustcxr study paper --dry-run
+    """
+    from trustcxr.recipes.study import load_study, tracked, with_seeds
+
+    chosen = load_study(recipe)
+    if seeds is not None:
+        chosen = with_seeds(chosen, seeds)
+    if track is not None:
+        chosen = tracked(chosen, *tracker(track))
+    if dry_run:
+        return _dry_run(chosen, data, out, measure=measure, json=json)
+    if data is None or out is None:
+        missing = "--data PATH" if data is None else "--out DIR"
+        raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
     from trustcxr.study import engines
     from trustcxr.study.protocol import Study
 
-    chosen = load_study(recipe)
-    _finish_study(Study(chosen, data, out, engines.get(engine, jobs), check_data=check).run(), out)
+    return _finish_study(Study(chosen, data, out, engines.get(engine, jobs), check_data=check).run(), out)
+
+
+def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, measure: bool, json: bool) -> None:
+    from trustcxr import report
+    from trustcxr.report import plans
+    from trustcxr.study import dry_run
+
+    plan = dry_run.dry_run(recipe, data, out, measured=measure)
+    if json:
+        return print_json(plan)
+    report.print_rows(f"{plan.study}: {recipe.title}", plans.costs(plan))
+    for line in (*(plans.measured(plan.costs) if plan.costs else ()), *plans.sentences(plan)):
+        print(line)
+    return print(NOTICE)
+
+
+@studies_app.command(epilog="Example: trustcxr status out/quick")
+def status(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, also while it runs.")],
+    json: Json = False,
+) -> None:
+    """Where a study stands: which runs are done, running, failed and why; the time left, as far as it was measured."""
+    from trustcxr import report
+    from trustcxr.report import plans
+    from trustcxr.study import standing
+
+    plan = standing.status(study)
+    if json:
+        return print_json(plan)
+    report.print_rows(str(study), plans.rows(plan))
+    for line in plans.sentences(plan):
+        print(line)
+    return print(NOTICE)
+
+
+@studies_app.command(epilog="Example: trustcxr verify out/quick")
+def verify(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.")],
+    json: Json = False,
+) -> None:
+    """Compute every figure of a study again from its tables, and say which differ: then the exit code is 1."""
+    from trustcxr.report import page, plans, study_folder
+    from trustcxr.study import verifying
+
+    found = verifying.verify(study, lambda folder: page.render(study_folder.read(folder)))
+    if json:
+        print_json(found)
+    else:
+        for line in plans.verified(found):
+            print(line)
+        print(NOTICE)
+    if not found.agrees:
+        raise typer.Exit(1)
 
 
 @studies_app.command(epilog="Example: trustcxr report out/quick")
@@ -85,6 +162,31 @@ def figures(
 
     for path in paper.write(study, kind=kind, width=width, out=out):
         print(path)
+
+
+@studies_app.command(epilog="Example: trustcxr prune out/quick --older-than 60; then the same with --remove")
+def prune(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER...]", help="Runs and studies whose checkpoints are looked at."),
+    ] = None,
+    older_than: Annotated[float, typer.Option(help="Days since it was last used.")] = 30.0,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed as old.")] = False,
+    json: Json = False,
+) -> None:
+    """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while in use."""
+    from trustcxr import report
+    from trustcxr.report import plans
+    from trustcxr.results.disk import megabytes
+    from trustcxr.study import pruning
+
+    found = pruning.prune(places or (), older_than=older_than, remove=remove)
+    if json:
+        return print_json(found)
+    if found.found:
+        report.print_rows(f"decoded images in {found.cache}, and checkpoints", plans.prunable(found))
+    done = f"{megabytes(found.freed)} are free again" if remove else f"{megabytes(found.removable)} are old"
+    return print(done + ("" if remove or not found.removable else "; the same command with --remove removes them"))
 
 
 def _finish_study(document: "StudyDocument", out: Path) -> None:

@@ -1,5 +1,7 @@
 """Predictions of one split become the document of metrics.json."""
 
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 
@@ -20,32 +22,54 @@ def describe(
 
     `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
     """
-    what = run.about if isinstance(run, Run) else About(run.name, run.name)
-    document = metrics.from_predictions(predictions, run.classes, resamples=resamples)
+    own = run if isinstance(run, Run) else None
+    what = own.about if own is not None else About(run.name, run.name)
+    return figures(
+        what,
+        run.classes,
+        predictions,
+        validation=validation if own is not None else None,
+        resamples=resamples,
+        refit=own is not None and own.recipe is not None and own.recipe.training.refit,
+        training=own.training if own is not None else TrainingDocument(),
+        at_random=lambda: own is not None and is_randomised(own.model, _noise(own)),
+    )
+
+
+def figures(
+    what: About,
+    classes: tuple[str, ...],
+    predictions: pd.DataFrame,
+    *,
+    validation: pd.DataFrame | None,
+    resamples: int,
+    refit: bool,
+    training: TrainingDocument,
+    at_random: Callable[[], bool],
+) -> RunDocument:
+    """All of `describe` that comes from tables: the network itself is asked for nothing but whether it is random."""
+    document = metrics.from_predictions(predictions, classes, resamples=resamples)
     document = document.model_copy(
         update={
             "version": VERSION,
-            "run": run.name,
+            "run": what.name,
             "model": what.model,
             "defence": what.defence,
             "label": what.label,
             "background": what.background,
             "seed": what.seed,
             "origin": what.origin,
-            "classes": list(run.classes),
+            "classes": list(classes),
             "split": "+".join(sorted(predictions["split"].unique())),
             "saliency": {},
         }
     )
     document.masking = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
-    if document.attacks and isinstance(run, Run) and is_randomised(run.model, _noise(run)):
+    if document.attacks and at_random():
         document.masking.at_random = True
         document.masking.because += f"; {AT_RANDOM}"
-    if validation is not None and len(validation) and isinstance(run, Run):
-        document.calibration = calibration.describe(
-            predictions, validation, resamples=resamples, refit=run.recipe is not None and run.recipe.training.refit
-        )
-    training = run.training if isinstance(run, Run) else TrainingDocument()
+    if validation is not None and len(validation):
+        document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
     document.alarms = alarms.of(document.model_copy(update={"training": training}))
     return document
 

@@ -23,6 +23,13 @@ FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and
 FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 DATA_CHECK_FILE = "data-check.json"  # of a study: what `data check` found in its data
+STEP_FILES = {  # the steps of a run in a study, in their order, and the file that each leaves
+    "train": TRAINING_FILE,
+    "validate": VALIDATION_FILE,
+    "test": PREDICTIONS_FILE,
+    "explain": SALIENCY_FILE,
+    "describe": METRICS_FILE,
+}
 
 
 def check_run(folder: Path) -> Path:
@@ -78,6 +85,17 @@ def check_study(folder: Path) -> Path:
             else ("give the folder that `trustcxr study --out` wrote")
         )
         raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint}")
+    return folder
+
+
+def check_begun(folder: Path) -> Path:
+    """The folder itself; UserError where no study was begun in it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
+    if not (folder / STUDY_FILE).is_file():
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{STUDY_FILE}"))
+        hint = f"; there is {', '.join(inside[:5])} in it" if inside else ""
+        raise UserError(f"{folder}: no {STUDY_FILE} here: give the folder that `trustcxr study --out` wrote{hint}")
     return folder
 
 

@@ -1,5 +1,6 @@
 """Standard against robust, paired over the same images: measure by measure, corrected for how many were compared."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,12 +44,16 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     none, that with the run's own background. Maps at a lung gate are compared between gated runs alone: without one
     they are of the film itself. A hit rate is not compared where a map's cells are too few to hit.
     """
-    about = {folder: read(RunDocument, folder / METRICS_FILE) for folder in folders}
+    return compared({folder: read(RunDocument, folder / METRICS_FILE) for folder in folders}, resamples=resamples)
+
+
+def compared(about: Mapping[Path, RunDocument], *, resamples: int = 2000) -> list[Comparison]:
+    """The same of folders with the documents of their runs."""
     standard: dict[tuple[str, int | None, str], Path] = {}
     for folder, document in about.items():
         if document.defence == "standard":
             standard.setdefault((document.model, document.seed, document.background), folder)
-    found, known = [], {folder: figures(folder) for folder in folders}
+    found, known = [], {folder: figures(folder) for folder in about}
     for folder, document in about.items():
         model, background = (document.model, document.seed), document.background
         base = standard.get((*model, "full")) or standard.get((*model, background))

@@ -17,7 +17,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.results.folders import FAILURE_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
-from trustcxr.study import mending
+from trustcxr.study import costs, mending
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def carry_out(task: Task) -> None:
     study = StudyFolder.read(task.study)
     run = study.run(task.run)
     folder = study.run_folder(run)
-    with holding(folder, patience=_PATIENCE):
+    with holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
         try:
             STEPS[task.step](study, run, RunFolder(folder))
         except CannotWrite as problem:

@@ -1,0 +1,66 @@
+"""`study --dry-run`: the runs of a recipe, what is done, and what each will cost by what was measured here."""
+
+from pathlib import Path
+
+from trustcxr.data.layouts import read_manifest
+from trustcxr.data.layouts.covidqu import PUBLISHED
+from trustcxr.data.manifest import NO_SPLIT, SHARES
+from trustcxr.errors import UserError
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.results import files, folders
+from trustcxr.results.documents import StudyPlan
+from trustcxr.study import standing
+from trustcxr.study.costs import COST_FILE
+
+
+def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, measured: bool = True) -> StudyPlan:
+    """The plan of a study; nothing is trained, decoded or fetched.
+
+    Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen, and what was
+    measured is kept there for `status`. `measured`: time each network now, some seconds each.
+    """
+    begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
+    if begun is not None and standing.planned.recipe_of(begun) != recipe:
+        raise UserError(f"{out}: holds a study of another recipe; choose another --out, or see trustcxr status {out}")
+    costs = None
+    if measured:
+        from trustcxr.study import measuring
+
+        counts, note = counted(recipe, data)
+        costs = measuring.measure(recipe, counts)
+        costs.notes.insert(0, note)
+        if out is not None:
+            files.write_json(out / COST_FILE, costs)
+    return standing.plan(recipe, begun or out, costs)
+
+
+def counted(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int], str]:
+    """Images of each role and how many have masks, and where that is known from; no image is read."""
+    if data is None:
+        return _published()
+    manifest = read_manifest(data, **recipe.data.listing())
+    if recipe.data.labels:
+        manifest = manifest.with_labels(recipe.data.labels)
+    names = recipe.data.splits
+    if manifest.splits == (NO_SPLIT,) and {names.train, names.val, names.test} <= set(SHARES):
+        manifest = manifest.with_splits(seed=0)
+    table, found = manifest.table, dict[str, int]()
+    for role, split in (("train", names.train), ("val", names.val), ("test", names.test)):
+        rows = table[table["split"] == split]
+        if rows.empty:
+            raise UserError(f"{manifest.root}: no split '{split}'; there is {', '.join(manifest.splits)}")
+        found[role] = len(rows)
+        if role != "train":
+            kinds = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]
+            with_masks = next((int(has.sum()) for has in kinds if has.any()), 0)
+            found["annotated" if role == "test" else "annotated_val"] = with_masks
+    return found, f"images counted in {manifest.root.name}"
+
+
+def _published() -> tuple[dict[str, int], str]:
+    totals = [sum(part.values()) for part in PUBLISHED.values()]
+    images, annotated = max(totals), min(totals)
+    roles = {"train": "Train", "val": "Val", "test": "Test"}
+    found = {role: round(images * SHARES[split]) for role, split in roles.items()}
+    found |= {"annotated": round(annotated * SHARES["Test"]), "annotated_val": round(annotated * SHARES["Val"])}
+    return found, f"without --data images are counted as COVID-QU-Ex was published: {images:,}, divided as it is"

@@ -1,0 +1,104 @@
+"""Which runs a study has, and how far each of them is, read off its folder: also while another process works there."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, run_recipe
+from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import documents, files, folders, locks
+from trustcxr.results.documents import RunPlan, StudyDocument
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The runs that there will be, and those of which validation will choose: `to_choose` networks are still open."""
+
+    certain: list[RunRecipe]
+    open: list[RunRecipe]
+    to_choose: int
+
+
+def recipe_of(study: Path) -> StudyRecipe:
+    """The recipe of a study in its folder; UserError where there is none."""
+    path = folders.check_begun(study) / folders.STUDY_FILE
+    return validate(StudyRecipe, files.part(files.read_yaml(path), "recipe"), str(path))
+
+
+def runs(recipe: StudyRecipe, study: Path | None) -> Planned:
+    """The runs of a recipe; `study` is its folder, where one was begun."""
+    standard = [run_recipe(recipe, model, DefenceRecipe(), seed) for model in recipe.models for seed in recipe.seeds]
+    robust = [
+        run_recipe(recipe, model, defence, seed)
+        for defence in recipe.defences
+        for model in recipe.models
+        for seed in recipe.seeds
+    ]
+    chosen = _chosen(recipe, study, standard)
+    if chosen is None:
+        return Planned(standard, robust, recipe.selection.count)
+    return Planned([*standard, *(run for run in robust if run.model.called in chosen)], [], 0)
+
+
+def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe]) -> set[str] | None:
+    """The networks that go on to robust training; None where validation has not said it yet."""
+    if recipe.selection.count >= len(recipe.models):
+        return {model.called for model in recipe.models}
+    if study is None:
+        return None
+    said = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS)
+    if said is not None and said.selection.ranking:
+        return {row.model for row in said.selection.ranking if row.chosen}
+    pairs = [(run, study / "runs" / run.name) for run in standard]
+    if not all((folder / folders.VALIDATION_FILE).is_file() for _, folder in pairs):
+        return None
+    from trustcxr.study.choice import ranked
+
+    classes = files.read_yaml(pairs[0][1] / folders.RUN_FILE).get("classes")
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}
+
+
+def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPlan:
+    """How far a run in its folder is; `described`: its figures stand in study.json."""
+    plan = RunPlan(
+        run=run.name,
+        model=run.model.called,
+        way=run.trained_how,
+        seed=run.seed,
+        state="waiting",
+        step="",
+        epoch=epochs_of(folder)[0],
+        epochs=run.training.epochs,
+        holder="",
+        reason="",
+        seconds={},
+    )
+    missing = [step for step, name in folders.STEP_FILES.items() if not (folder / name).is_file()]
+    if described or "describe" not in missing:
+        return plan.model_copy(update={"state": "done"})
+    plan.step = missing[0]
+    if (holder := locks.holder(folder)) is not None:
+        return plan.model_copy(update={"state": "running", "holder": holder})
+    if (folder / folders.FAILURE_FILE).is_file():
+        reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
+        return plan.model_copy(update={"state": "failed", "reason": reason})
+    return plan
+
+
+def epochs_of(folder: Path) -> tuple[int, float]:
+    """Epochs that a run has finished, and the seconds that they took; with a refit those of both trainings."""
+    done, seconds = 0, 0.0
+    for place in (folder, folder / folders.BEFORE_REFIT):
+        rows = _rows(place / folders.HISTORY_FILE)
+        done, seconds = done + len(rows), seconds + (float(rows[-1].get("seconds") or 0) if rows else 0.0)
+    return done, seconds
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

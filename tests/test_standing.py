@@ -1,0 +1,165 @@
+"""Where a study stands, read off its folder while another process works there; what it will cost, as measured here."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_cli import complaint, run
+from test_engines import small
+from trustcxr.recipes.study import StudyRecipe, load_study, with_seeds
+from trustcxr.results import files, folders, locks
+from trustcxr.results.documents import CostDocument, FilmCost, WayCost
+from trustcxr.study import costs, planned, standing
+
+OLD = Path(__file__).parent / "studies" / "v0.1"
+STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A study that was begun: its recipe, and one run that is trained and tested."""
+    study = tmp_path / "study"
+    shutil.copytree(OLD, study)
+    (study / "study.json").unlink()
+    for name in ("metrics.json", "saliency.parquet"):
+        (study / "runs" / ROBUST / name).unlink()
+    return study
+
+
+def held_by(folder: Path, process: int, host: str = "") -> None:
+    content = {"pid": process, "host": host or platform.node(), "since": "2026-01-01T00:00:00+00:00"}
+    files.write_json(folder / locks.HOLDER_FILE, content)
+
+
+def states(study: Path) -> dict[str, str]:
+    return {one.run: one.state for one in standing.status(study).runs}
+
+
+def test_each_run_is_where_its_files_say(begun: Path) -> None:
+    robust = begun / "runs" / ROBUST
+    assert states(begun)[ROBUST] == "waiting"
+    assert planned.standing(planned.runs(planned.recipe_of(begun), begun).certain[-1], robust).step == "explain"
+    held_by(robust, os.getpid())
+    (found,) = [one for one in standing.status(begun).runs if one.run == ROBUST]
+    assert (found.state, found.step) == ("running", "explain")
+    assert f"process {os.getpid()} on {platform.node()}" in found.holder
+    (robust / locks.HOLDER_FILE).unlink()
+    files.write_json(robust / folders.FAILURE_FILE, {"run": ROBUST, "reason": "train: no memory", "when": "now"})
+    assert states(begun)[ROBUST] == "failed"
+    done = run("status", begun)
+    assert f"FAILED {ROBUST}: train: no memory" in done.stdout
+    files.write_json(robust / folders.METRICS_FILE, {})
+    assert states(begun)[ROBUST] == "done"
+
+
+def test_a_process_that_was_killed_holds_nothing(begun: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    held_by(begun / "runs" / ROBUST, gone.pid)
+    assert states(begun)[ROBUST] == "waiting"
+    held_by(begun / "runs" / ROBUST, gone.pid, host="elsewhere")
+    assert states(begun)[ROBUST] == "running", "of another machine its word is taken"
+
+
+def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: Path) -> None:
+    robust = begun / "runs" / ROBUST
+    for name in folders.STEP_FILES.values():
+        (robust / name).unlink(missing_ok=True)
+    history = "epoch,val_accuracy,seconds\n0,0.5,30.0\n"
+    (robust / folders.HISTORY_FILE).write_text(history)
+    files.write_json(robust / costs.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
+    held_by(robust, os.getpid())
+    document = json.loads(run("status", begun, "--json").stdout)
+    (found,) = [one for one in document["runs"] if one["run"] == ROBUST]
+    assert (found["step"], found["epoch"], found["epochs"]) == ("train", 1, 2)
+    assert found["seconds"] == {"train": 30.0, "validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5}
+    assert document["at_once"] == 1
+    assert "train, epoch 2 of 2" in run("status", begun).stdout
+
+
+def test_what_nobody_measured_is_not_guessed(begun: Path) -> None:
+    robust = begun / "runs" / ROBUST
+    shutil.rmtree(robust)
+    found = standing.status(begun)
+    assert (found.least, found.most) == (None, None)
+    assert ROBUST in found.unmeasured
+    assert "time left: not known" in run("status", begun).stdout
+
+
+def test_a_finished_study_of_version_0_1_is_done() -> None:
+    assert set(states(OLD).values()) == {"done"}
+    assert "2 done, 0 running, 0 failed, 0 waiting" in run("status", OLD).stdout
+
+
+def test_a_folder_that_is_no_study_is_one_line(tmp_path: Path) -> None:
+    assert "no study.yaml here" in complaint("status", tmp_path)
+    assert "no such study folder" in complaint("status", tmp_path / "gone")
+    assert "there is v0.1 in it" in complaint("status", OLD.parent)
+
+
+def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheapest_and_the_dearest() -> None:
+    recipe: StudyRecipe = small(models=[{"name": n, "weights": "none"} for n in ("test_resnet", "resnet10t")])  # type: ignore[assignment]
+    found = planned.runs(recipe, None)
+    assert (len(found.certain), len(found.open), found.to_choose) == (2, 2, 1)
+    ways = {
+        costs.kind(one): WayCost(step=seconds, batch=12, timed=12, forward=0.0, gradient=0.0)
+        for one, seconds in zip((*found.certain, *found.open), (1.0, 2.0, 10.0, 40.0), strict=True)
+    }
+    counts = {"train": 24, "val": 6, "test": 6}
+    measured = CostDocument(ways=ways, counts=counts, films={"test": FilmCost(forward=2, gradient=3, seconds=0.5)})
+    plan = standing.plan(recipe, None, measured)
+    # Two steps an epoch and one epoch; a film tested costs half a second, and nothing was annotated.
+    assert [one.seconds["train"] for one in plan.runs] == [2.0, 4.0, 20.0, 80.0]
+    assert {one.seconds["test"] for one in plan.runs} == {3.0}
+    assert (plan.least, plan.most) == (2 + 4 + 20 + 9, 2 + 4 + 80 + 9)
+    assert [one.state for one in plan.runs] == ["waiting", "waiting", "if chosen", "if chosen"]
+
+
+def test_seeds_are_the_recipes_own_and_then_those_after(tmp_path: Path) -> None:
+    assert with_seeds(load_study("demo"), 3).seeds == (0, 1, 2)
+    assert with_seeds(small(seeds=[7, 3]), 4).seeds == (7, 3, 8, 9)  # type: ignore[arg-type]
+    assert with_seeds(small(seeds=[7, 3]), 1).seeds == (7,)  # type: ignore[arg-type]
+    assert "--seeds 0: expected 1 or more" in complaint("study", "demo", "--seeds", 0, "--dry-run")
+    listed = json.loads(run("study", "demo", "--seeds", 2, "--dry-run", "--no-measure", "--json").stdout)
+    assert [one["seed"] for one in listed["runs"]] == [0, 1] * 4
+
+
+def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
+    done = run("study", "paper", "--dry-run", "--no-measure")
+    assert done.stdout.count("if chosen") == 21
+    assert "validation will choose 6 networks" in done.stdout
+    assert "say --data PATH" in complaint("study", "paper")
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_each_network_and_trains_nothing(tmp_path: Path) -> None:
+    from trustcxr.study import measuring
+
+    recipe: StudyRecipe = small(data={"size": 32})  # type: ignore[assignment]
+    counts = {"train": 27, "val": 12, "test": 12, "annotated": 8, "annotated_val": 8}
+    found = measuring.measure(recipe, counts, seconds=0.3)
+    assert set(found.ways) == {
+        costs.kind(one)
+        for part in planned.runs(recipe, None).__dict__.values()
+        if isinstance(part, list)
+        for one in part
+    }
+    for way in found.ways.values():
+        assert way.step is not None
+        assert way.forward is not None
+        assert way.gradient is not None
+        assert way.step > way.forward > 0
+        assert way.gradient > way.forward
+    # FGSM at two radii and PGD-2: four gradients; a clean pass, its own answers, a pass for each image that results.
+    assert found.films["test"].gradient == pytest.approx(4, abs=1)
+    assert (found.films["test"].forward or 0) > 4
+    assert (found.films["explain"].gradient or 0) >= 1
+    plan = standing.plan(recipe, None, found)
+    assert plan.least is not None
+    assert 0 < plan.least < (plan.most or 0)

@@ -1,0 +1,122 @@
+"""`trustcxr verify`: every figure computed again from its tables; one number that somebody changed is found."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from test_cli import complaint, run
+from test_engines import small
+from trustcxr import report
+from trustcxr.data.phantom import writing
+from trustcxr.results import differences, files
+from trustcxr.results.documents import VerifiedDocument
+from trustcxr.study import engines
+from trustcxr.study.protocol import Study
+from trustcxr.study.verifying import verify
+
+OLD = Path(__file__).parent / "studies" / "v0.1"
+ROBUST = "runs/test_resnet-fgsm-s0"
+
+
+def change(path: Path, *keys: str | int, to: object) -> None:
+    """Give a figure of a document another value."""
+    content = at = json.loads(path.read_text())
+    for key in keys[:-1]:
+        at = at[key]
+    assert at[keys[-1]] != to
+    at[keys[-1]] = to
+    path.write_text(json.dumps(content))
+
+
+def found(document: VerifiedDocument) -> set[tuple[str, str]]:
+    return {(one.file, one.key) for one in document.differences}
+
+
+def test_documents_are_compared_figure_by_figure() -> None:
+    said = {"a": 0.5, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 2}], "c": None, "more": 1}
+    assert list(differences.between(said, {"a": 0.5 + 1e-12, "b": said["b"], "c": None, "d": []})) == []
+    computed = {"a": 0.25, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 3}], "c": True, "d": 4}
+    keys = [(one.key, one.said, one.computed) for one in differences.between(said, computed)]
+    assert keys == [("a", 0.5, 0.25), ("b[fgsm].x", 2, 3), ("c", None, True), ("d", None, 4)]
+    assert [one.key for one in differences.between({"b": []}, {"b": [1]})] == ["b (how many)"]
+    assert differences.figures({"a": [1, 2, {"b": None}]}) == 3
+
+
+def test_a_study_of_version_0_1_is_verified_and_a_changed_figure_is_found(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(OLD, study)
+    change(study / ROBUST / "metrics.json", "attacks", 0, "accuracy", to=0.987)
+    change(study / "study.json", "runs", 0, "saliency", "layercam@-1", "infection_energy", to=0.5)
+    document = verify(study)
+    stored = files.read_json(study / "study.json")["runs"][0]["run"]
+    files_and_keys = found(document)
+    assert {(f, k.rsplit(".", 1)[-1]) for f, k in files_and_keys} == {
+        (f"{ROBUST}/metrics.json", "accuracy"),
+        (f"study.json: {stored}", "infection_energy"),
+    }
+    assert document.figures > 500
+    assert any("written by 0.1.0" in line for line in document.unchecked)
+
+
+def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
+    assert "no such study folder" in complaint("verify", tmp_path / "gone")
+    assert "no study.json here" in complaint("verify", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("verified")
+    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
+    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    report.write(base / "out")
+    return base / "out"
+
+
+@pytest.mark.slow
+def test_every_figure_of_a_study_of_today_agrees(done: Path) -> None:
+    document = verify(done, lambda folder: (folder / "report.html").read_text(encoding="utf-8"))
+    assert found(document) == set()
+    assert document.unchecked == []
+    assert document.figures > 1000
+    assert "all agree" in run("verify", done).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("study.json", ("runs", 0, "clean", "accuracy_ci", 0)),
+        ("study.json", ("comparisons", 0, "difference")),
+        ("study.json", ("over_seeds", 0, "figures", 0, "deviation")),
+        ("study.json", ("selection", "ranking", 0, "value")),
+        (f"{ROBUST}/metrics.json", ("attacks", 1, "accuracy")),
+        (f"{ROBUST}/metrics.json", ("saliency", "layercam", "infection_energy")),
+        (f"{ROBUST}/training.json", ("best_value",)),
+    ],
+)
+def test_one_changed_number_is_found_and_the_exit_code_is_1(
+    done: Path, tmp_path: Path, file: str, keys: tuple[str | int, ...]
+) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(done, study)
+    change(study / file, *keys, to=0.123456)
+    printed = json.loads(run("verify", study, "--json", expect=1).stdout)
+    last = [key for key in keys if isinstance(key, str)][-1]
+    assert any(one["file"].startswith(file) and last in one["key"] for one in printed["differences"])
+    assert 0.123456 in [one["said"] for one in printed["differences"]]
+
+
+@pytest.mark.slow
+def test_a_number_changed_on_the_page_is_found(done: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(done, study)
+    page = study / "report.html"
+    text = page.read_text(encoding="utf-8")
+    accuracy = f"{100 * files.read_json(study / 'study.json')['runs'][0]['clean']['accuracy']:.1f}"
+    at = text.index(accuracy, text.index("</style>"))
+    page.write_text(f"{text[:at]}99.9{text[at + len(accuracy) :]}", encoding="utf-8")
+    printed = json.loads(run("verify", study, "--json", expect=1).stdout)
+    assert {one["file"] for one in printed["differences"]} == {"report.html"}
