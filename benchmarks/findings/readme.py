@@ -72,13 +72,13 @@ def table(found: StudyFolder) -> str:
         for run in runs
     ]
     masks = first.saliency_methods()["gradcam"].n
-    hardware, data = study.hardware, study.data
+    data = study.data
     under = (
         f"<sub>`trustcxr study {study.study} --data {data.root_name}` (a reduced copy of the real COVID-QU-Ex): "
         f"{first.clean.n} {first.metrics.split} images, {masks} of them with an infection mask; {data.size} pixels; "
-        f"one seed; accuracy with 95 % intervals over {first.clean.groups} patients or groups of images. Trained and "
-        f"tested in {(study.seconds or 0) / 60:.0f} minutes on {hardware.cores} cores ({hardware.processor}). "
-        f"Alarms raised: {len(study.alarms)}. Every figure: `results/`.</sub>"
+        f"one seed; accuracy with 95 % intervals over {first.clean.groups} patients or groups of images. Every figure: "
+        f"`results/{study.study}-{data.root_name}.csv`; how often these images were opened: "
+        "`results/test-openings.csv`.</sub>"
     )
     return "\n".join([*markdown.table([*head, "infection energy (Grad-CAM)"], lines), "", under, ""])
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from benchmarks.findings import maps_before_after
+from benchmarks.findings import maps_before_after, notes
 from benchmarks.speed.duplicates import CHANGES, Film, pictures, read
 from trustcxr import catalogue, statistics
 from trustcxr.data.auditing import alignment, duplicates
@@ -45,6 +45,7 @@ def main() -> None:
         about = [f"The run {maps_before_after.trained(given.run, given.data)}.", ""]
         rows += views(given.run, given.data) + parts(given.run, given.external)
         rows += [*maps_before_after.gate(given.run, given.data), *maps_before_after.verdict(given.run, given.data)]
+    rows += notes.rows(notes.openings())
     print("# Statistics, before and after\n")
     print(" ".join(__doc__.split("\n\n")[2].split()))
     print(

@@ -1,0 +1,73 @@
+"""Every claim of the README and of results/ has its row: read again, the row bears what is claimed."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from benchmarks.findings import claims, notes
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+REGISTER = claims.register()
+
+
+def plain(path: str) -> str:
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("claim", REGISTER, ids=lambda claim: claim["claim"][:40])
+def test_a_claim_has_its_row_and_stands_where_it_is_said_to(claim: dict) -> None:
+    assert [said for said, true in claims.holds(claim) if not true] == []
+    assert claim["verdict"] in claims.VERDICTS
+    if claim.get("quote", True):
+        stands = [claim["claim"] in plain(where) for where in claim["in"]]
+        assert stands == [claim["verdict"] != "withdrawn"] * len(stands)
+    if claim["verdict"] != "withdrawn":
+        assert claim.get("rows") or claim.get("found"), "no row, and nothing said"
+
+
+def test_the_page_is_what_the_rows_say() -> None:
+    written = list(claims.rows_of((RESULTS / "claims.md").read_text(encoding="utf-8")))
+    assert [list(row.values()) for row in written] == [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in claims.line(claim)] for claim in REGISTER
+    ]
+
+
+def test_a_row_that_is_gone_is_an_error() -> None:
+    with pytest.raises(LookupError, match="0 rows of quick"):
+        claims.figure({"file": "quick-covidqu-mini.csv", "where": {"run": "another"}})
+    with pytest.raises(LookupError, match="0 cells"):
+        claims.figure({"file": "certified-covidqu-midi.md", "where": {"change": "none"}, "column": "accuracy"})
+
+
+def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
+    named = {row["file"] for claim in REGISTER for row in claim.get("rows", ())}
+    named |= {Path(where).name for claim in REGISTER for where in claim["in"]}
+    lists = {"claims.md", "trials-certified-covidqu-midi.md", "lungs-covidqu-mini-comparisons.csv"}
+    lists |= {"lungs-without-refit-covidqu-mini-comparisons.csv"}
+    assert {path.name for path in RESULTS.glob("*covidqu*")} - named - lists == set()
+
+
+def test_how_often_test_was_opened_stands_wherever_it_was_opened() -> None:
+    for path, text in notes.texts().items():
+        assert path.read_text(encoding="utf-8") == text, f"python -m benchmarks.findings.notes writes {path.name}"
+    found = pd.read_csv(RESULTS / "test-openings.csv")
+    times = notes.WORDS[notes.count(found)]
+    tested = [path for path in RESULTS.glob("*covidqu*.md") if re.search(r"\d Test images", path.read_text("utf-8"))]
+    assert {path.name for path in tested} <= set(found["pages"])
+    assert all(f"were opened {times} times" in path.read_text("utf-8") for path in [*tested, ROOT / "README.md"])
+
+
+def test_the_rows_of_the_readme_are_those_of_the_table() -> None:
+    cells = {(row["model"], row["training"]): row for row in claims.rows_of((ROOT / "README.md").read_text("utf-8"))
+             if "training" in row}  # fmt: skip
+    assert len(cells) == 4
+    for claim in REGISTER[:4]:
+        clean, fgsm, pgd, energy = (claims.figure(row).text for row in claim["rows"])
+        found = re.fullmatch(r"table of quick: (.+)-(standard|fgsm)-s0", claim["claim"])
+        assert found is not None
+        model, training = found.groups()
+        row = list(cells[model, training].values())[2:]
+        assert [cell.replace(" %", "") for cell in row[:3]] == [text.replace(" %", "") for text in (clean, fgsm, pgd)]
+        assert row[3].startswith(energy)
