@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from browser import chromium, opened, sideways, violations
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
 from trustcxr.report import audit_page, board
@@ -164,3 +165,22 @@ def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     assert "its attack failed" in page.read_text()
     rows = {row["model"]: row for row in csv.DictReader((audits / "leaderboard.csv").open())}
     assert (rows["good"]["unreliable"], rows["bad"]["unreliable"]) == ("no", "unreliable")
+
+
+@pytest.mark.slow
+def test_its_pages_can_be_used_by_everybody(audits: Path) -> None:
+    run("leaderboard", audits)
+    with chromium() as browser:
+        for page in (audits / "good" / "report.html", audits / "leaderboard.html"):
+            for size, dark in (("desktop", False), ("tablet", False), ("phone", True)):
+                with opened(browser, page, size=size, dark=dark) as seen:
+                    assert seen.complaints == []
+                    assert seen.elsewhere(page.as_uri()) == []
+                    assert sideways(seen.page) == 0
+                    assert violations(seen.page) == []
+                    if page.name == "leaderboard.html":
+                        region = "e => e.scrollWidth - e.clientWidth"
+                        assert seen.page.locator('[aria-label="Leaderboard"]').evaluate(region) == 0 or size == "tablet"
+                        head = seen.page.locator("thead th").nth(4)
+                        head.locator("button").dispatch_event("click")
+                        assert head.get_attribute("aria-sort") == "descending"

@@ -202,3 +202,16 @@ def test_a_share_without_a_value_is_an_empty_cell() -> None:
     assert (markdown.percent(Share()), markdown.decimal(Share())) == ("", "")
     assert markdown.percent(Share(value=0.5)) == "50.0"
     assert markdown.percent(RunDocument().clean.accuracy) == ""
+
+
+def test_it_begins_as_the_page_does_and_ends_with_the_methods(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", models=("ResNet18",), panels=0, images=60, resamples=20)
+    check = {"verdict": "Mend it first.", "findings": [{"severity": "fault", "text": "2 files are broken", "count": 2}]}
+    (folder / "data-check.json").write_text(json.dumps(check))
+    text = markdown.render(study_folder.read(folder))
+    assert text.index("How many answers are left when an attacker") < text.index("**FGSM overstates**: ResNet18")
+    assert text.index("**FGSM overstates**") < text.index("answers most rightly") < text.index("| run |")
+    assert "| fault | 2 files are broken | 2 |" in text
+    for said in ("FGSM (Goodfellow et al. 2015) at epsilon 0.005, 0.01 and 0.02", "Grad-CAM (Selvaraju et al. 2017)"):
+        assert said in text[text.index("## Methods") :]
+    assert "\n\n\n" not in text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, RANDOMISED, REFERENCES
-from trustcxr.report import methods, ranking, rows, words
+from trustcxr.report import alarms, answers, methods, ranking, rows, words
 from trustcxr.report.figures.accuracy import radii
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import seeds
@@ -64,6 +64,7 @@ def render(found: StudyFolder, beyond: Beyond | None = None, note: str = "") -> 
         return "\n".join([*parts, "This study holds no tested run yet.", ""])
     epsilons = radii(runs)
     largest = max((e for e in epsilons if any(run.strongest(e).attack for run in runs)), default=None)
+    parts += _front(found, runs)
     parts += [*robustness(runs, largest), "", *_reading(study, runs, largest)]
     for epsilon in (e for e in epsilons if e != largest):
         parts += [f"## Epsilon {epsilon:g}", "", *at_epsilon(runs, epsilon), ""]
@@ -136,6 +137,17 @@ def _opening(found: StudyFolder, runs: Sequence[Run]) -> list[str]:
         f"cores ({hardware.processor or words.DASH}). {study.notice or NOTICE}",
         "",
     ]
+
+
+def _front(found: StudyFolder, runs: list[Run]) -> Iterator[str]:
+    """As the page begins: what was asked, the alarms with the runs that they concern, the answer in three sentences."""
+    head, findings = ranking.headline(found.study, runs), alarms.find(found, runs)
+    yield from (answers.asked(runs, head), "")
+    for group in findings.groups:
+        yield f"- **{group.title}**: {', '.join(group.who) or words.plural(len(group.lines), 'alarm')}"
+    yield from ([] if findings.groups else ["No alarm was raised."])
+    yield ""
+    yield from (" ".join(answers.sentences(found.study, runs, head)), "")
 
 
 def robustness(runs: Sequence[Run], epsilon: float | None) -> list[str]:

@@ -24,7 +24,7 @@ STRENGTH = 0.5  # opacity of the heatmap everywhere; never fitted to an image
 INFECTION, LUNG = "#00e5ff", "#ffd54a"
 _SIDE = 288  # pixels of a panel in the page, shown at about 180, so that it stays sharp on fine screens and in print
 _BUDGET = 2_900_000  # characters of pictures in the page; beyond it whole networks are left out, and it says so
-_SHEET = 620  # letters of a sheet for a paper are as large beside its pictures as if it were so wide
+_SHEET = (370, 760)  # width of a sheet for one and for two columns of a paper, where letters have 11
 _PICTURES = 54  # pictures that one network may take; with many defences there are fewer X-rays
 
 
@@ -274,8 +274,8 @@ def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | 
             grid[0, place].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
 
     alt = f"{count} X-rays with the outlines of infection and lungs, each beside {len(shown)} heatmaps."
-    side = _SHEET / columns
-    return svg.Drawing("heatmaps", _SHEET, count * side + 40, plot, alt)
+    wide = _SHEET[columns > 4]
+    return svg.Drawing("heatmaps", wide, count * wide / columns + 40, plot, alt)
 
 
 def _film(arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":

@@ -107,7 +107,7 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> Drawing | N
         f"Forest plot of {words.method(method)}, robust minus standard, over models and measures; numbers in the table."
     )
     height = lines * (70 + 24 * len(labels))
-    return Drawing(f"comparison-{method}", 860, height, plot, alt, legends.outcome())
+    return Drawing(f"comparison-{method}", 760, height, plot, alt, legends.outcome())
 
 
 def _label(row: Comparison) -> str:
@@ -143,7 +143,7 @@ def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> Drawing:
             values = [stage.figure("ssim").value for stage in document.sanity]
             heights = [1.0, *(float("nan") if v is None else v for v in values)]
             axes.plot(range(len(heights)), heights, color=defence_colour(run.defence), ls=dash, marker="o", ms=3.5)
-            axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize="x-small", color=INK)
+            axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize="small", color=INK)
         axes.set_xticks(range(len(parts) + 1), ["trained", *parts], rotation=45, ha="right", fontsize="small")
         axes.axhline(0, color=RULE, lw=0.7)
         axes.set_ylim(-0.1, 1.05)

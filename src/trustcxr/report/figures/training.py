@@ -50,9 +50,9 @@ def training_curve(run: Run) -> Drawing | None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
 
-    return Drawing(
-        f"training-{run.name}", 330, 230, plot, f"Accuracy against epoch while training {run.label}.", LEGEND
-    )
+    legend = tuple(key for (name, *_), key in zip(_HISTORY, LEGEND, strict=True) if name in table)
+    alt = f"Accuracy against epoch while training {run.label}."
+    return Drawing(f"training-{run.name}", 330, 230, plot, alt, legend)
 
 
 def _numeric(column: "pd.Series") -> "pd.Series":

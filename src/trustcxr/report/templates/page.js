@@ -86,7 +86,7 @@ function tables() {
     const table = place.querySelector('table.sorts'), rows = table.tBodies[0].rows.length;
     if (rows < 2) continue;
     sortable(table);
-    if (rows > 3) filtered(table, place.querySelector('.tools'), place.querySelector('.scroll').ariaLabel);
+    if (rows > (table.classList.contains('stack') ? 3 : 7)) filtered(table, place.querySelector('.tools'), place.querySelector('.scroll').ariaLabel);
   }
 }
 
