@@ -134,7 +134,7 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
 
 
 def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -> None:
-    with pytest.raises(UserError, match=r"different in recipe\.training\.epochs"):
+    with pytest.raises(UserError, match=r"another study: recipe\.training\.epochs was \d+, is \d+"):
         Study(tiny(training={"epochs": 2, "batch_size": 12}), films, done, engines.get("local")).run()
 
 

@@ -1,6 +1,7 @@
 """What is typed after a command: the options that are long or that several commands share, and how they are read."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,10 @@ from trustcxr.errors import UserError, unknown
 if TYPE_CHECKING:
     from trustcxr.recipes.run import Listing
 
-DATA = typer.Option("--data", help="Folder of X-rays (COVID-QU-Ex as published, or class folders), or a list (CSV).")
+DATA = typer.Option(
+    "--data",
+    help="Folder of X-rays (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
+)
 Data = Annotated[Path, DATA]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 Labels = Annotated[
@@ -100,6 +104,17 @@ def label_map(pairs: list[str] | None) -> dict[str, str | None]:
         if not equals or not label:
             raise UserError(f"--label {pair}: write label=class, such as pneumonia=Non-COVID; label= leaves it out")
         found[label] = name or None
+    return found
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """What was typed as key=value, under the name of its option."""
+    found = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"{option} {pair}: write key=value, such as partition=gpu")
+        found[key] = value
     return found
 
 

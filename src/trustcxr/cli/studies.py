@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trustcxr.about import NOTICE
-from trustcxr.cli.options import DATA, Json, Track, print_json, tracker
+from trustcxr.cli.options import DATA, Json, Track, pairs, print_json, tracker
 from trustcxr.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,23 +15,34 @@ if TYPE_CHECKING:
 
 studies_app = typer.Typer()
 Jobs = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--jobs",
-        help="Runs at once, each with its share of the threads; equal bits need equal threads (OMP_NUM_THREADS=1).",
+        help="Runs at once: one unless said, on a cluster all that fit. Equal bits need equal threads "
+        "(OMP_NUM_THREADS=1).",
     ),
+]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Of ray: HOST:PORT of a cluster, or auto; one is started here unless said.")
+]
+Cpus = Annotated[int, typer.Option(help="Of ray and slurm: cores that each run needs.")]
+Gpus = Annotated[
+    float | None, typer.Option(help="Of ray and slurm: cards that each run needs; 0.5 lets two share one.")
+]
+Slurm = Annotated[
+    list[str] | None, typer.Option("--slurm", help="Of slurm: an option of sbatch, such as partition=gpu; repeatable.")
 ]
 
 
 @studies_app.command(epilog="Example: trustcxr demo --out out/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
 ) -> None:
     """The whole protocol on synthetic X-rays in minutes, with a report at the end. Needs no data and no network."""
     from trustcxr.study import demo as demonstration
 
-    _finish_study(demonstration.run(out, jobs), out)
+    _finish_study(demonstration.run(out, jobs or 1), out)
 
 
 @studies_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
@@ -39,8 +50,12 @@ def study(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="quick, paper, demo, or a YAML file.")],
     data: Annotated[Path | None, DATA] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.")] = None,
-    engine: Annotated[str, typer.Option(help="Where it runs: local.")] = "local",
-    jobs: Jobs = 1,
+    engine: Annotated[str, typer.Option(help="Where it runs: local, ray or slurm.")] = "local",
+    jobs: Jobs = None,
+    ray_address: RayAddress = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = None,
+    slurm: Slurm = None,
     check: Annotated[bool, typer.Option(help="First look what is wrong with the data, for the report.")] = True,
     seeds: Annotated[
         int | None, typer.Option(help="So many seeds of every run, from the recipe's on: spread beside intervals.")
@@ -73,7 +88,10 @@ def study(
     from trustcxr.study import engines
     from trustcxr.study.protocol import Study
 
-    return _finish_study(Study(chosen, data, out, engines.get(engine, jobs), check_data=check).run(), out)
+    options = pairs("--slurm", slurm or ())
+    asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options)
+    where = engines.get(engine, asked=asked)
+    return _finish_study(Study(chosen, data, out, where, check_data=check).run(), out)
 
 
 def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, measure: bool, json: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
 from trustcxr.data.store import Store, open_store
@@ -212,10 +213,10 @@ def load_dataset(
 ) -> Dataset:
     """Open a data set, decoding it first where that is not done yet.
 
-    `data` is a folder, a manifest or list file, or a Manifest. `split` None is all of it. `classes` is the order of
-    labels wanted (a run's classes). `labels` renames classes, `{"pneumonia": "Non-COVID"}`; None leaves one out.
-    `columns` and `images` describe a list, as in `lists.read_list`. `size` is in pixels; `resize`,
-    `cache`, `workers` and `every` are as in `store.open_store`.
+    `data` is a folder, a manifest or list file, an address of one that fsspec knows, or a Manifest. `split` None is
+    all of it. `classes` is the order of labels wanted (a run's classes). `labels` renames classes, `{"pneumonia":
+    "Non-COVID"}`; None leaves one out. `columns` and `images` describe a list, as in `lists.read_list`. `size` is in
+    pixels; `resize`, `cache`, `workers` and `every` are as in `store.open_store`.
 
     Where the data have no splits, asking for Train, Val or Test divides them by `split_seed`, each class alike and the
     samples of one group together (`Manifest.with_splits`); `notes` says so.
@@ -230,7 +231,9 @@ def load_dataset(
     ((6, 1, 32, 32), ('COVID-19', 'Non-COVID', 'Normal'))
     """
     manifest = (
-        data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)
+        data
+        if isinstance(data, Manifest)
+        else read_manifest(remote.here(data), layout=layout, columns=columns, images=images)
     )
     if labels:
         manifest = manifest.with_labels(labels, known=classes or ())

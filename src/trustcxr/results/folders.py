@@ -21,6 +21,7 @@ VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: 
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
 FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
+DATA_FILE = ".data.yaml"  # of a study: where the films are, which is no part of a result
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 DATA_CHECK_FILE = "data-check.json"  # of a study: what `data check` found in its data
 STEP_FILES = {  # the steps of a run in a study, in their order, and the file that each leaves

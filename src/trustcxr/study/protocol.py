@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
-from trustcxr.data import load_dataset, provenance
+from trustcxr.data import load_dataset, provenance, remote
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe, untracked
@@ -28,6 +28,7 @@ from trustcxr.results.documents import (
     TrainingDocument,
 )
 from trustcxr.results.folders import (
+    DATA_FILE,
     FAILURE_FILE,
     METRICS_FILE,
     PANELS_FILE,
@@ -43,7 +44,7 @@ from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data
-from trustcxr.study.steps import DATA_FILE, carry_out, record
+from trustcxr.study.steps import carry_out, record
 from trustcxr.training.provenance import hardware, source
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Study:
     def __init__(
         self, recipe: StudyRecipe, data: Path, folder: Path, engine: Engine, *, check_data: bool = False
     ) -> None:
-        self.recipe, self.data, self.folder, self.engine = recipe, data, folder, engine
+        self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
         self.check_data = check_data
         self.failures: list[Failure] = []
 
@@ -74,7 +75,7 @@ class Study:
         datasets = self._read_data()
         self._claim_folder()
         if self.check_data:
-            data_check.write(self.recipe, self.data, self.folder)
+            data_check.write(self.recipe, remote.here(self.data), self.folder)
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
@@ -115,14 +116,12 @@ class Study:
             if films is not None:  # what the films are counts, and not what their folder is called
                 before["data"] = now["data"]
             if changed := _differences(before, now):
-                raise UserError(
-                    f"{self.folder}: holds another study, different in {', '.join(changed[:5])}; choose another --out"
-                )
+                raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
             if films not in (None, content["fingerprint"]):
                 raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
             say(f"going on with the study in {self.folder}")
         files.write_yaml(path, content)
-        files.write_yaml(self.folder / DATA_FILE, {"path": str(self.data.resolve())})
+        files.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -231,12 +230,20 @@ class Study:
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    """Dotted keys in which two documents differ."""
+    """Dotted keys in which two documents differ, and what stood there then and stands there now."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    plain = files._plain
-    return [] if plain(before) == plain(now) else [at]
+    then, today = files._plain(before), files._plain(now)
+    return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
+
+
+def _short(value: Any, most: int = 60) -> str:
+    """A value of a recipe, cut off where it is long."""
+    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+        value = ", ".join(str(one.get("label") or one["name"]) for one in value)
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def summary(document: StudyDocument) -> str:

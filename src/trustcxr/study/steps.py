@@ -15,7 +15,7 @@ from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
-from trustcxr.results.folders import FAILURE_FILE, STUDY_FILE
+from trustcxr.results.folders import DATA_FILE, FAILURE_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
 from trustcxr.study import costs, mending
 from trustcxr.study.engines import Failure, Task
@@ -24,8 +24,7 @@ from trustcxr.study.run_folder import RunFolder
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-DATA_FILE = ".data.yaml"  # where the films are, which is no part of a result
-_PATIENCE = 10.0  # seconds that a process of a study that was killed has to end
+_PATIENCE = 60.0  # seconds that a process of a study that was killed, or of a node that was lost, has to end
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class StudyFolder:
 
     folder: Path
     recipe: StudyRecipe
-    data: Path
+    data: str
     fingerprint: str
 
     @classmethod
@@ -42,7 +41,7 @@ class StudyFolder:
         """From study.yaml and where the films are."""
         content = files.read_yaml(folder / STUDY_FILE)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
-        data = Path(str(files.read_yaml(folder / DATA_FILE)["path"]))
+        data = str(files.read_yaml(folder / DATA_FILE)["path"])
         return cls(folder, recipe, data, str(content.get("fingerprint", "")))
 
     def run_folder(self, run: RunRecipe) -> Path:
@@ -65,7 +64,7 @@ class StudyFolder:
 
 
 @lru_cache(maxsize=3)
-def _films(data: Path, role: str, recipe: str, fingerprint: str) -> "Dataset":
+def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
     """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
     options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
     found = load_dataset(data, split=getattr(options.splits, role), **options.reading())

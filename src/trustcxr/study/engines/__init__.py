@@ -1,27 +1,59 @@
-"""Where the runs of a study are worked on: in this process one after another, or in several processes at once."""
+"""Where the runs of a study are worked on: here one after another or several at once, on a Ray cluster, by SLURM."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from trustcxr.errors import UserError, lookup
-from trustcxr.study.engines.contract import Engine, Failure, Task
+from trustcxr.study.engines.contract import Engine, Failure, Needs, Task
 from trustcxr.study.engines.local import LocalEngine
 
-__all__ = ["ENGINES", "Engine", "Failure", "LocalEngine", "Task", "get"]
+__all__ = ["ENGINES", "Asked", "Engine", "Failure", "LocalEngine", "Needs", "Task", "get"]
 
 
-def _local(jobs: int) -> Engine:
-    """In this process, or in `jobs` processes of this machine."""
+@dataclass(frozen=True)
+class Asked:
+    """What a person may ask of an engine: runs at once, what each needs, where the cluster is, sbatch's options."""
+
+    jobs: int | None = None
+    needs: Needs = field(default_factory=Needs)
+    address: str | None = None
+    slurm: Mapping[str, str] = field(default_factory=dict)
+
+
+def _local(asked: Asked) -> Engine:
+    """In this process, or in so many processes of this machine."""
     from trustcxr.study.engines.processes import ProcessesEngine
 
-    return LocalEngine() if jobs == 1 else ProcessesEngine(jobs)
+    return LocalEngine() if asked.jobs in (None, 1) else ProcessesEngine(asked.jobs or 1)
 
 
-ENGINES: dict[str, Callable[[int], Engine]] = {"local": _local}
+def _ray(asked: Asked) -> Engine:
+    """On a Ray cluster."""
+    from trustcxr.study.engines.ray import RayEngine
+
+    return RayEngine(asked.needs, jobs=asked.jobs, address=asked.address)
 
 
-def get(name: str, jobs: int = 1) -> Engine:
-    """The engine of that name, with so many runs at once; UserError with the valid names for any other."""
-    engine = lookup(ENGINES, "engine", name)
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: expected 1 or more")
-    return engine(jobs)
+def _slurm(asked: Asked) -> Engine:
+    """As jobs of SLURM."""
+    from trustcxr.study.engines.slurm import SlurmEngine
+
+    return SlurmEngine(asked.needs, jobs=asked.jobs, options=asked.slurm)
+
+
+ENGINES: dict[str, Callable[[Asked], Engine]] = {"local": _local, "ray": _ray, "slurm": _slurm}
+
+
+def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engine:
+    """The engine of that name, with so many runs at once, or all that was `asked`; UserError with the valid names."""
+    engine, asked = lookup(ENGINES, "engine", name), asked or Asked(jobs)
+    if asked.jobs is not None and asked.jobs < 1:
+        raise UserError(f"--jobs {asked.jobs}: expected 1 or more")
+    if asked.needs.cpus < 1 or (asked.needs.gpus or 0) < 0:
+        raise UserError("--cpus: expected 1 or more; --gpus: expected 0 or more")
+    for option, owner, said in (("--ray-address", "ray", asked.address), ("--slurm", "slurm", asked.slurm)):
+        if said and name != owner:
+            raise UserError(f"{option} is of --engine {owner}, and this is --engine {name}")
+    if name == "local" and asked.needs != Needs():
+        raise UserError("--cpus and --gpus are of --engine ray and slurm; here runs share all cores (see --jobs)")
+    return engine(asked)

@@ -30,9 +30,16 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What one task is given: cores, and cards (a share where several fit on one; None: one where there are any)."""
+
+    cpus: int = 1
+    gpus: float | None = None
+
+
 Work = Callable[[Task], object]  # a function of a module, so that it can be sent to another process
-
-
+Outcome = Failure | CannotWrite | None
 Outcomes = list[Failure | None]
 
 
@@ -64,3 +71,49 @@ def attempt(work: Work, task: Task) -> Failure | None:
         say(traceback.format_exc().rstrip())
         return Failure(task.run, f"{task.step}: {type(problem).__name__}: {' '.join(str(problem).split())}")
     return None
+
+
+def told(work: Work, task: Task, threads: int) -> Outcome:
+    """`attempt` in a process of its own, with so many threads: the disk's refusal is given back too."""
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        return attempt(work, task)
+    except CannotWrite as problem:
+        return problem
+
+
+class Order:
+    """Which tasks may begin: of each run the first that is left, and none after one that failed."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks, self.left = tasks, dict(enumerate(tasks))
+        self.busy: set[int] = set()
+        self.failed: dict[str, Failure] = {}
+
+    def next(self) -> int | None:
+        """The place of a task that begins now; None where nothing is left, or each run that is is being worked on."""
+        taken = {self.tasks[place].run for place in self.busy}
+        found = next((place for place, task in self.left.items() if task.run not in taken), None)
+        if found is not None:
+            self.left.pop(found)
+            self.busy.add(found)
+        return found
+
+    def end(self, place: int, outcome: Outcome) -> int:
+        """A task has ended: how many tasks that settles. Raises CannotWrite where that is its outcome."""
+        if isinstance(outcome, CannotWrite):
+            raise outcome
+        self.busy.discard(place)
+        if outcome is None:
+            return 1
+        self.failed[outcome.name] = outcome
+        dropped = [other for other, task in self.left.items() if task.run == outcome.name]
+        for other in dropped:
+            self.left.pop(other)
+        return 1 + len(dropped)
+
+    def outcomes(self) -> Outcomes:
+        """What became of every task, in their order: None where it was done."""
+        return [self.failed.get(task.run) for task in self.tasks]

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 
 from trustcxr.console import Progress, say
-from trustcxr.errors import CannotWrite
-from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work
+from trustcxr.study.engines.contract import Order, Outcomes, Task, Work
 from trustcxr.study.engines.workers import Worker
 
 
@@ -21,16 +20,15 @@ class ProcessesEngine:
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""
-        left = dict(enumerate(tasks))
-        failed: dict[str, Failure] = {}
+        order = Order(tasks)
         busy: dict[Worker, int] = {}
         idle: list[Worker] = []
         try:
             with Progress(f"{self.jobs} runs at once", len(tasks)) as bar:
-                while left or busy:
-                    while (place := self._next(left, tasks, busy)) is not None:
+                while order.left or busy:
+                    while len(busy) < self.jobs and (place := order.next()) is not None:
                         worker = idle.pop() if idle else Worker(self.jobs)
-                        worker.begin(work, left.pop(place))
+                        worker.begin(work, tasks[place])
                         busy[worker] = place
                     ready = wait([worker.connection for worker in busy])
                     for worker in [w for w in busy if w.connection in ready]:
@@ -38,24 +36,13 @@ class ProcessesEngine:
                             say(text)
                         if worker.task is not None:
                             continue  # it said something, and is not done
-                        task = tasks[busy.pop(worker)]
-                        if isinstance(worker.outcome, CannotWrite):
-                            raise worker.outcome
-                        if worker.outcome is not None:
-                            failed[task.run] = worker.outcome
-                            for place in [p for p, other in left.items() if other.run == task.run]:
-                                left.pop(place)
-                                bar.advance()
+                        place = busy.pop(worker)
                         if worker.alive:
                             idle.append(worker)
+                        settled = order.end(place, worker.outcome)
                         after()
-                        bar.advance(note=f"{task.step} {task.run}")
+                        bar.advance(settled, note=f"{tasks[place].step} {tasks[place].run}")
         finally:
             for worker in (*busy, *idle):
                 worker.kill()
-        return [failed.get(task.run) for task in tasks]
-
-    def _next(self, left: dict[int, Task], tasks: Sequence[Task], busy: dict[Worker, int]) -> int | None:
-        """The place of the next task whose run nobody works on; None where there is none, or every process is busy."""
-        taken = {tasks[place].run for place in busy.values()}
-        return next((p for p, task in left.items() if task.run not in taken), None) if len(busy) < self.jobs else None
+        return order.outcomes()

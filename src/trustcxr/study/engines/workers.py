@@ -3,16 +3,11 @@
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from multiprocessing.connection import Connection
 
 from trustcxr import console
-from trustcxr.errors import CannotWrite
-from trustcxr.study.engines.contract import Failure, Task, Work, attempt
-
-Outcome = Failure | CannotWrite | None
-_LOOK = 0.2  # seconds between looks at whether the engine's process is there still
+from trustcxr.data.workers import end_with
+from trustcxr.study.engines.contract import Failure, Outcome, Task, Work, told
 
 
 class Worker:
@@ -49,7 +44,7 @@ class Worker:
             return [f"{self.outcome.name}: {self.outcome.reason}"]
         if kind == "say":
             return [content]
-        self.outcome = CannotWrite(content) if kind == "cannot write" else content
+        self.outcome = content
         self.task = None
         return []
 
@@ -63,24 +58,11 @@ class Worker:
 def _serve(connection: Connection, threads: int, engine: int) -> None:
     """The process's end: do what comes, until nothing can come any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine hears Ctrl-C, and ends its processes
-    threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
+    end_with(engine)
     console.tell(lambda text: connection.send(("say", text)))
     while True:
         try:
             work, task = connection.recv()
         except EOFError:
             return
-        try:
-            connection.send(("done", attempt(work, task)))
-        except CannotWrite as problem:
-            connection.send(("cannot write", str(problem)))
-
-
-def _end_with(engine: int) -> None:
-    """A study that was killed leaves no process that goes on writing beside the next one."""
-    while os.getppid() == engine:
-        time.sleep(_LOOK)
-    os._exit(1)
+        connection.send(("done", told(work, task, threads)))

@@ -1,0 +1,92 @@
+"""Eight equal runs on two Ray nodes of one core against one such node: times as fast, and the same results.
+
+python -m benchmarks.speed.cluster [--runs 8] [--epochs 4] [--images 96]
+
+Goal: at least 1.7 times. The nodes are processes of this machine, so it needs two cores that are free; the load is
+printed beside the ratio, since with other work on the machine the ratio says nothing.
+"""
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+GOAL = 1.7
+
+
+def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
+    """A study's folder with `runs` equal runs but for the seed, and their training tasks."""
+    from trustcxr.recipes.study import StudyRecipe, run_recipe
+    from trustcxr.recipes.training import DefenceRecipe
+    from trustcxr.recipes.validation import validate
+    from trustcxr.results import files, folders
+    from trustcxr.study.engines import Task
+
+    content = {
+        "name": "equal",
+        "data": {"size": 64},
+        "models": [{"name": "resnet10t", "weights": "none"}],
+        "training": {"epochs": given.epochs, "batch_size": 16},
+        "seeds": list(range(given.runs)),
+    }
+    recipe = validate(StudyRecipe, content, "equal")
+    folder.mkdir()
+    files.write_yaml(folder / folders.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})
+    files.write_yaml(folder / folders.DATA_FILE, {"path": str(films)})
+    names = [run_recipe(recipe, recipe.models[0], DefenceRecipe(), seed).name for seed in recipe.seeds]
+    return [Task(folder, name, "train") for name in names]
+
+
+def measure(nodes: int, films: Path, work: Path, given: argparse.Namespace) -> tuple[float, list[bytes]]:
+    """Seconds that a cluster of so many nodes takes for the runs, after one to warm each node; the weights."""
+    from ray.cluster_utils import Cluster
+
+    from trustcxr.study.engines import Asked, get
+    from trustcxr.study.steps import carry_out
+
+    options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(**options)
+        import ray
+
+        ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        engine = get("ray", asked=Asked(address=cluster.address))
+        engine.map(carry_out, runs_of(films, work / f"warm{nodes}", given)[:nodes])  # imports torch, opens the films
+        tasks, began = runs_of(films, work / f"study{nodes}", given), time.perf_counter()
+        if failed := [outcome for outcome in engine.map(carry_out, tasks) if outcome is not None]:
+            raise SystemExit(f"not done: {failed[0]}")
+        taken = time.perf_counter() - began
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
+    return taken, [(t.study / "runs" / t.run / "model.safetensors").read_bytes() for t in tasks]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=96)
+    given = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    from trustcxr.data.phantom import writing
+
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["TRUSTCXR_CACHE"] = f"{work}/cache"
+        films = writing.write(Path(work) / "films", {"Train": -(-given.images // 3), "Val": 8, "Test": 2}, size=64)
+        before = os.getloadavg()[0]
+        (one, first), (two, second) = (measure(nodes, films, Path(work), given) for nodes in (1, 2))
+    print(
+        f"{given.runs} equal runs, {os.cpu_count()} cores, load {before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    )
+    print(f"one node {one:.1f} s, two nodes {two:.1f} s; {'the same weights' if first == second else 'OTHER WEIGHTS'}")
+    print(f"two nodes are {one / two:.2f} times as fast: {'met' if one / two >= GOAL else 'MISSED'} (>= {GOAL})")
+
+
+if __name__ == "__main__":
+    main()

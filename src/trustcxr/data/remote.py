@@ -1,0 +1,69 @@
+"""Films at an address that fsspec knows (s3://, gs://, https://, file://): brought once into this machine's cache."""
+
+import re
+import shutil
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from trustcxr.console import say
+from trustcxr.errors import UserError
+from trustcxr.results.disk import writing
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # a path takes one of the two strokes away
+
+
+def is_address(data: str | Path) -> bool:
+    """Whether this is an address, and no folder or file of this machine."""
+    return _ADDRESS.fullmatch(str(data)) is not None and not Path(data).exists()
+
+
+def absolute(data: str | Path) -> str:
+    """An address in full, or the whole path of a folder: what another process finds the films by."""
+    found = _ADDRESS.fullmatch(str(data))
+    if found is None or not is_address(data):
+        return str(Path(data).resolve())
+    return f"{found[1]}://{'/' if found[1] == 'file' else ''}{found[2]}"
+
+
+def here(data: str | Path) -> Path:
+    """The folder or file on this machine: what is at an address is copied into the cache first, once, whole.
+
+    UserError where nothing is there, it cannot be reached, or fsspec needs a further package for it.
+    """
+    if not is_address(data):
+        return Path(data)
+    from filelock import FileLock
+
+    from trustcxr.data.store import cache_folder
+
+    address = absolute(data)
+    folder = cache_folder() / "films" / sha256(address.encode()).hexdigest()[:16]
+    copy = folder / (PurePosixPath(address).name or "films")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not copy.exists():
+                say(f"{address}: brought to {copy}, once; delete that folder to have it brought anew")
+                _bring(address, copy)
+    return copy
+
+
+def _bring(address: str, copy: Path) -> None:
+    import fsspec
+
+    partial = copy.with_name(".unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+        if not system.exists(path):
+            raise UserError(f"{address}: nothing is there; check the address")
+        system.get(path, str(partial / copy.name), recursive=system.isdir(path))
+    except ImportError as problem:
+        raise UserError(f"{address}: {' '.join(str(problem).split())}; then the same command") from None
+    except (ValueError, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno is not None and address.startswith("file:"):
+            raise
+        raise UserError(f"{address}: cannot be brought here: {' '.join(str(problem).split())}") from None
+    (partial / copy.name).rename(copy)
+    partial.rmdir()

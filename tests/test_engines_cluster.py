@@ -1,0 +1,214 @@
+"""A study on a Ray cluster and by SLURM: the same bits, a node lost half-way too; what cannot be is one line."""
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from test_engines import bits, note, small
+from trustcxr.data import load_dataset, remote
+from trustcxr.data.phantom import writing
+from trustcxr.errors import CannotWrite, UserError
+from trustcxr.results import files
+from trustcxr.study import engines
+from trustcxr.study.engines import Asked, Failure, Needs, Task
+from trustcxr.study.engines.slurm import SlurmEngine
+from trustcxr.study.protocol import Study
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+
+
+@pytest.fixture(scope="module")
+def local(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process with one thread makes of the study."""
+    folder, threads = tmp_path_factory.mktemp("local"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    Study(small(), films, folder / "study", engines.get("local")).run()  # type: ignore[arg-type]
+    torch.set_num_threads(threads)
+    return bits(folder / "study")
+
+
+# --- what a person gets wrong ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "said"),
+    [
+        ("local", Asked(address="a:1"), "--ray-address is of --engine ray, and this is --engine local"),
+        ("ray", Asked(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
+        ("local", Asked(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
+        ("ray", Asked(needs=Needs(0)), "--cpus: expected 1 or more"),
+        ("slurm", Asked(jobs=0), "--jobs 0: expected 1 or more"),
+    ],
+)
+def test_options_of_another_engine_are_refused(name: str, asked: Asked, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        engines.get(name, asked=asked)
+
+
+def test_what_is_not_installed_is_said_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for engine, package in (("ray", "ray"), ("slurm", "submitit")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"pip install '\.\[{engine}\]'"):
+            engines.get(engine).map(note, [Task(tmp_path, "a", "train")])
+
+
+def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    for address, said in ((nobody, "no Ray cluster answers there"), ("here", "expected auto, HOST:PORT")):
+        began = time.monotonic()
+        with pytest.raises(UserError, match=rf"--ray-address {address}: {said}"):
+            engines.get("ray", asked=Asked(address=address)).map(note, [Task(tmp_path, "a", "train")])
+        assert time.monotonic() - began < 30
+
+
+def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
+    if shutil.which("srun"):
+        pytest.skip("there is SLURM here")
+    with pytest.raises(UserError, match="SLURM cannot be used from here"):
+        engines.get("slurm").map(note, [Task(tmp_path, "a", "train")])
+
+
+def test_films_at_an_address_are_brought_once_and_whole(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = Path(f"file://{films}")  # as typed, and as a path that has lost a stroke
+    first = load_dataset(address, split="Train", size=32, workers=1)
+    assert first.root != films
+    assert first.root.name == films.name
+    assert first.fingerprint == load_dataset(films, split="Train", size=32, workers=1).fingerprint
+    assert capsys.readouterr().err.count("brought to") == 1
+    load_dataset(address, split="Val", size=32, workers=1)
+    assert "brought" not in capsys.readouterr().err
+    assert remote.absolute(Path("s3://bucket/films")) == "s3://bucket/films"
+    with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):
+        load_dataset("file:///nowhere/at/all")
+    with pytest.raises(UserError, match="strange://films: cannot be brought here"):
+        load_dataset("strange://films")
+
+
+# --- Ray -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one core, for the whole file."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for whatever else the machine does
+        options = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+        found = cluster_utils.Cluster(initialize_head=True, head_node_args=options)
+        found.spare = found.add_node(num_cpus=1, object_store_memory=80 << 20)
+        yield found
+        found.shutdown()
+
+
+def on(cluster: Any, **asked: Any) -> Any:
+    return engines.get("ray", asked=Asked(address=cluster.address, **asked))
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_on_a_node_fails_its_run_and_no_other(cluster: Any, tmp_path: Path) -> None:
+    steps = [(run, step) for step in ("train", "test") for run in ("wrong", "a", "faulty", "b")]
+    ticks: list[int] = []
+    outcomes = on(cluster).map(note, [Task(tmp_path, *step) for step in steps], lambda: ticks.append(1))
+    wrong, faulty = Failure("wrong", "train: cannot be done"), Failure("faulty", "train: ZeroDivisionError: of nothing")
+    assert outcomes == [wrong, None, faulty, None] * 2
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert [step for run, step, _ in lines if run == "a"] == ["train", "test"], "a run's steps in their order"
+    assert str(os.getpid()) not in {process for *_, process in lines}
+    assert len(ticks) == 6
+    with pytest.raises(CannotWrite, match="no space"):
+        on(cluster).map(note, [Task(tmp_path, "full", "train"), Task(tmp_path, "a", "train")])
+
+
+@pytest.mark.slow
+def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no node has 64 cores and 0 cards for a run; there is 1 cores"):
+        on(cluster, needs=Needs(64)).map(note, [Task(tmp_path, "a", "train")])
+    folder = os.open(tmp_path, os.O_RDONLY)  # a path that this process alone sees
+    try:
+        with pytest.raises(UserError, match=r"node .+: cannot see /proc/self/fd/\d+; choose an --out on a disk"):
+            on(cluster).map(note, [Task(Path(f"/proc/self/fd/{folder}"), "a", "train")])
+    finally:
+        os.close(folder)
+    files.write_yaml(tmp_path / ".data.yaml", {"path": "/no/such/films"})
+    with pytest.raises(UserError, match="cannot see the films in /no/such/films"):
+        on(cluster).map(note, [Task(tmp_path, "a", "train")])
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_lost(
+    lost: bool, cluster: Any, films: Path, local: dict[str, bytes], tmp_path: Path
+) -> None:
+    study, gone = tmp_path / "study", threading.Event()
+
+    def lose() -> None:
+        while not list(study.glob("runs/*/history.csv")):  # somebody is in the middle of a training
+            time.sleep(0.05)
+        cluster.remove_node(cluster.spare, allow_graceful=False)
+        gone.set()
+
+    if lost:
+        threading.Thread(target=lose, daemon=True).start()
+    document = Study(small(), films, study, on(cluster)).run()  # type: ignore[arg-type]
+    assert document.failures == []
+    assert gone.is_set() == lost
+    assert bits(study) == local
+
+
+# --- SLURM, by submitit's local executor -----------------------------------------------------------------------------
+
+
+def taken_away_once(task: Task) -> None:
+    """Work that is preempted the first time."""
+    begun = task.study / f"{task.run}-{task.step}-begun"
+    if task.run == "a" and task.step == "train" and not begun.exists():
+        begun.touch()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(30)
+    note(task)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_is_queued_again_and_one_that_dies_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
+    engine = SlurmEngine(Needs(), cluster="local")
+    steps = [(run, step) for step in ("train", "test") for run in ("a", "wrong")] + [("killed", "train")]
+    outcomes = engine.map(taken_away_once, [Task(tmp_path, *step) for step in steps])
+    assert outcomes[:4] == [None, Failure("wrong", "train: cannot be done")] * 2
+    assert "its job" in str(outcomes[4])
+    assert "ended without a result" in str(outcomes[4])
+    assert [line.split()[:2] for line in (tmp_path / "log").read_text().splitlines()] == [["a", "train"], ["a", "test"]]
+
+
+@pytest.mark.slow
+def test_a_study_by_slurm_has_the_bits_of_one_process(
+    films: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    recipe = small(defences=[], models=small().models[:1])  # type: ignore[attr-defined]
+    Study(recipe, films, tmp_path / "study", SlurmEngine(Needs(), cluster="local")).run()  # type: ignore[arg-type]
+    found = bits(tmp_path / "study")
+    assert found == {name: content for name, content in local.items() if name in found}
