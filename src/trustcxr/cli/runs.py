@@ -64,6 +64,9 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser (recipe default: 5e-4).")] = None,
     patience: Patience = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    devices: Annotated[int, typer.Option(help="Cards that share each batch; without any, processes.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines of so many cards; start the same command on each.")] = 1,
+    strategy: Annotated[str, typer.Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
     epsilon: TrainingEpsilon = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
@@ -98,7 +101,7 @@ def train(
         data={"labels": label_map(label), **listing(column, images)},
         options=set_ or (),
     )
-    summary = run_folder.train(recipe, data, out)
+    summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
 

@@ -34,7 +34,7 @@ class _Rows(TorchDataset):
 class BatchRows(Sampler[list[int]]):
     """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often.
 
-    Each batch comes `repeats` times in a row.
+    Each batch comes `repeats` times in a row. `part` (k, n) is the k-th of n even parts of each batch.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class BatchRows(Sampler[list[int]]):
         balanced: bool = False,
         drop_last: bool = False,
         repeats: int = 1,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.labels, self.batch_size, self.seed, self.epoch = np.asarray(labels), batch_size, seed, 0
         self.shuffle, self.balanced, self.drop_last = shuffle, balanced, drop_last and len(labels) > batch_size
-        self.repeats = repeats
+        self.repeats, self.part = repeats, part
 
     def set_epoch(self, epoch: int) -> None:
         """Which shuffle comes next."""
@@ -64,7 +65,10 @@ class BatchRows(Sampler[list[int]]):
         rows = self._order().tolist()
         for i in range(len(self)):
             first = i // self.repeats * self.batch_size
-            yield rows[first : first + self.batch_size]
+            batch = rows[first : first + self.batch_size]
+            number, parts = self.part
+            if mine := batch[len(batch) * number // parts : len(batch) * (number + 1) // parts]:
+                yield mine
 
     def _order(self) -> np.ndarray:
         count = len(self.labels)
@@ -95,11 +99,12 @@ def loader(
     drop_last: bool = False,
     repeats: int = 1,
     workers: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader:
     """Batches (images uint8 (B, 1, H, W), labels (B,), rows (B,)) of a data set.
 
     No worker processes are needed: a batch is one read of the memory map. `sampler.set_epoch(n)` (Lightning calls it)
-    picks the shuffle of epoch n.
+    picks the shuffle of epoch n. `part` (k, n): of each batch the k-th of n even parts, where n processes share it.
     """
     rows = BatchRows(
         dataset.labels,
@@ -109,6 +114,7 @@ def loader(
         balanced=balanced,
         drop_last=drop_last,
         repeats=repeats,
+        part=part,
     )
     return DataLoader(
         _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
@@ -131,20 +137,24 @@ def augment(
     contrast: float = 0.1,
     flip: float = 0.0,
     erase: float = 0.0,
+    of: tuple[int, int] | None = None,
 ) -> Tensor:
     """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
 
     `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
     film's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
     `erase` makes a rectangle of a share of the images an even grey (Zhong et al. 2020, in pixel space). Channels
-    after the first are masks: they move with their image, and neither light nor erasing changes them.
+    after the first are masks: they move with their image, and neither light nor erasing changes them. `of` (first,
+    count): these images are part of a batch of `count`, from `first` on, and get the draws that they get in it.
     """
+    first, count = of or (0, len(images))
+    mine = slice(first, first + len(images))
 
     def draw(spread: float) -> Tensor:
-        return ((torch.rand(len(images), generator=generator) * 2 - 1) * spread).to(images.device)
+        return ((torch.rand(count, generator=generator)[mine] * 2 - 1) * spread).to(images.device)
 
     angle, zoom = torch.deg2rad(draw(rotation)), 1 + draw(scale)
-    mirror = torch.where(torch.rand(len(images), generator=generator) < flip, -1.0, 1.0).to(images.device)
+    mirror = torch.where(torch.rand(count, generator=generator)[mine] < flip, -1.0, 1.0).to(images.device)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     across, down = 2 * draw(shift), 2 * draw(shift)
     transform = torch.stack(
@@ -156,14 +166,14 @@ def augment(
     gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
     lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
-    lit = _erase(lit, generator, erase) if erase else lit
+    lit = _erase(lit, torch.rand((6, count, 1), generator=generator)[:, mine], erase) if erase else lit
     return torch.cat([lit, masks], 1) if masks.shape[1] else lit
 
 
-def _erase(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
-    """Rectangles of 2 to 33 % of the area, with sides 0.3 to 3.3 to one: the ranges of the paper."""
-    count, _, height, width = images.shape
-    chosen, area, aspect, down, across, grey = torch.rand((6, count, 1), generator=generator)
+def _erase(images: Tensor, draws: Tensor, share: float) -> Tensor:
+    """Rectangles of 2 to 33 % of the area, with sides 0.3 to 3.3 to one: the ranges of the paper. `draws` (6, B, 1)."""
+    height, width = images.shape[2:]
+    chosen, area, aspect, down, across, grey = draws
     area, ratio = 0.02 + 0.31 * area, torch.exp((2 * aspect - 1) * math.log(3.3))
     tall, wide = (height * (area * ratio).sqrt()).clamp(max=height), (width * (area / ratio).sqrt()).clamp(max=width)
     top, left = down * (height - tall), across * (width - wide)

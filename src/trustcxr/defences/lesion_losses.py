@@ -29,6 +29,10 @@ class Known:
     lung: Tensor
     lesion: Tensor
 
+    def of(self, part: slice) -> "Known":
+        """A part of the batch."""
+        return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part])
+
     def films(self, rows: Tensor) -> lesions.Films:
         """Some of them, with masks as `data.lesions` takes them."""
         return lesions.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)

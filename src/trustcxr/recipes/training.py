@@ -74,6 +74,12 @@ class TrainingRecipe(Strict):
     )
     label_smoothing: Fraction = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that each batch is worked off in, their gradients added up: for a batch that does not fit "
+        "in memory (which is noticed, and halved, by itself)",
+    )
     balanced: bool = Field(False, description="draw every class equally often")
     class_weights: bool = Field(False, description="weigh the loss of each class against how many images it has")
     background: Background = Field(

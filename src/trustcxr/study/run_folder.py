@@ -1,6 +1,7 @@
 """One run in its folder: train, validate, test, explain, describe. Study and commands alike go through these steps."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,17 +64,18 @@ class RunFolder:
         if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
 
-    def train(
-        self, recipe: RunRecipe, train: "Dataset", val: "Dataset", *, start_from: Path | None = None
-    ) -> TrainingDocument:
-        """Train, or go on; its training.json. UserError where the folder holds another run, or one of other films."""
+    def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **how: Any) -> TrainingDocument:
+        """Train, or go on; its training.json. UserError where the folder holds another run, or one of other films.
+
+        `how`: start_from and cards, as `training.fit` takes them.
+        """
         from trustcxr.training import checkpoint, loop
 
         self.refuse_another(recipe)
         provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
         path = self.folder / folders.TRAINING_FILE
         if not path.is_file():
-            return loop.fit(recipe, train, val, self.folder, start_from=start_from)
+            return loop.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left where the training was killed when all but that was done
         return documents.read(TrainingDocument, path)
 
@@ -213,9 +215,14 @@ class RunFolder:
 # --- what the commands do --------------------------------------------------------------------------------------------
 
 
-def train(run: RunRecipe, data: Path, folder: Path) -> TrainingDocument:
-    """Train a run into `folder`, or go on with it; its training.json."""
+def train(
+    run: RunRecipe, data: Path, folder: Path, *, devices: int = 1, nodes: int = 1, strategy: str = "ddp"
+) -> TrainingDocument:
+    """Train a run into `folder`, or go on with it; its training.json. On so many cards of each of so many machines."""
     from trustcxr.models import factory
+    from trustcxr.training.cards import Cards
+
+    cards = Cards(devices, nodes, strategy)
 
     steps = RunFolder(folder)
     steps.refuse_another(run)
@@ -235,10 +242,10 @@ def train(run: RunRecipe, data: Path, folder: Path) -> TrainingDocument:
         say(note)
     report_skipped(parts[0])
     preflight.classes({"train": parts[0], "val": parts[1]})
-    with holding(folder):
+    with holding(folder) if cards.rank == 0 else nullcontext():
         if done:
             say(f"{folder}: already trained")
-        return steps.train(run, parts[0], parts[1])
+        return steps.train(run, parts[0], parts[1], cards=cards)
 
 
 def evaluate(

@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,39 +26,77 @@ from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, tracking
 from trustcxr.training import provenance as origins
+from trustcxr.training.cards import Cards, Team, does_not_fit, together
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
+ALONE = Cards()
+
 
 def fit(
-    recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, *, start_from: Path | None = None
+    recipe: RunRecipe,
+    train: "Dataset",
+    val: "Dataset",
+    folder: Path,
+    *,
+    start_from: Path | None = None,
+    cards: Cards = ALONE,
 ) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
 
     `start_from` is a run whose weights this one begins with. With `training.refit` the run is trained twice: on `train`
     into `folder`/validated, where validation chooses the epoch, and then on both to that epoch of the same schedule.
+    On several `cards` each batch is shared by them. Where its part does not fit in memory, it is worked off in twice as
+    many parts from the last epoch on, which is said.
     Raises UserError where the run cannot be trained, with the last good weights kept.
     """
+    cards.check(recipe, len(train))
+    cards = replace(cards, parts=recipe.training.accumulate)
+    largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
+    if recipe.training.precision == "16-mixed" and not torch.cuda.is_available():
+        say("16-mixed needs a card: bf16-mixed is used in its place")
+    while True:
+        team, given = Team(), (recipe, train, val, folder, start_from, cards)
+        try:
+            with together(cards, _fit_part, *given) as team:
+                return _fit_part(*given)
+        except Exception as problem:
+            if not (does_not_fit(problem) or team.did_not_fit):
+                raise
+            if cards.parts >= largest:
+                raise UserError(f"{recipe.name}: not even one image fits in memory; lower data.size") from None
+        cards = replace(cards, parts=2 * cards.parts)
+        torch.cuda.empty_cache()
+        say(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
+
+
+def _fit_part(
+    recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, start_from: Path | None, cards: Cards
+) -> TrainingDocument:
+    """`fit`, of which every process of `cards` does its part."""
     if not recipe.training.refit:
-        return _fit(recipe, train, Monitor(folder, val, recipe), start_from)
+        return _fit(recipe, train, Monitor(folder, val, recipe, cards), start_from)
     both, first = Joined(train, val), folder / folders.BEFORE_REFIT
-    _write_recipe(folder, recipe, both, start_from)
+    if cards.rank == 0:
+        _write_recipe(folder, recipe, both, start_from)
     if not (first / folders.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
-        _fit(alone, train, Monitor(first, val, alone), start_from and folders.before_refit(start_from))
-    checkpoint.remove(first)  # left where it was killed between its last file and this
+        _fit(alone, train, Monitor(first, val, alone, cards), start_from and folders.before_refit(start_from))
+    if cards.rank == 0:
+        checkpoint.remove(first)  # left where it was killed between its last file and this
     chosen = documents.read(TrainingDocument, first / folders.TRAINING_FILE)
-    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen), start_from)
+    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards), start_from)
 
 
 def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_from: Path | None) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
-    _write_recipe(folder, recipe, train, start_from)
+    if monitor.cards.rank == 0:
+        _write_recipe(folder, recipe, train, start_from)
     torch.manual_seed(recipe.seed)
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
@@ -68,7 +107,11 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     else:
         steps = _run(recipe, train, monitor, model, lungs, lesions, resumed=before is not None)
     counts = {"steps": steps} | ({} if lungs is None else {"images_without_lung_mask": without})
-    return _finish(folder, recipe, monitor, model, counts)
+    found = monitor.summary()
+    if monitor.cards.rank == 0:
+        found = _finish(folder, recipe, monitor, model, counts)
+    monitor.cards.wait()
+    return found
 
 
 def _run(
@@ -82,7 +125,7 @@ def _run(
     resumed: bool,
 ) -> int:
     """The epochs that are still to do; how many steps all took together."""
-    training, classes = recipe.training, len(train.classes)
+    training, classes, cards = recipe.training, len(train.classes), monitor.cards
     batches = loader(
         train,
         training.batch_size,
@@ -91,6 +134,7 @@ def _run(
         balanced=training.balanced,
         drop_last=True,
         repeats=replays(recipe),
+        part=(cards.rank, cards.world),
     )
     module = TrainingStep(
         model,
@@ -101,6 +145,8 @@ def _run(
         lungs=lungs,
         lesions=lesions,
         healthy=_healthy(train, recipe),
+        cards=cards,
+        batch_images=min(training.batch_size, len(train)),
     )
     last = monitor.folder / checkpoint.FOLDER / checkpoint.LAST
     with _quiet():
@@ -126,18 +172,19 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    followed = tracking.callback(recipe, monitor) if monitor.cards.rank == 0 else ()
     return pl.Trainer(
         max_epochs=monitor.epochs,
         accelerator="auto",
-        devices=1,
         precision=recipe.training.precision,
-        callbacks=[monitor, Bar(recipe.name, monitor), save, *tracking.callback(recipe, monitor)],
-        plugins=[checkpoint.WholeCheckpoints()],
+        callbacks=[monitor, Bar(recipe.name, monitor), save, *followed],
+        plugins=[checkpoint.WholeCheckpoints(), *monitor.cards.environment()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        **monitor.cards.for_lightning(),
     )
 
 
@@ -260,7 +307,9 @@ def _quiet() -> Iterator[None]:
     """Lightning's advice is for its own users; ours see one bar and one line."""
     import logging
 
-    loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+    ]
     levels = [log.level for log in loggers]
     try:
         for log in loggers:

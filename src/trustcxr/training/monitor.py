@@ -10,6 +10,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from trustcxr import attacks
 from trustcxr.attacks.contract import check_finite
@@ -17,16 +18,19 @@ from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
+from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.results import files, folders
 from trustcxr.results.documents import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint
+from trustcxr.training.cards import Cards
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
+ALONE = Cards()
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
@@ -41,8 +45,8 @@ class Monitor(pl.Callback):
 
     measured_on = "validation"
 
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe) -> None:
-        self.folder, self.val, self.recipe = folder, val, recipe
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, cards: Cards = ALONE) -> None:
+        self.folder, self.val, self.recipe, self.cards = folder, val, recipe, cards
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
@@ -90,13 +94,14 @@ class Monitor(pl.Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "epsilon": module.epsilon(module.global_step) if module.robust else 0.0,
             "train_accuracy": module.sums["right"] / module.sums["count"],
-            **validate(module.candidate(), self.val, self.recipe, module.device),
+            **validate(module.candidate(), self.val, self.recipe, module.device, self.cards),
         }
         self.seconds += time.monotonic() - self._started
         self.processor_seconds += time.process_time() - self._worked
         row["seconds"] = self.seconds
         self.history.append(row)
-        files.write_table(self.folder / folders.HISTORY_FILE, self.table())
+        if self.cards.rank == 0:
+            files.write_table(self.folder / folders.HISTORY_FILE, self.table())
         if self._overfits(row):
             self.stopped = "overfitting"
             trainer.should_stop = True
@@ -106,9 +111,10 @@ class Monitor(pl.Callback):
         ramp_ends = self.recipe.defence.ramp * self.recipe.training.epochs if module.robust else 0
         if score > self.best["score"]:
             self.best.update(epoch=row["epoch"], score=score, value=row[self.monitor])
-            best = self.folder / checkpoint.FOLDER / checkpoint.BEST
-            save_weights(module.candidate(), best)
-            self.best_sum = files.checksum(best)
+            if self.cards.rank == 0:
+                best = self.folder / checkpoint.FOLDER / checkpoint.BEST
+                save_weights(module.candidate(), best)
+                self.best_sum = files.checksum(best)
         elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
             self.stopped = "early"
             trainer.should_stop = True
@@ -166,8 +172,10 @@ class RefitMonitor(Monitor):
 
     measured_on = "validation images that it was trained on"
 
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument) -> None:
-        super().__init__(folder, val, recipe)
+    def __init__(
+        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, cards: Cards = ALONE
+    ) -> None:
+        super().__init__(folder, val, recipe, cards)
         self.chosen, self.epochs = chosen, (chosen.best_epoch or 0) + 1
 
     @property
@@ -235,33 +243,46 @@ class Bar(pl.Callback):
 
 
 @torch.no_grad()
-def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.device) -> dict[str, float]:
+def validate(
+    model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.device, cards: Cards = ALONE
+) -> dict[str, float]:
     """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it.
 
     Raises NotFiniteError, which ends training, where the model answers with NaN or infinity: argmax would call that a
     class, and such weights could be kept as the best.
 
     For a run that was trained by bounds also what interval bounds prove, without CROWN and in the weights' precision.
+    Of `cards` each judges its part of the images, every image once, and all get the figures of the whole.
     """
+
+    def share(right: float, of: int) -> float:
+        return float(cards.summed(torch.tensor(right, device=device))) / of
+
     right, epsilon = 0.0, recipe.defence.epsilon
     with attacks.undisturbed(model):
-        for images, labels, _ in loader(val, 64):
+        for images, labels, _ in _batches(val, cards):
             logits = model(_pixels(images, device))
-            check_finite(logits)
-            right += float((logits.argmax(1) == labels.to(device)).sum())
-    figures = {"val_accuracy": right / len(val)}
+            if cards.world == 1:
+                check_finite(logits)
+            right += float(
+                torch.where(logits.isfinite().all(1), logits.argmax(1) == labels.to(device), torch.nan).sum()
+            )
+    figures = {"val_accuracy": share(right, len(val))}
+    if math.isnan(figures["val_accuracy"]):  # every process hears of it, so that none waits for another
+        raise NotFiniteError("the model answers validation images with NaN or infinity")
     if recipe.defence.certifies:
-        return figures | {"val_certified_accuracy": _certified(model, val, epsilon, device)}
+        return figures | {"val_certified_accuracy": share(_certified(model, val, epsilon, device, cards), len(val))}
     if not recipe.defence.attacks:
         return figures
-    rows = attacked_rows(val)
+    watched = attacked_rows(val)
+    rows, lower = watched[cards.rank :: cards.world], _lower_precision(recipe, device)
     hits = dict.fromkeys(USUAL_ATTACKS, 0.0)
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
         images = _pixels(torch.from_numpy(val.images[some]), device)
         labels = torch.as_tensor(val.labels[some], device=device)
         # Attacked in the precision of training, which is what the run can afford; judged in full.
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16-mixed"):
+        with torch.autocast(device.type, lower or torch.bfloat16, enabled=lower is not None):
             adversarial = (
                 attacks.fgsm(model, images, labels, epsilon=epsilon),
                 attacks.pgd(model, images, labels, epsilon=epsilon, steps=MONITOR_STEPS, stop_when_wrong=True),
@@ -269,19 +290,31 @@ def validate(model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.
         with attacks.undisturbed(model):
             for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
                 hits[name] += float((model(perturbed).argmax(1) == labels).sum())
-    return figures | {f"val_{name}_accuracy": count / len(rows) for name, count in hits.items()}
+    return figures | {f"val_{name}_accuracy": share(count, len(watched)) for name, count in hits.items()}
 
 
-def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device) -> float:
-    """The share of validation that is right, and proved to stay so by interval bounds."""
+def _batches(val: "Dataset", cards: Cards) -> DataLoader:
+    """This process's part of the validation images, 64 at a time; every image is in the part of one."""
+    return loader(val, 64 * cards.world, part=(cards.rank, cards.world))
+
+
+def _lower_precision(recipe: RunRecipe, device: torch.device) -> torch.dtype | None:
+    """What training computes in, where that is less than float32; fp16 is bf16 where there is no card."""
+    if recipe.training.precision == "32-true":
+        return None
+    return torch.float16 if recipe.training.precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
+
+
+def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Cards) -> float:
+    """How many validation images of this process are right, and proved to stay so by interval bounds."""
     proved = 0.0
     with attacks.undisturbed(model):
         layers = contract.layers(model)
-        for images, labels, _ in loader(val, 64):
+        for images, labels, _ in _batches(val, cards):
             truth, box = labels.to(device), ibp.Interval.of(*contract.box(_pixels(images, device), epsilon))
             least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
-    return proved / len(val)
+    return proved
 
 
 def attacked_rows(val: "Dataset") -> np.ndarray:

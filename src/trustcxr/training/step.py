@@ -18,6 +18,9 @@ from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.training.cards import Cards
+
+ALONE = Cards()
 
 
 class TrainingStep(pl.LightningModule):
@@ -34,6 +37,8 @@ class TrainingStep(pl.LightningModule):
         lungs: np.ndarray | None = None,
         lesions: np.ndarray | None = None,
         healthy: int | None = None,
+        cards: Cards = ALONE,
+        batch_images: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
@@ -49,6 +54,7 @@ class TrainingStep(pl.LightningModule):
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.average = _average(model, recipe.training.averaging)
         self.sums: dict[str, float] = {}
+        self.cards, self.batch_images = cards, batch_images
 
     @property
     def total_steps(self) -> int:
@@ -74,7 +80,7 @@ class TrainingStep(pl.LightningModule):
         ramp = self.recipe.defence.ramp * self.total_steps
         return min(1.0, step / ramp) if ramp else 1.0
 
-    def defence_options(self, lungs: Tensor | None = None) -> dict[str, Any]:
+    def defence_options(self, lungs: Tensor | None = None, part: slice = slice(None)) -> dict[str, Any]:
         """The options of the defence at this step (epsilon grows), beside model, images and labels."""
         options = self.options | {
             "label_smoothing": self.recipe.training.label_smoothing,
@@ -85,7 +91,7 @@ class TrainingStep(pl.LightningModule):
         if self.recipe.defence.certifies:
             options["grown"] = self._grown(self.global_step)
         if self.perturbation is not None:
-            options["perturbation"] = self.perturbation
+            options["perturbation"] = self.perturbation[part]
         if self.twin is not None:
             options["clean"] = self.model if self.attacked() is self.twin else self.twin
         return options
@@ -108,34 +114,67 @@ class TrainingStep(pl.LightningModule):
         """One step of the defence on a batch."""
         images, labels, rows = batch
         pixels, lungs, lesions = self._pixels(images, rows)
+        if self.cards.parts > 1:
+            self.trainer.optimizers[0].zero_grad()
         known = None if lungs is None or lesions is None else Known(pixels, labels, lungs, lesions)
         if known is not None and self.healthy is not None:
             known = self._counterfactual(known, self.healthy)
             pixels, labels = known.pixels, known.labels
+        whole, counted = self._total(len(labels)), torch.zeros(3, device=self.device)
+        for number in range(parts := min(self.cards.parts, len(labels))):
+            part = slice(len(labels) * number // parts, len(labels) * (number + 1) // parts)
+            beside = None if lungs is None else lungs[part], None if known is None else known.of(part)
+            loss, right = self._on(part, pixels[part], labels[part], *beside)
+            count = part.stop - part.start
+            counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
+            if count * self.cards.world != whole:  # processes are averaged over, parts of a process added up
+                loss = loss * (count * self.cards.world / whole)
+            if number + 1 < parts:  # the last is Lightning's, and the one in which processes meet
+                self.trainer.strategy.backward(loss, None)
+        found = dict(zip(("loss", "right", "count"), self.cards.summed(counted).tolist(), strict=True))
+        if not math.isfinite(found["loss"]):
+            raise FloatingPointError(f"the loss is {found['loss'] / found['count']} at step {self.global_step}")
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+        return loss
+
+    def _on(
+        self, part: slice, pixels: Tensor, labels: Tensor, lungs: Tensor | None, known: Known | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss on a part of a batch, and how many of it are right."""
         # Members of an ensemble learn each for itself, on its own attack, so that they stay different.
         learners = [self.attacked()]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, lungs, known) for learner in learners]
-        loss = torch.stack([loss for loss, _ in learnt]).mean()
+        learnt = [self._learn(learner, pixels, labels, lungs, known, part) for learner in learners]
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}")
-        right = (logits.argmax(1) == labels).sum()
-        for name, value in (("loss", loss.detach() * len(labels)), ("right", right), ("count", len(labels))):
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        return loss
+        right = (logits.argmax(1) == labels).sum().float()
+        return torch.stack([loss for loss, _ in learnt]).mean(), right
+
+    def _total(self, mine: int) -> int:
+        """Images in the batch of all processes together, of which `mine` are this one's."""
+        return mine if self.cards.world == 1 else self.batch_images
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Before Lightning's backward pass; where a batch has parts, the gradients of the first are there by then."""
+        if self.cards.parts == 1:
+            optimizer.zero_grad()
 
     def _learn(
-        self, learner: nn.Module, pixels: Tensor, labels: Tensor, lungs: Tensor | None, known: Known | None
+        self,
+        learner: nn.Module,
+        pixels: Tensor,
+        labels: Tensor,
+        lungs: Tensor | None,
+        known: Known | None,
+        part: slice,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of one network on a batch, and its logits."""
+        """The loss of one network on a batch or a part of one, and its logits."""
         training, beside = self.recipe.training, None
         weight, inside = training.outside_gradient, getattr(learner, "net", learner)
         if self.recipe.empty_lungs and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
         with lung_losses.recorded(learner, wanted=weight > 0) as passes, lesion_losses.followed(inside) as heads:
-            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs))
+            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs, part))
         if weight and lungs is not None:
             outside = (1 - lungs) * has_lungs(lungs)
             loss = loss + weight * lung_losses.penalty(passes, logits, outside)
@@ -158,18 +197,21 @@ class TrainingStep(pl.LightningModule):
         a batch are augmented alike.
         """
         training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
-        torch.manual_seed(first + self.global_step)
+        torch.manual_seed(first + self.global_step + (self.cards.rank << 32))
         generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
         pixels, lungs, lesions = to_pixels(images), None, None
+        drawn: dict[str, Any] = training.augment.model_dump()
+        if self.cards.world > 1:  # each process has the draws of its part of the batch
+            drawn["of"] = self.cards.share(self.batch_images)[0], self.batch_images
         if self.lungs is None:
-            pixels = augment(pixels, generator, **training.augment.model_dump())
+            pixels = augment(pixels, generator, **drawn)
         else:
             lungs, lesions = self._masks(self.lungs, rows, pixels), self._masks(self.lesions, rows, pixels)
             share, background = training.swap_share, training.background
             if background == "crop":  # before augmentation, which would otherwise lose its shift and scale
                 pixels, lungs = backgrounds.crop(pixels, lungs, share=share, generator=generator)
             layers = [pixels, lungs] if lesions is None else [pixels, lungs, lesions]
-            changed = augment(torch.cat(layers, 1), generator, **training.augment.model_dump())
+            changed = augment(torch.cat(layers, 1), generator, **drawn)
             pixels, lungs, lesions = changed[:, :1], changed[:, 1:2], None if lesions is None else changed[:, 2:]
             pixels = backgrounds.change(pixels, lungs, background, share=share, generator=generator)
         if not torch.isfinite(pixels).all():
@@ -217,7 +259,8 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     if not decay:
         return None
     average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    found = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return found.requires_grad_(False)  # processes that train together would wait for its gradients
 
 
 def _first_perturbation(recipe: RunRecipe) -> Tensor | None:

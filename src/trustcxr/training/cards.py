@@ -1,0 +1,200 @@
+"""One training on several cards or machines: who is who, the processes beside this one, what they tell each other.
+
+Every process works on its part of each batch, and the gradients are averaged once, in the backward pass of the training
+step (PyTorch's DistributedDataParallel through Lightning). An attack takes the gradient in its images alone, of the
+network as it is within, so nothing is synchronised for it. Without cards the processes share this machine's cores.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from trustcxr import console
+from trustcxr.data.workers import end_with
+from trustcxr.errors import UserError, unknown
+from trustcxr.recipes.run import RunRecipe
+
+STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
+_DOES_NOT_FIT = 75  # exit code of a process whose part of a batch did not fit in memory
+_ENDS = 60.0  # seconds that the others have to end after the last epoch
+
+
+@dataclass(frozen=True)
+class Cards:
+    """`devices` cards of each of `nodes` machines; `parts`: how many each process works its batch off in."""
+
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "ddp"
+    parts: int = 1
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+        return self.devices * self.nodes
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is; 0 is the one that writes."""
+        if self.world == 1:
+            return 0
+        for name in ("RANK",) if _is_torchrun() else ("SLURM_PROCID",) if _is_srun() else ():
+            return int(os.environ[name])
+        return int(os.environ.get("NODE_RANK", 0)) * self.devices + int(os.environ.get("LOCAL_RANK", 0))
+
+    def check(self, recipe: RunRecipe, images: int) -> None:
+        """UserError for what cannot be trained so."""
+        if self.devices < 1 or self.nodes < 1:
+            raise UserError("--devices and --nodes: expected 1 or more")
+        if self.strategy not in STRATEGIES:
+            raise unknown("strategy", self.strategy, STRATEGIES)
+        if self.world == 1:
+            return
+        cards = torch.cuda.device_count()
+        if cards and self.devices > cards:
+            raise UserError(f"--devices {self.devices}: this machine has {cards} card{'s' * (cards > 1)}")
+        if min(recipe.training.batch_size, images) < self.world:
+            raise UserError(f"{self.world} processes share each batch, and training.batch_size is smaller; raise it")
+        if recipe.defence.name == "free" or recipe.defence.separate_batchnorm:
+            what = "free" if recipe.defence.name == "free" else "separate_batchnorm"
+            raise UserError(f"{what} keeps a state of its own for each process: train it on one card")
+        started = _is_torchrun() or _is_srun() or {"NODE_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
+        if self.nodes > 1 and not started:
+            raise UserError(
+                f"--nodes {self.nodes}: start the same command on every machine, by srun, by torchrun, or with "
+                "MASTER_ADDR and MASTER_PORT (of the first) and NODE_RANK (0, 1, ...) set"
+            )
+        if not cards and recipe.model.normalisation == "batch" and self.rank == 0:
+            console.say("without cards each process has batch statistics of its own; normalisation: group has none")
+
+    def share(self, count: int) -> tuple[int, int]:
+        """From where to where in a batch of `count` images this process works."""
+        return count * self.rank // self.world, count * (self.rank + 1) // self.world
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1 and distributed.is_initialized():
+            distributed.barrier()
+
+    def for_lightning(self) -> dict[str, Any]:
+        """Options of its Trainer."""
+        if self.world == 1:
+            return {"devices": 1}
+        options = {"devices": self.devices, "num_nodes": self.nodes, "strategy": self.strategy}
+        return options | {"sync_batchnorm": torch.cuda.is_available()}
+
+    def environment(self) -> list[Any]:
+        """Of Lightning's plugins the one that knows the processes that were started here."""
+        from pytorch_lightning.plugins.environments import LightningEnvironment
+
+        return [] if self.world == 1 or _is_torchrun() or _is_srun() else [LightningEnvironment()]
+
+
+@dataclass
+class Team:
+    """The processes that train beside this one on this machine."""
+
+    processes: list[Any] = field(default_factory=list)
+
+    def lost(self) -> list[int]:
+        """The exit codes of those that ended badly."""
+        for process in self.processes:
+            process.join(timeout=5)
+        return [process.exitcode for process in self.processes if process.exitcode]
+
+    @property
+    def did_not_fit(self) -> bool:
+        """Whether one had too little memory for its part of a batch."""
+        return _DOES_NOT_FIT in self.lost()
+
+    def end(self, wait: float) -> None:
+        """Have them end, at once or when they are done."""
+        for process in self.processes:
+            process.join(timeout=wait)
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def together(cards: Cards, work: Callable[..., object], *arguments: object) -> Iterator[Team]:
+    """Start the processes of this machine that do `work(*arguments)` beside the block, which is the first one's.
+
+    UserError where one of them is lost. Afterwards they are gone, and the environment is as it was.
+    """
+    team = Team()
+    if cards.world == 1:
+        yield team
+        return
+    before, threads = dict(os.environ), torch.get_num_threads()
+    try:
+        if not (_is_torchrun() or _is_srun()):
+            os.environ |= {"LOCAL_RANK": "0", "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1")}
+            os.environ.setdefault("MASTER_PORT", str(_free_port()))
+            torch.set_num_threads(max(1, threads // cards.devices))
+            context = multiprocessing.get_context("spawn")
+            for rank in range(1, cards.devices):
+                given = (rank, os.getpid(), torch.get_num_threads(), work, arguments)
+                team.processes.append(context.Process(target=_serve, args=given))
+                team.processes[-1].start()
+        yield team
+        team.end(_ENDS)
+    except UserError:
+        raise
+    except Exception as problem:
+        if team.did_not_fit or does_not_fit(problem) or not (codes := team.lost()):
+            raise
+        ended = f"ended with code {codes[0]} (killed, or out of memory?)"
+        raise UserError(f"a process of the training {ended}; the same command goes on from the last epoch") from problem
+    finally:
+        team.end(0)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
+        torch.set_num_threads(threads)
+
+
+def does_not_fit(problem: BaseException) -> bool:
+    """Whether memory ran out, of a card or of the machine."""
+    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+
+
+def _serve(rank: int, first: int, threads: int, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """What a process beside the first one does; it says nothing, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(first)
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(threads)
+    console.tell(lambda _: None)
+    try:
+        work(*arguments)
+    except Exception as problem:
+        os._exit(_DOES_NOT_FIT if does_not_fit(problem) else 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _is_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_srun() -> bool:
+    return int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ

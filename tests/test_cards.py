@@ -1,0 +1,224 @@
+"""One training shared by several processes, or worked off in parts: the same gradients, every image judged once."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from small_runs import make_films, recipe, weights
+from trustcxr.data.batches import BatchRows, augment
+from trustcxr.errors import UserError
+from trustcxr.results import files
+from trustcxr.training import cards, loop, monitor
+from trustcxr.training.cards import Cards
+from trustcxr.training.step import TrainingStep
+
+GROUP = {"normalisation": "group"}  # BatchNorm looks at the images beside it, so parts would differ
+PLAIN = {"augment": {"erase": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """The gradients of every step of this process."""
+    found: list[dict[str, Tensor]] = []
+
+    def keep(self: TrainingStep, optimizer: Any) -> None:
+        found.append({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
+
+    monkeypatch.setattr(TrainingStep, "on_before_optimizer_step", keep)
+    return found
+
+
+def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_image_of_a_batch_is_in_one_part() -> None:
+    whole = list(BatchRows(np.arange(23), 5, shuffle=True, seed=3))
+    parts = [list(BatchRows(np.arange(23), 5, shuffle=True, seed=3, part=(k, 2))) for k in range(2)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+    assert [len(batch) for batch in parts[0]] == [2, 2, 2, 2, 1]
+    few = [row for k in range(4) for batch in BatchRows(np.arange(6), 5, part=(k, 4)) for row in batch]
+    assert sorted(few) == list(range(6)), "a last batch of fewer images than there are processes"
+
+
+def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
+    images = torch.rand(7, 1, 16, 16)
+    options = {"flip": 0.5, "erase": 0.7}
+    whole = augment(images, torch.Generator().manual_seed(1), **options)
+    part = augment(images[3:5], torch.Generator().manual_seed(1), of=(3, 7), **options)
+    torch.testing.assert_close(part, whole[3:5], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("defence", ["fgsm", "free"])
+def test_parts_of_a_batch_add_up_to_its_gradients(
+    defence: str, films: tuple[Any, Any], tmp_path: Path, gradients: list[dict[str, Tensor]]
+) -> None:
+    for parts in (1, 3):
+        how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **PLAIN)
+        loop.fit(how, *films, tmp_path / str(parts))
+    half = len(gradients) // 2
+    assert furthest(gradients[0], gradients[half]) < 1e-5
+    assert furthest(gradients[0], {name: torch.zeros_like(g) for name, g in gradients[0].items()}) > 1e-2
+    first, second = (files.read_table(tmp_path / n / "history.csv") for n in "13")
+    assert second["train_loss"][0] == pytest.approx(first["train_loss"][0], abs=1e-4)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, most = TrainingStep._on, 4
+    worked: list[int] = []
+
+    def on(self: TrainingStep, part: slice, pixels: Tensor, *rest: Any) -> Any:
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        worked.append(len(pixels))
+        return real(self, part, pixels, *rest)
+
+    monkeypatch.setattr(TrainingStep, "_on", on)
+    how = recipe("fgsm", model=GROUP, epochs=1)
+    assert loop.fit(how, *films, tmp_path / "halved").steps == 3
+    assert worked == [4] * 12
+    said = capsys.readouterr().err
+    assert "a batch does not fit in memory: worked off in 4 parts, gradients added up" in said
+    monkeypatch.setattr(TrainingStep, "_on", real)
+    loop.fit(
+        how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}), *films, tmp_path / "a"
+    )
+    first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
+    assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
+    most = 0
+    monkeypatch.setattr(TrainingStep, "_on", on)
+    with pytest.raises(UserError, match="not even one image fits in memory"):
+        loop.fit(how, *films, tmp_path / "never")
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "defence", "said"),
+    [
+        (Cards(devices=0), "fgsm", "--devices and --nodes: expected 1 or more"),
+        (Cards(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
+        (Cards(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
+        (Cards(devices=2), "free", "free keeps a state of its own"),
+        (Cards(nodes=2), "fgsm", "--nodes 2: start the same command on every machine, by srun, by torchrun"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(asked: Cards, defence: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        asked.check(recipe(defence), 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defence", ["standard", "fgsm"])
+def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
+    defence: str,
+    films: tuple[Any, Any],
+    tmp_path: Path,
+    gradients: list[dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+
+    def count(self: TrainingStep) -> None:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+        def hook(group, bucket):  # type: ignore[no-untyped-def]  # torch reads what it is annotated with
+            sent.append(bucket.index())
+            return allreduce_hook(group, bucket)
+
+        if self.cards.world > 1:
+            self.trainer.strategy.model.register_comm_hook(None, hook)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(TrainingStep, "on_train_start", count)
+    train, val = films
+    how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
+    found = [loop.fit(how, train, val, tmp_path / str(n), cards=Cards(devices=n)) for n in (1, 2)]
+    assert furthest(gradients[0], gradients[1]) < 1e-5
+    assert len(gradients) == 2
+    assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
+    assert sent
+    first, second = (files.read_table(tmp_path / n / "history.csv") for n in "12")
+    for column in first.columns.drop("seconds"):
+        assert second[column][0] == pytest.approx(first[column][0], abs=1e-4), column
+    assert found[0].steps == found[1].steps
+    assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = cards.Team.__init__
+
+    def mortal(self: TrainingStep) -> None:
+        for process in team[-1].processes:
+            process.kill()
+
+    team: list[cards.Team] = []
+    monkeypatch.setattr(cards.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
+    monkeypatch.setattr(TrainingStep, "on_train_epoch_start", mortal)
+    with pytest.raises(UserError, match=r"a process of the training ended with code -9 \(killed, or out of memory"):
+        loop.fit(recipe(model=GROUP), *films, tmp_path, cards=Cards(devices=2))
+    assert not any(process.is_alive() for process in team[-1].processes)
+    assert not torch.distributed.is_initialized()
+
+
+def test_validation_of_parts_adds_up_to_the_whole(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each of three processes counts, summed by hand, on a number of images that three does not divide."""
+    from trustcxr.models import factory
+
+    model, how = factory.build("test_resnet", classes=3, weights="none"), recipe("fgsm")
+    whole = monitor.validate(model, films[0], how, torch.device("cpu"))
+    counted: list[list[float]] = []
+
+    class Part(Cards):
+        def summed(self, values: Tensor) -> Tensor:
+            counted[-1].append(float(values))
+            return values
+
+    for rank in range(5):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        counted.append([])
+        monitor.validate(model, films[0], how, torch.device("cpu"), Part(devices=5))
+    images, watched = len(films[0]), len(monitor.attacked_rows(films[0]))
+    sums = np.sum(counted, axis=0) / [images, watched, watched]
+    assert sums == pytest.approx(list(whole.values()))
+    assert dataclasses.replace(Cards(devices=2), parts=3).parts == 3
+
+
+@pytest.mark.slow
+def test_the_script_for_a_card_does_all_of_its_work_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.speed import gpu
+
+    monkeypatch.setattr("sys.argv", ["gpu", "--dry-run"])
+    gpu.main()
+    said = capsys.readouterr().out
+    assert said.count("images/s") == 6
+    assert said.count("waiting for data") == 4
+    assert "figures of nothing" in said
+    assert "paper: 21 networks and 6 trained by FGSM, attacks on them included" in said
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no card here: --dry-run"):
+        gpu.main()
