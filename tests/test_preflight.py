@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from small_runs import recipe as run_recipe
 from trustcxr.data import load_dataset
@@ -38,11 +39,29 @@ def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
         ({"evaluation": {"attacks": [{"name": "transfer", "surrogate": "gone"}]}}, "gone: no such run folder"),
         ({"models": [NETWORK | {"weights": "gone.safetensors"}]}, "no such file 'gone.safetensors'"),
         ({"defences": ["fgms"]}, "did you mean fgsm"),
+        ({"defences": ["ibp"]}, "test_resnet-ibp-s0: .*cannot be bounded"),
     ],
 )
 def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         preflight.recipe(study(**keys), tmp_path)
+
+
+def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) -> None:
+    save_file({"something.else": np.zeros(3, np.float32)}, tmp_path / "alien.safetensors")
+    alien = NETWORK | {"weights": str(tmp_path / "alien.safetensors")}
+    with pytest.raises(UserError, match="do not fit test_resnet"):
+        preflight.recipe(study(models=[NETWORK | {"label": "own"}, alien]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"), [({"background": "mask"}, "lung"), ({"counterfactuals": 0.3, "healthy": "a"}, "infection")]
+)
+def test_masks_that_are_not_there_are_said_before_the_training(tmp_path: Path, keys: dict[str, Any], kind: str) -> None:
+    data = load_dataset(films(tmp_path / "films", ("a", "b")), "Train", 32, workers=1)
+    preflight.masks(study(), data)
+    with pytest.raises(UserError, match=f"no training film has a mask of kind (lung|{kind}), which test_resnet-"):
+        preflight.masks(study(training=keys), data)
 
 
 def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

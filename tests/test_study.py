@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 import yaml
 
@@ -15,7 +14,6 @@ from trustcxr import catalogue, cli, report
 from trustcxr.data.phantom import writing
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
-from trustcxr.models import factory
 from trustcxr.recipes import validation
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
@@ -138,22 +136,33 @@ def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -
         Study(tiny(training={"epochs": 2, "batch_size": 12}), films, done, engines.get("local")).run()
 
 
-def test_one_run_that_fails_does_not_lose_the_study(films: Path, tmp_path: Path) -> None:
-    alien = tmp_path / "alien.safetensors"
-    safetensors.torch.save_file({"something.else": torch.zeros(3)}, alien)
-    models = [{"name": "resnet10t", "weights": "none"}, {"name": "resnet18", "weights": str(alien)}]
-    out = tmp_path / "out"
-    document = Study(tiny(models=models), films, out, engines.get("local")).run()
+def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the training of one network fail."""
+    real = loop.fit
+
+    def fit(recipe: RunRecipe, *rest: Any, **options: Any) -> object:
+        if recipe.model.name == name:
+            raise NotFiniteError("a loss that is no number")
+        return real(recipe, *rest, **options)
+
+    monkeypatch.setattr(loop, "fit", fit)
+
+
+def test_one_run_that_fails_does_not_lose_the_study(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, out = [{"name": name, "weights": "none"} for name in ("resnet10t", "resnet18")], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        no_network_of(patch, "resnet18")
+        document = Study(tiny(models=models), films, out, engines.get("local")).run()
     assert [f["run"] for f in document["failures"]] == ["resnet18-standard-s0"]
-    assert "train: weights" in document["failures"][0]["reason"]
-    assert "alien.safetensors" in files.read_json(out / "runs" / "resnet18-standard-s0" / "failure.json")["reason"]
+    assert document["failures"][0]["reason"] == "train: a loss that is no number"
+    assert "no number" in files.read_json(out / "runs" / "resnet18-standard-s0" / "failure.json")["reason"]
     assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0"]
     assert document["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
     done = [p for p in out.glob("runs/resnet10t-standard-s0/*") if p.is_file() and p.name != "panels.npz"]
     stamps = {p: p.stat().st_mtime_ns for p in done}
-    net = factory.build("resnet18", classes=3, weights="none")
-    safetensors.torch.save_file(net.net.state_dict(), alien)
     again = Study(tiny(models=models), films, out, engines.get("local")).run()
     assert again["failures"] == []
     assert len(again["runs"]) == 3
@@ -234,10 +243,11 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
     assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
 
-def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(films: Path, tmp_path: Path) -> None:
-    alien = tmp_path / "alien.safetensors"
-    safetensors.torch.save_file({"something.else": torch.zeros(3)}, alien)
-    models = [{"name": "resnet10t", "weights": "none"}, {"name": "resnet18", "weights": str(alien)}]
+def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_network_of(monkeypatch, "resnet18")
+    models = [{"name": name, "weights": "none"} for name in ("resnet10t", "resnet18")]
     recipe = tiny(models=models, selection={"count": 2})
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]

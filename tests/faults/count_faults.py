@@ -92,9 +92,11 @@ def count(base: Path) -> list[dict[str, Any]]:
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The whole page, from what --save wrote."""
-    cut_off = count_cuts.table(before["cuts"], after["cuts"])
-    return "\n".join([commands(before["commands"], after["commands"]), "", *_CUTS, "", *cut_off])
+    """The page, from what --save wrote: the parts that both have."""
+    page = [commands(before["commands"], after["commands"])] if "commands" in before and "commands" in after else []
+    if "cuts" in before and "cuts" in after:
+        page += ["", *_CUTS, "", *count_cuts.table(before["cuts"], after["cuts"])]
+    return "\n".join(page)
 
 
 _CUTS = (
@@ -139,7 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--worker", type=int)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--only", nargs="+", choices=["commands", "cuts"], default=["commands", "cuts"])
+    parser.add_argument("--series", type=int, nargs="+", help="of the cuts, these alone, and no command lines")
     parser.add_argument("--table", type=Path, nargs=2)
     given = parser.parse_args()
     if given.worker is not None:
@@ -148,8 +150,12 @@ if __name__ == "__main__":
         print(table(*(json.loads(path.read_text()) for path in given.table)))
     else:
         found = json.loads(given.save.read_text()) if given.save.is_file() else {}
-        for part_of, counted in (("commands", count), ("cuts", count_cuts.count)):
-            if part_of in given.only:
-                with tempfile.TemporaryDirectory() as folder:
-                    found[part_of] = counted(given.base or Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            if not given.series:
+                found["commands"] = count(given.base or Path(folder))
                 given.save.write_text(json.dumps(found, indent=0))
+            titles = [list(count_cuts.SERIES)[number] for number in given.series or range(len(count_cuts.SERIES))]
+            for title, counted in count_cuts.count(Path(folder) / "cuts", titles):
+                found.setdefault("cuts", {})[title] = counted
+                given.save.write_text(json.dumps(found, indent=0))
+                print(title, counted)

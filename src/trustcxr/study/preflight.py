@@ -32,11 +32,13 @@ def recipe(study: StudyRecipe, folder: Path) -> None:
         if attack.surrogate is not None:
             folders.check_run(Path(attack.surrogate))
     for model in study.models:
-        runs = [run_recipe(study, model, defence, study.seeds[0]) for defence in (DefenceRecipe(), *study.defences)]
+        runs = _ways(study, model)
         trained = all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in runs)
         _network(model, study.data.size, trained=trained)
         for run in runs:
             _layers(run, study.explanation.methods)
+            if run.defence.certifies:
+                _can_be_bounded(run)
 
 
 def run(one: RunRecipe) -> None:
@@ -54,8 +56,18 @@ def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
     factory.check(model.name, size=size, **model.options())
     if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
         raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
-    if model.weights == "imagenet" and not trained:  # fetched now, into the cache, where training finds them
+    if model.weights != "none" and not trained:  # fetched now, into the cache, where training finds them
         factory.build(model.name, classes=2, weights=model.weights, **model.options())
+
+
+def _can_be_bounded(one: RunRecipe) -> None:
+    from trustcxr.certify import contract
+    from trustcxr.models import factory
+
+    try:
+        contract.layers(factory.build(one.model.name, classes=2, **one.network_options()))
+    except UserError as problem:
+        raise UserError(f"{one.name}: {problem}") from None
 
 
 def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
@@ -74,6 +86,22 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
         scores.check(empty, methods)
     except UserError as problem:
         raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
+
+
+def masks(study: StudyRecipe, train: "Dataset") -> None:
+    """UserError where a run of a study learns from masks of lungs or lesions, and no training film has one."""
+    for run in (run for model in study.models for run in _ways(study, model)):
+        asked = {"lung": run.needs_lungs, "infection": run.training.needs_lesions}
+        for kind in (kind for kind, needed in asked.items() if needed):
+            if kind not in train.mask_kinds or not train.has_mask(kind).any():
+                raise UserError(
+                    f"{train.root}: no training film has a mask of kind {kind}, which {run.name} learns from"
+                )
+
+
+def _ways(study: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
+    """The runs of one network, of one seed."""
+    return [run_recipe(study, model, defence, study.seeds[0]) for defence in (DefenceRecipe(), *study.defences)]
 
 
 def classes(datasets: Mapping[str, "Dataset"]) -> None:

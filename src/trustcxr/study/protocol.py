@@ -138,6 +138,7 @@ class Study:
                 + ", ".join(f"{k} {v.classes}" for k, v in found.items())
             )
         preflight.classes(found)
+        preflight.masks(self.recipe, found["train"])
         self.datasets = found
         return found
 
