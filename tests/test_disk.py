@@ -110,6 +110,16 @@ def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: py
     assert (writing.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
 
 
+def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) -> None:
+    left, other = tmp_path / ".out.999999999.building", tmp_path / f".out.{os.getppid()}.building"
+    for folder in (left / "films", other, tmp_path / "mine.999999999.building"):
+        folder.mkdir(parents=True)
+    writing.write(tmp_path / "out", {"Train": 1}, size=32)
+    assert not left.exists()
+    assert other.is_dir(), "of a process that lives"
+    assert (tmp_path / "mine.999999999.building").is_dir()
+
+
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [

@@ -3,8 +3,8 @@
     python -m benchmarks.findings.claims > results/claims.md
 
 claims.yaml says of each claim the words, where they stand, the rows, what must hold of them, and the verdict of
-a reader who did not write them. The figures are read off the rows here: a row that is gone, or that no longer bears what is
-claimed, is an error.
+a reader who did not write them. The figures are read off the rows here: a row that is gone, or that no longer bears
+what is claimed, is an error.
 """
 
 import ast

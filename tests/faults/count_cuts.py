@@ -17,7 +17,6 @@ from fault_artefacts import RECIPE
 from fault_runner import Ended
 
 KILLS = 60
-MOST = 1000  # starts of one series
 SERIES: dict[str, Cut | None] = {
     "SIGKILL before and after each renaming, removal and copy": killed,
     "SIGKILL at random moments": None,
@@ -38,8 +37,8 @@ COLUMNS = {
 class Cuts:
     """Films and a recipe in `base`; studies elsewhere than TMPDIR."""
 
-    def __init__(self, base: Path, place: Path, temporary: Path) -> None:
-        self.base, self.place, self.temporary = base, place, temporary
+    def __init__(self, base: Path, place: Path, temporary: Path, minutes: float) -> None:
+        self.base, self.place, self.temporary, self.minutes = base, place, temporary, minutes
         (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"training": {"epochs": 2, "batch_size": 8}}))
         films = ["data", "phantom", str(base / "films"), "--per-class", "8", "--size", "48"]
         self.starts("films").start(films).ended()
@@ -65,7 +64,8 @@ class Cuts:
         """Cut off at each place once."""
         starts, journal = self.starts(name), Journal(self.base / f"{name}.journal", self.place / name)
         found: Counter[str] = Counter()
-        for _ in range(MOST):
+        began = time.monotonic()
+        while time.monotonic() - began < 60 * self.minutes:
             before = len(journal.places())
             ended = starts.start(self.words(starts), cut, journal).ended()
             if len(journal.places()) == before:
@@ -76,10 +76,13 @@ class Cuts:
     def at_random(self, name: str) -> Counter[str]:
         """Kill at moments drawn evenly from the time that the study takes, in new studies as they end."""
         draw, found, number = random.Random(14), Counter[str](), 0
-        while found["n"] < KILLS:
+        began = time.monotonic()
+        while found["n"] < KILLS and time.monotonic() - began < 60 * self.minutes:
             number += 1
             starts = self.starts(f"{name}-{number}")
-            while starts.start(self.words(starts)).killed_after(draw.uniform(0, self.seconds)):
+            while found["n"] < KILLS:
+                if not starts.start(self.words(starts)).killed_after(draw.uniform(0, self.seconds)):
+                    break
                 found += self.what_stands(starts, None)
             found += self.ends(starts)
         return found
@@ -107,11 +110,11 @@ class Cuts:
         return Counter({"studies": 1, "same": int(good)})
 
 
-def count(base: Path, titles: Iterable[str] = SERIES) -> Iterator[tuple[str, dict[str, int]]]:
-    """What became of each series of cuts, by COLUMNS, as it is done."""
+def count(base: Path, titles: Iterable[str] = SERIES, *, minutes: float = 120) -> Iterator[tuple[str, dict[str, int]]]:
+    """What became of each series of cuts, by COLUMNS, as it is done. None begins a new cut after so many minutes."""
     base.mkdir(parents=True, exist_ok=True)
     with elsewhere(base) as other:
-        cuts = Cuts(base, base / "studies", other or base / "temporary")
+        cuts = Cuts(base, base / "studies", other or base / "temporary", minutes)
         for title in titles:
             name, cut = f"series{list(SERIES).index(title)}", SERIES[title]
             found = cuts.at_random(name) if cut is None else cuts.everywhere(name, cut)
@@ -124,10 +127,12 @@ def table(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -
     head = [f"{title}, {when}" for title in COLUMNS.values() for when in ("before", "after")]
     lines = [f"| cut off by | {' | '.join(head)} |", "| --- |" + " --- |" * len(head)]
     for title in SERIES:
-        cells = [_cell(found.get(title, {}), key) for key in COLUMNS for found in (before, after)]
+        cells = [_cell(found.get(title), key) for key in COLUMNS for found in (before, after)]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
 
 
-def _cell(found: dict[str, int], key: str) -> str:
+def _cell(found: dict[str, int] | None, key: str) -> str:
+    if found is None:
+        return "not run"
     return f"{found.get('same', 0)} of {found.get('studies', 0)}" if key == "same" else str(found.get(key, 0))

@@ -24,12 +24,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fault_runner import LIMIT, Ended, call
 
-TIMES = ("created", "seconds", "when")  # keys of documents that no two starts share
+# Keys of documents that no two starts share: when, how long, and what it cost.
+TIMES = ("created", "seconds", "when", "took", "processor_seconds", "energy_kwh", "energy_method")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.explain.examples", "trustcxr.report.page", "timm")
 _IMPORTED += ("trustcxr.training.loop", "pyarrow.parquet", "joblib", "pytorch_lightning", "matplotlib.pyplot")
-_CLOCK = re.compile(rb"\d{4}-\d\d-\d\d[T ]?[\d:.+]*|\b\d+ (?:s|min|h)\b")  # a moment, or how long something took
+_LASTED = rb"(?:<data value=\"[\d.e-]+\">)?\b[\d.]+ (?:s|min|h)(?: \d+ (?:s|min))?\b"
+_SPENT = rb"[Aa]bout [\d.e+-]+ kWh[^\n<]*"
+_CLOCK = re.compile(rb"\d{4}-\d\d-\d\d[T ]?[\d:.+]*|" + _SPENT + b"|" + _LASTED)  # in pages, likewise
 _PROCESS = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -254,9 +258,11 @@ def bits(folder: Path) -> dict[str, str]:
             content = path.read_bytes()
             if path.suffix == ".json":
                 content = json.dumps(_timeless(json.loads(content))).encode()
+            if path.suffix == ".yaml":
+                content = json.dumps(_timeless(yaml.safe_load(content))).encode()
             if path.name == "history.csv":
                 content = b"\n".join(line.rpartition(b",")[0] for line in content.splitlines())
-            if path.suffix == ".html":
+            if path.suffix in (".html", ".md"):
                 content = _CLOCK.sub(b"", content)
             found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
@@ -282,7 +288,6 @@ def broken(folder: Path) -> list[str]:
 def _is_whole(path: Path) -> bool:
     """Whether a file can be read by its format alone: nothing of ours could mend it first."""
     import pandas as pd
-    import yaml
     from PIL import Image
     from safetensors.numpy import load_file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cut_off import Cut, Journal, Starts, bits, broken, fills, full, left_over
+from cut_off import Journal, Starts, bits, broken, fills, left_over
 from fault_artefacts import SMALL
 from fault_runner import LINES
 from PIL import Image
@@ -102,7 +102,7 @@ def things(cheap: Things) -> Things:
     return cheap
 
 
-def refused_everywhere(things: Things, name: str, cut: Cut, tmp_path: Path) -> list[str]:
+def refused_everywhere(things: Things, name: str, tmp_path: Path) -> list[str]:
     """Let the disk refuse at each place once; where that was. In the end all is as where it never refused."""
     place = things.place(tmp_path / "place")
     ended = Starts(place, tmp_path / "temporary").start(things.words(name, place)).ended()
@@ -113,7 +113,7 @@ def refused_everywhere(things: Things, name: str, cut: Cut, tmp_path: Path) -> l
     things.place(place)
     starts, journal = Starts(place, tmp_path / "temporary"), Journal(tmp_path / "journal", place, NOT_DECODED)
     before = bits(place)
-    for ended in starts.until_done(things.words(name, place), cut, journal):
+    for ended in starts.until_done(things.words(name, place), fills, journal):
         at = journal.places()[-1]
         assert ended is not None, at
         assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
@@ -127,15 +127,14 @@ def refused_everywhere(things: Things, name: str, cut: Cut, tmp_path: Path) -> l
 
 
 def test_a_disk_that_fills_costs_a_line_and_nothing_else(cheap: Things, tmp_path: Path) -> None:
-    assert refused_everywhere(cheap, "leaderboard", fills, tmp_path)
+    assert refused_everywhere(cheap, "leaderboard", tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("cut", [full, fills])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_disk_that_fills_at_every_file_of_every_command(name: str, cut: Cut, things: Things, tmp_path: Path) -> None:
-    assert bool(refused_everywhere(things, name, cut, tmp_path)) == (name not in WRITE_NOTHING)
+def test_a_disk_that_fills_at_every_file_of_every_command(name: str, things: Things, tmp_path: Path) -> None:
+    assert bool(refused_everywhere(things, name, tmp_path)) == (name not in WRITE_NOTHING)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")

@@ -15,7 +15,7 @@ from trustcxr.results.files import write_json
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 _TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as files.replacing names them: .<stem>.<process><ending>
-_WITHIN = ("", "checkpoint", "validated", "validated/checkpoint")  # where a run writes
+_WITHIN = (".", "checkpoint", "validated", "validated/checkpoint", "evaluations/*", "report-tables")  # where one writes
 _held: set[Path] = set()  # by this process, which may come back to a folder that it holds
 
 
@@ -69,12 +69,16 @@ def refuse_held(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that are gone from a folder that this process holds."""
-    for within in _WITHIN:
-        for path in (folder / within).glob(".*"):
-            named = _TEMPORARY.fullmatch(path.name)
-            if named and (int(named[1]) == os.getpid() or not _lives(int(named[1]))):
-                with suppress(OSError):
-                    path.unlink()
+    for path in (path for within in _WITHIN for path in folder.glob(f"{within}/.*")):
+        if is_left(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
+def is_left(name: str) -> bool:
+    """Whether this is the name of what a process that is gone, or this one before, had begun to write."""
+    named = _TEMPORARY.fullmatch(name)
+    return named is not None and (int(named[1]) == os.getpid() or not _lives(int(named[1])))
 
 
 def _myself() -> dict[str, object]:

@@ -16,6 +16,7 @@ from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
 from trustcxr.data.workers import call, pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.disk import writing
+from trustcxr.results.locks import is_left
 
 SPLITS = ("Train", "Val", "Test")
 SIZES = (16, 4096)  # pixels of a side
@@ -63,9 +64,19 @@ def _check(counts: Mapping[str, int], size: int, seed: int) -> None:
 
 @contextmanager
 def _whole_or_not(folder: Path) -> Iterator[Path]:
-    """A folder beside the one wanted, which takes its place when the block ends well, and is gone otherwise."""
+    """A folder beside the one wanted, which takes its place when the block ends well, and is gone otherwise.
+
+    One that a killed process left is removed.
+    """
     building = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.building")
     try:
+        for left in building.parent.iterdir() if building.parent.is_dir() else ():
+            if (
+                left.name.startswith(f".{folder.absolute().name}.")
+                and left.suffix == ".building"
+                and is_left(left.name)
+            ):
+                shutil.rmtree(left, ignore_errors=True)
         building.mkdir(parents=True)
         yield building
         if folder.is_dir():
