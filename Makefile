@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint types install install-dev clean
+.PHONY: demo test test-slow site lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/trustcxr demo --out out/demo
@@ -21,6 +21,10 @@ test: lint types
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
+
+# The documentation, into out/site; a warning is an error.
+site: $(VENV)/.installed-dev
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

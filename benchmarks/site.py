@@ -1,0 +1,234 @@
+"""Pages of the site written as it is built, from the catalogue and results/: nothing is copied, nothing drifts.
+
+A hook of MkDocs (mkdocs.yml). `measures.md` is read off the catalogue and the docstrings; the findings are the pages of
+results/ with a figure drawn from the CSV file beside each; every other page of docs/ that mkdocs.yml does not name
+stands under "More".
+"""
+
+import inspect
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+import pandas as pd  # noqa: E402
+
+from trustcxr import catalogue  # noqa: E402
+from trustcxr.about import NOTICE  # noqa: E402
+from trustcxr.catalogue import Attack, Measure  # noqa: E402
+from trustcxr.report import markdown, words  # noqa: E402
+
+RESULTS = ROOT / "results"
+BETTER = {"higher": "more", "lower": "less", None: "neither: it is no matter of better or worse"}
+CHANCE = {"share": "the mask’s share of the area", "half": "0.5", "pixels": "as many random pixels"}
+LINK = re.compile(r"`((?:results/)?([a-z0-9-]+)\.(md|csv))`")
+LONG = 60  # lines of comparisons that a page of the site shows; the CSV file has all
+
+
+def on_config(config: Any) -> Any:
+    """Pages of docs/ that the navigation does not name, and the findings, are added to it."""
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    more = [path for path in sorted((ROOT / "docs").rglob("*.md")) if _address(path) not in named]
+    config.nav = [
+        *config.nav,
+        {"Findings": _found()},
+        {
+            "More": [
+                *({_title(path.read_text("utf-8")): _address(path)} for path in more),
+                {"Contributing": "contributing.md"},
+            ]
+        },
+    ]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The written pages, beside those of docs/."""
+    from mkdocs.structure.files import File
+
+    for address, content in {**written(), **findings()}.items():
+        files.append(File.generated(config, address, content=content))
+    return files
+
+
+def written() -> dict[str, str | bytes]:
+    """Pages from the catalogue and from the root of the repository."""
+    return {"measures.md": measures(), "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8")}
+
+
+def _found() -> list[dict[str, str]]:
+    """The findings by title; of two that are called alike each with its file's name."""
+    titles = {path.name: _title(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.md"))}
+    alike = [title for title in titles.values() if list(titles.values()).count(title) > 1]
+    named = {name: f"{title} ({name[:-3]})" if title in alike else title for name, title in titles.items()}
+    return [{"What was found": "findings/index.md"}, *({title: f"findings/{name}"} for name, title in named.items())]
+
+
+def _address(path: Path) -> str:
+    return path.relative_to(ROOT / "docs").as_posix()
+
+
+def _title(text: str | bytes) -> str:
+    return str(text).split("\n", 1)[0].lstrip("# ").strip()
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def measures() -> str:
+    """What each measure means and does not mean, from the catalogue and the docstrings."""
+    rows = [_measure(entry) for entry in catalogue.MEASURES.values()]
+    attacks = [[f"`{a.name}`", a.label, a.paper, _attack(a)] for a in catalogue.ATTACKS.values()]
+    defences = [[f"`{d.name}`", d.paper or words.DASH, _defence(d)] for d in catalogue.DEFENCES.values()]
+    corruptions = [[f"`{c.name}`", c.about] for c in catalogue.CORRUPTIONS.values()]
+    methods = [[f"`{s.name}`", s.label, s.paper or words.DASH] for s in catalogue.SALIENCY.values()]
+    parts = [
+        "# What each measure means, and does not mean",
+        f"Written from the catalogue of the program. {NOTICE}",
+        "## Accuracy under attack",
+        "Accuracy under an attack is an upper bound: a stronger attack may leave less. What is certified is a lower "
+        "bound. Epsilon is the L-infinity radius with pixels in [0, 1]: 0.02 is 5.1 grey levels of 255.",
+        _table(("name", "in tables", "paper", "what it is"), attacks),
+        "## Of a heatmap, and of films with parts hidden",
+        "A figure against masks means nothing without what chance, a centre prior, the film’s own brightness and the "
+        "same network with random weights have: each stands beside it.",
+        *rows,
+        "## Ways to train",
+        _table(("name", "paper", "what it is"), defences),
+        "## Saliency methods",
+        _table(("name", "in tables", "paper"), methods),
+        "## What goes wrong with films",
+        _table(("name", "what went wrong"), corruptions),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(markdown.table(head, rows))
+
+
+def _measure(entry: Measure) -> str:
+    means = entry.about or _first(catalogue.function_of("explain", str(entry.function)))
+    lines = [f"### {words.capital(entry.label)}", f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}", means]
+    lines.append(f"*It does not mean:* {entry.beware}")
+    by_chance = f" A map that knows nothing has {CHANCE[entry.chance]}." if entry.mask else ""
+    return "\n\n".join([*lines, f"Better: {BETTER[entry.better]}.{by_chance}"])
+
+
+def _attack(entry: Attack) -> str:
+    return _first(catalogue.function_of("attacks", entry.function))
+
+
+def _defence(entry: Any) -> str:
+    return _first(catalogue.function_of("defences", entry.function))
+
+
+def _first(function: Any) -> str:
+    """The first paragraph of a docstring in one line; what tables would take for a column's end is let go."""
+    text = (inspect.getdoc(function) or "").split("\n\n")[0]
+    return " ".join(text.split()).replace("|", "/").replace("[", "\\[")
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def findings() -> dict[str, str | bytes]:
+    """Every page of results/ under findings/, its CSV files, and a figure of each that has one: address to content."""
+    found: dict[str, str | bytes] = {"findings/index.md": _index()}
+    for path in sorted(RESULTS.glob("*.csv")):
+        found[f"findings/{path.name}"] = path.read_bytes()
+        if drawing := figure(pd.read_csv(path)):
+            found[f"findings/{path.stem}.svg"] = drawing
+    for path in sorted(RESULTS.glob("*.md")):
+        found[f"findings/{path.name}"] = _finding(path, f"findings/{path.stem}.svg" in found)
+    return found
+
+
+def _index() -> str:
+    """What was found, as the README says it, with links to the pages."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    part = text[text.index("## What was found with it") : text.index("## What it does not do yet")]
+    return _linked(f"# {part[3:]}", f"*{NOTICE}*\n")
+
+
+def _finding(path: Path, drawn: bool) -> str:
+    title, _, rest = path.read_text("utf-8").partition("\n")
+    picture = (
+        f"![Accuracy of each run with 95 % intervals; the numbers stand in the tables]({path.stem}.svg)\n"
+        if drawn
+        else ""
+    )
+    return _linked(f"{title}\n\n{picture}{_shortened(rest, path.stem)}", "")
+
+
+def _shortened(text: str, stem: str) -> str:
+    """Without the hundreds of lines of comparisons that the CSV file beside the page holds."""
+    lines = text.split("\n")
+    listed = [k for k, line in enumerate(lines) if line.startswith("- ") and "corrected p" in line]
+    if len(listed) <= LONG:
+        return text
+    left = set(listed[LONG:])
+    kept = [line for k, line in enumerate(lines) if k not in left]
+    return "\n".join([*kept, "", f"{len(left)} more comparisons: `{stem}-comparisons.csv`."])
+
+
+def _linked(text: str, end: str) -> str:
+    """Names of files of results/ as links."""
+
+    def link(match: re.Match[str]) -> str:
+        file = f"{match[2]}.{match[3]}"
+        return f"[`{file}`]({file})" if (RESULTS / file).is_file() else match[0]
+
+    return LINK.sub(link, text) + f"\n{end}"
+
+
+def figure(table: pd.DataFrame) -> bytes | None:
+    """Accuracy of every run, clean and under each attack at the largest epsilon, with intervals, as SVG."""
+    points = pd.DataFrame(_points(table))
+    if points.empty:
+        return None
+    from matplotlib.figure import Figure
+
+    runs, conditions = list(points["run"].unique()), list(points["condition"].unique())
+    drawing = Figure(figsize=(7.5, 0.9 + 0.32 * len(runs)), layout="constrained")
+    axes = drawing.subplots()
+    for k, condition in enumerate(conditions):
+        mine = points[points["condition"] == condition]
+        entry = catalogue.ATTACKS.get(condition)
+        colour, marker = (entry.style[0], entry.style[1]) if entry and entry.style else ("#4b5563", "o")
+        y = [runs.index(run) + 0.12 * (k - (len(conditions) - 1) / 2) for run in mine["run"]]
+        error = [mine["value"] - mine["low"], mine["high"] - mine["value"]]
+        label = f"{words.attack(condition)} {words.epsilon(mine['epsilon'].iloc[0])}" if entry else condition
+        axes.errorbar(mine["value"], y, xerr=error, fmt=marker, color=colour, ms=4.5, lw=1.2, label=label)
+    axes.set_yticks(range(len(runs)), runs, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("accuracy, 95 % interval")
+    axes.grid(axis="x", color="#d1d5db", lw=0.5)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.6 / len(runs)), ncols=4)
+    out = io.BytesIO()
+    drawing.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _points(table: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """run, condition, epsilon, value, low, high: of a study's figures, or of what is certified."""
+    if {"condition", "measure"} <= set(table):
+        shown = table[
+            (table["measure"] == "accuracy") & table["condition"].isin(["clean", *catalogue.HEADLINE_ATTACKS])
+        ]
+        shown = shown[(shown["split"] == "Test") & shown["low"].notna()]
+        largest = shown["epsilon"].max()
+        yield from (dict(row) for _, row in shown[shown["epsilon"].isin([0, largest])].iterrows())
+    elif "certified" in table:
+        mean = table[(table["seed"] == "mean") & (table["epsilon"] == table["epsilon"].max())]
+        for _, row in mean.iterrows():
+            for name in ("clean", "certified", "worst_case"):
+                said = {"worst_case": catalogue.WORST_CASE}.get(name, name)
+                ends = {end: row[f"{name}_{end}"] for end in ("low", "high")}
+                yield {"run": row["run"], "condition": said, "epsilon": row["epsilon"], "value": row[name], **ends}

@@ -1,0 +1,178 @@
+"""The documentation: its commands exist and run, its pages are built strictly, and ask nothing of other hosts."""
+
+import functools
+import http.server
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from benchmarks import site
+
+from browser import chromium, opened, sideways, violations
+from docs_blocks import ROOT, blocks, carry_out, commands
+from trustcxr import catalogue, cli
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+HOW_TO = sorted((DOCS / "howto").glob("*.md"))
+
+
+def typed(page: Path) -> Iterator[list[str]]:
+    """The commands of this program in a page's blocks, and within its lines."""
+    text = page.read_text(encoding="utf-8")
+    for block in blocks(page):
+        if block.language in ("", "sh") and not block.file:
+            yield from commands(block.text)
+    for line in re.findall(r"`(trustcxr [^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)):
+        yield line.split()
+
+
+def unknown_options(words: list[str]) -> list[str]:
+    """What of a command is none: a name or an option; words in capitals stand for something."""
+    found: Any = typer.main.get_command(cli.app)
+    rest = list(words)
+    while isinstance(found, click.Group) or hasattr(found, "commands"):
+        if not rest or rest[0].startswith("-"):
+            return []
+        name = rest.pop(0)
+        if name not in found.commands:
+            return [name]
+        found = found.commands[name]
+    known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    said = [word.split("=")[0].strip(",.;") for word in rest if word.startswith("--")]
+    return [option for option in said if option not in known | {"--help"}]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one(page: Path) -> None:
+    wrong = {}
+    for words in typed(page):
+        if words[0].split("/")[-1] == "trustcxr" and (none := unknown_options(words[1:])):
+            wrong[" ".join(words)] = none
+    assert wrong == {}
+
+
+def test_a_command_that_is_none_is_seen() -> None:
+    assert unknown_options(["train", "--data", "x", "--colour", "red"]) == ["--colour"]
+    assert unknown_options(["paint", "x"]) == ["paint"]
+    assert unknown_options(["data", "check", "x", "--json"]) == []
+
+
+@pytest.mark.parametrize("page", [path for path in PAGES if path.name != "index.md"], ids=lambda page: page.name)
+def test_every_page_says_that_it_is_no_diagnosis(page: Path) -> None:
+    assert "not for diagnosis" in page.read_text(encoding="utf-8").lower() or page.name == "architecture.md"
+
+
+def test_every_measure_says_what_it_is_and_what_it_does_not_mean() -> None:
+    page = site.measures()
+    for entry in catalogue.MEASURES.values():
+        part = page[page.index(f"`{entry.name}`") :].split("\n### ")[0]
+        assert entry.beware in part
+        assert len(part.split("\n\n")[1]) > 20, f"{entry.name}: what it is"
+    for table in (catalogue.ATTACKS, catalogue.DEFENCES, catalogue.CORRUPTIONS, catalogue.SALIENCY):
+        assert [name for name in table if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.slow
+def test_findings_are_the_pages_of_results_with_figures_from_their_tables() -> None:
+    found = site.findings()
+    results = {f"findings/{path.name}" for path in site.RESULTS.iterdir() if path.suffix in (".md", ".csv")}
+    assert results <= set(found)
+    drawn = found["findings/robustness-covidqu-mini.svg"]
+    assert isinstance(drawn, bytes)
+    assert b"<svg" in drawn
+    assert "](robustness-covidqu-mini.svg)" in str(found["findings/robustness-covidqu-mini.md"])
+    assert "(robustness-covidqu-mini.md)" in str(found["findings/index.md"])
+
+
+def test_a_figure_shows_the_rows_of_its_table() -> None:
+    import pandas as pd
+
+    table = pd.read_csv(site.RESULTS / "robustness-covidqu-mini.csv")
+    points = [p for p in site._points(table) if p["run"] == "resnet18-fgsm-s0" and p["condition"] == "pgd"]
+    assert [(p["epsilon"], round(100 * float(str(p["value"])), 1)) for p in points] == [(0.02, 61.1)]
+
+
+# --- slow: what a reader does, from the top to the bottom -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the tutorial was carried out."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TRUSTCXR_CACHE", str(folder / "cache"))
+        assert carry_out(DOCS / "tutorial.md") >= 6
+    return folder
+
+
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(taught: Path) -> None:
+    for name in ("out/fgsm/metrics.json", "out/fgsm/report.html", "out/standard/model.safetensors"):
+        assert (taught / name).is_file(), name
+    assert list((taught / "out/heatmaps").glob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_a_how_to_page_runs_after_the_tutorial(
+    page: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(taught, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    runnable = [block for block in blocks(page) if block.file or block.language in ("sh", "python")]
+    assert carry_out(page) == len(runnable)
+    assert runnable or page.stem == "committee"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(built: Path) -> None:
+    pages = list(built.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe|source)[^>]+?src="?(https?:|//)[^">]*', text)
+        loaded += re.findall(r'<link[^>]+rel="?(?:stylesheet|preconnect|preload|icon)[^>]+href="?(https?:|//)', text)
+        assert loaded == [], page.name
+    reference = (built / "reference.html").read_text(encoding="utf-8")
+    assert 'id="trustcxr.attacks.pgd.pgd"' in reference
+    assert 'id="trustcxr.load_model"' in reference
+
+
+@pytest.mark.slow
+def test_the_site_in_a_browser(built: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(built))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = f"http://127.0.0.1:{server.server_port}/"
+        try:
+            with chromium() as browser:
+                for name, size in (("index", "phone"), ("measures", "desktop"), ("findings/index", "tablet")):
+                    with opened(browser, f"{own}{name}.html", size=size) as found:
+                        found.page.wait_for_load_state("networkidle")
+                        assert found.complaints == []
+                        assert found.elsewhere(own) == []
+                        assert sideways(found.page) == 0
+                        assert [line for line in violations(found.page) if "critical" in line] == []
+        finally:
+            server.shutdown()
