@@ -24,7 +24,7 @@ def asked(runs: list[Run], head: Headline) -> str:
         return "Nothing has been tested yet."
     one, networks = len(runs) == 1, len(by_model(runs))
     who, verb = (runs[0].label, "does") if one else (words.plural(networks, "network"), "do")
-    said = [f"How often {'is' if one else 'are'} X-rays answered rightly by {who}?"]
+    said = [f"How often are X-rays answered rightly by {who}?"]
     if head.attacks:
         how = f"{words.epsilon(head.epsilon)}, which is {head.grey_levels()} of 255 grey levels"
         said.append(f"How many answers are left when an attacker may change every pixel by at most {how}?")
