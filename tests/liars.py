@@ -55,12 +55,32 @@ class Noise(Liar):
 
 
 class RandomResizing(Liar):
+    """Smaller by up to a fifth of its side, somewhere on black (Xie et al. 2018)."""
+
     def forward(self, images: Tensor) -> Tensor:
         side = images.shape[-1]
-        small = int(torch.randint(side - side // 10, side + 1, ()))
-        smaller = F.interpolate(images, (small, small), mode="bilinear", antialias=True)
+        small = int(torch.randint(side - side // 5, side + 1, ()))
         left, top = (int(torch.randint(0, side - small + 1, ())) for _ in range(2))
-        return self.net(F.pad(smaller, (left, side - small - left, top, side - small - top), value=0.5))
+        return self.net(self.placed(images, small, left, top))
+
+    @staticmethod
+    def placed(images: Tensor, small: int, left: int, top: int) -> Tensor:
+        rest = images.shape[-1] - small
+        smaller = F.interpolate(images, (small, small), mode="bilinear", antialias=True)
+        return F.pad(smaller, (left, rest - left, top, rest - top))
+
+
+class EveryResizing(RandomResizing):
+    """The mean over all that RandomResizing may draw: what no number of draws tells an attack better."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        side, total = images.shape[-1], torch.zeros(())
+        sizes = range(side - side // 5, side + 1)
+        for small in sizes:
+            places = [(left, top) for left in range(side - small + 1) for top in range(side - small + 1)]
+            placed = torch.cat([self.placed(images, small, *place) for place in places])
+            total = total + self.net(placed).unflatten(0, (len(places), -1)).mean(0)
+        return total / len(sizes)
 
 
 LIARS = {

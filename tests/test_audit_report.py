@@ -1,6 +1,7 @@
 """An audit's page, its model card, and the leaderboard of many."""
 
 import csv
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -131,6 +132,59 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     body = (board / "leaderboard.html").read_text().split("</script>")[1]
     assert body.count('class="unreliable"') == 1
     assert body.index("not attacked") < body.index("it never moves?")
+
+
+def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
+    content = files.read_json(audits / "bad" / "audit.json")
+    model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
+    changed = content | {"model": model, "unreliable": True, "because": "its attack failed"}
+    files.write_json(audits / "bad" / "audit.json", changed)
+    (audits / "broken").mkdir()
+    (audits / "broken" / "audit.json").write_text("{")
+    done = run("leaderboard", audits, "--json")
+    found = json.loads(done.stdout)
+    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "films", 36)
+    assert [row["folder"] for row in found["refused"]] == ["broken"]
+    good, bad = found["rows"]
+    document = read(AuditDocument, audits / "good" / "audit.json")
+    low, high = document.clean.accuracy.interval or (0, 0)
+    assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
+    assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
+    assert (good["unreliable"], good["because"]) == (False, "")
+    assert (bad["model"], bad["training data"], bad["clean reported"]) == ("Bad", "NIH", None)
+    assert (bad["unreliable"], bad["because"]) == (True, "its attack failed")
+    table = list(csv.DictReader((audits / "leaderboard.csv").open()))
+    assert [float(row["attacked"]) for row in table] == [good["attacked"], bad["attacked"]]
+
+
+@pytest.mark.slow
+def test_the_columns_of_the_leaderboard_sort_in_a_browser(audits: Path) -> None:
+    content = files.read_json(audits / "good" / "audit.json")
+    for name, clean, reported in (("b", 0.5, 0.7), ("a", 0.7, None), ("c", 0.6, 0.9)):
+        model = content["model"] | {"name": name, "reported": {"clean": reported}}
+        files.write_json(audits / name / "audit.json", content | {"model": model, "clean": {"accuracy": clean}})
+    for name in ("good", "bad"):
+        shutil.rmtree(audits / name)
+    path, _ = board.write(board.gather(audits), audits)
+    with chromium() as browser, opened(browser, path) as found:
+        page = found.page
+
+        def click(column: str) -> tuple[list[str], str | None]:
+            page.locator("#board thead button", has_text=re.compile(f"^{column}$")).click()
+            sorted_by = page.locator("#board thead th[aria-sort]")
+            assert sorted_by.count() == 1
+            assert sorted_by.inner_text() == column
+            return page.locator("#board tbody th").all_inner_texts(), sorted_by.get_attribute("aria-sort")
+
+        assert click("clean") == (["a", "c", "b"], "descending")
+        assert click("clean") == (["b", "c", "a"], "ascending")
+        assert click("model") == (["c", "b", "a"], "descending")
+        assert click("clean reported") == (["c", "b", "a"], "descending")
+        assert click("clean reported") == (["b", "c", "a"], "ascending"), "what nobody reported stays behind"
+        assert found.complaints == []
+        assert violations(page) == []
+    with chromium() as browser, opened(browser, path, scripts=False) as found:
+        assert found.page.locator("#board tbody th").all_inner_texts() == ["a", "c", "b"], "whole without scripts"
 
 
 def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:

@@ -217,7 +217,12 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     assert harmed == [(name, severity, 21) for name in HARM.names for severity in HARM.severities]
     assert document["corruptions_mean"]["conditions"] == 4
     assert document["saliency"] == {}
-    assert set(document["masking"].keys()) == {"masked", "signs", "looked_for", "because"}
+    found = document["masking"]
+    assert (found["masked"], found["signs"], found["at_random"]) == (None, [], False), (
+        "so little trained, it knows nothing"
+    )
+    assert "not shown to be answered better than by one constant answer (33.3%)" in found["because"]
+    assert found["looked_for"] == ["input gradients", "one step against many", "the fall with epsilon"]
     clean = part(table, "clean")
     predicted = np.stack(clean["logits"]).argmax(1)
     assert document["clean"]["accuracy"] == pytest.approx(accuracy_score(clean["label"], predicted))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.data import load_dataset
+from trustcxr.errors import UserError
+from trustcxr.evaluation import handed_in
 from trustcxr.report.audits import sentences
 from trustcxr.results import files
 from trustcxr.study import audit as audits
@@ -101,3 +104,40 @@ def test_a_file_that_is_none_is_refused(greys: Path, tmp_path: Path) -> None:  #
     given = ["audit", model, "--data", greys, "--out", tmp_path / "out", "--adversarial"]
     assert "no safetensors file" in complaint(*given, tmp_path / "no.safetensors")
     assert "no safetensors file" in complaint(*given, tmp_path / "missing.safetensors")
+
+
+class Present(torch.nn.Module):
+    """A finding's decision: present in films brighter than a half."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        margin = 10 * (images.mean((1, 2, 3)) - 0.5)
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    films = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    names = [str(name) for name, label in zip(films.sample_ids, films.labels, strict=True) if label == 2][:2]
+    light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
+    found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
+    given = handed_in.read(written(tmp_path / "a.safetensors", found, epsilon="1"), films)
+    table = pd.DataFrame(
+        {
+            "sample_id": [f"{name}#{finding}" for name in names for finding in ("Bright", "Edema")],
+            "attack": "worst-case",
+            "epsilon": 1.0,
+            "label": 1,
+            "group": [name for name in names for _ in range(2)],
+            "logits": [np.array([0.0, 4.0])] * 4,
+            "broken_by": "",
+        }
+    )
+    worse, counted = handed_in.worse_of_both(table, given, Present(), torch.device("cpu"))
+    wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
+    assert wrong == [True, False, False, True], "the film's image for Bright, its own for Edema"
+    assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
+    assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
+    with pytest.raises(UserError, match="nobody#Edema is none of these films"):
+        handed_in.read(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films)

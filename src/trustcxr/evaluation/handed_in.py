@@ -128,7 +128,7 @@ def _judged(
     logits, wrong = [], []
     for start in range(0, len(images), 64):
         batch = torch.stack(images[start : start + 64]).to(device)
-        labels = torch.as_tensor(rows["label"].to_numpy()[start : start + 64], device=device)
+        labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
         with torch.no_grad(), undisturbed(model):
             answer = model(batch).float()
         logits.append(answer.cpu().numpy())

@@ -114,29 +114,39 @@ def attacked(document: RunDocument) -> AttackResult:
     return least[0] if least else AttackResult()
 
 
+def shares(document: AuditDocument) -> dict[str, Share]:
+    """What was measured of one audit, by column."""
+    mean, clean = document.corruptions_mean, document.clean
+    return {
+        "clean": clean.accuracy,
+        "attacked": attacked(document).accuracy,
+        "corrupted": mean.accuracy if mean else Share(),
+        "AUROC": clean.auroc_macro,
+        "calibration error": clean.ece,
+    }
+
+
 def row(name: str, document: AuditDocument) -> list[Cell]:
     """One audit's cells, in the order of COLUMNS."""
-    said, worst, mean = document.model.reported, attacked(document), document.corruptions_mean
+    said, worst = document.model.reported, attacked(document)
     by = f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}" if worst.epsilon is not None else "-"
     theirs = [found for found in document.handed_in if found.found_alone]
     by += "".join(f"; handed in by {found.by} ({found.found_alone})" for found in theirs)
-    return [
-        _text(document.model.name),
-        Cell("unreliable" if document.unreliable else "no", "1" if document.unreliable else "0", _flag(document)),
-        _text(document.model.kind),
-        _number(said.clean),
-        _share(document.clean.accuracy),
-        _number(said.attacked),
-        _share(worst.accuracy),
-        _text(by),
-        _share(mean.accuracy if mean else Share()),
-        _share(document.clean.auroc_macro),
-        _share(document.clean.ece),
-        _text(said.threat_model),
-        _text(said.training_data),
-        _text(said.paper),
-        _text(name),
-    ]
+    cells = {column: _share(share) for column, share in shares(document).items()} | {
+        "model": _text(document.model.name),
+        "unreliable": Cell(
+            "unreliable" if document.unreliable else "no", "1" if document.unreliable else "0", _flag(document)
+        ),
+        "kind": _text(document.model.kind),
+        "clean reported": _number(said.clean),
+        "attacked reported": _number(said.attacked),
+        "by": _text(by),
+        "threat model": _text(said.threat_model),
+        "training data": _text(said.training_data),
+        "paper": _text(said.paper),
+        "folder": _text(name),
+    }
+    return [cells[column] for column in COLUMNS]
 
 
 def _flag(document: AuditDocument) -> str:
@@ -164,16 +174,24 @@ def shown(board: Board) -> list[dict[str, object]]:
 
 
 def plain(board: Board) -> dict[str, object]:
-    """The board as one JSON document."""
-    rows = (zip(COLUMNS, row(name, document), strict=True) for name, document in board.entries)
+    """The board as one JSON document: texts as they are written, figures as numbers with their intervals."""
     return {
         "protocol": board.protocol,
         "data": board.data,
         "n": board.n,
         "classes": list(board.classes),
-        "rows": [{column: cell.value for column, cell in cells} for cells in rows],
+        "rows": [_plain(name, document) for name, document in board.entries],
         "refused": [{"folder": name, "why": why} for name, why in board.refused],
     }
+
+
+def _plain(name: str, document: AuditDocument) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for column, cell in zip(COLUMNS, row(name, document), strict=True):
+        found[column] = cell.value if isinstance(cell.value, float) else None if cell.text == "-" else cell.text
+    for column, share in shares(document).items():
+        found[f"{column}_ci"] = None if share.interval is None else list(share.interval)
+    return found | {"unreliable": bool(document.unreliable), "because": _flag(document)}
 
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:
