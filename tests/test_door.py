@@ -59,7 +59,8 @@ def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor]) -> None:
         ("3 bits", {"gradients", "nothing stops gradients"}),
         ("jpeg", {"gradients", "nothing stops gradients"}),
         ("noise", {"same answer twice"}),
-        ("random resizing", {"same answer twice"}),
+        # With black around its films this network is right on fewer of them, and with another range on all.
+        ("random resizing", {"same answer twice", "declaration"}),
     ],
 )
 def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], films: tuple[Tensor, Tensor]) -> None:
@@ -229,3 +230,15 @@ def test_a_random_model_is_judged_by_the_mean_over_draws(films: tuple[Tensor, Te
     assert "the mean of 16 draws" in text(found, "same answer twice")
     honest = door(trained(), films)
     assert honest.judged is honest.model
+
+
+def test_the_declaration_of_a_random_model_is_judged_by_the_mean_of_its_draws(films: tuple[Tensor, Tensor]) -> None:
+    class OftenWrong(nn.Module):
+        """Right on average; in two passes of five its answer is another class for all films."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            one = torch.tensor([8.0, 0.0, 0.0]) * (torch.rand(()) < 0.4)
+            return trained()(images).softmax(1) * 20 + one
+
+    accuracies = {text(door(OftenWrong(), films), "declaration").split(" as declared")[0] for _ in range(2)}
+    assert accuracies == {"accuracy on 60 films is 100.0%"}

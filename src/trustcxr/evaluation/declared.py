@@ -37,22 +37,25 @@ class Declared:
         return self.remedy is None and not self.at_chance
 
 
-def check_declaration(model: nn.Module, classes: tuple[str, ...], images: Tensor, labels: Tensor) -> Declared:
+def check_declaration(
+    model: nn.Module, classes: tuple[str, ...], images: Tensor, labels: Tensor, *, draws: int = 1
+) -> Declared:
     """Compare the declaration with others on films (N, 1, H, W) in [0, 1] of known class, (N,).
 
     Another is believed only where it is right on ten points more, surely so (McNemar's exact test), and right on more
     than halfway from chance to all: a model that is merely bad on these films is not accused. The model's own class
-    order is compared with every other by matching answers to labels.
+    order is compared with every other by matching answers to labels. `draws`: of a model that answers at random, how
+    many passes an answer is the mean of.
     """
     from scipy.stats import binomtest
 
     truth = labels.cpu().numpy()
-    own = _answers(model, images)
+    own = _answers(model, images, draws)
     right = own == truth
     chance = max(float(np.bincount(truth, minlength=len(classes)).max()) / len(truth), 1 / len(classes))
     at_chance = binomtest(int(right.sum()), len(truth), chance, alternative="greater").pvalue > _CHANCE
     found: list[tuple[float, str]] = []
-    for remedy, answers in _others(model, classes, images, own, truth):
+    for remedy, answers in _others(model, classes, images, own, truth, draws):
         other = answers == truth
         gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
         accuracy = float(other.mean())
@@ -67,17 +70,17 @@ def check_declaration(model: nn.Module, classes: tuple[str, ...], images: Tensor
 
 
 def _others(
-    model: nn.Module, classes: tuple[str, ...], images: Tensor, own: np.ndarray, truth: np.ndarray
+    model: nn.Module, classes: tuple[str, ...], images: Tensor, own: np.ndarray, truth: np.ndarray, draws: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Each other declaration: what to change, and the answers (N,) with it."""
     order = _best_order(own, truth, len(classes))
     if list(order) != list(range(len(classes))):
         yield f"output.classes: [{', '.join(classes[k] for k in order)}]", order[own]
-    yield "range: [high, low], as MONOCHROME1 films are inverted", _answers(model, 1 - images)
+    yield "range: [high, low], as MONOCHROME1 films are inverted", _answers(model, 1 - images, draws)
     if not isinstance(model, Adapted):
         return
     for remedy, taken in _inputs(model.taken):
-        answers = _answers(_with(model, taken), images)
+        answers = _answers(_with(model, taken), images, draws)
         yield remedy, answers
         order = _best_order(answers, truth, len(classes))
         if list(order) != list(range(len(classes))):
@@ -119,6 +122,7 @@ def _best_order(answers: np.ndarray, truth: np.ndarray, count: int) -> np.ndarra
     return linear_sum_assignment(table, maximize=True)[1]
 
 
-def _answers(model: nn.Module, images: Tensor) -> np.ndarray:
+def _answers(model: nn.Module, images: Tensor, draws: int) -> np.ndarray:
     with torch.no_grad():
-        return np.concatenate([model(part).argmax(1).cpu().numpy() for part in images.split(64)])
+        summed = [torch.stack([model(part) for _ in range(draws)]).sum(0) for part in images.split(64)]
+    return torch.cat(summed).argmax(1).cpu().numpy()
