@@ -88,6 +88,21 @@ def test_a_store_that_another_process_reads_stays(cache: Path) -> None:
     assert (one.removed, read.exists()) == (True, False)
 
 
+def test_a_process_that_goes_through_many_stores_keeps_few_files_open(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_use, "_read", {})
+    monkeypatch.setattr(in_use, "_MOST", 2)
+    stores = [store(cache, letter * 40) for letter in "def"]
+    for folder in stores:
+        in_use.mark(folder)
+    free = []
+    for folder in stores:
+        with in_use.alone(folder) as alone:
+            free.append(alone)
+    assert free == [True, False, False]
+
+
 def test_a_store_is_marked_when_it_is_opened(cache: Path, tmp_path: Path) -> None:
     from trustcxr.data import load_dataset
     from trustcxr.data.phantom import writing

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "index.json"  # the file of a store that is locked: shared by all who read, alone by whoever removes
+_MOST = 64  # stores that are marked at a time; each takes an open file
 _read: dict[tuple[int, Path], int] = {}  # by process, since a fork has its parent's: the open file of each store
 
 
@@ -24,6 +25,8 @@ def mark(folder: Path) -> None:
             file = os.open(folder / MARK, os.O_RDONLY)
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             _read[key] = file
+            if len(_read) > _MOST:  # of a process that goes through many data sets, the oldest is read no more
+                os.close(_read.pop(next(iter(_read))))
 
 
 @contextlib.contextmanager
