@@ -80,7 +80,9 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert (found["step"], found["epoch"], found["epochs"]) == ("train", 1, 2)
     assert found["seconds"] == {"train": 30.0, "validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5}
     assert document["at_once"] == 1
-    assert "train, epoch 2 of 2" in run("status", begun).stdout
+    assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
+    (robust / locks.HOLDER_FILE).unlink()
+    assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
 
 
 def test_what_nobody_measured_is_not_guessed(begun: Path) -> None:
@@ -90,6 +92,13 @@ def test_what_nobody_measured_is_not_guessed(begun: Path) -> None:
     assert (found.least, found.most) == (None, None)
     assert ROBUST in found.unmeasured
     assert "time left: not known" in run("status", begun).stdout
+
+
+def test_nothing_is_cut_off_in_a_terminal_of_80_columns() -> None:
+    printed = run("study", "quick", "--dry-run", "--no-measure").stdout.splitlines()
+    (row,) = [line for line in printed if line.startswith("tf_efficientnet_lite0-smooth-standard-s0 ")]
+    assert row.count("unknown") == 3
+    assert len(row) <= 80
 
 
 def test_a_finished_study_of_version_0_1_is_done() -> None:

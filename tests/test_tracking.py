@@ -108,6 +108,31 @@ def test_a_server_that_does_not_answer_is_one_line(
         loop.fit(asked, *films, tmp_path / "run")
 
 
+def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    import pandas as pd
+
+    sent: list[int] = []
+
+    class Monitored:
+        def table(self) -> pd.DataFrame:
+            return pd.DataFrame({"epoch": [0, 1], "val_accuracy": [0.5, 0.75]})
+
+    class Broken:
+        def log_metrics(self, figures: dict[str, float], step: int) -> None:
+            sent.append(step)
+            raise ConnectionError("gone")
+
+        def finalize(self, status: str) -> None:
+            sent.append(-1)
+
+    followed = tracking.Tracked(Monitored(), Broken(), ("mlflow", "http://lab"))  # type: ignore[arg-type]
+    for _ in range(2):
+        followed.on_train_epoch_end(None, None)  # type: ignore[arg-type]
+    followed.on_fit_end(None, None)  # type: ignore[arg-type]
+    assert sent == [1], "after the first failure nothing more is sent"
+    assert capsys.readouterr().err.count("tracking with mlflow at http://lab failed: gone; the training goes on") == 1
+
+
 # --- what a run took -------------------------------------------------------------------------------------------------
 
 

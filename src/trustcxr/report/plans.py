@@ -8,23 +8,29 @@ from trustcxr.report import words
 from trustcxr.results.disk import megabytes
 from trustcxr.results.documents import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
 
-UNMEASURED = "not measured"
+UNMEASURED = "unknown"
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
 def rows(plan: StudyPlan) -> list[dict[str, str]]:
     """A row a run: where it stands, and the time that it has left."""
     return [
-        {"run": one.run, "": one.state, "at": _at(one), "left, at most": "" if one.state == "done" else _time(one.left)}
+        {"run": one.run, "stands": _stands(one), "left": words.DASH if one.state == "done" else _time(one.left)}
         for one in plan.runs
     ]
 
 
+def _stands(one: RunPlan) -> str:
+    at = _at(one)
+    return f"{one.state}: {at}" if at else one.state
+
+
 def costs(plan: StudyPlan) -> list[dict[str, str]]:
     """A row a run: what training and judging it (validating, testing, explaining) will take at most."""
+    judging = ("validate", "test", "explain", "describe")
     return [
-        {"run": one.run, "": one.state}
-        | {"train": _sum(one, ("train",)), "judge": _sum(one, ("validate", "test", "explain", "describe"))}
+        {"run": one.run if one.state == "waiting" else f"{one.run} ({one.state})"}
+        | {"train": _sum(one, ("train",)), "judge": _sum(one, judging)}
         | {"in all": words.DASH if one.state == "done" else _time(one.left)}
         for one in plan.runs
     ]
@@ -37,11 +43,15 @@ def _sum(one: RunPlan, steps: tuple[str, ...]) -> str:
 
 
 def _at(one: RunPlan) -> str:
+    """The step that it is at, was cut off in, or comes to next; of one that failed why."""
     if one.state == "failed":
         return one.reason
-    if one.step == "train" and one.epoch:
-        return f"train, epoch {min(one.epoch + 1, one.epochs or 0)} of {one.epochs}"
-    return one.step if one.state == "running" else ""
+    epoch = f"train, epoch {min(one.epoch + 1, one.epochs or 0)} of {one.epochs}" if one.epoch else ""
+    if one.state == "running":
+        return epoch if one.step == "train" and epoch else one.step
+    if one.state == "waiting" and one.step == "train" and epoch:
+        return f"cut off in {epoch}"
+    return f"{one.step} comes next" if one.state == "waiting" and one.step not in ("", "train") else ""
 
 
 def _time(seconds: float | None) -> str:
@@ -71,8 +81,13 @@ def _left(plan: StudyPlan) -> Iterator[str]:
     if not [one for one in plan.runs if one.state not in ("done", "if chosen")] and not plan.to_choose:
         return
     if plan.least is None or plan.most is None:
-        some = ", ".join(plan.unmeasured[:4]) + (" and others" if len(plan.unmeasured) > 4 else "")
-        yield f"time left: not known, since nothing like {some} was measured here; `trustcxr study --dry-run` measures"
+        known = sum(part or 0.0 for one in plan.runs if one.state != "if chosen" for part in one.seconds.values())
+        some = ", ".join(plan.unmeasured[:3]) + (" and others" if len(plan.unmeasured) > 3 else "")
+        yield (
+            f"time left: not known: a step of {some} was not measured here"
+            + (f" ({duration(known)} of those that were)" if known else "")
+            + "; `trustcxr study --dry-run` measures, with this folder as --out"
+        )
         return
     at_once = max(plan.at_once, 1)
     ends = dict.fromkeys(duration(seconds / at_once) for seconds in (plan.least, plan.most))

@@ -82,7 +82,11 @@ def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
         longest = max(
             len(word) for cell in (name, *(row[name] for row in rows)) for word in (str(cell).split() or [""])
         )
-        table.add_column(name, justify="left" if text else "right", overflow="fold", min_width=longest)
+        # Where a row is too long, Rich takes from columns that may wrap: those with more than one word in a cell.
+        words_only = all(len(str(cell).split()) < 2 for cell in (name, *(row[name] for row in rows)))
+        table.add_column(
+            name, justify="left" if text else "right", overflow="fold", min_width=longest, no_wrap=words_only
+        )
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)

@@ -4,7 +4,7 @@ TensorBoard's events go to `tensorboard/`, MLflow's runs to a SQLite file `mlflo
 the single run; or to the server at `tracking_uri`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
+from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
@@ -58,18 +59,28 @@ class Tracked(pl.Callback):
     """Sends each epoch's figures, those of history.csv, to the logger; after Monitor has made them."""
 
     def __init__(self, monitor: Monitor, to: Logger, said: tuple[str, str]) -> None:
-        self.monitor, self.to, self.said = monitor, to, said
+        self.monitor, self.to, self.said, self.lost = monitor, to, said, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """One row."""
         row = self.monitor.table().iloc[-1].to_dict()
-        with _in_one_line(*self.said):
-            figures = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
-            self.to.log_metrics(figures, step=int(row["epoch"]))
+        figures = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
+        self._send(lambda: self.to.log_metrics(figures, step=int(row["epoch"])))
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
         """All is sent."""
-        self.to.finalize("success")
+        self._send(lambda: self.to.finalize("success"))
+
+    def _send(self, what: Callable[[], object]) -> None:
+        """A tracker that fails on the way costs no training: it is said once, and nothing more is sent."""
+        if self.lost:
+            return
+        try:
+            with _in_one_line(*self.said):
+                what()
+        except UserError as problem:
+            self.lost = True
+            say(f"{problem}; the training goes on, and history.csv has every epoch")
 
 
 def callback(recipe: RunRecipe, monitor: Monitor) -> list[Tracked]:
@@ -116,4 +127,4 @@ def _in_one_line(track: str, uri: str) -> Iterator[None]:
     except Exception as problem:
         where = f" at {uri}" if uri else ""
         said = " ".join(str(problem).split())[:200] or type(problem).__name__
-        raise UserError(f"tracking with {track}{where} failed: {said}; the same command without it goes on") from None
+        raise UserError(f"tracking with {track}{where} failed: {said}") from None
