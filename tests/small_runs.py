@@ -43,12 +43,13 @@ def recipe(
     return validate(RunRecipe, content, "test")
 
 
-def untrained(folder: Path) -> Path:
+def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: int = 0) -> Path:
     """A run's folder whose network was never trained: three classes, 32 pixels."""
-    chosen = recipe()
+    chosen = recipe(seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
     save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
-    content = {"classes": ["a", "b", "c"], "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
+    content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
     files.write_yaml(folder / "run.yaml", content)
     return folder
 

@@ -1,7 +1,6 @@
 """The reader study: blinded, saved as it goes, by reader; and what it says of readers and models."""
 
 import io
-import json
 import sqlite3
 import threading
 import time
@@ -15,13 +14,19 @@ import pytest
 from PIL import Image
 
 import browser as browsers
-from study_fixture import make_study
+import small_runs
+from study_fixture import CLASSES, make_study
+from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
+from trustcxr.explain import examples
 from trustcxr.reader import preparing, regions, results, said, study
 from trustcxr.reader.regions import Mark
 from trustcxr.reader.store import Film, Judgement, Reader, Store
 from trustcxr.report import study_folder
 from trustcxr.results import files
+from trustcxr.results.documents import RunDocument
 
 ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-s0")
 
@@ -82,6 +87,30 @@ def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None
         assert film.maps[0] != film.maps[1]
 
 
+@pytest.mark.slow
+def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
+    data = writing.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
+    folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
+    runs = [study_folder.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
+    arms = [preparing.Arm(runs[0], "gradcam"), preparing.Arm(runs[1], "gradcam"), preparing.Arm(runs[0], "occlusion")]
+    shown = preparing.films(arms, data=data, count=2, seed=4)
+    assert len({film.sample for film in shown}) == 2
+    dataset = load_dataset(data, split="Test", size=32, classes=CLASSES)
+    loaded = {folder: load_run(folder) for folder in folders}
+    for film in shown:
+        row = list(dataset.sample_ids).index(film.sample)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(film.mask))), dataset.masks("infection")[row])
+        for arm, drawn in zip(arms, film.maps, strict=True):
+            panel = examples.panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
+            assert drawn == preparing._over(panel["image"][0], panel["saliency"][0])
+    assert len({png for film in shown for png in film.maps}) > 2  # a network that was never trained may see nothing
+    with pytest.raises(UserError, match="100 are asked for"):
+        preparing.films(arms, data=data, count=100, seed=4)
+    other = study_folder.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
+    with pytest.raises(UserError, match="other classes"):
+        preparing.films([arms[0], preparing.Arm(other, "gradcam")], data=data, count=3, seed=4)
+
+
 @pytest.mark.parametrize(
     ("arms", "count", "why"),
     [
@@ -114,6 +143,14 @@ def test_a_study_that_is_there_goes_on_and_shows_nothing_else(finished: Path, tm
             study.open_or_make(finished, study.Asked())
     finally:
         place.unlink()
+
+
+def test_without_a_reader_nothing_is_made(finished: Path) -> None:
+    pytest.importorskip("fastapi")
+    for names, why in (((), "nobody reads yet"), (("R\n1" * 40,), "1 to 60 printable")):
+        with pytest.raises(UserError, match=why):
+            study.serve(finished, study.Asked(arms=ARMS), names, host="127.0.0.1", port=0)
+    assert not study.place(finished).exists()
 
 
 def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path: Path) -> None:
@@ -232,6 +269,8 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     best, *rest = found["preference"].rows
     assert best[0].text == f"{ARMS[0]}:gradcam"
     assert best[1].value > 0.9
+    assert best[3].small != "100.0 to 100.0"
+    assert best[4].small == ""  # every resample has the same mean rating
     assert best[3].value == 1
     assert [row[4].value for row in found["preference"].rows] == [5, 3.5, 3.5]
     assert all(row[1].value < 0.5 for row in rest)
@@ -388,4 +427,3 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
             page.locator("#end").wait_for(state="visible")
             assert again.complaints == []
     assert len(store.done(reader)) == 4
-    assert json.loads(json.dumps(store.arms))

@@ -16,7 +16,7 @@ from trustcxr.report.tables.cells import Cell, Table
 from trustcxr.results import files
 from trustcxr.results.documents import Share
 from trustcxr.results.tables import CLEAN
-from trustcxr.statistics import Bootstrap, Floats, interval, paired
+from trustcxr.statistics import Bootstrap, Floats, interval, paired, share_interval
 
 RESAMPLES = 2000
 # Of a map with two levels each of these says the same of a region as of a heatmap.
@@ -53,7 +53,8 @@ def render(said: Said, found: Mapping[str, Table]) -> str:
         "",
         f"{words.plural(len(said.readers), 'reader')}, {words.plural(len(said.samples), 'film')}, "
         f"{len(said.arms)} maps of each, blinded and in random order; films ranked whole: {counts}. 95 % intervals by "
-        f"bootstrap over patients or groups of films: they hold for these readers. {NOTICE}",
+        f"bootstrap over patients or groups of films: they hold for these readers. "
+        f"Where every resample is alike there is none. {NOTICE}",
     ]
     for name, table in found.items():
         body = [[_told(cell) for cell in row] for row in table.rows]
@@ -76,8 +77,8 @@ def _preference(said: Said) -> Table:
             [
                 Cell(arm),
                 cells.share(Share(value=found.preferred, ci=tuple(found.preferred_ci))),
-                cells.plain(Share(value=found.log_strength, ci=tuple(found.log_strength_ci)), 2),
-                cells.share(_mean(first[:, :, k], said.groups)),
+                cells.plain(Share(value=found.log_strength, ci=_of_width(found.log_strength_ci)), 2),
+                cells.share(_mean(first[:, :, k], said.groups, share=True)),
                 cells.plain(rating, 2),
                 cells.whole(int(np.isfinite(said.ranks[:, :, k]).sum())),
             ]
@@ -208,10 +209,14 @@ def model_scores(said: Said, runs: list[study_folder.Run]) -> Iterator[tuple[str
                 yield f"{run.name}:{method}", {str(name): wide[name].to_numpy(dtype=float) for name in wide}
 
 
-def _mean(values: Floats, groups: list[str]) -> Share:
+def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
     """Mean over films (and readers, where there are some: (F, R)), with its interval over groups of films."""
     by_film = _nanmean(values.T) if values.ndim == 2 else values
-    return _share(Bootstrap.over(groups, resamples=RESAMPLES).means(by_film))
+    bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
+    found = bootstrap.means(by_film)
+    if share and np.isfinite(found[0]):
+        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found)))
+    return _share(found)
 
 
 def _nanmean(values: Floats) -> Floats:
@@ -223,4 +228,10 @@ def _nanmean(values: Floats) -> Floats:
 
 def _share(resampled: Floats) -> Share:
     value = float(resampled[0]) if len(resampled) and np.isfinite(resampled[0]) else None
-    return Share(value=value, ci=None if value is None else tuple(interval(resampled)))
+    return Share(value=value, ci=None if value is None else _of_width(interval(resampled)))
+
+
+def _of_width(ends: list[float]) -> tuple[float, float] | None:
+    """An interval; None where all resamples are alike, which says nothing of how sure a figure is."""
+    low, high = ends
+    return (low, high) if low < high else None

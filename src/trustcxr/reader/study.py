@@ -54,11 +54,12 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
     from trustcxr.serve import server
 
     server.check_installed()
-    store = open_or_make(study, asked)
-    for name in names:
-        store.add(_proper(name))
-    if not store.readers():
+    proper, path = [_proper(name) for name in names], place(study)
+    if not proper and not (path.exists() and Store(path).readers()):
         raise UserError(f"{study}: nobody reads yet: say --reader NAME, once for each")
+    store = open_or_make(study, asked)
+    for name in proper:
+        store.add(name)
     from trustcxr.reader import app
     from trustcxr.serve import doors
 
