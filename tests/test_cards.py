@@ -13,6 +13,7 @@ from small_runs import make_films, recipe, weights
 from trustcxr.data.batches import BatchRows, augment
 from trustcxr.errors import UserError
 from trustcxr.results import files
+from trustcxr.study import run_folder
 from trustcxr.training import cards, loop, monitor
 from trustcxr.training.cards import Cards
 from trustcxr.training.step import TrainingStep
@@ -123,6 +124,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
 def test_what_cannot_be_shared_is_refused(asked: Cards, defence: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         asked.check(recipe(defence), 48)
+
+
+def test_it_is_refused_before_any_film_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--nodes 2: start the same command on every machine"):
+        run_folder.train(recipe("fgsm"), tmp_path / "no films", tmp_path / "run", nodes=2)
 
 
 @pytest.mark.slow

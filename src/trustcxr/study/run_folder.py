@@ -223,6 +223,7 @@ def train(
     from trustcxr.training.cards import Cards
 
     cards = Cards(devices, nodes, strategy)
+    cards.check(run, run.training.batch_size)
 
     steps = RunFolder(folder)
     steps.refuse_another(run)

@@ -72,8 +72,6 @@ class Cards:
                 f"--nodes {self.nodes}: start the same command on every machine, by srun, by torchrun, or with "
                 "MASTER_ADDR and MASTER_PORT (of the first) and NODE_RANK (0, 1, ...) set"
             )
-        if not cards and recipe.model.normalisation == "batch" and self.rank == 0:
-            console.say("without cards each process has batch statistics of its own; normalisation: group has none")
 
     def share(self, count: int) -> tuple[int, int]:
         """From where to where in a batch of `count` images this process works."""

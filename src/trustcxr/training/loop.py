@@ -54,6 +54,8 @@ def fit(
     Raises UserError where the run cannot be trained, with the last good weights kept.
     """
     cards.check(recipe, len(train))
+    if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
+        say("without cards each process has batch statistics of its own; normalisation: group has none")
     cards = replace(cards, parts=recipe.training.accumulate)
     largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
     if recipe.training.precision == "16-mixed" and not torch.cuda.is_available():

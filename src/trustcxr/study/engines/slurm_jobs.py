@@ -1,5 +1,6 @@
 """What SLURM is asked for, through submitit, and what came of a job."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def executor(task: Task, needs: Needs, *, jobs: int | None, options: Mapping[str
     try:
         found = submitit.AutoExecutor(task.study / FOLDER, cluster=cluster, slurm_max_num_timeout=_TIMES)
         found.update_parameters(name=f"trustcxr-{task.step}", timeout_min=_HOURS * 60)
-        found.update_parameters(cpus_per_task=needs.cpus, gpus_per_node=int(needs.gpus or 0))
+        found.update_parameters(cpus_per_task=needs.cpus, gpus_per_node=math.ceil(needs.gpus or 0))
         found.update_parameters(**{f"slurm_{key}": value for key, value in options.items()})
         if jobs is not None:
             found.update_parameters(slurm_array_parallelism=jobs)
