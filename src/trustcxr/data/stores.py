@@ -14,6 +14,7 @@ from trustcxr.errors import UserError
 class Checked(TypedDict):
     """A store by how its images are decoded, and what of it was found damaged.
 
+    folder: its name in the cache; documents are read elsewhere, and this machine's paths mean nothing there.
     fault: the first file that is not what was written; None where every byte is. again: what became of it then.
     """
 
@@ -42,7 +43,7 @@ def check(manifest: Manifest, *, cache: str | Path | None = None, workers: int |
             if keys[how] == folder.name:
                 _, fault = store.examine(folder, every=True)
                 again = "" if fault is None else _again(manifest, *how, cache, workers)
-                found.append(Checked(size=how[0], resize=how[1], folder=str(folder), fault=fault, again=again))
+                found.append(Checked(size=how[0], resize=how[1], folder=folder.name, fault=fault, again=again))
                 break
     return found
 
