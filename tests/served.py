@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
+import torch
 from PIL import Image
 
 from small_runs import recipe
@@ -27,7 +28,12 @@ from trustcxr.serve.limits import Limits
 def untrained_run(folder: Path, seed: int = 0) -> Path:
     """A run that was never trained."""
     chosen = recipe(seed=seed)
-    save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
+    folder.mkdir(exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 2)
+        network = factory.build(chosen.model.name, classes=3)
+    network.net.get_classifier().weight.data *= 30  # so that its answer hangs on the film
+    save_weights(network, folder / "model.safetensors")
     classes = ["COVID-19", "Non-COVID", "Normal"]
     content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
     files.write_yaml(folder / "run.yaml", content)

@@ -65,7 +65,9 @@ def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Pat
     assert {row["name"]: row["probability"] for row in found["classes"]} == pytest.approx(told.probabilities)
     assert found["classes"][0]["name"] == found["predicted"] == told.predicted
     assert {row["attack"]: row["survives"] for row in found["survives"]} == told.survives
-    assert found["warnings"] == told.warnings
+    border = [told.border] if told.border else []
+    assert found["warnings"] == [*told.warnings, *border, served.looking.UNKNOWN]
+    assert found["familiarity"] is None
     assert found["calibrated"] is False
     assert "not calibrated" in found["calibration"]
     assert found["notice"] == NOTICE

@@ -1,9 +1,12 @@
-"""Pages that listen: one film on a page, and as a DICOM node, `serve`; films before radiologists, `reader`."""
+"""Pages that listen: `serve`, `reader`; and what a run's films are like, `familiarity`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from trustcxr.about import NOTICE
+from trustcxr.cli.options import Columns, Data, Images, Json, Labels, RunFolder, label_map, listing, print_json
 
 serving_app = typer.Typer()
 
@@ -85,3 +88,27 @@ def reader(
         return print(NOTICE)
     asked = reading.Asked(arms=arm or (), data=data, films=films, seed=seed)
     return reading.serve(study, asked, name or (), host=host, port=port)
+
+
+@serving_app.command(epilog="Example: trustcxr familiarity out/quick/runs/resnet18-fgsm-s0 --data COVID-QU-Ex")
+def familiarity(
+    run: RunFolder,
+    data: Data,
+    label: Labels = None,
+    column: Columns = None,
+    images: Images = None,
+    json: Json = False,
+) -> None:
+    """Fit what the run's training films are like, so that predict and serve warn of a film that is unlike them.
+
+    Wants the data that the run was trained on. The threshold accepts 95 % of its validation films; how many of its
+    test films are called unlike is counted and said. Written into the run's folder, as tensors alone.
+    """
+    from trustcxr.report.terminal import familiarity_sentence
+    from trustcxr.study import familiarity as known
+
+    found = known.fit(run, data, labels=label_map(label), listing=listing(column, images))
+    if json:
+        return print_json(found)
+    print(f"{familiarity_sentence(found)}\nwritten to {run}\n{NOTICE}")
+    return None

@@ -13,13 +13,15 @@ from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.data.images import grey, plausibility, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.explain import heatmap_files
+from trustcxr.explain import familiarity, heatmap_files
+from trustcxr.explain.familiarity import Familiarity
 from trustcxr.results.disk import Source
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
 
 PGD_STEPS = 20
+BORDER = 0.2  # two classes whose probabilities are nearer than that are told as a border
 
 
 def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None) -> list[FilmAnswer]:
@@ -32,12 +34,12 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     missing = [str(path) for path in paths if not (path.exists() or path.is_symlink())]
     if missing:
         raise UserError(f"no such image file: {', '.join(missing)}")
-    run = load_run(folder)
+    run, known = load_run(folder), familiarity.load(folder)
     places = heatmap_files.places(paths, out)
-    return [_of_file(run, path, places[path], epsilon) for path in dict.fromkeys(paths)]
+    return [_of_file(run, known, path, places[path], epsilon) for path in dict.fromkeys(paths)]
 
 
-def _of_file(run: Run, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
+def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
     if heatmap_files.is_ours(path):
         return FilmAnswer(image=str(path), left_out="a heatmap that predict wrote, and no film")
     try:
@@ -46,7 +48,7 @@ def _of_file(run: Run, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
         return FilmAnswer(image=str(path), error=str(problem))
     found = answer(run, film.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
     found.image = str(path)
-    found.warnings = warnings(film)
+    doubt(found, run, known, film)
     return found
 
 
@@ -65,9 +67,30 @@ def read(source: Source) -> Film:
     return Film(reading.read_image(source), plausibility.colourfulness(source))
 
 
-def warnings(film: Film) -> list[str]:
-    """What speaks against a film, in words; empty where nothing does."""
-    return list(plausibility.doubts(plausibility.thumbnail(film.pixels), film.colour).values())
+def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: Film) -> None:
+    """Say in an answer what speaks against it: no chest film, unlike the training films, poor, near the border.
+
+    `known`: what the run's training films are like; None where that was not fitted.
+    """
+    found.warnings = list(plausibility.doubts(plausibility.thumbnail(film.pixels), film.colour).values())
+    if known is not None:
+        pixels = as_input(film.pixels, run.size)
+        score = float(known.score(run, pixels))
+        found.rarer_than = known.rarer_than(score)
+        unlike = familiarity.unlike(known, score)
+        found.warnings += [*([unlike] if unlike else []), *familiarity.poor(known, pixels)]
+    if min(film.pixels.shape) < run.size:
+        height, width = film.pixels.shape
+        found.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
+    found.border = _border(found.probabilities)
+
+
+def _border(probabilities: dict[str, float]) -> str | None:
+    ranked = sorted(probabilities.items(), key=lambda pair: -pair[1])[:2]
+    if len(ranked) < 2 or ranked[0][1] - ranked[1][1] >= BORDER:
+        return None
+    (first, likely), (second, nearly) = ranked
+    return f"near the decision border: {first} {likely:.1%}, {second} {nearly:.1%}"
 
 
 def answer(

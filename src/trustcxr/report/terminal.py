@@ -15,6 +15,7 @@ from trustcxr.results.documents import (
     AttackResult,
     Drop,
     ExportDocument,
+    FamiliarityDocument,
     FilmAnswer,
     RunDocument,
     SaliencyDocument,
@@ -133,6 +134,8 @@ def sentences(answer: FilmAnswer) -> list[str]:
         lines.append(f"  DOUBTFUL: {doubts}. The answer means nothing unless this is a frontal chest film")
     if answer.calibrated is not None:
         lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
+    if answer.border:
+        lines.append(f"  {answer.border}")
     changed = [name.upper() for name, survived in answer.survives.items() if not survived]
     epsilon = answer.epsilon or 0.0
     radius = f"epsilon {epsilon:g} ({epsilon * 255:.1f} grey levels of 255)"
@@ -149,6 +152,15 @@ def sentences(answer: FilmAnswer) -> list[str]:
     if answer.no_dicom is not None:
         lines.append(f"  no DICOM answer: {answer.no_dicom}")
     return lines
+
+
+def familiarity_sentence(found: FamiliarityDocument) -> str:
+    """How a run's threshold for foreign films was set, and how many of its own test films it calls foreign."""
+    return (
+        f"{found.run}: fitted on {found.trained} training films; the threshold accepts {percent(found.accepted)} of "
+        f"{found.validated} validation films; false alarms: {with_interval(found.false_alarms)} of {found.tested} "
+        "test films"
+    )
 
 
 def training_sentence(training: TrainingDocument) -> str:

@@ -14,6 +14,7 @@ from trustcxr.results import files, locks
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
 CERTIFIED_FILE = "certified.parquet"  # an image and epsilon a row: whether its answer is proved not to change
+FAMILIARITY_FILE = "familiarity.safetensors"  # what the training films are like
 LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 AUDIT_FILE = "audit.json"  # what was found out about a given model

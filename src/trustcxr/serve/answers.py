@@ -24,6 +24,14 @@ class Survived(BaseModel):
     survives: bool
 
 
+class Familiar(BaseModel):
+    """How like the films that the run was trained on."""
+
+    rarer_than: Share = Field(description="The share of the run's validation films that are more like them.")
+    accepted: Share = Field(description="The share of the validation films that the threshold accepts.")
+    validated: int = Field(description="How many validation films that is from.")
+
+
 class Prediction(BaseModel):
     """What a run says of one film."""
 
@@ -34,6 +42,7 @@ class Prediction(BaseModel):
     calibrated: bool = Field(description="Whether probabilities are scaled by what the run's validation images said.")
     calibration: str = Field(description="The same in words.")
     warnings: list[str] = Field(description="What speaks against relying on the answer, in words.")
+    familiarity: Familiar | None = Field(description="Null where it was not fitted for this run.")
     epsilon: float = Field(description="The radius of the attacks, in pixels of [0, 1].")
     survives: list[Survived]
     seconds: float = Field(description="What reading and answering took.")

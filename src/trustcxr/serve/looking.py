@@ -15,10 +15,13 @@ from trustcxr.data.images import dicom, grey
 from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
 from trustcxr.evaluation.run import Run
-from trustcxr.explain import closer_look, heatmap_files, one_image
+from trustcxr.explain import closer_look, familiarity, heatmap_files, one_image
+from trustcxr.explain.familiarity import Familiarity
 from trustcxr.report import terminal, words
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.serve import answers, pictures
+
+UNKNOWN = "not known whether it is like the training films: trustcxr familiarity RUN --data PATH fits that"
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Ready:
     run: Run
     methods: list[str]
     steps: int
+    known: Familiarity | None
 
     @classmethod
     def of(cls, name: str, run: Run) -> "Ready":
         """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
-        return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run))
+        known = familiarity.load(run.folder)
+        return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run), known)
 
 
 def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
@@ -84,7 +89,8 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     if (why := dicom.not_a_film(data)) is not None:
         raise grey.UnreadableImage(why)
     found = one_image.answer(ready.run, film.pixels, epsilon=epsilon)
-    found.run, found.warnings = ready.name, one_image.warnings(film)
+    found.run = ready.name
+    one_image.doubt(found, ready.run, ready.known, film)
     pixels = one_image.as_input(film.pixels, ready.run.size).to(ready.run.device)
     predicted = ready.run.classes.index(found.predicted)
     saliency = explain.grad_cam(ready.run.model, pixels, predicted)[0].float().cpu().numpy()
@@ -99,6 +105,7 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
 
 
 def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -> dict[str, object]:
+    one_image.doubt(found, ready.run, ready.known, film)
     ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
     return {
         "run": ready.name,
@@ -106,11 +113,19 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
         "classes": [answers.ClassProbability(name=name, probability=p) for name, p in ranked],
         "calibrated": bool(found.calibrated),
         "calibration": terminal.CALIBRATED if found.calibrated else terminal.NOT_CALIBRATED,
-        "warnings": one_image.warnings(film),
+        "warnings": [*found.warnings, *([found.border] if found.border else []), *([] if ready.known else [UNKNOWN])],
+        "familiarity": _familiar(ready.known, found),
         "epsilon": found.epsilon,
         "survives": [answers.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
         "seconds": round(time.monotonic() - since, 3),
     }
+
+
+def _familiar(known: Familiarity | None, found: FilmAnswer) -> answers.Familiar | None:
+    if known is None or found.rarer_than is None:
+        return None
+    accepted = familiarity.ACCEPTED
+    return answers.Familiar(rarer_than=found.rarer_than, accepted=accepted, validated=len(known.scores))
 
 
 def _map(run: Run, found: closer_look.Map) -> answers.SaliencyMap:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trustcxr.results import files
-from trustcxr.results.documents.answers import FilmAnswer
+from trustcxr.results.documents.answers import FamiliarityDocument, FilmAnswer
 from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
 from trustcxr.results.documents.examined import Curve, Division, Finding, HandedIn, OperatingPoint, Subgroup
 from trustcxr.results.documents.explained import (
@@ -96,6 +96,7 @@ __all__ = [
     "Drop",
     "ExportDocument",
     "FailedRun",
+    "FamiliarityDocument",
     "Figure",
     "FilmAnswer",
     "FilmCost",

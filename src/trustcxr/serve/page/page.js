@@ -164,7 +164,9 @@ function fill(panel, found) {
   fillMaps(panel, found);
   fillFlip(panel, found);
   at(".corruptions").replaceChildren(...found.corruptions.map((row) => corrupted(row, found.predicted)));
-  at(".took").textContent = `The network sees ${found.size} x ${found.size} pixels of the film's ${found.width} x ${found.height}. Answered in ${found.seconds.toFixed(1)} s.`;
+  const known = found.familiarity;
+  const like = known ? `More unusual than ${percent(known.rarer_than)} of the ${known.validated} films on which the network was validated, of which ${percent(known.accepted)} are accepted. ` : "";
+  at(".took").textContent = `${like}The network sees ${found.size} x ${found.size} pixels of the film's ${found.width} x ${found.height}. Answered in ${found.seconds.toFixed(1)} s.`;
   at(".found").hidden = false;
 }
 

@@ -1,0 +1,47 @@
+"""What a run's training films are like: fitted, stored with the run, and held against its own test films."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from trustcxr.console import say
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
+from trustcxr.explain import familiarity
+from trustcxr.recipes.run import Listing
+from trustcxr.results.documents import FamiliarityDocument, Share
+from trustcxr.results.locks import holding
+from trustcxr.statistics import Bootstrap, share_interval
+from trustcxr.study import films as tested
+from trustcxr.study.films import Source
+
+
+def fit(
+    folder: Path, data: Path, *, labels: Mapping[str, str | None] | None = None, listing: Listing | None = None
+) -> FamiliarityDocument:
+    """Fit on the run's training films, set the threshold on its validation films, count false alarms on test films.
+
+    Writes familiarity.safetensors into the run's folder. UserError where the data are not those of the run.
+    """
+    run, given = load_run(folder), Source(data, None, labels, listing)
+    splits = run.trained_by.data.splits
+    train, val, test = (tested.load(run, given, split) for split in (splits.train, splits.val, splits.test))
+    if not tested.trained_on(run, train):
+        raise UserError(f"{data}: {run.name} was not trained on these films; give the data that it was trained on")
+    say(f"fitting on {len(train)} films")
+    with holding(folder):
+        found = familiarity.fit(run, train, val)
+        familiarity.save(found, folder)
+    alarms = torch.cat([found.score(run, images) for images in familiarity.batches(test)]) > found.threshold
+    bootstrap = Bootstrap.over(test.groups)
+    share = Share(value=float(alarms.double().mean()), ci=_ends(bootstrap, alarms))
+    counts = {"trained": len(train), "validated": len(val), "tested": len(test)}
+    return FamiliarityDocument(
+        run=run.name, accepted=familiarity.ACCEPTED, threshold=found.threshold, false_alarms=share, **counts
+    )
+
+
+def _ends(bootstrap: Bootstrap, alarms: torch.Tensor) -> tuple[float, float]:
+    low, high = share_interval(bootstrap, bootstrap.means(alarms.double().numpy()))
+    return low, high

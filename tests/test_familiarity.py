@@ -1,0 +1,129 @@
+"""What a run's training films are like: what is accepted, what is called unlike, and whose weights it belongs to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import served
+from small_runs import make_films
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import Run, load_run
+from trustcxr.explain import familiarity, one_image
+from trustcxr.explain.familiarity import Familiarity
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return load_run(served.untrained_run(tmp_path_factory.mktemp("run")), on="cpu")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture(scope="module")
+def known(run: Run, films: tuple) -> Familiarity:
+    return familiarity.fit(run, *films)
+
+
+def pixels(data: object) -> torch.Tensor:
+    return torch.cat(list(familiarity.batches(data)))  # type: ignore[arg-type]
+
+
+def test_95_percent_of_validation_films_are_accepted_and_pictures_of_other_things_are_not(
+    run: Run, films: tuple, known: Familiarity
+) -> None:
+    accepted = (known.score(run, pixels(films[1])) <= known.threshold).double().mean()
+    assert 0.95 <= float(accepted) < 1
+    torch.manual_seed(0)
+    foreign = {
+        "noise": torch.rand(20, 1, 32, 32),
+        "one grey level": torch.linspace(0, 1, 9)[:, None, None, None].expand(-1, 1, 32, 32),
+        "on its side": pixels(films[1]).rot90(1, (2, 3)),
+    }
+    for name, images in foreign.items():
+        refused = (known.score(run, images) > known.threshold).double().mean()
+        assert float(refused) >= 0.9, name
+
+
+def test_a_film_has_one_score_alone_and_among_others(run: Run, films: tuple, known: Familiarity) -> None:
+    images = pixels(films[1])[:6]
+    together = known.score(run, images)
+    alone = torch.cat([known.score(run, image[None]) for image in images])
+    assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-4)
+    assert not run.model.training
+
+
+def test_each_view_sees_what_it_is_for(run: Run, films: tuple, known: Familiarity) -> None:
+    brighter = (pixels(films[1]) * 0.5 + 0.4).clamp(0, 1)
+    views = known.views(run, brighter) - known.views(run, pixels(films[1]))
+    assert float(views[:, 1].abs().max()) < 0.5  # the film's own view is of even contrast
+    assert float(views[:, 0].abs().mean()) > 1
+
+
+def test_distances_are_those_of_the_density() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(4000, 5, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.5])
+    found = familiarity._components(rows, 3)
+    covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0, 0.25, 0.25], dtype=torch.float64))
+    expected = torch.einsum("ni,ij,nj->n", rows, covariance.inverse(), rows)
+    assert float((found.distance(rows) / expected).mean()) == pytest.approx(1, abs=0.05)
+    assert found.distance(found.mean[None]).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Familiarity, tmp_path: Path) -> None:
+    folder = served.untrained_run(tmp_path)
+    familiarity.save(known, folder)
+    again = familiarity.load(folder)
+    assert again is not None
+    x = torch.rand(3, 1, 32, 32)
+    assert again.score(run, x).numpy() == pytest.approx(known.score(run, x).numpy())
+    assert again.threshold == known.threshold
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
+    with pytest.raises(UserError, match="other weights"):
+        familiarity.load(folder)
+    (folder / "familiarity.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="not readable"):
+        familiarity.load(folder)
+    (folder / "familiarity.safetensors").unlink()
+    assert familiarity.load(folder) is None
+
+
+def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, tmp_path: Path) -> None:
+    familiarity.save(known, run.folder)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    for name, picture in (("film", Image.open(served.io.BytesIO(served.film(3, 64)))), ("noise", noise)):
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image.save(tmp_path / f"{name}.png")
+    small = served.packed(np.asarray(Image.fromarray(noise).resize((20, 20))))
+    (tmp_path / "small.png").write_bytes(small)
+    answers = one_image.predict(run.folder, [tmp_path / f"{name}.png" for name in ("film", "noise", "small")])
+    film, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
+    assert "unlike" not in film
+    assert "unlike the films that the network was trained on" in foreign
+    assert "grainy" in foreign
+    assert "fewer than the network's 32" in tiny
+    assert answers[1].rarer_than == 1.0
+    json.dumps([answer.plain() for answer in answers])
+    (run.folder / "familiarity.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.full((1, 1, 32, 32), 0.5), "hardly any contrast"),
+        ((torch.rand(1, 1, 32, 32) > 0.5).float(), "little between black and white"),
+    ],
+)
+def test_poor_quality_is_said_in_words(known: Familiarity, image: torch.Tensor, said: str) -> None:
+    assert any(said in words for words in familiarity.poor(known, image))
+
+
+def test_two_classes_nearly_as_likely_are_a_border() -> None:
+    assert one_image._border({"a": 0.55, "b": 0.40, "c": 0.05}) == "near the decision border: a 55.0%, b 40.0%"
+    assert one_image._border({"a": 0.70, "b": 0.25, "c": 0.05}) is None
