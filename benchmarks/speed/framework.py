@@ -1,13 +1,15 @@
 """What the framework costs: an epoch of training against a bare loop, `evaluate` against the bare attacks, in one run.
 
-taskset -c 0 python -m benchmarks.speed.framework [--model resnet18] [--size 96] [--images 256] [--batch 32]
+taskset -c 0 python -m benchmarks.speed.framework [--model resnet18] [--size 96] [--images 2048] [--batch 32]
                                 [--rounds 5]
 
 Goals: an epoch through `trustcxr train` at most 1.05 bare epochs; `evaluate` at most 1.1 times its attacks.
 The bare loop does the same mathematics: the same batches off the same pixel store, the same augmentation, loss, Adam
 and schedule, and the same validation, without Lightning, checkpoints, tables or progress. The bare attacks are FGSM and
 PGD-20 on every image, with the clean and the perturbed answers. What is compared takes turns; medians of processor
-time, which what else a machine does hardly touches, and of wall time. Both ends must agree: the last loss is printed.
+time, which what else a machine does touches less than wall time, and of wall time. Both ends must agree: the last loss
+is printed. What an epoch has beside its steps (checkpoint, best weights, their checksums, tables) is the same for a
+small epoch and a large one, so it is printed apart: `--images` should be as many as an epoch really has.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from torch.utils.data import DataLoader
 from trustcxr import attacks, console
 from trustcxr.attacks import undisturbed
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import augment, loader, to_pixels
+from trustcxr.data.batches import Batch, augment, loader, to_pixels
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.phantom import writing
 from trustcxr.defences import contract
@@ -57,8 +59,11 @@ def pixels(images: Tensor) -> Tensor:
     return to_pixels(images).contiguous(memory_format=torch.channels_last)
 
 
-def bare_epochs(how: RunRecipe, train: Dataset, val: Dataset) -> list[tuple[float, float]]:
-    """Wall and processor seconds of each epoch of a loop with nothing around it; it prints its last mean loss."""
+def bare_epochs(how: RunRecipe, train: Dataset, val: Dataset) -> tuple[list[tuple[float, float]], list[float]]:
+    """Wall and processor seconds of each epoch of a loop with nothing around it, and processor seconds of its steps.
+
+    It prints its last mean loss.
+    """
     training = how.training
     torch.manual_seed(how.seed)
     model = factory.build(how.model.name, classes=len(train.classes), weights="none")
@@ -69,10 +74,13 @@ def bare_epochs(how: RunRecipe, train: Dataset, val: Dataset) -> list[tuple[floa
     optimiser, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     model.train()
     taken, at = [], 0
+    steps: list[float] = []
     for epoch in range(training.epochs):
         wall, processor, losses = time.perf_counter(), time.process_time(), 0.0
         batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        marks = []
         for images, labels, _ in batches:
+            marks.append(time.process_time())
             first = (how.seed + 1) * 1_000_003 + at
             generator = torch.Generator().manual_seed(first)
             changed = augment(to_pixels(images), generator, **training.augment.model_dump())
@@ -81,11 +89,12 @@ def bare_epochs(how: RunRecipe, train: Dataset, val: Dataset) -> list[tuple[floa
             loss.backward()
             optimiser.step()
             schedule.step()
-            losses, at = losses + float(loss), at + 1
+            losses, at = losses + float(loss.detach()), at + 1
+        steps += [after - before for before, after in itertools.pairwise(marks)]
         validated(model, loader(val, 64))
         taken.append((time.perf_counter() - wall, time.process_time() - processor))
     print(f"  bare, loss of the last epoch     {losses / len(batches):.6f}")
-    return taken
+    return taken, steps
 
 
 def validated(model: torch.nn.Module, batches: DataLoader) -> float:
@@ -93,24 +102,34 @@ def validated(model: torch.nn.Module, batches: DataLoader) -> float:
         return sum(float((model(pixels(images)).argmax(1) == labels).sum()) for images, labels, _ in batches)
 
 
-def our_epochs(how: RunRecipe, train: Dataset, val: Dataset, folder: Path) -> list[tuple[float, float]]:
-    """The same through `training.fit`: from the end of one epoch's work to the end of the next one's."""
+def our_epochs(
+    how: RunRecipe, train: Dataset, val: Dataset, folder: Path
+) -> tuple[list[tuple[float, float]], list[float]]:
+    """The same through `training.fit`: epochs from the beginning of one to that of the next, steps likewise."""
     marks: list[tuple[float, float]] = []
-    real = TrainingStep.on_train_epoch_start
+    began: list[list[float]] = []
+    real, real_step = TrainingStep.on_train_epoch_start, TrainingStep.training_step
 
     def mark(self: TrainingStep) -> None:
         marks.append((time.perf_counter(), time.process_time()))
+        began.append([])
         real(self)
 
+    def step(self: TrainingStep, batch: Batch, number: int) -> Tensor:
+        began[-1].append(time.process_time())
+        return real_step(self, batch, number)
+
     TrainingStep.on_train_epoch_start = mark  # type: ignore[method-assign]
+    TrainingStep.training_step = step  # type: ignore[method-assign,assignment]
     try:
         loop.fit(how, train, val, folder)
     finally:
-        TrainingStep.on_train_epoch_start = real  # type: ignore[method-assign]
+        TrainingStep.on_train_epoch_start, TrainingStep.training_step = real, real_step  # type: ignore[method-assign]
     marks.append((time.perf_counter(), time.process_time()))
     loss = files.read_table(folder / "history.csv")["train_loss"].iloc[-1]
     print(f"  trustcxr, loss of the last epoch {loss:.6f}")
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
+    steps = [after - before for epoch in began for before, after in itertools.pairwise(epoch)]
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)], steps
 
 
 def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
@@ -166,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--images", type=int, default=256, help="to train on; a quarter as many to validate and test")
+    parser.add_argument("--images", type=int, default=2048, help="to train on; a quarter as many to validate and test")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
@@ -185,9 +204,20 @@ def main() -> None:
         )
         bare: list[tuple[float, float]] = []
         ours: list[tuple[float, float]] = []
+        bare_steps: list[float] = []
+        our_steps: list[float] = []
         for number in range(given.rounds):
-            bare += bare_epochs(how, train, val)[1:]  # the first warms up what both have
-            ours += our_epochs(how, train, val, Path(work) / f"run{number}")[1:]
+            epochs, steps = bare_epochs(how, train, val)
+            bare, bare_steps = bare + epochs[1:], bare_steps + steps  # the first warms up what both have
+            epochs, steps = our_epochs(how, train, val, Path(work) / f"run{number}")
+            ours, our_steps = ours + epochs[1:], our_steps + steps
+        a_step, our_step = statistics.median(bare_steps), statistics.median(our_steps)
+        count = len(train) // given.batch
+        beside = [medians(times)[1] - count * step for times, step in ((bare, a_step), (ours, our_step))]
+        print(
+            f"a step: bare {a_step:.3f} s, trustcxr {our_step:.3f} s of processor time, cost {our_step / a_step:.3f}; "
+            f"beside its {count} steps an epoch takes bare {beside[0]:.2f} s, trustcxr {beside[1]:.2f} s"
+        )
         report("an epoch of training, validation and all", bare, ours, len(train), 1.05)
         report("evaluate, FGSM and PGD-20", *evaluation(Path(work) / "run0", test, given.rounds), len(test), 1.1)
 
