@@ -185,7 +185,7 @@ MEASURES = by_name(
             "ROAD",
             charted=True,
             paper="Rong et al. 2022",
-            about="By how much more the answer falls without the most salient pixels than without the least salient ones.",
+            about="How much more the answer falls without the most salient pixels than without the least salient ones.",
             beware="It is about the network, and not about the disease.",
         ),
         Measure(
