@@ -22,7 +22,7 @@ class Limits:
     most_bytes: int = 64 << 20
     upload: float = 30.0
     reading: float = 20.0
-    answer: float = 60.0
+    answer: float = 300.0  # long: to end a worker because the machine is busy would make it busier
     workers: int = field(default_factory=_workers)
     waiting: int = 6
     memory: int = 3 << 30
