@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from slow_cases import is_slow
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 DATA = Path(os.environ.get("TRUSTCXR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases of `slow_cases` as slow."""
+    for item in items:
+        if is_slow(item.nodeid.removeprefix("tests/")):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -218,7 +218,7 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     assert document["corruptions_mean"]["conditions"] == 4
     assert document["saliency"] == {}
     found = document["masking"]
-    assert (found["masked"], found["signs"], found["at_random"]) == (None, [], False), (
+    assert (found["masked"], found["signs"], found.at_random) == (None, [], False), (
         "so little trained, it knows nothing"
     )
     assert "not shown to be answered better than by one constant answer (33.3%)" in found["because"]
