@@ -258,6 +258,9 @@ def test_the_schema_says_what_is_asked_and_answered(api: TestClient) -> None:
     form = schema["paths"]["/api/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"200", "413", "415", "422", "503"} <= set(schema["paths"]["/api/v1/predict"]["post"]["responses"])
+    for kind, name in (("predict", "Prediction"), ("examine", "Examination")):
+        answer = schema["paths"][f"/api/v1/{kind}"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert answer == {"$ref": f"#/components/schemas/{name}"}
     assert json.dumps(schema).count("/work/") == 0
 
 

@@ -8,6 +8,7 @@ from typing import cast
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
@@ -17,7 +18,7 @@ from trustcxr.serve.doors import Doors, problem
 from trustcxr.serve.limits import RETRY_AFTER, Limits
 from trustcxr.serve.measures import Measures
 from trustcxr.serve.pool import Pool
-from trustcxr.serve.worker import JSON, PNG, Asked, Kind, Reply
+from trustcxr.serve.worker import PNG, Asked, Kind, Reply
 
 PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
 PAGE |= {"/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml")}
@@ -108,7 +109,7 @@ def _films(app: FastAPI, house: House) -> None:
             _route(house, cast(Kind, kind)),
             methods=["POST"],
             response_model=model,
-            response_class=Response if model is None else type("Document", (Response,), {"media_type": JSON}),
+            response_class=Response if model is None else JSONResponse,
             responses=responses,
             summary=about,
             operation_id=kind,

@@ -14,7 +14,8 @@ def _workers() -> int:
 class Limits:
     """What one request may take, and what all may take together.
 
-    most_bytes: of an upload. upload, reading, answer: seconds that sending a film, decoding it and answering may take.
+    most_bytes: of an upload. upload, reading, answer: seconds that sending a film, decoding it and answering may take;
+    queue: that it may wait for a worker.
     workers: processes that answer, each with the runs in memory; waiting: requests that may wait for them. memory:
     bytes that a worker may take beyond what it starts with.
     """
@@ -23,6 +24,7 @@ class Limits:
     upload: float = 30.0
     reading: float = 20.0
     answer: float = 300.0  # long: to end a worker because the machine is busy would make it busier
+    queue: float = 60.0
     workers: int = field(default_factory=_workers)
     waiting: int = 6
     memory: int = 3 << 30

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from trustcxr.errors import UserError
 from trustcxr.serve.limits import Limits
-from trustcxr.serve.worker import Asked, Known, Reply, Worker
+from trustcxr.serve.worker import OVERLOADED, Asked, Known, Reply, Worker
+
+_AGAIN = 5.0  # seconds until a worker that could not be started is tried again
 
 
 class Pool:
@@ -32,7 +34,10 @@ class Pool:
 
     async def ask(self, asked: Asked) -> Reply:
         """Wait for a worker, and for what it says."""
-        worker = await self._free.get()
+        try:
+            worker = await asyncio.wait_for(self._free.get(), self.limits.queue)
+        except TimeoutError:
+            return OVERLOADED
         try:
             return await asyncio.to_thread(worker.ask, asked)
         finally:
@@ -52,9 +57,17 @@ class Pool:
             return
         self._all.discard(worker)
         self.restarts += 1
-        task = asyncio.create_task(self._start_one())
+        task = asyncio.create_task(self._replace())
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
+
+    async def _replace(self) -> None:
+        """Start a worker in the place of one that ended, and try until it stands: without one nothing is answered."""
+        while True:
+            try:
+                return await self._start_one()
+            except (UserError, OSError):
+                await asyncio.sleep(_AGAIN)
 
     async def _start_one(self) -> None:
         threads = max(1, (os.cpu_count() or 1) // self.limits.workers)
@@ -62,6 +75,7 @@ class Pool:
         self._all.add(worker)
         found = await asyncio.to_thread(worker.ready)
         if isinstance(found, str):
+            self._all.discard(worker)
             raise UserError(found)
         self.runs = found
         self._free.put_nowait(worker)

@@ -1,6 +1,7 @@
 """A form with one film, read into memory and nowhere else."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from trustcxr.serve.limits import Limits
 
 _FIELD_BYTES = 1024
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells the log what a broken form holds
 
 
 class Refused(Exception):
