@@ -124,7 +124,7 @@ def test_figures_are_vector_as_wide_as_asked_and_can_be_read(
         points = re.search(r'<svg[^>]* width="([\d.]+)pt"', text)
         assert points is not None
         assert float(points[1]) == pytest.approx(millimetres / 25.4 * 72, abs=0.1), name
-        sizes = [float(size) for size in re.findall(r"font: (?:\w+ )?([\d.]+)px", text)]
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:\w+ )?([\d.]+)px", text)]
         assert sizes, name
         assert min(sizes) >= 5, name
         assert ("<image" in text) == (name == "heatmaps"), f"{name}: only films are pictures"

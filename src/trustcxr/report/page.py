@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
+from trustcxr.errors import UserError
 from trustcxr.report import alarms, answers, cards, methods, ranking, single_page, summary, words, written
 from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, svg, training
 from trustcxr.report.figures import saliency as saliency_figures
@@ -87,12 +88,22 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     if tables:
         written.write(parts, found.path / written.FOLDER)
     for run in found.runs:
-        if all((run.folder / name).is_file() for name in (folders.RUN_FILE, folders.WEIGHTS_FILE)):
-            cards.write(run.folder)
+        _write_card(run.folder)
     target = found.path / folders.REPORT_FILE
     with files.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
+
+
+def _write_card(folder: Path) -> None:
+    """The model card of a trained run; none of a run.yaml that cannot be read, which the page names."""
+    if not all((folder / name).is_file() for name in (folders.RUN_FILE, folders.WEIGHTS_FILE)):
+        return
+    try:
+        files.read_yaml(folder / folders.RUN_FILE)
+    except UserError:
+        return
+    cards.write(folder)
 
 
 def render(found: StudyFolder) -> str:
