@@ -219,7 +219,7 @@ def test_memory_that_is_not_there_is_one_line_whoever_asked_for_it(
 
 @pytest.mark.slow
 def test_a_network_whose_loss_is_no_number_fails_alone(films: Path, tmp_path: Path) -> None:
-    wild = {"name": "test_resnet", "weights": "none", "training": {"learning_rate": 1e30}}
+    wild = {"name": "test_resnet", "weights": "none", "training": {"optimiser": "adamw", "weight_decay": 1e36}}
     models = [{"name": "resnet10t", "weights": "none"}, wild]
     document = Study(tiny(models=models, selection={"count": 2}), films, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]
