@@ -91,6 +91,8 @@ def check(ray: Any, study: Path, needs: Needs) -> Needs:
         name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
             fault, versions = ray.get(answer, timeout=_NODE_WAIT)
+        except ray.exceptions.TaskUnschedulableError:
+            continue  # it was lost since the nodes were listed: the others go on
         except ray.exceptions.RayError as problem:
             raise UserError(
                 f"{name}: cannot work for the study ({reason(problem)}); take it away, or mend it"
