@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trustcxr.data import load_dataset
+from trustcxr.data.images import plausibility
 from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import read_image
 
@@ -148,17 +149,23 @@ def test_frontal_films_are_not_taken_for_lateral_ones(tmp_path: Path, elements: 
     assert read_image(film(tmp_path / "x.dcm", **elements)).shape == (64, 64)
 
 
-def test_an_inflating_bomb_is_refused(tmp_path: Path) -> None:
+def test_an_inflating_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "x.dcm", syntax=DeflatedExplicitVRLittleEndian)
     assert read_image(path).shape == (64, 64)
     data = path.read_bytes()
     meta = 144 + int.from_bytes(data[140:144], "little")
     squeeze = zlib.compressobj(9, wbits=-15)
     bomb = b"".join(squeeze.compress(bytes(1 << 24)) for _ in range(20)) + squeeze.flush()
-    path.write_bytes(data[:meta] + bomb)
-    assert path.stat().st_size < 1 << 20
-    with pytest.raises(UnreadableImage, match="inflates"):
-        read_image(path)
+    honest, unsaid, lying = data[:meta], data[:132] + data[144:meta], data[:140] + bytes(4) + data[144:meta]
+    inflated: list[object] = []
+    monkeypatch.setattr(pydicom, "dcmread", lambda file, **_: inflated.append(file))
+    for head, why in ((honest, "inflates"), (unsaid, "where its content begins"), (lying, "where its content begins")):
+        path.write_bytes(head + bomb)
+        assert path.stat().st_size < 1 << 20
+        with pytest.raises(UnreadableImage, match=why):
+            read_image(path)
+        assert plausibility.another_kind(path) is None
+    assert inflated == []
 
 
 def test_identifiers_reach_no_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

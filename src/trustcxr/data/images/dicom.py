@@ -35,11 +35,8 @@ def read_dicom(path: Source) -> np.ndarray:
         raise UnreadableImage(f"a DICOM file: reading it needs {INSTALL}") from None
     with quiet():
         try:
-            _refuse_inflating(path)
+            _check(header_of(path))
             with open_source(path) as file:
-                header = pydicom.dcmread(file, stop_before_pixels=True)
-                _check(header)
-                file.seek(0)
                 return _grey(pydicom.dcmread(file))
         except UnreadableImage:
             raise
@@ -54,12 +51,8 @@ def read_dicom(path: Source) -> np.ndarray:
 def not_a_film(path: Source) -> str | None:
     """Why a DICOM file is not one frontal film, by its header alone; None for a film, and where it cannot be read."""
     try:
-        import pydicom
-
         with quiet():
-            _refuse_inflating(path)
-            with open_source(path) as file:
-                header = pydicom.dcmread(file, stop_before_pixels=True)
+            header = header_of(path)
             if str(header.get("Manufacturer") or "") == MANUFACTURER:
                 return "an answer that was written here, and no film"
             _check(header)
@@ -70,6 +63,18 @@ def not_a_film(path: Source) -> str | None:
     except BaseException:  # damaged, or no pydicom: said where the film is read
         return None
     return None
+
+
+def header_of(path: Source, tags: list[str] | None = None) -> Any:
+    """What stands before a file's pixels, or these tags of it. UnreadableImage where it would inflate without end.
+
+    Else what pydicom raises, which is almost anything.
+    """
+    import pydicom
+
+    _refuse_inflating(path)
+    with open_source(path) as file:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
 
 
 def _in_words(fault: BaseException) -> str:
@@ -84,12 +89,13 @@ def _in_words(fault: BaseException) -> str:
 def _refuse_inflating(path: Source) -> None:
     """Refuse a deflated file that would inflate beyond any film: pydicom inflates without a limit."""
     with open_source(path) as file:
-        head = file.read(132 + 12)
-        if len(head) < 144 or head[132:136] != b"\x02\x00\x00\x00":
+        head = file.read(1 << 20)
+        if _DEFLATED.encode() not in head:
             return
-        meta = file.read(min(struct.unpack("<I", head[140:144])[0], 1 << 20))
-        if _DEFLATED.encode() not in meta:
-            return
+        start = 144 + struct.unpack_from("<I", head, 140)[0] if head[132:136] == b"\x02\x00\x00\x00" else 0
+        if _DEFLATED.encode() not in head[144:start]:  # pydicom reads it all the same
+            raise UnreadableImage("a deflated DICOM file that does not say where its content begins: refused")
+        file.seek(start)
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         total = 0
         while data := inflate.unconsumed_tail or file.read(1 << 16):

@@ -111,11 +111,11 @@ def another_kind(path: Source) -> str | None:
     if not is_dicom(path):
         return None
     try:
-        import pydicom
+        from trustcxr.data.images.dicom import header_of
 
-        with quiet(), open_source(path) as file:
-            tags = ["Modality", "BodyPartExamined"]
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        tags = ["Modality", "BodyPartExamined"]
+        with quiet():
+            header = header_of(path, tags)
         modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
     except Exception:  # damaged, or no pydicom: said where it is read
         return None
