@@ -115,6 +115,16 @@ def test_what_is_de_identified_stays_so(tmp_path: Path) -> None:
         assert complaints(path) == []
 
 
+def test_no_file_of_another_is_written_over(tmp_path: Path) -> None:
+    film = chest(tmp_path / "x.dcm")
+    written(film)
+    written(film)  # our own of before
+    other = chest(tmp_path / "x.finding.dcm", seed=1).read_bytes()
+    with pytest.raises(answers.NoDicomAnswer, match="not written here"):
+        written(film)
+    assert (tmp_path / "x.finding.dcm").read_bytes() == other
+
+
 @pytest.mark.parametrize("missing", ["StudyInstanceUID", "SOPInstanceUID"])
 def test_a_film_without_identifiers_has_no_dicom_answer_and_it_says_so(tmp_path: Path, missing: str) -> None:
     film = chest(tmp_path / "x.dcm")
@@ -168,6 +178,21 @@ def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> 
     assert "no film" in why["s/DX1/2.finding.dcm"]
     assert "2 files that are not DICOM" in why["s"]  # the text and a heatmap; the link is not followed
     assert all(len(terminal.sentences(answer)) == 1 for answer in found.left_out)
+
+
+def test_what_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = chest(tmp_path / "s" / "1")
+    monkeypatch.setattr(films.os, "access", lambda *_: False)
+    monkeypatch.setattr(films.reading, "is_dicom", lambda _: False)
+    found = films.expand([tmp_path / "s"])
+    assert (found.films, found.left_out) == ([film], [])
+
+    def refuse(place: object) -> None:
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(films.os, "scandir", refuse)
+    with pytest.raises(UserError, match="s: cannot be read: permission denied"):
+        films.expand([tmp_path / "s"])
 
 
 def test_a_folder_without_a_film_or_with_too_many_files_is_refused(

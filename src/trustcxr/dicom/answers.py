@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.about import NOTICE, __version__
-from trustcxr.data.images.dicom import INSTALL, MANUFACTURER
+from trustcxr.data.images.dicom import INSTALL, MANUFACTURER, header_of
 from trustcxr.data.images.grey import quiet
 from trustcxr.dicom.finding import content
 from trustcxr.errors import UserError
@@ -83,15 +83,28 @@ def of(film: Path | bytes, answer: FilmAnswer, picture: Image.Image) -> Objects:
 
 
 def write(film: Path, answer: FilmAnswer) -> list[str]:
-    """Write both objects beside the heatmap: x.heatmap.png, x.heatmap.dcm, x.finding.dcm. Their paths."""
+    """Write both objects beside the heatmap: x.heatmap.png, x.heatmap.dcm, x.finding.dcm. Their paths.
+
+    NoDicomAnswer where a file of such a name is there that was not written here: it may be a film.
+    """
     with Image.open(str(answer.heatmap)) as picture:
         found = of(film, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
     places = [Path(stem + ending) for ending in ENDINGS]
+    if any(place.exists() and not _ours(place) for place in places):
+        raise NoDicomAnswer("where it would stand is a file that was not written here: choose another --out")
     for place, made in zip(places, (found.heatmap, found.finding), strict=True):
         with replacing(place) as temporary:
             made.save_as(temporary, enforce_file_format=True)
     return [str(place) for place in places]
+
+
+def _ours(place: Path) -> bool:
+    try:
+        with quiet():
+            return str(header_of(place, ["Manufacturer"]).get("Manufacturer")) == MANUFACTURER
+    except Exception:  # no DICOM, or none that can be read
+        return False
 
 
 def packed(found: Objects) -> bytes:

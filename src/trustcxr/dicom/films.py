@@ -61,7 +61,8 @@ def expand(paths: Sequence[Path]) -> Found:
     """Files as they are; of each folder (or its DICOMDIR) the frontal chest films, by what their headers say.
 
     What else is DICOM is left out, saying why; other files (a viewer, its pictures) are counted. A file whose header is
-    damaged counts as a film: where it is read, it is said what is wrong. UserError where a folder holds no film.
+    damaged, or that may not be read, counts as a film: where it is read, it is said what is wrong. UserError where a
+    folder holds no film, or one in it may not be read.
     """
     found = Found()
     for path in paths:
@@ -80,7 +81,7 @@ def expand(paths: Sequence[Path]) -> Found:
 def _of_folder(folder: Path) -> Found:
     found, others = Found(), 0
     for path in _files(folder):
-        if not reading.is_dicom(path):
+        if os.access(path, os.R_OK) and not reading.is_dicom(path):
             others += 1
         elif path.name != INDEX:
             why = dicom.not_a_film(path) or plausibility.another_kind(path)
@@ -97,7 +98,7 @@ def _of_folder(folder: Path) -> Found:
 def _files(folder: Path) -> Iterator[Path]:
     """Regular files below a folder, in order; links and pipes are not followed. UserError beyond MOST_FILES."""
     count = 0
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
         folders.sort()
         for name in sorted(names):
             path = Path(place, name)
@@ -107,6 +108,11 @@ def _files(folder: Path) -> Iterator[Path]:
             if count > MOST_FILES:
                 raise UserError(f"{folder}: more than {MOST_FILES:,} files: give the folder of one study")
             yield path
+
+
+def _unreadable(problem: OSError) -> None:
+    """Films in a folder that may not be listed would else be passed over, and nobody told."""
+    raise UserError(f"{problem.filename}: cannot be read: {(problem.strerror or '').lower()}") from None
 
 
 def _why(left_out: Sequence[FilmAnswer]) -> str:
