@@ -37,16 +37,15 @@ def serve(
     """
     from trustcxr.errors import UserError
     from trustcxr.serve import server
+    from trustcxr.serve.dicom_node import Place
     from trustcxr.serve.limits import Limits
 
     place = None
     if dicom is not None:
-        try:
-            from trustcxr.serve.dicom_node import Place
-        except ImportError as problem:
-            raise UserError(f"serve needs {problem.name}: {server.INSTALL}") from None
-        title = {"title": dicom_title, "host": dicom_host, "port": dicom_port}
-        place = Place.of(dicom, callers=tuple(dicom_from or ()), **title)
+        own_address = {"title": dicom_title, "host": dicom_host, "port": dicom_port}
+        place = Place.of(dicom, callers=tuple(dicom_from or ()), **own_address)
+    elif dicom_from:
+        raise UserError("--dicom-from needs --dicom TITLE@HOST:PORT, the peer that gets the answers")
     own = {} if workers is None else {"workers": workers}
     server.serve(runs, host=host, port=port, limits=Limits(most_bytes=most_megabytes << 20, **own), dicom=place)
 
@@ -70,7 +69,7 @@ def reader(
     name: Annotated[
         list[str] | None, typer.Option("--reader", metavar="NAME", help="Who reads, a pseudonym; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the films that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the films that are drawn.")] = 0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8001,
     results: Annotated[bool, typer.Option("--results", help="Write what the readers found so far, as tables.")] = False,

@@ -33,7 +33,7 @@ FILMS = (
 STORED, FULL, NO_FILM = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
 _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored too
 _CALLERS_AT_ONCE, _PDU = 4, 1 << 17
-_AGAIN_AFTER = (1.0, 5.0)  # seconds until an answer is sent once more to a peer that did not take it
+_AGAIN_AFTER = (1.0, 5.0)  # seconds until an answer is sent again to a peer that did not take it
 _OVERHEAD = 1 << 20  # of a message beside the film
 _ENDED = -(1 << 60)  # bytes held, so that what still arrives of an association that is ended is not told again
 
@@ -70,7 +70,8 @@ class Place:
     def of(cls, peer: str, *, callers: tuple[str, ...] = (), **own: Any) -> "Place":
         """As it is typed. Without callers the peer alone may send."""
         to = Peer.parse(peer)
-        return cls(to, tuple(checked(caller) for caller in callers) or (to.title,), **own)
+        found = cls(to, tuple(checked(caller) for caller in callers) or (to.title,), **own)
+        return replace(found, title=checked(found.title))
 
 
 def checked(title: str) -> str:
@@ -207,7 +208,7 @@ class Node:
         if worker is None or not worker.alive:
             try:
                 self._worker = worker = self._new_worker()
-            except UserError as problem:
+            except (UserError, OSError) as problem:
                 return Reply(503, code="busy", message=str(problem))
         return worker.ask(Asked("dicom", film))
 
@@ -223,7 +224,7 @@ class Node:
         say(f"DICOM: a film was not answered: {why}")
 
     def _send(self, body: bytes) -> bool:
-        """Send both objects, and once more to a peer that was not there; whether it has taken them."""
+        """Send both objects, and again after each of _AGAIN_AFTER what the peer did not take; whether it has them."""
         from trustcxr.dicom import answers
 
         left = answers.unpacked(body)
@@ -246,7 +247,10 @@ class Node:
         for each in objects:
             entity.add_requested_context(each.SOPClassUID, each.file_meta.TransferSyntaxUID)
         peer = self.place.peer
-        association = entity.associate(peer.host, peer.port, ae_title=peer.title)
+        try:
+            association = entity.associate(peer.host, peer.port, ae_title=peer.title)
+        except OSError:  # its name is not known (now)
+            return objects
         if not association.is_established:
             return objects
         try:
