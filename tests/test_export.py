@@ -1,10 +1,12 @@
 """A run as one file for others: its answers, any batch, the model file beside it; and on a hub and back."""
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ import trustcxr as tx
 from small_runs import recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.data.phantom import writing
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
 from trustcxr.models import adapters, exporting, factory
 from trustcxr.models.weights import save_weights
@@ -82,6 +84,27 @@ def test_wrong_formats_and_endings_are_one_line(plain: Path, tmp_path: Path) -> 
     assert "did you mean onnx" in complaint("export", plain, "--format", "onx", "--out", tmp_path / "run.onnx")
     assert "ends in .onnx" in complaint("export", plain, "--out", tmp_path / "run.pt2")
     assert "not a trained run" in complaint("export", tmp_path, "--out", tmp_path / "run.onnx")
+
+
+def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path: Path) -> None:
+    run_folder = shutil.copytree(plain, tmp_path / "run")
+    before = (run_folder / "run.yaml").read_bytes()
+    said = complaint("export", run_folder, "--format", "torch-export", "--out", run_folder / "run.pt2")
+    assert "run.yaml: is there, and the model file of run.pt2 would take its place" in said
+    assert (run_folder / "run.yaml").read_bytes() == before
+    assert not (run_folder / "run.pt2").exists()
+    files.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
+    exports.export(plain, "torch-export", tmp_path / "again.pt2")
+    assert files.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"
+
+
+def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(CannotWrite, match=r"run\.pt2: cannot be written: no space left on the disk"):
+        exports.export(plain, "torch-export", tmp_path / "run.pt2")
 
 
 @pytest.mark.slow
@@ -171,6 +194,25 @@ def test_a_run_goes_to_a_hub_and_comes_back(plain: Path, local_hub: Hub) -> None
         tx.load_run("hf://lab/none")
     with pytest.raises(UserError, match="no address of a hub: write hf://owner/name"):
         tx.load_run("hf://robust")
+
+
+def test_names_of_training_films_stay_here_and_a_full_disk_is_said(
+    plain: Path, tmp_path: Path, local_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder = shutil.copytree(plain, tmp_path / "run")
+    films = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "film": ["0" * 32]})
+    files.write_table(run_folder / folders.FILMS_FILE, films)
+    run("push", run_folder, "hf://lab/robust")
+    sent = local_hub.place / "lab" / "robust"
+    assert files.read_table(sent / folders.FILMS_FILE).to_dict("list") == {"film": ["0" * 32]}
+    assert not [path for path in sent.iterdir() if b"DOE-JANE" in path.read_bytes()]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left"):
+        tx.load_run("hf://lab/robust")
 
 
 def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path) -> None:

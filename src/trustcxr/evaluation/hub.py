@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
+from trustcxr.results.disk import is_full
 
 PREFIX = "hf://"
 CARD_FILE = "README.md"  # what a hub shows of a repository
@@ -22,6 +23,7 @@ _SENT = (
     folders.TRAINING_FILE,
     folders.HISTORY_FILE,
     folders.METRICS_FILE,
+    folders.FAMILIARITY_FILE,
     folders.FILMS_FILE,
 )
 _T = TypeVar("_T")
@@ -53,7 +55,8 @@ def fetch(place: str | Path) -> Path:
 def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
     """Put a run into a hub's repository, made where it is not there, or into a folder; where it then is.
 
-    `card` is its model card. A folder that holds another run is refused.
+    `card` is its model card. A folder that holds another run is refused. Of the films that the run was trained on their
+    checksums go along and not their names, since a name may be a patient's.
     """
     folders.check_run(run)
     if not is_address(place):
@@ -80,7 +83,9 @@ def _into_folder(run: Path, place: Path, card: str) -> str:
     if before.is_file() and files.read_yaml(before).get("name") != files.read_yaml(run / folders.RUN_FILE).get("name"):
         raise UserError(f"{place}: holds another run; choose another place")
     for name in _SENT:
-        if (run / name).is_file():
+        if name == folders.FILMS_FILE and (run / name).is_file():
+            files.write_table(place / name, files.read_table(run / name)[["film"]])
+        elif (run / name).is_file():
             with files.replacing(place / name) as temporary:
                 shutil.copyfile(run / name, temporary)
     with files.replacing(place / CARD_FILE) as temporary:
@@ -100,6 +105,8 @@ def _asked(place: str | Path, ask: Callable[[], _T]) -> _T:
     try:
         return ask()
     except Exception as problem:
+        if is_full(problem):
+            raise
         said = " ".join(str(problem).split())[:200]
         raise UserError(
             f"{place}: the hub refused or cannot be reached ({type(problem).__name__}: {said}); see the name, the "

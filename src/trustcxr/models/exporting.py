@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def check(kind: str, out: Path) -> None:
 def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
     """Write a model from pixel space (B, 1, size, size) to logits (B, C) as a file of that format.
 
-    The model is left as it was. Raises UserError where it cannot be traced.
+    The model is left as it was. Raises UserError where it cannot be traced; what the disk refuses passes as it is.
     """
     # A copy in the plain order of memory, which is what others read; channels_last is of training here.
     model = deepcopy(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -42,17 +43,21 @@ def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own parts, about each other
             if kind == "onnx":
-                _onnx(model, example, path)
+                traced = _onnx(model, example)
             else:
-                torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: _batch()},)), path)
+                traced = torch.export.export(model, (example,), dynamic_shapes=({0: _batch()},))
     except Exception as problem:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         raise UserError(
             f"this model cannot be written as {kind}: {(lines or [type(problem).__name__])[0][:200]}"
         ) from None
+    if kind == "onnx":
+        traced.save(str(path), external_data=False)
+    else:
+        torch.export.save(traced, path)
 
 
-def _onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def _onnx(model: nn.Module, example: Tensor) -> Any:
     program = torch.onnx.export(
         model,
         (example,),
@@ -64,7 +69,7 @@ def _onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         verbose=False,
     )
     assert program is not None
-    program.save(str(path), external_data=False)
+    return program
 
 
 def _batch() -> object:

@@ -73,6 +73,11 @@ def _number(problem: Exception) -> int | None:
     return next((number for words, number in _WORDS.items() if words in text), None)
 
 
+def is_full(problem: BaseException) -> bool:
+    """Whether it is this machine's disk that has no room, whatever else was being done."""
+    return isinstance(problem, OSError) and problem.errno in _FULL
+
+
 def _room(path: Path) -> int | None:
     """Free bytes where `path` is or would be."""
     for place in (path, *path.parents):

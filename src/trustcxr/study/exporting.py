@@ -30,9 +30,10 @@ def export(run: str | Path, kind: str, out: Path, *, data: Path | None = None) -
 
     `kind`: onnx or torch-export. The written file's answers, one film at a time and several at once, must be the run's
     to within ALLOWED, on films of `data` (its test split) or, without, on synthetic ones; else nothing is left. Raises
-    UserError then, and where a package is missing.
+    UserError then, where a package is missing, and where another file has the model file's name (a run's run.yaml).
     """
     exporting.check(kind, out)
+    declared = _declared(out)
     loaded = load_run(run, on="cpu")
     images, which = _films(loaded, data)
     with files.replacing(out) as temporary:
@@ -50,7 +51,6 @@ def export(run: str | Path, kind: str, out: Path, *, data: Path | None = None) -
         largest = _apart(loaded, given, temporary, images, kind)
         if not largest <= ALLOWED:
             raise UserError(f"{out}: not written: its answers differ from the run's by {largest:.1e} on {which}")
-    declared = out.with_suffix(".yaml")
     files.write_yaml(declared, _model_file(loaded, out))
     return ExportDocument(
         run=loaded.name,
@@ -68,6 +68,16 @@ def export(run: str | Path, kind: str, out: Path, *, data: Path | None = None) -
         gradients=given.origin.gradients,
         note="; ".join(given.origin.notes),
     )
+
+
+def _declared(out: Path) -> Path:
+    """Where the model file of `out` goes; UserError where that is taken by anything but an older one of it."""
+    path = out.with_suffix(".yaml")
+    if path.exists() and files.read_yaml(path).get("source") != out.name:
+        raise UserError(
+            f"{path}: is there, and the model file of {out.name} would take its place; choose another --out"
+        )
+    return path
 
 
 def _films(run: Run, data: Path | None) -> tuple[Tensor, str]:
