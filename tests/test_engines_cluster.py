@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from test_engines import bits, note, small
-from trustcxr.data import load_dataset, remote
+from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files
@@ -85,7 +85,9 @@ def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
         engines.get("slurm").map(note, [Task(tmp_path, "a", "train")])
 
 
-def test_films_at_an_address_are_brought_once_and_whole(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_films_at_an_address_are_brought_once_and_whole(
+    films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = Path(f"file://{films}")  # as typed, and as a path that has lost a stroke
     first = load_dataset(address, split="Train", size=32, workers=1)
     assert first.root != films
@@ -95,10 +97,22 @@ def test_films_at_an_address_are_brought_once_and_whole(films: Path, capsys: pyt
     load_dataset(address, split="Val", size=32, workers=1)
     assert "brought" not in capsys.readouterr().err
     assert remote.absolute(Path("s3://bucket/films")) == "s3://bucket/films"
+    # What does not train takes it too: evaluate, explain, audit and data check read a manifest first.
+    assert read_manifest(address).root == first.root
     with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):
         load_dataset("file:///nowhere/at/all")
     with pytest.raises(UserError, match="strange://films: cannot be brought here"):
         load_dataset("strange://films")
+
+    class Sealed(Exception):
+        """As a store of objects says that it knows no credentials."""
+
+    def refuse(address: str) -> None:
+        raise Sealed("no credentials")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
+    with pytest.raises(UserError, match="s3://bucket/films: cannot be brought here: no credentials"):
+        load_dataset(Path("s3://bucket/films"))
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------------

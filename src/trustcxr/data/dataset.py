@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
 from trustcxr.data.store import Store, open_store
@@ -231,9 +230,7 @@ def load_dataset(
     ((6, 1, 32, 32), ('COVID-19', 'Non-COVID', 'Normal'))
     """
     manifest = (
-        data
-        if isinstance(data, Manifest)
-        else read_manifest(remote.here(data), layout=layout, columns=columns, images=images)
+        data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)
     )
     if labels:
         manifest = manifest.with_labels(labels, known=classes or ())

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.results.disk import writing
+from trustcxr.results.disk import is_full, writing
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # a path takes one of the two strokes away
 
@@ -61,9 +61,12 @@ def _bring(address: str, copy: Path) -> None:
         system.get(path, str(partial / copy.name), recursive=system.isdir(path))
     except ImportError as problem:
         raise UserError(f"{address}: {' '.join(str(problem).split())}; then the same command") from None
-    except (ValueError, OSError) as problem:
-        if isinstance(problem, OSError) and problem.errno is not None and address.startswith("file:"):
+    except UserError:
+        raise
+    except Exception as problem:  # each store of the world has errors of its own, such as for missing credentials
+        if is_full(problem):
             raise
-        raise UserError(f"{address}: cannot be brought here: {' '.join(str(problem).split())}") from None
+        said = " ".join(str(problem).split()) or type(problem).__name__
+        raise UserError(f"{address}: cannot be brought here: {said}") from None
     (partial / copy.name).rename(copy)
     partial.rmdir()

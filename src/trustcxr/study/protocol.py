@@ -75,7 +75,7 @@ class Study:
         datasets = self._read_data()
         self._claim_folder()
         if self.check_data:
-            data_check.write(self.recipe, remote.here(self.data), self.folder)
+            data_check.write(self.recipe, self.data, self.folder)
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)

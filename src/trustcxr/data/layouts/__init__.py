@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trustcxr import catalogue
+from trustcxr.data import remote
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
 from trustcxr.data.layouts.files import _folders, noting
 from trustcxr.data.layouts.folders import read_folders
@@ -30,6 +31,7 @@ def read_manifest(
 ) -> Manifest:
     """Read a data set's files into a manifest, without opening the images.
 
+    `path` is a folder, a list, or an address that fsspec knows, whose films are then brought here once (data.remote).
     `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders` (the catalogue's). `columns` and `images` are for
     a list: see `lists.read_list`. Raises UserError where the folder or file is not understood.
     """
@@ -55,7 +57,7 @@ def _root(path: str | Path) -> Path:
     if not str(path):
         raise UserError("no data named: give a folder of X-rays or a list")
     try:
-        root = Path(path).expanduser().absolute()
+        root = remote.here(path).expanduser().absolute()
         mode = root.stat().st_mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder") from None
