@@ -1,6 +1,5 @@
 """One training shared by several processes, or worked off in parts: the same gradients, every image judged once."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +107,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
         loop.fit(how, *films, tmp_path / "never")
 
 
+def test_processor_seconds_are_those_of_all_processes(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed: list[float] = []
+
+    def keep(self: Cards, values: Tensor) -> Tensor:
+        summed.extend(values.flatten().tolist())
+        return values
+
+    monkeypatch.setattr(Cards, "summed", keep)
+    found = loop.fit(recipe(epochs=1), *films, tmp_path)
+    assert found.processor_seconds in summed
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
@@ -208,7 +221,6 @@ def test_validation_of_parts_adds_up_to_the_whole(
     images, watched = len(films[0]), len(monitor.attacked_rows(films[0]))
     sums = np.sum(counted, axis=0) / [images, watched, watched]
     assert sums == pytest.approx(list(whole.values()))
-    assert dataclasses.replace(Cards(devices=2), parts=3).parts == 3
 
 
 @pytest.mark.slow

@@ -142,6 +142,19 @@ def test_energy_is_an_estimate_that_says_how_it_was_made(monkeypatch: pytest.Mon
     assert kwh == pytest.approx(0.01) or "accelerator" in how
     monkeypatch.setenv("TRUSTCXR_WATTS_A_CORE", "5")
     assert provenance.energy(3600.0, 0.0)[0] == pytest.approx(0.005)
+    monkeypatch.setattr(provenance.torch.cuda, "is_available", lambda: True)
+    kwh, how = provenance.energy(0.0, 3600.0, 4)
+    assert (kwh, "each of 4 accelerators at a stated 350 W" in how) == (pytest.approx(1.4), True)
+
+
+@pytest.mark.parametrize("said", ["ten", "-1", "nan", "inf"])
+def test_watts_that_are_no_number_are_refused_before_the_first_epoch(
+    said: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUSTCXR_WATTS_A_CORE", said)
+    with pytest.raises(UserError, match=f"TRUSTCXR_WATTS_A_CORE={said}: expected watts, such as 10"):
+        loop.fit(recipe(), *films, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_source_is_known_where_it_is_a_checkout_and_nowhere_else(

@@ -54,6 +54,7 @@ def fit(
     Raises UserError where the run cannot be trained, with the last good weights kept.
     """
     cards.check(recipe, len(train))
+    origins.watts()  # refused now, and not after the last epoch
     if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
         say("without cards each process has batch statistics of its own; normalisation: group has none")
     cards = replace(cards, parts=recipe.training.accumulate)
@@ -258,7 +259,9 @@ def _finish(
     content = files.read_yaml(folder / folders.RUN_FILE)
     content["checksums"] = folders.checksums(folder, content["classes"])
     summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
-    summary.energy_kwh, summary.energy_method = origins.energy(summary.processor_seconds or 0.0, summary.seconds or 0.0)
+    summary.energy_kwh, summary.energy_method = origins.energy(
+        summary.processor_seconds or 0.0, summary.seconds or 0.0, monitor.cards.world
+    )
     content["took"] = {key: summary[key] for key in ("seconds", "processor_seconds", "energy_kwh", "energy_method")}
     files.write_yaml(folder / folders.RUN_FILE, content)
     if recipe.defence.attacks:

@@ -97,7 +97,8 @@ class Monitor(pl.Callback):
             **validate(module.candidate(), self.val, self.recipe, module.device, self.cards),
         }
         self.seconds += time.monotonic() - self._started
-        self.processor_seconds += time.process_time() - self._worked
+        worked = torch.tensor(time.process_time() - self._worked, device=module.device)
+        self.processor_seconds += float(self.cards.summed(worked))
         row["seconds"] = self.seconds
         self.history.append(row)
         if self.cards.rank == 0:
