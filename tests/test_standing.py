@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.recipes.study import StudyRecipe, load_study, with_seeds
+from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.results import files, folders, locks
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
 from trustcxr.study import costs, planned, standing
@@ -128,6 +129,31 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
     assert {one.seconds["test"] for one in plan.runs} == {3.0}
     assert (plan.least, plan.most) == (2 + 4 + 20 + 9, 2 + 4 + 80 + 9)
     assert [one.state for one in plan.runs] == ["waiting", "waiting", "if chosen", "if chosen"]
+
+
+def test_a_dry_run_of_a_study_that_is_followed_is_of_that_study(begun: Path) -> None:
+    content = files.read_yaml(begun / folders.STUDY_FILE)
+    asked = begun.parent / "recipe.yaml"
+    files.write_yaml(asked, files.part(content, "recipe"))
+    followed = tracked(planned.recipe_of(begun), "mlflow", "http://lab:5000")
+    files.write_yaml(begun / folders.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
+    assert run("study", asked, "--dry-run", "--no-measure", "--out", begun).stdout.count("waiting") > 0
+    files.write_yaml(asked, files.part(content, "recipe") | {"seeds": [5]})
+    assert "holds a study of another recipe" in complaint("study", asked, "--dry-run", "--no-measure", "--out", begun)
+
+
+def test_a_dry_run_brings_no_films_here() -> None:
+    said = complaint("study", "demo", "--dry-run", "--data", "s3://bucket/films")
+    assert "s3://bucket/films: a dry run brings no films here; leave --data out" in said
+
+
+def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None:
+    one = small_run("fgsm", epochs=3, refit=True)
+    for folder, rows in ((tmp_path / "validated", 3), (tmp_path, 1)):
+        folder.mkdir(exist_ok=True)
+        (folder / folders.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
+    found = planned.standing(one, tmp_path)
+    assert (found.epoch, found.epochs) == (4, 6)
 
 
 def test_seeds_are_the_recipes_own_and_then_those_after(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import CostDocument, FilmCost, RunPlan, WayCost
-from trustcxr.study.planned import epochs_of
+from trustcxr.study.planned import epochs_of, most_epochs
 
 COST_FILE = ".costs.json"  # in a study's folder: what a dry run measured
 STEPS_FILE = ".steps.json"  # in a run's folder: seconds that each step took
@@ -68,7 +68,7 @@ class Known:
         found: dict[str, float | None] = {}
         for step in steps[at:]:
             own = self._training(run, plan) if step == "train" else self.steps.get(kind(run), {}).get(step)
-            share = 1 - (plan.epoch or 0) / _epochs(run) if step == "train" else 1.0
+            share = 1 - (plan.epoch or 0) / most_epochs(run) if step == "train" else 1.0
             known = expected.get(step)
             found[step] = own if own is not None else None if known is None else known * max(share, 0.0)
         return found
@@ -77,12 +77,7 @@ class Known:
         measured = self.epochs.get(kind(run))
         if not measured:
             return None
-        return max(_epochs(run) - (plan.epoch or 0), 0) * sum(measured) / len(measured)
-
-
-def _epochs(run: RunRecipe) -> int:
-    """At most so many, with a refit those of both trainings."""
-    return run.training.epochs * (2 if run.training.refit else 1)
+        return max(most_epochs(run) - (plan.epoch or 0), 0) * sum(measured) / len(measured)
 
 
 def _expected(run: RunRecipe, costs: CostDocument | None) -> dict[str, float]:
@@ -97,7 +92,7 @@ def _expected(run: RunRecipe, costs: CostDocument | None) -> dict[str, float]:
 
     drawn = min(counts.get("annotated", 0), films.get("sample", FilmCost()).most or 0)
     return {
-        "train": _epochs(run) * _epoch(run, way, counts),
+        "train": most_epochs(run) * _epoch(run, way, counts),
         "validate": counts.get("val", 0) * (way.forward or 0.0),
         "test": work("test", counts.get("test", 0)),
         "explain": work("explain", counts.get("annotated", 0))

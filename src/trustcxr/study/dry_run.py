@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import NO_SPLIT, SHARES
 from trustcxr.errors import UserError
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.study import StudyRecipe, untracked
 from trustcxr.results import files, folders
 from trustcxr.results.documents import StudyPlan
-from trustcxr.study import standing
+from trustcxr.study import planned, standing
 from trustcxr.study.costs import COST_FILE
 
 
@@ -20,7 +21,7 @@ def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, measure
     measured is kept there for `status`. `measured`: time each network now, some seconds each.
     """
     begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
-    if begun is not None and standing.planned.recipe_of(begun) != recipe:
+    if begun is not None and untracked(planned.recipe_of(begun)) != untracked(recipe):
         raise UserError(f"{out}: holds a study of another recipe; choose another --out, or see trustcxr status {out}")
     costs = None
     if measured:
@@ -38,6 +39,9 @@ def counted(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int], str
     """Images of each role and how many have masks, and where that is known from; no image is read."""
     if data is None:
         return _published()
+    if remote.is_address(data):
+        where = remote.absolute(data)
+        raise UserError(f"{where}: a dry run brings no films here; leave --data out, or name a folder of this machine")
     manifest = read_manifest(data, **recipe.data.listing())
     if recipe.data.labels:
         manifest = manifest.with_labels(recipe.data.labels)

@@ -71,7 +71,7 @@ def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPla
         state="waiting",
         step="",
         epoch=epochs_of(folder)[0],
-        epochs=run.training.epochs,
+        epochs=most_epochs(run),
         holder="",
         reason="",
         seconds={},
@@ -86,6 +86,11 @@ def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPla
         reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
         return plan.model_copy(update={"state": "failed", "reason": reason})
     return plan
+
+
+def most_epochs(run: RunRecipe) -> int:
+    """Epochs of a run at most, with a refit those of both trainings."""
+    return run.training.epochs * (2 if run.training.refit else 1)
 
 
 def epochs_of(folder: Path) -> tuple[int, float]:
