@@ -1,5 +1,6 @@
 """What takes room is listed with size and age, removed only when asked, and never while a command uses it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -101,6 +102,28 @@ def test_a_process_that_goes_through_many_stores_keeps_few_files_open(
         with in_use.alone(folder) as alone:
             free.append(alone)
     assert free == [True, False, False]
+
+
+def test_where_the_disk_knows_no_locks_nothing_is_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    old = store(cache, "a" * 40)
+
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    (one,) = pruning.prune(remove=True).found
+    assert (one.removed, old.is_dir()) == (False, True)
+
+
+def test_a_checkpoint_that_is_being_replaced_is_listed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = checkpoint(tmp_path / "run", finished=False, days=1)
+    real = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*real(self, pattern), self / ".gone.1.ckpt"])
+    (one,) = pruning.prune([tmp_path / "run"]).found
+    assert (one.path, one.bytes) == (str(kept), 100)
 
 
 def test_a_store_is_marked_when_it_is_opened(cache: Path, tmp_path: Path) -> None:

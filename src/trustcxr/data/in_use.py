@@ -44,8 +44,10 @@ def alone(folder: Path) -> Iterator[bool]:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        free = True
+    except OSError:  # somebody reads it, or the disk is a network's and has no such locks
+        free = False
+    try:
+        yield free
     finally:
         os.close(file)

@@ -88,7 +88,10 @@ def _checkpoints(place: Path) -> Iterator[Prunable]:
 def _prunable(path: Path, kind: str, what: str, held: str) -> Prunable:
     sizes, used = [], path.stat().st_mtime
     for file in path.rglob("*"):
-        facts = file.lstat()
+        try:
+            facts = file.lstat()
+        except FileNotFoundError:  # a training that runs puts its next checkpoint in the place of the last
+            continue
         sizes.append(min(facts.st_size, facts.st_blocks * 512) if hasattr(facts, "st_blocks") else facts.st_size)
         used = max(used, facts.st_mtime)
     days = max(time.time() - used, 0.0) / 86400
