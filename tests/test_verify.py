@@ -57,6 +57,9 @@ def test_a_study_of_version_0_1_is_verified_and_a_changed_figure_is_found(tmp_pa
         (f"study.json: {stored}", "infection_energy"),
     }
     assert document.figures > 500
+    assert document.files == len(
+        [*study.glob("study.json"), *study.glob("runs/*/training.json"), *study.rglob("metrics.json")]
+    )
     assert any("written by 0.1.0" in line for line in document.unchecked)
 
 

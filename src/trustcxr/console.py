@@ -12,10 +12,11 @@ _LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a
 _listener: Callable[[str], object] | None = None
 
 
-def tell(listener: Callable[[str], object] | None) -> None:
-    """Give every line to `listener` from now on, and draw no bars: for a process that works for another."""
+def tell(listener: Callable[[str], object] | None) -> Callable[[str], object] | None:
+    """Give every line to `listener` from now on, and draw no bars: for work for another; who listened before."""
     global _listener
-    _listener = listener
+    before, _listener = _listener, listener
+    return before
 
 
 def say(text: str) -> None:

@@ -1,5 +1,6 @@
 """Many trained models: `demo`, `study`, `status`, `verify`, `report`, `figures`, `prune`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,9 +104,7 @@ def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, meas
     if json:
         return print_json(plan)
     report.print_rows(f"{plan.study}: {recipe.title}", plans.costs(plan))
-    for line in (*(plans.measured(plan.costs) if plan.costs else ()), *plans.sentences(plan)):
-        print(line)
-    return print(NOTICE)
+    return _print_lines((*(plans.measured(plan.costs) if plan.costs else ()), *plans.sentences(plan)))
 
 
 @studies_app.command(epilog="Example: trustcxr status out/quick")
@@ -122,9 +121,7 @@ def status(
     if json:
         return print_json(plan)
     report.print_rows(str(study), plans.rows(plan))
-    for line in plans.sentences(plan):
-        print(line)
-    return print(NOTICE)
+    return _print_lines(plans.sentences(plan))
 
 
 @studies_app.command(epilog="Example: trustcxr verify out/quick")
@@ -140,9 +137,7 @@ def verify(
     if json:
         print_json(found)
     else:
-        for line in plans.verified(found):
-            print(line)
-        print(NOTICE)
+        _print_lines(plans.verified(found))
     if not found.agrees:
         raise typer.Exit(1)
 
@@ -205,6 +200,11 @@ def prune(
         report.print_rows(f"decoded images in {found.cache}, and checkpoints", plans.prunable(found))
     done = f"{megabytes(found.freed)} are free again" if remove else f"{megabytes(found.removable)} are old"
     return print(done + ("" if remove or not found.removable else "; the same command with --remove removes them"))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in (*lines, NOTICE):
+        print(line)
 
 
 def _finish_study(document: "StudyDocument", out: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr import attacks
+from trustcxr import attacks, console
 from trustcxr.catalogue import PLAIN_STEP, Method
 from trustcxr.console import Progress
 from trustcxr.data import load_dataset
@@ -308,10 +308,7 @@ def _scaled(film: FilmCost, by: float) -> FilmCost:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """No bars and lines of the work on synthetic films, which is not the user's."""
-    from trustcxr import console
-
-    before = console._listener
-    console.tell(lambda text: None)
+    before = console.tell(lambda text: None)
     try:
         yield
     finally:
