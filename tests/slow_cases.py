@@ -4,7 +4,6 @@ A case is a test's place, or its beginning: `file::test[` is all cases but those
 """
 
 SLOW = (
-    "test_adaptive.py::test_where_an_honest_network_is_partly_robust_a_random_one_has_no_more[noise]",
     "test_attacks_strong.py::test_a_search_in_bf16_claims_nothing_that_is_not_so[square-0.04]",
     "test_attacks_strong.py::test_smallest_epsilon_with_other_attacks[apgd-margin]",
     "test_attacks_strong.py::test_smallest_epsilon_with_other_attacks[fab]",

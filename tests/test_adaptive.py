@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from liars import LIARS, EveryResizing, Jpeg, RandomResizing
+from liars import LIARS, EveryNoise, EveryResizing, Jpeg, Liar
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import adaptive, wrong_share
@@ -36,27 +36,27 @@ def test_a_liar_is_broken_as_its_honest_twin_is(name: str, films: tuple[Tensor, 
     assert left(liar, films, adaptive(liar, *films, epsilon=EPSILON, steps=steps)) <= truth + 0.03
 
 
-@pytest.mark.parametrize("name", ["noise"])
-def test_where_an_honest_network_is_partly_robust_a_random_one_has_no_more(name: str) -> None:
-    many = images_and_labels(256, seed=5)
-    honest, liar = trained(), LIARS[name](trained())
-    truth = left(honest, many, adaptive(honest, *many, epsilon=0.04, steps=20))
-    assert 0.05 < truth < 0.3
-    found = adaptive(liar, *many, epsilon=0.04, steps=20)
-    assert left(liar, many, found, draws=64) <= truth + 0.03
-
-
 @pytest.mark.slow
-def test_random_resizing_is_attacked_as_if_every_draw_were_known() -> None:
-    """Where a network is partly robust, a smaller film truly is harder to attack, drawn at random or not.
+@pytest.mark.parametrize(
+    ("name", "every", "films", "over"),
+    [("noise", EveryNoise, 256, 0.04), ("random resizing", EveryResizing, 128, 0.03)],
+)
+def test_a_random_network_is_attacked_as_if_every_draw_were_known(
+    name: str, every: type[Liar], films: int, over: float
+) -> None:
+    """Where a network is partly robust, one that blurs its answer over draws truly is a little harder to attack.
 
-    So the bare network's figure is not what an attack can reach there, but that of the mean over all draws is.
+    So the bare network's figure is not what an attack can reach there, but that of the mean over the draws is. All
+    resizings can be known; who knows 64 draws of noise by heart breaks a few films that fall to no other draws (of
+    three networks trained from other seeds 1.6, 2.3 and 2.7 points), which the hundredth allows for.
     """
-    many, every = images_and_labels(128, seed=5), EveryResizing(trained())
-    known = left(every, many, adaptive(every, *many, epsilon=0.04, steps=20), draws=1)
-    drawn = left(every, many, adaptive(RandomResizing(trained()), *many, epsilon=0.04, steps=20), draws=1)
+    many, mean, liar = images_and_labels(films, seed=5), every(trained()), LIARS[name](trained())
+    known = left(mean, many, adaptive(mean, *many, epsilon=0.04, steps=20), draws=1)
+    found = adaptive(liar, *many, epsilon=0.04, steps=20)
+    # The mean over all resizings is what the liar is, and over some of the draws of noise nearly.
+    drawn = left(mean, many, found, draws=1) if name == "random resizing" else left(liar, many, found, draws=64)
     assert 0.05 < known < 0.3
-    assert drawn <= known + 0.03
+    assert drawn <= known + over
     assert left(trained(), many, adaptive(trained(), *many, epsilon=0.04, steps=20)) <= known
 
 

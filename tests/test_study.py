@@ -151,13 +151,13 @@ def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_one_run_that_fails_does_not_lose_the_study(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, out = [{"name": name, "weights": "none"} for name in ("resnet10t", "resnet18")], tmp_path / "out"
+    models, out = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")], tmp_path / "out"
     with monkeypatch.context() as patch:
-        no_network_of(patch, "resnet18")
+        no_network_of(patch, "test_resnet")
         document = Study(tiny(models=models), films, out, engines.get("local")).run()
-    assert [f["run"] for f in document["failures"]] == ["resnet18-standard-s0"]
+    assert [f["run"] for f in document["failures"]] == ["test_resnet-standard-s0"]
     assert document["failures"][0]["reason"] == "train: a loss that is no number"
-    assert "no number" in files.read_json(out / "runs" / "resnet18-standard-s0" / "failure.json")["reason"]
+    assert "no number" in files.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
     assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0"]
     assert document["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
@@ -246,8 +246,8 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
 def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_network_of(monkeypatch, "resnet18")
-    models = [{"name": name, "weights": "none"} for name in ("resnet10t", "resnet18")]
+    no_network_of(monkeypatch, "test_resnet")
+    models = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")]
     recipe = tiny(models=models, selection={"count": 2})
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]

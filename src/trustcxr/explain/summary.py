@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, RANDOMISED, REFERENCES, Method
 from trustcxr.explain import verdicts
@@ -44,22 +45,25 @@ class Summary:
     def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
         """For each measure among the rows its mean, interval, and the means of what stands beside it."""
         found = {}
-        for measure, values in rows.groupby("measure", sort=False):
-            name = _NAMES.get(str(measure), str(measure))
-            bootstrap = self._over(values["group"])
-            means = bootstrap.means(values["value"])
+        values, groups = rows["value"].to_numpy(dtype=float), rows["group"].to_numpy(dtype=str)
+        beside = {name: rows[name].to_numpy(dtype=float) for name in REFERENCES if name in rows}
+        codes, measures = pd.factorize(rows["measure"])
+        for code, measure in enumerate(measures):
+            name, chosen = _NAMES.get(str(measure), str(measure)), codes == code
+            bootstrap = self._over(groups[chosen])
+            means = bootstrap.means(values[chosen])
             ends = share_interval(bootstrap, means) if name in _SHARES else interval(means)
             # Of the same images as the mean: one without a lung mask, say, has neither.
-            known = values[values["value"].notna()]
-            beside = [name for name in REFERENCES if name in known and known[name].notna().any()]
-            found[name] = Figure(value=means[0], ci=ends, **{name: known[name].mean() for name in beside})
+            known = chosen & ~np.isnan(values)
+            references = {name: _mean(of[known]) for name, of in beside.items()}
+            found[name] = Figure(value=means[0], ci=ends, **{k: v for k, v in references.items() if not np.isnan(v)})
         return found
 
     def beyond(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
         """Of each measure against masks, what the map has over the control that comes closest, on the same images."""
         found = []
         for measure, values in rows[rows["measure"].isin(AGAINST_MASKS)].groupby("measure", sort=False):
-            bootstrap = self._over(values["group"])
+            bootstrap = self._over(values["group"].to_numpy(dtype=str))
             known = [name for name in controls if name in values and values[name].notna().any()]
             over = {name: bootstrap.means(values["value"] - values[name]) for name in known}
             if over:
@@ -70,15 +74,20 @@ class Summary:
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
         """One mean and its interval."""
-        means: Floats = self._over(groups).means(values)
+        means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
         return Figure(value=means[0], ci=interval(means))
 
-    def _over(self, groups: pd.Series) -> Bootstrap:
-        names = groups.to_numpy(dtype=str)
-        key = names.tobytes()
+    def _over(self, groups: NDArray[np.str_]) -> Bootstrap:
+        key = groups.tobytes()
         if key not in self._drawn:
-            self._drawn[key] = Bootstrap.over(names, resamples=self.resamples)
+            self._drawn[key] = Bootstrap.over(groups, resamples=self.resamples)
         return self._drawn[key]
+
+
+def _mean(values: Floats) -> float:
+    """The mean of what is not NaN; NaN where nothing is."""
+    known = ~np.isnan(values)
+    return float(np.where(known, values, 0.0).sum() / known.sum()) if known.any() else np.nan
 
 
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
