@@ -121,6 +121,8 @@ def test_page_is_well_formed_and_described(text: str, page: Page) -> None:
     anchors += re.findall(r"url\(#([^)]+)\)", text)
     assert anchors
     assert set(anchors) <= set(page.ids)
+    scopes = [a.get("scope") for t, a in page.tags if t == "th"]
+    assert set(scopes) == {"row", "col"}, "a screen reader says of each figure whose it is"
     images = [a for t, a in page.tags if t == "img"]
     assert len(images) == 2 * (1 + 4)
     assert all(a.get("alt") for a in images)
