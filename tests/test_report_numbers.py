@@ -5,14 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from trustcxr.report import alarms, answers, ranking, study_folder, summary, words
-from trustcxr.report.figures import legends, svg
-from trustcxr.report.figures.accuracy import epsilon_curves
+from trustcxr.report import alarms, answers, methods, ranking, study_folder, summary, words
+from trustcxr.report.figures import legends, pictures, svg
+from trustcxr.report.figures.accuracy import epsilon_curves, forest
 from trustcxr.report.tables import leaderboard, models, robustness
 from trustcxr.report.terminal import leaderboard as leaderboard_in_terminal
-from trustcxr.results.documents import Comparison, Document, RunDocument, SaliencyDocument, StudyDocument
+from trustcxr.results.documents import Comparison, Document, RandomWeights, RunDocument, SaliencyDocument, StudyDocument
 from trustcxr.results.flat import understood
 
 
@@ -302,3 +303,61 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     )
     only = answers.sentences(EMPTY, [masked], ranking.headline(EMPTY, [masked]))
     assert "nothing may be relied on" in only[1]
+
+
+def test_of_what_was_not_attacked_no_failing_gradients_are_told() -> None:
+    clean = {"accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "n": 90, "confusion": [[45, 0], [0, 45]]}
+    masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
+    spared = _run(model="spared", clean=clean)
+    other_ball = _run(model="other", clean=clean, attacks=[_attack("pgd-l2", 0.02, 0.4)])
+    for runs in ([masked, spared], [other_ball]):
+        said = answers.sentences(EMPTY, runs, ranking.headline(EMPTY, runs))[1]
+        assert "At epsilon 0.02 no L-infinity attack" in said
+        assert "nothing is known" in said
+        assert "fail" not in said
+
+
+def test_methods_name_what_was_done_and_nothing_else() -> None:
+    recipe = {
+        "models": ["a", "b"],
+        "training": {"epochs": 3, "refit": True, "background": "gate", "balanced": False},
+        "defences": [{"name": "gaussian", "epsilon": 0.02, "sigma": 0.05}, {"name": "fgsm", "epsilon": 0.01}],
+    }
+    chosen = {"split": "Val", "by": "accuracy", "count": 1, "ranking": [{"model": "a", "value": 0.8, "chosen": True}]}
+    study = _read(StudyDocument, {"recipe": recipe, "selection": chosen})
+    run = _run(saliency={"gradcam": {"infection_energy": 0.2}})
+
+    def told() -> dict[str, str]:
+        return {part.lead: part.text for part in methods.paragraphs(study, [run])}
+
+    assert "together, background of training images gate" in told()["Networks and training"]
+    assert "equally often" not in told()["Networks and training"]
+    assert told()["Training to resist"] == (
+        "Each of the chosen networks was trained as usual and, beside it, by Gaussian noise (Ford et al. 2019), sigma "
+        "0.05; FGSM (Goodfellow et al. 2015), epsilon 0.01 (L-infinity)."
+    )
+    assert "random weights" not in told()["Heatmaps"]
+    run.metrics.saliency["gradcam"].random_weights = RandomWeights(n=9)
+    assert "random weights" in told()["Heatmaps"]
+
+
+def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
+    drawing = forest("clean accuracy", [_read(Comparison, {"model": "m", "defence": "fgsm", "difference": 0.1})])
+    assert drawing is not None
+    drawn = svg.inline(drawing, "k")
+    assert "m · fgsm: +10" in drawn
+    assert "CI" not in drawn
+
+
+def test_cells_are_drawn_only_for_the_method_that_has_them() -> None:
+    run = _run(saliency={"gradcam": {"cells": "2 x 3"}, "layercam": {}})
+    film = {"image": np.zeros((1, 8, 8), np.uint8), "saliency": np.ones((1, 8, 8))}
+
+    def shown(**method: str) -> str:
+        run.panels = film | {key: np.array([value]) for key, value in method.items()}
+        return str([panel.lines for example in pictures.gallery([run]).examples for panel in example.panels])
+
+    assert "2 × 3 cells" in shown(method="gradcam")
+    assert "2 × 3 cells" in shown(), "version 0.1 kept those of its first method, and did not say"
+    assert "cells" not in shown(method="layercam")
+    assert "cells" not in shown(method="scorecam"), "of which nothing is known"

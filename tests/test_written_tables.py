@@ -9,7 +9,7 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.report import page, written
+from trustcxr.report import cards, page, written
 from trustcxr.report.study_folder import read
 from trustcxr.report.tables import provenance
 from trustcxr.report.tables.cells import Cell, Table
@@ -65,9 +65,26 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert "created" not in text, "nobody knows when"
     assert "run.yaml could not be read" in text
     (one / "run.yaml").write_text("versions: {trustcxr: 0.1.7}")
-    assert "TrustCXR 0.1.7" in run_and_read(one)
+    (one / "data-check.json").write_text('{"verdict": "3 films are in two splits."}')
+    text = run_and_read(one)
+    assert "TrustCXR 0.1.7" in text
+    assert "3 films are in two splits." in text, "where the page says that it will be looked for"
+    assert "comes from metrics.json, data-check.json and the tables beside it" in text
     (one / "metrics.json").unlink()
     assert "not tested yet" in complaint("report", one)
+
+
+def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) -> None:
+    options = {"epsilon": 0.02, "steps": 3, "sigma": 0.05}
+    for name, said in {
+        "gaussian": "gaussian, sigma 0.05;",
+        "pgd": "pgd, epsilon 0.02 (L-infinity), steps 3;",
+        "standard": "standard;",
+        "my-own": "my-own, epsilon 0.02 (L-infinity);",
+    }.items():
+        (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "recipe": {"defence": {"name": name} | options}}))
+        (tmp_path / "model.safetensors").touch()
+        assert f"- Defence: {said} background" in cards.card(tmp_path)
 
 
 def run_and_read(folder: Path) -> str:

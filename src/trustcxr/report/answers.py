@@ -65,6 +65,10 @@ def _attacked(runs: list[Run], head: Headline) -> str:
 
     trusted = [run for run in runs if run.masked is not True]
     best = best_by(trusted, lowest)
+    if best is None and trusted:
+        which = "no L-infinity attack" + (" on a run whose gradients hold" if len(runs) > 1 else "")
+        at = words.epsilon(head.epsilon)
+        return f"At epsilon {at} {which} was measured, so nothing is known about robustness."
     if best is None:
         who = "its" if len(runs) == 1 else "every run’s"
         return f"Under attack nothing may be relied on: {who} gradients fail, and hide the way that an attack takes."

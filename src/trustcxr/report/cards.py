@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
-from trustcxr.report import board, words
+from trustcxr.report import board, methods, words
 from trustcxr.report.single_page import environment
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import AttackResult, RunDocument, Share, TrainingDocument
@@ -34,6 +34,7 @@ def card(run: Path) -> str:
     document = documents.read_if_there(RunDocument, run / folders.METRICS_FILE) or RunDocument()
     training = documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument()
     data, recipe = files.part(content, "data"), files.part(content, "recipe")
+    defence = files.part(recipe, "defence")
     name = str(content.get("name") or run.name)
     results = figures(document.clean.accuracy, document.clean.auroc_macro, board.attacked(document))
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.films}
@@ -47,7 +48,7 @@ def card(run: Path) -> str:
             content=content,
             recipe=recipe,
             model=files.part(recipe, "model"),
-            defence=files.part(recipe, "defence"),
+            defence=", ".join([str(defence.get("name") or "[not noted]"), *methods.options(defence)]),
             fitting=files.part(recipe, "training"),
             data=data,
             classes=content.get("classes") or [],

@@ -19,11 +19,17 @@ _TRAINING = {
     "averaging": "weights averaged with a decay of {}",
     "label_smoothing": "label smoothing {}",
     "patience": "stopped after {} epochs without gain on validation",
+    "refit": "trained once more on training and validation images together",
+    "precision": "precision {}",
+    "balanced": "every class drawn equally often",
+    "class_weights": "the loss of each class weighed against how many images it has",
+    "background": "background of training images {}",
 }
+_OPTIONS = ("epsilon", "steps", "beta", "replays", "ramp", "clean_share", "alpha", "size", "holes", "sigma")
 _AUGMENT = {
     "rotation": "rotation up to {} degrees",
     "shift": "shift up to {} of the side",
-    "scale": "scale up to {}",
+    "scale": "scaling by up to {}",
     "brightness": "brightness {}",
     "contrast": "contrast {}",
     "flip": "mirrored with probability {}",
@@ -111,10 +117,17 @@ def _defences(study: StudyDocument) -> str:
             continue
         entry = DEFENCES.get(str(defence.get("name")))
         cited = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
-        options = [o for o in (entry.options if entry else ()) if o in ("epsilon", "steps", "beta", "replays", "ramp")]
-        values = [f"{name} {defence[name]}" for name in options if defence.get(name) not in (None, "", False)]
-        told.append(f"{cited}{', ' if values else ''}{', '.join(values)}")
-    return f"Each network was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
+        told.append(", ".join([cited, *options(defence)]))
+    each = "Each of the chosen networks" if study.selection.ranking else "Each network"
+    return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
+
+
+def options(defence: Mapping[str, object]) -> list[str]:
+    """What a recipe says of its defence, a part each: only what that defence uses, so no epsilon of mixup's."""
+    entry = DEFENCES.get(str(defence.get("name")))
+    told = [key for key in _OPTIONS if key in (entry.options if entry else ("epsilon",))]
+    unit = {"epsilon": " (L-infinity)"}
+    return [f"{key} {defence[key]}{unit.get(key, '')}" for key in told if defence.get(key) not in (None, "", False)]
 
 
 def _attacks(study: StudyDocument, runs: list[Run]) -> str:
@@ -147,10 +160,12 @@ def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:
         told.append(f"{words.method(name)} ({entry.paper})" if entry and entry.paper else words.method(name))
     if not told:
         return ""
+    held = "beside the share that a map without knowledge would have"
+    if any(part.random_weights for run in runs for part in run.saliency_methods().values()):
+        held += " and beside the same method on the same network with random weights"
     return (
         f"Heatmaps of the true class: {'; '.join(told)}. Each was held against the annotated infection and lung masks, "
-        "beside the share that a map without knowledge would have and beside the same method on the same network with "
-        "random weights."
+        f"{held}."
     )
 
 

@@ -152,12 +152,21 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
         "title": study.title or study.study or "A study of chest X-ray classifiers",
         "notice": study.notice or NOTICE,
         "meta": " · ".join(filter(None, made)),
+        "files": _files(found.path),
         "alarms": findings,
         "asked": answers.asked(runs, head),
         "sentences": answers.sentences(study, runs, head),
         "models": models.models(runs, head),
         "points": summary.points(study, runs, head),
     }
+
+
+def _files(folder: Path) -> str:
+    """What the page's numbers are read from, of a study or of one run."""
+    of_study = (folder / folders.STUDY_RESULTS).is_file()
+    names = (folders.STUDY_RESULTS,) if of_study else (folders.METRICS_FILE, folders.TRAINING_FILE)
+    there = [name for name in (*names, folders.DATA_CHECK_FILE) if (folder / name).is_file()]
+    return f"{', '.join(there)} and the tables {'in runs/ ' if of_study else ''}beside it"
 
 
 def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:

@@ -254,7 +254,7 @@ def _of_one_run(path: Path) -> StudyFolder:
     )
     runs = [Run(document, path, notes)]
     label(runs)
-    return StudyFolder(path, study, runs, notes)
+    return StudyFolder(path, study, runs, notes, _check(path, notes))
 
 
 def _made_by(run_file: Path, notes: list[str]) -> str:

@@ -248,8 +248,7 @@ def above_controls(runs: list[Run]) -> str:
 
 
 def _measured(found: Figure) -> str:
-    inside = words.between(found.interval, reveal=True)
-    return words.decimal(found.value) + (f" (95\u00a0% CI {inside})" if inside else "")
+    return words.decimal(found.value) + words.interval(found.interval, reveal=True)
 
 
 def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:

@@ -69,6 +69,12 @@ def between(ends: Sequence[float | None] | None, digits: int = 3, *, scale: floa
     return " to ".join(decimal(end, digits) for end in pair)
 
 
+def interval(ends: Sequence[float | None] | None, digits: int = 3, *, scale: float = 1.0, reveal: bool = False) -> str:
+    """` (95 % CI 79.0 to 85.3)`, to stand behind a figure; empty where there is no interval."""
+    inside = between(ends, digits, scale=scale, reveal=reveal)
+    return f" (95\u00a0% CI {inside})" if inside else ""
+
+
 def measured(found: Share, n: Value = None) -> str:
     """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
     inside = between(found.interval, 1, scale=100)

@@ -102,15 +102,12 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
     x, y = [p[0] for p in points], [p[1] for p in points]
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
     name = f"{run.way}, {words.attack(attack, steps)}"
-    say(line, *(f"{name}, epsilon {words.epsilon(e)}: {words.percent(a)}{_ends(ends)}" for e, a, ends in points))
+    told = [words.percent(a) + words.interval(ends, 1, scale=100) for _, a, ends in points]
+    say(line, *(f"{name}, epsilon {words.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
         axes.fill_between(at, low, high, color=colour, alpha=0.12, lw=0)
-
-
-def _ends(ends: tuple[float, float] | None) -> str:
-    return f" (95\u00a0% CI {words.between(ends, 1, scale=100)})" if ends else ""
 
 
 def is_wide(epsilons: Sequence[float]) -> bool:
@@ -152,8 +149,8 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
             value, pair = scale * difference, row.difference.interval
             error = _error(value, None if pair is None else (scale * pair[0], scale * pair[1]))
             drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colours[row.outcome], ms=5.5, lw=1.5)
-            inside = words.between(pair, scale=scale, reveal=True)
-            say(drawn, f"{row.model} · {row.defence}: {words.signed(value)} (95\u00a0% CI {inside}), {row.outcome}")
+            inside = words.interval(pair, scale=scale, reveal=True)
+            say(drawn, f"{row.model} · {row.defence}: {words.signed(value)}{inside}, {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)

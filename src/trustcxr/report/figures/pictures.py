@@ -180,7 +180,7 @@ def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int)
 def _cells(run: Run, method: str) -> tuple[int, int] | None:
     """Rows and columns of the map as the network gives it; None where it is as fine as the picture, or not known."""
     methods = run.saliency_methods()
-    document = methods.get(method) or methods.get(main_method(methods))
+    document = methods.get(main_method(methods) if method == words.DASH else method)
     sides = document.cells.split(" x ") if document else []
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(map(str.isdigit, sides)) else None
 

@@ -1,23 +1,10 @@
-"""Figures of the comparison of heatmaps and of their sanity check, drawn as those of figures.py."""
+"""Figures of the comparison of heatmaps and of their sanity check, and where the maps lie."""
 
 from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import MEASURES
 from trustcxr.report import words
-from trustcxr.report.figures import legends
-from trustcxr.report.figures.svg import (
-    BETTER,
-    INK,
-    QUIET,
-    RULE,
-    WORSE,
-    Drawing,
-    _error,
-    _rows,
-    defence_colour,
-    say,
-    titled,
-)
+from trustcxr.report.figures import legends, svg
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import main_method
 from trustcxr.report.tables.saliency import documents
@@ -27,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def explanation_dots(runs: list[Run], *, narrow: bool = False) -> Drawing | None:
+def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | None:
     """Infection energy, IoU and hit rate of every run (first method) as dots with intervals, chance as a tick.
 
     `narrow`: one below the other.
@@ -41,30 +28,30 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> Drawing | None
         shape = (len(names), 1) if narrow else (1, len(names))
         panels = figure.subplots(*shape, sharey=True)
         for axes, name in zip(panels, names, strict=True):
-            _rows(axes, [run.label for run, _ in measured])
+            svg._rows(axes, [run.label for run, _ in measured])
             axes.set_title(words.measure(name), fontsize="medium", loc="left")
             for row, (run, document) in enumerate(measured):
                 found = document.figure(name)
                 if found.chance is not None:
-                    axes.plot([found.chance] * 2, [row - 0.34, row + 0.34], color=INK, lw=1.6)
+                    axes.plot([found.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
                 if found.value is not None:
-                    error, colour = _error(found.value, found.interval), defence_colour(run.defence)
+                    error, colour = svg._error(found.value, found.interval), svg.defence_colour(run.defence)
                     drawn = axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
-                    beside = f"{words.decimal(found.value)} (95\u00a0% CI {words.between(found.interval)})"
-                    say(drawn, f"{run.label}: {beside}, chance {words.decimal(found.chance)}")
+                    beside = words.decimal(found.value) + words.interval(found.interval)
+                    svg.say(drawn, f"{run.label}: {beside}, chance {words.decimal(found.chance)}")
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
     alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
     height = (74 + 24 * len(measured)) * (len(names) if narrow else 1)
-    return Drawing("localisation", 760, height, plot, alt, legends.localisation([run for run, _ in measured]))
+    return svg.Drawing("localisation", 760, height, plot, alt, legends.localisation([run for run, _ in measured]))
 
 
 _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
-_COLOURS = {"better": BETTER, "worse": WORSE, "not settled": QUIET}
+_COLOURS = {"better": svg.BETTER, "worse": svg.WORSE, "not settled": svg.QUIET}
 
 
-def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, Drawing]]:
+def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.Drawing]]:
     """For each saliency method its name and one forest plot over models and measures, `columns` of these a row."""
     found = []
     methods = list(dict.fromkeys(row.method for row in rows if row.method))
@@ -76,7 +63,7 @@ def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, Draw
     return found
 
 
-def forest(method: str, rows: list[Comparison], columns: int = 4) -> Drawing | None:
+def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing | None:
     """Robust minus standard with intervals: a panel for each measure, a row for each comparison, zero marked."""
     names = [name for name in _SHOWN if any(row.measure == name for row in rows)]
     if not names:
@@ -87,15 +74,15 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> Drawing | N
     def plot(figure: "Figure") -> None:
         grid = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
         for axes, name in zip(grid, names, strict=False):
-            _rows(axes, labels)
-            axes.axvline(0, color=INK, lw=1)
+            svg._rows(axes, labels)
+            axes.axvline(0, color=svg.INK, lw=1)
             for row in (row for row in rows if row.measure == name):
                 value, place = row.difference.value or 0.0, labels.index(_label(row))
                 colour = _COLOURS[_side(row)]
-                error = _error(value, row.difference.interval)
+                error = svg._error(value, row.difference.interval)
                 drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colour, ms=5, lw=1.5)
-                inside = words.between(row.difference.interval, reveal=True)
-                say(drawn, f"{_label(row)}: {words.signed(value)} (95\u00a0% CI {inside}), {_side(row)}")
+                inside = words.interval(row.difference.interval, reveal=True)
+                svg.say(drawn, f"{_label(row)}: {words.signed(value)}{inside}, {_side(row)}")
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
             axes.set_xlim(-reach, reach)
             axes.locator_params(axis="x", nbins=3)
@@ -107,7 +94,7 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> Drawing | N
         f"Forest plot of {words.method(method)}, robust minus standard, over models and measures; numbers in the table."
     )
     height = lines * (70 + 24 * len(labels))
-    return Drawing(f"comparison-{method}", 760, height, plot, alt, legends.outcome())
+    return svg.Drawing(f"comparison-{method}", 760, height, plot, alt, legends.outcome())
 
 
 def _label(row: Comparison) -> str:
@@ -122,7 +109,7 @@ def _side(row: Comparison) -> str:
     return "better" if row.outcome == (row.better or "higher") else "worse"
 
 
-def sanity(runs: list[Run]) -> list[Drawing]:
+def sanity(runs: list[Run]) -> list[svg.Drawing]:
     """For each run how like the trained model's map is left as the network is made random, from the logits down."""
     found = []
     for run in runs:
@@ -132,7 +119,7 @@ def sanity(runs: list[Run]) -> list[Drawing]:
     return found
 
 
-def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> Drawing:
+def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawing:
     dashes = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
     main = main_method(dict(methods))
     parts = [words.part(stage.part) for stage in dict(methods)[main].sanity]
@@ -142,13 +129,13 @@ def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> Drawing:
         for (name, document), dash in zip(methods, dashes, strict=False):
             values = [stage.figure("ssim").value for stage in document.sanity]
             heights = [1.0, *(float("nan") if v is None else v for v in values)]
-            axes.plot(range(len(heights)), heights, color=defence_colour(run.defence), ls=dash, marker="o", ms=3.5)
-            axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize="small", color=INK)
+            axes.plot(range(len(heights)), heights, color=svg.defence_colour(run.defence), ls=dash, marker="o", ms=3.5)
+            axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize="small", color=svg.INK)
         axes.set_xticks(range(len(parts) + 1), ["trained", *parts], rotation=45, ha="right", fontsize="small")
-        axes.axhline(0, color=RULE, lw=0.7)
+        axes.axhline(0, color=svg.RULE, lw=0.7)
         axes.set_ylim(-0.1, 1.05)
-        titled(axes, run.label)
+        svg.titled(axes, run.label)
         axes.set_ylabel("SSIM with the map before")
 
     alt = f"SSIM of the heatmaps of {run.label} as its layers are made random; the ends stand in the table."
-    return Drawing(f"sanity-{run.name}", 330, 250, plot, alt)
+    return svg.Drawing(f"sanity-{run.name}", 330, 250, plot, alt)
