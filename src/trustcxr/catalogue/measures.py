@@ -33,6 +33,7 @@ class Measure:
 
 _MASKS = "A map on the disease is no proof that the network answers by it: hold it against the controls."
 _FEW = "A wide map has little, however well it lies; compare with chance and with the centre prior."
+_WITHOUT_LUNGS = "Accuracy on films whose lungs are hidden so."
 _HIDDEN = "What is left is answered by something that is no lung; the fill and the outline can tell the class too."
 MEASURES = by_name(
     (
@@ -218,7 +219,7 @@ MEASURES = by_name(
             "lungs blacked out",
             None,
             compared=False,
-            about="Accuracy on films whose lungs are hidden so.",
+            about=_WITHOUT_LUNGS,
             beware=_HIDDEN,
         ),
         Measure(
@@ -226,7 +227,7 @@ MEASURES = by_name(
             "lungs hidden in mid-grey",
             None,
             compared=False,
-            about="Accuracy on films whose lungs are hidden so.",
+            about=_WITHOUT_LUNGS,
             beware=_HIDDEN,
         ),
         Measure(
@@ -234,7 +235,7 @@ MEASURES = by_name(
             "lungs hidden in the film’s mean",
             None,
             compared=False,
-            about="Accuracy on films whose lungs are hidden so.",
+            about=_WITHOUT_LUNGS,
             beware=_HIDDEN,
         ),
         Measure(
@@ -242,7 +243,7 @@ MEASURES = by_name(
             "box of the lungs blacked out",
             None,
             compared=False,
-            about="Accuracy on films whose lungs are hidden so.",
+            about=_WITHOUT_LUNGS,
             beware=_HIDDEN,
         ),
         Measure(
@@ -250,7 +251,7 @@ MEASURES = by_name(
             "box of the lungs in mid-grey",
             None,
             compared=False,
-            about="Accuracy on films whose lungs are hidden so.",
+            about=_WITHOUT_LUNGS,
             beware=_HIDDEN,
         ),
         Measure(
@@ -258,7 +259,7 @@ MEASURES = by_name(
             "box of the lungs in the film’s mean",
             None,
             compared=False,
-            about="Accuracy on films whose lungs are hidden so.",
+            about=_WITHOUT_LUNGS,
             beware=_HIDDEN,
         ),
         Measure(
