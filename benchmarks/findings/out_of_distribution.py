@@ -3,7 +3,7 @@
 python -m benchmarks.findings.out_of_distribution RUN --data COVID-QU-Ex --external DIR --ct DIR --raw DIR --out results
 
 RUN has its familiarity fitted (`trustcxr familiarity RUN --data COVID-QU-Ex`). Its thresholds accept 95 % of the real
-validation films; foreign pictures chose none of them. Beside it: the page's simple checks of a film's layout, and a refusal
+validation films; foreign pictures chose none of them. Beside it: the page's simple checks of a film's layout, a refusal
 by reconstruction in the manner of Chester (`mlmed/dl-web-xray`, which refuses below a structural similarity of 0.60):
 our own stand-in for it, principal components of the training films, and not Chester's autoencoder.
 """
@@ -100,7 +100,8 @@ def main() -> None:
     stem = f"out-of-distribution-{given.data.resolve().name}"
     files.write_table(given.out / f"{stem}.csv", table)
     turned = counted(test.classes[label] for label in test.labels[:TURNED])
-    text = page(table, run.name, run.size, given.data.resolve().name, len(val), own, turned)
+    about = f"{run.name} (weights {run.trained_by.model.weights}, {run.trained_by.training.epochs} epochs)"
+    text = page(table, about, run.size, given.data.resolve().name, len(val), own, turned)
     (given.out / f"{stem}.md").write_text(text)
 
 
@@ -220,9 +221,9 @@ def page(table: pd.DataFrame, run: str, size: int, data: str, validated: int, ow
         "`the score` is what `trustcxr predict` and the page warn by: the larger of `the network alone` (components of "
         "the channel means of its last two stages) and `the film alone` (components of the film in 32 x 32 pixels); "
         "each of these stands beside it at its own threshold. `simple checks`: layout, noise, contrast, as "
-        "`trustcxr data check` uses them (colour was taken out of every picture first); their limits were set before, with "
-        "real films of every split and of the other collections at hand, so their false alarms here are no forecast. "
-        "`reconstruction`: redrawn "
+        "`trustcxr data check` uses them (colour was taken out of every picture first); their limits were set before, "
+        "with real films of every split and of the other collections at hand, so their false alarms here are no "
+        "forecast. `reconstruction`: redrawn "
         "from 64 principal components of the training films and refused below a structural similarity of 0.60. That "
         "is our own stand-in for the refusal of Chester (`mlmed/dl-web-xray`), whose autoencoder it is not; "
         f"`own threshold` is {own:.2f}, which accepts 95 % of Val. No lateral film is among the data at hand: what "
