@@ -104,9 +104,7 @@ _CUTS = (
     "",
     "The same script (`count_cuts.py`): two runs of two epochs of a small network, each trained, tested and explained, "
     "with the study and `TMPDIR` on two file systems. What the kernel is told to do is cut off, not the power: what a "
-    "disk forgets is not seen. Before, 158 of 184 kills of a study ended in the same bits; 3 of 3 kills while a "
-    "checkpoint came over from a `TMPDIR` on another file system lost the whole training, and so did every full disk: "
-    "so it was counted when these faults were first tried, by other means than this script.",
+    "disk forgets is not seen.",
 )
 
 
