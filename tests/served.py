@@ -57,7 +57,6 @@ def dicom(seed: int = 0, **tags: str) -> bytes:
 
     pixels = render("Normal", seed, 128).image
     header = pydicom.Dataset()
-    header.update({})
     said = {
         "Modality": "DX",
         "BodyPartExamined": "CHEST",

@@ -49,7 +49,7 @@ def shown(finished: Path) -> list[Film]:
 def store(shown: list[Film], tmp_path: Path) -> Store:
     """A new reader study of three arms and four films, with two readers."""
     arms = [f"{name}:gradcam" for name in ARMS]
-    made = Store.create(tmp_path / "reader.sqlite", arms=arms, method="", films=shown)
+    made = Store.create(tmp_path / "reader.sqlite", arms=arms, films=shown)
     for name in ("R1", "R2"):
         made.add(name)
     return made
@@ -155,8 +155,8 @@ def test_without_a_reader_nothing_is_made(finished: Path) -> None:
 
 def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path: Path) -> None:
     with pytest.raises(sqlite3.IntegrityError):
-        Store.create(tmp_path / "r.sqlite", arms=ARMS, method="", films=[shown[0], shown[0]])
-    assert not (tmp_path / "r.sqlite").exists()
+        Store.create(tmp_path / "r.sqlite", arms=ARMS, films=[shown[0], shown[0]])
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- blinded, and saved as it goes -----------------------------------------------------------------------------------
@@ -188,6 +188,42 @@ def test_a_choice_is_saved_when_it_is_made(store: Store) -> None:
     read_all(store, reader, [1, 2, 3])
     assert again.done(reader) == [0, 1, 2, 3]
     assert again.done(store.readers()[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("pragma", "why"), [("max_page_count = 1", "no space left on the disk"), ("query_only = 1", "permission denied")]
+)
+def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], pragma: str, why: str
+) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from trustcxr.reader import app
+    from trustcxr.reader import store as module
+
+    reader, opened = store.readers()[0], module._open
+    read_all(store, reader, [1, 2, 3])
+
+    @contextmanager
+    def refusing(path: Path) -> Iterator[sqlite3.Connection]:
+        with opened(path) as base:
+            base.execute(f"PRAGMA {pragma}")  # of pages: no fewer than there are
+            yield base
+
+    monkeypatch.setattr(module, "_open", refusing)
+    other = store.readers()[1]
+    outline = {"kind": "outline", "points": [[k / 601, 1 - k / 607] for k in range(600)]}  # the largest that may be
+    large = {"regions": [outline] * 20}
+    with pytest.raises(UserError, match=why):
+        store.save_mark(other, 0, Mark.model_validate(large))
+    with TestClient(app.build(store, hosts=None)) as api:
+        refused = api.put("/api/v1/films/0/mark", headers={"Authorization": f"Bearer {other.token}"}, json=large)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not-saved")
+    assert str(store.path) not in refused.text
+    assert why in capfd.readouterr().err
+    assert store.done(reader) == [0, 1, 2, 3]
+    assert store.mark(other, 0) is None
 
 
 def test_regions_become_pixels() -> None:
@@ -241,7 +277,7 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
             ("/api/v1/films/1/mark", {"regions": [], "more": 1}),
         ):  # fmt: skip
             assert ask(path, json=body).status_code == 422, body
-        assert ask("/api/v1/films/1/mark", content=b" " * (1 << 20)).status_code == 413
+        assert ask("/api/v1/films/1/mark", content=b" " * (2 << 20)).status_code == 413
         assert ask("/api/v1/films/9").status_code == 404
         assert ask("/api/v1/films/0/maps/7.png").status_code == 404
         assert api.get("/nowhere").json()["error"]["code"] == "not-found"
@@ -297,6 +333,13 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     (runs[0].folder / "saliency.parquet").unlink()
 
 
+def test_maps_that_share_the_first_place_are_not_the_one_that_is_named_first(store: Store) -> None:
+    for reader, ranks in zip(store.readers(), ([1, 1, 2], [1, 2, 3]), strict=True):
+        read_all(store, reader, ranks)
+    agreed = {row[0].text: row[1].value for row in results.tables(said.gather(store), [])["agreement"].rows}
+    assert agreed["which map is best: Fleiss’ kappa"] == pytest.approx(-1)
+
+
 def _with_saliency(run: study_folder.Run, store: Store) -> None:
     rows = [
         {"sample_id": sample, "group": group, "method": "gradcam", "condition": "clean", "measure": name, "value": 0.25}
@@ -318,7 +361,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
     png = io.BytesIO()
     Image.fromarray(mask).save(png, "PNG")
     films = [Film(f"f{k}", f"p{k}", b"", png.getvalue(), (b"", b"")) for k in range(80)]
-    store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], method="", films=films)
+    store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], films=films)
     skills, truth = {"R1": 0.8, "R2": 0.5, "R3": 0.65}, 1 / (1 + np.exp(-1.0))
     for name, skill in skills.items():
         reader = store.add(name)

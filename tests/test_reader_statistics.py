@@ -1,5 +1,7 @@
 """Preference and agreement: published examples, other libraries, and panels of readers whose skill is known."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -78,6 +80,13 @@ def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
     assert np.isnan(fleiss_kappa(np.ones((5, 3)))[0])
     assert np.isnan(krippendorff_alpha(np.ones((5, 3)))[0])
     assert np.isnan(krippendorff_alpha(np.full((5, 3), NAN))[0])
+
+
+def test_one_reader_agrees_with_nobody_and_nothing_is_printed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(fleiss_kappa([[1], [2]])[0])
+        assert np.isnan(krippendorff_alpha([[1], [2]])[0])
 
 
 def test_bradley_terry_has_the_likelihood_s_maximum() -> None:

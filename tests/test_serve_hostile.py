@@ -95,6 +95,8 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
             pool.limits.__dict__["reading"] = 1.0
             slow = await pool.ask(Asked("predict", small.film(1)))
             assert (slow.status, slow.code) == (422, "too-slow")
+            await asyncio.sleep(0.3)
+            assert pool.alive == 0  # the next one loads its runs, and says nothing yet
             pool.limits.__dict__["reading"] = 60.0
             again = await pool.ask(Asked("predict", small.film(1)))
             assert again.status == 200

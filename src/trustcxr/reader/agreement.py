@@ -27,8 +27,8 @@ def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats
     table, weight = table[whole], weight[:, whole]
     readers = table.shape[1]
     counts = np.stack([(table == value).sum(axis=1) for value in np.unique(table)], axis=-1).astype(float)
-    alike = ((counts**2).sum(axis=1) - readers) / (readers * (readers - 1))
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # one reader, or none, agrees with nobody
+        alike = ((counts**2).sum(axis=1) - readers) / (readers * (readers - 1))
         observed = (weight @ alike) / weight.sum(axis=1)
         shares = (weight @ counts) / (weight.sum(axis=1, keepdims=True) * readers)
         expected = (shares**2).sum(axis=1)

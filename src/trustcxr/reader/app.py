@@ -1,20 +1,21 @@
 """The reading page and what it saves, as one ASGI application. Readers are known by token, maps by their place."""
 
-from collections.abc import Callable
-from importlib.resources import files
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 
 from trustcxr.about import NOTICE, __version__
+from trustcxr.console import say
+from trustcxr.errors import CannotWrite
 from trustcxr.reader.regions import Mark
 from trustcxr.reader.store import RATINGS, Judgement, Reader, Store
-from trustcxr.serve.doors import Doors, problem
+from trustcxr.serve import shell
+from trustcxr.serve.doors import Doors, bearer, problem
 
-MOST_BYTES = 256 << 10  # of what a reader sends: twenty outlines of six hundred points
+MOST_BYTES = 1 << 20  # of what a reader sends: twenty outlines of six hundred points, every digit of them
 _HERE, _SERVE = "trustcxr.reader", "trustcxr.serve"
 PAGE = {"/": (_HERE, "index.html", "text/html"), "/reader.css": (_HERE, "reader.css", "text/css")}
 PAGE |= {"/reader.js": (_HERE, "reader.js", "text/javascript"), "/page.css": (_SERVE, "page.css", "text/css")}
@@ -59,8 +60,7 @@ class Desk:
 
     def reader(self, request: Request) -> Reader:
         """Who asks, by the token; 401 for nobody."""
-        said = request.headers.get("authorization", "")
-        found = self.store.known(said[7:].strip()) if said[:7].lower() == "bearer " else None
+        found = self.store.known(bearer(request.headers))
         if found is None:
             raise HTTPException(401, "open the link that you were sent: it holds your token")
         return found
@@ -125,12 +125,12 @@ def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     """The application. `hosts`: by what names it may be called; any where None."""
     app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
     _routes(app, Desk(store))
-    _page(app)
+    shell.show(app, PAGE)
+    shell.tell_faults(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(404, _refused)
     app.add_exception_handler(405, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _fault)
+    app.add_exception_handler(CannotWrite, _unsaved)
     app.add_middleware(Doors, token=None, hosts=hosts)  # each reader has a token: the routes ask for it
     return app
 
@@ -167,28 +167,16 @@ def _routes(app: FastAPI, desk: Desk) -> None:
 async def _body(request: Request, kind: type[_Body]) -> _Body:
     """What was sent, read no further than MOST_BYTES."""
     held = b""
-    async for piece in request.stream():
-        held += piece
-        if len(held) > MOST_BYTES:
-            raise HTTPException(413, "more than a reader's marks can be")
     try:
+        async for piece in request.stream():
+            held += piece
+            if len(held) > MOST_BYTES:
+                raise HTTPException(413, "more than a reader's marks can be")
         return kind.model_validate_json(held)
+    except ClientDisconnect:
+        raise HTTPException(400, "it was cut off on its way") from None
     except ValidationError:
         raise HTTPException(422, "not what /openapi.json says") from None
-
-
-def _page(app: FastAPI) -> None:
-    """The files of the page, read once; no path of a request ever touches the disk."""
-
-    def route(content: bytes, media: str) -> Callable[[], Response]:
-        def page() -> Response:
-            return Response(content, media_type=media)
-
-        return page
-
-    for path, (package, name, media) in PAGE.items():
-        content = (files(package) / "page" / name).read_bytes()
-        app.add_api_route(path, route(content, media), include_in_schema=False)
 
 
 async def _refused(_: Request, fault: Exception) -> Response:
@@ -196,9 +184,6 @@ async def _refused(_: Request, fault: Exception) -> Response:
     return problem(status, _CODES.get(status, "refused"), str(getattr(fault, "detail", "there is nothing here")))
 
 
-async def _invalid(_: Request, __: Exception) -> Response:
-    return problem(422, "invalid", "the request is not as /openapi.json says")
-
-
-async def _fault(_: Request, __: Exception) -> Response:
-    return problem(500, "fault", "a fault of the program")
+async def _unsaved(_: Request, fault: Exception) -> Response:
+    say(str(fault))
+    return problem(503, "not-saved", "it could not be saved: tell whoever sent you the link, and keep this page open")

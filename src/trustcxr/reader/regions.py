@@ -1,13 +1,13 @@
 """What a reader marks: boxes and outlines, in shares of the film's width and height, and as pixels."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_REGIONS, MOST_POINTS = 20, 600
-Share = float
+Share = Annotated[float, Field(ge=0, le=1)]  # of the film's width or height
 
 
 class Region(BaseModel):
@@ -23,8 +23,6 @@ class Region(BaseModel):
             raise ValueError("a box has two corners")
         if self.kind == "outline" and len(self.points) < 3:
             raise ValueError("an outline has three points or more")
-        if any(not 0 <= value <= 1 for point in self.points for value in point):
-            raise ValueError("a region lies on the film: 0 to 1")
         return self
 
 

@@ -117,8 +117,8 @@ def _pairs(said: Said) -> Table:
 def _agreement(said: Said) -> Table:
     bootstrap = Bootstrap.over(said.groups, resamples=RESAMPLES)
     weights = bootstrap.row_weights()
-    whole = np.isfinite(said.ranks).all(axis=2)
-    best = np.where(whole, np.argmin(np.where(np.isnan(said.ranks), np.inf, said.ranks), axis=2), np.nan)
+    first = said.ranks == said.ranks.min(axis=2, keepdims=True)
+    best = np.where(np.isfinite(said.ranks).all(axis=2), first @ 2.0 ** np.arange(len(said.arms)), np.nan)
     flat = (np.concatenate([values[:, :, k] for k in range(len(said.arms))]) for values in (said.ranks, said.ratings))
     ranks, ratings = flat
     twice = np.tile(weights, (1, len(said.arms)))
@@ -132,7 +132,7 @@ def _agreement(said: Said) -> Table:
     rows = [[Cell(name), cells.plain(_share(values))] for name, values in found.items()]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts films that all readers ranked; "
-        "alpha those that two or more did."
+        "alpha those that two or more did. Maps that share the first place are an answer of their own."
     )
     return Table(["agreement", "value"], rows, caption=caption)
 

@@ -13,13 +13,12 @@ from trustcxr.statistics import Floats
 
 @dataclass(frozen=True)
 class Said:
-    """`ranks` and `ratings` (F films, R readers, A arms), NaN where not given; `order`: whose answers count, by place.
+    """`ranks` and `ratings` (F films, R readers, A arms), NaN where not given.
 
     `marked` (F, R): whether the reader marked the film; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
     """
 
     arms: list[str]
-    method: str
     readers: list[str]
     samples: list[str]
     groups: list[str]
@@ -50,7 +49,7 @@ def gather(store: Store) -> Said:
                 marked[f, r], marks[f, r] = True, regions.pixels(mark, *masks.shape[1:])
     names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
     told = [reader.name for reader in readers]
-    return Said(store.arms, store.method, told, names, groups, ranks, ratings, marked, marks, masks)
+    return Said(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
 
 
 def _numbers(store: Store, reader: Reader, film: int) -> tuple[list[float], list[float]]:

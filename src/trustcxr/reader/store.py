@@ -16,6 +16,8 @@ import numpy as np
 
 from trustcxr.errors import UserError
 from trustcxr.reader.regions import Mark
+from trustcxr.results.disk import writing
+from trustcxr.results.files import replacing
 
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)
@@ -72,39 +74,34 @@ class Store:
         self.path = path
         try:
             self.arms: list[str] = json.loads(self._about("arms"))
-            self.method, self._key = self._about("method"), self._about("key")
+            self._key = self._about("key")
             self.films = int(self._one("SELECT count(*) FROM films"))
         except (sqlite3.DatabaseError, TypeError, ValueError) as problem:
             raise UserError(f"{path}: not the file of a reader study ({type(problem).__name__}); restore it") from None
 
     @classmethod
-    def create(cls, path: Path, *, arms: Sequence[str], method: str, films: Sequence[Film]) -> "Store":
+    def create(cls, path: Path, *, arms: Sequence[str], films: Sequence[Film]) -> "Store":
         """Write a new study whole or not at all; only its owner may read the file, which holds the key."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
-        about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "method": method, "created": _now()}
+        about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "created": _now()}
         about["key"] = secrets.token_hex(16)
-        with _open(temporary) as base:
-            base.executescript(_TABLES)
-            base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
-            for place, film in enumerate(films):
-                base.execute(
-                    "INSERT INTO films VALUES (?, ?, ?, ?, ?)",
-                    (place, film.sample, film.group, film.picture, film.mask),
-                )
-                base.executemany(
-                    "INSERT INTO maps VALUES (?, ?, ?)", [(place, arm, png) for arm, png in enumerate(film.maps)]
-                )
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
+            with _open(temporary) as base:
+                base.executescript(_TABLES)
+                base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
+                for place, film in enumerate(films):
+                    row = (place, film.sample, film.group, film.picture, film.mask)
+                    base.execute("INSERT INTO films VALUES (?, ?, ?, ?, ?)", row)
+                    drawn = [(place, arm, png) for arm, png in enumerate(film.maps)]
+                    base.executemany("INSERT INTO maps VALUES (?, ?, ?)", drawn)
         return cls(path)
 
     # --- readers -----------------------------------------------------------------------------------------------------
 
     def add(self, name: str) -> Reader:
         """A reader of that name, new or as before."""
-        with _open(self.path) as base:
+        with _changed(self.path) as base:
             base.execute("INSERT OR IGNORE INTO readers (name, token) VALUES (?, ?)", (name, secrets.token_urlsafe(24)))
         return next(reader for reader in self.readers() if reader.name == name)
 
@@ -151,7 +148,7 @@ class Store:
     def save_mark(self, reader: Reader, film: int, mark: Mark) -> bool:
         """Keep a mark; False where there is one already: who has seen the maps does not mark anew."""
         row = (reader.place, film, mark.model_dump_json(), _now())
-        with _open(self.path) as base:
+        with _changed(self.path) as base:
             return base.execute("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", row).rowcount == 1
 
     def judgements(self, reader: Reader, film: int) -> list[Judgement]:
@@ -163,7 +160,7 @@ class Store:
     def save_judgement(self, reader: Reader, film: int, arm: int, said: Judgement) -> None:
         """Keep a rank, a rating or both; what is None stays as it was."""
         row = (reader.place, film, arm, said.rank, said.rating, _now())
-        with _open(self.path) as base:
+        with _changed(self.path) as base:
             base.execute(
                 "INSERT INTO judgements VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "ranked = coalesce(excluded.ranked, ranked), rating = coalesce(excluded.rating, rating), "
@@ -212,6 +209,13 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
             yield base
     finally:
         base.close()
+
+
+@contextmanager
+def _changed(path: Path) -> Iterator[sqlite3.Connection]:
+    """`_open` to write: CannotWrite, with what was said before still whole, where the disk refuses."""
+    with writing(path), _open(path) as base:
+        yield base
 
 
 def _now() -> str:

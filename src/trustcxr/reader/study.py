@@ -44,7 +44,7 @@ def open_or_make(study: Path, asked: Asked) -> Store:
         return store
     chosen = preparing.arms(study, asked.arms)
     films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=asked.seed)
-    store = Store.create(path, arms=[arm.name for arm in chosen], method="", films=films)
+    store = Store.create(path, arms=[arm.name for arm in chosen], films=films)
     say(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
     return store
 

@@ -26,6 +26,10 @@ _WORDS = {  # in what a library says that keeps no error number
     "read-only file system": errno.EROFS,
     "pytorchstreamwriter failed": errno.ENOSPC,
     "filewriter": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "readonly database": errno.EACCES,
+    "disk i/o error": errno.EIO,
+    "database is locked": errno.EBUSY,
 }
 
 

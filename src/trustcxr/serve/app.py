@@ -3,25 +3,24 @@
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import cast
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from trustcxr.about import NOTICE, __version__
-from trustcxr.serve import answers, uploads
+from trustcxr.serve import answers, shell, uploads
 from trustcxr.serve.doors import Doors, problem
 from trustcxr.serve.limits import RETRY_AFTER, Limits
 from trustcxr.serve.measures import Measures
 from trustcxr.serve.pool import Pool
 from trustcxr.serve.worker import PNG, Asked, Kind, Reply
 
-PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
-PAGE |= {"/page.js": ("page.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml")}
+_HERE = "trustcxr.serve"
+PAGE = {"/": (_HERE, "index.html", "text/html"), "/page.css": (_HERE, "page.css", "text/css")}
+PAGE |= {"/page.js": (_HERE, "page.js", "text/javascript"), "/icon.svg": (_HERE, "icon.svg", "image/svg+xml")}
 _HIGHEST = 0.3
 _CODES = {404: "not-found", 405: "wrong-method"}
 _PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
@@ -36,10 +35,13 @@ class House:
 
     async def answer(self, request: Request, kind: Kind) -> Response:
         """Answer a form with one film, or say why not."""
-        start = time.perf_counter()
-        response = await self._answer(request, kind)
-        self.measures.done(kind, response.status_code, time.perf_counter() - start)
-        return response
+        start, status = time.perf_counter(), 500
+        try:
+            response = await self._answer(request, kind)
+            status = response.status_code
+            return response
+        finally:
+            self.measures.done(kind, status, time.perf_counter() - start)
 
     async def _answer(self, request: Request, kind: Kind) -> Response:
         if self.inside >= self.limits.at_once:
@@ -86,10 +88,9 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
     )
     _films(app, house)
     _about(app, house)
-    _page(app)
+    shell.show(app, PAGE)
+    shell.tell_faults(app)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _fault)
     app.add_middleware(Doors, token=token, hosts=hosts)
     return app
 
@@ -157,20 +158,6 @@ def _about(app: FastAPI, house: House) -> None:
         return Response(house.metrics(), media_type="text/plain; version=0.0.4")
 
 
-def _page(app: FastAPI) -> None:
-    """The files of the page, read once; no path of a request ever touches the disk."""
-    folder = files("trustcxr.serve") / "page"
-
-    def route(content: bytes, media: str) -> Callable[[], Response]:
-        def page() -> Response:
-            return Response(content, media_type=media)
-
-        return page
-
-    for path, (name, media) in PAGE.items():
-        app.add_api_route(path, route((folder / name).read_bytes(), media), include_in_schema=False)
-
-
 def busy(message: str) -> Response:
     """Turned away for now; when to come again."""
     return problem(503, "busy", message, retry_after=str(RETRY_AFTER))
@@ -221,11 +208,3 @@ async def _http(_: Request, fault: Exception) -> Response:
     response = problem(status, _CODES.get(status, "refused"), "there is nothing here; see /openapi.json")
     response.headers.update(headers)
     return response
-
-
-async def _invalid(_: Request, __: Exception) -> Response:
-    return problem(422, "invalid", "the request is not as /openapi.json says")
-
-
-async def _fault(_: Request, __: Exception) -> Response:
-    return problem(500, "fault", "a fault of the program")

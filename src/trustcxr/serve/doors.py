@@ -46,6 +46,12 @@ def problem(status: int, code: str, message: str, **headers: str) -> JSONRespons
     return JSONResponse(content, status_code=status, headers=named)
 
 
+def bearer(headers: Headers) -> str:
+    """The token that a request brings (RFC 6750 2.1); empty where it brings none."""
+    said = headers.get("authorization", "")
+    return said[7:].strip() if said[:7].lower() == "bearer " else ""
+
+
 class Doors:
     """Refuses requests by another name of this machine, from another site, or without the token."""
 
@@ -82,9 +88,7 @@ class Doors:
         return None
 
     def _knows(self, headers: Headers) -> bool:
-        said = headers.get("authorization", "")
-        given = said[7:].strip() if said[:7].lower() == "bearer " else ""
-        return hmac.compare_digest(given.encode(), (self.token or "").encode())
+        return hmac.compare_digest(bearer(headers).encode(), (self.token or "").encode())
 
 
 def local_names(host: str) -> tuple[str, ...]:

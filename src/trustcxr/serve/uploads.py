@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from trustcxr.serve.limits import Limits
 
@@ -53,6 +54,8 @@ async def read(request: Request, limits: Limits, known: tuple[str, ...]) -> Form
             return await _understood(form.multi_items(), known)
     except TimeoutError:
         raise Refused(408, "slow-upload", f"the film did not arrive within {limits.upload:g} s: try again") from None
+    except ClientDisconnect:
+        raise Refused(400, "cut-off", "the film was cut off on its way: send it again") from None
     except (MultiPartException, KeyError, ValueError, AssertionError):
         raise Refused(400, "broken-form", "the form cannot be read: send one film in the field 'file'") from None
 
@@ -63,7 +66,7 @@ async def drain(request: Request, limits: Limits) -> None:
         async with asyncio.timeout(limits.upload):
             async for _ in _bounded(request, limits):
                 pass
-    except (TimeoutError, Refused):
+    except (TimeoutError, Refused, ClientDisconnect):
         return
 
 

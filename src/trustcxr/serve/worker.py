@@ -62,11 +62,11 @@ OVERLOADED = Reply(503, code="busy", message="the answer took too long: try agai
 
 
 class Worker:
-    """The server's end of a worker's process."""
+    """The server's end of a worker's process. `alive`: whether it can answer, or is at it."""
 
     def __init__(self, folders: Sequence[Path], limits: Limits, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may never end
-        self.limits, self.alive = limits, True
+        self.limits, self.alive = limits, False
         self.connection, other = context.Pipe()
         given = (other, list(folders), threads, limits.memory)
         self.process = context.Process(target=_work, args=given, daemon=True, name="trustcxr-film")
@@ -77,7 +77,9 @@ class Worker:
         """Wait until the runs are loaded: what they are, or why they cannot be."""
         with suppress(EOFError, OSError):
             if self.connection.poll(seconds):
-                return self.connection.recv()
+                found: list[Known] | str = self.connection.recv()
+                self.alive = not isinstance(found, str)
+                return found
         self.kill()
         return "a worker's process ended while it loaded the runs (out of memory?)"
 
