@@ -13,11 +13,11 @@ from trustcxr.report.figures.svg import (
     RULE,
     WORSE,
     Drawing,
-    _error,
-    _percent_axis,
-    _rows,
     attack_style,
     defence_colour,
+    error_bars,
+    label_rows,
+    percent_axis,
     say,
     titled,
 )
@@ -37,7 +37,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        _rows(axes, [run.label for run in runs])
+        label_rows(axes, [run.label for run in runs])
         for row, run in enumerate(runs):
             series: list[tuple[str, Classification | AttackResult, str, str]] = [("clean", run.clean, *CLEAN_STYLE)]
             series += [(head.names[a], run.attacked(a, head.epsilon), colour, mark) for a, colour, mark in attacks]
@@ -46,14 +46,14 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
                 if value is None:
                     continue
                 y = row + shift * (place - (len(series) - 1) / 2)
-                error = _error(value, entry.accuracy.interval)
+                error = error_bars(value, entry.accuracy.interval)
                 drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
                 say(drawn, f"{run.label}, {name}: {words.measured(entry.accuracy, entry.n)}")
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_xlim(0, 1)
-        _percent_axis(axes.xaxis)
+        percent_axis(axes.xaxis)
         axes.set_xlabel("accuracy, %")
 
     names = ["clean", *[head.names[a] for a in head.attacks]]
@@ -75,7 +75,7 @@ def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
             axes.axhline(constant, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, epsilons)
         axes.set_ylim(-0.02, 1.02)
-        _percent_axis(axes.yaxis)
+        percent_axis(axes.yaxis)
         axes.grid(axis="y", color=RULE, lw=0.7)
         axes.set_axisbelow(True)
         titled(axes, model)
@@ -143,11 +143,11 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        _rows(axes, [f"{row.model or words.DASH} · {row.label or row.defence or words.DASH}" for row, _ in known])
+        label_rows(axes, [f"{row.model or words.DASH} · {row.label or row.defence or words.DASH}" for row, _ in known])
         axes.axvline(0, color=INK, lw=1)
         for place, (row, difference) in enumerate(known):
             value, pair = scale * difference, row.difference.interval
-            error = _error(value, None if pair is None else (scale * pair[0], scale * pair[1]))
+            error = error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
             drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colours[row.outcome], ms=5.5, lw=1.5)
             inside = words.interval(pair, scale=scale, reveal=True)
             say(drawn, f"{row.model} · {row.defence}: {words.signed(value)}{inside}, {row.outcome}")

@@ -30,8 +30,8 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
         for axes, across, along in said:
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1.02)
-            svg._percent_axis(axes.xaxis)
-            svg._percent_axis(axes.yaxis)
+            svg.percent_axis(axes.xaxis)
+            svg.percent_axis(axes.yaxis)
             axes.grid(color=svg.RULE, lw=0.7)
             axes.set_xlabel(across)
             axes.set_ylabel(along)

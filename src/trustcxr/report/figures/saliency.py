@@ -28,14 +28,14 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
         shape = (len(names), 1) if narrow else (1, len(names))
         panels = figure.subplots(*shape, sharey=True)
         for axes, name in zip(panels, names, strict=True):
-            svg._rows(axes, [run.label for run, _ in measured])
+            svg.label_rows(axes, [run.label for run, _ in measured])
             axes.set_title(words.measure(name), fontsize="medium", loc="left")
             for row, (run, document) in enumerate(measured):
                 found = document.figure(name)
                 if found.chance is not None:
                     axes.plot([found.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
                 if found.value is not None:
-                    error, colour = svg._error(found.value, found.interval), svg.defence_colour(run.defence)
+                    error, colour = svg.error_bars(found.value, found.interval), svg.defence_colour(run.defence)
                     drawn = axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
                     beside = words.decimal(found.value) + words.interval(found.interval)
                     svg.say(drawn, f"{run.label}: {beside}, chance {words.decimal(found.chance)}")
@@ -74,12 +74,12 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
     def plot(figure: "Figure") -> None:
         grid = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
         for axes, name in zip(grid, names, strict=False):
-            svg._rows(axes, labels)
+            svg.label_rows(axes, labels)
             axes.axvline(0, color=svg.INK, lw=1)
             for row in (row for row in rows if row.measure == name):
                 value, place = row.difference.value or 0.0, labels.index(_label(row))
                 colour = _COLOURS[_side(row)]
-                error = svg._error(value, row.difference.interval)
+                error = svg.error_bars(value, row.difference.interval)
                 drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colour, ms=5, lw=1.5)
                 inside = words.interval(row.difference.interval, reveal=True)
                 svg.say(drawn, f"{_label(row)}: {words.signed(value)}{inside}, {_side(row)}")

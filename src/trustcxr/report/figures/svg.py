@@ -166,18 +166,20 @@ def _speak(element: "Element", texts: list[str]) -> None:
         mark.insert(0, title)
 
 
-def _percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
+def percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
+    """Have an axis show shares as percent."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     axis.set_major_locator(MultipleLocator(0.25 if high - low > 0.5 else 0.1))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
 
 
-def _error(value: float, ends: tuple[float, float] | None) -> "list[list[float]] | None":
+def error_bars(value: float, ends: tuple[float, float] | None) -> "list[list[float]] | None":
+    """How far an interval reaches below and above its value, as matplotlib asks; None where there is none."""
     return None if ends is None else [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
 
 
-def _rows(axes: "Axes", labels: Sequence[str]) -> None:
+def label_rows(axes: "Axes", labels: Sequence[str]) -> None:
     """Put a label and a faint line at each row, the first on top."""
     axes.set_ylim(len(labels) - 0.5, -0.5)
     from matplotlib.figure import Figure

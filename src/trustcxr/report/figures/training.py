@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
 from trustcxr.report import words
-from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, Drawing, Key, _percent_axis, attack_style, say, titled
+from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, Drawing, Key, attack_style, percent_axis, say, titled
 from trustcxr.report.study_folder import Run
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def training_curve(run: Run) -> Drawing | None:
         if best is not None:
             axes.axvline(best + 1, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_ylim(-0.02, 1.02)
-        _percent_axis(axes.yaxis)
+        percent_axis(axes.yaxis)
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", color=RULE, lw=0.7)
         titled(axes, run.label)
