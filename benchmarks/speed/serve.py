@@ -31,12 +31,17 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from trustcxr.about import NOTICE
 from trustcxr.data.phantom.film import render
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import files, folders
 from trustcxr.training import provenance
 
 MARK = "JANE-DOE-77"  # stands for an identifier: in names, metadata and pixels' headers of what is sent
 NEVER = (MARK, "DOE", "JANE", "<script", "Traceback", "/tmp", "/proc", "/home", "passwd", ".py")
 CLIENTS, PATH, BOUNDARY = 32, "/api/v1/predict", "trustcxr-boundary"
+FIRST = 200  # films, after which the memory is looked at; or half of them
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ def load(url: str, *, clients: int, seconds: float) -> Answers:
     return answers
 
 
-def many(server: Served, requests: int, *, first: int = 200) -> tuple[Answers, list[int], list[int]]:
+def many(server: Served, requests: int, *, first: int = FIRST) -> tuple[Answers, list[int], list[int]]:
     """Films one after the other: the answers, and the memory after the `first` and after all."""
     answers, films, early = Answers(), [form(film(seed), "film") for seed in range(8)], list[int]()
     for number in range(requests):
@@ -390,18 +395,26 @@ def main() -> None:
     restarts = next(line.split()[-1] for line in after.splitlines() if line.startswith("trustcxr_worker_restarts"))
     print("# The page's server under load and under attack\n")
     print(
-        f"`python -m benchmarks.speed.serve RUN`; RUN: {given.run.name}. {_machine()} The films are synthetic. No row "
-        "may have a 500, a 503 without Retry-After, an error that is no JSON, a broken connection, or a word of a path,"
-        " a program or an identifier that was sent: that is what `faults` counts.\n"
+        f"`python -m benchmarks.speed.serve RUN`; RUN: {_network(given.run)}. {_machine()} The films are synthetic. "
+        "No row may have a 500, a 503 without Retry-After, an error that is no JSON, a broken connection, or "
+        f"a word of a path, a program or an identifier that was sent: that is what `faults` counts. {NOTICE}\n"
     )
     print("| what | answers by status | slowest, s | median, s | faults |\n| --- | --- | --- | --- | --- |")
     print("\n".join(lines))
     print(
-        f"\nMemory of the server's processes, MB: {', '.join(map(str, early))} after the first 200 films, "
-        f"{', '.join(map(str, late))} after all. Workers replaced over all of it: {float(restarts):.0f}."
+        f"\nMemory of the server's processes, MB: {', '.join(map(str, early))} after the first "
+        f"{min(FIRST, given.requests // 2)} films, {', '.join(map(str, late))} after all. "
+        f"Workers replaced over all of it: {float(restarts):.0f}."
     )
     for fault in (under_load.faults + answered.faults + attacked.faults)[:20]:
         print(f"\n- {fault}")
+
+
+def _network(folder: Path) -> str:
+    """What answers: a film costs what its network and its size cost."""
+    run = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder))
+    known = "with" if (folder / folders.FAMILIARITY_FILE).is_file() else "without"
+    return f"{run.model.name} at {run.data.size} pixels, {known} its familiarity"
 
 
 def _machine() -> str:
