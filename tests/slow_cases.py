@@ -16,6 +16,7 @@ SLOW = (
     "test_layers.py::test_a_run_is_rebuilt_with_its_options[options5]",
     "test_lung_gate.py::test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on[standard]",
     "test_recipes.py::test_a_shipped_recipe_loads_and_names_what_exists[paper]",
+    "test_recipes.py::test_a_shipped_recipe_loads_and_names_what_exists[twenty-one]",
     "test_scores.py::test_the_table_is_written_a_batch_at_a_time",
     "test_training.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",
     "test_training_backgrounds.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",

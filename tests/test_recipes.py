@@ -57,7 +57,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert 0.02 in radii["pgd"]
     # The heart has a side; those that mirror chose it on validation.
     assert recipe.training.augment.flip == (
-        0.5 if name in ("evidence", "localisation", "quick", "robustness", "side-by-side", "lungs") else 0
+        0.5 if name in ("evidence", "localisation", "quick", "robustness", "side-by-side", "lungs", "twenty-one") else 0
     )
 
 
@@ -71,7 +71,19 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert [(d.name, d.epsilon) for d in recipe.defences] == [("fgsm", 0.02)]
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
+def test_twenty_one_is_the_papers_study_in_small() -> None:
+    from trustcxr.models import factory
+
+    recipe, paper = load_study("twenty-one"), load_study("paper")
+    assert {model.name for model in recipe.models} == {model.name for model in paper.models}
+    assert recipe.selection == paper.selection
+    assert [(d.name, d.epsilon, d.ramp) for d in recipe.defences] == [("fgsm", 0.02, 0.7)]
+    assert {attack.name for attack in recipe.evaluation.attacks} == {"fgsm", "pgd", "worst-case"}
+    with pytest.raises(UserError, match="does not take images of 64 pixels"):
+        factory.check("InceptionV3", size=64)
+
+
+@pytest.mark.parametrize("name", ["demo", "quick", "twenty-one"])
 def test_recipes_that_run_here_need_no_hub(name: str) -> None:
     from trustcxr.models.weights import _PACKAGED
 

@@ -38,6 +38,8 @@ RECIPE = {
     "explanation": {"panels": 2},
 }
 
+FIRST, SECOND = "resnet10t-standard-s0", "mobilenetv3_small_050-standard-s0"
+
 
 def tiny(**changes: object) -> StudyRecipe:
     return validation.validate(StudyRecipe, RECIPE | changes, "test")
@@ -82,6 +84,13 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
     assert document["data"]["counts"]["Test"] == {"COVID-19": 5, "Non-COVID": 5, "Normal": 5}
     measured = {row["measure"] for row in document["comparisons"]}
     assert {"clean accuracy", "fgsm accuracy @0.02", "pgd accuracy @0.02", "infection_energy"} <= measured
+
+
+def test_a_run_is_whole_before_the_next_begins(done: Path) -> None:
+    """A study that is cut off has finished rows, and not only weights."""
+    ended = {name: (done / "runs" / name / "metrics.json").stat().st_mtime_ns for name in (FIRST, SECOND)}
+    began = {name: (done / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in (FIRST, SECOND)}
+    assert ended[FIRST] <= began[SECOND]
 
 
 def test_the_best_are_chosen_on_validation(done: Path) -> None:

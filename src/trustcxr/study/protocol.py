@@ -33,9 +33,11 @@ from trustcxr.results.folders import (
     METRICS_FILE,
     PANELS_FILE,
     SALIENCY_FILE,
+    STEP_FILES,
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
+    VALIDATION_FILE,
     versions,
 )
 from trustcxr.results.locks import holding
@@ -50,7 +52,6 @@ from trustcxr.training.provenance import hardware, source
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-_LEARN, _JUDGE = ("train", "validate"), ("test", "explain", "describe")  # before and after the choice
 TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 
 
@@ -81,7 +82,8 @@ class Study:
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
         say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
-        trained = self._each([(run, step) for step in _LEARN for run in baselines])
+        judged = self._each(baselines)
+        trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         defended = [
@@ -90,9 +92,7 @@ class Study:
             for run in trained
             if run.model.called in chosen
         ]
-        both = [*trained, *defended]
-        done = self._each([(r, s) for s in _LEARN for r in defended] + [(r, s) for s in _JUDGE for r in both])
-        finished = [run for run in both if run in done]
+        finished = [*judged, *self._each(defended)]
         self._show(finished)
         document = self._document(finished, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
@@ -142,10 +142,12 @@ class Study:
         self.datasets = found
         return found
 
-    def _each(self, steps: list[tuple[RunRecipe, str]]) -> list[RunRecipe]:
-        """Have the engine do these steps of runs; a run that fails is recorded, and left out of what is given back."""
-        runs = list({run.name: run for run, _ in steps}.values())
-        tasks = [Task(self.folder, run.name, step) for run, step in steps]
+    def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
+        """Have the engine do every step of these runs, one run after another, so that what is done early is whole.
+
+        A run that fails is recorded, and left out of what is given back.
+        """
+        tasks = [Task(self.folder, run.name, step) for run in runs for step in STEP_FILES]
         outcomes = self.engine.map(carry_out, tasks, self._seconds)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
