@@ -62,6 +62,12 @@ def study(
         int | None, typer.Option(help="So many seeds of every run, from the recipe's on: spread beside intervals.")
     ] = None,
     track: Track = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a few kB a run: what is finished there is not done again; what ends here is put there."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List its runs, what is done and what each will cost; train nothing.")
     ] = False,
@@ -92,7 +98,7 @@ def study(
     options = pairs("--slurm", slurm or ())
     asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options)
     where = engines.get(engine, asked=asked)
-    return _finish_study(Study(chosen, data, out, where, check_data=check).run(), out)
+    return _finish_study(Study(chosen, data, out, where, check_data=check, kept=kept).run(), out)
 
 
 def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, measure: bool, json: bool) -> None:

@@ -19,6 +19,7 @@ LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 AUDIT_FILE = "audit.json"  # what was found out about a given model
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
+VALIDATED_FILE = "validation.json"  # of a run that was finished elsewhere: its figures on the validation images
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
 FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
@@ -44,6 +45,8 @@ def check_run(folder: Path) -> Path:
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
         if runs:
             hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
+        elif (folder / VALIDATED_FILE).is_file():
+            hint = "it was finished elsewhere: its figures are here, and its weights are not"
         elif (folder / RUN_FILE).is_file():
             hint = "its training is not finished: run the same command again"
         else:

@@ -8,10 +8,11 @@ import numpy as np
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import Selection
-from trustcxr.results import files
-from trustcxr.results.documents import Ranked
-from trustcxr.results.folders import VALIDATION_FILE
+from trustcxr.results import documents, files
+from trustcxr.results.documents import Classification, Ranked, RunDocument
+from trustcxr.results.folders import VALIDATED_FILE, VALIDATION_FILE
 from trustcxr.results.tables import logits_of
+from trustcxr.study.finished import is_finished
 
 
 def ranked(
@@ -23,9 +24,16 @@ def ranked(
     """
     values: dict[str, list[float]] = {}
     for run, folder in baselines:
-        table = files.read_table(folder / VALIDATION_FILE)
-        labels = table["label"].to_numpy()
-        figures = metrics.classification(logits_of(table), labels, table["group"], tuple(classes), resamples=resamples)
+        figures = _figures(folder, tuple(classes), resamples)
         values.setdefault(run.model.called, []).append(float(figures[selection.by] or 0.0))
     order = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
     return [Ranked(model=name, value=value, chosen=i < selection.count) for i, (value, name) in enumerate(order)]
+
+
+def _figures(folder: Path, classes: tuple[str, ...], resamples: int) -> Classification:
+    """What a run does on validation: by its table, or as it was written of a run that was finished elsewhere."""
+    if is_finished(folder):
+        return documents.read(RunDocument, folder / VALIDATED_FILE).clean
+    table = files.read_table(folder / VALIDATION_FILE)
+    labels = table["label"].to_numpy()
+    return metrics.classification(logits_of(table), labels, table["group"], classes, resamples=resamples)

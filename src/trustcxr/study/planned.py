@@ -52,9 +52,11 @@ def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe]) 
     if said is not None and said.selection.ranking:
         return {row.model for row in said.selection.ranking if row.chosen}
     pairs = [(run, study / "runs" / run.name) for run in standard]
-    if not all((folder / folders.VALIDATION_FILE).is_file() for _, folder in pairs):
-        return None
     from trustcxr.study.choice import ranked
+    from trustcxr.study.finished import is_validated
+
+    if not all(is_validated(folder) for _, folder in pairs):
+        return None
 
     classes = files.read_yaml(pairs[0][1] / folders.RUN_FILE).get("classes")
     names = [str(name) for name in classes] if isinstance(classes, list) else []

@@ -37,11 +37,10 @@ from trustcxr.results.folders import (
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
-    VALIDATION_FILE,
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.study import comparison, data_check, preflight, seeds
+from trustcxr.study import comparison, data_check, finished, preflight, seeds
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
@@ -56,13 +55,20 @@ TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 
 
 class Study:
-    """One recipe, one data set, one folder."""
+    """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put."""
 
     def __init__(
-        self, recipe: StudyRecipe, data: Path, folder: Path, engine: Engine, *, check_data: bool = False
+        self,
+        recipe: StudyRecipe,
+        data: Path,
+        folder: Path,
+        engine: Engine,
+        *,
+        check_data: bool = False,
+        kept: Path | None = None,
     ) -> None:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
-        self.check_data = check_data
+        self.check_data, self.kept = check_data, kept
         self.failures: list[Failure] = []
 
     def run(self) -> StudyDocument:
@@ -75,6 +81,8 @@ class Study:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
+        if self.kept is not None:
+            finished.bring(self.kept, self.folder)
         if self.check_data:
             data_check.write(self.recipe, self.data, self.folder)
         recipe = self.recipe
@@ -83,7 +91,7 @@ class Study:
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
         say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
         judged = self._each(baselines)
-        trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
+        trained = [run for run in baselines if finished.is_validated(self._run_folder(run))]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         defended = [
@@ -92,9 +100,9 @@ class Study:
             for run in trained
             if run.model.called in chosen
         ]
-        finished = [*judged, *self._each(defended)]
-        self._show(finished)
-        document = self._document(finished, ranking, datasets, self._seconds())
+        described = [*judged, *self._each(defended)]
+        self._show(described)
+        document = self._document(described, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
         return document
 
@@ -148,7 +156,7 @@ class Study:
         A run that fails is recorded, and left out of what is given back.
         """
         tasks = [Task(self.folder, run.name, step) for run in runs for step in STEP_FILES]
-        outcomes = self.engine.map(carry_out, tasks, self._seconds)
+        outcomes = self.engine.map(carry_out, tasks, self._after)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
             path = self._run_folder(run) / FAILURE_FILE
@@ -158,6 +166,12 @@ class Study:
             else:
                 path.unlink(missing_ok=True)
         return [run for run in runs if run.name not in failed]
+
+    def _after(self) -> None:
+        """After every task: time is counted, and what is finished is put where it is kept."""
+        self._seconds()
+        if self.kept is not None:
+            finished.keep(self.folder, self.kept)
 
     def _seconds(self) -> float:
         """Time worked on this study, also before it was last cut off."""
@@ -204,6 +218,7 @@ class Study:
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
     ) -> StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
+        here = [folder for folder in folders if not finished.is_finished(folder)]
         tested = [documents.read(RunDocument, folder / METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
             document.training = documents.read(TrainingDocument, folder / TRAINING_FILE)
@@ -226,7 +241,7 @@ class Study:
             ),
             runs=tested,
             over_seeds=seeds.over_seeds(tested),
-            comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
+            comparisons=comparison.standard_against_robust(here, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )

@@ -17,7 +17,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.results.folders import DATA_FILE, FAILURE_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
-from trustcxr.study import costs, mending
+from trustcxr.study import costs, finished, mending
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.run_folder import RunFolder
 
@@ -74,13 +74,15 @@ def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
 
 
 def carry_out(task: Task) -> None:
-    """Do one step of one run; nothing where an earlier start has done it.
+    """Do one step of one run; nothing where an earlier start has done it, or the run was finished elsewhere.
 
     Raises CannotWrite where the disk refuses; the run's failure.json then says so, if there is room for that.
     """
     study = StudyFolder.read(task.study)
     run = study.run(task.run)
     folder = study.run_folder(run)
+    if finished.is_finished(folder):
+        return finished.check(folder, run)
     with holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
         try:
             STEPS[task.step](study, run, RunFolder(folder))
@@ -88,6 +90,7 @@ def carry_out(task: Task) -> None:
             with suppress(CannotWrite):
                 record(folder, Failure(task.run, f"{task.step}: {problem}"))
             raise
+    return None
 
 
 def record(folder: Path, failure: Failure) -> None:

@@ -20,7 +20,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import differences, documents, files, folders, tables
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.results.tables import CLEAN
-from trustcxr.study import comparison, seeds
+from trustcxr.study import comparison, finished, seeds
 from trustcxr.study.choice import ranked
 
 RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
@@ -53,7 +53,12 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     entries = _records(stored.get("runs"))
     again: dict[Path, RunDocument] = {}
     for said in track(entries, "computing every run again", len(entries)):
-        run = _Tables.read(folder / "runs" / str(said.get("run")))
+        place = folder / "runs" / str(said.get("run"))
+        if finished.is_finished(place):
+            found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
+            again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
+            continue
+        run = _Tables.read(place)
         if isinstance(run, str):
             found.unchecked.append(run)
             continue
@@ -221,8 +226,9 @@ def _whole(
 ) -> None:
     """What study.json says of all runs together: comparisons, spread over seeds, alarms, the choice."""
     alarms = [alarm.model_copy(update={"run": run.run}) for run in again.values() for alarm in run.alarms]
+    with_tables = {place: document for place, document in again.items() if not finished.is_finished(place)}
     computed: dict[str, object] = {
-        "comparisons": comparison.compared(again, resamples=recipe.evaluation.bootstrap),
+        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap),
         "alarms": [alarm for alarm in alarms if alarm.kind not in _NOT_OF_TABLES],
     }
     if len(recipe.seeds) > 1:
@@ -244,7 +250,7 @@ def _ranking(
         for run in [validate(RunRecipe, files.read_yaml(place / folders.RUN_FILE)["recipe"], str(place))]
         if run.defence == type(run.defence)()
     ]
-    if missing := [place.name for _, place in pairs if not (place / folders.VALIDATION_FILE).is_file()]:
+    if missing := [place.name for _, place in pairs if not finished.is_validated(place)]:
         found.unchecked.append(
             f"the ranking on validation: {folders.VALIDATION_FILE} of {', '.join(missing)} is missing in {folder.name}"
         )

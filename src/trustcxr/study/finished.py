@@ -1,0 +1,111 @@
+"""Runs that were finished elsewhere: their figures go on counting where their weights and tables are gone.
+
+Of such a run there are a few small files, a study in small: run.yaml, training.json, history.csv, metrics.json, and
+validation.json, the figures that a network is chosen by in the place of their table. Nothing more can be measured of
+it; what a study says of it is what was written when it was whole.
+"""
+
+import shutil
+from pathlib import Path
+
+from trustcxr.console import say
+from trustcxr.errors import UserError
+from trustcxr.evaluation import metrics
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe, untracked
+from trustcxr.recipes.validation import validate
+from trustcxr.results import documents, files, folders
+from trustcxr.results.documents import VERSION, RunDocument
+from trustcxr.results.tables import FILMS, logits_of
+
+_SMALL = (folders.RUN_FILE, folders.TRAINING_FILE, folders.HISTORY_FILE, folders.METRICS_FILE)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run's figures are all that is here of it."""
+    return (run / folders.VALIDATED_FILE).is_file() and not (run / folders.WEIGHTS_FILE).is_file()
+
+
+def is_validated(run: Path) -> bool:
+    """Whether a network can be chosen, or passed over, by what this run does on validation."""
+    return (run / folders.VALIDATION_FILE).is_file() or is_finished(run)
+
+
+def check(run: Path, recipe: RunRecipe) -> None:
+    """UserError where the run that was finished elsewhere is another than `recipe` says."""
+    path = run / folders.RUN_FILE
+    if not recipe.same_as(validate(RunRecipe, files.part(files.read_yaml(path), "recipe"), str(path))):
+        raise UserError(f"{run}: holds another run; choose another --out")
+
+
+def keep(study: Path, place: Path) -> list[str]:
+    """Put the small files of every finished run of a study into `place`, where they are not yet; names of these runs.
+
+    What `place` holds of another study, or of other films, is refused with a UserError.
+    """
+    content = files.read_yaml(study / folders.STUDY_FILE)
+    _refuse_another(place, content)
+    if not (place / folders.STUDY_FILE).is_file():
+        files.write_yaml(place / folders.STUDY_FILE, content)
+    found = []
+    for metrics_file in sorted(study.glob(f"runs/*/{folders.METRICS_FILE}")):
+        run, kept = metrics_file.parent, place / "runs" / metrics_file.parent.name
+        if not (kept / folders.METRICS_FILE).is_file() and (run / folders.VALIDATION_FILE).is_file():
+            files.write_json(kept / folders.VALIDATED_FILE, _validated(run))
+            for name in _SMALL:  # metrics.json last: where it is, the others are
+                with files.replacing(kept / name) as temporary:
+                    shutil.copyfile(run / name, temporary)
+            found.append(run.name)
+    return found
+
+
+def bring(place: Path, study: Path) -> list[str]:
+    """Take the runs that are finished in `place` and not begun in a study into it; their names.
+
+    Raises UserError where `place` holds another study, or one of other films.
+    """
+    if not (place / folders.STUDY_FILE).is_file():
+        return []
+    _refuse_another(place, files.read_yaml(study / folders.STUDY_FILE))
+    found = []
+    for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
+        kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
+        if not (run / folders.RUN_FILE).is_file() and is_finished(kept):
+            run.mkdir(parents=True, exist_ok=True)
+            for name in (folders.VALIDATED_FILE, *reversed(_SMALL)):  # run.yaml last: without it the run is not begun
+                with files.replacing(run / name) as temporary:
+                    shutil.copyfile(kept / name, temporary)
+            found.append(run.name)
+    if found:
+        say(f"finished elsewhere, their figures in {place}: {', '.join(found)}")
+    return found
+
+
+def _validated(run: Path) -> RunDocument:
+    """A run's figures on the validation images, from their table."""
+    table = files.read_table(run / folders.VALIDATION_FILE)
+    said = documents.read(RunDocument, run / folders.METRICS_FILE)
+    labels, classes = table["label"].to_numpy(), tuple(said.classes)
+    return RunDocument(
+        version=VERSION,
+        run=said.run,
+        films=str(table[FILMS].iloc[0]) if FILMS in table else "",
+        model=said.model,
+        defence=said.defence,
+        seed=said.seed,
+        classes=said.classes,
+        split=str(table["split"].iloc[0]),
+        clean=metrics.classification(logits_of(table), labels, table["group"], classes),
+    )
+
+
+def _refuse_another(place: Path, study: dict[str, object]) -> None:
+    path = place / folders.STUDY_FILE
+    if not path.is_file():
+        return
+    kept = files.read_yaml(path)
+    one, other = (untracked(validate(StudyRecipe, files.part(c, "recipe"), str(path))) for c in (kept, study))
+    if one != other:
+        raise UserError(f"{place}: holds runs of another recipe; name another folder")
+    if kept.get("fingerprint") != study.get("fingerprint"):
+        raise UserError(f"{place}: holds runs on other films; name another folder")

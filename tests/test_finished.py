@@ -1,0 +1,118 @@
+"""Runs that were finished on a machine that is gone: a few small files, and a study goes on from them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_cli import complaint
+from test_study import tiny
+from trustcxr import report
+from trustcxr.data.phantom import writing
+from trustcxr.errors import UserError
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.results import files
+from trustcxr.results.folders import VALIDATED_FILE
+from trustcxr.study import engines, finished, standing
+from trustcxr.study.protocol import Study
+from trustcxr.study.verifying import verify
+from trustcxr.training import loop
+
+OLD, ROBUST = Path(__file__).parent / "studies" / "v0.1", "test_resnet-fgsm-s0"
+LABELS = ("First", "Second")
+EXPLANATION = {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1}
+
+
+def test_a_finished_run_is_kept_in_small_and_brought_once(tmp_path: Path) -> None:
+    kept, study = tmp_path / "kept", tmp_path / "study"
+    assert finished.keep(OLD, kept) == [ROBUST]
+    assert finished.keep(OLD, kept) == [], "it is there"
+    names = {path.name for path in (kept / "runs" / ROBUST).iterdir()}
+    assert names == {"run.yaml", "training.json", "history.csv", "metrics.json", VALIDATED_FILE}
+    shutil.copytree(kept, study, ignore=shutil.ignore_patterns("runs"))
+    assert finished.bring(kept, study) == [ROBUST]
+    assert finished.bring(kept, study) == []
+    assert finished.is_finished(study / "runs" / ROBUST)
+    assert not finished.is_finished(OLD / "runs" / "test_resnet-standard-s0")
+    assert {one.run: one.state for one in standing.status(study).runs}[ROBUST] == "done"
+    assert "its figures are here, and its weights are not" in complaint(
+        "evaluate", study / "runs" / ROBUST, "--data", OLD
+    )
+    files.write_yaml(kept / "study.yaml", files.read_yaml(kept / "study.yaml") | {"fingerprint": "of others"})
+    with pytest.raises(UserError, match="holds runs on other films"):
+        finished.bring(kept, study)
+
+
+def small(**changes: object) -> StudyRecipe:
+    models = [{"name": "test_resnet", "label": label, "weights": "none"} for label in LABELS]
+    return tiny(models=models, explanation=EXPLANATION, **changes)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
+
+
+@pytest.fixture(scope="module")
+def whole(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study, and in `kept` beside it what is kept of its runs."""
+    out = tmp_path_factory.mktemp("study") / "whole"
+    Study(small(), films, out, engines.get("local"), kept=out.with_name("kept")).run()
+    return out
+
+
+def begin(films: Path, out: Path, kept: Path, **changes: object) -> Any:
+    return Study(small(**changes), films, out, engines.get("local"), kept=kept).run()
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_from_figures_alone(whole: Path, films: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    kept, out = Path(shutil.copytree(whole.with_name("kept"), tmp_path / "kept")), tmp_path / "out"
+    names = sorted(path.name for path in kept.glob("runs/*"))
+    assert len(names) == 3
+    assert not [path for kind in ("*.parquet", "*.safetensors") for path in kept.rglob(kind)]
+    robust = next(name for name in names if "fgsm" in name)
+    shutil.rmtree(kept / "runs" / robust)
+    assert {one.run: one.state for one in standing.status(kept).runs}[robust] == "waiting"
+    trained: list[str] = []
+    real = loop.fit
+
+    def fit(recipe: RunRecipe, *rest: Any, **options: Any) -> object:
+        trained.append(recipe.name)
+        return real(recipe, *rest, **options)
+
+    monkeypatch.setattr(loop, "fit", fit)
+    document, before = begin(films, out, kept), files.read_json(whole / "study.json")
+    assert trained == [robust], "chosen by the figures on validation that are kept, without weights"
+    assert document.plain()["selection"] == before["selection"]
+    said = {row["run"]: row["clean"] for row in document.plain()["runs"]}
+    assert said == {row["run"]: row["clean"] for row in before["runs"]}
+    assert (kept / "runs" / robust / "metrics.json").is_file(), "what ends here is put there too"
+    assert {one.state for one in standing.status(out).runs} == {"done"}
+    assert "First" in report.write(out).read_text()
+    found = verify(out)
+    assert found.differences == []
+    assert sum("finished elsewhere" in line for line in found.unchecked) == 2
+
+
+@pytest.mark.slow
+def test_what_is_kept_says_what_validation_said(whole: Path) -> None:
+    ranking = files.read_json(whole / "study.json")["selection"]["ranking"]
+    for row in ranking:
+        kept = whole.with_name("kept") / "runs" / f"{row['model'].lower()}-standard-s0" / VALIDATED_FILE
+        document = files.read_json(kept)
+        assert (document["split"], document["clean"]["accuracy"]) == ("Val", pytest.approx(row["value"]))
+        low, high = document["clean"]["accuracy_ci"]
+        assert low <= row["value"] <= high
+
+
+@pytest.mark.slow
+def test_runs_of_another_recipe_or_on_other_films_are_refused(whole: Path, films: Path, tmp_path: Path) -> None:
+    kept = whole.with_name("kept")
+    with pytest.raises(UserError, match="holds runs of another recipe"):
+        begin(films, tmp_path / "out", kept, seeds=[5])
+    others = writing.write(tmp_path / "others", {"Train": 8, "Val": 4, "Test": 4}, size=32, seed=1)
+    with pytest.raises(UserError, match="holds runs on other films"):
+        begin(others, tmp_path / "other", kept)
