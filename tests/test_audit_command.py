@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from test_cli import complaint, run
+from trustcxr.attacks.surrogate import distil
 from trustcxr.data.phantom import writing
-from trustcxr.evaluation import predictions
+from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import exam
@@ -41,6 +43,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "gate": gate, "bootstrap": 200}
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda: short)
+    monkeypatch.setattr(carried_out, "distil", partial(distil, steps=20))
 
 
 class Brightness(nn.Module):

@@ -54,10 +54,10 @@ def complaint(*arguments: object) -> str:
 
 
 def test_python_minus_m_is_the_command() -> None:
-    command = [sys.executable, "-m", "trustcxr", "evaluate", "nowhere", "--data", "nowhere"]
+    command = [sys.executable, "-m", "trustcxr", "report", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("trustcxr: nowhere: no such run folder")
+    assert done.stderr.startswith("trustcxr: nowhere: no such study folder")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run trained for a moment through the command line."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--model", "resnet10t", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
     done = run("train", "--data", films, *options, "--out", out)
     assert "best val_accuracy" in done.stdout
     return out
@@ -88,7 +88,7 @@ def test_train_writes_what_the_design_says(trained: Path) -> None:
 
 
 def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
-    options = ["--model", "resnet10t", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
     before = (trained / "model.safetensors").stat().st_mtime_ns
     assert "already trained" in run("train", "--data", films, *options, "--out", trained).stderr
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
@@ -257,7 +257,7 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: 
     checked = json.loads(run("data", "check", listed, *how, "--no-probes", "--json").stdout)
     assert checked["images"] == len(rows)
     out = tmp_path / "run"
-    options = ["--model", "resnet10t", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
     run("train", "--data", listed, *how, *options, "--out", out)
     # The run knows how its list is read, and tests on its own test split alone.
     document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)

@@ -1,6 +1,8 @@
 """`evaluate` loses nothing, mixes nothing up, and says on which films it was."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,8 @@ from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import About, load_run
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files, locks
+from trustcxr.results import documents, files, locks
+from trustcxr.results.documents import StudyDocument
 from trustcxr.results.tables import conditions_of, merged
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
@@ -49,6 +52,28 @@ def trained(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
+@pytest.fixture(scope="module")
+def studied(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    Study(validation.validate(StudyRecipe, STUDY, "test"), films, out, engines.get("local")).run()
+    return out
+
+
+@pytest.fixture
+def study(studied: Path, tmp_path: Path) -> Path:
+    """That study, to change."""
+    return Path(shutil.copytree(studied, tmp_path / "out"))
+
+
+def again(study: Path, films: Path) -> StudyDocument:
+    """The same command once more."""
+    return Study(validation.validate(StudyRecipe, STUDY, "test"), films, study, engines.get("local")).run()
+
+
+def runs_of(study: Path) -> object:
+    return documents.read(StudyDocument, study / "study.json").runs
+
+
 @pytest.fixture
 def others(films: Path, tmp_path: Path) -> Path:
     """Another folder of the same name: one test film is another."""
@@ -74,8 +99,8 @@ def test_what_was_measured_before_is_kept(trained: Path, films: Path) -> None:
     kept = after[after["attack"].isin(["pgd", "jpeg"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, before[before["attack"].isin(["pgd", "jpeg"])].reset_index(drop=True))
     run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
-    again = files.read_table(trained / "predictions.parquet")
-    assert len(again) == len(after), "the same condition is measured anew, and stands there once"
+    twice = files.read_table(trained / "predictions.parquet")
+    assert len(twice) == len(after), "the same condition is measured anew, and stands there once"
 
 
 def test_a_table_of_before_steps_and_severities_is_merged_too(trained: Path, films: Path) -> None:
@@ -101,16 +126,14 @@ def test_results_go_to_another_folder_where_one_is_named(
 
 
 def test_a_study_refuses_figures_that_are_not_of_its_recipe(
-    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    films: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = validation.validate(StudyRecipe, STUDY, "test")
-    first = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
-    folder = tmp_path / "out" / "runs" / "test_resnet-standard-s0"
+    first, folder = runs_of(study), study / "runs" / "test_resnet-standard-s0"
     run_folder.evaluate(folder, films, attacks=["pgd"], steps=2)
     assert attacked(folder) == [("fgsm", 0.02), ("pgd", 0.02)]
-    again = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    again(study, films)
     assert "metrics.json: not of the study's recipe, so written again" in capsys.readouterr().err
-    assert again["runs"] == first["runs"]
+    assert runs_of(study) == first
     assert attacked(folder) == [("fgsm", 0.02)]
     kept = set(files.read_table(folder / "predictions.parquet")["attack"])
     assert {"fgsm", "pgd"} <= kept, "nothing measured is lost"
@@ -134,43 +157,37 @@ def test_another_folder_of_the_same_name_is_kept_apart(
     assert second.name.startswith("phantom-Test-")
 
 
-def test_the_fingerprint_stands_in_every_document(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_stands_in_every_document(trained: Path, films: Path, studied: Path) -> None:
     run_folder.evaluate(trained, films, attacks=["fgsm"])
     known = files.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
     assert set(files.read_table(trained / "predictions.parquet")["data"]) == {known}
     assert files.read_json(trained / "metrics.json")["films"] == known
-    recipe = validation.validate(StudyRecipe, STUDY, "test")
-    document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    document = files.read_json(studied / "study.json")
     assert document["data"]["fingerprints"]["Test"] == known
-    assert files.read_yaml(tmp_path / "out" / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
+    assert files.read_yaml(studied / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
 
 
-def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, tmp_path: Path) -> None:
-    recipe = validation.validate(StudyRecipe, STUDY, "test")
-    Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, study: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a study of other films than"):
-        Study(recipe, others, tmp_path / "out", engines.get("local")).run()
+        again(study, others)
     moved = Path(shutil.copytree(films, tmp_path / "moved"))
-    document = Study(recipe, moved, tmp_path / "out", engines.get("local")).run()
-    assert len(document["runs"]) == 1, "the same films under another name are the same study"
+    assert len(again(study, moved)["runs"]) == 1, "the same films under another name are the same study"
 
 
-def test_a_study_of_before_fingerprints_goes_on(films: Path, tmp_path: Path) -> None:
-    recipe = validation.validate(StudyRecipe, STUDY, "test")
-    before = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
-    run_ = tmp_path / "out" / "runs" / "test_resnet-standard-s0"
-    content = files.read_yaml(tmp_path / "out" / "study.yaml")
-    files.write_yaml(tmp_path / "out" / "study.yaml", {k: v for k, v in content.items() if k != "fingerprint"})
+def test_a_study_of_before_fingerprints_goes_on(films: Path, study: Path) -> None:
+    before, run_ = runs_of(study), study / "runs" / "test_resnet-standard-s0"
+    content = files.read_yaml(study / "study.yaml")
+    files.write_yaml(study / "study.yaml", {k: v for k, v in content.items() if k != "fingerprint"})
     about = files.read_yaml(run_ / "run.yaml")
     about["data"] = {key: about["data"][key] for key in ("root_name", "split", "images")}
     files.write_yaml(run_ / "run.yaml", {k: v for k, v in about.items() if k != "checksums"})
     (run_ / "films.parquet").unlink()
     for name in ("predictions.parquet", "validation.parquet"):
         files.write_table(run_ / name, files.read_table(run_ / name).drop(columns="data"))
-    (tmp_path / "out" / ".data.yaml").unlink()
+    (study / ".data.yaml").unlink()
     stamps = {p: p.stat().st_mtime_ns for p in run_.iterdir() if p.is_file()}
-    after = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
-    assert after["runs"] == before["runs"]
+    again(study, films)
+    assert runs_of(study) == before
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "nothing is done twice"
     _, place = run_folder.evaluate(run_, films, attacks=["fgsm"])
     assert place == run_
@@ -217,9 +234,6 @@ def test_one_split_in_two_roles_is_refused() -> None:
 
 
 def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path) -> None:
-    import subprocess
-    import sys
-
     hold = (
         "import sys, time; from pathlib import Path; from trustcxr.results.locks import holding\n"
         "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"

@@ -27,7 +27,7 @@ from trustcxr.training import loop
 RECIPE = {
     "name": "tiny",
     "data": {"size": 32},
-    "models": [{"name": "resnet10t", "weights": "none"}, {"name": "mobilenetv3_small_050", "weights": "none"}],
+    "models": [{"name": "test_efficientnet", "weights": "none"}, {"name": "test_resnet", "weights": "none"}],
     "training": {"epochs": 1, "batch_size": 12},
     "selection": {"count": 1},
     "defences": [{"name": "fgsm", "epsilon": 0.02}],
@@ -35,10 +35,10 @@ RECIPE = {
         "attacks": [{"name": "fgsm", "epsilons": [0.01, 0.02]}, {"name": "pgd", "epsilons": [0.02], "steps": 2}],
         "bootstrap": 100,
     },
-    "explanation": {"panels": 2},
+    "explanation": {"corruptions": ["jpeg", "letters"], "sample": 2, "panels": 2},
 }
 
-FIRST, SECOND = "resnet10t-standard-s0", "mobilenetv3_small_050-standard-s0"
+FIRST, SECOND = "test_efficientnet-standard-s0", "test_resnet-standard-s0"
 
 
 def tiny(**changes: object) -> StudyRecipe:
@@ -160,17 +160,17 @@ def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_one_run_that_fails_does_not_lose_the_study(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, out = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")], tmp_path / "out"
+    models, out = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")], tmp_path / "out"
     with monkeypatch.context() as patch:
         no_network_of(patch, "test_resnet")
         document = Study(tiny(models=models), films, out, engines.get("local")).run()
     assert [f["run"] for f in document["failures"]] == ["test_resnet-standard-s0"]
     assert document["failures"][0]["reason"] == "train: a loss that is no number"
     assert "no number" in files.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
-    assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0"]
+    assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0"]
     assert document["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
-    done = [p for p in out.glob("runs/resnet10t-standard-s0/*") if p.is_file() and p.name != "panels.npz"]
+    done = [p for p in out.glob("runs/test_efficientnet-standard-s0/*") if p.is_file() and p.name != "panels.npz"]
     stamps = {p: p.stat().st_mtime_ns for p in done}
     again = Study(tiny(models=models), films, out, engines.get("local")).run()
     assert again["failures"] == []
@@ -182,7 +182,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
 def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    causes = {"resnet10t": MemoryError("8 EB"), "test_resnet": NotFiniteError("the loss is no number")}
+    causes = {"test_efficientnet": MemoryError("8 EB"), "test_resnet": NotFiniteError("the loss is no number")}
     tried: list[str] = []
 
     def fails(recipe: RunRecipe, *_: object, **__: object) -> None:
@@ -202,10 +202,10 @@ def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     flat = " ".join(said.out.split())
-    assert "FAILED resnet10t-standard-s0: train: more memory is needed than there is" in flat
+    assert "FAILED test_efficientnet-standard-s0: train: more memory is needed than there is" in flat
     assert "FAILED test_resnet-standard-s0: train: the loss is no number" in flat
-    assert "missing: resnet10t-standard-s0, test_resnet-standard-s0, every robust run" in flat
-    assert tried == ["resnet10t-standard-s0", "test_resnet-standard-s0"] * 2
+    assert "missing: test_efficientnet-standard-s0, test_resnet-standard-s0, every robust run" in flat
+    assert tried == ["test_efficientnet-standard-s0", "test_resnet-standard-s0"] * 2
     for name in tried:
         assert files.read_json(out / "runs" / name / "failure.json")["reason"].startswith("train: ")
         assert name in (out / "report.html").read_text()
@@ -229,9 +229,9 @@ def test_memory_that_is_not_there_is_one_line_whoever_asked_for_it(
 @pytest.mark.slow
 def test_a_network_whose_loss_is_no_number_fails_alone(films: Path, tmp_path: Path) -> None:
     wild = {"name": "test_resnet", "weights": "none", "training": {"optimiser": "adamw", "weight_decay": 1e36}}
-    models = [{"name": "resnet10t", "weights": "none"}, wild]
+    models = [{"name": "test_efficientnet", "weights": "none"}, wild]
     document = Study(tiny(models=models, selection={"count": 2}), films, tmp_path / "out", engines.get("local")).run()
-    assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]
+    assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
     (failure,) = document["failures"]
     assert failure["run"] == "test_resnet-standard-s0"
     assert "in the first epoch" in failure["reason"]
@@ -247,8 +247,8 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
 
     monkeypatch.setitem(steps.STEPS, "test", full)
     with pytest.raises(CannotWrite):
-        steps.carry_out(Task(out, "resnet10t-standard-s0", "test"))
-    reason = files.read_json(out / "runs" / "resnet10t-standard-s0" / "failure.json")["reason"]
+        steps.carry_out(Task(out, "test_efficientnet-standard-s0", "test"))
+    reason = files.read_json(out / "runs" / "test_efficientnet-standard-s0" / "failure.json")["reason"]
     assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
 
@@ -256,17 +256,17 @@ def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_network_of(monkeypatch, "test_resnet")
-    models = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")]
+    models = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")]
     recipe = tiny(models=models, selection={"count": 2})
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
-    assert [run["run"] for run in document["runs"]] == ["resnet10t-standard-s0", "resnet10t-fgsm-s0"]
+    assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"models": [{"name": "ResNet5"}]}, "did you mean"),
-        ({"models": [{"name": "resnet10t", "weights": "gone.safetensors"}]}, "no such file"),
+        ({"models": [{"name": "test_efficientnet", "weights": "gone.safetensors"}]}, "no such file"),
         ({"defences": [{"name": "fsgm"}]}, "valid: standard, fgsm"),
         ({"explanation": {"method": "gradcan"}}, "gradcam"),
     ],
@@ -284,7 +284,7 @@ def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
     victims = sorted(films.rglob("Train/Normal/images/*.png"))
     for victim in [p for p in victims if p.name == victims[0].name]:
         victim.write_bytes(victim.read_bytes()[:100])
-    recipe = tiny(models=[{"name": "resnet10t", "weights": "none"}], defences=[])
+    recipe = tiny(models=[{"name": "test_efficientnet", "weights": "none"}], defences=[])
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
     assert document["data"]["skipped"] == 1
     assert document["data"]["counts"]["Train"]["Normal"] == 8
@@ -297,7 +297,7 @@ def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
     for folder in films.rglob("Non-COVID"):
         shutil.rmtree(folder)
     document = Study(
-        tiny(models=[{"name": "resnet10t", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
+        tiny(models=[{"name": "test_efficientnet", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
     ).run()
     assert document["classes"] == ["COVID-19", "Normal"]
     assert all(len(run["clean"]["confusion"]) == 2 for run in document["runs"])

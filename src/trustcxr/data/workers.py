@@ -1,11 +1,10 @@
 """Who does work that many files ask for: threads where there is little of it, processes where there is much."""
 
+import multiprocessing
 import os
 import threading
-import time
 from typing import Any
 
-_LOOK = 0.2  # seconds between looks at whether the process that this one works for is there still
 FEW = 400  # below this many files, starting worker processes costs more than it saves
 
 
@@ -37,12 +36,16 @@ def call(function: Any, *arguments: Any) -> Any:
     return joblib.delayed(function)(*arguments)
 
 
-def end_with(parent: int) -> None:
-    """From now on this process ends when its parent does: one that was killed leaves nobody that goes on writing."""
+def end_with_parent() -> None:
+    """From now on this process ends when the one that asked for it does: none that was killed leaves another at work.
+
+    By what multiprocessing opens between the two: a process that was forked by a server of forks is no child of it.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

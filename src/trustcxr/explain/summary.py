@@ -45,31 +45,28 @@ class Summary:
     def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
         """For each measure among the rows its mean, interval, and the means of what stands beside it."""
         found = {}
-        values, groups = rows["value"].to_numpy(dtype=float), rows["group"].to_numpy(dtype=str)
-        beside = {name: rows[name].to_numpy(dtype=float) for name in REFERENCES if name in rows}
-        codes, measures = pd.factorize(rows["measure"])
-        for code, measure in enumerate(measures):
-            name, chosen = _NAMES.get(str(measure), str(measure)), codes == code
-            bootstrap = self._over(groups[chosen])
-            means = bootstrap.means(values[chosen])
+        for measure, groups, values in _by_measure(rows, REFERENCES):
+            name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
+            means = bootstrap.means(values["value"])
             ends = share_interval(bootstrap, means) if name in _SHARES else interval(means)
             # Of the same images as the mean: one without a lung mask, say, has neither.
-            known = chosen & ~np.isnan(values)
-            references = {name: _mean(of[known]) for name, of in beside.items()}
-            found[name] = Figure(value=means[0], ci=ends, **{k: v for k, v in references.items() if not np.isnan(v)})
+            known = ~np.isnan(values.pop("value"))
+            beside = {name: _mean(column[known]) for name, column in values.items()}
+            kept = {name: mean for name, mean in beside.items() if not np.isnan(mean)}
+            found[name] = Figure(value=means[0], ci=ends, **kept)
         return found
 
     def beyond(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
         """Of each measure against masks, what the map has over the control that comes closest, on the same images."""
         found = []
-        for measure, values in rows[rows["measure"].isin(AGAINST_MASKS)].groupby("measure", sort=False):
-            bootstrap = self._over(values["group"].to_numpy(dtype=str))
-            known = [name for name in controls if name in values and values[name].notna().any()]
-            over = {name: bootstrap.means(values["value"] - values[name]) for name in known}
+        for measure, groups, values in _by_measure(rows[rows["measure"].isin(AGAINST_MASKS)], controls):
+            bootstrap, own = self._over(groups), values.pop("value")
+            known = {name: column for name, column in values.items() if not np.isnan(column).all()}
+            over = {name: bootstrap.means(own - column) for name, column in known.items()}
             if over:
                 closest = min(over, key=lambda name: float(over[name][0]))
                 difference = Share(value=over[closest][0], ci=interval(over[closest]))
-                found.append(Lead(measure=str(measure), control=closest, difference=difference))
+                found.append(Lead(measure=measure, control=closest, difference=difference))
         return found
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
@@ -77,17 +74,32 @@ class Summary:
         means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
         return Figure(value=means[0], ci=interval(means))
 
-    def _over(self, groups: NDArray[np.str_]) -> Bootstrap:
-        key = groups.tobytes()
+    def _over(self, names: NDArray[np.str_]) -> Bootstrap:
+        key = names.tobytes()
         if key not in self._drawn:
-            self._drawn[key] = Bootstrap.over(groups, resamples=self.resamples)
+            self._drawn[key] = Bootstrap.over(names, resamples=self.resamples)
         return self._drawn[key]
 
 
+def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
+    """Each measure among the rows, as they first come: the groups of its rows, and columns: value, what is beside it.
+
+    Arrays, since pandas takes longer to cut out hundreds of small tables than their means take.
+    """
+    if rows.empty:
+        return
+    codes, names = pd.factorize(rows["measure"])
+    groups = rows["group"].to_numpy(dtype=str)
+    columns = {name: rows[name].to_numpy(dtype=float) for name in ("value", *beside) if name in rows}
+    parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    for name, at in zip(names, parts, strict=True):
+        yield str(name), groups[at], {column: values[at] for column, values in columns.items()}
+
+
 def _mean(values: Floats) -> float:
-    """The mean of what is not NaN; NaN where nothing is."""
-    known = ~np.isnan(values)
-    return float(np.where(known, values, 0.0).sum() / known.sum()) if known.any() else np.nan
+    """Of the values that are not NaN; NaN where there is none."""
+    known = int((~np.isnan(values)).sum())
+    return float(np.nansum(values)) / known if known else float("nan")
 
 
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
@@ -243,8 +255,11 @@ def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
     """An image's mean over its rows: value and group, by sample."""
-    by_sample = rows.assign(value=rows["value"].astype(float)).groupby("sample_id", sort=False)
-    return by_sample.agg(value=("value", "mean"), group=("group", "first"))
+    rows = rows.assign(value=rows["value"].astype(float))
+    if rows["sample_id"].is_unique:
+        return rows.set_index("sample_id")[["value", "group"]]
+    by_sample = rows.groupby("sample_id", sort=False)
+    return pd.DataFrame({"value": by_sample["value"].mean(), "group": by_sample["group"].first()})
 
 
 def with_before(tables: Iterator[pd.DataFrame], path: Path, methods: Sequence[str]) -> Iterator[pd.DataFrame]:

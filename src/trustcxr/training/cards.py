@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from trustcxr import console
-from trustcxr.data.workers import end_with
+from trustcxr.data.workers import end_with_parent
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.run import RunRecipe
 
@@ -145,7 +145,7 @@ def together(cards: Cards, work: Callable[..., object], *arguments: object) -> I
             torch.set_num_threads(max(1, threads // cards.devices))
             context = multiprocessing.get_context("spawn")
             for rank in range(1, cards.devices):
-                given = (rank, os.getpid(), torch.get_num_threads(), work, arguments)
+                given = (rank, torch.get_num_threads(), work, arguments)
                 team.processes.append(context.Process(target=_serve, args=given))
                 team.processes[-1].start()
         yield team
@@ -171,10 +171,10 @@ def does_not_fit(problem: BaseException) -> bool:
     return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
 
 
-def _serve(rank: int, first: int, threads: int, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def _serve(rank: int, threads: int, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
     """What a process beside the first one does; it says nothing, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(first)
+    end_with_parent()
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(threads)
     console.tell(lambda _: None)

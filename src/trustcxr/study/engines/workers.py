@@ -3,11 +3,18 @@
 import multiprocessing
 import os
 import signal
+import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import Any
 
 from trustcxr import console
-from trustcxr.data.workers import end_with
+from trustcxr.data.workers import end_with_parent
 from trustcxr.study.engines.contract import Failure, Outcome, Task, Work, told
+
+# What the steps of a run import, and what takes long to: once for all processes that are forked.
+IMPORTED = ("trustcxr.study.steps", "trustcxr.training.loop", "trustcxr.explain.scores", "trustcxr.explain.summary")
+IMPORTED += ("trustcxr.evaluation.run", "trustcxr.models.factory", "timm", "pytorch_lightning", "pyarrow.parquet")
 
 
 class Worker:
@@ -16,11 +23,9 @@ class Worker:
     def __init__(self, jobs: int) -> None:
         import torch
 
-        context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may never end
-        self.connection, other = context.Pipe()
+        self.connection, other = multiprocessing.Pipe()
         threads = max(1, torch.get_num_threads() // jobs)
-        self.process = context.Process(target=_serve, args=(other, threads, os.getpid()), daemon=False)
-        self.process.start()
+        self.process = _started(other, threads, dict(os.environ))
         other.close()
         self.task: Task | None = None
         self.outcome: Outcome = None
@@ -55,10 +60,33 @@ class Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection, threads: int, engine: int) -> None:
-    """The process's end: do what comes, until nothing can come any more."""
+def _started(*given: object) -> Any:
+    """A process that does `_serve(*given)`.
+
+    Forked, within 0.1 s, from one that has done nothing but import, for which a process of Python and torch started
+    anew needs seconds; anew where there are cards, which a fork must find untouched, and elsewhere than on Linux. Never
+    forked from this process: with torch's threads in it a fork may never end.
+    """
+    import torch
+
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        forks = multiprocessing.get_context("forkserver")
+        forks.set_forkserver_preload([*IMPORTED])
+        with suppress(OSError):  # the temporary folder has no room for its socket, or too long a name
+            forked = forks.Process(target=_serve, args=given, daemon=False)
+            forked.start()
+            return forked
+    anew = multiprocessing.get_context("spawn").Process(target=_serve, args=given, daemon=False)
+    anew.start()
+    return anew
+
+
+def _serve(connection: Connection, threads: int, environment: dict[str, str]) -> None:
+    """The process's end: do what comes, until nothing can come any more. Its environment is the engine's, as of now."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine hears Ctrl-C, and ends its processes
-    end_with(engine)
+    end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
     console.tell(lambda text: connection.send(("say", text)))
     while True:
         try:
