@@ -87,9 +87,9 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
     shipped = study.load_study("ct").model_dump(mode="json")
     small = {
         "data": {"size": 32},
-        "models": [{"name": "resnet10t", "weights": "none"}],
+        "models": [{"name": "test_resnet", "weights": "none"}],
         "training": shipped["training"] | {"epochs": 2},
-        "explanation": {"panels": 1, "sample": 2},
+        "explanation": {"panels": 1, "sample": 2, "corruptions": ["jpeg"]},
         "evaluation": {
             "attacks": [{"name": "fgsm"}, {"name": "pgd", "steps": 2}],
             "corruptions": {"names": ["jpeg"], "severities": [3]},

@@ -29,8 +29,9 @@ from fault_runner import LIMIT, Ended, call
 
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when", "took", "processor_seconds", "energy_kwh", "energy_method")
-_IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.explain.examples", "trustcxr.report.page", "timm")
-_IMPORTED += ("trustcxr.training.loop", "pyarrow.parquet", "joblib", "pytorch_lightning", "matplotlib.pyplot")
+_IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.study.data_check", "trustcxr.explain.examples")
+_IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.loop", "trustcxr.study.steps", "timm")
+_IMPORTED += ("pyarrow.dataset", "joblib", "pytorch_lightning", "matplotlib.pyplot", "matplotlib.backends.backend_svg")
 _LASTED = rb"(?:<data value=\"[\d.e-]+\">)?\b[\d.]+ (?:s|min|h)(?: \d+ (?:s|min))?\b"
 _SPENT = rb"[Aa]bout [\d.e+-]+ kWh[^\n<]*"
 _CLOCK = re.compile(rb"\d{4}-\d\d-\d\d[T ]?[\d:.+]*|" + _SPENT + b"|" + _LASTED)  # in pages, likewise

@@ -104,7 +104,8 @@ def test_killed_at_some_commits_the_study_ends_with_the_same_bits(
     assert bits(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("cut", [pytest.param(full, marks=pytest.mark.slow), fills])
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [full, fills])
 def test_a_disk_that_is_full_at_some_files_costs_nothing(
     cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from fault_commands import Case, cases
 from fault_runner import main, run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes, limits and alarms are POSIX's")
-SAMPLE = 60
+SAMPLE = 40
 
 
 def sample() -> list[Case]:

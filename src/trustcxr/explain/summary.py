@@ -45,7 +45,7 @@ class Summary:
     def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
         """For each measure among the rows its mean, interval, and the means of what stands beside it."""
         found = {}
-        for measure, groups, values in _by_measure(rows, REFERENCES):
+        for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
             name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
             means = bootstrap.means(values["value"])
             ends = share_interval(bootstrap, means) if name in _SHARES else interval(means)

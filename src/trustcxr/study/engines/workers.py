@@ -13,8 +13,17 @@ from trustcxr.data.workers import end_with_parent
 from trustcxr.study.engines.contract import Failure, Outcome, Task, Work, told
 
 # What the steps of a run import, and what takes long to: once for all processes that are forked.
-IMPORTED = ("trustcxr.study.steps", "trustcxr.training.loop", "trustcxr.explain.scores", "trustcxr.explain.summary")
-IMPORTED += ("trustcxr.evaluation.run", "trustcxr.models.factory", "timm", "pytorch_lightning", "pyarrow.parquet")
+IMPORTED: tuple[str, ...] = (
+    "trustcxr.study.steps",
+    "trustcxr.training.loop",
+    "trustcxr.explain.scores",
+    "trustcxr.explain.summary",
+    "trustcxr.evaluation.run",
+    "trustcxr.models.factory",
+    "timm",
+    "pytorch_lightning",
+    "pyarrow.dataset",
+)
 
 
 class Worker:
