@@ -1,6 +1,7 @@
 """The protocol end to end, on synthetic films: what it writes, that it goes on, that it chooses on validation alone."""
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
 from trustcxr.study import engines, steps
-from trustcxr.study.engines import Task
+from trustcxr.study.engines import Failure, Task
+from trustcxr.study.engines.contract import Outcomes, Work
 from trustcxr.study.protocol import Study
 from trustcxr.training import loop
 
@@ -260,6 +262,34 @@ def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     recipe = tiny(models=models, selection={"count": 2})
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
+
+
+class Refusing:
+    """An engine that does nothing, and keeps what it was asked at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[set[str]] = []
+
+    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
+        self.asked.append({task.run for task in tasks})
+        return [Failure(task.run, "not done") for task in tasks]
+
+
+@pytest.mark.parametrize(
+    ("count", "defence", "together"),
+    [(2, {}, True), (1, {}, False), (2, {"start_from": "standard"}, False)],
+)
+def test_robust_runs_wait_for_the_standard_ones_only_where_they_need_them(
+    count: int, defence: dict[str, str], together: bool, films: Path, tmp_path: Path
+) -> None:
+    models = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")]
+    defences = [{"name": "fgsm", "epsilon": 0.02} | defence]
+    recipe, engine = tiny(models=models, selection={"count": count}, defences=defences), Refusing()
+    document = Study(recipe, films, tmp_path / "out", engine).run()
+    first = {"resnet10t-standard-s0", "test_resnet-standard-s0"}
+    assert engine.asked[0] == (first | {"resnet10t-fgsm-s0", "test_resnet-fgsm-s0"} if together else first)
+    assert not document.runs
+    assert {failure.run for failure in document.failures} == engine.asked[0]
 
 
 @pytest.mark.parametrize(

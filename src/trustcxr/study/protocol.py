@@ -90,21 +90,28 @@ class Study:
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
         say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
-        judged = self._each(baselines)
+        every = [] if self._must_choose() else self._defended(baselines)
+        done = self._each([*baselines, *every])
         trained = [run for run in baselines if finished.is_validated(self._run_folder(run))]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
-        defended = [
-            run_recipe(recipe, run.model, defence, run.seed)
-            for defence in recipe.defences
-            for run in trained
-            if run.model.called in chosen
-        ]
-        described = [*judged, *self._each(defended)]
+        defended = self._defended([run for run in trained if run.model.called in chosen])
+        if not every:
+            done += self._each(defended)
+        described = [run for run in done if run in baselines or run in defended]
         self._show(described)
         document = self._document(described, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
         return document
+
+    def _must_choose(self) -> bool:
+        """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
+        started = any(defence.start_from == "standard" for defence in self.recipe.defences)
+        return started or self.recipe.selection.count < len(self.recipe.models)
+
+    def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
+        """The robust runs of the networks and seeds of these standard ones."""
+        return [run_recipe(self.recipe, b.model, d, b.seed) for d in self.recipe.defences for b in baselines]
 
     def _claim_folder(self) -> None:
         path = self.folder / STUDY_FILE
