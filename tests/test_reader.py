@@ -470,3 +470,78 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
             page.locator("#end").wait_for(state="visible")
             assert again.complaints == []
     assert len(store.done(reader)) == 4
+
+
+def tab_to(page, wanted: str, key: str = "Tab") -> None:
+    """Press Tab until the element with that id, or that name of a radio button, has the focus."""
+    for _ in range(25):
+        page.keyboard.press(key)
+        if page.evaluate("document.activeElement.id || document.activeElement.name") == wanted:
+            return
+    raise AssertionError(f"{wanted} is not reached with {key}")
+
+
+def press(page, *keys: str) -> None:
+    for key in keys:
+        name, _, times = key.partition(" x")
+        for _ in range(int(times or 1)):
+            page.keyboard.press(name)
+
+
+def judge_by_keys(page) -> None:
+    """Map A has rank 1, B 2 and C 3; each the rating 1."""
+    for place in range(3):
+        tab_to(page, f"rank-{place}")
+        press(page, "Space", f"ArrowRight x{place}") if place else press(page, "Space")
+        tab_to(page, f"rating-{place}")
+        press(page, "Space")
+    page.locator("#next:not([disabled])").wait_for()
+    tab_to(page, "next")
+    press(page, "Enter")
+
+
+@pytest.mark.slow
+def test_a_reader_needs_no_mouse(store: Store) -> None:
+    reader = store.readers()[1]
+    with (
+        serving(store) as address,
+        browsers.chromium() as chrome,
+        browsers.opened(chrome, f"{address}#token={reader.token}") as found,
+    ):
+        page = found.page
+        page.locator("h1", has_text="Film 1 of 4").wait_for()
+        tab_to(page, "ink")
+        press(page, "Shift+ArrowLeft x5", "Shift+ArrowUp x5", "Enter")
+        press(page, "Shift+ArrowRight x5", "Shift+ArrowDown x7", "ArrowDown", "ArrowUp", "Enter")
+        assert page.locator("#where").inner_text() == (
+            "1 mark on the film. Cross at 50 % from the left, 60 % from the top."
+        )
+        assert browsers.violations(page) == []
+        tab_to(page, "save", "Shift+Tab")
+        press(page, "Enter")
+        page.locator("#judging").wait_for(state="visible")
+        page.locator("#judging-title:focus").wait_for()
+        judge_by_keys(page)
+        page.locator("h1", has_text="Film 2 of 4").wait_for()
+        tab_to(page, "tool")
+        press(page, "ArrowRight")
+        tab_to(page, "ink")
+        press(page, "Enter", "ArrowRight", "Escape")  # given up
+        press(page, "Enter", "Shift+ArrowRight x2", "Enter", "Shift+ArrowDown x2", "Enter", "Enter")
+        press(page, "Enter", "Shift+ArrowLeft x2", "Enter", "Shift+ArrowUp", "Enter", "Enter", "Backspace")
+        tab_to(page, "save", "Shift+Tab")
+        press(page, "Enter")
+        page.locator("#judging").wait_for(state="visible")
+        judge_by_keys(page)
+        page.locator("h1", has_text="Film 3 of 4").wait_for()
+        tab_to(page, "none")
+        press(page, "Enter")
+        page.locator("#judging").wait_for(state="visible")
+        assert found.complaints == []
+    one, two, three = (store.mark(reader, film) for film in store.order(reader)[:3])
+    assert [(r.kind, r.points) for r in one.regions] == [("box", [(0.25, 0.25), (0.5, 0.6)])]
+    assert [(r.kind, r.points) for r in two.regions] == [("outline", [(0.51, 0.5), (0.61, 0.5), (0.61, 0.6)])]
+    assert three.regions == []
+    film = store.order(reader)[0]
+    judged = [store.judgements(reader, film)[arm] for arm in store.slots(reader, film)]
+    assert judged == [Judgement(1, 1), Judgement(2, 1), Judgement(3, 1)]

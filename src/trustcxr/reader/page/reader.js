@@ -4,11 +4,16 @@
 
 const byId = (id) => document.getElementById(id);
 const MOST_POINTS = 600;
+const MOST_REGIONS = 20;
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const token = readToken();
 let state = null;
 let film = null;
 let regions = [];
 let drawing = null;
+let dragged = false; // by a pointer, and not corner by corner
+let cross = null; // where the keyboard's cross stands
+let saving = Promise.resolve(); // choices are sent one after the other, so that the last one is the one that stays
 let links = [];
 
 function readToken() {
@@ -65,6 +70,7 @@ async function go() {
   byId("end").hidden = state.next !== null;
   if (state.next === null) {
     byId("title").textContent = "Reading";
+    byId("end-title").focus();
     return;
   }
   links.forEach((link) => URL.revokeObjectURL(link));
@@ -73,6 +79,7 @@ async function go() {
   byId("judging").hidden = true;
   film = await (await ask(`films/${state.next}`)).json();
   regions = film.mark ? film.mark.regions : [];
+  drawing = cross = null;
   byId("film").src = await picture(`films/${state.next}/film.png`);
   await byId("film").decode();
   byId("title").focus();
@@ -82,6 +89,7 @@ async function go() {
 async function shown() {
   const marked = film.mark !== null;
   byId("marking").classList.toggle("read", marked);
+  ink.tabIndex = marked ? -1 : 0;
   draw();
   if (marked) await maps();
 }
@@ -90,30 +98,96 @@ async function shown() {
 
 const ink = byId("ink");
 
+const share = (value) => Math.round(Math.min(Math.max(value, 0), 1) * 1e4) / 1e4;
+
 function at(event) {
   const box = ink.getBoundingClientRect();
-  const share = (value) => Math.min(Math.max(value, 0), 1);
   return [share((event.clientX - box.left) / box.width), share((event.clientY - box.top) / box.height)];
+}
+
+function begin(point) {
+  if (regions.length === MOST_REGIONS) {
+    tell(`No more than ${MOST_REGIONS} marks can be kept of a film.`);
+    return;
+  }
+  const kind = document.querySelector("input[name=tool]:checked").value;
+  drawing = { kind, points: [point, point] };
+}
+
+function finish() {
+  if (drawing && large(drawing)) regions.push(drawing);
+  drawing = null;
 }
 
 ink.addEventListener("pointerdown", (event) => {
   if (!film || film.mark || !event.isPrimary) return;
   ink.setPointerCapture(event.pointerId);
-  const kind = document.querySelector("input[name=tool]:checked").value;
-  drawing = { kind, points: [at(event), at(event)] };
+  cross = null;
+  dragged = true;
+  begin(at(event));
 });
 ink.addEventListener("pointermove", (event) => {
-  if (!drawing) return;
+  if (!drawing || !dragged) return;
   if (drawing.kind === "box") drawing.points[1] = at(event);
   else if (drawing.points.length < MOST_POINTS) drawing.points.push(at(event));
   draw();
 });
 for (const kind of ["pointerup", "pointercancel"]) {
   ink.addEventListener(kind, () => {
-    if (drawing && kind === "pointerup" && large(drawing)) regions.push(drawing);
-    drawing = null;
+    if (!dragged) return;
+    if (kind === "pointercancel") drawing = null;
+    finish();
+    dragged = false;
     draw();
   });
+}
+
+ink.addEventListener("focus", () => {
+  if (film && !film.mark && ink.matches(":focus-visible")) {
+    cross = cross || [0.5, 0.5];
+    draw();
+  }
+});
+ink.addEventListener("blur", () => {
+  if (!dragged) drawing = null;
+  draw();
+});
+ink.addEventListener("keydown", (event) => {
+  const known = event.key in MOVES || ["Enter", " ", "Escape", "Backspace"].includes(event.key);
+  if (!film || film.mark || dragged || !known || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  cross = cross || [0.5, 0.5];
+  if (event.key in MOVES) move(MOVES[event.key], event.shiftKey ? 0.05 : 0.01);
+  else if (event.key === "Escape") drawing = null;
+  else if (event.key === "Backspace") takeBack();
+  else corner();
+  draw();
+});
+
+function move(direction, step) {
+  cross = cross.map((value, k) => share(value + step * direction[k]));
+  if (drawing) drawing.points[drawing.points.length - 1] = cross;
+}
+
+// The last point of what is drawn follows the cross.
+function corner() {
+  if (!drawing) {
+    begin(cross);
+    return;
+  }
+  const { kind, points } = drawing;
+  const [before, last] = points.slice(-2);
+  const closed = before[0] === last[0] && before[1] === last[1];
+  if (kind === "outline" && closed) points.pop();
+  if (kind === "box" || closed) finish();
+  else if (points.length < MOST_POINTS) points.push(cross);
+}
+
+function takeBack() {
+  drawing = null;
+  regions.pop();
+  tell("");
+  draw();
 }
 
 function large(region) {
@@ -132,7 +206,9 @@ function draw() {
     pen.lineWidth = width * scale;
     pen.strokeStyle = colour;
     for (const region of drawing ? [...regions, drawing] : regions) path(pen, region);
+    if (cross && document.activeElement === ink) plus(pen, 14 * scale);
   }
+  where();
   byId("undo").disabled = regions.length === 0;
   byId("save").disabled = regions.length === 0;
   byId("none").disabled = regions.length > 0;
@@ -151,12 +227,30 @@ function path(pen, region) {
   pen.stroke();
 }
 
+function plus(pen, length) {
+  const [x, y] = [cross[0] * ink.width, cross[1] * ink.height];
+  pen.beginPath();
+  pen.moveTo(x - length, y);
+  pen.lineTo(x + length, y);
+  pen.moveTo(x, y - length);
+  pen.lineTo(x, y + length);
+  pen.stroke();
+}
+
+function where() {
+  const percent = (value) => `${Math.round(100 * value)} %`;
+  const marks = `${regions.length} ${regions.length === 1 ? "mark" : "marks"} on the film.`;
+  const place = cross ? ` Cross at ${percent(cross[0])} from the left, ${percent(cross[1])} from the top.` : "";
+  byId("where").textContent = film.mark ? "" : `${marks}${place}${drawing && !dragged ? " Drawing." : ""}`;
+}
+
 window.addEventListener("resize", () => { if (film) draw(); });
-byId("undo").addEventListener("click", () => { regions.pop(); draw(); });
+byId("undo").addEventListener("click", takeBack);
 
 const save = guarded(async (found) => {
   film = await (await ask(`films/${state.next}/mark`, { regions: found })).json();
   await shown();
+  byId("judging-title").focus();
 });
 byId("save").addEventListener("click", () => save(regions));
 byId("none").addEventListener("click", () => save([]));
@@ -202,7 +296,8 @@ function choices(group, name, what, values, said) {
   }
 }
 
-const judge = guarded(async (said) => {
+const judge = (said) => { saving = saving.then(() => send(said)); };
+const send = guarded(async (said) => {
   film = await (await ask(`films/${state.next}/said`, said)).json();
   counted();
   byId("status").textContent = "Saved.";
@@ -215,6 +310,7 @@ function counted() {
 }
 
 byId("next").addEventListener("click", guarded(async () => {
+  await saving;
   state = await (await ask("state")).json();
   byId("status").textContent = "";
   await go();
