@@ -262,6 +262,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"output": {"classes": ["a", "b"], "thresholds": [0.5]}}, "thresholds are of kind sigmoid"),
     ({"output": {"classes": ["a", "b"], "kind": "sigmoid", "thresholds": [0.5] * 3}}, "3 thresholds for 2"),
     ({"output": {}}, r"key 'output.classes'"),
+    ({"name": "good\n\n## Approved"}, "key 'name': one line"),
+    ({"output": {"classes": ["a", "b\x1b[2J"]}}, "key 'output.classes.1': one line"),
+    ({"reported": {"paper": "x\n## y"}}, "key 'reported.paper': one line"),
+    ({"input": {"size": ["x" * 5000]}}, r"not \['x{150,300}\.\.\.$"),
     ({"python": "a:b"}, "give one of source, python and predictions, not source and python"),
     ({"source": "nothing.pt2"}, "no such file"),
     ({"source": "model.yaml"}, "unknown kind of model file"),
@@ -329,6 +333,22 @@ def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
     assert yaml.safe_load(text)["input"]["channels"] == 1
     pd.DataFrame({"image": ["a"], "x": [0.2], "y": [0.8]}).to_csv(tmp_path / "s.csv", index=False)
     assert yaml.safe_load(adapters.describe_file(tmp_path / "s.csv"))["output"]["classes"] == ["x", "y"]
+
+
+def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    for names in (bomb, "[" * 5000):
+        about = {"author": "x\npython: os:system\u2028output: 1\x1b[2J", "names": names}
+        save_file({"w": torch.zeros(3, 2)}, tmp_path / "m.safetensors", metadata=about)
+        text = adapters.describe_file(tmp_path / "m.safetensors")
+        draft = yaml.safe_load(text)
+        assert draft.keys() == {"source", "timm", "input", "output"}
+        assert "author: x python: os:system output: 1 [2J\n" in text
+    pd.DataFrame({"image": [], "x": [], "y": []}, dtype=float).to_csv(tmp_path / "s.csv", index=False)
+    assert "0 rows" in adapters.describe_file(tmp_path / "s.csv")
+    with pytest.raises(UserError, match="no row"):
+        load(tmp_path / "s.csv", classes=("x", "y"), output="logits")
 
 
 def test_load_model_takes_a_run_too(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from torch import Tensor, nn
 
 from liars import LIARS, EveryNoise, EveryResizing, Jpeg, Liar
 from small_networks import SIDE, images_and_labels, trained
+from trustcxr import attacks
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import adaptive, wrong_share
 from trustcxr.attacks.stand_ins import Attackable, StandIns, look
 from trustcxr.attacks.surrogate import distil
+from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.models.untouched import undisturbed
+from trustcxr.recipes.testing import AttackRecipe
 
 EPSILON = 0.06  # where an honest network has lost nearly all
 
@@ -102,6 +105,37 @@ def test_stand_ins_leave_the_answers_as_they_are(name: str, films: tuple[Tensor,
     liar = LIARS[name](trained())
     images = films[0].clone().requires_grad_(True)
     assert torch.equal(Attackable(liar, stand_ins=True)(images), liar(films[0]))
+
+
+class Wrong(nn.Module):
+    """Answers with the class after the highest of a network: nothing that misleads it says anything of that."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images).roll(1, dims=1)
+
+
+@pytest.mark.parametrize("name", ["pgd", "worst-case"])
+def test_what_is_found_on_the_faster_model_is_confirmed_on_the_model_itself(
+    name: str, films: tuple[Tensor, Tensor]
+) -> None:
+    model, recipe = trained(), AttackRecipe(name=name)
+    options = {"seed": 0, "steps": 5, "queries": 20, "start": [films[0]]}
+    options = {key: value for key, value in options.items() if key in recipe.entry.options or key == "seed"}
+    options |= {"start": [films[0]]} if name == "worst-case" else {}
+    carried = CarriedOut(model, look(model, films[0]), True, films[0])
+    assert carried.fast is not model
+    same = carried(recipe, *films, 0.04, dict(options))
+    alone = attacks.get(name)(model, *films, epsilon=0.04, **options)
+    wrong = wrong_share(model, alone, films[1])
+    assert 0.2 < wrong.mean() <= 1
+    assert float(wrong_share(model, same, films[1]).mean()) == pytest.approx(float(wrong.mean()), abs=0.04)
+    carried.fast = Wrong(model)  # it claims every film
+    claimed = wrong_share(model, carried(recipe, *films, 0.04, dict(options)), films[1])
+    assert float(claimed.mean()) == pytest.approx(float(wrong.mean()), abs=0.07), "other starts, so nearly"
 
 
 class NoGrad(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.speed import examination
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -288,6 +289,7 @@ def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     assert "source:" in printed
     assert "# ?" in printed
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
+    assert "net.pt --init > model.yaml" in complaint("audit", tmp_path / "net.pt", "--data", "x", "--out", "y")
 
 
 def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:
@@ -306,3 +308,13 @@ def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_
 
 def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) -> None:
     assert "no such run folder" in complaint("audit", tmp_path / "gone", "--data", greys, "--out", tmp_path / "audit")
+
+
+def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -> None:
+    parts, count, document = examination.of_an_audit(trained, films, 2, "Val", None)
+    assert (count, document.protocol) == (6, "exam-1")
+    attacked = {"fgsm 0.01", "fgsm 0.02", "pgd 0.01", "pgd 0.02", "square 0.02", "worst-case 0.02"}
+    assert parts.keys() == {examination.DOOR, *attacked, examination.REST, examination.FIGURES}
+    assert min(parts.values()) > 0
+    assert examination.whole_of({"a": 6.0, examination.DOOR: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
+    assert examination.whole_of({"a": 6.0, examination.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)

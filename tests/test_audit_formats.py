@@ -23,8 +23,8 @@ def test_every_format_has_the_figures_of_the_run_on_real_films(
         "torch.export",
         "TorchScript",
         "ONNX",
-        "weights",
         "module:function",
+        "weights",
     ]
     assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= found[0][2].keys()
     for name, (clean, attacked) in benchmark.differences(found).items():

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from trustcxr import attacks, defences
 from trustcxr.defences import adversarial
 from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
+from trustcxr.evaluation.findings import Decision
 from trustcxr.models import factory, zoo
-from trustcxr.models.folding import folded, pairs
+from trustcxr.models.adapters import load
+from trustcxr.models.folding import faster, folded, pairs
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -154,3 +156,41 @@ def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: st
         torch.manual_seed(5)
         unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, mode=mode, **options)
     assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("around", ["run", "given", "finding"])
+def test_a_faster_model_answers_as_the_model_does_and_leaves_it_whole(around: str) -> None:
+    torch.manual_seed(0)
+    model: nn.Module = lived_in(factory.build("resnet10t", classes=3)).eval()
+    if around != "run":
+        found = load(model.net, classes=("a", "b", "c"), size=64).model
+        assert found is not None
+        model = Decision(found, 1, 0.5) if around == "finding" else found
+    before, labels, met = state(model), LABELS.clamp(max=1), []
+    quick = faster(model, IMAGES)
+    model.register_forward_pre_hook(lambda *_: met.append(1))
+    assert quick is not model
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
+    mine, theirs = (attacks.input_gradient(m, IMAGES, labels) for m in (model, quick))
+    assert len(met) == 2, "whoever watches the model to stop it sees the faster one too"
+    for own, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(other, own, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
+    assert state(model) == before
+
+
+class ReadsItsNorm(nn.Module):
+    """Looks into its own layers while it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(images)).mean((2, 3)) * self.norm.weight)
+
+
+def test_what_looks_into_its_own_layers_or_has_nothing_to_fold_is_searched_as_it_is() -> None:
+    assert pairs(own := lived_in(ReadsItsNorm()).eval())
+    assert faster(own, IMAGES) is own
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 3)).eval()
+    assert faster(plain, IMAGES) is plain

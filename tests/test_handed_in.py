@@ -139,5 +139,11 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
     assert wrong == [True, False, False, True], "the film's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
     assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
+    only = handed_in.read(written(tmp_path / "c.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1"), films)
+    table = table[table["sample_id"].str.endswith("#Bright")]
+    with pytest.raises(UserError, match="no image of a finding that is judged"):
+        handed_in.worse_of_both(table, only, Present(), torch.device("cpu"))
+    with pytest.raises(UserError, match="holds no image"):
+        handed_in.read(written(tmp_path / "d.safetensors", {}, epsilon="1"), films)
     with pytest.raises(UserError, match="nobody#Edema is none of these films"):
         handed_in.read(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films)

@@ -33,6 +33,23 @@ def network() -> nn.Module:
     return load_run(os.environ[NAMED], on="cpu").model.net
 
 
+def as_weights(run: Run, out: Path, *, size: int | None = None) -> Path:
+    """A model file of the run's weights alone, at its own side or another."""
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.contiguous() for key, value in run.model.net.state_dict().items()}
+    save_file(weights, out / "net.safetensors")
+    return _model_file(run, out / "weights.yaml", f"source: net.safetensors\ntimm: {run.trained_by.model.name}", size)
+
+
+def _model_file(run: Run, path: Path, source: str, size: int | None = None) -> Path:
+    scale = f"mean: [{float(run.model.mean)!r}], std: [{float(run.model.std)!r}]"
+    path.write_text(
+        f"{source}\ninput: {{size: {size or run.size}, {scale}}}\n"
+        f"output: {{kind: logits, classes: [{', '.join(run.classes)}]}}\n"
+    )
+    return path
+
+
 def written(run: Run, out: Path) -> dict[str, Path]:
     """A model file for each format, of the run's network without anything of ours around it."""
     out.mkdir(parents=True, exist_ok=True)
@@ -42,23 +59,14 @@ def written(run: Run, out: Path) -> dict[str, Path]:
     torch.jit.trace(net, images).save(str(out / "net.pt"))
     axes = {"x": {0: "batch"}}
     torch.onnx.export(net, (images,), out / "net.onnx", dynamo=False, input_names=["x"], dynamic_axes=axes)
-    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, out / "net.safetensors")
     sources = {
         "torch.export": "source: net.pt2",
         "TorchScript": "source: net.pt",
         "ONNX": "source: net.onnx",
-        "weights": f"source: net.safetensors\ntimm: {run.trained_by.model.name}",
         "module:function": "python: benchmarks.findings.audits:network",
     }
-    found = {}
-    scale = f"mean: [{float(run.model.mean)!r}], std: [{float(run.model.std)!r}]"
-    for name, source in sources.items():
-        found[name] = out / f"{name.replace(':', '-')}.yaml"
-        found[name].write_text(
-            f"{source}\ninput: {{size: {run.size}, {scale}}}\n"
-            f"output: {{kind: logits, classes: [{', '.join(run.classes)}]}}\n"
-        )
-    return found
+    files = {name: _model_file(run, out / f"{name.replace(':', '-')}.yaml", text) for name, text in sources.items()}
+    return files | {"weights": as_weights(run, out)}
 
 
 def figures(document: AuditDocument) -> dict[str, float]:
@@ -68,10 +76,10 @@ def figures(document: AuditDocument) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def first_images(data: Path, out: Path, run: Run, count: int) -> Path:
-    """A folder of the first test images of each class, as links."""
+def first_images(data: Path, out: Path, run: Run, count: int, *, split: str | None = None) -> Path:
+    """A folder of the first images of each class, as links: of the test split unless said."""
     manifest = read_manifest(data)
-    films = load_dataset(manifest, run.trained_by.data.splits.test, run.size, classes=run.classes)
+    films = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
     for name, rows in films.table.groupby("class"):
         (out / str(name)).mkdir(parents=True, exist_ok=True)
         for path in rows["path"][:count]:

@@ -2,26 +2,32 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.attacks.adaptive import adaptive
+from trustcxr.attacks.contract import misled
 from trustcxr.attacks.stand_ins import Attackable, Traits
 from trustcxr.attacks.surrogate import distil
-from trustcxr.catalogue import WORST_CASE
+from trustcxr.catalogue import ONE_STEP, WORST_CASE
 from trustcxr.evaluation.predictions import Options
+from trustcxr.models.folding import faster
+from trustcxr.models.untouched import undisturbed
 from trustcxr.recipes.testing import AttackRecipe
+
+COMPARED = 8  # films on which the faster model must answer as the model does
 
 
 @dataclass
 class CarriedOut:
     """Carries out the attacks of an examination on `model`, by what the door found out about it.
 
-    Where nothing stops gradients an attack is what it is for a run of ours. `films` (N, 1, H, W) are those that a
-    surrogate learns from. `whole_climb`: a climb goes on where the answer is wrong already, so that what is left of the
-    ranking of films is seen too. What is found is judged on the model itself by whoever calls.
+    Where nothing stops gradients an attack is what it is for a run of ours; it looks for images on the model with
+    BatchNorm folded away, and what it claims is confirmed on the model itself, else looked for there. `films` (N, 1, H,
+    W) are those that a surrogate learns from. `whole_climb`: a climb goes on where the answer is wrong already, so that
+    what is left of the ranking of films is seen too. What is found is judged on the model itself by whoever calls.
     """
 
     model: nn.Module
@@ -31,7 +37,9 @@ class CarriedOut:
     whole_climb: bool = False
 
     def ready(self, conditions: Iterable[AttackRecipe]) -> "CarriedOut":
-        """Itself, with the surrogate made if one of these attacks needs it: not later, by several threads at once."""
+        """Itself, with what these attacks need made: not later, by several threads at once."""
+        if self.plain:
+            _ = self.fast
         if not self.plain and any(attack.name == WORST_CASE for attack in conditions):
             _ = self.surrogate
         return self
@@ -44,7 +52,8 @@ class CarriedOut:
         if (self.traits.random or self.whole_climb) and "stop_when_wrong" in options:
             options["stop_when_wrong"] = False
         if self.plain:
-            return own(self.model, images, labels, epsilon=epsilon, **options)
+            search = partial(own, epsilon=epsilon, **options)
+            return self._plainly(search, images, labels, one_step=attack.name in ONE_STEP)
         if attack.name != WORST_CASE:
             return own(self.seen, images, labels, epsilon=epsilon, **options)
         start = list(options.pop("start", ()))
@@ -63,6 +72,28 @@ class CarriedOut:
             queries=options["queries"],
             seed=options["seed"],
         )
+
+    def _plainly(self, search: partial[Tensor], images: Tensor, labels: Tensor, *, one_step: bool) -> Tensor:
+        """What the attack finds on the faster model, and on the model itself where that is not misled by it."""
+        if one_step or self.fast is self.model:
+            return search(self.model, images, labels)
+        found, start = search(self.fast, images, labels), list(search.keywords.get("start", ()))
+        with undisturbed(self.model), undisturbed(self.fast):
+            claimed = misled(self.fast, found, labels)
+            for given in start:
+                claimed |= misled(self.model, given, labels)
+            rows = claimed.nonzero()[:, 0]
+            if len(rows):
+                rows = rows[~misled(self.model, found[rows], labels[rows])]
+        if len(rows):
+            known = {"start": [given[rows] for given in start]} if start else {}
+            found[rows] = search(self.model, images[rows], labels[rows], **known)
+        return found
+
+    @cached_property
+    def fast(self) -> nn.Module:
+        """The model to search on where nothing stops gradients: the same, with BatchNorm folded away."""
+        return faster(self.model, self.films[:COMPARED])
 
     @property
     def plain(self) -> bool:

@@ -49,6 +49,8 @@ def read(path: Path, dataset: "Dataset") -> Images:
         raise UserError(f"{path}: its metadata must say epsilon (such as '0.02') and by, who made the images") from None
     if not 0 < epsilon <= 1 or not by:
         raise UserError(f"{path}: epsilon {epsilon:g} by '{by}': a radius in (0, 1] and a name are needed")
+    if not images:
+        raise UserError(f"{path}: holds no image")
     rows = {str(name): row for row, name in enumerate(dataset.sample_ids)}
     for key, image in images.items():
         row = rows.get(key, rows.get(key.rpartition("#")[0]))
@@ -87,6 +89,8 @@ def worse_of_both(
     keys = [name if name in given.images else _film(name) for name in worst["sample_id"]]
     known = np.array([key in given.images for key in keys])
     rows = worst[known]
+    if not len(rows):
+        raise UserError(f"{given.path}: holds no image of a finding that is judged on these films")
     logits, wrong = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device)
     ours = np.stack(rows["logits"].tolist()).argmax(1) != rows["label"].to_numpy()
     alone = wrong & ~ours

@@ -11,6 +11,8 @@ from trustcxr.evaluation.door import Check, examine_at_the_door
 from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
+from trustcxr.models.adapters.loading import TABLES
+from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
@@ -44,6 +46,8 @@ def audit(
     process writes to.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
+    if not Path(model).is_dir() and Path(model).suffix in (*SUFFIXES, *TABLES):
+        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
     subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
     films = open_films(subject, data, split, labels, listing)
     handed = None if adversarial is None else handed_in.read(adversarial, films.examined)
@@ -68,6 +72,7 @@ def audit(
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
     shown, labels = at_the_door(dataset, exam.gate.films, subject.device)
+    say(f"{subject.name}: the gate at the door, on {len(shown)} images")
     door = examine_at_the_door(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
     sigmoids = isinstance(subject, Given) and subject.kind == "sigmoid"
     examine = audit_measures.of_findings if sigmoids else audit_measures.classes

@@ -4,17 +4,19 @@ A model file is YAML of a few lines. Its three parts are the types below; `read_
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import read_yaml
 
 Kind = Literal["logits", "probabilities", "sigmoid"]
 Resize = Literal["squeeze", "pad", "crop"]
+_SHOWN = 200  # letters of a wrong value that an error repeats
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -22,6 +24,13 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("one line of letters that can be printed: it stands in reports")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_one_line)]
 Numbers = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_listed)]
 
 
@@ -66,12 +75,12 @@ class OutputSpec(Declared):
     """What the model answers: logits, probabilities that sum to 1, or one sigmoid a finding."""
 
     kind: Kind = "logits"
-    classes: tuple[str, ...] = Field(min_length=1, description="names, in the order of the outputs")
+    classes: tuple[Words, ...] = Field(min_length=1, description="names, in the order of the outputs")
     thresholds: Numbers | None = Field(None, description="of kind sigmoid: the operating point of each finding")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if twice := [name for name in self.classes if self.classes.count(name) > 1]:
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
             raise ValueError(f"class '{twice[0]}' is there twice")
         if self.kind != "sigmoid" and len(self.classes) < 2:
             raise ValueError(f"kind {self.kind} needs two classes or more; one finding is of kind sigmoid")
@@ -100,9 +109,9 @@ class Reported(Declared):
 
     clean: float | None = Field(None, ge=0, le=1, description="accuracy on films as they are")
     attacked: float | None = Field(None, ge=0, le=1, description="accuracy under the strongest attack that they tried")
-    threat_model: str = Field("", description="what it is meant to withstand, such as L-infinity 0.02")
-    training_data: str = Field("", description="what it was trained on")
-    paper: str = Field("", description="where that is said")
+    threat_model: Words = Field("", description="what it is meant to withstand, such as L-infinity 0.02")
+    training_data: Words = Field("", description="what it was trained on")
+    paper: Words = Field("", description="where that is said")
 
 
 class ModelFile(Declared):
@@ -112,7 +121,7 @@ class ModelFile(Declared):
     timm: str | None = Field(None, description="of weights alone: the timm architecture they are of")
     python: str | None = Field(None, description="module:function that returns the model; it runs code")
     predictions: str | None = Field(None, description="a table of scores, .csv or .parquet; then nothing is attacked")
-    name: str | None = None
+    name: Words | None = None
     input: InputSpec = InputSpec()
     output: OutputSpec
     reported: Reported = Reported()
@@ -156,9 +165,9 @@ def check(kind: type[Part], content: Any, where: str) -> Part:
             raise UserError(f"{where}: {error.replace(str(first['loc'][-1]), key, 1)}") from None
         if first["type"] == "literal_error" and (words := _words(kind, first["loc"])):
             raise UserError(f"{where}: {unknown(key, first['input'], words)}") from None
-        said = (
-            str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {first['input']!r}"
-        )
+        given = repr(first["input"])
+        given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
+        said = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {given}"
         raise UserError(f"{where}: " + (f"key '{key}': {said}" if key else said)) from None
 
 

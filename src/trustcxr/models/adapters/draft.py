@@ -11,6 +11,7 @@ import yaml
 from trustcxr.errors import UserError, unknown
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES
+from trustcxr.results.files import parse_yaml
 
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
 
@@ -114,7 +115,7 @@ def _table(path: Path) -> Draft:
     numeric = [str(c) for c in table.select_dtypes("number").columns if str(c).lower() not in ("label", "fold")]
     draft = Draft("predictions", path.name, outputs=len(numeric), classes=numeric or None)
     draft.seen.append(f"{len(table)} rows, columns {', '.join(map(str, table.columns[:12]))}")
-    if numeric:
+    if numeric and len(table):
         scores = table[numeric].to_numpy(dtype=float)
         if scores.min() >= 0 and scores.max() <= 1:
             draft.kind = "probabilities" if abs(scores.sum(1) - 1).max() < 0.02 and len(numeric) > 1 else "sigmoid"
@@ -156,8 +157,8 @@ def _names(text: str | None) -> list[str] | None:
     if not text:
         return None
     try:
-        found = yaml.safe_load(text)  # JSON and Python's own way to write a dict are YAML
-    except yaml.YAMLError:
+        found = parse_yaml(text)  # JSON and Python's own way to write a dict are YAML
+    except (ValueError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict | list):
         found = [part.strip() for part in text.strip("[]{}").split(",")]
@@ -172,7 +173,7 @@ def _shape(shape: Any) -> str:
 
 def _text(d: Draft) -> str:
     lines = ["# A model file for `trustcxr audit`. Answer what has a question mark."]
-    lines += [f"# seen: {line}" for line in d.seen]
+    lines += [f"# seen: {_on_one_line(line)}" for line in d.seen]
     lines.append(f"{d.key}: {json.dumps(d.value, ensure_ascii=False)}")
     if d.timm:
         question = "  # ? which timm architecture are these weights of" if d.timm == "?" else ""
@@ -192,6 +193,11 @@ def _text(d: Draft) -> str:
     if d.kind == "sigmoid":
         lines.append(f"  thresholds: {[0.5] * len(names)}  # ? the operating point of each")
     return "\n".join(lines) + "\n"
+
+
+def _on_one_line(text: str) -> str:
+    """What a file says of itself, without line breaks, by which it would write keys, and without control characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _line(key: str, found: Any, otherwise: Any, question: str) -> str:

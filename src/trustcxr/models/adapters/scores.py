@@ -31,6 +31,8 @@ def read_scores(path: Path, given: OutputSpec) -> "pd.DataFrame":
         raise UserError(f"{path}: no column of the images' ids; name it sample_id (there is {_listed(table)})")
     if missing := [name for name in given.classes if name not in table.columns]:
         raise UserError(f"{path}: no column '{missing[0]}' for that class; there is {_listed(table)}")
+    if not len(table):
+        raise UserError(f"{path}: no row, so no image has a score")
     ids = table[key].astype(str)
     if ids.duplicated().any():
         raise UserError(f"{path}: {ids[ids.duplicated()].iloc[0]} is there twice in column {key}")
