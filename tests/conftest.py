@@ -25,6 +25,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("TRUSTCXR_CACHE", str(base))
 
 
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without their drawings, for tests that ask for words and tables: matplotlib takes seconds for each page."""
+    from trustcxr.report.figures import svg
+
+    monkeypatch.setattr(svg, "inline", lambda *_: "")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that holds covidqu-mini, external-cxr, ct-mini and raw-samples."""

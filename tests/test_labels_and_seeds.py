@@ -53,6 +53,7 @@ def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: Stu
     assert {row.label for row in study.comparisons} == {"", "half"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_labels_are_in_the_page_the_terminal_and_the_tables(done: Path, study: StudyDocument) -> None:
     runs = read(done).runs
     assert sum("half" in run.label for run in runs) == 2

@@ -182,6 +182,7 @@ def judged_by_the_first(folder: Path, val: Any) -> bool:
     return np.allclose(stored, first, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
 ) -> None:

@@ -222,7 +222,7 @@ def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, A
 
 
 def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",))
+    path = make_study(tmp_path / "s", models=("ResNet18",), images=30, resamples=20)
     home = path / "runs" / "resnet18-fgsm-s0"
     for name in ("history.csv", "predictions.parquet", "panels.npz", "metrics.json"):
         (home / name).write_bytes(b"\x00broken")
@@ -235,7 +235,7 @@ def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_understood_is_named_on_the_page(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
     document = _document(path)
     document["runs"][0]["attacks"][0]["steps"] = ["many"]
     document["selection"] = "by hand"
@@ -248,7 +248,7 @@ def test_what_cannot_be_understood_is_named_on_the_page(tmp_path: Path) -> None:
 
 
 def test_what_study_json_lacks_of_a_run_is_taken_from_its_metrics(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
     document = _document(path)
     lacking = document["runs"][0]
     del lacking["saliency"], lacking["clean"]
@@ -291,7 +291,7 @@ def test_missing_study_is_one_line(tmp_path: Path) -> None:
 
 
 def test_figures_that_do_not_match_the_predictions_raise_an_alarm(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
     document = _document(path)
     document["runs"][0]["clean"]["accuracy"] = 0.99
     (path / "study.json").write_text(json.dumps(document))
@@ -315,7 +315,7 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
 
 
 def test_failed_runs_and_seeds_are_told(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
     document = _document(path)
     document["failures"] = [{"run": "vgg16-fgsm-s0", "reason": "train: out of memory"}]
     document["runs"].append(document["runs"][0] | {"seed": 1, "run": "resnet18-standard-s1"})
@@ -328,7 +328,7 @@ def test_failed_runs_and_seeds_are_told(tmp_path: Path) -> None:
 
 
 def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0)
+    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
     document = _document(path)
     document["runs"][0]["shortcuts"] = {
         "lungs_blacked_out": {"accuracy": 0.57, "accuracy_ci": [0.53, 0.61], "n": 90},

@@ -15,6 +15,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import About, load_run
+from trustcxr.explain.summary import with_before
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import documents, files, locks
@@ -101,6 +102,19 @@ def test_what_was_measured_before_is_kept(trained: Path, films: Path) -> None:
     run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
     twice = files.read_table(trained / "predictions.parquet")
     assert len(twice) == len(after), "the same condition is measured anew, and stands there once"
+
+
+def test_maps_that_are_measured_again_make_the_same_file_and_others_stay_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "saliency.parquet"
+
+    def measured(method: str) -> bytes:
+        rows = pd.DataFrame({"sample_id": ["a", "b"], "method": method, "severity": 0, "value": [0.5, 0.25]})
+        files.write_batches(path, with_before(iter([rows]), path, [method]))
+        return path.read_bytes()
+
+    assert measured("gradcam") == measured("gradcam")
+    measured("layercam")
+    assert files.read_table(path)["method"].tolist() == ["gradcam"] * 2 + ["layercam"] * 2
 
 
 def test_a_table_of_before_steps_and_severities_is_merged_too(trained: Path, films: Path) -> None:

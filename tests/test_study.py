@@ -159,6 +159,7 @@ def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(loop, "fit", fit)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_one_run_that_fails_does_not_lose_the_study(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "only what was missing is tried again"
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

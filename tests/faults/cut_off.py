@@ -31,7 +31,14 @@ from fault_runner import LIMIT, Ended, call
 TIMES = ("created", "seconds", "when", "took", "processor_seconds", "energy_kwh", "energy_method")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.study.data_check", "trustcxr.explain.examples")
 _IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.loop", "trustcxr.study.steps", "timm")
-_IMPORTED += ("pyarrow.dataset", "joblib", "pytorch_lightning", "matplotlib.pyplot", "matplotlib.backends.backend_svg")
+_IMPORTED += (
+    "trustcxr.data.auditing.audit",
+    "trustcxr.data.phantom.writing",
+    "trustcxr.data.stores",
+    "joblib",
+    "jinja2",
+)
+_IMPORTED += ("pyarrow.dataset", "pyarrow.csv", "pytorch_lightning", "matplotlib.pyplot", "jinja2", "imagecodecs")
 _LASTED = rb"(?:<data value=\"[\d.e-]+\">)?\b[\d.]+ (?:s|min|h)(?: \d+ (?:s|min))?\b"
 _SPENT = rb"[Aa]bout [\d.e+-]+ kWh[^\n<]*"
 _CLOCK = re.compile(rb"\d{4}-\d\d-\d\d[T ]?[\d:.+]*|" + _SPENT + b"|" + _LASTED)  # in pages, likewise

@@ -268,6 +268,7 @@ def with_before(tables: Iterator[pd.DataFrame], path: Path, methods: Sequence[st
     if path.is_file():
         before = files.read_table(path)
         kept = before[~before["method"].isin(methods)].reindex(columns=first.columns)
-        yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
+        if len(kept):  # a part without rows is bytes in the file nonetheless
+            yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
     yield first
     yield from tables
