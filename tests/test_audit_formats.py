@@ -14,7 +14,7 @@ def test_every_format_has_the_figures_of_the_run_on_real_films(
     covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(benchmark.NAMED, "")
-    options = ["--model", "resnet18", "--size", "32", "--epochs", "1", "--set", "model.weights=none"]
+    options = ["--model", "test_resnet", "--size", "32", "--epochs", "1", "--set", "model.weights=none"]
     run("train", "--data", covidqu, *options, "--out", tmp_path / "run")
     films = benchmark.first_images(covidqu, tmp_path / "films", load_run(tmp_path / "run", on="cpu"), 10)
     found = benchmark.rows(tmp_path / "run", films, tmp_path / "out")

@@ -88,6 +88,7 @@ def test_every_figure_of_a_study_of_today_agrees(done: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
     ("file", "keys"),
     [
