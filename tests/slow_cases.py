@@ -1,4 +1,4 @@
-"""Cases of parametrised tests that take seconds each, beside quick ones of the same test: they run with the slow tests.
+"""Cases that take seconds each, beside quick ones of the same behaviour: they run with the slow tests.
 
 A case is a test's place, or its beginning: `file::test[` is all cases but those in KEPT.
 """
@@ -21,6 +21,7 @@ SLOW = (
     "test_attacks_strong.py::test_smallest_epsilon_with_other_attacks[fab]",
     "test_attacks_strong.py::test_square_is_no_weaker_than_torchattacks[fgsm]",
     "test_attacks_strong.py::test_worst_case_is_at_most_a_point_above_the_others_taken_together[3]",
+    "test_audit.py::test_a_planted_border_is_told_apart_without_the_lungs",
     "test_cam.py::test_grad_cam_agrees_with_the_package[VGG16]",
     "test_cam.py::test_the_map_lands_in_the_corner_where_the_image_differs[resnet18-bottom left]",
     "test_cam.py::test_the_map_lands_in_the_corner_where_the_image_differs[resnet18-bottom right]",
@@ -37,6 +38,12 @@ SLOW = (
     "test_folding.py::test_each_of_the_21_with_batchnorm_answers_as_before[",
     "test_hostile_models.py::test_an_exported_program_that_calls_more_than_operators[",
     "test_hostile_models.py::test_an_exported_program_that_is_none[",
+    "test_known_cause.py::test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses[gradcam]",
+    "test_known_cause.py::test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses[hirescam]",
+    "test_known_cause.py::test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses[layercam]",
+    "test_known_cause.py::test_each_model_uses_what_it_is_meant_to_use",
+    "test_known_cause.py::test_shares_are_of_the_diseased_films",
+    "test_known_cause.py::test_the_random_map_finds_neither",
     "test_layers.py::test_a_network_that_does_not_take_the_size_is_refused_before_any_work[InceptionV3-48]",
     "test_layers.py::test_a_run_is_rebuilt_with_its_options[options3]",
     "test_layers.py::test_a_run_is_rebuilt_with_its_options[options4]",
@@ -58,6 +65,8 @@ SLOW = (
     "test_recipes.py::test_a_shipped_recipe_loads_and_names_what_exists[twenty-one]",
     "test_refit.py::test_cut_off_in_either_it_ends_as_if_it_had_not_been[4]",
     "test_scores.py::test_the_table_is_written_a_batch_at_a_time",
+    "test_shortcuts.py::test_a_model_that_never_saw_the_marker_does_not",
+    "test_study.py::test_where_all_networks_go_on_one_that_is_missing_changes_no_choice",
     "test_training.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",
     "test_training_backgrounds.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",
     "test_training_defences.py::test_a_defence_is_judged_by_what_it_trains_for[",
@@ -71,8 +80,6 @@ KEPT = (
     "[DenseNet121]",
     "[MobileNetV2]",
     "[fgsm with a ramp]",
-    "[emptied and penalty]",
-    "[fgsm-0.9]",
     "[pgd-inference_mode]",
     "[worst-case-no_grad]",
     "[square-enable_grad]",

@@ -329,7 +329,7 @@ def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
     for folder in films.rglob("Non-COVID"):
         shutil.rmtree(folder)
     document = Study(
-        tiny(models=[{"name": "test_efficientnet", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
+        tiny(models=[{"name": "test_resnet", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
     ).run()
     assert document["classes"] == ["COVID-19", "Normal"]
     assert all(len(run["clean"]["confusion"]) == 2 for run in document["runs"])

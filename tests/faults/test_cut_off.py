@@ -150,5 +150,6 @@ def test_killed_at_random_moments_studies_end_with_the_same_bits(
 def test_a_disk_that_fills_at_every_file_costs_nothing(
     cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:
-    assert len(cut_off_everywhere(cut, base, tmp_path / "place", tmp_path / "temporary")) >= KILLS
+    places = cut_off_everywhere(cut, base, tmp_path / "place", tmp_path / "temporary", ALL_KINDS)
+    assert len(places) >= KILLS // 2
     assert bits(tmp_path / "place" / "out") == whole
