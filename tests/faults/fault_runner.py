@@ -133,9 +133,11 @@ def _unrendered() -> Iterator[None]:
         return
 
     def plotted(drawing: Any, key: str) -> str:
+        import matplotlib as mpl
         from matplotlib.figure import Figure
 
-        drawing.plot(Figure(figsize=(drawing.width / 72, drawing.height / 72)))
+        with mpl.rc_context(svg.SETTINGS):
+            drawing.plot(Figure(figsize=(drawing.width / 72, drawing.height / 72), layout="constrained"))
         return f'<svg role="img" id="{key}"></svg>'
 
     with mock.patch.object(svg, "inline", plotted):
