@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from small_runs import make_films, recipe, weights
+from small_runs import MODEL, make_films, recipe, weights
+from test_cli import complaint
+from test_study import tiny
 from trustcxr.data.batches import BatchRows, augment
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.results import files
-from trustcxr.study import run_folder
+from trustcxr.study import engines, run_folder
+from trustcxr.study.protocol import Study
 from trustcxr.training import cards, loop, monitor
 from trustcxr.training.cards import Cards
 from trustcxr.training.step import TrainingStep
@@ -240,3 +244,41 @@ def test_the_script_for_a_card_does_all_of_its_work_on_the_processor(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no card here: --dry-run"):
         gpu.main()
+
+
+# --- a study ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("engine", "asked"), [("local", ["--jobs", 2]), ("ray", [])])
+def test_several_cards_are_for_one_run_at_a_time_here(engine: str, asked: list[object], tmp_path: Path) -> None:
+    words = ["--data", tmp_path, "--out", tmp_path / "out", "--devices", 2, "--engine", engine, *asked]
+    assert "with --engine local, one --jobs" in complaint("study", "quick", *words)
+
+
+def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -> None:
+    path, model = tmp_path / "free.yaml", {"name": MODEL, "weights": "none"}
+    files.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
+    said = complaint("study", path, "--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)
+    assert "free keeps a state of its own for each process" in said
+
+
+@pytest.mark.slow
+def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
+    models = [{"name": MODEL, "weights": "none"} | GROUP]
+    study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
+    worlds: list[int] = []
+    real = Cards.for_lightning
+
+    def seen(self: Cards) -> dict[str, Any]:
+        worlds.append(self.world)
+        return real(self)
+
+    monkeypatch.setattr(Cards, "for_lightning", seen)
+    for devices in (1, 2):
+        Study(study, data, tmp_path / str(devices), engines.get("local"), devices=devices).run()
+    assert worlds == [1, 1, 2, 2]
+    for name in (f"{MODEL}-standard-s0", f"{MODEL}-fgsm-s0"):
+        one, two = (weights(tmp_path / str(devices) / "runs" / name) for devices in (1, 2))
+        assert furthest(one, two) < 1e-3, "the same mathematics, summed in another order"
+        assert (tmp_path / "2" / "runs" / name / "metrics.json").is_file()

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_each_network_and_trains_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_measures_each_network_once_and_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from trustcxr.study import measuring
 
     recipe: StudyRecipe = small(data={"size": 32})  # type: ignore[assignment]
@@ -198,3 +199,27 @@ def test_a_dry_run_measures_each_network_and_trains_nothing(tmp_path: Path) -> N
     plan = standing.plan(recipe, None, found)
     assert plan.least is not None
     assert 0 < plan.least < (plan.most or 0)
+
+    def never(*_: object, **__: object) -> WayCost:
+        raise AssertionError("timed again")
+
+    monkeypatch.setattr(measuring, "way", never)
+    assert measuring.measure(recipe, counts).ways == found.ways, "kept in the cache, way by way"
+    with pytest.raises(AssertionError, match="timed again"):
+        measuring.measure(recipe, counts, again=True)
+
+
+def test_what_a_step_takes_whatever_its_batch_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trustcxr.study import measuring
+
+    monkeypatch.setattr(measuring, "_timed", lambda work: work())
+    tried: list[int] = []
+
+    def prepare(count: int) -> Callable[[], float]:
+        tried.append(count)
+        return lambda: 3.0 + 0.5 * count
+
+    an_image, timed = measuring._seconds_an_image(prepare, 32, 1.0, beside=3.0)
+    assert (an_image, timed, tried) == (0.5, 2, [2]), "one try alone, where that takes longer than there is"
+    assert 3.0 + 32 * an_image == 19.0
+    assert measuring._seconds_an_image(prepare, 32, 1000.0, beside=3.0) == (0.5, 32)

@@ -57,6 +57,9 @@ def study(
     cpus: Cpus = 1,
     gpus: Gpus = None,
     slurm: Slurm = None,
+    devices: Annotated[
+        int, typer.Option(help="Cards of this machine that share each training; without any, processes.")
+    ] = 1,
     check: Annotated[bool, typer.Option(help="First look what is wrong with the data, for the report.")] = True,
     seeds: Annotated[
         int | None, typer.Option(help="So many seeds of every run, from the recipe's on: spread beside intervals.")
@@ -74,6 +77,9 @@ def study(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Of --dry-run: time each network now, some seconds each.")
     ] = True,
+    again: Annotated[
+        bool, typer.Option("--again", help="Of --dry-run: time anew what was timed on this machine before.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Of --dry-run: one JSON document on stdout.")] = False,
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on.
@@ -88,7 +94,7 @@ def study(
     if track is not None:
         chosen = tracked(chosen, *tracker(track))
     if dry_run:
-        return _dry_run(chosen, data, out, measure=measure, json=json)
+        return _dry_run(chosen, data, out, measure=measure, again=again, json=json)
     if data is None or out is None:
         missing = "--data PATH" if data is None else "--out DIR"
         raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
@@ -96,17 +102,20 @@ def study(
     from trustcxr.study.protocol import Study
 
     options = pairs("--slurm", slurm or ())
-    asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options)
+    asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options, devices)
     where = engines.get(engine, asked=asked)
-    return _finish_study(Study(chosen, data, out, where, check_data=check, kept=kept).run(), out)
+    whole = Study(chosen, data, out, where, check_data=check, kept=kept, devices=devices)
+    return _finish_study(whole.run(), out)
 
 
-def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, measure: bool, json: bool) -> None:
+def _dry_run(
+    recipe: "StudyRecipe", data: Path | None, out: Path | None, *, measure: bool, again: bool, json: bool
+) -> None:
     from trustcxr import report
     from trustcxr.report import plans
     from trustcxr.study import dry_run
 
-    plan = dry_run.dry_run(recipe, data, out, measured=measure)
+    plan = dry_run.dry_run(recipe, data, out, measured=measure, again=again)
     if json:
         return print_json(plan)
     report.print_rows(f"{plan.study}: {recipe.title}", plans.costs(plan))

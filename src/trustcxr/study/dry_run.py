@@ -14,11 +14,14 @@ from trustcxr.study import planned, standing
 from trustcxr.study.costs import COST_FILE
 
 
-def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, measured: bool = True) -> StudyPlan:
+def dry_run(
+    recipe: StudyRecipe, data: Path | None, out: Path | None, *, measured: bool = True, again: bool = False
+) -> StudyPlan:
     """The plan of a study; nothing is trained, decoded or fetched.
 
     Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen, and what was
-    measured is kept there for `status`. `measured`: time each network now, some seconds each.
+    measured is kept there for `status`. `measured`: time each network now, some seconds each, but for those that were
+    timed on this machine before, unless `again`.
     """
     begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
     if begun is not None and untracked(planned.recipe_of(begun)) != untracked(recipe):
@@ -28,7 +31,7 @@ def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, measure
         from trustcxr.study import measuring
 
         counts, note = counted(recipe, data)
-        costs = measuring.measure(recipe, counts)
+        costs = measuring.measure(recipe, counts, again=again)
         costs.notes.insert(0, note)
         if out is not None:
             files.write_json(out / COST_FILE, costs)

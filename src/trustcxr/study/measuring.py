@@ -1,17 +1,21 @@
 """A dry run: what a study will cost on this machine, from timed steps of each network at the recipe's size and batch.
 
 Nothing is trained. Of each network, with random weights, a few steps of training and a few passes are timed, on noise;
-of a network that is too slow for the whole batch as many images as the time allows, which is said. How many passes a
-film takes in testing and explaining is counted, not assumed: the real work is done on a few synthetic films by a
-network so small that what is left of the time is that of all else (corruptions, measures, tables).
+of a network that is too slow for the whole batch as many images as the time allows, which is said. What a step takes
+whatever the batch, the optimiser's part, is timed apart, and counted once. What was timed is kept in the cache at
+once, so that a dry run that was stopped goes on, and the next one on this machine is quick. How many passes a film
+takes in testing and explaining is counted, not assumed: the real work is done on a few synthetic films by a network so
+small that what is left of the time is that of all else (corruptions, measures, tables).
 """
 
+import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, console
+from trustcxr.about import __version__
 from trustcxr.catalogue import PLAIN_STEP, Method
 from trustcxr.console import Progress
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
+from trustcxr.data.store import cache_folder
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import Run, device
 from trustcxr.explain import lesions, scores
@@ -31,6 +37,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import AttackRecipe, ExplanationRecipe
+from trustcxr.results import documents, files
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
 from trustcxr.study import planned
 from trustcxr.study.costs import kind
@@ -40,18 +47,30 @@ from trustcxr.training.step import TrainingStep
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-SECONDS = 4.0  # that each thing is timed for, about
+SECONDS = 1.0  # that each thing is timed for, about; a network of which one try takes longer is tried once
 _FIRST, _TIMES = 2, 3  # images of the first trial; trials at the size that is kept
 _COUNTER = "test_resnet"  # whose passes are counted: timm's own for tests
+KEPT = "timed"  # in the user's cache: what was timed on this machine
 _IDLE = 0.7  # of one core, below which other work is in the way
 _CLASSES = 3
+_NOT_TIMED = {  # keys of a run that no step's time hangs on
+    "model": ("label", "weights", "training"),
+    "defence": ("label", "training"),
+    "training": (
+        *("epochs", "learning_rate", "schedule", "warmup_epochs", "patience"),
+        *("refit", "track", "tracking_uri"),
+    ),
+}
 _FILMS = {"Val": 1, "Test": 2}  # synthetic, of each class
 
 
-def measure(recipe: StudyRecipe, counts: dict[str, int], *, seconds: float = SECONDS) -> CostDocument:
+def measure(
+    recipe: StudyRecipe, counts: dict[str, int], *, seconds: float = SECONDS, again: bool = False
+) -> CostDocument:
     """Costs of every run of a recipe on this machine. `counts`: images of each role, as CostDocument has them.
 
-    `seconds`: about how long each step and pass is timed. Raises UserError where a network cannot be built.
+    `seconds`: about how long each step and pass is timed. What was timed on this machine before is taken from there,
+    which is said, unless `again`. Raises UserError where a network cannot be built.
     """
     runs = planned.runs(recipe, None)
     ways = {kind(run): run for run in (*runs.certain, *runs.open)}
@@ -66,12 +85,21 @@ def measure(recipe: StudyRecipe, counts: dict[str, int], *, seconds: float = SEC
         notes=_notes(list(ways.values())),
     )
     began = time.perf_counter(), time.process_time()
+    before = {} if again else _before(ways.values())
+    known = len(before)
     with Progress(f"timing {len(ways)} ways of training", len(ways) + 1) as bar:
         found.films = _per_film(recipe, counts)
         bar.advance(note="passes counted")
-        for name, run in ways.items():
-            found.ways[name] = way(run, seconds=seconds)
-            bar.advance(note=name)
+        bar.skip(len(before))
+        networks: dict[str, WayCost] = {}
+        for name, run in sorted(ways.items(), key=lambda pair: pair[1].defence.attacks):  # the cheaper first
+            network = f"{run.model.called} {run.lung_gate}"
+            if name not in before:
+                before[name] = way(run, seconds=seconds, like=networks.get(network))
+                files.write_json(cache_folder() / KEPT / f"{_key(run)}.json", before[name])
+                bar.advance(note=name)
+            found.ways[name] = networks[network] = before[name]
+    found.notes += [f"{known} of {len(ways)} were timed here before; --again times them anew"] if known else []
     found.notes += _busy(time.perf_counter() - began[0], time.process_time() - began[1])
     return found
 
@@ -81,7 +109,27 @@ def _busy(seconds: float, worked: float) -> list[str]:
     share = worked / seconds if seconds else 1.0
     if torch.cuda.is_available() or share > _IDLE:
         return []
-    return [f"the machine was busy: one thread had {share:.0%} of a core, so on an idle machine all takes less"]
+    had = f"the machine was busy: one thread had {share:.0%} of a core"
+    if _alone():
+        return [f"{had}; the figures are of processor time, so while other work goes on all takes longer"]
+    return [f"{had}, so on an idle machine all takes less"]
+
+
+def _key(run: RunRecipe) -> str:
+    """What the time of a network and its training hangs on, on this machine, as a file's name."""
+    said = run.model_dump(mode="json", include={"model", "defence", "training"})
+    for part, names in _NOT_TIMED.items():
+        for name in names:
+            said[part].pop(name, None)
+    machine = [hardware().plain(), torch.get_num_threads(), torch.__version__, __version__]
+    return sha256(json.dumps([said, run.data.size, machine], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _before(ways: Iterable[RunRecipe]) -> dict[str, WayCost]:
+    """Of these ways those that were timed on this machine before."""
+    place = cache_folder() / KEPT
+    found = {kind(run): documents.read_if_there(WayCost, place / f"{_key(run)}.json") for run in ways}
+    return {name: cost for name, cost in found.items() if cost is not None}
 
 
 def _notes(runs: Sequence[RunRecipe]) -> list[str]:
@@ -94,20 +142,34 @@ def _notes(runs: Sequence[RunRecipe]) -> list[str]:
     return found
 
 
-def way(run: RunRecipe, *, seconds: float = SECONDS) -> WayCost:
-    """One network trained in one way: a step at the recipe's batch, and a film with and without its gradient."""
+def way(run: RunRecipe, *, seconds: float = SECONDS, like: WayCost | None = None) -> WayCost:
+    """One network trained in one way: a step at the recipe's batch, and a film with and without its gradient.
+
+    `like`: the same network trained in another way, whose passes cost the same and are not timed again.
+    """
     model = factory.build(run.model.name, classes=_CLASSES, weights="none", **run.network_options()).to(device())
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = run.training.batch_size
-    step, timed = _seconds_an_image(lambda count: _step(model, run, count), batch, seconds)
+    first = _Step(model, run, min(_FIRST, batch))
+    first()
+    moving = _timed(first.move)
+    step, timed = _seconds_an_image(lambda count: _Step(model, run, count), batch, seconds, beside=moving)
+    found = WayCost(step=moving + step * batch, batch=batch, timed=timed)
+    if like is not None:
+        return found.model_copy(update={"forward": like.forward, "gradient": like.gradient})
     model.eval()
-    forward, _ = _seconds_an_image(lambda count: _forward(model, run, count), batch, seconds / 2)
-    gradient, _ = _seconds_an_image(lambda count: _gradient(model, run, count), batch, seconds / 2)
-    return WayCost(step=step * batch, batch=batch, timed=timed, forward=forward, gradient=gradient)
+    found.forward, _ = _seconds_an_image(lambda count: _forward(model, run, count), batch, seconds / 2)
+    found.gradient, _ = _seconds_an_image(lambda count: _gradient(model, run, count), batch, seconds / 2)
+    return found
 
 
-def _seconds_an_image(prepare: Callable[[int], Callable[[], object]], most: int, budget: float) -> tuple[float, int]:
-    """Seconds an image, and with how many at once that was timed: as many as the budget lets try, up to `most`."""
+def _seconds_an_image(
+    prepare: Callable[[int], Callable[[], object]], most: int, budget: float, *, beside: float = 0.0
+) -> tuple[float, int]:
+    """Seconds an image, and with how many at once that was timed: as many as the budget lets try, up to `most`.
+
+    `beside`: seconds of the work that are the same for any number of images.
+    """
     count, spent = min(_FIRST, most), 0.0
     work = prepare(count)
     work()  # what is done once alone: memory, choice of kernels
@@ -124,44 +186,57 @@ def _seconds_an_image(prepare: Callable[[int], Callable[[], object]], most: int,
     while len(tries) < _TIMES and spent + one < budget:
         tries.append(_timed(work))
         spent += tries[-1]
-    return float(np.median(tries)) / count, count
+    return max(float(np.median(tries)) - beside, 0.0) / count, count
 
 
 def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    """Seconds: of one thread its processor time, which other work on the machine touches little."""
+    clock = time.process_time if _alone() else time.perf_counter
+    began = clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def _step(model: nn.Module, run: RunRecipe, count: int) -> Callable[[], object]:
+def _alone() -> bool:
+    """Whether one thread does all the work, so that its processor time is how long an idle machine takes."""
+    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
+
+
+class _Step:
     """A whole step of training on `count` films of noise: augmentation, attack, loss, gradient, optimiser."""
-    size = run.data.size
-    training = run.training.model_copy(update={"batch_size": count})
-    lungs = _discs(count, size, 0.3) if run.needs_lungs else None
-    module = TrainingStep(
-        model,
-        run.model_copy(update={"training": training}),
-        classes=_CLASSES,
-        steps_per_epoch=100,
-        lungs=lungs,
-        lesions=_discs(count, size, 0.1) if run.training.needs_lesions else None,
-        healthy=0 if run.training.counterfactuals else None,
-    ).to(device())
-    module.train()
-    optimiser = module.configure_optimizers()["optimizer"]
-    batch = _noise(count, size), torch.arange(count) % _CLASSES, torch.arange(count)
-    lower = torch.float16 if run.training.precision == "16-mixed" else torch.bfloat16
 
-    def step() -> None:
-        optimiser.zero_grad()
-        with torch.autocast(device().type, lower, enabled=run.training.precision != "32-true"):
-            loss = module.training_step(tuple(part.to(device()) for part in batch), 0)  # type: ignore[arg-type]
+    def __init__(self, model: nn.Module, run: RunRecipe, count: int) -> None:
+        size = run.data.size
+        training = run.training.model_copy(update={"batch_size": count})
+        self.module = TrainingStep(
+            model,
+            run.model_copy(update={"training": training}),
+            classes=_CLASSES,
+            steps_per_epoch=100,
+            lungs=_discs(count, size, 0.3) if run.needs_lungs else None,
+            lesions=_discs(count, size, 0.1) if run.training.needs_lesions else None,
+            healthy=0 if run.training.counterfactuals else None,
+        ).to(device())
+        self.module.train()
+        self.optimiser = self.module.configure_optimizers()["optimizer"]
+        batch = _noise(count, size), torch.arange(count) % _CLASSES, torch.arange(count)
+        self.batch = tuple(part.to(device()) for part in batch)
+        self.lower = None if training.precision == "32-true" else torch.bfloat16
+        if training.precision == "16-mixed" and torch.cuda.is_available():
+            self.lower = torch.float16
+
+    def __call__(self) -> None:
+        self.optimiser.zero_grad()
+        with torch.autocast(device().type, self.lower or torch.bfloat16, enabled=self.lower is not None):
+            loss = self.module.training_step(self.batch, 0)  # type: ignore[arg-type]
         loss.backward()
-        optimiser.step()
+        self.move()
 
-    return step
+    def move(self) -> None:
+        """What the optimiser does with the gradients that are there, however many images they are of."""
+        self.optimiser.step()
 
 
 def _forward(model: nn.Module, run: RunRecipe, count: int) -> Callable[[], object]:

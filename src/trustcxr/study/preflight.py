@@ -12,15 +12,17 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
 from trustcxr.results import folders
+from trustcxr.training.cards import Cards
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 
-def recipe(study: StudyRecipe, folder: Path) -> None:
+def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
     """UserError for what nobody knows or what is not there: defences, attacks' sources, weights, layers, methods.
 
-    `folder` is the study's: the weights of a network that is trained there already are not asked for again.
+    `folder` is the study's: the weights of a network that is trained there already are not asked for again. `devices`:
+    cards that share each training, which some ways of training refuse.
     """
     from trustcxr import defences
     from trustcxr.explain import scores
@@ -36,6 +38,7 @@ def recipe(study: StudyRecipe, folder: Path) -> None:
         trained = all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in runs)
         _network(model, study.data.size, trained=trained)
         for run in runs:
+            Cards(devices).check(run, run.training.batch_size)
             _layers(run, study.explanation.methods)
             if run.defence.certifies:
                 _can_be_bounded(run)

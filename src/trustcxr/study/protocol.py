@@ -55,7 +55,10 @@ TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
 
 
 class Study:
-    """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put."""
+    """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put.
+
+    `devices`: cards of this machine that share each training.
+    """
 
     def __init__(
         self,
@@ -66,14 +69,15 @@ class Study:
         *,
         check_data: bool = False,
         kept: Path | None = None,
+        devices: int = 1,
     ) -> None:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
-        self.check_data, self.kept = check_data, kept
+        self.check_data, self.kept, self.devices = check_data, kept, devices
         self.failures: list[Failure] = []
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
-        preflight.recipe(self.recipe, self.folder)
+        preflight.recipe(self.recipe, self.folder, self.devices)
         with holding(self.folder):
             return self._carry_out()
 
@@ -162,7 +166,7 @@ class Study:
 
         A run that fails is recorded, and left out of what is given back.
         """
-        tasks = [Task(self.folder, run.name, step) for run in runs for step in STEP_FILES]
+        tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
         outcomes = self.engine.map(carry_out, tasks, self._after)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:

@@ -20,6 +20,7 @@ from trustcxr.results.locks import holding
 from trustcxr.study import costs, finished, mending
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.run_folder import RunFolder
+from trustcxr.training.cards import Cards
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -35,14 +36,15 @@ class StudyFolder:
     recipe: StudyRecipe
     data: str
     fingerprint: str
+    devices: int = 1  # cards that share each training: where it is worked on, and no part of what the study is
 
     @classmethod
-    def read(cls, folder: Path) -> "StudyFolder":
+    def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
         """From study.yaml and where the films are."""
         content = files.read_yaml(folder / STUDY_FILE)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
         data = str(files.read_yaml(folder / DATA_FILE)["path"])
-        return cls(folder, recipe, data, str(content.get("fingerprint", "")))
+        return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices)
 
     def run_folder(self, run: RunRecipe) -> Path:
         """Where a run of this study is."""
@@ -78,7 +80,7 @@ def carry_out(task: Task) -> None:
 
     Raises CannotWrite where the disk refuses; the run's failure.json then says so, if there is room for that.
     """
-    study = StudyFolder.read(task.study)
+    study = StudyFolder.read(task.study, task.devices)
     run = study.run(task.run)
     folder = study.run_folder(run)
     if finished.is_finished(folder):
@@ -104,7 +106,8 @@ def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     start = None
     if run.defence.start_from == "standard":
         start = study.run_folder(run_recipe(study.recipe, run.model, DefenceRecipe(), run.seed))
-    steps.train(run, study.films("train"), study.films("val"), start_from=start)
+    films, cards = (study.films("train"), study.films("val")), Cards(study.devices)
+    steps.train(run, *films, start_from=start, cards=cards)
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:

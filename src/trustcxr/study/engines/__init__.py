@@ -12,12 +12,16 @@ __all__ = ["ENGINES", "Asked", "Engine", "Failure", "LocalEngine", "Needs", "Tas
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person may ask of an engine: runs at once, what each needs, where the cluster is, sbatch's options."""
+    """What a person may ask of an engine: runs at once, what each needs, where the cluster is, sbatch's options.
+
+    `devices`: cards that share each training, here and one run at a time.
+    """
 
     jobs: int | None = None
     needs: Needs = field(default_factory=Needs)
     address: str | None = None
     slurm: Mapping[str, str] = field(default_factory=dict)
+    devices: int = 1
 
 
 def _local(asked: Asked) -> Engine:
@@ -54,6 +58,10 @@ def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engin
     for option, owner, said in (("--ray-address", "ray", asked.address), ("--slurm", "slurm", asked.slurm)):
         if said and name != owner:
             raise UserError(f"{option} is of --engine {owner}, and this is --engine {name}")
+    if asked.devices != 1 and (name != "local" or (asked.jobs or 1) > 1):
+        raise UserError(
+            "--devices shares one training among the cards of this machine: with --engine local, one --jobs"
+        )
     if name == "local" and asked.needs != Needs():
         raise UserError("--cpus and --gpus are of --engine ray and slurm; here runs share all cores (see --jobs)")
     return engine(asked)

@@ -14,12 +14,13 @@ from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, out_of_memory
 class Task:
     """One step of one run: all that another process, here or elsewhere, needs to know. The study's folder has the rest.
 
-    step: train, validate, test, explain or describe.
+    step: train, validate, test, explain or describe. devices: cards of one machine that share a training.
     """
 
     study: Path
     run: str
     step: str
+    devices: int = 1
 
 
 @dataclass(frozen=True)
