@@ -66,9 +66,10 @@ def count(found: pd.DataFrame) -> int:
 def said(found: pd.DataFrame) -> str:
     """The count as a sentence."""
     own, all_ = int((found["images"] == FIRST).sum()), count(found)
+    within = f"{WORDS[all_ - own]} {'time' if all_ - own == 1 else 'times'}"
     return (
         f"**The {IMAGES} Test images of {FIRST} were opened {WORDS[all_]} times for these pages**: "
-        f"{WORDS[own]} times as its own Test, and {WORDS[all_ - own]} time among the 711 of {HOLDS_FIRST}, which "
+        f"{WORDS[own]} times as its own Test, and {within} among the 711 of {HOLDS_FIRST}, which "
         "hold them all (`results/test-openings.csv`)"
     )
 

@@ -1,0 +1,29 @@
+"""results/twenty-one.md: written from what is kept of each finished run, and nothing else; what is missing is named."""
+
+from pathlib import Path
+
+from benchmarks.findings import twenty_one
+
+from trustcxr.recipes.study import load_study
+from trustcxr.results import files
+from trustcxr.study import finished, planned
+
+OLD = Path(__file__).parent / "studies" / "v0.1"
+
+
+def test_the_page_is_what_its_files_say() -> None:
+    page = twenty_one.KEPT.with_suffix(".md").read_text(encoding="utf-8")
+    assert page == "\n".join(twenty_one.lines(twenty_one.KEPT)) + "\n"
+    assert planned.recipe_of(twenty_one.KEPT) == load_study("twenty-one")
+
+
+def test_what_is_finished_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    finished.keep(OLD, tmp_path)
+    page = "\n".join(twenty_one.lines(tmp_path))
+    assert "1 of 2 runs so far" in page
+    assert "**Missing**: test_resnet-standard-s0." in page
+    said = files.read_json(OLD / "runs" / "test_resnet-fgsm-s0" / "metrics.json")
+    low, high = said["clean"]["accuracy_ci"]
+    figure = f"{100 * said['clean']['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert any(line.startswith("| test_resnet-fgsm-s0 |") and figure in line for line in page.splitlines())
+    assert "Research software. Not for diagnosis." in page
