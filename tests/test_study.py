@@ -15,6 +15,8 @@ from trustcxr import catalogue, cli, report
 from trustcxr.data.phantom import writing
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
+from trustcxr.evaluation.run import load_run
+from trustcxr.explain import familiarity
 from trustcxr.recipes import validation
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
@@ -93,6 +95,16 @@ def test_a_run_is_whole_before_the_next_begins(done: Path) -> None:
     ended = {name: (done / "runs" / name / "metrics.json").stat().st_mtime_ns for name in (FIRST, SECOND)}
     began = {name: (done / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in (FIRST, SECOND)}
     assert ended[FIRST] <= began[SECOND]
+
+
+def test_every_run_of_a_study_knows_what_its_films_are_like(done: Path) -> None:
+    for folder in (done / "runs").iterdir():
+        known, run = familiarity.load(folder), load_run(folder, on="cpu")
+        assert known is not None
+        assert len(known.scores) == int((known.scores <= known.threshold).sum()) == 12  # 95 % of them, rounded up
+        torch.manual_seed(0)
+        noise = torch.rand(5, 1, run.size, run.size)
+        assert bool((known.score(run, noise) > known.threshold).all())
 
 
 def test_the_best_are_chosen_on_validation(done: Path) -> None:

@@ -239,10 +239,19 @@ def _components(rows: Tensor, most: int) -> Components:
     """Principal components of rows (N, K) and the mean variance beyond them, rounded as they are stored."""
     mean = rows.mean(0)
     count = max(1, min(most, len(rows) // 4, rows.shape[1] - 1))
-    values, axes = torch.linalg.eigh((rows - mean).T @ (rows - mean) / max(len(rows) - 1, 1))
-    rest = values[:-count].clamp(min=0).mean().clamp(min=1e-9)
+    values, axes = _spectrum(rows - mean)
+    rest = (values[:-count].clamp(min=0).sum() / (rows.shape[1] - count)).clamp(min=1e-9)
     axes = axes[:, -count:] / torch.maximum(values[-count:], rest).sqrt()
     return Components(*(part.float().double() for part in (mean, axes, rest)))
+
+
+def _spectrum(off: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances, rising, and their axes (K, V) of rows (N, K) of mean 0; where N < K without those that are nil."""
+    freedom = max(len(off) - 1, 1)
+    if len(off) >= off.shape[1]:
+        return torch.linalg.eigh(off.T @ off / freedom)
+    _, lengths, axes = torch.linalg.svd(off, full_matrices=False)
+    return lengths.square().flip(0) / freedom, axes.T.flip(1)
 
 
 def _shares(*shares: float) -> Tensor:

@@ -98,7 +98,8 @@ def _expected(run: RunRecipe, costs: CostDocument | None) -> dict[str, float]:
         "explain": work("explain", counts.get("annotated", 0))
         + work("sample", drawn)
         + work("tune", counts.get("annotated_val", 0)),
-        "describe": films.get("describe", FilmCost()).seconds or 0.0,
+        "describe": (films.get("describe", FilmCost()).seconds or 0.0)
+        + (counts.get("train", 0) + counts.get("val", 0)) * (way.forward or 0.0),  # what its films are like
     }
 
 

@@ -8,13 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trustcxr.console import say
 from trustcxr.data import load_dataset, provenance
 from trustcxr.errors import CannotWrite, UserError
+from trustcxr.explain import familiarity
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.results import files, folders
 from trustcxr.results.folders import DATA_FILE, FAILURE_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
 from trustcxr.study import costs, finished, mending
@@ -129,8 +131,21 @@ def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
 
 def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test, options = study.films("test"), study.recipe.evaluation
+    _know_films(study, steps)
     validation = steps.validation(test, None)
     steps.describe(test, validation=validation, resamples=options.bootstrap, only=options)
+
+
+def _know_films(study: StudyFolder, steps: RunFolder) -> None:
+    """familiarity.safetensors, made once: `predict` and `serve` then warn of films unlike those of the training."""
+    if (steps.folder / folders.FAMILIARITY_FILE).is_file():
+        return
+    try:
+        familiarity.save(familiarity.fit(steps.run, study.films("train"), study.films("val")), steps.folder)
+    except CannotWrite:
+        raise
+    except UserError as problem:  # a network that has no maps to read: its results are as good without
+        say(f"{steps.folder.name}: nothing will warn of unlike films: {problem}")
 
 
 STEPS: dict[str, Callable[[StudyFolder, RunRecipe, RunFolder], None]] = {
