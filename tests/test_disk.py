@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +46,8 @@ def half_write(target: Path, problem: Exception) -> None:
         raise problem
 
 
-def refuse(place: Path, problem: Exception, needed: int | None = None) -> None:
-    with disk.writing(place, needed=needed):
+def refuse(place: Path, problem: Exception, needed: int = 0) -> None:
+    with disk.writing(place, needed=lambda: needed):
         raise problem
 
 
@@ -75,8 +76,26 @@ def test_a_write_that_the_disk_refuses_is_one_line_and_the_old_file_is_whole(tmp
 
 def test_what_is_needed_and_what_is_free_is_said(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(CannotWrite, match=r"79\.0 MB are needed, [\d,.]+ [MG]B are free"):
+    with pytest.raises(CannotWrite, match=r"79\.0 MB at least are needed, [\d,.]+ [MG]B are free"):
         refuse(tmp_path / "checkpoint", full, needed=79_000_000)
+    path = tmp_path / "predictions.parquet"
+    with pytest.raises(CannotWrite, match=r"\(4 bytes at least are needed"):
+        half_write(path, full)
+    path.write_bytes(bytes(2_500))
+    with pytest.raises(CannotWrite, match=r"\(2\.5 kB at least are needed"):
+        half_write(path, full)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        for write in (files.write_json, files.write_yaml):
+            with pytest.raises(CannotWrite, match=r"become so large \(3\d\.\d kB at least are needed"):
+                write(tmp_path / "document", {"text": "x" * 35_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_libraries_that_keep_no_error_number_are_understood(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A disk that fills, under every command that writes: one line, what was there stays whole, the same command ends."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from trustcxr.data.phantom import writing
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 PLAIN = ("--model", "plain3", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "8")
 SCORES = "predictions: {}.csv\ninput: {{size: 32}}\noutput: {{kind: probabilities, classes: [dark, grey, bright]}}\n"
+REFUSED = r"cannot be written: .* \(.*are needed, .* are free\); .*what was there before is whole"
 NOT_DECODED = r"^(?!.*cache/)"  # decoding is cut off in the tests of a study
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -118,6 +120,7 @@ def refused_everywhere(things: Things, name: str, tmp_path: Path) -> list[str]:
         assert ended is not None, at
         assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
         assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
+        assert re.search(REFUSED, " ".join(ended.text.split())), f"{at}: {ended.text}"
         assert left_over(place) == [], at
         assert broken(place) == [], at
         assert before.keys() <= bits(place).keys(), at

@@ -135,8 +135,9 @@ def _timm_key(key: str, places: list[tuple[int, int]]) -> str:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The weights alone, as safetensors."""
-    with files.replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with files.replacing(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
+        save_file(state, temporary)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

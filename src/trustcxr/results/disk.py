@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -34,11 +34,11 @@ _WORDS = {  # in what a library says that keeps no error number
 
 
 @contextmanager
-def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
+def writing(path: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[None]:
     """Turn the disk's refusal into CannotWrite: what could not be written, how much is needed, that the old is whole.
 
-    `path` is the file or folder that is written in the block; `needed` its bytes, where they are known. Other errors
-    pass as they are.
+    `path` is the file or folder that is written in the block; `needed` says its bytes at least, 0 where nobody knows.
+    Other errors pass as they are.
     """
     try:
         yield
@@ -47,15 +47,15 @@ def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
     except Exception as problem:
         if (number := _number(problem)) is None:
             raise
-        raise CannotWrite(refusal(path, number, needed=needed)) from None
+        raise CannotWrite(refusal(path, number, needed=needed())) from None
 
 
-def refusal(path: Path | str, number: int, *, needed: int | None = None) -> str:
+def refusal(path: Path | str, number: int, *, needed: int = 0) -> str:
     """One line for an error number at a path that was to be written."""
     where = escaped(str(path))
     if number in _FULL:
         room = _room(Path(path))
-        amount = f"{megabytes(needed)} are needed, " if needed else ""
+        amount = f"{megabytes(needed)} at least are needed, " if needed else ""
         left = f" ({amount}{megabytes(room)} are free)" if room is not None else ""
         limit = "a file may not become so large" if number == errno.EFBIG else "no space left on the disk"
         return f"{where}: cannot be written: {limit}{left}; make room or choose another disk; {_WHOLE}"
@@ -94,6 +94,8 @@ def _room(path: Path) -> int | None:
 
 def megabytes(count: int) -> str:
     """Bytes as a person reads them."""
+    if count < 1e5:
+        return f"{count / 1e3:,.1f} kB" if count >= 1000 else f"{count} bytes"
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 

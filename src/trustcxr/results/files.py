@@ -23,19 +23,24 @@ _MOST_VALUES = 100_000  # in one YAML document, aliases followed
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, needed: int = 0) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well.
 
-    CannotWrite, with what was there before still whole, where the disk is full, read-only or forbidden.
+    CannotWrite, with what was there before still whole, where the disk is full, read-only or forbidden. It says how
+    many bytes are `needed`: where that is not known, as many as the file had before, or had got to.
     """
+    sizes = [needed]
     temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}{path.suffix}")
-    with writing(path):
+    with writing(path, needed=lambda: needed or max(sizes)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _to_disk(temporary)
             temporary.replace(path)
         finally:
+            for known in (path, temporary):
+                with suppress(OSError):
+                    sizes.append(known.stat().st_size)
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -54,8 +59,9 @@ def checksum(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write one JSON document, typed or plain; NaN becomes null, so that any reader takes it."""
-    with replacing(path) as temporary:
-        temporary.write_text(to_json(content), encoding="utf-8")
+    text = to_json(content).encode("utf-8")
+    with replacing(path, needed=len(text)) as temporary:
+        temporary.write_bytes(text)
 
 
 def to_json(content: Any) -> str:
@@ -99,8 +105,9 @@ def read_document(path: Path) -> dict[str, object]:
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write one YAML document."""
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True).encode("utf-8")
+    with replacing(path, needed=len(text)) as temporary:
+        temporary.write_bytes(text)
 
 
 def read_yaml(path: Path, *, what: str = "file") -> dict[str, object]:
