@@ -31,6 +31,10 @@ def test_a_finished_run_is_kept_in_small_and_brought_once(tmp_path: Path) -> Non
     assert finished.keep(OLD, kept) == [], "it is there"
     names = {path.name for path in (kept / "runs" / ROBUST).iterdir()}
     assert names == {"run.yaml", "training.json", "history.csv", "metrics.json", VALIDATED_FILE}
+    small_one, whole_one = (files.read_json(place / "runs" / ROBUST / "metrics.json") for place in (kept, OLD))
+    assert small_one["clean"]["accuracy"] == pytest.approx(whole_one["clean"]["accuracy"], rel=1e-5)
+    assert [row["attack"] for row in small_one["attacks"]] == [row["attack"] for row in whole_one["attacks"]]
+    assert sum(path.stat().st_size for path in (kept / "runs" / ROBUST).iterdir()) < 30_000
     shutil.copytree(kept, study, ignore=shutil.ignore_patterns("runs"))
     assert finished.bring(kept, study) == [ROBUST]
     assert finished.bring(kept, study) == []
@@ -87,8 +91,11 @@ def test_a_study_goes_on_from_figures_alone(whole: Path, films: Path, tmp_path: 
     document, before = begin(films, out, kept), files.read_json(whole / "study.json")
     assert trained == [robust], "chosen by the figures on validation that are kept, without weights"
     assert document.plain()["selection"] == before["selection"]
-    said = {row["run"]: row["clean"] for row in document.plain()["runs"]}
-    assert said == {row["run"]: row["clean"] for row in before["runs"]}
+    said, meant = ({row["run"]: row["clean"] for row in each["runs"]} for each in (document.plain(), before))
+    assert said.keys() == meant.keys()
+    for name, clean in said.items():
+        assert clean["confusion"] == meant[name]["confusion"]
+        assert clean["accuracy_ci"] == pytest.approx(meant[name]["accuracy_ci"], rel=1e-5)
     assert (kept / "runs" / robust / "metrics.json").is_file(), "what ends here is put there too"
     assert {one.state for one in standing.status(out).runs} == {"done"}
     assert "First" in report.write(out).read_text()

@@ -1,4 +1,4 @@
-"""Write results/twenty-one.md: the 21 networks, as far as they were carried out, from the few kB of each run.
+"""Write results/twenty-one.md: the 21 networks, as far as they were carried out, from a few small files of each run.
 
     trustcxr study twenty-one --data covidqu-midi --out out/twenty-one --kept results/twenty-one
     python -m benchmarks.findings.twenty_one [STUDY]

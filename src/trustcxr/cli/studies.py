@@ -68,7 +68,7 @@ def study(
     kept: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of a few kB a run: what is finished there is not done again; what ends here is put there."
+            help="Folder of small files: runs finished there are not done again; those that end here are put there."
         ),
     ] = None,
     dry_run: Annotated[

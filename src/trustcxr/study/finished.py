@@ -5,6 +5,7 @@ validation.json, the figures that a network is chosen by in the place of their t
 it; what a study says of it is what was written when it was whole.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import VERSION, RunDocument
 from trustcxr.results.tables import FILMS, logits_of
 
+_PARTS = ("by_source", "by_group", "by_lesion", "correct")  # figures of parts of the films, most of a metrics.json
 _SMALL = (folders.RUN_FILE, folders.TRAINING_FILE, folders.HISTORY_FILE, folders.METRICS_FILE)
 
 
@@ -41,6 +43,7 @@ def check(run: Path, recipe: RunRecipe) -> None:
 def keep(study: Path, place: Path) -> list[str]:
     """Put the small files of every finished run of a study into `place`, where they are not yet; names of these runs.
 
+    Of metrics.json the figures of all films are kept, to six digits, and not those of parts of them.
     What `place` holds of another study, or of other films, is refused with a UserError.
     """
     content = files.read_yaml(study / folders.STUDY_FILE)
@@ -52,9 +55,12 @@ def keep(study: Path, place: Path) -> list[str]:
         run, kept = metrics_file.parent, place / "runs" / metrics_file.parent.name
         if not (kept / folders.METRICS_FILE).is_file() and (run / folders.VALIDATION_FILE).is_file():
             files.write_json(kept / folders.VALIDATED_FILE, _validated(run))
-            for name in _SMALL:  # metrics.json last: where it is, the others are
+            for name in _SMALL[:-1]:
                 with files.replacing(kept / name) as temporary:
                     shutil.copyfile(run / name, temporary)
+            said = _in_small(documents.read(RunDocument, metrics_file).plain())
+            with files.replacing(kept / folders.METRICS_FILE) as temporary:  # last: where it is, the others are
+                temporary.write_text(json.dumps(said, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
             found.append(run.name)
     return found
 
@@ -79,6 +85,15 @@ def bring(place: Path, study: Path) -> list[str]:
     if found:
         say(f"finished elsewhere, their figures in {place}: {', '.join(found)}")
     return found
+
+
+def _in_small(value: object) -> object:
+    """What metrics.json says, without the figures of parts of the films, and its numbers to six digits."""
+    if isinstance(value, dict):
+        return {key: _in_small(part) for key, part in value.items() if key not in _PARTS}
+    if isinstance(value, list):
+        return [_in_small(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _validated(run: Path) -> RunDocument:
