@@ -94,7 +94,7 @@ class Served:
     @property
     def memory(self) -> list[int]:
         """Megabytes of the server and of each of its workers."""
-        found = [self.process.pid, *_children(self.process.pid)]
+        found = [self.process.pid, *children(self.process.pid)]
         return sorted((size for size in map(_resident, found) if size > 20), reverse=True)
 
 
@@ -129,7 +129,8 @@ def _wait(server: Served) -> None:
     raise SystemExit(server.log.read_text())
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in path.read_text().split()] if path.exists() else []
 
@@ -395,7 +396,7 @@ def main() -> None:
     restarts = next(line.split()[-1] for line in after.splitlines() if line.startswith("trustcxr_worker_restarts"))
     print("# The page's server under load and under attack\n")
     print(
-        f"`python -m benchmarks.speed.serve RUN`; RUN: {_network(given.run)}. {_machine()} The films are synthetic. "
+        f"`python -m benchmarks.speed.serve RUN`; RUN: {network(given.run)}. {machine()} The films are synthetic. "
         "No row may have a 500, a 503 without Retry-After, an error that is no JSON, a broken connection, or "
         f"a word of a path, a program or an identifier that was sent: that is what `faults` counts. {NOTICE}\n"
     )
@@ -410,14 +411,15 @@ def main() -> None:
         print(f"\n- {fault}")
 
 
-def _network(folder: Path) -> str:
+def network(folder: Path) -> str:
     """What answers: a film costs what its network and its size cost."""
     run = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder))
     known = "with" if (folder / folders.FAMILIARITY_FILE).is_file() else "without"
     return f"{run.model.name} at {run.data.size} pixels, {known} its familiarity"
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What it was measured on, and how busy that was."""
     hardware, share = provenance.hardware(), os.getloadavg()[0]
     return f"{hardware.cores} cores ({hardware.processor}), busy with other work too: load average {share:.0f}."
 

@@ -19,7 +19,7 @@ MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of the
 SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
 SEVERITY = 3
 HIGHEST = 0.3  # the largest perturbation that is tried
-_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5), 9, 1.0  # of the climb; tries of a radius; what they may take together
+_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 9, 1.0  # of the climb; tries of a radius; what they may take together
 
 
 @dataclass(frozen=True)
