@@ -13,7 +13,16 @@ from torch import Tensor
 
 from trustcxr import catalogue
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import Attack, Loss, Precision, check_epsilon, check_input, cross_entropy, input_gradient
+from trustcxr.attacks.contract import (
+    Attack,
+    Loss,
+    Precision,
+    check_epsilon,
+    check_input,
+    computes_in_bfloat16,
+    cross_entropy,
+    input_gradient,
+)
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.fgsm import fgsm, fgsm_rs
 from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
@@ -48,6 +57,7 @@ __all__ = [
     "apgd",
     "check_epsilon",
     "check_input",
+    "computes_in_bfloat16",
     "cross_entropy",
     "fab",
     "fgsm",

@@ -90,10 +90,18 @@ def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator | N
 
 
 def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManager[object]:
-    """The precision of a search: bfloat16 autocast for "bf16", the caller's own for None."""
+    """The precision of a search: bfloat16 autocast for "bf16", the caller's own for None, and where nothing is won."""
     if precision not in (None, "bf16"):
         raise UserError(f"attack: precision must be 'bf16' or None (the caller's own), not {precision!r}")
-    return nullcontext() if precision is None else torch.autocast(images.device.type, torch.bfloat16)
+    if precision is None or not computes_in_bfloat16(images.device.type):
+        return nullcontext()
+    return torch.autocast(images.device.type, torch.bfloat16)
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a kind of device computes in bfloat16: a processor that imitates it takes many times as long."""
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return device != "cpu" or known is None or bool(known())
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

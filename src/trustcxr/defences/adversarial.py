@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.attacks.contract import radii, uniform_start
+from trustcxr.attacks.contract import lowered, radii, uniform_start
 from trustcxr.defences.contract import Precision, Radius, Weighing, weighted_cross_entropy
 from trustcxr.models.folding import folded
 
@@ -192,7 +192,6 @@ def _attacking(model: nn.Module, images: Tensor, precision: Precision, mode: att
     inside = getattr(model, "net", None)  # a Classifier's network can be followed, whatever stands before it
     networks = [inside if isinstance(inside, nn.Module) else model] if mode == "eval" else []
     with ExitStack() as stack:
-        if precision == "bf16":
-            stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
+        stack.enter_context(lowered("bf16" if precision == "bf16" else None, images))
         stack.enter_context(folded(*networks))
         yield

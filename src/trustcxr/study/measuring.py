@@ -41,6 +41,7 @@ from trustcxr.results import documents, files
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
 from trustcxr.study import planned
 from trustcxr.study.costs import kind
+from trustcxr.training import precision
 from trustcxr.training.provenance import hardware
 from trustcxr.training.step import TrainingStep
 
@@ -223,9 +224,7 @@ class _Step:
         self.optimiser = self.module.configure_optimizers()["optimizer"]
         batch = _noise(count, size), torch.arange(count) % _CLASSES, torch.arange(count)
         self.batch = tuple(part.to(device()) for part in batch)
-        self.lower = None if training.precision == "32-true" else torch.bfloat16
-        if training.precision == "16-mixed" and torch.cuda.is_available():
-            self.lower = torch.float16
+        self.lower = precision.lower(training.precision, device().type)
 
     def __call__(self) -> None:
         self.optimiser.zero_grad()

@@ -24,7 +24,7 @@ from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import TrainingDocument
-from trustcxr.training import checkpoint, lung_segmenter, tracking
+from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
 from trustcxr.training import provenance as origins
 from trustcxr.training.cards import Cards, Team, does_not_fit, together
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
@@ -59,8 +59,8 @@ def fit(
         say("without cards each process has batch statistics of its own; normalisation: group has none")
     cards = replace(cards, parts=recipe.training.accumulate)
     largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
-    if recipe.training.precision == "16-mixed" and not torch.cuda.is_available():
-        say("16-mixed needs a card: bf16-mixed is used in its place")
+    if told := precision.instead(recipe.training.precision, precision.kind()):
+        say(told)
     while True:
         team, given = Team(), (recipe, train, val, folder, start_from, cards)
         try:
@@ -179,7 +179,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
     return pl.Trainer(
         max_epochs=monitor.epochs,
         accelerator="auto",
-        precision=recipe.training.precision,
+        precision=precision.used(recipe.training.precision, precision.kind()),
         callbacks=[monitor, Bar(recipe.name, monitor), save, *followed],
         plugins=[checkpoint.WholeCheckpoints(), *monitor.cards.environment()],
         logger=False,

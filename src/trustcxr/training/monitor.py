@@ -24,7 +24,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.results import files, folders
 from trustcxr.results.documents import VERSION, Refit, TrainingDocument
-from trustcxr.training import checkpoint
+from trustcxr.training import checkpoint, precision
 from trustcxr.training.cards import Cards
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def validate(
     if not recipe.defence.attacks:
         return figures
     watched = attacked_rows(val)
-    rows, lower = watched[cards.rank :: cards.world], _lower_precision(recipe, device)
+    rows, lower = watched[cards.rank :: cards.world], precision.lower(recipe.training.precision, device.type)
     hits = dict.fromkeys(USUAL_ATTACKS, 0.0)
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
@@ -297,13 +297,6 @@ def validate(
 def _batches(val: "Dataset", cards: Cards) -> DataLoader:
     """This process's part of the validation images, 64 at a time; every image is in the part of one."""
     return loader(val, 64 * cards.world, part=(cards.rank, cards.world))
-
-
-def _lower_precision(recipe: RunRecipe, device: torch.device) -> torch.dtype | None:
-    """What training computes in, where that is less than float32; fp16 is bf16 where there is no card."""
-    if recipe.training.precision == "32-true":
-        return None
-    return torch.float16 if recipe.training.precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
 
 
 def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Cards) -> float:

@@ -1,0 +1,50 @@
+"""Less than float32 only where the machine computes in it: a processor that imitates it takes many times as long."""
+
+import pytest
+import torch
+
+from small_networks import images_and_labels, trained
+from trustcxr import attacks
+from trustcxr.training import precision
+
+
+@pytest.fixture
+def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+
+
+@pytest.mark.usefixtures("no_bfloat16")
+@pytest.mark.parametrize(
+    ("asked", "device", "used"),
+    [
+        ("32-true", "cpu", "32-true"),
+        ("bf16-mixed", "cpu", "32-true"),
+        ("16-mixed", "cpu", "32-true"),
+        ("bf16-mixed", "cuda", "bf16-mixed"),
+        ("16-mixed", "cuda", "16-mixed"),
+    ],
+)
+def test_what_is_used_in_its_place_is_said(asked: precision.Precision, device: str, used: str) -> None:
+    assert precision.used(asked, device) == used
+    told = precision.instead(asked, device)
+    assert told == "" if used == asked else (asked in told and f"{used} is used in its place" in told)
+    assert (precision.lower(asked, device) is None) == (used == "32-true")
+
+
+@pytest.mark.usefixtures("no_bfloat16")
+def test_an_attack_asks_the_network_in_float32_there() -> None:
+    seen = []
+    network = trained()
+    handle = network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    images, labels = images_and_labels(4)
+    found = attacks.fgsm(network, images, labels, epsilon=0.02, precision="bf16")
+    handle.remove()
+    assert seen
+    assert not any(seen)
+    assert torch.equal(found, attacks.fgsm(network, images, labels, epsilon=0.02))
+
+
+def test_where_there_is_no_such_doubt_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    assert precision.used("bf16-mixed", "cpu") == "bf16-mixed"
+    assert "16-mixed needs a card: bf16-mixed" in precision.instead("16-mixed", "cpu")
