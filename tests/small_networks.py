@@ -55,9 +55,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@lru_cache
 def trained(defence: str = "standard", *, classes: int = 3, epsilon: float = 0.03) -> SmallNet:
-    """A SmallNet after some steps of a defence, in evaluation mode. Shared by tests: leave it as it is."""
+    """A SmallNet after some steps of a defence, in evaluation mode. Shared by tests: leave it as it is.
+
+    Without the gradients that a test before may have left on it, whichever that was: files come in any order.
+    """
+    model = _trained(defence, classes, epsilon)
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+@lru_cache
+def _trained(defence: str, classes: int, epsilon: float) -> SmallNet:
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(1)
         model = SmallNet(classes)
