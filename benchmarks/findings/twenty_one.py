@@ -173,7 +173,8 @@ def cost(kept: Path, runs: Sequence[RunRecipe], plan: StudyPlan) -> Iterator[str
     if costs is not None:
         yield from (
             f"A step: seconds of one core for {costs.ways[kind(runs[0])].batch} images, timed beforehand by `trustcxr "
-            "study twenty-one --dry-run` with random weights, on noise. Training: processor minutes.",
+            "study twenty-one --dry-run` with random weights, on noise. Training: processor minutes. Of that timing: "
+            f"{'; '.join(costs.notes)}.",
             "",
         )
     yield from markdown.table(["run", "a step", "epochs", "training", "processor", "commit"], rows)
