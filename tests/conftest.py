@@ -26,6 +26,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is used where it is asked for, also by a processor that only imitates it."""
+    import torch
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+
+
+@pytest.fixture
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without their drawings, for tests that ask for words and tables: matplotlib takes seconds for each page."""
     from trustcxr.report.figures import svg

@@ -413,6 +413,7 @@ def test_l2_stays_in_the_l2_ball_and_in_range(batch: tuple[Tensor, Tensor]) -> N
             attacks.pgd_l2(trained(), images, labels, epsilon=wrong)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("name", ["fgsm", "fgsm-rs"])
 def test_a_pass_in_bf16_gives_the_same_signs(name: str, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
@@ -424,6 +425,7 @@ def test_a_pass_in_bf16_gives_the_same_signs(name: str, batch: tuple[Tensor, Ten
     assert abs(accuracy(model, full, labels) - accuracy(model, half, labels)) <= 0.01
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize(("name", "loss"), [("apgd-ce", 0.01), ("apgd-margin", 0.01), ("square", 0.04)])
 def test_a_search_in_bf16_claims_nothing_that_is_not_so(name: str, loss: float, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (t[:150] for t in batch)

@@ -110,10 +110,8 @@ def test_the_divergence_of_trades_reaches_the_weights_from_both_sides(batch: tup
     assert torch.allclose(model[1].weight.grad, twin[1].weight.grad, atol=1e-5)
 
 
-def test_attack_precision_changes_the_attack_alone(
-    model: SmallNet, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+@pytest.mark.usefixtures("bfloat16")
+def test_attack_precision_changes_the_attack_alone(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     for name in ("fgsm", "fgsm-rs", "pgd", "trades"):
         twin, kinds = copy.deepcopy(model), []

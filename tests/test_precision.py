@@ -44,7 +44,7 @@ def test_an_attack_asks_the_network_in_float32_there() -> None:
     assert torch.equal(found, attacks.fgsm(network, images, labels, epsilon=0.02))
 
 
-def test_where_there_is_no_such_doubt_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+@pytest.mark.usefixtures("bfloat16")
+def test_where_there_is_no_such_doubt_it_is_used() -> None:
     assert precision.used("bf16-mixed", "cpu") == "bf16-mixed"
     assert "16-mixed needs a card: bf16-mixed" in precision.instead("16-mixed", "cpu")
