@@ -35,6 +35,7 @@ SLOW = (
     "test_door.py::test_the_declaration_of_a_random_model_is_judged_by_the_mean_of_its_draws",
     "test_duplicates.py::test_changed_copies_of_synthetic_films_are_found[",
     "test_duplicates.py::test_copies_of_real_films_are_found_and_no_other_film_is_taken_for_one",
+    "test_engines.py::test_a_worker_ends_with_a_study_that_was_killed",
     "test_folding.py::test_each_of_the_21_with_batchnorm_answers_as_before[",
     "test_hostile_models.py::test_an_exported_program_that_calls_more_than_operators[",
     "test_hostile_models.py::test_an_exported_program_that_is_none[",
@@ -64,8 +65,11 @@ SLOW = (
     "test_recipes.py::test_a_shipped_recipe_loads_and_names_what_exists[paper]",
     "test_recipes.py::test_a_shipped_recipe_loads_and_names_what_exists[twenty-one]",
     "test_refit.py::test_cut_off_in_either_it_ends_as_if_it_had_not_been[4]",
+    "test_refit.py::test_one_run_is_calibrated_and_tuned_on_what_validation_judged",
     "test_scores.py::test_the_table_is_written_a_batch_at_a_time",
     "test_shortcuts.py::test_a_model_that_never_saw_the_marker_does_not",
+    "test_shortcuts.py::test_data_on_which_nothing_was_planted",
+    "test_study.py::test_two_classes_go_through_the_same_protocol",
     "test_study.py::test_where_all_networks_go_on_one_that_is_missing_changes_no_choice",
     "test_training.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",
     "test_training_backgrounds.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",
@@ -74,6 +78,7 @@ SLOW = (
     "test_training_defences.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",
     "test_training_defences.py::test_catastrophic_overfitting_is_noticed_whatever_the_attack[",
     "test_training_defences.py::test_weights_that_are_no_numbers_stop_the_run[",
+    "test_verdicts.py::test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomising_it",
 )
 KEPT = (
     "[ResNet50]",
