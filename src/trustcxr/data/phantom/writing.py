@@ -45,7 +45,8 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
     jobs = _jobs(counts, seed, shortcuts, conspicuity)
-    with writing(folder), _whole_or_not(folder) as place:
+    # A film lies there twice, with its masks: together more than a byte a pixel, as PNG.
+    with writing(folder, needed=lambda: len(jobs) * size**2), _whole_or_not(folder) as place:
         _write_all(jobs, place, size, workers)
     return folder
 
