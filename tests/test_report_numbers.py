@@ -341,6 +341,18 @@ def test_methods_name_what_was_done_and_nothing_else() -> None:
     assert "random weights" in told()["Heatmaps"]
 
 
+def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -> None:
+    study = _read(StudyDocument, {"recipe": {"models": ["a"], "training": {"precision": "bf16-mixed"}}})
+    run = _run(training={"precision": "32-true", "precision_asked": "bf16-mixed"})
+    as_asked = _run(training={"precision": "bf16-mixed", "precision_asked": "bf16-mixed"})
+
+    def told(*runs: study_folder.Run) -> str:
+        return next(part.text for part in methods.paragraphs(study, list(runs)) if part.lead.startswith("Networks"))
+
+    assert f"{run.name} in 32-true, where bf16-mixed was asked for" in told(run, as_asked)
+    assert "otherwise" not in told(as_asked)
+
+
 def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
     drawing = forest("clean accuracy", [_read(Comparison, {"model": "m", "defence": "fgsm", "difference": 0.1})])
     assert drawing is not None

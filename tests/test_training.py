@@ -76,6 +76,7 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert summary["stopped"] == "epochs"
     assert summary["monitor"] == ("val_accuracy" if defence == "standard" else "val_pgd_accuracy")
     assert summary.get("watched_images") == (None if defence == "standard" else len(films[1]))
+    assert summary["precision"] == summary["precision_asked"] == "32-true"
     best = history.set_index("epoch").loc[summary["best_epoch"]]
     assert summary["best_value"] == pytest.approx(best[summary["monitor"]])
     about = files.read_yaml(tmp_path / "run.yaml")
@@ -91,6 +92,14 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert known["sample_id"].tolist() == films[0].sample_ids.tolist()
     assert validate(RunRecipe, about["recipe"], "run.yaml") == recipe(defence)
     assert set(about["versions"]) >= {"trustcxr", "torch", "timm"}
+
+
+def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    summary = loop.fit(recipe(epochs=1, precision="bf16-mixed"), *films, tmp_path)
+    assert (summary["precision"], summary["precision_asked"]) == ("32-true", "bf16-mixed")
 
 
 def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:

@@ -41,7 +41,7 @@ def paragraphs(study: StudyDocument, runs: list[Run]) -> list[Point]:
     """A paragraph for each part of a methods section; a part of which nothing is known is left out."""
     parts = {
         "Data": _data(study, runs),
-        "Networks and training": _training(study),
+        "Networks and training": _training(study, runs),
         "Training to resist": _defences(study),
         "Attacks and corruptions": _attacks(study, runs),
         "Heatmaps": _heatmaps(study, runs),
@@ -68,7 +68,7 @@ def _data(study: StudyDocument, runs: list[Run]) -> str:
     return text + "."
 
 
-def _training(study: StudyDocument) -> str:
+def _training(study: StudyDocument, runs: list[Run]) -> str:
     models, training = _list(study.recipe.get("models")), files.part(study.recipe, "training")
     names = [name for name in map(_network, models) if name]
     if not names:
@@ -82,12 +82,24 @@ def _training(study: StudyDocument) -> str:
         if isinstance(model, dict) and _told(files.part(model, "training"), _TRAINING)
     ]
     text += f" Otherwise: {'; '.join(own)}." if own else ""
+    text += _in_place(runs)
     chosen = study.selection
     if chosen.ranking and chosen.split:
         by = words.measure(chosen.by or "accuracy")
         text += f" The best {words.count(chosen.count)} by {by} on the split {chosen.split}, never on test images, "
         text += "were trained again to resist."
     return text
+
+
+def _in_place(runs: list[Run]) -> str:
+    """The runs whose machine could not compute in what the recipe asks for."""
+    other: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        made = run.metrics.training
+        if made.precision != made.precision_asked:
+            other.setdefault((made.precision, made.precision_asked), []).append(run.name)
+    said = [f"{words.listed(names)} in {used}, where {asked} was asked for" for (used, asked), names in other.items()]
+    return f" Computed otherwise, as the machine could not: {'; '.join(said)}." if said else ""
 
 
 def _network(model: object) -> str:

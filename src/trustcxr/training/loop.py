@@ -264,6 +264,8 @@ def _finish(
     )
     content["took"] = {key: summary[key] for key in ("seconds", "processor_seconds", "energy_kwh", "energy_method")}
     files.write_yaml(folder / folders.RUN_FILE, content)
+    summary.precision_asked = recipe.training.precision
+    summary.precision = precision.used(summary.precision_asked, precision.kind())
     if recipe.defence.attacks:
         summary.watched_images = len(attacked_rows(monitor.val))
     if monitor.stopped == "overfitting":

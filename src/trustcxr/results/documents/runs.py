@@ -29,10 +29,13 @@ class Refit(Document):
 class TrainingDocument(Document):
     """training.json: how long a run was trained, what stopped it, which epoch is kept.
 
-    `processor_seconds` of all cores together; `energy_kwh` is an estimate, `energy_method` how it was made.
+    `processor_seconds` of all cores together; `energy_kwh` is an estimate, `energy_method` how it was made. `precision`
+    is what was computed in, `precision_asked` what the recipe asks for: other where the machine could not.
     """
 
     version: int | None = None
+    precision: str = ""
+    precision_asked: str = ""
     epochs: int | None = None
     best_epoch: int | None = None
     seconds: Number = None
