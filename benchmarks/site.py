@@ -56,9 +56,24 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """A table wider than the window scrolls in a region of its own, which the keyboard reaches."""
+    opened = '<div class="scrolls" role="region" aria-label="Table" tabindex="0"><table>'
+    return html.replace("<table>", opened).replace("</table>", "</table></div>")
+
+
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """The theme's search is a dialog without a name, which a screen reader cannot announce."""
-    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+    return _named(output)
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """The same of the page for an address that is none."""
+    return _named(output_content)
+
+
+def _named(page: str) -> str:
+    return page.replace('role="dialog"', 'role="dialog" aria-label="Search"')
 
 
 def written() -> dict[str, str | bytes]:

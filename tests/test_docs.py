@@ -160,7 +160,8 @@ def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(built: Path
 
 
 @pytest.mark.slow
-def test_the_site_in_a_browser(built: Path) -> None:
+def test_every_page_of_the_site_in_a_browser(built: Path) -> None:
+    pages = sorted(page.relative_to(built).with_suffix("").as_posix() for page in built.rglob("*.html"))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(built))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -170,14 +171,14 @@ def test_the_site_in_a_browser(built: Path) -> None:
                 for name, size, dark in (
                     ("index", "phone", False),
                     ("audit", "desktop", False),
-                    ("measures", "desktop", True),
                     ("findings/index", "tablet", False),
+                    *((page, "desktop", True) for page in pages),
                 ):
                     with opened(browser, f"{own}{name}.html", size=size, dark=dark) as found:
                         found.page.wait_for_load_state("networkidle")
-                        assert found.complaints == []
-                        assert found.elsewhere(own) == []
-                        assert sideways(found.page) == 0
-                        assert violations(found.page) == []
+                        assert found.complaints == [], name
+                        assert found.elsewhere(own) == [], name
+                        assert sideways(found.page) == 0, name
+                        assert violations(found.page) == [], name
         finally:
             server.shutdown()
