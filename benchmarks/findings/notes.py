@@ -18,7 +18,8 @@ from trustcxr.report import markdown
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 FIRST, HOLDS_FIRST, IMAGES = "covidqu-mini", "covidqu-midi", 570  # the larger data hold the smaller one's Test images
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")  # fmt: skip
 NOTICE = "not for diagnosis."
 PART = re.compile(r"<!-- openings -->.*?<!-- /openings -->", re.DOTALL)
 # What the versions that wrote these pages reckoned otherwise, by what stands in a page.
