@@ -349,6 +349,24 @@ def test_smallest_epsilon_of_a_linear_model_is_known() -> None:
     assert 20 < int(near.isinf().sum()) < 40
 
 
+def test_a_search_that_begins_at_what_another_attack_found_never_ends_further_off() -> None:
+    images, labels = images_and_labels(40, seed=5)
+    model = trained("fgsm")
+    start = attacks.pgd(model, images, labels, epsilon=0.1, steps=5)
+    reached = (start - images).flatten(1).abs().amax(1)
+    begun, films = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=0.02)
+    right = model(images).argmax(1) == labels
+    misled = right & (model(start).argmax(1) != labels)
+    assert int(misled.sum()) > 20
+    assert bool((begun[misled] <= reached[misled] + 1e-6).all())
+    assert bool((begun[misled] < 0.6 * reached[misled]).any()), "it goes down from there"
+    assert bool((model(films)[misled].argmax(1) != labels[misled]).all())
+    assert bool((begun[~right] == 0).all())
+    alone = attacks.smallest_epsilon(model, images, labels, steps=3, tolerance=0.05)
+    useless, _ = attacks.nearest(model, images, labels, start=images, steps=3, tolerance=0.05)
+    assert torch.equal(useless, alone), "a start that misleads nobody changes nothing"
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "apgd-margin", "fab"])
 def test_smallest_epsilon_with_other_attacks(attack: str) -> None:
     images, labels = images_and_labels(200, seed=5)  # of 40 a median says too little

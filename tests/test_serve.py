@@ -99,11 +99,31 @@ def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
     loaded = load_run(run)
     pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    found = closer_look.flip(loaded, pixels, predicted, steps=10)
+    found = closer_look.flip(loaded, pixels, predicted)
     assert found is not None
     assert int(loaded.model(found.film[None, None]).argmax(1)) == found.predicted != predicted
     assert float((found.film - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
     assert bool(((found.film - pixels[0, 0]) == found.change).all())
+
+
+def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(run: Path) -> None:
+    import torch
+
+    from trustcxr.explain import closer_look
+
+    class Turned(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return loaded.model(x).roll(1, 1)
+
+    loaded = load_run(run)
+    pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
+    predicted = int(loaded.model(pixels).argmax(1))
+    own = closer_look.flip(loaded, pixels, predicted)
+    found = closer_look.flip(loaded, pixels, predicted, searched=Turned().eval())
+    assert own is not None
+    assert found is not None
+    assert found.epsilon == own.epsilon
+    assert found.predicted == own.predicted != predicted
 
 
 def picture(text: str) -> np.ndarray:

@@ -48,11 +48,14 @@ def nearest(
     attack: str = "pgd",
     highest: float = 0.3,
     tolerance: float = 5e-4,
+    start: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """`smallest_epsilon`, (B,), and the images that flip the answer there, (B, 1, H, W).
 
-    Where the model is wrong as it is, or nothing flips it, the image itself. All else as `smallest_epsilon`.
+    Where the model is wrong as it is, or nothing flips it, the image itself. `start` (B, 1, H, W): what another attack
+    found; where it flips the answer within `highest`, the search begins there and goes down. All else as
+    `smallest_epsilon`.
     """
     from trustcxr.attacks import get
 
@@ -70,17 +73,24 @@ def nearest(
     fails = torch.zeros(len(images), device=images.device)
     flips, flipped = torch.where(right, math.inf, 0.0), images.clone()
 
-    def attempt(rows: Tensor, radius: Tensor) -> None:
-        size = radius.to(images)[:, None, None, None]
-        found = run(model, images[rows], labels[rows], epsilon=size, **options)
+    def keep(rows: Tensor, found: Tensor, radius: Tensor) -> Tensor:
         with undisturbed(model):
             wrong = logits_of(model, found).argmax(1) != labels[rows]
         # What was found may lie well inside the radius that was asked.
         length = (found - images[rows]).flatten(1).abs().amax(1).float()
+        wrong &= length <= radius * (1 + 1e-5)
         flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
         flipped[rows[wrong]] = found[wrong]
+        return wrong
+
+    def attempt(rows: Tensor, radius: Tensor) -> None:
+        size = radius.to(images)[:, None, None, None]
+        wrong = keep(rows, run(model, images[rows], labels[rows], epsilon=size, **options), radius)
         fails[rows[~wrong]] = radius[~wrong]
 
+    if start is not None:
+        rows = right.nonzero()[:, 0]
+        keep(rows, start[rows].to(images), torch.full((len(rows),), check_epsilon(highest), device=images.device))
     for share in _LADDER:
         rows = flips.isinf().nonzero()[:, 0]
         if len(rows):

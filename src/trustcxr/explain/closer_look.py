@@ -1,12 +1,11 @@
 """One film looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trustcxr import attacks, corruptions
 from trustcxr.catalogue import CORRUPTIONS, USUAL_ATTACKS, Method
@@ -19,7 +18,8 @@ MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of the
 SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
 SEVERITY = 3
 HIGHEST = 0.3  # the largest perturbation that is tried
-_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 9, 1.0  # of the climb; tries of a radius; what they may take together
+_TOWARDS, STEPS = 10, 3  # of FAB toward the border; of PGD at each smaller radius
+_CLOSE = 1 / 8  # of what FAB found: how close below what is shown a radius lies where PGD found nothing
 
 
 @dataclass(frozen=True)
@@ -102,26 +102,23 @@ def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, T
     return Map(name, own[0].float(), cells, beside)
 
 
-def steps_for(run: Run) -> int:
-    """How many steps a climb may have, by what this network takes on this machine."""
-    x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
-    label = label.to(run.device)
-    attacks.fgsm(run.model, x, label, epsilon=0.01)
-    start = time.thread_time()
-    attacks.fgsm(run.model, x, label, epsilon=0.01)
-    taken = (time.thread_time() - start) * _ATTEMPTS
-    return next((steps for steps in _STEPS if steps * taken <= _SECONDS), _STEPS[-1])
+def flip(run: Run, pixels: Tensor, predicted: int, *, searched: nn.Module | None = None) -> Flip | None:
+    """The smallest perturbation of a film (1, 1, H, W) found to change its answer; None up to HIGHEST.
 
-
-def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int) -> Flip | None:
-    """The smallest perturbation of a film (1, 1, H, W) found to change its answer; None up to HIGHEST."""
+    FAB goes to the border; PGD looks for less from there on. `searched`: a faster copy of the run's model to search on;
+    what is found there counts where the model itself is misled by it, else the search is the model's own.
+    """
     label = torch.tensor([predicted], device=run.device)
-    found = attacks.nearest(run.model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, steps=steps)
-    epsilon, film = float(found[0]), found[1]
-    if not math.isfinite(epsilon):
-        return None
-    ((answer, probability),) = answers(run, film)
-    return Flip(epsilon, film[0, 0], (film - pixels)[0, 0], answer, probability, steps)
+    for model in (searched, run.model) if searched is not None else (run.model,):
+        start = attacks.fab(model, pixels, label, epsilon=HIGHEST, steps=_TOWARDS)
+        close = max(5e-4, _CLOSE * float((start - pixels).abs().max()))
+        epsilon, film = attacks.nearest(
+            model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=STEPS
+        )
+        ((answer, probability),) = answers(run, film)
+        if math.isfinite(float(epsilon)) and answer != predicted:
+            return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, probability, STEPS)
+    return None
 
 
 def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:

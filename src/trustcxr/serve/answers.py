@@ -74,7 +74,7 @@ class SmallestPerturbation(BaseModel):
     grey_levels: float = Field(description="The same in grey levels of 255.")
     becomes: str
     probability: Share
-    steps: int = Field(description="Of PGD, at each radius that was tried.")
+    steps: int = Field(description="Of PGD, at each radius below what FAB found.")
     film: Png
     difference: Png
     magnified: float = Field(description="By how much the difference is magnified in the picture.")

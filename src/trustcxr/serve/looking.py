@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import nn
 
 from trustcxr import explain
 from trustcxr.about import NOTICE
@@ -17,6 +19,7 @@ from trustcxr.errors import lookup
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import closer_look, familiarity, heatmap_files, one_image
 from trustcxr.explain.familiarity import Familiarity
+from trustcxr.models import folding
 from trustcxr.report import terminal, words
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.serve import answers, pictures
@@ -26,19 +29,20 @@ UNKNOWN = "not known whether it is like the training films: trustcxr familiarity
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that is ready to answer: what it is called here, its maps, the steps of its climbs."""
+    """A run that is ready to answer: what it is called here, its maps, a faster copy of its model to search on."""
 
     name: str
     run: Run
     methods: list[str]
-    steps: int
+    searched: nn.Module
     known: Familiarity | None
 
     @classmethod
     def of(cls, name: str, run: Run) -> "Ready":
         """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
         known = familiarity.load(run.folder)
-        return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run), known)
+        films = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
+        return cls(name, run, closer_look.names_of(run), folding.faster(run.model, films), known)
 
 
 def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
@@ -48,7 +52,7 @@ def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float)
 
 
 def examine(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Examination:
-    """The same, with all pictures."""
+    """The same, with all pictures but that of the smallest perturbation, which `flip` finds meanwhile."""
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon)
     pixels = one_image.as_input(film.pixels, run.size).to(run.device)
@@ -61,11 +65,19 @@ def examine(ready: Ready, film: one_image.Film, *, epsilon: float, since: float)
         "film": pictures.film(film.pixels),
         "network_film": pictures.grey(pixels[0, 0]),
         "maps": [_map(run, each) for each in closer_look.maps(run, pixels, predicted, ready.methods)],
-        "perturbation": _flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps)),
+        "perturbation": None,
         "tried_up_to": closer_look.HIGHEST,
         "corruptions": [_spoilt(run, each, predicted) for each in closer_look.spoilt(run, pixels)],
     }
     return answers.Examination(**looked, **_said(ready, film, found, since))
+
+
+def flip(ready: Ready, film: one_image.Film) -> answers.SmallestPerturbation | None:
+    """The smallest perturbation found that changes the answer."""
+    run = ready.run
+    pixels = one_image.as_input(film.pixels, run.size).to(run.device)
+    ((predicted, _),) = closer_look.answers(run, pixels)
+    return _flip(run, closer_look.flip(run, pixels, predicted, searched=ready.searched))
 
 
 def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:

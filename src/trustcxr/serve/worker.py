@@ -20,7 +20,7 @@ from trustcxr.serve.limits import Limits
 if TYPE_CHECKING:
     from trustcxr.serve.looking import Ready
 
-Kind = Literal["predict", "examine", "heatmap", "dicom"]
+Kind = Literal["predict", "examine", "flip", "heatmap", "dicom"]
 JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 
 
@@ -202,5 +202,8 @@ def _of_film(asked: Asked, ready: "Ready", film: object, since: float) -> Reply:
         return Reply(200, looking.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
     if asked.kind == "heatmap":
         return Reply(200, looking.heatmap(ready, film, method=asked.method), PNG)
+    if asked.kind == "flip":
+        found = looking.flip(ready, film)
+        return Reply(200, b"null" if found is None else found.model_dump_json().encode())
     look = looking.predict if asked.kind == "predict" else looking.examine
     return Reply(200, look(ready, film, epsilon=asked.epsilon, since=since).model_dump_json().encode())

@@ -238,7 +238,7 @@ function fillFlip(panel, found) {
   at(".seen").alt = `The film in ${found.size} x ${found.size} pixels`;
   for (const figure of panel.querySelectorAll(".only")) figure.hidden = !flip;
   if (flip) {
-    at(".flip .said").textContent = `No pixel changed by more than ${flip.grey_levels.toFixed(1)} grey levels of 255 (epsilon ${flip.epsilon.toFixed(4)}), and ${found.predicted} becomes ${flip.becomes}. Found by PGD of ${flip.steps} steps; a smaller change may exist.`;
+    at(".flip .said").textContent = `No pixel changed by more than ${flip.grey_levels.toFixed(1)} grey levels of 255 (epsilon ${flip.epsilon.toFixed(4)}), and ${found.predicted} becomes ${flip.becomes}. Found by FAB, then PGD of ${flip.steps} steps; a smaller change may exist.`;
     at(".difference").src = png(flip.difference);
     at(".difference").alt = "The change around mid-grey, magnified";
     at(".magnified").textContent = `The change, magnified ${flip.magnified.toFixed(0)} times`;
