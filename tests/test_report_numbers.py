@@ -100,6 +100,23 @@ def test_summary_counts_what_the_judge_saw() -> None:
     assert "In 2 of 4 runs FGSM overstates" in told
 
 
+def test_the_best_figure_under_an_attack_is_doubted_where_an_alarm_says_so() -> None:
+    honest = _run(
+        model="honest", clean={"accuracy": 0.8}, attacks=[_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.5)]
+    )
+    flattered = _run(
+        model="b", clean={"accuracy": 0.8}, attacks=[_attack("fgsm", 0.02, 0.7), _attack("pgd", 0.02, 0.0)]
+    )
+    doubt = "That figure is not to be relied on: of it FGSM overstates."
+
+    def told(*runs: study_folder.Run) -> list[str]:
+        points = summary.points(EMPTY, list(runs), ranking.headline(EMPTY, list(runs)))
+        return [point.lead for point in points if doubt in point.text]
+
+    assert told(honest, flattered) == ["Under FGSM, epsilon 0.02"]
+    assert told(honest) == []
+
+
 def test_summary_tells_runs_of_one_defence_apart_by_their_background() -> None:
     attacks = [_attack("fgsm", 0.02, 0.6)]
     runs = [_run(clean={"accuracy": 0.8}, attacks=attacks, defence="fgsm", background=b) for b in ("gate", "full")]

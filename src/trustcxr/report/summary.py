@@ -97,7 +97,7 @@ def points(study: StudyDocument, runs: list[Run], head: Headline) -> list[Point]
         about = f"{ATTACKS[attack].about} " if attack in ATTACKS and ATTACKS[attack].about else ""
         text = about + (f"{words.capital('; '.join(moves))}. " if moves else "")
         lead = f"Under {head.names[attack]}, epsilon {words.epsilon(head.epsilon)}"
-        found.append(Point(lead, text + _rivals(runs, under(head, attack))))
+        found.append(Point(lead, text + _rivals(runs, under(head, attack)) + _beware(runs, under(head, attack))))
     if head.attacks:
         found.append(Point("Are the gradients honest?", _masked(runs)))
     rows = energy_comparisons(study)
@@ -143,6 +143,15 @@ def _rivals(runs: list[Run], numbers: Numbers) -> str:
         return f"The best was {best.label}; no other run’s interval overlaps with its own."
     who = "that of one other run" if overlapping == 1 else f"those of {overlapping} other runs"
     return f"The best was {best.label}; its interval and {who} overlap, so who is first is not settled."
+
+
+def _beware(runs: list[Run], numbers: Numbers) -> str:
+    """Why the best figure under an attack is not to be relied on; empty where no alarm says so."""
+    best = best_by(runs, numbers)
+    if best is None or not (best.masked or best.alarmed(FGSM_OVERSTATES)):
+        return ""
+    why = "its gradients fail" if best.masked else "of it FGSM overstates"
+    return f" That figure is not to be relied on: {why}."
 
 
 def _moves(runs: list[Run], head: Headline, attack: str, way: str) -> str:
