@@ -19,8 +19,9 @@ test: lint types
 	$(PYTEST) -m "not slow"
 	$(PYTEST) --doctest-modules $(EXAMPLES)
 
+# In the order of slow_cases.FIRST: else the file with the longest test, which has few, would come last and run alone.
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --no-loadscope-reorder
 
 # The documentation, into out/site; a warning is an error.
 site: $(VENV)/.installed-dev

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from slow_cases import is_slow
+from slow_cases import FIRST, is_slow
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 DATA = Path(os.environ.get("TRUSTCXR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases of `slow_cases` as slow."""
+    """Mark the cases of `slow_cases` as slow; its FIRST files come first."""
     for item in items:
         if is_slow(item.nodeid.removeprefix("tests/")):
             item.add_marker(pytest.mark.slow)
+    places = {f"tests/{name}": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
 
 
 @pytest.fixture(autouse=True)

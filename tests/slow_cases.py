@@ -101,6 +101,25 @@ KEPT = (
     "[standard]",
     "[trades]",
 )
+# Files below tests/ whose slow tests take minutes, dearest first.
+FIRST = (
+    "faults/test_faults.py",
+    "test_engines_cluster.py",
+    "faults/test_cut_off.py",
+    "faults/test_full_disk.py",
+    "test_docs.py",
+    "test_duplicates.py",
+    "test_cam.py",
+    "test_certify_proofs.py",
+    "test_report_browser.py",
+    "test_cards.py",
+    "test_audit_elsewhere.py",
+    "test_audit.py",
+    "test_serve_page.py",
+    "test_serve_hostile.py",
+    "test_predict.py",
+    "test_verify.py",
+)
 
 
 def is_slow(place: str) -> bool:
