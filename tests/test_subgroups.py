@@ -33,8 +33,18 @@ def test_columns_that_divide_the_films_are_found_and_numbers_become_bands() -> N
     for band, part in ages.groupby(found["by_Patient Age"]):
         low, high = (int(end) for end in str(band).split(" to "))
         assert part.between(low, high).all()
+    assert set(found["by_Patient Age"]) <= {"0 to 19", "20 to 39", "40 to 59", "60 to 79", "80 to 200"}
     assert found["by_dose"].nunique() == 4
     assert found["by_dose"].value_counts().max() <= 51
+
+
+def test_bands_have_no_more_digits_than_tell_them_apart() -> None:
+    random = np.random.default_rng(0)
+    share = pd.Series([str(value) for value in random.uniform(0.1, 0.9, 200)])
+    alike = pd.Series([str(value) for value in random.uniform(0.50001, 0.50009, 200)])
+    found = subgroups.columns_of(table(200).assign(share=share, alike=alike))
+    assert all(len(end) <= 5 for band in set(found["by_share"]) for end in band.split(" to "))
+    assert found["by_alike"].nunique() == 4
 
 
 def test_whole_numbers_that_are_names_divide_nothing() -> None:

@@ -115,17 +115,19 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     numbers = pd.to_numeric(known.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
     if known.nunique() <= MANY or numbers.notna().mean() < _NUMBERS:
         return values.where(values != "", UNKNOWN)
-    if "age" in name.lower().replace("_", " ").split():
+    ages = "age" in name.lower().replace("_", " ").split()
+    if ages:
         edges: list[float] = list(_AGES)
     elif known.nunique() > len(known) / 2 and (numbers.dropna() % 1 == 0).all():
         return values.where(values != "", UNKNOWN)
     else:
         edges = sorted(set(np.quantile(numbers.dropna(), [0, 0.25, 0.5, 0.75, 1])))
     bands = pd.Series(UNKNOWN, index=values.index)
+    digits = next((k for k in (3, 4, 6, 9) if len({f"{edge:.{k}g}" for edge in edges}) == len(edges)), 17)
     for low, high in pairwise(edges):
         last = high == edges[-1]
         inside = numbers[(numbers >= low) & ((numbers <= high) if last else (numbers < high))].index
-        bands.loc[inside] = f"{low:g} to {high:g}" if last or edges is not _AGES else f"{low:g} to {high - 1:g}"
+        bands.loc[inside] = f"{low:.{digits}g} to {high - (ages and not last):.{digits}g}"
     return bands
 
 
