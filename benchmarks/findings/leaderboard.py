@@ -43,9 +43,9 @@ def page(found: board.Board, table: Path, note: str) -> str:
         for row in rows
     ]
     about = (
-        f"`trustcxr audit RUN --data {found.data} --out DIR` of each, then `trustcxr leaderboard FOLDER`: {found.n} Test"
-        f" images, by {found.protocol}. Percent but for AUROC, with 95 % intervals over patients or groups of images. "
-        "`attacked`: what the strongest attack leaves, an upper bound. Research software, not for diagnosis."
+        f"`trustcxr audit RUN --data {found.data} --out DIR` of each, then `trustcxr leaderboard FOLDER`: {found.n}"
+        f" Test images, by {found.protocol}. Percent but for AUROC, with 95 % intervals over patients or groups of "
+        "images. `attacked`: what the strongest attack leaves, an upper bound. Research software, not for diagnosis."
     )
     title = f"# Audits of {found.data} by {found.protocol}"
     return "\n".join([title, "", about, "", *markdown.table(head, lines), *(["", note] if note else []), ""])
