@@ -13,11 +13,12 @@ from small_runs import recipe as run_recipe
 from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
 from trustcxr.errors import UserError
+from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.results import files, folders
 from trustcxr.study import mending, preflight
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
@@ -157,6 +158,36 @@ def test_a_run_without_its_recipe_or_weights_is_trained_again(
     mending.mend(finished)
     assert names(finished) == set()
     assert "trained again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("last", ["class_weights:", "rotation: 1", "healthy: Normal\n"])
+def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
+    finished: Path, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = files.read_yaml(finished / "run.yaml")
+    content = {"classes": content["classes"], "recipe": content["recipe"]}
+    content["checksums"] = folders.checksums(finished, content["classes"])
+    files.write_yaml(finished / "run.yaml", content)
+    files.write_json(finished / "training.json", {"version": 1, "epochs": 1})
+    mending.mend(finished)
+    load_run(finished)
+    whole = (finished / "run.yaml").read_text()
+    (finished / "run.yaml").write_text(whole[: whole.index(last) + len(last)])
+    with pytest.raises(UserError):  # the first is no recipe; the others are, and not that of the training
+        load_run(finished)
+    mending.mend(finished)
+    assert names(finished) == set()
+    assert "trained again" in capsys.readouterr().err
+
+
+def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Path) -> None:
+    content = files.read_yaml(finished / "run.yaml")
+    content["recipe"]["training"]["of_the_future"] = 1
+    content["checksums"] = folders.checksums(finished, content["classes"])
+    files.write_yaml(finished / "run.yaml", content)
+    before = names(finished)
+    mending.mend(finished)
+    assert names(finished) == before
 
 
 def test_a_damaged_table_takes_with_it_what_was_made_from_it(finished: Path) -> None:

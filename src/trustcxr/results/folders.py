@@ -63,15 +63,25 @@ def checksums(run: Path, classes: object) -> dict[str, str]:
 
 
 def check_sums(run: Path, content: Mapping[str, Any]) -> None:
-    """UserError where a run's weights or classes are not those it was trained to; runs of 0.1 have no checksums."""
+    """UserError where a run's weights or classes are not those it was trained to, or run.yaml lost its end.
+
+    Runs of 0.1 have no checksums, and no version in training.json.
+    """
     before = content.get("checksums")
     if not isinstance(before, dict):
+        if (run / TRAINING_FILE).is_file() and _has_version(run / TRAINING_FILE):
+            raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
         return
     now = checksums(run, content["classes"])
     if before.get("classes") != now["classes"]:
         raise UserError(f"{run / RUN_FILE}: classes other than those of the training, or in another order; restore it")
     if before.get(WEIGHTS_FILE) != now[WEIGHTS_FILE]:
         raise UserError(f"{run / WEIGHTS_FILE}: damaged or replaced since the training: restore it, or train again")
+
+
+def _has_version(document: Path) -> bool:
+    content = files.read_json(document)
+    return isinstance(content, dict) and content.get("version") is not None
 
 
 def before_refit(run: Path) -> Path:
