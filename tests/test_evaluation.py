@@ -315,7 +315,7 @@ def rewrite(folder: Path, **keys: Any) -> None:
     content = files.read_yaml(folder / "run.yaml")
     for key, value in keys.items():
         content[key] = value
-        if value is None:
+        if value is None and key != "checksums":  # of a run that never had any the key says so, else it is cut off
             del content[key]
     files.write_yaml(folder / "run.yaml", content)
 

@@ -175,8 +175,11 @@ def test_classes_in_another_order_are_refused(trained: Path) -> None:
         load_run(trained)
 
 
-def test_a_run_without_checksums_loads(trained: Path) -> None:
-    content = files.read_yaml(trained / "run.yaml")
-    del content["checksums"]
+def test_a_run_of_before_checksums_loads(trained: Path) -> None:
+    content, training = files.read_yaml(trained / "run.yaml"), files.read_json(trained / "training.json")
+    del content["checksums"], training["version"]
     files.write_yaml(trained / "run.yaml", content)
+    with pytest.raises(UserError, match=r"run\.yaml: cut off"):
+        load_run(trained)
+    files.write_json(trained / "training.json", training)
     assert load_run(trained).classes == ("COVID-19", "Non-COVID", "Normal")
