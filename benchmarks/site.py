@@ -58,8 +58,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """A table wider than the window scrolls in a region of its own, which the keyboard reaches."""
-    opened = '<div class="scrolls" role="region" aria-label="Table" tabindex="0"><table>'
-    return html.replace("<table>", opened).replace("</table>", "</table></div>")
+    around = r'<div class="scrolls" role="region" aria-label="Table" tabindex="0">\g<0></div>'
+    return re.sub(r"<table>.*?</table>", around, html, flags=re.DOTALL)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

@@ -21,6 +21,13 @@ from trustcxr.training.step import TrainingStep
 MODEL = "test_resnet"  # timm's own network for tests
 
 
+def make_old(folder: Path) -> None:
+    """A finished run as 0.1 wrote it: without checksums, and without a version of its training.json."""
+    content, training = files.read_yaml(folder / "run.yaml"), files.read_json(folder / "training.json")
+    files.write_yaml(folder / "run.yaml", {key: value for key, value in content.items() if key != "checksums"})
+    files.write_json(folder / "training.json", {key: value for key, value in training.items() if key != "version"})
+
+
 def make_films(folder: Path) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
     data = writing.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)

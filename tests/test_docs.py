@@ -175,8 +175,7 @@ def test_every_page_of_the_site_in_a_browser(built: Path) -> None:
                     *((page, "desktop", True) for page in pages),
                 ):
                     with opened(browser, f"{own}{name}.html", size=size, dark=dark) as found:
-                        if not dark:
-                            found.page.wait_for_load_state("networkidle")
+                        found.page.wait_for_load_state("networkidle")
                         assert found.complaints == [], name
                         assert found.elsewhere(own) == [], name
                         assert sideways(found.page) == 0, name

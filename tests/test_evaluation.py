@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
+from small_runs import make_old
 from trustcxr import attacks, catalogue, corruptions
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
@@ -315,9 +316,11 @@ def rewrite(folder: Path, **keys: Any) -> None:
     content = files.read_yaml(folder / "run.yaml")
     for key, value in keys.items():
         content[key] = value
-        if value is None and key != "checksums":  # of a run that never had any the key says so, else it is cut off
+        if value is None:
             del content[key]
     files.write_yaml(folder / "run.yaml", content)
+    if "checksums" not in content:
+        make_old(folder)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from small_runs import PowerCut, cut_at, made_up, make_films, make_old, recipe, same, weights
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -175,11 +175,15 @@ def test_classes_in_another_order_are_refused(trained: Path) -> None:
         load_run(trained)
 
 
-def test_a_run_of_before_checksums_loads(trained: Path) -> None:
-    content, training = files.read_yaml(trained / "run.yaml"), files.read_json(trained / "training.json")
-    del content["checksums"], training["version"]
-    files.write_yaml(trained / "run.yaml", content)
+@pytest.mark.parametrize("left", [{}, {"checksums": None}])
+def test_a_run_that_lost_its_checksums_is_refused(left: dict[str, None], trained: Path) -> None:
+    content = files.read_yaml(trained / "run.yaml")
+    del content["checksums"]
+    files.write_yaml(trained / "run.yaml", content | left)
     with pytest.raises(UserError, match=r"run\.yaml: cut off"):
         load_run(trained)
-    files.write_json(trained / "training.json", training)
+
+
+def test_a_run_of_before_checksums_loads(trained: Path) -> None:
+    make_old(trained)
     assert load_run(trained).classes == ("COVID-19", "Non-COVID", "Normal")

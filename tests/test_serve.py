@@ -99,7 +99,7 @@ def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
     loaded = load_run(run)
     pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    found = closer_look.flip(loaded, pixels, predicted)
+    found = closer_look.flip(loaded, pixels, predicted, steps=10)
     assert found is not None
     assert int(loaded.model(found.film[None, None]).argmax(1)) == found.predicted != predicted
     assert float((found.film - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
@@ -118,8 +118,8 @@ def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(
     loaded = load_run(run)
     pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    own = closer_look.flip(loaded, pixels, predicted)
-    found = closer_look.flip(loaded, pixels, predicted, searched=Turned().eval())
+    own = closer_look.flip(loaded, pixels, predicted, steps=10)
+    found = closer_look.flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())
     assert own is not None
     assert found is not None
     assert found.epsilon == own.epsilon

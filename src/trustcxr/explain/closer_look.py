@@ -1,6 +1,7 @@
 """One film looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of the
 SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
 SEVERITY = 3
 HIGHEST = 0.3  # the largest perturbation that is tried
-_TOWARDS, STEPS = 10, 3  # of FAB toward the border; of PGD at each smaller radius
+_TOWARDS = 10  # steps of FAB toward the border
+_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # of PGD; tries of a radius below; what these may take together
 _CLOSE = 1 / 8  # of what FAB found: how close below what is shown a radius lies where PGD found nothing
 
 
@@ -102,7 +104,18 @@ def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, T
     return Map(name, own[0].float(), cells, beside)
 
 
-def flip(run: Run, pixels: Tensor, predicted: int, *, searched: nn.Module | None = None) -> Flip | None:
+def steps_for(run: Run) -> int:
+    """How many steps PGD may have at each radius, by what this network takes on this machine."""
+    x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
+    label = label.to(run.device)
+    attacks.fgsm(run.model, x, label, epsilon=0.01)
+    start = time.thread_time()
+    attacks.fgsm(run.model, x, label, epsilon=0.01)
+    taken = (time.thread_time() - start) * _ATTEMPTS
+    return next((steps for steps in _STEPS if steps * taken <= _SECONDS), _STEPS[-1])
+
+
+def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None) -> Flip | None:
     """The smallest perturbation of a film (1, 1, H, W) found to change its answer; None up to HIGHEST.
 
     FAB goes to the border; PGD looks for less from there on. `searched`: a faster copy of the run's model to search on;
@@ -113,11 +126,11 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, searched: nn.Module | None
         start = attacks.fab(model, pixels, label, epsilon=HIGHEST, steps=_TOWARDS)
         close = max(5e-4, _CLOSE * float((start - pixels).abs().max()))
         epsilon, film = attacks.nearest(
-            model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=STEPS
+            model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
         )
         ((answer, probability),) = answers(run, film)
         if math.isfinite(float(epsilon)) and answer != predicted:
-            return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, probability, STEPS)
+            return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, probability, steps)
     return None
 
 

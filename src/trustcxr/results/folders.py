@@ -69,7 +69,7 @@ def check_sums(run: Path, content: Mapping[str, Any]) -> None:
     """
     before = content.get("checksums")
     if not isinstance(before, dict):
-        if "checksums" not in content and (run / TRAINING_FILE).is_file() and _has_version(run / TRAINING_FILE):
+        if (run / TRAINING_FILE).is_file() and _has_version(run / TRAINING_FILE):
             raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
         return
     now = checksums(run, content["classes"])

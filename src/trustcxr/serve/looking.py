@@ -29,11 +29,14 @@ UNKNOWN = "not known whether it is like the training films: trustcxr familiarity
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that is ready to answer: what it is called here, its maps, a faster copy of its model to search on."""
+    """A run that is ready to answer: what it is called here, its maps, the steps of its climbs, and a faster copy of
+    its model to search on.
+    """
 
     name: str
     run: Run
     methods: list[str]
+    steps: int
     searched: nn.Module
     known: Familiarity | None
 
@@ -42,7 +45,8 @@ class Ready:
         """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
         known = familiarity.load(run.folder)
         films = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
-        return cls(name, run, closer_look.names_of(run), folding.faster(run.model, films), known)
+        searched = folding.faster(run.model, films)
+        return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run), searched, known)
 
 
 def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
@@ -77,7 +81,7 @@ def flip(ready: Ready, film: one_image.Film) -> answers.SmallestPerturbation | N
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size).to(run.device)
     ((predicted, _),) = closer_look.answers(run, pixels)
-    return _flip(run, closer_look.flip(run, pixels, predicted, searched=ready.searched))
+    return _flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched))
 
 
 def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
