@@ -362,6 +362,8 @@ def test_a_search_that_begins_at_what_another_attack_found_never_ends_further_of
     assert bool((begun[misled] < 0.6 * reached[misled]).any()), "it goes down from there"
     assert bool((model(films)[misled].argmax(1) != labels[misled]).all())
     assert bool((begun[~right] == 0).all())
+    kept, _ = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=1.0)
+    assert torch.allclose(kept[misled], reached[misled]), "with nothing left to look for it is what was given"
     alone = attacks.smallest_epsilon(model, images, labels, steps=3, tolerance=0.05)
     useless, _ = attacks.nearest(model, images, labels, start=images, steps=3, tolerance=0.05)
     assert torch.equal(useless, alone), "a start that misleads nobody changes nothing"
