@@ -421,7 +421,7 @@ def network(folder: Path) -> str:
 def machine() -> str:
     """What it was measured on, and how busy that was."""
     hardware, share = provenance.hardware(), os.getloadavg()[0]
-    return f"{hardware.cores} cores ({hardware.processor}), busy with other work too: load average {share:.0f}."
+    return f"{hardware.cores} cores ({hardware.processor}), load average {share:.0f}, its own work counted."
 
 
 def _line(what: str, answers: Answers) -> str:

@@ -93,8 +93,8 @@ class Corrupted(BaseModel):
     png: Png
 
 
-class Examination(Prediction):
-    """The same, with pictures: maps beside their controls, the smallest perturbation, corruptions."""
+class Seen(Prediction):
+    """The same, with the film and what the network sees in it: maps beside their controls."""
 
     width: int
     height: int
@@ -102,9 +102,18 @@ class Examination(Prediction):
     film: Png
     network_film: Png
     maps: list[SaliencyMap]
+
+
+class Changed(BaseModel):
+    """The film as it is not: the smallest perturbation that was found, and corruptions."""
+
     perturbation: SmallestPerturbation | None = Field(description="Null where none was found.")
     tried_up_to: float = Field(description="The largest perturbation that was tried.")
     corruptions: list[Corrupted]
+
+
+class Examination(Changed, Seen):
+    """The same, with pictures: maps beside their controls, the smallest perturbation, corruptions."""
 
 
 class ServedRun(BaseModel):

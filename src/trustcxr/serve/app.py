@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import cast
+from typing import cast, get_args
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -19,7 +19,7 @@ from trustcxr.serve.doors import Doors, problem
 from trustcxr.serve.limits import RETRY_AFTER, Limits
 from trustcxr.serve.measures import Measures
 from trustcxr.serve.pool import Pool
-from trustcxr.serve.worker import PNG, Asked, Kind, Reply
+from trustcxr.serve.worker import PNG, Asked, Kind, Part, Reply
 
 _HERE = "trustcxr.serve"
 PAGE = {"/": (_HERE, "index.html", "text/html"), "/page.css": (_HERE, "page.css", "text/css")}
@@ -63,11 +63,13 @@ class House:
     async def _examined(self, asked: Asked) -> Reply:
         """A closer look, of which two workers do a part each where both are free."""
         start = time.perf_counter()
-        seen, flip = await asyncio.gather(self.pool.ask(asked), self.pool.ask(replace(asked, kind="flip")))
-        for part in (seen, flip):
+        kinds: tuple[Part, ...] = get_args(Part)
+        parts = await asyncio.gather(*(self.pool.ask(replace(asked, kind=kind)) for kind in kinds))
+        whole: dict[str, object] = {}
+        for part in parts:
             if part.status != 200:
                 return part
-        whole = json.loads(seen.body) | {"perturbation": json.loads(flip.body)}
+            whole |= json.loads(part.body)
         whole["seconds"] = round(time.perf_counter() - start, 3)
         return Reply(200, json.dumps(whole).encode())
 

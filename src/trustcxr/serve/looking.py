@@ -55,8 +55,8 @@ def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float)
     return answers.Prediction(**_said(ready, film, found, since))
 
 
-def examine(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Examination:
-    """The same, with all pictures but that of the smallest perturbation, which `flip` finds meanwhile."""
+def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Seen:
+    """The same, with the film and its maps: one part of an examination."""
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon)
     pixels = one_image.as_input(film.pixels, run.size).to(run.device)
@@ -69,19 +69,20 @@ def examine(ready: Ready, film: one_image.Film, *, epsilon: float, since: float)
         "film": pictures.film(film.pixels),
         "network_film": pictures.grey(pixels[0, 0]),
         "maps": [_map(run, each) for each in closer_look.maps(run, pixels, predicted, ready.methods)],
-        "perturbation": None,
-        "tried_up_to": closer_look.HIGHEST,
-        "corruptions": [_spoilt(run, each, predicted) for each in closer_look.spoilt(run, pixels)],
     }
-    return answers.Examination(**looked, **_said(ready, film, found, since))
+    return answers.Seen(**looked, **_said(ready, film, found, since))
 
 
-def flip(ready: Ready, film: one_image.Film) -> answers.SmallestPerturbation | None:
-    """The smallest perturbation found that changes the answer."""
+def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
+    """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size).to(run.device)
     ((predicted, _),) = closer_look.answers(run, pixels)
-    return _flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched))
+    return answers.Changed(
+        perturbation=_flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)),
+        tried_up_to=closer_look.HIGHEST,
+        corruptions=[_spoilt(run, each, predicted) for each in closer_look.spoilt(run, pixels)],
+    )
 
 
 def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:

@@ -20,7 +20,8 @@ from trustcxr.serve.limits import Limits
 if TYPE_CHECKING:
     from trustcxr.serve.looking import Ready
 
-Kind = Literal["predict", "examine", "flip", "heatmap", "dicom"]
+Kind = Literal["predict", "examine", "heatmap", "dicom"]
+Part = Literal["seen", "changed"]  # of "examine", which two workers share
 JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 
 
@@ -28,7 +29,7 @@ JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 class Asked:
     """One film and what is asked of it; `run` is a place in the list of those that are served."""
 
-    kind: Kind
+    kind: Kind | Part
     data: bytes
     run: int = 0
     epsilon: float = 0.02
@@ -202,8 +203,7 @@ def _of_film(asked: Asked, ready: "Ready", film: object, since: float) -> Reply:
         return Reply(200, looking.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
     if asked.kind == "heatmap":
         return Reply(200, looking.heatmap(ready, film, method=asked.method), PNG)
-    if asked.kind == "flip":
-        found = looking.flip(ready, film)
-        return Reply(200, b"null" if found is None else found.model_dump_json().encode())
-    look = looking.predict if asked.kind == "predict" else looking.examine
+    if asked.kind == "changed":
+        return Reply(200, looking.changed(ready, film).model_dump_json().encode())
+    look = looking.predict if asked.kind == "predict" else looking.seen
     return Reply(200, look(ready, film, epsilon=asked.epsilon, since=since).model_dump_json().encode())
