@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from benchmarks.liars import LIARS, EveryNoise, EveryResizing, Jpeg, Liar
 from torch import Tensor, nn
 
-from liars import LIARS, EveryNoise, EveryResizing, Jpeg, Liar
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.liars import LIARS
 from torch import Tensor, nn
 
-from liars import LIARS
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr.attacks.stand_ins import Attackable
 from trustcxr.evaluation.active_test import active_test

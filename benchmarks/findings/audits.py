@@ -1,11 +1,11 @@
 """A run's network in every format that an audit takes: has each audit the figures of the run's own?
 
-    python -m benchmarks.findings.audits RUN --data PATH --out DIR [--images N]
+    python -m benchmarks.findings.audits RUN --data PATH --out DIR [--images N] [--validation]
 
 Nothing is trained: RUN is a folder of `trustcxr train` of one timm network. It is written as torch.export program,
 TorchScript, ONNX, weights and `module:function`, and each is audited with FGSM, PGD and worst-case of exam-1;
-`--images` takes the first N test images of each class. Written: audits.md, a row a format, with its seconds and the
-largest difference from the run.
+`--images` takes the first N images of each class, `--validation` those of validation in place of Test, which this need
+not open. Written: audits.md, a row a format, with its seconds and the largest difference from the run.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.results.documents import AuditDocument
@@ -76,8 +77,8 @@ def figures(document: AuditDocument) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def first_images(data: Path, out: Path, run: Run, count: int, *, split: str | None = None) -> Path:
-    """A folder of the first images of each class, as links: of the test split unless said."""
+def first_images(data: Path, out: Path, run: Run, count: int | None, *, split: str | None = None) -> Path:
+    """A folder of the first images of each class (None: all), as links: of the test split unless said."""
     manifest = read_manifest(data)
     films = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
     for name, rows in films.table.groupby("class"):
@@ -121,13 +122,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, help="of each class; all unless said")
+    parser.add_argument("--validation", action="store_true", help="the images of validation in place of Test's")
     asked = parser.parse_args()
-    data, split = asked.data, None
+    run = load_run(asked.run, on="cpu")
+    splits = run.trained_by.data.splits
+    data, split = asked.data, str(splits.val if asked.validation else splits.test)
     if asked.images:
-        data = first_images(asked.data, asked.out / "films", load_run(asked.run, on="cpu"), asked.images)
-    else:
-        split = load_run(asked.run, on="cpu").trained_by.data.splits.test
-    found = rows(asked.run, data, asked.out, split=split)
+        data = first_images(asked.data, asked.out / "films", run, asked.images, split=split)
+    found = rows(asked.run, data, asked.out, split=None if asked.images else split)
     apart = differences(found)
     names = list(found[0][2])
     lines = [f"| format | {' | '.join(names)} | seconds | furthest from the run, clean | attacked |"]
@@ -136,7 +138,15 @@ def main() -> None:
         clean, attacked = apart.get(name, (0.0, 0.0))
         shown = " | ".join(f"{values[key]:.4f}" for key in names)
         lines.append(f"| {name} | {shown} | {seconds:.0f} | {clean:.4f} | {attacked:.4f} |")
-    (asked.out / "audits.md").write_text("\n".join(lines) + "\n")
+    films = "" if not asked.images else f"{asked.images} of each class of the "
+    flag = " --validation" if asked.validation else ""
+    title = (
+        f"# One network in every format that an audit takes\n\n`python -m benchmarks.findings.audits RUN --data "
+        f"{asked.data.name} --out DIR{flag}`; RUN: {run.trained_by.model.called} at {run.size} pixels. On {films}"
+        f"{'validation' if asked.validation else 'Test'} images, shares answered rightly by attack and epsilon; the "
+        f"machine was shared. {NOTICE}\n\n"
+    )
+    (asked.out / "audits.md").write_text(title + "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

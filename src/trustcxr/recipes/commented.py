@@ -1,7 +1,7 @@
 """A shipped recipe with every key written out, and beside each what it means: what one's own starts from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -66,5 +66,19 @@ def _meaning(field: FieldInfo | None, value: Any) -> str:
         return ""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     plain = isinstance(default, str | int | float | bool) and default != value
-    parts = [field.description or "", f"default: {_inline(default)}" if plain and default != "" else ""]
+    words = [str(word) for word in _choices(field.annotation)]
+    said = field.description or ""
+    parts = [
+        said,
+        f"one of {', '.join(words)}" if any(word not in said for word in words) else "",
+        f"default: {_inline(default)}" if plain and default != "" else "",
+    ]
     return "; ".join(part for part in parts if part)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The words that a key may have: of `Literal["a", "b"] | None` a and b; none where it may be something else too."""
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) is Literal:
+        return tuple(inner)
+    return _choices(inner[0]) if len(inner) == 1 else ()

@@ -51,14 +51,14 @@ class Ready:
 
 def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
     """The classes of a film, and whether they stay within epsilon."""
-    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon)
+    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
     return answers.Prediction(**_said(ready, film, found, since))
 
 
 def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Seen:
     """The same, with the film and its maps: one part of an examination."""
     run = ready.run
-    found = one_image.answer(run, film.pixels, epsilon=epsilon)
+    found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
     pixels = one_image.as_input(film.pixels, run.size).to(run.device)
     predicted = run.classes.index(found.predicted)
     height, width = film.pixels.shape
@@ -105,7 +105,7 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     """
     if (why := dicom.not_a_film(data)) is not None:
         raise grey.UnreadableImage(why)
-    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon)
+    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
     found.run = ready.name
     one_image.doubt(found, ready.run, ready.known, film)
     pixels = one_image.as_input(film.pixels, ready.run.size).to(ready.run.device)
