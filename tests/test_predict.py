@@ -1,6 +1,7 @@
 """`predict`: whose heatmap is where, what is doubted or refused, its probabilities, and the memory that it takes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image
 
 from small_runs import untrained
 from trustcxr.about import NOTICE
+from trustcxr.data import read_manifest
+from trustcxr.data.auditing.audit import audit
+from trustcxr.data.images import ours
 from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import heatmap_files, one_image
@@ -56,7 +60,7 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) ->
     (answer,) = one_image.predict(run, [films / "a" / "x.png"])
     assert foreign.read_bytes() == before
     assert answer["heatmap"] != str(foreign)
-    assert heatmap_files.source_of(Path(answer["heatmap"])) == heatmap_files.fingerprint(films / "a" / "x.png")
+    assert ours.source_of(Path(answer["heatmap"])) == heatmap_files.fingerprint(films / "a" / "x.png")
 
 
 def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, films: Path) -> None:
@@ -67,6 +71,28 @@ def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, fil
     assert len(left_out) == 1
     assert "heatmap" in terminal.sentences(left_out[0])[0]
     assert len(list((films / "a").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("layout", ["folders", "covidqu"])
+def test_a_heatmap_beside_a_film_of_a_data_set_is_no_film_of_it(layout: str, run: Path, tmp_path: Path) -> None:
+    inner = {"folders": "", "covidqu": "images/"}[layout]
+    for seed, name in enumerate(("Normal", "COVID-19")):
+        film = tmp_path / "Test" / name / f"{inner}x.png"
+        film.parent.mkdir(parents=True)
+        Image.fromarray(render("Normal", seed, 64).image).save(film)
+        foreign = film.with_name("y.heatmap.png")  # of somebody else: a film as any other
+        Image.fromarray(render("Normal", seed + 9, 64).image).save(foreign)
+        if inner:
+            shutil.copytree(film.parent, film.parents[1] / "lung masks")
+    before = read_manifest(tmp_path, layout=layout)
+    (answer,) = one_image.predict(run, [film])
+    assert Path(answer["heatmap"]).parent == film.parent
+    after = read_manifest(tmp_path, layout=layout)
+    assert after.table.equals(before.table)
+    assert after.passed_over == {answer["heatmap"]: "a heatmap that predict wrote, and no film"}
+    checked = audit(tmp_path, probes=False, workers=1)
+    (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
+    assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
 
 
 def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: Path) -> None:

@@ -9,11 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr.about import NOTICE
-from trustcxr.data.images.grey import quiet
-from trustcxr.results.disk import open_regular
+from trustcxr.data.images.ours import ENDING, MARK, SOURCE, source_of
 
-ENDING = ".heatmap.png"
-_MARK, _SOURCE = "TrustCXR heatmap", "of"  # text chunks of the PNG
 _ROWS = 512  # of a large film that are coloured at a time
 
 
@@ -54,8 +51,8 @@ def _free_for(place: Path, image: Path) -> bool:
 def mark(image: Path) -> PngInfo:
     """What a heatmap's file says of itself: that it is ours, of which image, and that it is not for diagnosis."""
     info = PngInfo()
-    info.add_text(_MARK, NOTICE)
-    info.add_text(_SOURCE, fingerprint(image))
+    info.add_text(MARK, NOTICE)
+    info.add_text(SOURCE, fingerprint(image))
     return info
 
 
@@ -63,21 +60,6 @@ def fingerprint(image: Path) -> str:
     """Of an image's place: heatmaps are told apart by it, and no name is written into them."""
     place = str(image.absolute()).encode("utf-8", "surrogateescape")
     return hashlib.blake2b(place, digest_size=8).hexdigest()
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a file is a heatmap that was written here."""
-    return path.name.endswith(ENDING) and source_of(path) is not None
-
-
-def source_of(path: Path) -> str | None:
-    """The fingerprint of the image whose heatmap this file is; None for any other file."""
-    try:
-        with open_regular(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:
-            text = {k: v for k, v in image.info.items() if isinstance(v, str)}
-    except Exception:  # no PNG, or none that can be read
-        return None
-    return text.get(_SOURCE) if _MARK in text else None
 
 
 def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:

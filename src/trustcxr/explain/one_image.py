@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks, explain
 from trustcxr.catalogue import USUAL_ATTACKS
-from trustcxr.data.images import grey, plausibility, reading, squares
+from trustcxr.data.images import grey, ours, plausibility, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
@@ -41,8 +41,8 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
 
 
 def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
-    if heatmap_files.is_ours(path):
-        return FilmAnswer(image=str(path), left_out="a heatmap that predict wrote, and no film")
+    if ours.is_ours(path):
+        return FilmAnswer(image=str(path), left_out=ours.SAID)
     try:
         film = read(path)
     except grey.UnreadableImage as problem:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.auditing.scan import Scan
-from trustcxr.data.images import plausibility
+from trustcxr.data.images import ours, plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.stores import Checked
 
@@ -67,9 +67,12 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     other = files["named"].notna() & files["format"].notna() & (files["named"] != files["format"])
     broken = _items(manifest.table, files["fault"].notna(), files["fault"])
     lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
-    passed_over = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
+    all_passed = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
+    heatmaps = [item for item in all_passed if item["detail"] == ours.SAID]
+    passed_over = [item for item in all_passed if item["detail"] != ours.SAID]
     return [
         *found("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
+        *found("heatmaps", "note", "# [heatmap|heatmaps] of predict beside the films [is|are] left out", heatmaps),
         *found("unreadable", "fault", "# [image|images] cannot be read", broken),
         *found(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
@@ -233,7 +236,8 @@ def _stems(folder: str) -> dict[str, str]:
         names = os.listdir(folder)
     except OSError:  # that it cannot be listed is a finding of its own
         return {}
-    return {os.path.splitext(name)[0]: name for name in names if not name.startswith(".")}
+    films = (name for name in names if not name.startswith(".") and not ours.is_ours(Path(folder, name)))
+    return {os.path.splitext(name)[0]: name for name in films}
 
 
 def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from trustcxr.data.images import ours
 from trustcxr.data.images.reading import SUFFIXES, is_dicom
 from trustcxr.results.disk import escaped
 
@@ -67,10 +68,17 @@ def _folders(folder: str | Path) -> list[str]:
 
 def _files(folder: str | Path) -> list[str]:
     """The image files in a folder, told by their names; where none is, the DICOM files, told by their content."""
-    names = [e.name for e in _entries(folder)]
+    names = [e.name for e in _entries(folder) if not _heatmap(e)]
     images = [n for n in names if n[n.rfind(".") :].lower() in SUFFIXES]
     # DICOM files often have no suffix, or a number's.
     return sorted(images or [n for n in names if is_dicom(f"{folder}/{n}")])
+
+
+def _heatmap(entry: os.DirEntry[str]) -> bool:
+    if entry.name.endswith(ours.ENDING) and ours.is_ours(Path(entry.path)):
+        _pass_over(entry.path, ours.SAID)
+        return True
+    return False
 
 
 class _Masks:
