@@ -1,6 +1,6 @@
 """Eight equal runs on two Ray nodes of one core against one such node: times as fast, and the same results.
 
-python -m benchmarks.speed.cluster [--runs 8] [--epochs 4] [--images 96]
+python -m benchmarks.speed.cluster [--runs 8] [--epochs 8] [--images 96]
 
 Goal: at least 1.7 times. The nodes are processes of this machine, so it needs two cores that are free; the load is
 printed beside the ratio, since with other work on the machine the ratio says nothing.
@@ -70,7 +70,7 @@ def measure(nodes: int, films: Path, work: Path, given: argparse.Namespace) -> t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=96)
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
