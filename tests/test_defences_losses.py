@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
 from trustcxr.defences import noise
-from trustcxr.defences.adversarial import _divergence, fgsm_rs, free, pgd, trades
+from trustcxr.defences.adversarial import _divergence, fgsm_rs, free, n_fgsm, pgd, trades, weights_against
 from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.errors import UserError
 
@@ -58,6 +58,68 @@ def test_fgsm_rs_is_one_step_from_a_random_start(model: SmallNet, batch: tuple[T
     assert torch.allclose(adversarial, expected, atol=1e-6)
     assert torch.allclose(loss, F.cross_entropy(twin(expected), labels), atol=1e-6)
     assert torch.allclose(logits, twin(expected), atol=1e-5)
+
+
+def test_n_fgsm_is_a_step_from_wide_noise_and_is_not_brought_back(
+    model: SmallNet, batch: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = batch
+    images = 0.2 + 0.6 * images  # so that [0, 1] cuts nothing off
+    twin, seen = copy.deepcopy(model), seen_by(model)
+    loss, logits = n_fgsm(model, images, labels, epsilon=EPSILON)
+    assert len(seen) == 2, "one gradient for the attack, one pass for the loss"
+    start, adversarial = seen
+    assert 0.9 * EPSILON < float((start - images).abs().mean()) < 1.1 * EPSILON, "even over twice the ball"
+    expected = start + EPSILON * gradient(twin, start, labels).sign()
+    assert torch.allclose(adversarial, expected, atol=1e-6)
+    assert 2.5 * EPSILON < float((adversarial - images).abs().max()) <= 3 * EPSILON + 1e-6
+    assert torch.allclose(loss, F.cross_entropy(twin(expected), labels), atol=1e-6)
+    assert torch.allclose(logits, twin(expected), atol=1e-5)
+
+
+def moved_by_hand(model: nn.Module, images: Tensor, labels: Tensor, size: float) -> nn.Module:
+    """AWP as its paper writes it: a copy whose weights of more than one dimension climb, each by its own norm."""
+    proxy = copy.deepcopy(model)
+    F.cross_entropy(proxy(images), labels).backward()
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for own, seen in zip(moved.parameters(), proxy.parameters(), strict=True):
+            if own.ndim > 1:
+                own += size * own.norm() * seen.grad / (seen.grad.norm() + 1e-12)
+    return moved
+
+
+@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "n-fgsm", "pgd"])
+def test_weights_are_attacked_beside_the_images(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    twin = copy.deepcopy(model)
+    torch.manual_seed(3)
+    loss, _ = defences.get(name)(model, images, labels, epsilon=EPSILON, weight_perturbation=0.02)
+    torch.manual_seed(3)
+    seen = seen_by(plain := copy.deepcopy(twin))
+    unmoved, _ = defences.get(name)(plain, images, labels, epsilon=EPSILON)
+    moved = moved_by_hand(twin, seen[-1], labels, 0.02)
+    expected = F.cross_entropy(moved(seen[-1]), labels)
+    assert torch.allclose(loss, expected, atol=1e-5)
+    assert float(loss.detach()) > float(unmoved.detach()) + 1e-4, "the weights climbed"
+    loss.backward()
+    expected.backward()
+    for own, other in zip(model.parameters(), moved.parameters(), strict=True):
+        assert torch.allclose(own.grad, other.grad, atol=1e-5), "the gradient is that of the moved weights"
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, other), "which are not the model's"
+
+
+def test_what_finds_the_weights_direction_leaves_batchnorm_alone(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    network.append(nn.Linear(4, 3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learner = weights_against(network, images, labels, size=0.01)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    learner(images)
+    assert not torch.equal(network[1].running_mean, before["1.running_mean"]), "the pass that is learnt from counts"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
@@ -113,7 +175,7 @@ def test_the_divergence_of_trades_reaches_the_weights_from_both_sides(batch: tup
 @pytest.mark.usefixtures("bfloat16")
 def test_attack_precision_changes_the_attack_alone(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    for name in ("fgsm", "fgsm-rs", "pgd", "trades"):
+    for name in ("fgsm", "fgsm-rs", "n-fgsm", "pgd", "trades"):
         twin, kinds = copy.deepcopy(model), []
         twin.head.register_forward_hook(lambda _, __, output, to=kinds: to.append(output.dtype))
         torch.manual_seed(0)
@@ -130,13 +192,13 @@ def test_radii_may_differ_from_pixel_to_pixel(model: SmallNet, batch: tuple[Tens
     images, labels = batch
     radii = torch.full_like(images, 0.01)
     radii[..., :5] = 0.08
-    for name in ("fgsm", "fgsm-rs", "pgd", "trades", "free"):
+    for name in ("fgsm", "fgsm-rs", "n-fgsm", "pgd", "trades", "free"):
         twin = copy.deepcopy(model)
         seen = seen_by(twin)
         kept = {"perturbation": torch.full_like(images, 1.0)} if name == "free" else {}
         defences.get(name)(twin, images, labels, epsilon=radii, **kept)
-        moved = (seen[-1] - images).abs()
-        assert bool((moved <= radii + 1e-6).all()), name
+        moved, reach = (seen[-1] - images).abs(), 3 if name == "n-fgsm" else 1
+        assert bool((moved <= reach * radii + 1e-6).all()), name
         assert float(moved[..., :5].max()) > 0.07, name
 
 
@@ -269,7 +331,7 @@ def layers(model: SmallNet) -> list[nn.BatchNorm2d]:
     return [m for m in model.body if isinstance(m, nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "pgd", "trades"])
+@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "n-fgsm", "pgd", "trades"])
 @pytest.mark.parametrize("keeps", ["adversarial", "clean"])
 def test_each_kind_of_batch_has_its_own_batchnorm(
     name: str, keeps: str, model: SmallNet, batch: tuple[Tensor, Tensor]

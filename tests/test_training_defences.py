@@ -23,11 +23,12 @@ from trustcxr.training.step import TrainingStep
 
 DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
 
-ATTACKED = ["fgsm", "fgsm-rs", "free", "pgd", "trades"]
+ATTACKED = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "fgsm": {"ramp": 0.5, "clean_share": 0.5, "separate_batchnorm": True, "attack_precision": "bf16"},
     "fgsm-rs": {"ramp": 0.8, "clean_share": 0.3, "separate_batchnorm": True, "evaluated_batchnorm": "clean"},
+    "n-fgsm": {"ramp": 0.5, "weight_perturbation": 0.01},
     "free": {"ramp": 0.5, "replays": 2},
     "pgd": {"steps": 2},
     "trades": {"steps": 1, "beta": 3.0, "separate_batchnorm": True},

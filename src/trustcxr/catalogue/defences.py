@@ -7,7 +7,7 @@ from trustcxr.catalogue.entries import by_name
 
 _PERTURBED = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
 _BOUNDED = ("epsilon", "ramp", "clean_share", "attack_share", "regulariser")
-_WITH_CLEAN = (*_PERTURBED, "clean_share", "separate_batchnorm", "evaluated_batchnorm")
+_WITH_CLEAN = (*_PERTURBED, "clean_share", "separate_batchnorm", "evaluated_batchnorm", "weight_perturbation")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ DEFENCES = by_name(
         Defence("standard", "standard", "", "contract:standard", (), "#4b5563"),
         Defence("fgsm", "FGSM", "Goodfellow et al. 2015", "adversarial:fgsm", _WITH_CLEAN, "#0072b2"),
         Defence("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "adversarial:fgsm_rs", _WITH_CLEAN, "#826762"),
+        Defence("n-fgsm", "N-FGSM", "de Jorge et al. 2022", "adversarial:n_fgsm", _WITH_CLEAN, "#77718b"),
         Defence(
             "free", "free", "Shafahi et al. 2019", "adversarial:free",
             ("epsilon", "ramp", "epsilon_outside", "replays"), "#859a74",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from trustcxr import catalogue
-from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, pgd, trades
+from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, n_fgsm, pgd, trades
 from trustcxr.defences.certified import crown_ibp, ibp
 from trustcxr.defences.contract import Defence, standard
 from trustcxr.defences.noise import cutout, gaussian, mixup
@@ -23,6 +23,7 @@ __all__ = [
     "get",
     "ibp",
     "mixup",
+    "n_fgsm",
     "pgd",
     "standard",
     "trades",

@@ -1,17 +1,20 @@
-"""Trained on attacked images: fgsm, fgsm-rs, free, pgd, trades."""
+"""Trained on attacked images: fgsm, fgsm-rs, n-fgsm, free, pgd, trades; and on attacked weights beside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from trustcxr import attacks
 from trustcxr.attacks.contract import lowered, radii, uniform_start
 from trustcxr.defences.contract import Precision, Radius, Weighing, weighted_cross_entropy
 from trustcxr.models.folding import folded
+
+NOISE = 2.0  # radii that the noise of N-FGSM is wide, the paper's
 
 
 def fgsm(
@@ -23,16 +26,18 @@ def fgsm(
     clean_share: float = 0.0,
     mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
+    weight_perturbation: float = 0.0,
     clean: nn.Module | None = None,
     **weighing: Unpack[Weighing],
 ) -> tuple[Tensor, Tensor]:
     """FGSM adversarial training (Goodfellow et al. 2015): one gradient a step, in the images alone.
 
-    The loss is clean_share * clean loss + (1 - clean_share) * adversarial loss.
+    The loss is clean_share * clean loss + (1 - clean_share) * adversarial loss; with `weight_perturbation` it is that
+    of the weights as `weights_against` moves them.
     """
     with _attacking(model, images, attack_precision, mode):
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon, mode=mode)
-    return _shared(model, clean, images, adversarial, labels, clean_share, **weighing)
+    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
 
 
 def fgsm_rs(
@@ -44,6 +49,7 @@ def fgsm_rs(
     clean_share: float = 0.0,
     mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
+    weight_perturbation: float = 0.0,
     clean: nn.Module | None = None,
     **weighing: Unpack[Weighing],
 ) -> tuple[Tensor, Tensor]:
@@ -55,7 +61,33 @@ def fgsm_rs(
     with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = _step(images, start, gradient, epsilon, 1.25)
-    return _shared(model, clean, images, adversarial, labels, clean_share, **weighing)
+    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
+
+
+def n_fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Radius,
+    clean_share: float = 0.0,
+    mode: attacks.Mode = "eval",
+    attack_precision: Precision = "same",
+    weight_perturbation: float = 0.0,
+    clean: nn.Module | None = None,
+    **weighing: Unpack[Weighing],
+) -> tuple[Tensor, Tensor]:
+    """N-FGSM (de Jorge et al. 2022): a step of epsilon from noise twice as wide, not brought back into the ball.
+
+    What it trains on lies up to three epsilons from the image (within [0, 1]), which is what keeps one gradient a step
+    from hiding the others.
+    """
+    noise = _as(epsilon, images) * NOISE * (2 * torch.rand_like(images) - 1)
+    start = (images.detach() + noise).clamp(0, 1)
+    with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
+        gradient, _ = attacks.input_gradient(model, start, labels, check=True)
+    adversarial = (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
+    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
 
 
 def pgd(
@@ -68,6 +100,7 @@ def pgd(
     clean_share: float = 0.0,
     mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
+    weight_perturbation: float = 0.0,
     clean: nn.Module | None = None,
     **weighing: Unpack[Weighing],
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +116,7 @@ def pgd(
             seed=seed,
             mode=mode,
         )
-    return _shared(model, clean, images, adversarial, labels, clean_share, **weighing)
+    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
 
 
 def trades(
@@ -151,15 +184,39 @@ def _shared(
     adversarial: Tensor,
     labels: Tensor,
     clean_share: float,
+    weight_perturbation: float,
     **weighing: Unpack[Weighing],
 ) -> tuple[Tensor, Tensor]:
     """The loss shared between adversarial and clean images, and the logits of the adversarial ones."""
-    logits = model(adversarial)
+    learner: Callable[[Tensor], Tensor] = model
+    if weight_perturbation:
+        learner = weights_against(model, adversarial, labels, size=weight_perturbation)
+    logits = learner(adversarial)
     loss = weighted_cross_entropy(logits, labels, **weighing)
     if clean_share > 0:
-        natural = weighted_cross_entropy((model if clean is None else clean)(images), labels, **weighing)
+        natural = weighted_cross_entropy((learner if clean is None else clean)(images), labels, **weighing)
         loss = clean_share * natural + (1 - clean_share) * loss
     return loss, logits
+
+
+def weights_against(model: nn.Module, images: Tensor, labels: Tensor, *, size: float) -> Callable[[Tensor], Tensor]:
+    """The model with each layer's weights moved up the loss on these images (AWP: Wu, Xia and Wang 2020).
+
+    A layer's weights w move by size * ||w|| along their gradient; vectors (biases, BatchNorm's) stay. What is returned
+    takes images (B, 1, H, W) to logits (B, C); its loss sends its gradient back into the weights that did not move.
+    The pass that finds the direction changes no statistics of BatchNorm.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and weight.requires_grad}
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.enable_grad():
+        loss = F.cross_entropy(functional_call(model, statistics, (images,)).float(), labels)
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    moved = {
+        name: weight + size * weight.detach().norm() * gradient / gradient.norm().clamp(min=1e-12)
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+        if gradient is not None
+    }
+    return lambda x: functional_call(model, moved, (x,))
 
 
 def _divergence(answer: Tensor, logits: Tensor) -> Tensor:

@@ -163,6 +163,12 @@ class DefenceRecipe(Strict):
     attack_precision: Literal["same", "bf16"] = Field(
         "same", description="bf16: the attack's passes alone, of which only the gradient's sign is used"
     )
+    weight_perturbation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each layer's weights that these are moved by against the model in each step (AWP; 0.005)",
+    )
     steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
     beta: float = Field(6.0, ge=0, description="trades: weight of the divergence beside the clean loss")
     replays: int = Field(
