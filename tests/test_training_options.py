@@ -46,6 +46,30 @@ def test_erasing_hides_one_rectangle_in_a_share_of_the_images() -> None:
     assert torch.equal(same, augment(images, generator(1), **STILL, erase=0.0)), "old runs stay the same runs"
 
 
+def test_what_crop_shift_leaves_lies_somewhere_else_on_black() -> None:
+    side, count = 20, 200
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    place = (1 + rows * side + columns) / 500  # every pixel says where it comes from; none is black
+    images = torch.stack([place, place]).expand(count, 2, side, side)  # the second is a mask
+    moved = augment(images, generator(1), **STILL, crop_shift=0.4)
+    assert torch.allclose(moved[:, 0], moved[:, 1], atol=1e-5), "masks move with their image"
+    heights, offsets = set(), set()
+    for film in moved[:, 1]:
+        there = (film > 0).nonzero()
+        (top, left), (bottom, right) = there.min(0).values, there.max(0).values
+        kept = film[top : bottom + 1, left : right + 1]
+        first = round(float(kept[0, 0]) * 500) - 1
+        y, x = divmod(first, side)
+        assert torch.allclose(kept, place[y : y + len(kept), x : x + kept.shape[1]], atol=1e-5), "one piece"
+        heights.add(kept.shape[0])
+        offsets.add(int(top) - y)
+    assert heights == set(range(12, 21)), "up to 40 % of the rows are cut off, none too"
+    assert {-4, 0, 4} <= offsets
+    assert torch.equal(moved, augment(images, generator(1), **STILL, crop_shift=0.4))
+    whole = augment(images, generator(1), **STILL)
+    assert torch.equal(whole, augment(images, generator(1), **STILL, crop_shift=0.0)), "old runs stay the same runs"
+
+
 def typed(*options: str, defence: str = "trades") -> RunRecipe:
     return run_folder.recipe(
         model="resnet18",

@@ -45,6 +45,9 @@ class Augment(Strict):
     contrast: float = Field(0.1, ge=0, le=0.9, description="share of the contrast, either way")
     flip: Fraction = Field(0.0, description="share of images mirrored left to right; the heart has a side")
     erase: Fraction = Field(0.0, description="share of images with one rectangle made an even grey")
+    crop_shift: float = Field(
+        0.0, ge=0, le=0.9, description="largest share of the side that is cut off; what is left lies anywhere on black"
+    )
 
 
 class TrainingRecipe(Strict):

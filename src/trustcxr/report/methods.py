@@ -25,7 +25,19 @@ _TRAINING = {
     "class_weights": "the loss of each class weighed against how many images it has",
     "background": "background of training images {}",
 }
-_OPTIONS = ("epsilon", "steps", "beta", "replays", "ramp", "clean_share", "alpha", "size", "holes", "sigma")
+_OPTIONS = (
+    "epsilon",
+    "steps",
+    "beta",
+    "replays",
+    "ramp",
+    "clean_share",
+    "alpha",
+    "size",
+    "holes",
+    "sigma",
+    "weight_perturbation",
+)
 _AUGMENT = {
     "rotation": "rotation up to {} degrees",
     "shift": "shift up to {} of the side",
@@ -34,6 +46,7 @@ _AUGMENT = {
     "contrast": "contrast {}",
     "flip": "mirrored with probability {}",
     "erase": "erasing with probability {}",
+    "crop_shift": "crops of up to {} of the side, placed anywhere",
 }
 
 
