@@ -1,0 +1,71 @@
+"""How long a whole audit by `exam-1` takes: of each run, on all validation images, on the clock.
+
+    python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH > results/audit-times.md
+
+Validation images, since a clock need not open Test. An audit has its parts film by film: what it takes for so many more
+is in proportion, and is printed beside. `python -m benchmarks.speed.examination` says which part takes what.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.findings.audits import first_images
+from benchmarks.speed import serve
+from trustcxr.about import NOTICE
+from trustcxr.evaluation.run import load_run
+from trustcxr.report import markdown
+from trustcxr.study.audit import audit
+
+TEST = 570  # images of covidqu-mini's Test, for which issue and docs state their goals
+HEAD = ["network", "trained", "films", "clean", "worst case", "minutes", "processor, min", f"for {TEST} films, min"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True)
+    given = parser.parse_args()
+    rows = [measured(run, given.data) for run in given.runs]
+    print("# How long an audit takes\n")
+    print(
+        f"`python -m benchmarks.speed.audit_whole RUN --data {given.data.name}`; {serve.machine()} `trustcxr audit` by "
+        f"exam-1 on all validation images of {given.data.name}; accuracies in percent, under attack at epsilon 0.02. "
+        f"The last column is in proportion to the films. {NOTICE}\n"
+    )
+    print("\n".join(markdown.table(HEAD, rows)))
+
+
+def measured(run: Path, data: Path) -> list[str]:
+    """A row: one audit from its beginning to its end."""
+    loaded = load_run(run, on="cpu")
+    recipe, split = loaded.trained_by, loaded.trained_by.data.splits.val
+    with tempfile.TemporaryDirectory() as folder:
+        films = first_images(data, Path(folder) / "films", loaded, None, split=split)
+        before, spent = time.perf_counter(), processor()
+        found = audit(run, films, Path(folder) / "audit")
+        minutes, worked = (time.perf_counter() - before) / 60, (processor() - spent) / 60
+    count = found.clean.n or 0
+    worst = next((one.accuracy for one in found.attacks if one.attack == "worst-case"), None)
+    return [
+        f"{recipe.model.called} at {loaded.size} pixels",
+        recipe.defence.called,
+        f"{count}",
+        markdown.percent(found.clean.accuracy),
+        "-" if worst is None else markdown.percent(worst),
+        f"{minutes:.1f}",
+        f"{worked:.1f}",
+        f"{minutes * TEST / max(count, 1):.1f}",
+    ]
+
+
+def processor() -> float:
+    """Processor seconds of this process and of the children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+if __name__ == "__main__":
+    main()
