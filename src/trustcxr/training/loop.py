@@ -24,7 +24,7 @@ from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import TrainingDocument
-from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
+from trustcxr.training import checkpoint, lung_segmenter, memory, precision, tracking
 from trustcxr.training import provenance as origins
 from trustcxr.training.cards import Cards, Team, does_not_fit, together
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
@@ -80,6 +80,8 @@ def _fit_part(
     recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, start_from: Path | None, cards: Cards
 ) -> TrainingDocument:
     """`fit`, of which every process of `cards` does its part."""
+    if precision.kind() == "cpu":
+        memory.keep_freed()
     if not recipe.training.refit:
         return _fit(recipe, train, Monitor(folder, val, recipe, cards), start_from)
     both, first = Joined(train, val), folder / folders.BEFORE_REFIT

@@ -1,0 +1,42 @@
+"""Training keeps the memory that it frees, where the C library lets it."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import numpy as np
+from trustcxr.training import memory
+
+def step():
+    kept = [np.ones(megabytes << 20, np.uint8) for megabytes in (16, 40)]  # above and below what glibc maps apart
+
+def faults():
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+print(memory.keep_freed(), first, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_blocks_that_are_freed_are_not_fetched_from_the_system_again() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=120)
+    told, before, after = done.stdout.split()
+    assert told == "True"
+    assert int(before) > 100
+    assert int(after) < int(before) / 10
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trustcxr.training import memory
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert memory.keep_freed() is False
