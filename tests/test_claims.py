@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import claims, notes
+from benchmarks.findings import claims, liars, notes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -48,8 +48,17 @@ def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
     lists |= {"lungs-without-refit-covidqu-mini-comparisons.csv"}
     lists |= {"trials-lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"leaderboard-covidqu-mini.csv", "leaderboard-covidqu-mini.md"}  # rows of audits, without a sentence
+    lists |= {"liars-covidqu-mini.csv", "liars-covidqu-mini.md"}  # of validation; the next test holds them together
     lists |= {"out-of-distribution-covidqu-mini.csv"}  # the rows of the page beside it, which a test compares
     assert {path.name for path in RESULTS.glob("*covidqu*")} - named - lists == set()
+
+
+def test_the_page_of_liars_says_what_its_table_says() -> None:
+    table = pd.read_csv(RESULTS / "liars-covidqu-mini.csv", keep_default_na=False)
+    page = (RESULTS / "liars-covidqu-mini.md").read_text(encoding="utf-8")
+    assert page == "\n".join(liars.page(table, "covidqu-mini", "resnet18 at 96 pixels")) + "\n"
+    flattered = table.assign(worst_case=table["worst_case"] - 0.05)
+    assert "\n".join(liars.page(flattered, "covidqu-mini", "resnet18 at 96 pixels")) + "\n" != page
 
 
 def test_the_page_of_unlike_films_says_what_its_table_says() -> None:
