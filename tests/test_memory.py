@@ -3,8 +3,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from small_runs import make_films, recipe
+from trustcxr.training import loop, memory
 
 FAULTS = """
 import resource
@@ -36,7 +40,12 @@ def test_blocks_that_are_freed_are_not_fetched_from_the_system_again() -> None:
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trustcxr.training import memory
-
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert memory.keep_freed() is False
+
+
+def test_a_training_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(memory, "keep_freed", lambda: asked.append(True))
+    loop.fit(recipe("standard", epochs=1), *make_films(tmp_path / "films"), tmp_path / "run")
+    assert asked == [True]

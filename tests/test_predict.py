@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from small_runs import untrained
@@ -93,6 +94,37 @@ def test_a_heatmap_beside_a_film_of_a_data_set_is_no_film_of_it(layout: str, run
     checked = audit(tmp_path, probes=False, workers=1)
     (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
+
+
+class Claims(torch.nn.Module):
+    """It answers every film alike, and has no slope: a faster copy that is not to be believed."""
+
+    def __init__(self, answer: int, classes: int) -> None:
+        super().__init__()
+        self.logits = 5 * torch.nn.functional.one_hot(torch.tensor(answer), classes).float() - 1
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits + 0 * images.mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
+    claims: bool, run: Path, films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, film = load_run(run, on="cpu"), one_image.read(films / "a" / "x.png").pixels
+    plain = one_image.answer(loaded, film, epsilon=0.02)
+    predicted, count = loaded.classes.index(plain.predicted), len(loaded.classes)
+    copy = Claims((predicted + claims) % count, count)
+    searched, pgd = [], one_image.attacks.pgd
+
+    def watched(model: torch.nn.Module, *given: object, **options: object) -> torch.Tensor:
+        searched.append(model)
+        return pgd(model, *given, **options)
+
+    monkeypatch.setattr(one_image.attacks, "pgd", watched)
+    told = one_image.answer(loaded, film, epsilon=0.02, searched=copy)
+    assert searched == ([copy, loaded.model] if claims else [copy]), "claimed in vain: the model itself is searched"
+    assert told.survives == plain.survives or not claims
 
 
 def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: Path) -> None:

@@ -143,8 +143,8 @@ def main() -> None:
     title = (
         f"# One network in every format that an audit takes\n\n`python -m benchmarks.findings.audits RUN --data "
         f"{asked.data.name} --out DIR{flag}`; RUN: {run.trained_by.model.called} at {run.size} pixels. On {films}"
-        f"{'validation' if asked.validation else 'Test'} images, shares answered rightly by attack and epsilon; the "
-        f"machine was shared. {NOTICE}\n\n"
+        f"{'validation' if asked.validation else 'Test'} images, shares answered rightly by attack and epsilon. "
+        f"{NOTICE}\n\n"
     )
     (asked.out / "audits.md").write_text(title + "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -26,7 +26,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.evaluation.run import load_run
 from trustcxr.models.untouched import undisturbed
 from trustcxr.report import markdown
-from trustcxr.results.documents import AuditDocument
+from trustcxr.results.documents import AuditDocument, Share
 from trustcxr.study.audit import audit
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -72,16 +72,21 @@ def rows(run: Path, data: Path, out: Path, names: list[str]) -> list[dict[str, o
 
 def row(name: str, said: AuditDocument, plain: float) -> dict[str, object]:
     """What stands in the table of one network."""
-    worst = next((one.accuracy.value for one in said.attacks if one.attack == "worst-case"), None)
+    worst = next((one.accuracy for one in said.attacks if one.attack == "worst-case"), None)
     return {
         "network": name,
-        "clean": said.clean.accuracy.value,
+        **_share("clean", said.clean.accuracy),
         "plain_pgd": plain,
-        "worst_case": worst,
+        **_share("worst_case", worst),
         "n": said.clean.n,
         "withdrawn": said.withdrawn or "",
         "flagged": "; ".join(check.check for check in said.gate if check.passed is False),
     }
+
+
+def _share(name: str, found: Share | None) -> dict[str, float | None]:
+    low, high = (found and found.interval) or (None, None)
+    return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
 
 
 def plainly(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -97,15 +102,20 @@ def plainly(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     """The Markdown page of a table."""
+    table = table.fillna({"flagged": "", "withdrawn": ""})
     bare = table.loc[table["network"] == BARE].iloc[0]
 
-    def percent(value: float | None) -> str:
-        return "withdrawn" if value is None or pd.isna(value) else f"{100 * value:.1f}"
+    def percent(one: pd.Series, key: str) -> str:
+        if pd.isna(one[key]):
+            return "withdrawn"
+        return f"{100 * one[key]:.1f} [{100 * one[f'{key}_low']:.1f}, {100 * one[f'{key}_high']:.1f}]"
 
     lines = []
     for _, one in table.iterrows():
-        gap = "-" if one["network"] == BARE else f"{100 * (one['worst_case'] - bare['worst_case']):+.1f}"
-        shares = [percent(one[key]) for key in ("clean", "plain_pgd", "worst_case")]
+        over = 100 * (one["worst_case"] - bare["worst_case"])
+        gap = "-" if one["network"] == BARE or pd.isna(over) else f"{over:+.1f}"
+        plain = f"{100 * one['plain_pgd']:.1f}"
+        shares = [percent(one, "clean"), plain, percent(one, "worst_case")]
         lines.append([one["network"], *shares, gap, one["flagged"] or "nothing"])
     head = ["network", "clean", "plain PGD", "examined", "over the bare one", "flagged at the door"]
     liars = table[table["network"] != BARE]
@@ -114,10 +124,11 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     return [
         f"# Networks that only look robust, through a whole audit of {data}",
         "",
-        f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR`; RUN: {run}, one seed, trained as usual. "
-        f"{int(bare['n'])} validation images; percent answered rightly at epsilon {EPSILON:g}, L-infinity. Plain PGD: "
-        f"{STEPS} steps on the network as it stands, as a test prints that does not look at what it attacks. Examined: "
-        f"what the audit leaves, worst case of exam-1. {NOTICE}",
+        f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N]`; RUN: {run}, one seed, "
+        f"trained as usual. {int(bare['n'])} validation images, the first of each class; percent answered rightly at "
+        f"epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} steps on "
+        "the network as it stands, as a test prints that does not look at what it attacks. Examined: what the audit "
+        f"leaves, worst case of exam-1. {NOTICE}",
         "",
         f"Of {len(liars)} liars {caught} are flagged, and {within} are left with at most {100 * POINTS:.0f} points "
         "more than the bare network.",

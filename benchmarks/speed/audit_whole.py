@@ -19,7 +19,7 @@ from trustcxr.evaluation.run import load_run
 from trustcxr.report import markdown
 from trustcxr.study.audit import audit
 
-TEST = 570  # images of covidqu-mini's Test, for which issue and docs state their goals
+TEST = 570  # images of covidqu-mini's Test
 HEAD = ["network", "trained", "films", "clean", "worst case", "minutes", "processor, min", f"for {TEST} films, min"]
 
 
