@@ -1,7 +1,9 @@
 """Networks whose map is their reason, and lesion masks in their training."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from trustcxr.explain.evidence import evidence_map, signed_evidence
 from trustcxr.models import evidence
 from trustcxr.models.evidence import EvidenceNet
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.training import Fill
 
 SIZE = 64
 
@@ -97,6 +100,32 @@ def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> Non
     assert int(edited.sum()) == round(lesion_losses.CONTROL * 4)
     assert torch.equal(after.lesion[edited], known.lesion[edited])
     assert torch.equal((after.pixels * after.lesion)[edited], (known.pixels * known.lesion)[edited])
+
+
+def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
+    known, fills = _known(24), tuple(lesions.TAUGHT)
+    random = torch.Generator().manual_seed(0)
+    known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
+    after = lesion_losses.counterfactual(
+        known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0), fills=fills
+    )
+    gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
+    films = known.films(gone)
+    by_fill = [lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill) for fill in fills]
+    which = [[torch.equal(filled[row], after.pixels[film]) for filled in by_fill] for row, film in enumerate(gone)]
+    assert all(sum(one) == 1 for one in which), "each by one of them"
+    assert {one.index(True) for one in which} == {0, 1, 2}
+    assert fills == get_args(Fill), "what a recipe may ask for is what there is"
+
+
+def test_surroundings_go_on_into_a_hole() -> None:
+    images, region = torch.zeros(1, 1, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool)
+    images[..., 16:] = 0.8
+    region[:, 8:24, 2:10] = region[:, 8:24, 22:30] = True
+    images[region[:, None]] = 1.0
+    filled = lesions.surroundings(images, region, region, region)
+    assert float(filled[0, 0, 16, 6]) == pytest.approx(0.0, abs=0.1)
+    assert float(filled[0, 0, 16, 26]) == pytest.approx(0.8, abs=0.1)
 
 
 def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import uniform_filter
@@ -14,6 +15,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
+from trustcxr.models.layers import LocalContrast
 from trustcxr.recipes.run import DataRecipe
 from trustcxr.study import run_folder
 from trustcxr.training import loop, step
@@ -190,11 +192,28 @@ def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
     assert float(moved.abs().max()) == pytest.approx(0.02, abs=1e-6), "the attack meets the blur, not its output"
 
 
+def test_local_contrast_takes_exposure_away_inside_the_model() -> None:
+    plain, model = built().eval(), built(local_contrast=9).eval()
+    assert same(plain.state_dict(), model.state_dict())
+    image = IMAGES[:1].double().numpy()[0, 0]
+    mean = uniform_filter(image, 9)
+    spread = np.sqrt(uniform_filter((image - mean) ** 2, 9) + LocalContrast.FLOOR**2)
+    expected = torch.from_numpy(0.5 + 0.25 * (image - mean) / spread).float()
+    inside = slice(8, -8)
+    found = model.contrast(IMAGES[:1])[0, 0]
+    assert torch.allclose(found[inside, inside], expected[inside, inside], atol=1e-4)
+    assert torch.allclose(model.contrast(0.1 + 0.5 * IMAGES), model.contrast(IMAGES + 0.2), atol=0.1)
+    assert torch.allclose(model(0.7 * IMAGES + 0.1), model(0.7 * IMAGES), atol=1e-4), "brighter is the same film"
+    assert torch.equal(model.contrast(torch.ones(1, 1, 16, 16)), torch.full((1, 1, 16, 16), 0.5)), "even stays even"
+    assert dict(model.chain())["contrast"] is model.contrast, "a proof that leaves it out proves another network"
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"normalisation": "group", "activation": "silu", "input_blur": 3},
         {"normalisation": "group", "input_blur": 5},
+        {"local_contrast": 9},
         {"activation": "softplus"},
         {"stem_pool": False},
         {"members": 2},
@@ -232,6 +251,7 @@ def test_training_with_frozen_statistics(tmp_path: Path) -> None:
         ({"activation": "tanh"}, "key 'model.activation'"),
         ({"input_blur": 4}, "input_blur must be odd, not 4"),
         ({"input_blur": -1}, "key 'model.input_blur'"),
+        ({"local_contrast": 8}, "local_contrast must be odd, not 8"),
     ],
 )
 def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], complaint: str) -> None:

@@ -146,7 +146,7 @@ def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
     assert lesions.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
 
 
-@pytest.mark.parametrize("fill", lesions.FILLS)
+@pytest.mark.parametrize("fill", lesions.FILLS | lesions.TAUGHT)
 def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> None:
     films = _films("COVID-19")
     after = lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)

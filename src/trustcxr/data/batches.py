@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset, Joined
 
+_BANDS = 5  # of spatial frequency, in each of which `spectrum` draws a gain
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
 
 
@@ -138,6 +139,7 @@ def augment(
     flip: float = 0.0,
     erase: float = 0.0,
     crop_shift: float = 0.0,
+    spectrum: float = 0.0,
     of: tuple[int, int] | None = None,
 ) -> Tensor:
     """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
@@ -145,7 +147,9 @@ def augment(
     `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
     film's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
     `erase` makes a rectangle of a share of the images an even grey (Zhong et al. 2020, in pixel space). `crop_shift`
-    cuts up to that share of the side off, and puts what is left somewhere on black (Li and Spratling 2023). Channels
+    cuts up to that share of the side off, and puts what is left somewhere on black (Li and Spratling 2023). `spectrum`
+    multiplies the amplitudes of the film's spatial frequencies, band by band, by up to exp(spectrum) or its inverse,
+    and leaves their phases (after Xu et al. 2021, who mix amplitudes): another machine's sharpness. Channels
     after the first are masks: they move with their image, and neither light nor erasing changes them. `of` (first,
     count): these images are part of a batch of `count`, from `first` on, and get the draws that they get in it.
     """
@@ -170,8 +174,23 @@ def augment(
     gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
     lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
+    if spectrum:
+        lit = _sharpness(lit, spectrum * (torch.rand((count, _BANDS), generator=generator)[mine] * 2 - 1))
     lit = _erase(lit, torch.rand((6, count, 1), generator=generator)[:, mine], erase) if erase else lit
     return torch.cat([lit, masks], 1) if masks.shape[1] else lit
+
+
+def _sharpness(images: Tensor, logs: Tensor) -> Tensor:
+    """Films whose amplitudes are multiplied by exp(logs), (B, bands): from one period a side to the finest detail."""
+    height, width = images.shape[-2:]
+    down, across = torch.fft.fftfreq(height, 1 / height), torch.fft.rfftfreq(width, 1 / width)
+    octave = torch.hypot(down[:, None], across).clamp(min=1).log2()
+    place = octave / octave.max() * (logs.shape[1] - 1)
+    before = place.floor().long().clamp(max=logs.shape[1] - 2)
+    rest = place - before
+    gain = (logs[:, before] * (1 - rest) + logs[:, before + 1] * rest).exp().to(images)[:, None]
+    gain[..., 0, 0] = 1.0  # the film's mean grey
+    return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width)).clamp(0, 1)
 
 
 def _crop_shift(images: Tensor, draws: Tensor, share: float) -> Tensor:

@@ -113,20 +113,40 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
     return filled.clamp(0, 1)
 
 
+def surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """The region from what lies around it, coarser the further inside: push and pull (Gortler et al. 1996).
+
+    Cheap enough to be made in every step of training, and never the same grey twice.
+    """
+    known = (~_wide(region))[:, None].to(images)
+    return _pulled(images * known, known)
+
+
+def _pulled(sums: Tensor, known: Tensor) -> Tensor:
+    """Means of what is known (B, 1, H, W), and where nothing is, those of half the size."""
+    means = sums / known.clamp(min=1e-6)
+    if min(sums.shape[-2:]) < 2 or bool((known > 0).all()):
+        return means
+    coarser = _pulled(F.avg_pool2d(sums, 2, ceil_mode=True), F.avg_pool2d(known, 2, ceil_mode=True))
+    coarse = F.interpolate(coarser, size=sums.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(known > 0, means, coarse)
+
+
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint}
+FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint}  # of which effects are told
+TAUGHT: dict[str, Fill] = {"grey": grey, "mirror": mirror, "surroundings": surroundings}  # training may use these
 
 
 def removed(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor, *, fill: str = "grey") -> Tensor:
-    """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS.
+    """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS or TAUGHT.
 
     `lung` and `lesion` say what is healthy. A region may be the lesion, a part of it, or its control. An empty one
     leaves its image as it is. UserError for an unknown fill.
     """
-    if fill not in FILLS:
-        raise unknown("fill", fill, FILLS)
+    if fill not in (known := FILLS | TAUGHT):
+        raise unknown("fill", fill, known)
     weight = edge(region)
-    return images * (1 - weight) + FILLS[fill](images, region, lung, lesion) * weight
+    return images * (1 - weight) + known[fill](images, region, lung, lesion) * weight
 
 
 def edge(region: Tensor) -> Tensor:

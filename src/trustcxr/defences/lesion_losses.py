@@ -5,7 +5,7 @@ evidence where to lie, but that it must be in the lungs. Images are (B, 1, H, W)
 masks (B, 1, H, W), 1 inside, all 0 where an image has none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -41,17 +41,21 @@ class Known:
 # --- counterfactual films --------------------------------------------------------------------------------------------
 
 
-def counterfactual(known: Known, *, healthy: int, share: float, generator: torch.Generator) -> Known:
+def counterfactual(
+    known: Known, *, healthy: int, share: float, generator: torch.Generator, fills: Sequence[str] = ("grey",)
+) -> Known:
     """The batch with a share of the films that have a lesion, and of the healthy ones, made counterfactual.
 
     Lesion removed: it is labelled `healthy`, whatever else may be on the film. As much healthy lung removed: it keeps
     its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy film: that has the
-    donor's label and lesion. A healthy film's lung put in at the same place: still healthy. Removed means filled with
-    the healthy grey; the other fills of `data.lesions` are left for testing.
+    donor's label and lesion. A healthy film's lung put in at the same place: still healthy. Removed means filled by
+    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away.
     """
     ill, well = _shuffled(_has(known.lesion), generator), _shuffled(known.labels == healthy, generator)
     count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
-    known = _removed(known, ill[:count], ill[count : count + beside], healthy)
+    for number, fill in enumerate(fills):
+        gone, controls = ill[:count][number :: len(fills)], ill[count : count + beside][number :: len(fills)]
+        known = _removed(known, gone, controls, healthy, fill)
     donors = ill[count + beside :]
     count, beside = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
     known = _transplanted(known, well[:count], donors[:count], patch=donors[:count])
@@ -61,14 +65,14 @@ def counterfactual(known: Known, *, healthy: int, share: float, generator: torch
     return _transplanted(known, recipients[:few], others[:few], patch=donors[:few])
 
 
-def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int) -> Known:
+def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> Known:
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
     films = known.films(gone)
-    pixels[gone] = lesions.removed(films.images, films.lesion, films.lung, films.lesion)
+    pixels[gone] = lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
     labels[gone], lesion[gone] = healthy, 0.0
     films = known.films(controls)
     control = lesions.congruent(films.lesion, films.lung).control
-    pixels[controls] = lesions.removed(films.images, control, films.lung, films.lesion)
+    pixels[controls] = lesions.removed(films.images, control, films.lung, films.lesion, fill=fill)
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 

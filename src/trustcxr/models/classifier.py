@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.models import ensemble
+from trustcxr.models.layers import LocalContrast
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.plain import PixelScale
 
@@ -26,6 +27,7 @@ class Classifier(nn.Module):
         mean: float,
         std: float,
         input_blur: int = 0,
+        local_contrast: int = 0,
         frozen_norm: bool = False,
         lung_gate: bool = False,
     ) -> None:
@@ -35,6 +37,7 @@ class Classifier(nn.Module):
         self.blur = (
             nn.AvgPool2d(input_blur, 1, input_blur // 2, count_include_pad=False) if input_blur else nn.Identity()
         )
+        self.contrast = LocalContrast(local_contrast) if local_contrast else nn.Identity()
         self.gate = LungGate() if lung_gate else nn.Identity()
         self.cam_layer = nn.Identity()
         self.mean: Tensor
@@ -52,13 +55,15 @@ class Classifier(nn.Module):
         images = self.gate(images)  # without a lung gate too: saliency may be asked of this place in every model
         if isinstance(self.gate, LungGate):
             images = images + self.gate.level
-        features = self.net.forward_features(self.normalise(self.blur(images)))  # type: ignore[operator]
+        seen = self.normalise(self.contrast(self.blur(images)))
+        features = self.net.forward_features(seen)  # type: ignore[operator]
         return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
 
     def chain(self) -> Iterator[tuple[str, nn.Module]]:
         """What is run one after the other, by name: what a proof follows (`certify.contract`)."""
         scale = PixelScale(self.mean, self.std)
-        yield from (("gate", self.gate), ("blur", self.blur), ("normalise", scale), ("net", self.net))
+        yield from (("gate", self.gate), ("blur", self.blur), ("contrast", self.contrast), ("normalise", scale))
+        yield ("net", self.net)
 
     def members(self) -> list["Classifier"]:
         """This model with one of its networks alone, for each of them: the same weights, not others like them."""

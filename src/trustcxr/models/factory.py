@@ -27,6 +27,7 @@ def build(
     stem_pool: bool = True,
     members: int = 1,
     input_blur: int = 0,
+    local_contrast: int = 0,
     lung_gate: bool = False,
 ) -> Classifier:
     """A new Classifier for one-channel images.
@@ -41,7 +42,8 @@ def build(
     weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
     `stem_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
     There are `members` of each network in the ensemble. `input_blur` is the odd side of a mean filter at the input, in
-    pixels. `lung_gate` puts an untrained LungGate before the network.
+    pixels. `local_contrast` is the odd side of the square, in pixels, whose mean and spread each pixel is measured by
+    at the input. `lung_gate` puts an untrained LungGate before the network.
     Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
     """
     archs = architectures(name) * members
@@ -54,6 +56,7 @@ def build(
         mean=means[0],
         std=stds[0],
         input_blur=input_blur,
+        local_contrast=local_contrast,
         frozen_norm=normalisation == "frozen",
         lung_gate=lung_gate,
     )

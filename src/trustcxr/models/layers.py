@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.errors import UserError, unknown
@@ -14,6 +15,29 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "softplus": lambda: nn.Softplus(beta=10),
 }
+
+
+class LocalContrast(nn.Module):
+    """Each pixel (B, 1, H, W) measured by mean and spread of the square around it (Jarrett et al. 2009), about 0.5.
+
+    A film's exposure and the slow changes of it are gone from what the network sees. `side` is odd, in pixels; at the
+    borders the square is what of it lies inside the image.
+    """
+
+    FLOOR = 0.05  # of the spread: what is even stays even, and noise is not made into a picture
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W) in [0, 1] -> the same shape, about 0.5."""
+        centred = images - self._mean(images)
+        spread = (self._mean(centred.square()) + self.FLOOR**2).sqrt()
+        return 0.5 + 0.25 * centred / spread
+
+    def _mean(self, images: Tensor) -> Tensor:
+        return F.avg_pool2d(images, self.side, 1, self.side // 2, count_include_pad=False)
 
 
 def apply(

@@ -10,6 +10,7 @@ from trustcxr.recipes.validation import Fraction, Strict
 
 # The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
+Fill = Literal["grey", "mirror", "surroundings"]  # of data.lesions.TAUGHT, written out likewise
 _SWITCHES = ("lung_gate", "empty_lungs")
 MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
 MONITOR_STEPS = 10
@@ -47,6 +48,9 @@ class Augment(Strict):
     erase: Fraction = Field(0.0, description="share of images with one rectangle made an even grey")
     crop_shift: float = Field(
         0.0, ge=0, le=0.9, description="largest share of the side that is cut off; what is left lies anywhere on black"
+    )
+    spectrum: float = Field(
+        0.0, ge=0, le=3, description="logarithm of the largest gain of a band of spatial frequencies, either way"
     )
 
 
@@ -106,6 +110,12 @@ class TrainingRecipe(Strict):
     )
     counterfactuals: Fraction = Field(
         0.0, description="share of the films with a lesion, and of the healthy ones, that lose it, or get another's"
+    )
+    counterfactual_fills: tuple[Fill, ...] = Field(
+        ("grey",),
+        min_length=1,
+        description="with counterfactuals: what takes a lesion's place, in turn: grey (of the healthy lung), mirror "
+        "(the lung of the other side), surroundings",
     )
     healthy: str = Field("Normal", description="with counterfactuals: the class of a film whose lesion is removed")
     augment: Augment = Augment()
@@ -233,6 +243,7 @@ class NetworkOptions(TypedDict, total=False):
     stem_pool: bool
     members: int
     input_blur: int
+    local_contrast: int
     lung_gate: bool
 
 
@@ -257,6 +268,12 @@ class ModelRecipe(Strict):
         1, ge=1, le=20, description="networks of this name in an ensemble, each trained for itself, logits averaged"
     )
     input_blur: int = Field(0, ge=0, le=31, description="side of a mean filter at the input in pixels; 0 for none")
+    local_contrast: int = Field(
+        0,
+        ge=0,
+        le=255,
+        description="side in pixels of the square by whose mean and spread each input pixel is measured; 0 for none",
+    )
     training: Training = Field(default_factory=dict)
 
     @property
@@ -271,14 +288,15 @@ class ModelRecipe(Strict):
 
     def options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights: the options that are not the default."""
-        names = ("normalisation", "activation", "stem_pool", "members", "input_blur")
+        names = ("normalisation", "activation", "stem_pool", "members", "input_blur", "local_contrast")
         said = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
         return cast(NetworkOptions, said)
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelRecipe":
-        if self.input_blur and self.input_blur % 2 == 0:
-            raise ValueError(f"input_blur must be odd, not {self.input_blur}: an even filter would shift the image")
+        for key in ("input_blur", "local_contrast"):
+            if (side := getattr(self, key)) and side % 2 == 0:
+                raise ValueError(f"{key} must be odd, not {side}: an even filter would shift the image")
         if self.normalisation == "frozen" and self.weights == "none":
             raise ValueError("normalisation: frozen needs trained weights, whose statistics it keeps; weights is none")
         return self

@@ -47,6 +47,7 @@ _AUGMENT = {
     "flip": "mirrored with probability {}",
     "erase": "erasing with probability {}",
     "crop_shift": "crops of up to {} of the side, placed anywhere",
+    "spectrum": "amplitudes of spatial frequencies times or through up to exp({})",
 }
 
 
