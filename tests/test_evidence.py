@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trustcxr import explain, models
 from trustcxr.data import lesions
@@ -35,7 +35,9 @@ def _model(name: str) -> models.Classifier:
     return models.build(name, classes=3).eval()
 
 
-@pytest.mark.parametrize("name", ["evidence-17", "evidence-33x16", "evidence-full", "evidence-17+evidence-25"])
+@pytest.mark.parametrize(
+    "name", ["evidence-17", "evidence-33x16", "evidence-full", "evidence-resnet10tx16", "evidence-17+evidence-25"]
+)
 def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
@@ -60,9 +62,12 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
     assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == field
 
 
-def test_the_whole_film_is_seen_by_each_cell_of_the_full_one() -> None:
-    image = torch.rand(1, 1, SIZE, SIZE, requires_grad=True)
-    _model("evidence-full").net.forward_features(image)[0, 0, 0, 0].backward()  # type: ignore[operator]
+@pytest.mark.parametrize("name", ["evidence-full", "evidence-resnet10tx16"])
+def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
+    image, model = torch.rand(1, 1, SIZE, SIZE, requires_grad=True), _model(name)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.ones_(norm.weight)  # a ResNet's blocks begin as nothing
+    model.net.forward_features(image)[0, 0, 0, 0].backward()  # type: ignore[operator]
     assert image.grad is not None
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
@@ -116,6 +121,26 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     assert all(sum(one) == 1 for one in which), "each by one of them"
     assert {one.index(True) for one in which} == {0, 1, 2}
     assert fills == get_args(Fill), "what a recipe may ask for is what there is"
+
+
+def test_a_film_is_healthy_as_often_as_the_part_that_is_gone_is_of_its_lesion() -> None:
+    known = _known(240)
+    lesion, lung = known.lesion.clone(), known.lung.clone()
+    lesion[::3, :, 14:26, 10:28] = 1
+    lung[::3, :, :, 42:] = 0  # six columns of healthy lung beside eighteen of lesion
+    lung[::3, :, 26:], lung[::3, :, :14] = 0, 0
+    known = Known(0.5 - 0.2 * lung + 0.5 * lesion, known.labels, lung, lesion)
+    after = lesion_losses.counterfactual(
+        known, healthy=2, share=1.0, parts=1.0, generator=torch.Generator().manual_seed(0)
+    )
+    ill = known.labels == 0
+    share = float((after.labels[ill] == 2).float().mean())
+    assert share == pytest.approx(6 / 18, abs=0.12)
+    still = ill & (after.labels == 0)
+    assert after.lesion[still].flatten(1).sum(1).unique().tolist() == [12 * 12], "what is left is still to be seen"
+    assert not after.lesion[ill & (after.labels == 2)].any()
+    changed = (after.pixels != known.pixels).flatten(1).sum(1)[ill]
+    assert 12 * 6 <= int(changed.min()) <= int(changed.max()) < 12 * 18
 
 
 def test_surroundings_go_on_into_a_hole() -> None:

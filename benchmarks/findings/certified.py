@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from benchmarks.findings.seeds import balanced, between, percent, summary
 from trustcxr import attacks
 from trustcxr.catalogue import VIEWS
 from trustcxr.data import load_dataset
@@ -27,7 +28,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.report import markdown
 from trustcxr.results import files
 from trustcxr.results.tables import CLEAN, logits_of
-from trustcxr.statistics import Bootstrap, interval
+from trustcxr.statistics import Bootstrap
 
 EPSILONS = (0.005, 0.01, 0.02)
 THUMBNAILS = (1, 4, 8, 16)
@@ -109,20 +110,9 @@ def figures(tested: Sequence[Tested], data: Dataset) -> pd.DataFrame:
             parts += [(name, "mean", seeds)]
             for run, seed, some in parts:
                 row: dict[str, object] = {"run": run, "seed": seed, "epsilon": epsilon}
-                for measure in MEASURES:
-                    values = np.mean([each.held[measure, epsilon] for each in some], axis=0)
-                    row[measure] = float(values.mean())
-                    row[f"{measure}_low"], row[f"{measure}_high"] = interval(bootstrap.means(values))
-                    row[f"balanced_{measure}"] = balanced(values, data.labels)
-                    alone = [float(each.held[measure, epsilon].mean()) for each in some]
-                    row[f"{measure}_spread"] = max(alone) - min(alone)
-                rows.append(row | {"seeds": len(some), "n": len(data)})
+                held = [{name: each.held[name, epsilon] for name in MEASURES} for each in some]
+                rows.append(row | summary(held, MEASURES, data.labels, bootstrap))
     return pd.DataFrame(rows)
-
-
-def balanced(values: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes of the mean of each."""
-    return float(np.mean([values[labels == k].mean() for k in np.unique(labels)]))
 
 
 # --- what such a network looks at ------------------------------------------------------------------------------------
@@ -171,11 +161,6 @@ def shifted(tested: Sequence[Tested], data: Dataset) -> list[list[str]]:
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
-
-
-def percent(value: float | np.floating) -> str:
-    """A share as a figure out of a hundred."""
-    return f"{100 * float(value):.1f}"
 
 
 def bar(row: pd.Series, width: int = 40) -> str:
@@ -264,7 +249,7 @@ def _accuracies(table: pd.DataFrame) -> list[list[str]]:
     head = ["run", "seeds", "epsilon", "clean", "certified", "worst case", "open", "balanced: clean", "certified"]
     rows = [[*head, "worst case", "spread of certified"]]
     for _, row in table.iterrows():
-        shown = [f"{percent(row[m])} [{percent(row[f'{m}_low'])}, {percent(row[f'{m}_high'])}]" for m in MEASURES]
+        shown = [between(row, measure) for measure in MEASURES]
         even = [percent(row[f"balanced_{m}"]) for m in MEASURES]
         gap, spread = percent(row["worst_case"] - row["certified"]), percent(row["certified_spread"])
         rows.append([row["run"], str(row["seeds"]), f"{row['epsilon']:g}", *shown, gap, *even, spread])

@@ -1,13 +1,15 @@
 """Networks whose map is their reason: evidence for each class at each place, summed to the logits.
 
 `evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
-Bethge 2019); `evidence-full` sees the whole film from each. Every fourth pixel has a cell. A cell's evidence counts
+Bethge 2019); `evidence-full` sees the whole film from each, and so does `evidence-resnet10t`, whose cells read every
+stage of a ResNet (as a feature pyramid: Lin et al. 2017). Every fourth pixel has a cell. A cell's evidence counts
 only as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where
 it is the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
 """
 
 import re
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,12 +18,13 @@ from trustcxr.errors import UserError
 
 FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
 WHOLE = "full"
+BACKBONES = ("resnet10t", "resnet18", "resnet34", "resnet50")  # whose stages a cell may read
 STRIDE = 4  # pixels from cell to cell
 WIDTH = 48  # channels; evidence-33x96 has 96
 _FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
 _WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
 _SCALE = 16.0  # of the map: many cells are summed
-_NAME = re.compile(rf"evidence-({'|'.join(map(str, FIELDS))}|{WHOLE})(?:x(\d+))?")
+_NAME = re.compile(rf"evidence-({'|'.join([*map(str, FIELDS), WHOLE, *BACKBONES])})(?:x(\d+))?")
 
 
 class Block(nn.Module):
@@ -47,24 +50,33 @@ class EvidenceNet(nn.Module):
     """Pixels, normalised (B, 1, H, W) -> evidence (B, C, H/4, W/4) -> logits (B, C), its sum.
 
     `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole film, which a branch of a quarter of
-    the cells brings in, and whose own mean and spread the pixels are measured by. BatchNorm alone: other layers would
-    let each cell see the whole film in training and after.
+    the cells brings in, and whose own mean and spread the pixels are measured by. `backbone`: one of BACKBONES, which
+    stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole film in training
+    and after.
     """
 
-    def __init__(self, classes: int, *, field: int | None = 33, width: int = WIDTH) -> None:
+    def __init__(
+        self, classes: int, *, field: int | None = 33, width: int = WIDTH, backbone: str | None = None
+    ) -> None:
         super().__init__()
-        self.field, self.num_features = field, classes
-        blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, width // 2, 5, 2, 2, bias=False),
-            nn.BatchNorm2d(width // 2),
-            nn.ReLU(),
-            nn.Conv2d(width // 2, width, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
-        self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
-        self.around = _Around(width) if field is None else None
+        self.field, self.num_features = None if backbone else field, classes
+        self.stem: nn.Module = nn.Identity()
+        self.body: nn.Module
+        self.around: nn.Module | None = None
+        if backbone:
+            self.body = _Pyramid(backbone, width)
+        else:
+            blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
+            self.stem = nn.Sequential(
+                nn.Conv2d(1, width // 2, 5, 2, 2, bias=False),
+                nn.BatchNorm2d(width // 2),
+                nn.ReLU(),
+                nn.Conv2d(width // 2, width, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
+            self.around = _Around(width) if field is None else None
         self.head = nn.Conv2d(width, classes + 1, 1)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -110,6 +122,27 @@ class _Around(nn.Module):
         return F.interpolate(found, size=features.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class _Pyramid(nn.Module):
+    """The stages of a ResNet from a quarter of the side down, each brought to one width and to the first's cells."""
+
+    def __init__(self, backbone: str, width: int) -> None:
+        super().__init__()
+        self.stages = timm.create_model(
+            backbone, features_only=True, pretrained=False, in_chans=1, out_indices=(1, 2, 3, 4)
+        )
+        channels: list[int] = self.stages.feature_info.channels()  # type: ignore[operator, union-attr]
+        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.mixed = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        finest, *coarser = [
+            lateral(features) for lateral, features in zip(self.lateral, self.stages(pixels), strict=True)
+        ]
+        for features in coarser:
+            finest = finest + F.interpolate(features, size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        return self.mixed(finest)
+
+
 def _standardised(pixels: Tensor) -> Tensor:
     centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
     return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.01).sqrt()
@@ -125,10 +158,13 @@ def named(name: str, classes: int) -> EvidenceNet:
     found = _NAME.fullmatch(name)
     if found is None:
         raise UserError(
-            f"'{name}' is no evidence network: evidence-N with N of {', '.join(map(str, FIELDS))} or {WHOLE}"
+            f"'{name}' is no evidence network: evidence-N with N of {', '.join(map(str, FIELDS))}, {WHOLE} or a "
+            f"backbone, {', '.join(BACKBONES)}"
         )
-    field, width = found.groups()
-    return EvidenceNet(classes, field=None if field == WHOLE else int(field), width=int(width or WIDTH))
+    kind, width = found[1], int(found[2] or WIDTH)
+    if kind in BACKBONES:
+        return EvidenceNet(classes, width=width, backbone=kind)
+    return EvidenceNet(classes, field=None if kind == WHOLE else int(kind), width=width)
 
 
 def reads_evidence(model: nn.Module) -> bool:

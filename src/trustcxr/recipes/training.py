@@ -117,6 +117,11 @@ class TrainingRecipe(Strict):
         description="with counterfactuals: what takes a lesion's place, in turn: grey (of the healthy lung), mirror "
         "(the lung of the other side), surroundings",
     )
+    counterfactual_parts: Fraction = Field(
+        0.0,
+        description="with counterfactuals: share of the removals that take the part of a lesion that has a counterpart "
+        "in healthy lung, and make the film healthy as often as that part is a share of the lesion",
+    )
     healthy: str = Field("Normal", description="with counterfactuals: the class of a film whose lesion is removed")
     augment: Augment = Augment()
     track: Literal["none", "tensorboard", "mlflow"] = Field(

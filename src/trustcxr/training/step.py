@@ -186,8 +186,15 @@ class TrainingStep(pl.LightningModule):
 
     def _counterfactual(self, known: Known, healthy: int) -> Known:
         generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
-        share, fills = self.recipe.training.counterfactuals, self.recipe.training.counterfactual_fills
-        known = lesion_losses.counterfactual(known, healthy=healthy, share=share, generator=generator, fills=fills)
+        training = self.recipe.training
+        known = lesion_losses.counterfactual(
+            known,
+            healthy=healthy,
+            share=training.counterfactuals,
+            generator=generator,
+            fills=training.counterfactual_fills,
+            parts=training.counterfactual_parts,
+        )
         return replace(known, pixels=known.pixels.contiguous(memory_format=torch.channels_last))
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -1,0 +1,298 @@
+"""How robust can a network be on these films, and how would it grow with more of them?
+
+    python -m benchmarks.findings.ceiling RUN... --data covidqu-midi --out DIR [--together RUN+RUN...] [--split Val]
+    python -m benchmarks.findings.ceiling --films 904 --data covidqu-midi --out DIR
+
+RUN: folders of `trustcxr train`; runs of one recipe under several seeds are one row. `--together`: the mean of the
+logits of several networks, each trained for itself, judged as one. What is measured of a run is kept in DIR, so that
+images are opened once. On Test, writes results/ceiling-<data>.md and .csv; on another split it prints the page.
+
+`--films` writes DIR/films-904.csv, a list of that many training films (the same share of every class, drawn by a fixed
+seed, fewer ones among the more) beside all of the validation films, to train on for the curve over data.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import curve_fit
+
+from benchmarks.findings.certified import command
+from benchmarks.findings.seeds import Tested, between, by_row, held, kept, percent, summary
+from trustcxr.about import NOTICE
+from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data.dataset import Dataset
+from trustcxr.errors import UserError
+from trustcxr.evaluation.run import About, Run, load_run
+from trustcxr.models.classifier import Classifier
+from trustcxr.models.ensemble import Ensemble
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.report import markdown
+from trustcxr.results import files, folders
+from trustcxr.statistics import Bootstrap
+from trustcxr.study.measuring import way
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+EPSILON = 0.02
+ATTACKS = (
+    AttackRecipe(name="fgsm", epsilons=(EPSILON,)),
+    AttackRecipe(name="pgd", epsilons=(EPSILON,), steps=20),
+    AttackRecipe(name="worst-case", epsilons=(EPSILON,), steps=30, queries=300),
+)
+MEASURES = ("clean", "fgsm", "pgd", "worst_case")
+WHOLE = 33_920  # images of COVID-QU-Ex
+GOALS = {"worst_case": 0.72, "clean": 0.87}
+ONE_NETWORK = 0.66, 1.7  # its worst case, and what a step of it may cost in standard ones
+ROUNDS = 5  # timings of a step, standard and other in turn
+
+
+def main() -> None:
+    """Measure, and write or print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--together", nargs="*", default=[], help="runs whose logits are averaged: RUN+RUN")
+    parser.add_argument("--split", default="Test")
+    parser.add_argument("--films", type=int, help="write a list of so many training films, and no more")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.films:
+        print(fewer(given.data, given.films, given.out))
+        return
+    alone = [load_run(folder, on="cpu") for folder in given.runs]
+    runs = [(row_name(run), str(run.trained_by.seed), run) for run in alone]
+    for names in given.together:
+        runs.append(together([load_run(folder, on="cpu") for folder in names.split("+")]))
+    data = load_dataset(given.data, split=given.split, **alone[0].trained_by.data.reading())
+    tested = []
+    for name, seed, run in runs:
+        place = given.out / f"{name}-s{seed}-{given.data.name}-{given.split}.parquet".replace("/", "-").replace(" ", "")
+        tested.append(Tested(name, seed, run, held(kept(run, data, place, ATTACKS), data)))
+    table = figures(tested, data, costs(tested, given.out))
+    text = "\n".join(page(table, given.data.name, given.split, recipes(tested))) + "\n"
+    print(text)
+    if given.split == "Test":
+        files.write_table(RESULTS / f"ceiling-{given.data.name}.csv", table)
+        (RESULTS / f"ceiling-{given.data.name}.md").write_text(text, encoding="utf-8")
+
+
+def row_name(run: Run) -> str:
+    """What its seeds share: the network, how it was trained, on how many films, for how long."""
+    recipe, films = run.trained_by, images_of(run)
+    said = [recipe.name.rsplit("-s", 1)[0]]
+    if recipe.defence.weight_perturbation:
+        said.append(f"AWP {recipe.defence.weight_perturbation:g}")
+    if recipe.training.augment.crop_shift:
+        said.append(f"CropShift {recipe.training.augment.crop_shift:g}")
+    return ", ".join([*said, f"{recipe.training.epochs} epochs of {films} films"])
+
+
+def images_of(run: Run) -> int:
+    """How many films a run was trained on."""
+    return int(str(files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")["images"]))
+
+
+def together(runs: Sequence[Run]) -> tuple[str, str, Run]:
+    """Networks of several runs as one, their logits averaged: its row's name, its seeds, and it."""
+    models = [run.model for run in runs]
+    if any(type(model.gate).__name__ != "Identity" or isinstance(model.net, Ensemble) for model in models):
+        raise UserError("together: single networks without a lung gate")
+    means, stds = [float(model.mean) for model in models], [float(model.std) for model in models]
+    net = Classifier(Ensemble([model.net for model in models], means, stds), mean=means[0], std=stds[0]).eval()
+    counts = pd.Series([row_name(run) for run in runs]).value_counts(sort=False)
+    name = " + ".join(
+        f"{count} x {one}" if count > 1 else one for one, count in zip(counts.index.astype(str), counts, strict=True)
+    )
+    seeds = "".join(str(run.trained_by.seed) for run in runs)
+    about = About(name, name)
+    return name, seeds, Run(runs[0].folder, net, runs[0].classes, None, origin=about, given_size=runs[0].size)
+
+
+def fewer(data: Path, films: int, out: Path) -> Path:
+    """A list of so many training films, every class as often as among all, and of all validation films."""
+    table = read_manifest(data).table
+    train, val = (table[table["split"] == split] for split in ("Train", "Val"))
+    order = train.iloc[np.random.default_rng(0).permutation(len(train))]
+    place = order.groupby("class").cumcount() / order["class"].map(train["class"].value_counts())
+    some = order.loc[place.sort_values(kind="stable").index[:films]]
+    listed = pd.concat([some, val]).rename(columns={"class": "label"})
+    listed = listed.assign(path=[str(data.resolve() / path) for path in listed["path"]])
+    files.write_table(path := out / f"films-{films}.csv", listed[["path", "label", "split", "group"]])
+    return path
+
+
+def costs(tested: Sequence[Tested], out: Path) -> dict[str, float]:
+    """By row, a training step in standard steps of the same network, timed in turn; kept in DIR."""
+    path, found = out / "costs.json", {}
+    known: Mapping[str, float] = files.read_json(path) if path.is_file() else {}
+    for name, runs in by_row(tested).items():
+        recipe = runs[0].run.recipe
+        if recipe is not None:
+            found[name] = known[name] if name in known else in_standard_steps(recipe)
+    files.write_json(path, dict(known) | found)
+    return found
+
+
+def in_standard_steps(recipe: RunRecipe) -> float:
+    """The median over rounds of what a step of this recipe takes beside a standard step right before it."""
+    plain = recipe.model_copy(update={"defence": type(recipe.defence)()})
+    ratios = []
+    for _ in range(ROUNDS):
+        usual, this = (way(one, seconds=6).step for one in (plain, recipe))
+        ratios.append(float(this or 0) / float(usual or 1))
+    return float(np.median(ratios))
+
+
+def figures(tested: Sequence[Tested], data: Dataset, cost: Mapping[str, float]) -> pd.DataFrame:
+    """A row for each run and one for the mean of its seeds."""
+    groups, rows = Bootstrap.over(data.groups), []
+    for name, seeds in by_row(tested).items():
+        networks = len(getattr(seeds[0].run.model.net, "nets", [0]))
+        images = images_of(seeds[0].run) if seeds[0].run.recipe is not None else 0
+        about = {"networks": networks, "trained_on": images, "standard_steps": cost.get(name, np.nan)}
+        parts = [(f"{name}, seed {each.seed}", each.seed, [each]) for each in seeds]
+        for run, seed, some in [*parts, (name, "mean", seeds)]:
+            one = summary([each.held for each in some], MEASURES, data.labels, groups)
+            rows.append({"run": run, "row": name, "seed": seed} | about | one)
+    return pd.DataFrame(rows)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page(table: pd.DataFrame, data: str, split: str, trained: Sequence[str]) -> list[str]:
+    """The Markdown page of a table."""
+    means = table[table["seed"] == "mean"]
+    return [
+        "# How robust a network can be on these films",
+        "",
+        f"`python -m benchmarks.findings.ceiling RUN... --data {data} --out DIR --together RUN+RUN`. {NOTICE} "
+        f"{int(table['n'].iloc[0])} {split} images of {data}, opened once for each network; percent answered rightly, "
+        f"epsilon {EPSILON:g}, L-infinity; 95 % intervals over groups of images, of the mean over seeds; spread: the "
+        "largest less the smallest of the seeds. Worst case: of APGD on two losses, FAB and Square. In brackets the "
+        "mean over classes (a constant answer has 33.3 there). A step: of training, in standard steps of that network, "
+        "timed in turn on one thread. Chosen on validation (`trials-ceiling-covidqu-midi.md`).",
+        "",
+        *markdown.table(
+            ["network", "seeds", "clean", "FGSM", "PGD-20", "worst case", "spread", "a step"],
+            [cells(row) for _, row in means.iterrows()],
+        ),
+        "",
+        "## Against the goals",
+        "",
+        *goals(means),
+        "",
+        "## More films",
+        "",
+        *curve(means),
+        "",
+        "## Each seed",
+        "",
+        *markdown.table(
+            ["network", "seeds", "clean", "FGSM", "PGD-20", "worst case", "spread", "a step"],
+            [cells(row) for _, row in table[table["seed"] != "mean"].iterrows()],
+        ),
+        "",
+        "## How they were trained",
+        "",
+        *trained,
+    ]
+
+
+def cells(row: pd.Series) -> list[str]:
+    """A row of the table."""
+    shares = [between(row, measure) for measure in MEASURES]
+    shares[0] += f" ({percent(row['balanced_clean'])})"
+    shares[3] += f" ({percent(row['balanced_worst_case'])})"
+    step = "" if pd.isna(row["standard_steps"]) else f"{row['standard_steps']:.2f}"
+    spread = percent(row["worst_case_spread"]) if row["seeds"] > 1 else ""
+    return [str(row["run"]), str(row["seeds"]), *shares, spread, step]
+
+
+def goals(means: pd.DataFrame) -> list[str]:
+    """How far the best is from what was asked."""
+    best = means.sort_values("worst_case").iloc[-1]
+    said = [f"- The best, {best['run']}: " + ", ".join(short(best, name, goal) for name, goal in GOALS.items()) + "."]
+    least, most = ONE_NETWORK
+    ones = means[(means["networks"] == 1) & (means["standard_steps"] <= most)]
+    if len(ones):
+        one = ones.sort_values("worst_case").iloc[-1]
+        said.append(
+            f"- One network at no more than {most:g} standard steps, {one['run']}: {short(one, 'worst_case', least)}."
+        )
+    return said
+
+
+def short(row: pd.Series, measure: str, goal: float) -> str:
+    """A measure beside its goal."""
+    gap = goal - float(row[measure])
+    verdict = f"short by {percent(gap)} points" if gap > 0 else "reached"
+    return f"{measure.replace('_', ' ')} {percent(row[measure])} of at least {percent(goal)} ({verdict})"
+
+
+def curve(means: pd.DataFrame) -> list[str]:
+    """Accuracy over the number of training films, of the recipe that was trained on most numbers of them."""
+    said = means[means["trained_on"] > 0].assign(
+        recipe=means["run"].str.replace(r",? \d+ epochs of \d+ films", "", regex=True)
+    )
+    if not len(said):
+        return ["Not measured."]
+    recipe = said.groupby("recipe")["trained_on"].nunique().idxmax()
+    points = said[said["recipe"] == recipe].sort_values("trained_on").drop_duplicates("trained_on", keep="last")
+    if len(points) < 3:
+        return ["Not measured: fewer than three numbers of films."]
+    rows = [[str(int(p["trained_on"])), between(p, "clean"), between(p, "worst_case")] for _, p in points.iterrows()]
+    lines = []
+    for measure in ("clean", "worst_case"):
+        x, y = points["trained_on"].to_numpy(float), points[measure].to_numpy(float)
+        slope, foot = np.polyfit(np.log2(x), y, 1)
+        straight = slope * np.log2(WHOLE) + foot
+        lines.append(
+            f"- {measure.replace('_', ' ').capitalize()}: {100 * slope:+.1f} points for each doubling by a straight "
+            f"line, which would give {percent(min(straight, 1))} % with all {WHOLE} images of COVID-QU-Ex; "
+            f"{bending(x, y)}."
+        )
+    return [
+        f"`{recipe}`, on fewer films for the same number of steps:",
+        "",
+        *markdown.table(["films", "clean", "worst case"], rows),
+        "",
+        *lines,
+        "",
+        f"From {int(points['trained_on'].iloc[-1])} films to {WHOLE} is "
+        f"{np.log2(WHOLE / points['trained_on'].iloc[-1]):.1f} doublings beyond what was tried, of films of other "
+        "sources: a guess, and the two curves say how wide.",
+    ]
+
+
+def bending(x: np.ndarray, y: np.ndarray) -> str:
+    """What a curve that levels off, ceiling - a / sqrt(films), would give."""
+
+    def levelling(films: np.ndarray, ceiling: float, fall: float) -> np.ndarray:
+        return ceiling - fall / np.sqrt(films)
+
+    (ceiling, fall), _ = curve_fit(levelling, x, y, p0=(y.max(), 1.0))
+    at = levelling(np.array([WHOLE]), ceiling, fall)[0]
+    return f"by a curve that levels off as one over the root, {percent(at)} (and never more than {percent(ceiling)})"
+
+
+def recipes(tested: Sequence[Tested]) -> list[str]:
+    """The command of each row."""
+    return [
+        f"- `{name}`, {minutes(runs)} minutes on one shared core a run: `{command(runs[0].run.trained_by)}`"
+        for name, runs in by_row(tested).items()
+        if runs[0].run.recipe is not None
+    ]
+
+
+def minutes(runs: Sequence[Tested]) -> str:
+    """How long training took, the mean of the seeds."""
+    return f"{np.mean([float(each.run.training['seconds']) / 60 for each in runs]):.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What the pages of the ceiling and of other hospitals are computed by."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from benchmarks.findings import ceiling, elsewhere, seeds
+from torch import nn
+
+from trustcxr import models
+from trustcxr.data import phantom, read_manifest
+from trustcxr.evaluation.run import Run
+from trustcxr.statistics import Bootstrap
+
+
+def films(labels: list[int], groups: list[str] | None = None) -> Any:
+    count = len(labels)
+    return SimpleNamespace(
+        labels=np.array(labels),
+        groups=np.array(groups or [str(n) for n in range(count)]),
+        classes=("COVID-19", "Normal"),
+        table=pd.DataFrame({"source": ["a/one"] * count, "strict_external": [1] * count, "view": ["AP"] * count}),
+    )
+
+
+def way(name: str, home: list[int], clean: list[int], pgd: list[int] | None = None) -> elsewhere.Fall:
+    return elsewhere.Fall(name, True, 1, *(np.array(values, dtype=float) for values in (home, clean, pgd or clean)))
+
+
+# --- other hospitals -------------------------------------------------------------------------------------------------
+
+
+def test_a_fall_is_from_what_the_same_classes_have_at_home() -> None:
+    home, there = films([0, 0, 0, 0, 1, 1]), films([1, 1, 1, 1, 0])
+    row = elsewhere.row_of(way("a", [1, 1, 1, 1, 1, 0], [1, 0, 1, 0, 1]), "all", np.ones(5, bool), home, there)
+    assert row["at_home"] == pytest.approx(0.2 * 1.0 + 0.8 * 0.5)
+    assert row["elsewhere"] == pytest.approx(0.6)
+    assert row["fall"] == pytest.approx(0.0)
+    only = elsewhere.row_of(way("a", [1, 1, 1, 1, 1, 0], [1, 0, 1, 0, 1]), "one", np.arange(5) < 4, home, there)
+    assert only["at_home"] == pytest.approx(0.5), "of the one class that is there"
+    assert only["fall_low"] < only["fall"] < only["fall_high"]
+    assert only["constant"] == 1.0
+
+
+def test_a_hospital_has_no_part_in_choosing_what_is_told_of_it() -> None:
+    hospitals, labels = np.array(["one"] * 4 + ["two"] * 4), np.array([0, 1, 0, 1] * 2)
+    first = way("good at one", [1, 1], [1, 1, 1, 1, 0, 0, 0, 0])
+    second = way("good at two", [0, 1], [0, 0, 0, 0, 1, 1, 1, 1])
+    chosen, picks = elsewhere.in_turn([first, second], hospitals, labels)
+    assert picks == {"one": "good at two", "two": "good at one"}
+    assert not chosen.clean.any(), "each by the way that the other chose"
+    home = films([0, 1])
+    row = elsewhere.row_of(chosen, "one", hospitals == "one", home, films(labels.tolist()))
+    assert row["at_home"] == pytest.approx(0.5), "that of the way that was chosen for it"
+
+
+def test_statistics_of_a_hospital_are_those_of_its_films_and_the_model_is_as_before() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).eval()
+    images = torch.rand(20, 1, 8, 8)
+    own = elsewhere.with_statistics_of(model, images)
+    found = model[0](images)
+    assert torch.allclose(own[1].running_mean, found.mean((0, 2, 3)), atol=1e-6)  # type: ignore[index, arg-type]
+    assert torch.equal(model[1].running_mean, torch.zeros(3))  # type: ignore[arg-type]
+    assert not any(module.training for module in own.modules())
+    assert torch.equal(own(images[:1]), own(images)[:1]), "an answer does not depend on the films beside it"
+
+
+# --- ceiling ---------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_films_have_the_classes_in_their_shares_and_are_among_the_more(tmp_path: Path) -> None:
+    phantom.write(tmp_path / "films", {"Train": 60, "Val": 12, "Test": 6}, size=32, seed=0)
+    lists = [read_manifest(ceiling.fewer(tmp_path / "films", count, tmp_path)).table for count in (15, 30)]
+    trained = [table[table["split"] == "Train"] for table in lists]
+    whole = read_manifest(tmp_path / "films").table
+    assert [len(table) for table in trained] == [15, 30]
+    shares = whole[whole["split"] == "Train"]["class"].value_counts(normalize=True)
+    for table in trained:
+        assert (table["class"].value_counts(normalize=True) - shares).abs().max() < 0.1
+    assert set(trained[0]["path"]) < set(trained[1]["path"])
+    assert all((table["split"] == "Val").sum() == (whole["split"] == "Val").sum() for table in lists)
+    assert not any((table["split"] == "Test").any() for table in lists), "test films are no part of a list"
+
+
+def test_networks_together_answer_by_the_mean_of_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "row_name", lambda run: run.folder.name)
+    alone = [models.build("test_resnet", classes=3).eval() for _ in range(3)]
+    alone[1].mean.fill_(0.3)
+    kinds = ("a", "a", "b")
+    recipe = SimpleNamespace(seed=0, data=SimpleNamespace(size=32))
+    runs = [Run(Path(k), m, ("x", "y", "z"), recipe) for k, m in zip(kinds, alone, strict=True)]  # type: ignore[arg-type]
+    name, _, run = ceiling.together(runs)
+    images = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        expected = torch.stack([model(images) for model in alone]).mean(0)
+        assert torch.allclose(run.model(images), expected, atol=1e-5)
+    assert name == "2 x a + b"
+
+
+def test_a_curve_over_films_finds_the_law_that_made_it() -> None:
+    counts = np.array([452, 904, 1808, 3616])
+    means = pd.DataFrame(
+        {
+            "run": [f"net-fgsm, 30 epochs of {count} films" for count in counts],
+            "trained_on": counts,
+            "clean": 0.5 + 0.03 * np.log2(counts / 452),
+            "worst_case": 0.8 - 4 / np.sqrt(counts),
+        }
+    )
+    for measure in ("clean", "worst_case"):
+        means[f"{measure}_low"], means[f"{measure}_high"] = means[measure] - 0.02, means[measure] + 0.02
+    text = "\n".join(ceiling.curve(means))
+    assert "Clean: +3.0 points for each doubling" in text
+    assert f"never more than {80.0}" in text
+    assert f"{100 * (0.8 - 4 / np.sqrt(ceiling.WHOLE)):.1f}" in text
+    assert ceiling.curve(means.iloc[:2]) == ["Not measured: fewer than three numbers of films."]
+
+
+def test_the_mean_over_seeds_has_their_spread_and_an_interval_over_films() -> None:
+    labels = np.array([0, 0, 0, 1])
+    first, second = np.array([1, 1, 1, 0], bool), np.array([1, 1, 0, 0], bool)
+    row = seeds.summary([{"clean": first}, {"clean": second}], ["clean"], labels, Bootstrap.over(["a", "b", "c", "d"]))
+    assert row["clean"] == pytest.approx(0.625)
+    assert row["clean_spread"] == pytest.approx(0.25)
+    assert row["balanced_clean"] == pytest.approx((5 / 6 + 0) / 2)
+    assert row["clean_low"] < 0.625 < row["clean_high"]  # type: ignore[operator]
+
+
+def test_what_is_right_stands_in_the_order_of_the_films() -> None:
+    table = pd.DataFrame(
+        {"sample_id": ["b", "a"] * 2, "attack": ["clean"] * 2 + ["worst-case"] * 2, "label": [0, 1, 0, 1]}
+    ).assign(logits=[[1, 0], [1, 0], [0, 1], [0, 1]])
+    found = seeds.held(table, SimpleNamespace(sample_ids=np.array(["a", "b"])))  # type: ignore[arg-type]
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "clean": [False, True],
+        "worst_case": [True, False],
+    }
