@@ -3,8 +3,9 @@
     python -m benchmarks.findings.lesions RUN... --data covidqu-midi [--split Val]
 
 For each run: accuracy, clean and in the worst case of several attacks, and with the lungs blacked out; where its map
-lies, beside every map that knows no model; and what removing or transplanting the lesion does to its answer. What is
-measured of a run is kept in its folder, so that test images are touched once. On Test, writes results/lesions-<data>.md
+lies, beside every map that knows no model; and what removing or transplanting the lesion does to its answer. Runs of
+one recipe under several seeds have a row for their mean. What is measured of a run is kept in its folder, so that test
+images are touched once. On Test, writes results/lesions-<data>.md
 and .csv; on another split it prints the page. No number is typed by hand.
 """
 
@@ -40,8 +41,8 @@ EPSILON, BATCH, HEADLINE = 0.02, 64, ("grey", "lung")
 TRIED = ("evidence", "gradcam", "layercam-smooth@gate")
 CAUSES = """The probability of the film's class: as it is; with the part of the lesion that has a congruent counterpart
 in healthy lung filled with the healthy grey; with the counterpart filled alike; with the whole lesion filled. The
-lesion effect is the third less the second. Grey is what training used, where it used any; mirrored lung and inpainting
-no network has seen. Transplant: what a lesion adds to a healthy film beyond a healthy patch.
+lesion effect is the third less the second. Inpainting no network has seen in training; which fills a network has seen
+stands under the table. Transplant: what a lesion adds to a healthy film beyond a healthy patch.
 """
 CAUSES_HEAD = [
     "film",
@@ -54,6 +55,24 @@ CAUSES_HEAD = [
     "inpaint",
 ]
 CAUSES_HEAD += ["against background", "under PGD", "transplant"]
+OVER_SEEDS = (
+    "clean",
+    "worst_case",
+    "lungs_blacked_out",
+    "hit_rate",
+    "hit_rate_less_control",
+    "infection_given_lung_less_control",
+    "lesion_effect",
+)
+GOALS = {
+    "worst_case": 0.60,
+    "clean": 0.80,
+    "hit_rate_less_control": 0.10,
+    "infection_given_lung_less_control": 0.05,
+    "lesion_effect": 0.20,
+    "lungs_blacked_out": 0.40,
+}
+ACCURACIES, AT_MOST = ("clean", "worst_case", "lungs_blacked_out"), ("lungs_blacked_out",)
 CONDITIONS = ("clean", "pgd", "worst-case", "lungs_blacked_out")
 WORST_CASE = {"name": "worst-case", "epsilons": (EPSILON,), "steps": 30, "queries": 300}
 
@@ -70,7 +89,7 @@ def main() -> None:
     print(text)
     if given.split == "Test":
         name = f"lesions-{given.data.resolve().name}"
-        pd.DataFrame([row(run) for run in found]).to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
+        with_means(found).to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
@@ -87,9 +106,11 @@ def measured(folder: Path, path: Path, split: str) -> dict[str, Any]:
     answers = accuracies(predictions.predict(run, data, attack), run.classes)
     ill, labels, groups = annotated(run, data)
     say(f"{run.name}: maps and causes on {len(ill.images)} films with a lesion")
+    trained = run.trained_by.training
     document = {
         "run": run.name,
         "training": run.training,
+        "fills": list(trained.counterfactual_fills) if trained.counterfactuals else [],
         "images": len(data),
         "answers": answers,
         "maps": maps(run, ill, labels, groups, margins.mean_mask(np.asarray(train.masks("infection")))),
@@ -213,6 +234,22 @@ def mean_of(values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
 # --- shown -----------------------------------------------------------------------------------------------------------
 
 
+def with_means(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each run, then one for each recipe: the mean over its seeds of every figure, and the spread of some.
+
+    Spread: the largest less the smallest. Ends of intervals are means of the seeds' ends, each over groups of films.
+    """
+    runs = pd.DataFrame([row(run) for run in found])
+    runs.insert(1, "recipe", runs["run"].str.replace(r"-s\d+$", "", regex=True))
+    runs.insert(2, "seeds", 1)
+    figures = runs.select_dtypes("number").columns.drop("seeds")
+    rows = []
+    for recipe, seeds in runs.groupby("recipe", sort=False):
+        mean = seeds[figures].mean().to_dict() | {f"{m}_spread": np.ptp(seeds[m].to_numpy()) for m in OVER_SEEDS}
+        rows.append({"run": f"{recipe}, mean", "recipe": recipe, "seeds": len(seeds)} | mean)
+    return pd.concat([runs, pd.DataFrame(rows)], ignore_index=True)
+
+
 def row(found: dict[str, Any]) -> dict[str, Any]:
     """One run as a row of the CSV: shares from 0 to 1; `less_control` is less the control that comes closest."""
     best, answers = first_map(found), found["answers"]
@@ -262,7 +299,7 @@ def cause_of(found: dict[str, Any], fill: str, control: str, condition: str = "c
 
 def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> str:
     """The page of results/: one table of accuracy, one of maps, one of causes, one by the size of the lesion."""
-    some, count = cause_of(found[0], *HEADLINE), found[0]["images"]
+    some, count, table = cause_of(found[0], *HEADLINE), found[0]["images"], with_means(found)
     asked = f"--data {data}" + ("" if split == "Test" else f" --split {split}")
     text = [
         "# Is the disease the reason for the answer?\n",
@@ -271,6 +308,11 @@ def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> s
         f"space); 95 % intervals over patients or groups of images. {split} was touched once for each run. No network "
         "saw a mask at test. Research software, not for diagnosis.\n",
         *([note + "\n"] if note else []),
+        "## Mean over seeds\n",
+        "Accuracies in percent; in brackets the spread, the largest less the smallest of the seeds. Bold: the goal is "
+        f"met ({asked_for()}).\n",
+        *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(table)),
+        "\n" + nearest(table) + "\n",
         "## Answers\n",
         "Percent answered rightly, and in brackets the mean over classes (a constant answer has 33.3 there). Worst "
         "case: of APGD on two losses, FAB and Square.\n",
@@ -284,12 +326,70 @@ def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> s
         "\n## What the lesion does\n",
         CAUSES,
         *markdown.table(["run", *CAUSES_HEAD], [causes_row(f) for f in found]),
+        "\nFills that training used: "
+        + "; ".join(f"{', '.join(filled)} in {', '.join(runs)}" for filled, runs in by_fills(found).items())
+        + ". The others used none.",
         "\nBy how much of the lungs the lesion covers (films):\n",
         *markdown.table(
             ["run", *(f"up to {100 * s['up_to']:.0f} %" for s in some["by_size"])], [sizes_row(f) for f in found]
         ),
     ]
     return "\n".join(text) + "\n"
+
+
+def words(measure: str) -> str:
+    """A measure as the head of a column."""
+    return measure.replace("_", " ").replace(" less control", ", less control")
+
+
+def asked_for() -> str:
+    """The goals in words."""
+    said = (f"{words(name)} {'at most' if name in AT_MOST else 'at least'} {goal:g}" for name, goal in GOALS.items())
+    return f"{', '.join(said)}; differences and effect with their lower end above 0"
+
+
+def means_rows(table: pd.DataFrame) -> list[list[str]]:
+    """Each recipe's mean over its seeds, from the rows of the CSV."""
+    lines = []
+    for _, one in table[table["run"].str.endswith(", mean")].iterrows():
+        met, cells = goals_met(one), []
+        for measure in OVER_SEEDS:
+            value, spread = one[measure], one[f"{measure}_spread"]
+            cell = f"{value:.3f} ({spread:.3f})"
+            if measure in ACCURACIES:
+                cell = f"{100 * value:.1f} ({100 * spread:.1f})"
+            cells.append(f"**{cell}**" if met.get(measure) else cell)
+        lines.append([str(one["recipe"]), str(one["seeds"]), *cells, f"{sum(met.values())} of {len(met)}"])
+    return lines
+
+
+def goals_met(one: pd.Series) -> dict[str, bool]:
+    """By measure whether a row reaches the goal; a difference or an effect must also be above 0 at its lower end."""
+    met = {m: bool(one[m] <= goal if m in AT_MOST else one[m] >= goal) for m, goal in GOALS.items()}
+    return {m: yes and (m in ACCURACIES or bool(one[f"{m}_low"] > 0)) for m, yes in met.items()}
+
+
+def nearest(table: pd.DataFrame) -> str:
+    """Which recipe meets most goals, and by how much it misses the others; from the rows of the CSV."""
+    means = [one for _, one in table[table["run"].str.endswith(", mean")].iterrows()]
+    best = max(means, key=lambda one: (sum(goals_met(one).values()), one["worst_case"]))
+    gaps = []
+    for name, met in goals_met(best).items():
+        gap = abs(best[name] - GOALS[name])
+        if not met:
+            gaps.append(f"{words(name)} by " + (f"{100 * gap:.1f} points" if name in ACCURACIES else f"{gap:.3f}"))
+    if not gaps:
+        return f"All goals are met by {best['recipe']}."
+    return f"No network meets all goals. The nearest, {best['recipe']}, misses {'; '.join(gaps)}."
+
+
+def by_fills(found: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[str]]:
+    """The runs that were trained with each set of fills."""
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for run in found:
+        if run["fills"]:
+            sets.setdefault(tuple(run["fills"]), []).append(run["run"])
+    return sets
 
 
 def share(part: dict[str, Any]) -> str:

@@ -1,0 +1,57 @@
+"""What the page of lesions computes over seeds, and what it says of its goals."""
+
+import pandas as pd
+import pytest
+from benchmarks.findings import lesions
+
+GOOD = {"worst_case": 0.65, "clean": 0.85, "lungs_blacked_out": 0.3, "hit_rate": 0.95}
+GOOD |= {"hit_rate_less_control": 0.12, "hit_rate_less_control_low": 0.05, "lesion_effect": 0.3}
+GOOD |= {"infection_given_lung_less_control": 0.1, "infection_given_lung_less_control_low": 0.02}
+GOOD |= {"lesion_effect_low": 0.2}
+
+
+def means(**changes: float) -> pd.DataFrame:
+    spreads = {f"{name}_spread": 0.01 for name in lesions.OVER_SEEDS}
+    return pd.DataFrame([{"run": "net-fgsm, mean", "recipe": "net-fgsm", "seeds": 3} | spreads | GOOD | changes])
+
+
+def test_all_goals_are_met_or_what_is_missed_is_said() -> None:
+    assert lesions.nearest(means()) == "All goals are met by net-fgsm."
+    assert lesions.means_rows(means())[0][-1] == "6 of 6"
+    said = lesions.nearest(means(worst_case=0.52, lesion_effect=0.15))
+    assert "worst case by 8.0 points" in said
+    assert "lesion effect by 0.050" in said
+    assert lesions.means_rows(means(worst_case=0.52, lesion_effect=0.15))[0][-1] == "4 of 6"
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [("lungs_blacked_out", 0.41), ("hit_rate_less_control_low", 0.0), ("lesion_effect_low", -0.01)],
+)
+def test_a_goal_that_only_seems_met_is_missed(measure: str, value: float) -> None:
+    assert sum(lesions.goals_met(means(**{measure: value}).iloc[0]).values()) == 5
+
+
+def test_the_nearest_is_the_one_that_meets_most_and_of_these_the_most_robust() -> None:
+    table = pd.concat([means(worst_case=0.1, clean=0.9), means(worst_case=0.4), means(worst_case=0.59, clean=0.7)])
+    table["recipe"] = ["fragile", "middle", "robust"]
+    assert "The nearest, middle," in lesions.nearest(table)
+
+
+def test_seeds_of_one_recipe_have_their_mean_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["net-fgsm-s0", "net-fgsm-s1", "net-standard-s0"]
+    rows = {name: {"run": name} | GOOD | {"clean": clean} for name, clean in zip(names, (0.7, 0.8, 0.9), strict=True)}
+    monkeypatch.setattr(lesions, "row", lambda found: rows[found["run"]])
+    table = lesions.with_means([{"run": name} for name in names])
+    assert len(table) == 5
+    mean = table[table["run"] == "net-fgsm, mean"].iloc[0]
+    assert (mean["clean"], mean["clean_spread"], mean["seeds"]) == (pytest.approx(0.75), pytest.approx(0.1), 2)
+
+
+def test_fills_that_training_used_are_told() -> None:
+    runs = [
+        {"run": "a", "fills": ["grey", "mirror"]},
+        {"run": "b", "fills": []},
+        {"run": "c", "fills": ["grey", "mirror"]},
+    ]
+    assert lesions.by_fills(runs) == {("grey", "mirror"): ["a", "c"]}
