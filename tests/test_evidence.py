@@ -172,7 +172,7 @@ def test_no_share_changes_nothing() -> None:
         assert torch.equal(getattr(after, name), getattr(known, name))
 
 
-@pytest.mark.parametrize("loss", ["energy", "l1"])
+@pytest.mark.parametrize("loss", ["energy", "l1", "odds"])
 def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) -> None:
     known = _known(3)
     cells = SIZE // evidence.STRIDE

@@ -28,10 +28,13 @@ from trustcxr.evaluation import metrics, predictions
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import lesions, margins, methods
 from trustcxr.models import evidence
+from trustcxr.models.lung_gate import LungGate
 from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.report import markdown
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
+from trustcxr.training import lung_segmenter
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -85,11 +88,15 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what the figures do not tell, such as what did not work")
     given = parser.parse_args()
     found = [measured(folder, given.data, given.split) for folder in given.runs]
-    text = page(found, given.data.resolve().name, given.split, given.note)
+    best = ceiling(given.runs[0], given.data, given.split)
+    text = page(found, given.data.resolve().name, given.split, given.note, best)
     print(text)
     if given.split == "Test":
         name = f"lesions-{given.data.resolve().name}"
-        with_means(found).to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
+        table = with_means(found)
+        ends = {name: part["mean"] for name, part in best.items() if name in table}
+        table = pd.concat([table, pd.DataFrame([{"run": "segmenter", "seeds": 1} | ends])], ignore_index=True)
+        table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
@@ -119,6 +126,25 @@ def measured(folder: Path, path: Path, split: str) -> dict[str, Any]:
     }
     files.write_json(kept, document)
     return document
+
+
+def ceiling(folder: Path, path: Path, split: str) -> dict[str, Any]:
+    """What a segmenter that was trained on the same masks would have as a map; from the run's folder where it is."""
+    place = folder / f"segmenter-{path.resolve().name}-{split}.json"
+    if not place.is_file():
+        run = load_run(folder)
+        reading = run.trained_by.data.reading()
+        data = load_dataset(path, split=split, **reading)
+        train = load_dataset(path, split=run.trained_by.data.splits.train, **reading)
+        segmenter = LungGate()
+        plain = run.trained_by.model_copy(update={"defence": DefenceRecipe()})
+        lung_segmenter.fit(segmenter, train.images, train.masks("infection"), plain, called="lesion segmenter")
+        ill, _, groups = annotated(run, data)
+        with torch.no_grad():
+            found = segmenter.eval().logits(ill.images.cpu()).sigmoid()[:, 0] * ill.lung.cpu()
+        within = margins.measured(found, margins.Lesions(ill.lesion.cpu(), ill.lung.cpu()))
+        files.write_json(place, {name: mean_of(values, groups) for name, values in within.items()})
+    return files.read_json(place)
 
 
 def accuracies(table: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -297,7 +323,9 @@ def cause_of(found: dict[str, Any], fill: str, control: str, condition: str = "c
     return next(r for r in found["causes"] if all(r[k] == v for k, v in keys.items()))
 
 
-def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> str:
+def page(
+    found: Sequence[dict[str, Any]], data: str, split: str, note: str, ceiling: dict[str, Any] | None = None
+) -> str:
     """The page of results/: one table of accuracy, one of maps, one of causes, one by the size of the lesion."""
     some, count, table = cause_of(found[0], *HEADLINE), found[0]["images"], with_means(found)
     asked = f"--data {data}" + ("" if split == "Test" else f" --split {split}")
@@ -323,6 +351,7 @@ def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> s
             ["run", "map", "hit rate", "less control", "infection given lung", "less control", "ranks by cause"],
             [cells for f in found for cells in maps_rows(f)],
         ),
+        *(segmented(ceiling) if ceiling else []),
         "\n## What the lesion does\n",
         CAUSES,
         *markdown.table(["run", *CAUSES_HEAD], [causes_row(f) for f in found]),
@@ -335,6 +364,18 @@ def page(found: Sequence[dict[str, Any]], data: str, split: str, note: str) -> s
         ),
     ]
     return "\n".join(text) + "\n"
+
+
+def segmented(ceiling: dict[str, Any]) -> list[str]:
+    """What a map could have at best, in a sentence."""
+    said = []
+    for name in ("hit_rate", "infection_given_lung"):
+        low, high = ceiling[name]["ci"]
+        said.append(f"{words(name)} {ceiling[name]['mean']:.3f} [{low:.3f}, {high:.3f}]")
+    return [
+        "\nThe ceiling, a segmenter that was trained on the same masks and answers nothing (a small U-Net, one seed, "
+        f"its map within the lungs): {', '.join(said)}."
+    ]
 
 
 def words(measure: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trustcxr.data import lesions
 from trustcxr.data.lungs import has_lungs
-from trustcxr.models.evidence import EvidenceNet
+from trustcxr.models.evidence import SCALE, EvidenceNet
 
 CONTROL = 0.75  # controls beside each film that is made counterfactual: they keep its label
 
@@ -149,24 +149,31 @@ def guidance(found: Tensor, known: Known, *, loss: str = "energy") -> Tensor:
 
     `found` (B or more, C + 1, h, w) as `followed` gives it; rows beyond the batch are left out. On films with a lesion
     the positive evidence for their class is held to the mask, by "energy": one less its share inside, or by "l1": the
-    mean distance of the map, its peak at 1, from the mask (both Rao et al. 2023). On films with lungs the places that
-    count are held to the lungs, by cross-entropy.
+    mean distance of the map, its peak at 1, from the mask (both Rao et al. 2023), or by "odds": the cross-entropy of
+    the evidence, taken as the logarithm of the odds that a cell is diseased. On films with lungs the places that count
+    are held to the lungs, by cross-entropy.
     """
     evidence, lungs = EvidenceNet.weighed(found[: len(known.labels)].float())
     cells = (evidence.shape[-2], evidence.shape[-1])
     inside, lung = (F.adaptive_avg_pool2d(mask, cells) for mask in (known.lesion, known.lung))
-    own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None].clamp(min=0)
-    by_film = {"energy": _energy, "l1": _l1}[loss](own, inside)
+    own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None]
+    by_film = {"energy": _energy, "l1": _l1, "odds": _odds}[loss](own, inside)
     guided, placed = _has(known.lesion), has_lungs(known.lung).flatten()
     where = F.binary_cross_entropy_with_logits(lungs, lung, reduction="none").mean((1, 2, 3))
     return _mean_over(by_film, guided) + _mean_over(where, placed)
 
 
 def _energy(own: Tensor, inside: Tensor) -> Tensor:
+    own = own.clamp(min=0)
     return 1 - (own * inside).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1e-6)
 
 
+def _odds(own: Tensor, inside: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(own * SCALE, inside, reduction="none").mean((1, 2, 3))
+
+
 def _l1(own: Tensor, inside: Tensor) -> Tensor:
+    own = own.clamp(min=0)
     peak = own.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
     return (own / peak - inside).abs().mean((1, 2, 3))
 

@@ -23,7 +23,7 @@ STRIDE = 4  # pixels from cell to cell
 WIDTH = 48  # channels; evidence-33x96 has 96
 _FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
 _WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
-_SCALE = 16.0  # of the map: many cells are summed
+SCALE = 16.0  # of the map: many cells are summed
 _NAME = re.compile(rf"evidence-({'|'.join([*map(str, FIELDS), WHOLE, *BACKBONES])})(?:x(\d+))?")
 
 
@@ -95,7 +95,7 @@ class EvidenceNet(nn.Module):
         evidence, gate = found[:, :-1], found[:, -1:]
         # Evidence for all classes alike changes no answer: without it a map shows what decides between them.
         evidence = evidence - evidence.mean(1, keepdim=True)
-        return evidence * gate.sigmoid() / _SCALE, gate
+        return evidence * gate.sigmoid() / SCALE, gate
 
     def forward_head(self, evidence: Tensor) -> Tensor:
         """Evidence (B, C, h, w) -> logits (B, C)."""

@@ -105,8 +105,10 @@ class TrainingRecipe(Strict):
     guidance: float = Field(
         0.0, ge=0, description="evidence networks: weight of the loss that holds the evidence to the lesion masks"
     )
-    guidance_loss: Literal["energy", "l1"] = Field(
-        "energy", description="what guidance asks: the energy inside the mask, or the map like the mask"
+    guidance_loss: Literal["energy", "l1", "odds"] = Field(
+        "energy",
+        description="what guidance asks: the energy inside the mask, the map like the mask, or that the evidence be "
+        "the logarithm of the odds that a place is diseased",
     )
     counterfactuals: Fraction = Field(
         0.0, description="share of the films with a lesion, and of the healthy ones, that lose it, or get another's"

@@ -14,11 +14,14 @@ from trustcxr.recipes.run import RunRecipe
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3
 
 
-def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe) -> float:
+def fit(
+    gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe, *, called: str = "lung gate"
+) -> float:
     """Train the gate on images (N, 1, H, W) uint8 and lung masks (N, H, W) of 0 and 1; its Dice in the last epoch.
 
-    Images with an empty mask are left out. Where the recipe's defence attacks, the gate is trained on images that a
-    gradient step from a random start has moved within the same epsilon: a lung that an attack can close is no gate.
+    `called`: what it is said to be, where the masks are of something else. Images with an empty mask are left out.
+    Where the recipe's defence attacks, the gate is trained on images that a gradient step from a random start has moved
+    within the same epsilon: a lung that an attack can close is no gate.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gate.to(device)
@@ -30,7 +33,7 @@ def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
     changes = recipe.training.augment.model_dump()
     found = 0.0
-    with Progress(f"training the lung gate of {recipe.name}", EPOCHS * batches) as bar:
+    with Progress(f"training the {called} of {recipe.name}", EPOCHS * batches) as bar:
         for _ in range(EPOCHS):
             order, found = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0
             for start in range(batches):
@@ -49,7 +52,7 @@ def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe
                 bar.advance(1)
     gate.cpu()
     under = f" under a step of {epsilon:g}" if epsilon else ""
-    say(f"lung gate of {recipe.name}: Dice {found:.3f} with the lung masks of training{under}")
+    say(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
     return found
 
 
