@@ -21,6 +21,7 @@ from trustcxr.models import evidence
 from trustcxr.models.evidence import EvidenceNet
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import Fill
+from trustcxr.training import step
 
 SIZE = 64
 
@@ -143,14 +144,36 @@ def test_a_film_is_healthy_as_often_as_the_part_that_is_gone_is_of_its_lesion() 
     assert 12 * 6 <= int(changed.min()) <= int(changed.max()) < 12 * 18
 
 
-def test_surroundings_go_on_into_a_hole() -> None:
-    images, region = torch.zeros(1, 1, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool)
-    images[..., 16:] = 0.8
-    region[:, 8:24, 2:10] = region[:, 8:24, 22:30] = True
-    images[region[:, None]] = 1.0
-    filled = lesions.surroundings(images, region, region, region)
-    assert float(filled[0, 0, 16, 6]) == pytest.approx(0.0, abs=0.1)
-    assert float(filled[0, 0, 16, 26]) == pytest.approx(0.8, abs=0.1)
+def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
+    images, lung = torch.full((1, 1, 32, 32), 1.0), torch.zeros(1, 32, 32, dtype=torch.bool)
+    lesion = lung.clone()
+    lung[:, 2:30, 2:14] = lung[:, 2:30, 18:30] = True
+    images[..., 2:30, 2:14], images[..., 2:30, 18:30] = 0.1, 0.4
+    lesion[:, 10:20, 4:10] = lesion[:, 10:20, 20:26] = True
+    images[lesion[:, None]] = 0.9
+    filled = lesions.surroundings(images, lesion, lung, lesion)
+    assert float(filled[0, 0, 15, 7]) == pytest.approx(0.1, abs=0.12)
+    assert float(filled[0, 0, 15, 23]) == pytest.approx(0.4, abs=0.12)
+    assert float(filled[0, 0].max()) < 0.5, "no bone and no other part of the lesion"
+    all_ill = lesions.surroundings(images, lung, lung, lung)
+    assert torch.equal(all_ill, lesions.grey(images, lung, lung, lung))
+
+
+def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() -> None:
+    for share in (0.0, 1.0):
+        recipe = _recipe(counterfactuals=0.5, counterfactual_epsilon=share, defence={"name": "fgsm"})
+        module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
+        edited = torch.tensor([True, False, True])
+        radius = module.radii(1, None, edited)
+        expected = [0.02 * share, 0.02, 0.02 * share] if share < 1 else 0.02
+        found = radius.flatten().tolist() if isinstance(radius, Tensor) else radius
+        assert found == pytest.approx(expected)
+    known = _known(24)
+    after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    assert after.edited is not None
+    assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
+    assert 0 < int(after.edited.sum()) < 24
+    assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
 def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:

@@ -88,6 +88,10 @@ def row_name(run: Run) -> str:
         said.append(f"AWP {recipe.defence.weight_perturbation:g}")
     if recipe.training.augment.crop_shift:
         said.append(f"CropShift {recipe.training.augment.crop_shift:g}")
+    if recipe.training.augment.spectrum:
+        said.append(f"gains of frequencies up to exp({recipe.training.augment.spectrum:g})")
+    if recipe.model.local_contrast:
+        said.append(f"local contrast of {recipe.model.local_contrast} pixels")
     return ", ".join([*said, f"{recipe.training.epochs} epochs of {films} films"])
 
 

@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, help="of training: measure PGD-20 on all validation images")
+    parser.add_argument("--first", type=int, help="number the rows, from this on")
     given = parser.parse_args()
     fewest = min((n for n in map(watched, given.runs) if n), default=1)
     halfwidth = 100 * 1.96 * math.sqrt(0.25 / fewest)
@@ -56,9 +57,10 @@ def main() -> None:
         "diagnosis."
     )
     print()
-    print("\n".join(markdown.table(HEAD, [])))
-    for folder in map(folders.before_refit, given.runs):
-        print(markdown.row([*row(folder), on_all(folder, given.data)]), flush=True)
+    print("\n".join(markdown.table(HEAD if given.first is None else ("trial", *HEAD), [])))
+    for number, folder in enumerate(map(folders.before_refit, given.runs)):
+        trial = [] if given.first is None else [str(given.first + number)]
+        print(markdown.row([*trial, *row(folder), on_all(folder, given.data)]), flush=True)
 
 
 def constant(folder: Path, data: Path | None) -> str:

@@ -114,12 +114,14 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
 
 
 def surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The region from what lies around it, coarser the further inside: push and pull (Gortler et al. 1996).
+    """The region from the healthy lung around it, coarser the further inside: push and pull (Gortler et al. 1996).
 
-    Cheap enough to be made in every step of training, and never the same grey twice.
+    Cheap enough to be made in every step of training, and never the same grey twice. The healthy grey where no healthy
+    lung is left.
     """
-    known = (~_wide(region))[:, None].to(images)
-    return _pulled(images * known, known)
+    known = (lung & ~_wide(region | lesion))[:, None].to(images)
+    some = known.flatten(1).any(1).view(-1, 1, 1, 1)
+    return torch.where(some, _pulled(images * known, known), grey(images, region, lung, lesion))
 
 
 def _pulled(sums: Tensor, known: Tensor) -> Tensor:

@@ -22,16 +22,21 @@ CONTROL = 0.75  # controls beside each film that is made counterfactual: they ke
 
 @dataclass(frozen=True)
 class Known:
-    """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,)."""
+    """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,).
+
+    edited (B,) bool: which films are counterfactual, or controls of such; None where none was made.
+    """
 
     pixels: Tensor
     labels: Tensor
     lung: Tensor
     lesion: Tensor
+    edited: Tensor | None = None
 
     def of(self, part: slice) -> "Known":
         """A part of the batch."""
-        return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part])
+        edited = None if self.edited is None else self.edited[part]
+        return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited)
 
     def films(self, rows: Tensor) -> lesions.Films:
         """Some of them, with masks as `data.lesions` takes them."""
@@ -59,6 +64,7 @@ def counterfactual(
     share `parts` of the films only the part of the lesion that has a counterpart in healthy lung is removed; these are
     healthy as often as that part is a share of the lesion, so that the answer learnt grows with what is left.
     """
+    before = known.pixels
     partly = torch.rand(len(known.labels), generator=generator) < parts if parts else None
     ill, well = _shuffled(_has(known.lesion), generator), _shuffled(known.labels == healthy, generator)
     count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
@@ -74,7 +80,8 @@ def counterfactual(
     recipients = well[count : count + beside]
     others = well[count + beside :][: len(recipients)]
     few = min(len(recipients), len(others), len(donors))
-    return _transplanted(known, recipients[:few], others[:few], patch=donors[:few])
+    known = _transplanted(known, recipients[:few], others[:few], patch=donors[:few])
+    return replace(known, edited=(known.pixels != before).flatten(1).any(1))
 
 
 def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> Known:

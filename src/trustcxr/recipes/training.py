@@ -124,6 +124,11 @@ class TrainingRecipe(Strict):
         description="with counterfactuals: share of the removals that take the part of a lesion that has a counterpart "
         "in healthy lung, and make the film healthy as often as that part is a share of the lesion",
     )
+    counterfactual_epsilon: Fraction = Field(
+        1.0,
+        description="with counterfactuals: share of the defence's epsilon within which the films so made are attacked; "
+        "0: they are shown as they are",
+    )
     healthy: str = Field("Normal", description="with counterfactuals: the class of a film whose lesion is removed")
     augment: Augment = Augment()
     track: Literal["none", "tensorboard", "mlflow"] = Field(

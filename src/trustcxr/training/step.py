@@ -65,29 +65,35 @@ class TrainingStep(pl.LightningModule):
         """The radius at a step: it grows evenly from 0 over the first `ramp` of training."""
         return self.recipe.defence.epsilon * self._grown(step)
 
-    def radii(self, step: int, lungs: Tensor | None) -> float | Tensor:
+    def radii(self, step: int, lungs: Tensor | None, edited: Tensor | None = None) -> float | Tensor:
         """The radius at a step; with `epsilon_outside` one for each pixel (B, 1, H, W), by the lungs (B, 1, H, W).
 
-        An image without a lung mask has one radius everywhere.
+        An image without a lung mask has one radius everywhere. Films that are `edited` (B,) have the share of it that
+        the recipe's `counterfactual_epsilon` says.
         """
-        outside = self.recipe.defence.epsilon_outside
-        if outside is None or lungs is None:
-            return self.epsilon(step)
-        inside = torch.where(has_lungs(lungs), lungs, 1.0)
-        return inside * self.epsilon(step) + (1 - inside) * outside * self._grown(step)
+        outside, share = self.recipe.defence.epsilon_outside, self.recipe.training.counterfactual_epsilon
+        radius: float | Tensor = self.epsilon(step)
+        if outside is not None and lungs is not None:
+            inside = torch.where(has_lungs(lungs), lungs, 1.0)
+            radius = inside * self.epsilon(step) + (1 - inside) * outside * self._grown(step)
+        if edited is None or share == 1:
+            return radius
+        return radius * torch.where(edited, share, 1.0).view(-1, 1, 1, 1)
 
     def _grown(self, step: int) -> float:
         ramp = self.recipe.defence.ramp * self.total_steps
         return min(1.0, step / ramp) if ramp else 1.0
 
-    def defence_options(self, lungs: Tensor | None = None, part: slice = slice(None)) -> dict[str, Any]:
+    def defence_options(
+        self, lungs: Tensor | None = None, part: slice = slice(None), edited: Tensor | None = None
+    ) -> dict[str, Any]:
         """The options of the defence at this step (epsilon grows), beside model, images and labels."""
         options = self.options | {
             "label_smoothing": self.recipe.training.label_smoothing,
             "class_weights": self.class_weights,
         }
         if self.robust:
-            options["epsilon"] = self.radii(self.global_step, lungs)
+            options["epsilon"] = self.radii(self.global_step, lungs, edited)
         if self.recipe.defence.certifies:
             options["grown"] = self._grown(self.global_step)
         if self.perturbation is not None:
@@ -174,7 +180,8 @@ class TrainingStep(pl.LightningModule):
         if self.recipe.empty_lungs and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
         with lung_losses.recorded(learner, wanted=weight > 0) as passes, lesion_losses.followed(inside) as heads:
-            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs, part))
+            edited = None if known is None else known.edited
+            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs, part, edited))
         if weight and lungs is not None:
             outside = (1 - lungs) * has_lungs(lungs)
             loss = loss + weight * lung_losses.penalty(passes, logits, outside)
