@@ -93,27 +93,6 @@ class EveryResizing(RandomResizing):
         return total / len(sizes)
 
 
-class KnownResizings(RandomResizing):
-    """The mean over so many draws of RandomResizing, always the same ones: an attack knows each by heart.
-
-    For images whose every resizing is too many to go through.
-    """
-
-    draws = 64
-
-    def forward(self, images: Tensor) -> Tensor:
-        random, side = np.random.default_rng(0), images.shape[-1]
-        total = torch.zeros(())
-        for _ in range(self.draws):
-            small = int(random.integers(side - side // 5, side + 1))
-            left, top = random.integers(0, side - small + 1, 2)
-            total = total + self.net(self.placed(images, small, int(left), int(top)))
-        return total / self.draws
-
-
-# A random network, and one whose answer is the mean over draws that are always the same.
-KNOWN_DRAWS = {"noise": EveryNoise, "random resizing": KnownResizings}
-
 LIARS = {
     "logits x 1000": LogitsTimesThousand,
     "tanh(1000 logits)": Tanh,

@@ -72,9 +72,7 @@ def main() -> None:
     for run in runs:
         name, seed = row_name(run), str(run.trained_by.seed)
         files_of = f"{name}-s{seed}".replace(" ", "")
-        at_home.append(
-            Tested(name, seed, run, held(kept(run, home, given.out / f"{files_of}-home.parquet", ATTACK), home))
-        )
+        at_home.append(Tested(name, seed, run, held(kept(run, home, given.out / f"{files_of}-home.parquet", ()), home)))
         found = held(kept(run, there, given.out / f"{files_of}-there.parquet", ATTACK), there)
         plain.append(Tested(name, seed, run, found))
         if any(isinstance(module, _BatchNorm) for module in run.model.modules()):

@@ -5,8 +5,6 @@
 RUN: a folder of `trustcxr train` of one timm network, trained as usual. It is hidden in every way of benchmarks.liars,
 and each is audited with FGSM, PGD and worst-case of exam-1 on the validation images: N of each class, all unless said.
 Beside what the audit leaves stands what plain PGD leaves, as a test that does not look at the model would print it.
-A random network is attacked once more as if all that it may draw were known: as the mean over 64 draws that are
-always the same, on the films that it still answered rightly. That is what it truly withstands.
 An audit that was made before, in DIR, is read. Written: results/liars-<data>.csv and .md.
 """
 
@@ -15,29 +13,25 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from benchmarks.findings.audits import first_images
-from benchmarks.liars import KNOWN_DRAWS, LIARS
-from trustcxr import attacks, statistics
+from benchmarks.liars import LIARS
+from trustcxr import attacks
 from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.evaluation.run import load_run
 from trustcxr.models.untouched import undisturbed
 from trustcxr.report import markdown
-from trustcxr.results import folders
 from trustcxr.results.documents import AuditDocument, Share
-from trustcxr.results.tables import right
 from trustcxr.study.audit import audit
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 ATTACKS = ("fgsm", "pgd", "worst-case")
 EPSILON, STEPS = 0.02, 20
-CLIMB = 50  # steps of each climb on a network whose draws are known
 BARE = "bare"
 POINTS = 0.03  # how far above its bare network's a liar's examined accuracy may be
 _RUN, _LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
@@ -72,37 +66,7 @@ def rows(run: Path, data: Path, out: Path, names: list[str]) -> list[dict[str, o
         said = audit(model, data, out / "audits" / stem, attacks=ATTACKS, epsilons=(EPSILON,), trust_code=True)
         seconds = time.perf_counter() - begun
         print(f"{name}: {seconds:.0f} s", flush=True)
-        one = row(name, said, plainly(hidden(run, name), images, labels))
-        if name in KNOWN_DRAWS:
-            table = pd.read_parquet(out / "audits" / stem / folders.PREDICTIONS_FILE)
-            one |= _share("draws_known", withstood(KNOWN_DRAWS[name](hidden(run, BARE)), images, labels, table))
-        found.append(one)
-    return found
-
-
-def withstood(model: nn.Module, images: Tensor, labels: Tensor, table: pd.DataFrame) -> Share:
-    """Of all films those that a network whose draws are known answers rightly after the audit's attack and its own.
-
-    `table`: of the audit of the network that draws anew; a film that this one lost there is lost.
-    """
-    worst = table[(table["attack"] == "worst-case") & (table["epsilon"] == EPSILON)]
-    kept = right(worst)
-    for rows in torch.from_numpy(np.flatnonzero(kept)).split(8):
-        attacked = pgd_and_apgd(model, images[rows], labels[rows])
-        with undisturbed(model):
-            kept[rows.numpy()] = (model(attacked).argmax(1) == labels[rows]).numpy()
-    return Share(value=float(kept.mean()), interval=statistics.wilson(float(kept.mean()), len(kept)))
-
-
-def pgd_and_apgd(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """What PGD finds, and where it found nothing APGD on the margin."""
-    found = attacks.pgd(model, images, labels, epsilon=EPSILON, steps=CLIMB, stop_when_wrong=True)
-    with undisturbed(model):
-        stands = (model(found).argmax(1) == labels).nonzero()[:, 0]
-    if len(stands):
-        found[stands] = attacks.apgd(
-            model, images[stands], labels[stands], epsilon=EPSILON, steps=CLIMB, loss="margin", seed=1
-        )
+        found.append(row(name, said, plainly(hidden(run, name), images, labels)))
     return found
 
 
@@ -127,13 +91,13 @@ def _share(name: str, found: Share | None) -> dict[str, float | None]:
 
 def plainly(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Accuracy on what PGD finds on the model as it stands, its answers taken once."""
-    counted = 0
+    right = 0
     torch.manual_seed(0)
     for some, true in zip(images.split(32), labels.split(32), strict=True):
         tried = attacks.pgd(model, some, true, epsilon=EPSILON, steps=STEPS)
         with undisturbed(model):
-            counted += int((model(tried).argmax(1) == true).sum())
-    return counted / len(labels)
+            right += int((model(tried).argmax(1) == true).sum())
+    return right / len(labels)
 
 
 def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
@@ -151,10 +115,9 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
         over = 100 * (one["worst_case"] - bare["worst_case"])
         gap = "-" if one["network"] == BARE or pd.isna(over) else f"{over:+.1f}"
         plain = f"{100 * one['plain_pgd']:.1f}"
-        known = percent(one, "draws_known") if one["network"] in KNOWN_DRAWS else "-"
-        shares = [percent(one, "clean"), plain, percent(one, "worst_case"), gap, known]
-        lines.append([one["network"], *shares, one["flagged"] or "nothing"])
-    head = ["network", "clean", "plain PGD", "examined", "over the bare one", "draws known", "flagged at the door"]
+        shares = [percent(one, "clean"), plain, percent(one, "worst_case")]
+        lines.append([one["network"], *shares, gap, one["flagged"] or "nothing"])
+    head = ["network", "clean", "plain PGD", "examined", "over the bare one", "flagged at the door"]
     liars = table[table["network"] != BARE]
     within = int((liars["worst_case"] <= bare["worst_case"] + POINTS).sum())
     caught = int((liars["flagged"] != "").sum())
@@ -165,9 +128,7 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
         f"trained as usual. {int(bare['n'])} validation images, the first of each class; percent answered rightly at "
         f"epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} steps on "
         "the network as it stands, as a test prints that does not look at what it attacks. Examined: what the audit "
-        "leaves, worst case of exam-1. Draws known: what the mean over 64 draws that are always the same keeps of the "
-        f"films that the audit left, {CLIMB} steps of PGD and of APGD on the margin more: what no attack that must "
-        f"guess the draws is likely to go below. {NOTICE}",
+        f"leaves, worst case of exam-1. {NOTICE}",
         "",
         f"Of {len(liars)} liars {caught} are flagged, and {within} are left with at most {100 * POINTS:.0f} points "
         "more than the bare network.",

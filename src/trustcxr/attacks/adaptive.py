@@ -16,7 +16,7 @@ from trustcxr.attacks.square import square
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.models.untouched import undisturbed
 
-LONGER = 10  # times the steps of a climb through stand-ins on what a first one left
+LONGER = 5  # times the steps of a climb through stand-ins on what a first one left
 JUDGED = 16  # draws that a random model is judged by, and as many that the worst image is chosen by
 
 
