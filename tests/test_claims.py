@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import claims, liars, notes
+from benchmarks.findings import claims, lesions, liars, notes
+
+from trustcxr.report import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -47,10 +49,21 @@ def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
     lists = {"claims.md", "trials-certified-covidqu-midi.md", "lungs-covidqu-mini-comparisons.csv"}
     lists |= {"lungs-without-refit-covidqu-mini-comparisons.csv"}
     lists |= {"trials-lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md"}  # of validation, without a sentence
+    lists |= {"lesions-covidqu-midi.csv", "lesions-covidqu-midi.md"}  # a test below holds them together
+    lists |= {"trials-ceiling-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"leaderboard-covidqu-mini.csv", "leaderboard-covidqu-mini.md"}  # rows of audits, without a sentence
     lists |= {"liars-covidqu-mini.csv", "liars-covidqu-mini.md"}  # of validation; the next test holds them together
     lists |= {"out-of-distribution-covidqu-mini.csv"}  # the rows of the page beside it, which a test compares
     assert {path.name for path in RESULTS.glob("*covidqu*")} - named - lists == set()
+
+
+def test_the_page_of_lesions_says_of_its_goals_what_its_table_says() -> None:
+    table = pd.read_csv(RESULTS / "lesions-covidqu-midi.csv")
+    page = (RESULTS / "lesions-covidqu-midi.md").read_text(encoding="utf-8")
+    assert all(markdown.row(cells) in page for cells in lesions.means_rows(table))
+    assert lesions.nearest(table) in page
+    flattered = table.assign(worst_case=table["worst_case"] + 0.1)
+    assert lesions.nearest(flattered) not in page
 
 
 def test_the_page_of_liars_says_what_its_table_says() -> None:

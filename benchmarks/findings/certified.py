@@ -229,10 +229,12 @@ def command(recipe: RunRecipe) -> str:
     """The command that trains a run of this recipe anew, for any seed."""
     given = recipe.model_dump(exclude_defaults=True, exclude={"seed": True, "data": {"splits", "labels"}})
     model, size = given.pop("model"), given.pop("data").get("size", recipe.data.size)
+    defence = given.pop("defence", {})
+    defence.pop("name", None), defence.pop("epsilon", None), model.pop("weights", None)
     parts = [f"--model {model.pop('name')} --weights {recipe.model.weights} --size {size}"]
-    parts += [f"--defence {given['defence'].pop('name')} --epsilon {recipe.defence.epsilon:g} --seed SEED"]
-    model.pop("weights", None), given["defence"].pop("epsilon", None)
-    parts += [f"--set {key}={value}" for key, value in _keys({"model": model, **given})]
+    epsilon = f" --epsilon {recipe.defence.epsilon:g}" if recipe.defence.attacks or recipe.defence.certifies else ""
+    parts += [f"--defence {recipe.defence.name}{epsilon} --seed SEED"]
+    parts += [f"--set {key}={value}" for key, value in _keys({"model": model, "defence": defence, **given})]
     return " ".join(["trustcxr train --data DATA --out RUN", *parts])
 
 

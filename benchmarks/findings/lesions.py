@@ -273,7 +273,7 @@ def with_means(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
     for recipe, seeds in runs.groupby("recipe", sort=False):
         mean = seeds[figures].mean().to_dict() | {f"{m}_spread": np.ptp(seeds[m].to_numpy()) for m in OVER_SEEDS}
         rows.append({"run": f"{recipe}, mean", "recipe": recipe, "seeds": len(seeds)} | mean)
-    return pd.concat([runs, pd.DataFrame(rows)], ignore_index=True)
+    return pd.concat([runs, pd.DataFrame(rows)], ignore_index=True).round(4)  # as the CSV has them
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
