@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import claims, lesions, liars, notes
+from benchmarks.findings import claims, elsewhere, lesions, liars, notes
 
 from trustcxr.report import markdown
 
@@ -64,6 +64,20 @@ def test_the_page_of_lesions_says_of_its_goals_what_its_table_says() -> None:
     assert lesions.nearest(table) in page
     flattered = table.assign(worst_case=table["worst_case"] + 0.1)
     assert lesions.nearest(flattered) not in page
+
+
+def test_the_page_of_other_hospitals_says_what_its_table_says() -> None:
+    table = pd.read_csv(RESULTS / "elsewhere-external-cxr.csv")
+    page = (RESULTS / "elsewhere-external-cxr.md").read_text(encoding="utf-8")
+
+    def body(table: pd.DataFrame) -> list[str]:
+        """The page from its goal on, without what it was trained by; before that stands the count of openings."""
+        whole = elsewhere.page(table, "covidqu-midi", "external-cxr", "711 Test images of covidqu-midi", [])
+        assert whole[2] in page
+        return whole[4:]
+
+    assert "\n".join(body(table)) in page
+    assert "\n".join(body(table.assign(fall=table["fall"] - 0.05))) not in page
 
 
 def test_the_page_of_liars_says_what_its_table_says() -> None:

@@ -1,5 +1,7 @@
 """What the pages of the ceiling and of other hospitals are computed by."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from benchmarks.findings import ceiling, elsewhere, seeds
 from torch import nn
 
 from trustcxr import models
 from trustcxr.data import phantom, read_manifest
 from trustcxr.evaluation.run import Run
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.statistics import Bootstrap
 
 
@@ -68,6 +72,28 @@ def test_statistics_of_a_hospital_are_those_of_its_films_and_the_model_is_as_bef
     assert torch.equal(model[1].running_mean, torch.zeros(3))  # type: ignore[arg-type]
     assert not any(module.training for module in own.modules())
     assert torch.equal(own(images[:1]), own(images)[:1]), "an answer does not depend on the films beside it"
+
+
+def test_what_is_chosen_in_turn_has_as_many_seeds_as_the_fewest_of_what_was_chosen() -> None:
+    hospitals, labels = np.array(["one"] * 4 + ["two"] * 4), np.array([0, 1, 0, 1] * 2)
+    ways = [way("a", [1, 1], [1, 1, 1, 1, 0, 0, 0, 0]), way("b", [0, 1], [0, 0, 0, 0, 1, 1, 1, 1])]
+    ways = [replace(ways[0], seeds=3), replace(ways[1], seeds=2), replace(way("never", [0, 0], [0] * 8), seeds=1)]
+    assert elsewhere.in_turn(ways, hospitals, labels)[0].seeds == 2
+
+
+def test_a_command_can_be_typed_and_makes_the_recipe_again() -> None:
+    training = {"epochs": 3, "balanced": True, "counterfactuals": 0.3, "counterfactual_fills": ["grey", "mirror"]}
+    content = {"model": {"name": "evidence-17x8", "weights": "none"}, "data": {"size": 32}, "training": training}
+    for defence in ({"name": "standard"}, {"name": "fgsm", "epsilon": 0.01, "ramp": 0.7}):
+        recipe = RunRecipe.model_validate(content | {"defence": defence})
+        words = shlex.split(seeds.command(recipe).replace("SEED", "0"))
+        said = dict(zip(words[2::2], words[3::2], strict=True))
+        assert (said["--defence"], said["--size"]) == (defence["name"], "32")
+        assert said.get("--epsilon") == (None if defence["name"] == "standard" else "0.01")
+        options = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        again = yaml.safe_load("{" + ", ".join(one.replace("=", ": ", 1) for one in options) + "}")
+        assert again["training.counterfactual_fills"] == ["grey", "mirror"]
+        assert (again["training.balanced"], again.get("defence.ramp")) == (True, recipe.defence.ramp or None)
 
 
 # --- ceiling ---------------------------------------------------------------------------------------------------------

@@ -19,8 +19,18 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import curve_fit
 
-from benchmarks.findings.certified import command
-from benchmarks.findings.seeds import Tested, between, by_row, held, kept, percent, summary
+from benchmarks.findings.seeds import (
+    Tested,
+    between,
+    by_row,
+    command,
+    held,
+    images_of,
+    kept,
+    percent,
+    row_name,
+    summary,
+)
 from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.dataset import Dataset
@@ -31,7 +41,7 @@ from trustcxr.models.ensemble import Ensemble
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.report import markdown
-from trustcxr.results import files, folders
+from trustcxr.results import files
 from trustcxr.statistics import Bootstrap
 from trustcxr.study.measuring import way
 
@@ -78,26 +88,6 @@ def main() -> None:
     if given.split == "Test":
         files.write_table(RESULTS / f"ceiling-{given.data.name}.csv", table)
         (RESULTS / f"ceiling-{given.data.name}.md").write_text(text, encoding="utf-8")
-
-
-def row_name(run: Run) -> str:
-    """What its seeds share: the network, how it was trained, on how many films, for how long."""
-    recipe, films = run.trained_by, images_of(run)
-    said = [recipe.name.rsplit("-s", 1)[0]]
-    if recipe.defence.weight_perturbation:
-        said.append(f"AWP {recipe.defence.weight_perturbation:g}")
-    if recipe.training.augment.crop_shift:
-        said.append(f"CropShift {recipe.training.augment.crop_shift:g}")
-    if recipe.training.augment.spectrum:
-        said.append(f"gains of frequencies up to exp({recipe.training.augment.spectrum:g})")
-    if recipe.model.local_contrast:
-        said.append(f"local contrast of {recipe.model.local_contrast} pixels")
-    return ", ".join([*said, f"{recipe.training.epochs} epochs of {films} films"])
-
-
-def images_of(run: Run) -> int:
-    """How many films a run was trained on."""
-    return int(str(files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")["images"]))
 
 
 def together(runs: Sequence[Run]) -> tuple[str, str, Run]:

@@ -7,7 +7,7 @@ proofs, attacks and what the answers hang on are measured together, from here. W
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.findings.seeds import balanced, between, percent, summary
+from benchmarks.findings.seeds import balanced, between, command, percent, summary
 from trustcxr import attacks
 from trustcxr.catalogue import VIEWS
 from trustcxr.data import load_dataset
@@ -24,7 +24,6 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation import certified, predictions
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.recipes.run import RunRecipe
 from trustcxr.report import markdown
 from trustcxr.results import files
 from trustcxr.results.tables import CLEAN, logits_of
@@ -223,28 +222,6 @@ def _training(seeds: list[Tested]) -> str:
         f"images; {weights} weights; {minutes:.1f} minutes on one shared core; certified at that radius on validation, "
         f"by intervals alone, {best} %.\n\n      {command(recipe)}\n"
     )
-
-
-def command(recipe: RunRecipe) -> str:
-    """The command that trains a run of this recipe anew, for any seed."""
-    given = recipe.model_dump(exclude_defaults=True, exclude={"seed": True, "data": {"splits", "labels"}})
-    model, size = given.pop("model"), given.pop("data").get("size", recipe.data.size)
-    defence = given.pop("defence", {})
-    defence.pop("name", None), defence.pop("epsilon", None), model.pop("weights", None)
-    parts = [f"--model {model.pop('name')} --weights {recipe.model.weights} --size {size}"]
-    epsilon = f" --epsilon {recipe.defence.epsilon:g}" if recipe.defence.attacks or recipe.defence.certifies else ""
-    parts += [f"--defence {recipe.defence.name}{epsilon} --seed SEED"]
-    parts += [f"--set {key}={value}" for key, value in _keys({"model": model, "defence": defence, **given})]
-    return " ".join(["trustcxr train --data DATA --out RUN", *parts])
-
-
-def _keys(given: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
-    """A recipe's keys with dots, and their values as they are typed."""
-    for key, value in given.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{before}{key}.")
-        else:
-            yield before + key, str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def _accuracies(table: pd.DataFrame) -> list[list[str]]:

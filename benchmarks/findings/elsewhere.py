@@ -20,9 +20,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.findings.ceiling import row_name
-from benchmarks.findings.certified import command
-from benchmarks.findings.seeds import Tested, between, by_row, held, kept, percent
+from benchmarks.findings.seeds import Tested, between, by_row, command, held, kept, percent, row_name
 from trustcxr import attacks
 from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset
@@ -80,7 +78,8 @@ def main() -> None:
             adapted.append(Tested(name + ADAPTED, seed, run, own))
     ways = summed_up(at_home, [*plain, *adapted])
     table = figures(ways, home, there)
-    text = "\n".join(page(table, given, home, recipes(at_home))) + "\n"
+    opened = f"{len(home)} {given.split} images of {given.data.name}"
+    text = "\n".join(page(table, given.data.name, given.external.name, opened, recipes(at_home))) + "\n"
     print(text)
     if given.split == "Test":
         files.write_table(RESULTS / f"elsewhere-{given.external.name}.csv", table)
@@ -168,7 +167,8 @@ def in_turn(ways: Sequence[Fall], hospitals: np.ndarray, labels: np.ndarray) -> 
         for name, values in parts.items():
             values[mine] = getattr(best, name)[mine]
         homes[mine] = best.home
-    return Fall(IN_TURN, ways[0].robust, ways[0].seeds, homes, parts["clean"], parts["pgd"]), picks
+    fewest = min(way.seeds for way in ways if way.name in picks.values())
+    return Fall(IN_TURN, ways[0].robust, fewest, homes, parts["clean"], parts["pgd"]), picks
 
 
 def over_classes(values: np.ndarray, labels: np.ndarray) -> float:
@@ -218,20 +218,20 @@ def recalls(bootstrap: Bootstrap, right: np.ndarray, mine: np.ndarray) -> np.nda
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def page(table: pd.DataFrame, given: argparse.Namespace, home: Dataset, trained: Sequence[str]) -> list[str]:
-    """The Markdown page."""
+def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Sequence[str]) -> list[str]:
+    """The Markdown page of a table."""
+    table = table.fillna({"chosen": ""})
     chosen = table[table["run"].str.endswith(IN_TURN)]
     ways = table[~table["run"].str.endswith(IN_TURN)]
     return [
         "# Films of other hospitals",
         "",
-        f"`python -m benchmarks.findings.elsewhere RUN... --data {given.data.name} --external {given.external.name} "
-        f"--out DIR`. {NOTICE} {len(home)} {given.split} images of {given.data.name}, opened once for each network, "
-        f"and {int(ways.loc[ways['films'] == 'all', 'n'].iloc[0])} of {given.external.name}; percent answered rightly, "
-        "no attack unless said; means over seeds, 95 % intervals over groups of images of both. At home: what the "
-        "network has on films of the same classes in the same shares, as most hospitals sent one class alone; the fall "
-        f"is that less what it has there. PGD-20 at {EPSILON:g}. A constant answer has "
-        f"{percent(table['constant'].iloc[0])} on all.",
+        f"`python -m benchmarks.findings.elsewhere RUN... --data {data} --external {external} --out DIR`. {NOTICE} "
+        f"{opened}, opened once for each network, and {int(ways.loc[ways['films'] == 'all', 'n'].iloc[0])} of "
+        f"{external}; percent answered rightly, no attack unless said; means over seeds, 95 % intervals over groups of "
+        "images of both. At home: what the network has on films of the same classes in the same shares, as most "
+        "hospitals sent one class alone; the fall is that less what it has there. PGD-20 at "
+        f"{EPSILON:g}, L-infinity. A constant answer has {percent(table['constant'].iloc[0])} on all.",
         "",
         *goal(chosen),
         "",
@@ -242,7 +242,7 @@ def page(table: pd.DataFrame, given: argparse.Namespace, home: Dataset, trained:
         "",
         *markdown.table(
             ["which", "films", "n", "at home", "elsewhere", "fall", "chosen"],
-            [[*cells(row), str(row["chosen"] or "")] for _, row in chosen.iterrows()],
+            [[*cells(row), str(row["chosen"])] for _, row in chosen.iterrows()],
         ),
         "",
         "## Every way, all films",
@@ -263,7 +263,7 @@ def page(table: pd.DataFrame, given: argparse.Namespace, home: Dataset, trained:
         "",
         "## What could not be tried",
         "",
-        f"Sampling balanced by hospital: {given.data.name} does not say which hospital a film is of.",
+        f"Sampling balanced by hospital: {data} does not say which hospital a film is of.",
         "",
         "## How they were trained",
         "",

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.findings.seeds import command
 from trustcxr import attacks
 from trustcxr.console import say
 from trustcxr.data import load_dataset
@@ -89,7 +90,7 @@ def main() -> None:
     given = parser.parse_args()
     found = [measured(folder, given.data, given.split) for folder in given.runs]
     best = ceiling(given.runs[0], given.data, given.split)
-    text = page(found, given.data.resolve().name, given.split, given.note, best)
+    text = page(found, given.data.resolve().name, given.split, given.note, best) + trained_by(given.runs)
     print(text)
     if given.split == "Test":
         name = f"lesions-{given.data.resolve().name}"
@@ -364,6 +365,14 @@ def page(
         ),
     ]
     return "\n".join(text) + "\n"
+
+
+def trained_by(folders: Sequence[Path]) -> str:
+    """The command of each recipe, for any seed."""
+    recipes = [load_run(folder).trained_by for folder in folders]
+    said = {recipe.name.rsplit("-s", 1)[0]: command(recipe) for recipe in recipes}
+    lines = [f"- `{name}`: `{typed}`" for name, typed in said.items()]
+    return "\n".join(["\n## How they were trained\n", *lines]) + "\n"
 
 
 def segmented(ceiling: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """What several findings share: runs of one recipe under several seeds, and what was measured of each, kept on disk."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import pandas as pd
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import Run
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.results import files
+from trustcxr.results import files, folders
 from trustcxr.results.tables import right
 from trustcxr.statistics import Bootstrap, interval
 
@@ -84,3 +85,55 @@ def between(row: Mapping[str, object] | pd.Series, measure: str) -> str:
     """A measure of a row with its interval, out of a hundred."""
     low, high = (float(row[f"{measure}_{end}"]) for end in ("low", "high"))  # type: ignore[arg-type]
     return f"{percent(row[measure])} [{percent(low)}, {percent(high)}]"  # type: ignore[arg-type]
+
+
+# --- what a run is called, and how it is made again -------------------------------------------------------------------
+
+
+def row_name(run: Run) -> str:
+    """What its seeds share: the network, how it was trained, on how many films, for how long."""
+    recipe, films = run.trained_by, images_of(run)
+    said = [recipe.name.rsplit("-s", 1)[0]]
+    if recipe.defence.weight_perturbation:
+        said.append(f"AWP {recipe.defence.weight_perturbation:g}")
+    if recipe.training.augment.crop_shift:
+        said.append(f"CropShift {recipe.training.augment.crop_shift:g}")
+    if recipe.training.augment.spectrum:
+        said.append(f"gains of frequencies up to exp({recipe.training.augment.spectrum:g})")
+    if recipe.model.local_contrast:
+        said.append(f"local contrast of {recipe.model.local_contrast} pixels")
+    return ", ".join([*said, f"{recipe.training.epochs} epochs of {films} films"])
+
+
+def images_of(run: Run) -> int:
+    """How many films a run was trained on."""
+    return int(str(files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")["images"]))
+
+
+def command(recipe: RunRecipe) -> str:
+    """The command that trains a run of this recipe anew, for any seed."""
+    given = recipe.model_dump(exclude_defaults=True, exclude={"seed": True, "data": {"splits", "labels"}})
+    model, size = given.pop("model"), given.pop("data").get("size", recipe.data.size)
+    defence = given.pop("defence", {})
+    defence.pop("name", None), defence.pop("epsilon", None), model.pop("weights", None)
+    parts = [f"--model {model.pop('name')} --weights {recipe.model.weights} --size {size}"]
+    epsilon = f" --epsilon {recipe.defence.epsilon:g}" if recipe.defence.attacks or recipe.defence.certifies else ""
+    parts += [f"--defence {recipe.defence.name}{epsilon} --seed SEED"]
+    parts += [f"--set {key}={value}" for key, value in _keys({"model": model, "defence": defence, **given})]
+    return " ".join(["trustcxr train --data DATA --out RUN", *parts])
+
+
+def _keys(given: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
+    """A recipe's keys with dots, and their values as they are typed."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{before}{key}.")
+        else:
+            yield before + key, _typed(value)
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on a command line: a list in quotes, for a shell would take its brackets for a pattern."""
+    if isinstance(value, list | tuple):
+        return f"'[{','.join(map(str, value))}]'"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

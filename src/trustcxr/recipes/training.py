@@ -117,7 +117,7 @@ class TrainingRecipe(Strict):
         ("grey",),
         min_length=1,
         description="with counterfactuals: what takes a lesion's place, in turn: grey (of the healthy lung), mirror "
-        "(the lung of the other side), surroundings",
+        "(the lung of the other side), surroundings (the healthy lung around it)",
     )
     counterfactual_parts: Fraction = Field(
         0.0,
