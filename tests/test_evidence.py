@@ -176,6 +176,30 @@ def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() ->
     assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
+def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, asked, radii, real = _known(24), {}, [], lesion_losses.counterfactual
+
+    def counterfactual(known: Known, **options: object) -> Known:
+        asked.update(options)
+        return real(known, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lesion_losses, "counterfactual", counterfactual)
+    keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0, "counterfactual_parts": 0.4}
+    recipe = _recipe(**keys, counterfactual_fills=["mirror", "grey"], defence={"name": "fgsm"})
+    masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
+    module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2, **masks)
+    defence = module.defence
+    module.defence = lambda *batch, **options: radii.append(options["epsilon"]) or defence(*batch, **options)
+    module.on_train_epoch_start()
+    module.training_step(((known.pixels * 255).byte(), known.labels, torch.arange(24)), 0)
+    assert (asked["share"], asked["parts"], tuple(asked["fills"])) == (0.5, 0.4, ("mirror", "grey"))
+    spared = radii[0].flatten() == 0
+    assert 0 < int(spared.sum()) < 24
+    assert radii[0].flatten()[~spared].tolist() == pytest.approx([0.02] * int((~spared).sum()))
+
+
 def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
     known = _known(24)
     after = lesion_losses.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
