@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trustcxr import explain, models
 from trustcxr.data import lesions
-from trustcxr.defences import lesion_losses
+from trustcxr.defences import guidance, lesion_losses
+from trustcxr.defences.guidance import Pass
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import to_saliency
@@ -219,6 +220,10 @@ def test_no_share_changes_nothing() -> None:
         assert torch.equal(getattr(after, name), getattr(known, name))
 
 
+def _evidence(found: Tensor) -> Pass:
+    return Pass(found, torch.zeros(len(found), 3), "evidence", torch.nn.Identity())
+
+
 @pytest.mark.parametrize("loss", ["energy", "l1", "odds"])
 def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) -> None:
     known = _known(3)
@@ -227,10 +232,10 @@ def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) ->
     on[:, 3] = off[:, 3] = 20 * torch.nn.functional.adaptive_avg_pool2d(known.lung, cells)[:, 0] - 10
     on[0, 0, 4:6, 3:5] = 6.0
     off[0, 0, 9:11, 10:12] = 6.0
-    costs = [float(lesion_losses.guidance(found, known, loss=loss)) for found in (on, off)]
+    costs = [float(guidance.guidance(_evidence(found), known, loss=loss)) for found in (on, off)]
     assert costs[0] < costs[1] - 0.01
     if loss == "energy":
-        lung = float(lesion_losses.guidance(on, Known(known.pixels, known.labels, known.lung, 0 * known.lesion)))
+        lung = float(guidance.guidance(_evidence(on), Known(known.pixels, known.labels, known.lung, 0 * known.lesion)))
         assert costs[0] == pytest.approx(lung, abs=1e-3), "all of the energy is inside"
 
 
@@ -238,7 +243,7 @@ def test_films_without_masks_are_unguided() -> None:
     known = _known(3)
     nothing = Known(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
     found = torch.randn(3, 4, 16, 16, requires_grad=True)
-    loss = lesion_losses.guidance(found, nothing)
+    loss = guidance.guidance(_evidence(found), nothing)
     loss.backward()
     assert loss.item() == 0
     assert found.grad is not None
@@ -247,15 +252,17 @@ def test_films_without_masks_are_unguided() -> None:
 
 def test_only_the_passes_of_training_are_followed() -> None:
     net = EvidenceNet(3, field=17, width=8)
-    with lesion_losses.followed(net) as passes:
+    with guidance.followed(net) as passes:
         net(torch.rand(2, 1, 16, 16))
         net.eval()(torch.rand(2, 1, 16, 16))
         with torch.no_grad():
             net.train()(torch.rand(2, 1, 16, 16))
     net(torch.rand(2, 1, 16, 16))
-    assert [tuple(p.shape) for p in passes] == [(2, 4, 4, 4)]
-    with lesion_losses.followed(torch.nn.Identity()) as none:
-        assert none == []
+    assert [(tuple(p.read.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
+    assert passes[0].logits.shape == (2, 3)
+    with guidance.followed(net.train(), wanted=False) as none:
+        net(torch.rand(2, 1, 16, 16))
+    assert none == []
 
 
 def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = None, **training: object) -> RunRecipe:

@@ -18,9 +18,9 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.data.phantom import anatomy, writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
-from trustcxr.explain import examples, faithfulness, layers, measures, methods, randomisation, scores, stability
+from trustcxr.explain import examples, faithfulness, measures, methods, randomisation, scores, stability
 from trustcxr.explain.summary import summarise
-from trustcxr.models import factory, zoo
+from trustcxr.models import factory, feature_maps, zoo
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import ExplanationRecipe
@@ -412,9 +412,9 @@ def test_methods_of_one_layer_share_one_pass(run: Run, batch: Any, monkeypatch: 
 
 def test_a_number_is_the_last_layer_of_a_stage(run: Run) -> None:
     named = dict(run.model.named_modules())
-    assert layers.find_layer(run.model, -1) is layers.find_layer(run.model, None) is run.model.cam_layer
-    assert layers.find_layer(run.model, -2) is named["net.layer3"] is layers.find_layer(run.model, "layer3")
-    assert layers.find_layer(run.model, "net.layer3") is named["net.layer3"]
+    assert feature_maps.find_layer(run.model, -1) is feature_maps.find_layer(run.model, None) is run.model.cam_layer
+    assert feature_maps.find_layer(run.model, -2) is named["net.layer3"] is feature_maps.find_layer(run.model, "layer3")
+    assert feature_maps.find_layer(run.model, "net.layer3") is named["net.layer3"]
 
 
 @pytest.mark.slow
@@ -424,7 +424,7 @@ def test_the_stage_before_has_twice_the_resolution(architecture: str) -> None:
     sizes = []
     for layer in (-1, -2):
         keep = lambda _module, _inputs, output: sizes.append(output.shape[-2:])  # noqa: E731
-        handle = layers.find_layer(model, layer).register_forward_hook(keep)
+        handle = feature_maps.find_layer(model, layer).register_forward_hook(keep)
         with torch.no_grad():
             model(torch.rand(1, 1, 224, 224))
         handle.remove()

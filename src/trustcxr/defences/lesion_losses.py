@@ -1,21 +1,16 @@
-"""Lesion masks in training: evidence held to the lesion, and films whose lesion is removed or transplanted.
+"""Lesion masks in training: films whose lesion is removed or transplanted.
 
-Masks are needed in training alone. A class whose films have none (Non-COVID here) is unguided: nothing tells its
-evidence where to lie, but that it must be in the lungs. Images are (B, 1, H, W), float, in [0, 1]; lung and lesion
-masks (B, 1, H, W), 1 inside, all 0 where an image has none.
+Masks are needed in training alone. Images are (B, 1, H, W), float, in [0, 1]; lung and lesion masks (B, 1, H, W), 1
+inside, all 0 where an image has none.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trustcxr.data import lesions
-from trustcxr.data.lungs import has_lungs
-from trustcxr.models.evidence import SCALE, EvidenceNet
 
 CONTROL = 0.75  # controls beside each film that is made counterfactual: they keep its label
 
@@ -38,12 +33,13 @@ class Known:
         edited = None if self.edited is None else self.edited[part]
         return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited)
 
+    def ill(self) -> Tensor:
+        """(B,) bool: films with a lesion."""
+        return (self.lesion > 0.5).flatten(1).any(1)
+
     def films(self, rows: Tensor) -> lesions.Films:
         """Some of them, with masks as `data.lesions` takes them."""
         return lesions.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
-
-
-# --- counterfactual films --------------------------------------------------------------------------------------------
 
 
 def counterfactual(
@@ -66,7 +62,7 @@ def counterfactual(
     """
     before = known.pixels
     partly = torch.rand(len(known.labels), generator=generator) < parts if parts else None
-    ill, well = _shuffled(_has(known.lesion), generator), _shuffled(known.labels == healthy, generator)
+    ill, well = _shuffled(known.ill(), generator), _shuffled(known.labels == healthy, generator)
     count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
     for number, fill in enumerate(fills):
         gone, controls = ill[:count][number :: len(fills)], ill[count : count + beside][number :: len(fills)]
@@ -120,70 +116,6 @@ def _transplanted(known: Known, into: Tensor, donors: Tensor, *, patch: Tensor) 
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 
-def _has(lesion: Tensor) -> Tensor:
-    return (lesion > 0.5).flatten(1).any(1)
-
-
 def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:
     rows = chosen.nonzero()[:, 0]
     return rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
-
-
-# --- guidance --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def followed(net: nn.Module) -> Iterator[list[Tensor]]:
-    """What the head of an evidence network puts out in training mode inside: (B, C + 1, h, w), a pass after another."""
-    passes: list[Tensor] = []
-    if not isinstance(net, EvidenceNet):
-        yield passes
-        return
-
-    def keep(module: nn.Module, _: object, output: Tensor) -> None:
-        if module.training and torch.is_grad_enabled():
-            passes.append(output)
-
-    hook = net.head.register_forward_hook(keep)
-    try:
-        yield passes
-    finally:
-        hook.remove()
-
-
-def guidance(found: Tensor, known: Known, *, loss: str = "energy") -> Tensor:
-    """How far the evidence of a pass is from the lesion, and what it takes for lung from the lungs; a scalar.
-
-    `found` (B or more, C + 1, h, w) as `followed` gives it; rows beyond the batch are left out. On films with a lesion
-    the positive evidence for their class is held to the mask, by "energy": one less its share inside, or by "l1": the
-    mean distance of the map, its peak at 1, from the mask (both Rao et al. 2023), or by "odds": the cross-entropy of
-    the evidence, taken as the logarithm of the odds that a cell is diseased. On films with lungs the places that count
-    are held to the lungs, by cross-entropy.
-    """
-    evidence, lungs = EvidenceNet.weighed(found[: len(known.labels)].float())
-    cells = (evidence.shape[-2], evidence.shape[-1])
-    inside, lung = (F.adaptive_avg_pool2d(mask, cells) for mask in (known.lesion, known.lung))
-    own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None]
-    by_film = {"energy": _energy, "l1": _l1, "odds": _odds}[loss](own, inside)
-    guided, placed = _has(known.lesion), has_lungs(known.lung).flatten()
-    where = F.binary_cross_entropy_with_logits(lungs, lung, reduction="none").mean((1, 2, 3))
-    return _mean_over(by_film, guided) + _mean_over(where, placed)
-
-
-def _energy(own: Tensor, inside: Tensor) -> Tensor:
-    own = own.clamp(min=0)
-    return 1 - (own * inside).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1e-6)
-
-
-def _odds(own: Tensor, inside: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(own * SCALE, inside, reduction="none").mean((1, 2, 3))
-
-
-def _l1(own: Tensor, inside: Tensor) -> Tensor:
-    own = own.clamp(min=0)
-    peak = own.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
-    return (own / peak - inside).abs().mean((1, 2, 3))
-
-
-def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    return (values * chosen).sum() / chosen.sum().clamp(min=1)

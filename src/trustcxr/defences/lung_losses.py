@@ -30,8 +30,7 @@ def recorded(model: nn.Module, *, wanted: bool = True) -> Iterator[Passes]:
         if not torch.is_grad_enabled():
             return None
         (images,) = inputs
-        # A view, so that a hook on the images themselves (of free training) does not take our gradient for its own.
-        return (images.view_as(images) if images.requires_grad else images.detach().requires_grad_(True),)
+        return (with_gradient(images),)
 
     def after(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if torch.is_grad_enabled():
@@ -43,6 +42,12 @@ def recorded(model: nn.Module, *, wanted: bool = True) -> Iterator[Passes]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def with_gradient(images: Tensor) -> Tensor:
+    """The images, so that a gradient in them can be asked for."""
+    # A view, so that a hook on the images themselves (of free training) does not take our gradient for its own.
+    return images.view_as(images) if images.requires_grad else images.detach().requires_grad_(True)
 
 
 def penalty(passes: Passes, logits: Tensor, outside: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
-from trustcxr.explain.layers import Layer, arrangement, find_layer
+from trustcxr.models.feature_maps import Layer, arrangement, find_layer
 from trustcxr.models.untouched import as_found
 
 Combine = Callable[[Tensor, Tensor], Tensor]

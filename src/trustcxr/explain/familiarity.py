@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
-from trustcxr.explain.layers import arrangement, find_layer
+from trustcxr.models.feature_maps import arrangement, find_layer
 from trustcxr.models.untouched import as_found
 from trustcxr.results import files, folders
 

@@ -11,7 +11,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.explain import controls
 from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_of, smoothed
 from trustcxr.explain.contract import SaliencyMethod, Target, check_images
-from trustcxr.explain.layers import Layer, find_layer
+from trustcxr.models.feature_maps import Layer, find_layer
 
 # The CAMs by name: what makes a map of a layer's features and their gradient.
 COMBINE: dict[str, Combine] = {

@@ -15,7 +15,7 @@ from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.explain import controls, faithfulness, layers, measures, randomisation
+from trustcxr.explain import controls, faithfulness, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.references import (
@@ -32,6 +32,7 @@ from trustcxr.explain.references import (
     of_the_film,
 )
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
+from trustcxr.models import feature_maps
 from trustcxr.recipes.testing import ExplanationRecipe
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def check(run: "Run", methods: Sequence[str]) -> None:
     for name in methods:
         base, layer = methods_by_name.parse(name)
         if layer is not None:
-            layers.find_layer(run.model, layer)
+            feature_maps.find_layer(run.model, layer)
         if base == "evidence":
             check_evidence(run.model)
 

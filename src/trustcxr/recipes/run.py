@@ -133,11 +133,10 @@ class RunRecipe(Strict):
         if self.training.needs_lesions and self.defence.name == "mixup":
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
         if self.training.guidance and self.defence.separate_batchnorm:
-            raise ValueError("guidance looks at one network's evidence, and separate_batchnorm makes two of it")
+            raise ValueError("guidance looks at what explains one network, and separate_batchnorm makes two of it")
         if self.training.needs_lesions and self.background == "crop":
             raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
-        if self.training.guidance and not all(n.startswith("evidence") for n in networks(self.model.name.lower())):
-            raise ValueError(f"guidance is of the evidence of an evidence network; {self.model.name} has none")
+        self._guidance_fits()
         if self.defence.start_from == "standard" and self.defence.background is not None and self.lung_gate:
             raise ValueError(
                 "start_from: standard has no lung gate to start from; "
@@ -154,3 +153,17 @@ class RunRecipe(Strict):
                 f"{self.training.background}; set training.background"
             )
         return self
+
+    def _guidance_fits(self) -> None:
+        asked, name = self.training, self.model.name
+        if not asked.guidance:
+            return
+        if asked.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
+            raise ValueError(
+                f"guidance_on: evidence needs an evidence network, which {name} is not; cam and gradients are of any "
+                "network"
+            )
+        if asked.guidance_loss == "odds" and asked.guidance_on != "evidence":
+            raise ValueError(f"guidance_loss: odds is of evidence; of {asked.guidance_on} there are energy and l1")
+        if asked.guidance_layer != -1 and asked.guidance_on != "cam":
+            raise ValueError(f"guidance_layer: {asked.guidance_layer} goes with guidance_on: cam")

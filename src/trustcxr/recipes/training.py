@@ -103,7 +103,15 @@ class TrainingRecipe(Strict):
         0.0, ge=0, description="weight of the squared gradient outside the lungs (Ross et al. 2017); was rrr"
     )
     guidance: float = Field(
-        0.0, ge=0, description="evidence networks: weight of the loss that holds the evidence to the lesion masks"
+        0.0, ge=0, description="weight of the loss that holds what explains an answer to the lesion masks"
+    )
+    guidance_on: Literal["evidence", "cam", "gradients"] = Field(
+        "evidence",
+        description="with guidance: what explains it: the evidence of an evidence network, Grad-CAM, or the pixels "
+        "times the gradient in them",
+    )
+    guidance_layer: int = Field(
+        -1, le=-1, description="with guidance_on: cam: whose map; -1 the last, -2 the stage before, of twice the cells"
     )
     guidance_loss: Literal["energy", "l1", "odds"] = Field(
         "energy",

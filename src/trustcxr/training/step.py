@@ -13,7 +13,7 @@ from trustcxr import defences
 from trustcxr.catalogue import DEFENCES
 from trustcxr.data.batches import Batch, augment, to_pixels
 from trustcxr.data.lungs import has_lungs
-from trustcxr.defences import backgrounds, lesion_losses, lung_losses
+from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
 from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
@@ -176,10 +176,11 @@ class TrainingStep(pl.LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch or a part of one, and its logits."""
         training, beside = self.recipe.training, None
-        weight, inside = training.outside_gradient, getattr(learner, "net", learner)
+        weight, guided = training.outside_gradient, training.guidance > 0 and known is not None
+        watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
         if self.recipe.empty_lungs and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
-        with lung_losses.recorded(learner, wanted=weight > 0) as passes, lesion_losses.followed(inside) as heads:
+        with lung_losses.recorded(learner, wanted=weight > 0) as passes, watched as seen:
             edited = None if known is None else known.edited
             loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs, part, edited))
         if weight and lungs is not None:
@@ -187,8 +188,8 @@ class TrainingStep(pl.LightningModule):
             loss = loss + weight * lung_losses.penalty(passes, logits, outside)
         if beside is not None:
             loss = loss + beside.confusion_loss()
-        if training.guidance and known is not None:
-            loss = loss + training.guidance * lesion_losses.guidance(heads[-1], known, loss=training.guidance_loss)
+        if seen and known is not None:
+            loss = loss + training.guidance * guidance.guidance(seen[-1], known, loss=training.guidance_loss)
         return loss, logits
 
     def _counterfactual(self, known: Known, healthy: int) -> Known:

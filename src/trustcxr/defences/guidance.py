@@ -1,0 +1,126 @@
+"""Guidance: what explains an answer is held to the lesion masks while a network learns (Rao et al., ICCV 2023).
+
+What explains it is one of ON: the evidence of an evidence network, which is the answer's own arithmetic; Grad-CAM of a
+layer of any network; or its pixels times the gradient in them. Masks are needed in training alone. A class whose films
+have none (Non-COVID here) is unguided: nothing tells its explanation where to lie, but of evidence that it must be in
+the lungs. Maps are of the label's class.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr.data.lungs import has_lungs
+from trustcxr.defences.lesion_losses import Known
+from trustcxr.defences.lung_losses import with_gradient
+from trustcxr.models.evidence import SCALE, EvidenceNet
+from trustcxr.models.feature_maps import arrangement, find_layer
+
+
+class Pass(NamedTuple):
+    """What a map is made of: the head's output, a layer's features or the images; the logits (B, C); and by whom."""
+
+    read: Tensor
+    logits: Tensor
+    on: str
+    model: nn.Module
+
+
+@contextmanager
+def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted: bool = True) -> Iterator[list[Pass]]:
+    """The passes of training inside, one after the other; none if not wanted. `layer`: of a CAM, as `grad_cam` has it.
+
+    Raises UserError for a layer that the model has not.
+    """
+    passes: list[Pass] = []
+    if not wanted:
+        yield passes
+        return
+    read: list[Tensor] = []
+
+    def learns(module: nn.Module) -> bool:
+        return module.training and torch.is_grad_enabled()
+
+    def images(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        if not learns(module):
+            return None
+        read[:] = [with_gradient(inputs[0])]
+        return (read[0],)
+
+    def features(module: nn.Module, _: object, output: Tensor) -> None:
+        if learns(module):
+            read[:] = [output]
+
+    def answer(module: nn.Module, _: object, output: Tensor) -> None:
+        if learns(module):
+            passes.append(Pass(read[0], output, on, module))
+
+    hooks = [model.register_forward_hook(answer)]
+    if on == "gradients":
+        hooks.append(model.register_forward_pre_hook(images))
+    else:
+        place = find_layer(model, layer if on == "cam" else "head")
+        hooks.append(place.register_forward_hook(features))
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def guidance(found: Pass, known: Known, *, loss: str = "energy") -> Tensor:
+    """How far what explains the answers of a pass is from the lesions; a scalar, with a gradient in the weights.
+
+    Rows of the pass beyond the batch are left out. The positive part of each map is held to the mask, by "energy": one
+    less its share inside, or by "l1": the mean distance of the map, its peak at 1, from the mask (both Rao et al.
+    2023); of evidence also by "odds": the cross-entropy of the evidence, taken as the logarithm of the odds that a cell
+    is diseased. Of evidence, on films with lungs, the places that count are held to the lungs too, by cross-entropy.
+    """
+    if found.on == "evidence":
+        evidence, places = EvidenceNet.weighed(found.read[: len(known.labels)].float())
+        own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None]
+        lung = F.adaptive_avg_pool2d(known.lung, (own.shape[-2], own.shape[-1]))
+        where = F.binary_cross_entropy_with_logits(places, lung, reduction="none").mean((1, 2, 3))
+        placed = _mean_over(where, has_lungs(known.lung).flatten())
+    else:
+        own, placed = explained(found, known), found.logits.new_zeros(())
+    inside = F.adaptive_avg_pool2d(known.lesion, (own.shape[-2], own.shape[-1]))
+    return _mean_over({"energy": _energy, "l1": _l1, "odds": _odds}[loss](own, inside), known.ill()) + placed
+
+
+def explained(found: Pass, known: Known) -> Tensor:
+    """The map of each film's label (B, 1, h, w), of any sign: Grad-CAM of the features, or pixels times gradient.
+
+    One backward pass, whose graph is kept, so that what is asked of the map reaches the weights.
+    """
+    own = found.logits[torch.arange(len(known.labels), device=known.labels.device), known.labels].float().sum()
+    (slope,) = torch.autograd.grad(own, found.read, create_graph=True)
+    read, slope = found.read[: len(known.labels)].float(), slope[: len(known.labels)].float()
+    if found.on == "gradients":
+        return read * slope
+    upright = arrangement(read, known.pixels.shape[-2], known.pixels.shape[-1], found.model)
+    weights = upright(slope).mean((2, 3), keepdim=True)
+    return (weights * upright(read)).sum(1, keepdim=True)
+
+
+def _energy(own: Tensor, inside: Tensor) -> Tensor:
+    own = own.clamp(min=0)
+    return 1 - (own * inside).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1e-6)
+
+
+def _odds(own: Tensor, inside: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(own * SCALE, inside, reduction="none").mean((1, 2, 3))
+
+
+def _l1(own: Tensor, inside: Tensor) -> Tensor:
+    own = own.clamp(min=0)
+    peak = own.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return (own / peak - inside).abs().mean((1, 2, 3))
+
+
+def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
