@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from benchmarks.findings import ceiling, elsewhere, seeds
+from benchmarks.findings import ceiling, elsewhere, folds, seeds
 from torch import nn
 
 from trustcxr import models
 from trustcxr.data import phantom, read_manifest
+from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.statistics import Bootstrap
@@ -166,3 +167,69 @@ def test_what_is_right_stands_in_the_order_of_the_films() -> None:
         "clean": [False, True],
         "worst_case": [True, False],
     }
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def _grouped(folder: Path) -> Path:
+    """Phantoms in groups of three, as a list."""
+    phantom.write(folder / "films", {"Train": 90, "Val": 18, "Test": 12}, size=32, seed=0)
+    table = read_manifest(folder / "films").table.sort_values(["split", "class"], kind="stable")
+    table["group"] = [f"group {number // 3}" for number in range(len(table))]
+    table["path"] = [str(folder / "films" / path) for path in table["path"]]
+    listed = table.rename(columns={"class": "label"})[["path", "label", "split", "group"]]
+    listed.to_csv(folder / "list.csv", index=False)
+    return folder / "list.csv"
+
+
+def test_every_film_is_tested_once_and_no_group_is_divided(tmp_path: Path) -> None:
+    films = _grouped(tmp_path)
+    known = pd.read_csv(films)
+    lists = [pd.read_csv(path) for path in folds.lists(films, tmp_path)]
+    tested = pd.concat([one[one["split"] == "Test"] for one in lists])
+    assert sorted(tested["path"]) == sorted(known.loc[known["split"] != "Test", "path"]), "each once, and none of Test"
+    for one in lists:
+        assert len(one) == (known["split"] != "Test").sum()
+        assert one.groupby("group")["split"].nunique().max() == 1
+        counts = one["split"].value_counts()
+        assert 0.15 < counts["Test"] / len(one) < 0.25
+        assert 0.07 < counts["Val"] / (len(one) - counts["Test"]) < 0.18
+        shares = one[one["split"] == "Test"]["label"].value_counts(normalize=True)
+        assert shares.between(0.2, 0.5).all(), "of every class as many as there are"
+
+
+def _fold_run(tmp_path: Path, fold: str, seed: int = 0) -> Run:
+    folder = tmp_path / f"{fold}-{seed}"
+    folder.mkdir()
+    (folder / "run.yaml").write_text(f"data: {{root_name: {fold}, images: 3}}\n")
+    recipe = RunRecipe.model_validate(
+        {"model": {"name": "evidence-17x8", "weights": "none"}, "data": {"size": 32}, "seed": seed}
+    )
+    return Run(folder, nn.Identity(), ("x", "y"), recipe)  # type: ignore[arg-type]
+
+
+def test_films_of_all_folds_are_pooled_in_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(path: Path, **_: object) -> SimpleNamespace:
+        number = int(path.stem.removeprefix("fold-"))
+        return SimpleNamespace(groups=np.array([f"{number}a", f"{number}b"]), labels=np.array([0, 1]), number=number)
+
+    right = {m: (lambda data, m=m: np.array([True, data.number < 3 and m != "pgd"])) for m in folds.MEASURES}
+    monkeypatch.setattr(folds, "load_dataset", loaded)
+    monkeypatch.setattr(folds, "kept", lambda run, data, place, attacks: data)
+    monkeypatch.setattr(folds, "held", lambda table, data: {m: found(data) for m, found in right.items()})
+    runs = [_fold_run(tmp_path, f"fold-{number}.csv") for number in (3, 1, 0, 4, 2)]
+    pooled, films = folds.pool(runs, tmp_path)
+    assert films["fold"].tolist() == [f"fold-{number}.csv" for number in range(5) for _ in range(2)]
+    assert films["group"].tolist() == [f"{number}{letter}" for number in range(5) for letter in "ab"]
+    assert pooled[0].held["clean"].tolist() == [True, True] * 3 + [True, False] * 2
+    (row,) = folds.figures(pooled, films).to_dict("records")
+    assert (row["clean"], row["pgd"], row["n"]) == (pytest.approx(0.8), pytest.approx(0.5), 10)
+    assert (row["clean_worst_fold"], row["clean_best_fold"], row["pgd_best_fold"]) == (0.5, 1.0, 0.5)
+    text = "\n".join(folds.page(pd.DataFrame([row]), "films", {}, {}))
+    assert "10 films" in text
+    assert "50.0 to 100.0" in text
+    with pytest.raises(UserError, match=r"evidence-17x8-standard, seed 0: no run of fold-2\.csv"):
+        folds.pool(runs[:-1], tmp_path)
+    with pytest.raises(UserError, match="covidqu-midi, which is no list"):
+        folds.pool([_fold_run(tmp_path, "covidqu-midi")], tmp_path)

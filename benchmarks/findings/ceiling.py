@@ -27,6 +27,7 @@ from benchmarks.findings.seeds import (
     held,
     images_of,
     kept,
+    listed,
     percent,
     row_name,
     summary,
@@ -53,6 +54,7 @@ ATTACKS = (
     AttackRecipe(name="worst-case", epsilons=(EPSILON,), steps=30, queries=300, precision="bf16"),
 )
 MEASURES = ("clean", "fgsm", "pgd", "worst_case")
+HEAD = ("network", "pixels", "seeds", "clean", "FGSM", "PGD-20", "worst case", "spread", "a step")
 WHOLE = 33_920  # images of COVID-QU-Ex
 GOALS = {"worst_case": 0.72, "clean": 0.87}
 ONE_NETWORK = 0.66, 1.7  # its worst case, and what a step of it may cost in standard ones
@@ -113,9 +115,7 @@ def fewer(data: Path, films: int, out: Path) -> Path:
     order = train.iloc[np.random.default_rng(0).permutation(len(train))]
     place = order.groupby("class").cumcount() / order["class"].map(train["class"].value_counts())
     some = order.loc[place.sort_values(kind="stable").index[:films]]
-    listed = pd.concat([some, val]).rename(columns={"class": "label"})
-    listed = listed.assign(path=[str(data.resolve() / path) for path in listed["path"]])
-    files.write_table(path := out / f"films-{films}.csv", listed[["path", "label", "split", "group"]])
+    files.write_table(path := out / f"films-{films}.csv", listed(pd.concat([some, val]), data))
     return path
 
 
@@ -148,6 +148,7 @@ def figures(tested: Sequence[Tested], data: Dataset, cost: Mapping[str, float]) 
         networks = len(getattr(seeds[0].run.model.net, "nets", [0]))
         images = images_of(seeds[0].run) if seeds[0].run.recipe is not None else 0
         about = {"networks": networks, "trained_on": images, "standard_steps": cost.get(name, np.nan)}
+        about["pixels"] = seeds[0].run.size
         parts = [(f"{name}, seed {each.seed}", each.seed, [each]) for each in seeds]
         for run, seed, some in [*parts, (name, "mean", seeds)]:
             one = summary([each.held for each in some], MEASURES, data.labels, groups)
@@ -166,16 +167,13 @@ def page(table: pd.DataFrame, data: str, split: str, trained: Sequence[str]) -> 
         "",
         f"`python -m benchmarks.findings.ceiling RUN... --data {data} --out DIR --together RUN+RUN`. {NOTICE} "
         f"{int(table['n'].iloc[0])} {split} images of {data}, opened once for each network; percent answered rightly, "
-        f"epsilon {EPSILON:g}, L-infinity; 95 % intervals over groups of images, of the mean over seeds; spread: the "
-        "largest less the smallest of the seeds. Worst case: of APGD on two losses, FAB and Square, searched in bf16 "
-        "and confirmed in float32. In brackets the mean over classes (a constant answer has 33.3 there). A step: of "
-        "training, in standard steps of that network, timed in turn on one thread. Chosen on validation "
-        "(`trials-ceiling-covidqu-midi.md`).",
+        f"epsilon {EPSILON:g}, L-infinity; 95 % intervals over groups of images, of the mean over seeds; pixels: the "
+        "side of the images, at which they are attacked; spread: the largest less the smallest of the seeds. Worst "
+        "case: of APGD on two losses, FAB and Square, confirmed in float32. In brackets the mean over classes (a "
+        "constant answer has 33.3 there). A step: of training, in standard steps of that network, timed in turn on one "
+        "thread. Chosen on validation (`trials-ceiling-covidqu-midi.md`).",
         "",
-        *markdown.table(
-            ["network", "seeds", "clean", "FGSM", "PGD-20", "worst case", "spread", "a step"],
-            [cells(row) for _, row in means.iterrows()],
-        ),
+        *markdown.table([*HEAD], [cells(row) for _, row in means.iterrows()]),
         "",
         "## Against the goals",
         "",
@@ -187,10 +185,7 @@ def page(table: pd.DataFrame, data: str, split: str, trained: Sequence[str]) -> 
         "",
         "## Each seed",
         "",
-        *markdown.table(
-            ["network", "seeds", "clean", "FGSM", "PGD-20", "worst case", "spread", "a step"],
-            [cells(row) for _, row in table[table["seed"] != "mean"].iterrows()],
-        ),
+        *markdown.table([*HEAD], [cells(row) for _, row in table[table["seed"] != "mean"].iterrows()]),
         "",
         "## How they were trained",
         "",
@@ -205,7 +200,7 @@ def cells(row: pd.Series) -> list[str]:
     shares[3] += f" ({percent(row['balanced_worst_case'])})"
     step = "" if pd.isna(row["standard_steps"]) else f"{row['standard_steps']:.2f}"
     spread = percent(row["worst_case_spread"]) if row["seeds"] > 1 else ""
-    return [str(row["run"]), str(row["seeds"]), *shares, spread, step]
+    return [str(row["run"]), str(row["pixels"]), str(row["seeds"]), *shares, spread, step]
 
 
 def goals(means: pd.DataFrame) -> list[str]:

@@ -92,7 +92,12 @@ def between(row: Mapping[str, object] | pd.Series, measure: str) -> str:
 
 def row_name(run: Run) -> str:
     """What its seeds share: the network, how it was trained, on how many films, for how long."""
-    recipe, films = run.trained_by, images_of(run)
+    return f"{way(run)}, {run.trained_by.training.epochs} epochs of {images_of(run)} films"
+
+
+def way(run: Run) -> str:
+    """The network and how it was trained, whatever the films."""
+    recipe = run.trained_by
     said = [recipe.name.rsplit("-s", 1)[0]]
     if recipe.defence.weight_perturbation:
         said.append(f"AWP {recipe.defence.weight_perturbation:g}")
@@ -102,7 +107,7 @@ def row_name(run: Run) -> str:
         said.append(f"gains of frequencies up to exp({recipe.training.augment.spectrum:g})")
     if recipe.model.local_contrast:
         said.append(f"local contrast of {recipe.model.local_contrast} pixels")
-    return ", ".join([*said, f"{recipe.training.epochs} epochs of {films} films"])
+    return ", ".join(said)
 
 
 def images_of(run: Run) -> int:
@@ -137,3 +142,10 @@ def _typed(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"'[{','.join(map(str, value))}]'"
     return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def listed(films: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """Rows of a manifest as a list of films that may lie anywhere: path, label, split, group."""
+    root = data.resolve() if data.is_dir() else data.resolve().parent
+    found = films.assign(path=[str(root / path) for path in films["path"]])
+    return found.rename(columns={"class": "label"})[["path", "label", "split", "group"]]
