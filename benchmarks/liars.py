@@ -57,9 +57,11 @@ class Noise(Liar):
 class EveryNoise(Liar):
     """The mean over many draws of Noise, always the same: what no number of draws tells an attack much better."""
 
+    draws = 64
+
     def forward(self, images: Tensor) -> Tensor:
         one = images.shape[1:]
-        draws = (0.05 * torch.randn(one, generator=torch.Generator().manual_seed(seed)) for seed in range(64))
+        draws = (0.05 * torch.randn(one, generator=torch.Generator().manual_seed(seed)) for seed in range(self.draws))
         shares = [self.net((images + draw).clamp(0, 1)).softmax(1) for draw in draws]
         return torch.stack(shares).mean(0).log()
 
@@ -68,10 +70,14 @@ class RandomResizing(Liar):
     """Smaller by up to a fifth of its side, somewhere on black (Xie et al. 2018)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        side = images.shape[-1]
-        small = int(torch.randint(side - side // 5, side + 1, ()))
-        left, top = (int(torch.randint(0, side - small + 1, ())) for _ in range(2))
-        return self.net(self.placed(images, small, left, top))
+        return self.net(self.placed(images, *self.drawn(images.shape[-1])))
+
+    @staticmethod
+    def drawn(side: int, by: torch.Generator | None = None) -> tuple[int, int, int]:
+        """A smaller side, and how far from the left and the top it is placed."""
+        small = int(torch.randint(side - side // 5, side + 1, (), generator=by))
+        left, top = (int(torch.randint(0, side - small + 1, (), generator=by)) for _ in range(2))
+        return small, left, top
 
     @staticmethod
     def placed(images: Tensor, small: int, left: int, top: int) -> Tensor:
@@ -93,6 +99,23 @@ class EveryResizing(RandomResizing):
         return total / len(sizes)
 
 
+class FewerNoises(EveryNoise):
+    """The same over fewer draws, for a network of real size."""
+
+    draws = 16
+
+
+class SomeResizings(RandomResizing):
+    """The mean over some of what RandomResizing may draw, always the same."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        shares = []
+        for seed in range(FewerNoises.draws):
+            draw = self.drawn(images.shape[-1], torch.Generator().manual_seed(seed))
+            shares.append(self.net(self.placed(images, *draw)).softmax(1))
+        return torch.stack(shares).mean(0).log()
+
+
 LIARS = {
     "logits x 1000": LogitsTimesThousand,
     "tanh(1000 logits)": Tanh,
@@ -102,3 +125,6 @@ LIARS = {
     "noise": Noise,
     "random resizing": RandomResizing,
 }
+# A network that blurs its answer over draws may truly be harder to mislead. What an attack can reach there is not what
+# its bare network has, but what the mean over draws has that are all known: always the same answer, nothing hidden.
+TWINS = {"noise": FewerNoises, "random resizing": SomeResizings}

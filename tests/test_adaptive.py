@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
-from trustcxr.attacks.adaptive import adaptive, wrong_share
+from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
 from trustcxr.attacks.stand_ins import Attackable, StandIns, look
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.carried_out import CarriedOut
@@ -71,6 +71,31 @@ def test_what_stands_behind_a_stand_in_gets_a_longer_climb() -> None:
     assert left(liar, many, found) < 0.36
     bare = adaptive(trained(), *many, epsilon=0.03, steps=20)
     assert left(trained(), many, bare) > left(liar, many, found), "the JPEG protects nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "helps", "climbs"), [("jpeg", 0, 1), ("jpeg", 2, 3), ("jpeg", 99, 6), ("noise", 9, 0)]
+)
+def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
+    name: str, helps: int, climbs: int, films: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[int, int]] = []
+    liar, (images, labels) = LIARS[name](trained()), films
+    broken = pgd(trained(), images, labels, epsilon=0.3)
+
+    def finds_one(model: nn.Module, some: Tensor, true: Tensor, **options: int) -> Tensor:
+        done.append((options["steps"], options["seed"]))
+        found = some.clone()
+        if options["steps"] != 7 and options["seed"] - 5 <= helps:  # one of those that it is given
+            found[0] = broken[int((images == some[0]).flatten(1).all(1).nonzero()[0, 0])]
+        return found
+
+    for attack in ("pgd", "apgd"):
+        monkeypatch.setattr(f"trustcxr.attacks.adaptive.{attack}", finds_one)
+    adaptive(liar, images, labels, epsilon=EPSILON, steps=7, seed=5)
+    longer = [(steps, seed) for steps, seed in done if steps != 7]
+    assert longer == [(LONGER * 7, 5 + number) for number in range(1, climbs + 1) for _ in range(2)]
+    assert min(LONGER, CLIMBS) >= 5
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])

@@ -1,16 +1,19 @@
 """Networks that only look robust, through a whole audit: is each found out, and broken as its bare network is?
 
-    python -m benchmarks.findings.liars RUN --data PATH --out DIR [--images N] [--only NAME ...]
+    python -m benchmarks.findings.liars RUN --data PATH --out DIR [--images N] [--twins] [--further] [--only NAME ...]
 
 RUN: a folder of `trustcxr train` of one timm network, trained as usual. It is hidden in every way of benchmarks.liars,
 and each is audited with FGSM, PGD and worst-case of exam-1 on the validation images: N of each class, all unless said.
 Beside what the audit leaves stands what plain PGD leaves, as a test that does not look at the model would print it.
-An audit that was made before, in DIR, is read. Written: results/liars-<data>.csv and .md.
+With --twins, of a liar that answers by chance also what is left of its twin: the mean over draws that are all known,
+which hides nothing; with --further the bare network and what answers by chance also at twice the epsilon. An audit that
+was made before, in DIR, is read. Written: results/liars-<data>.csv and .md.
 """
 
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,22 +21,30 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.findings.audits import first_images
-from benchmarks.liars import LIARS
+from benchmarks.liars import LIARS, TWINS, FewerNoises
 from trustcxr import attacks
 from trustcxr.about import NOTICE
+from trustcxr.attacks.adaptive import adaptive
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.evaluation.run import load_run
 from trustcxr.models.untouched import undisturbed
 from trustcxr.report import markdown
+from trustcxr.results import files
 from trustcxr.results.documents import AuditDocument, Share
 from trustcxr.study.audit import audit
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 ATTACKS = ("fgsm", "pgd", "worst-case")
-EPSILON, STEPS = 0.02, 20
+EPSILON, FURTHER, STEPS = 0.02, 0.04, 20
 BARE = "bare"
 POINTS = 0.03  # how far above its bare network's a liar's examined accuracy may be
+_TWIN = (
+    "Twin: the mean over {draws} draws of the same network, all known to the attack (PGD and APGD, begun from what "
+    "misleads the bare network), so that nothing is hidden or left to chance. A network that blurs its answer over "
+    "draws is truly somewhat harder to mislead within this epsilon. What the audit leaves of it, less what is left of "
+    "its twin, in points: {beside}."
+)
 _RUN, _LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
 
 
@@ -48,8 +59,10 @@ def hidden(run: Path, name: str) -> nn.Module:
     return inner if name == BARE else LIARS[name](inner)
 
 
-def rows(run: Path, data: Path, out: Path, names: list[str]) -> list[dict[str, object]]:
-    """Of the bare network and of each liar: what the audit says, and what plain PGD leaves."""
+def rows(
+    run: Path, data: Path, out: Path, names: Sequence[str], *, epsilon: float = EPSILON, twins: bool = False
+) -> list[dict[str, object]]:
+    """Of the bare network and of each liar: what the audit says, what plain PGD leaves, and what of its twin."""
     loaded = load_run(run, on="cpu")
     films = load_dataset(data, None, loaded.size, classes=loaded.classes)
     images, labels = to_pixels(torch.from_numpy(films.images.copy())), torch.from_numpy(films.labels)
@@ -62,21 +75,25 @@ def rows(run: Path, data: Path, out: Path, names: list[str]) -> list[dict[str, o
             f"python: benchmarks.findings.liars:network\nname: {stem}\ninput: {{size: {loaded.size}}}\n"
             f"output: {{kind: logits, classes: [{', '.join(loaded.classes)}]}}\n"
         )
-        begun = time.perf_counter()
-        said = audit(model, data, out / "audits" / stem, attacks=ATTACKS, epsilons=(EPSILON,), trust_code=True)
-        seconds = time.perf_counter() - begun
-        print(f"{name}: {seconds:.0f} s", flush=True)
-        found.append(row(name, said, plainly(hidden(run, name), images, labels)))
+        begun, place = time.perf_counter(), out / "audits" / (stem if epsilon == EPSILON else f"{stem}-{epsilon:g}")
+        said = audit(model, data, place, attacks=ATTACKS, epsilons=(epsilon,), trust_code=True)
+        print(f"{name}, {epsilon:g}: {time.perf_counter() - begun:.0f} s", flush=True)
+        beside = place / "beside.json"  # what was measured of it and is no part of an audit
+        if not beside.is_file():
+            plain = plainly(hidden(run, name), images, labels, epsilon)
+            twin = known(name, hidden(run, BARE), images, labels) if twins else None
+            files.write_json(beside, {"plain_pgd": plain, "twin": twin})
+        found.append({"epsilon": epsilon} | row(name, said) | files.read_json(beside))
+        print(f"{name}, {epsilon:g}: {found[-1]['worst_case']} left, twin {found[-1]['twin']}", flush=True)
     return found
 
 
-def row(name: str, said: AuditDocument, plain: float) -> dict[str, object]:
+def row(name: str, said: AuditDocument) -> dict[str, object]:
     """What stands in the table of one network."""
     worst = next((one.accuracy for one in said.attacks if one.attack == "worst-case"), None)
     return {
         "network": name,
         **_share("clean", said.clean.accuracy),
-        "plain_pgd": plain,
         **_share("worst_case", worst),
         "n": said.clean.n,
         "withdrawn": said.withdrawn or "",
@@ -89,21 +106,100 @@ def _share(name: str, found: Share | None) -> dict[str, float | None]:
     return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
 
 
-def plainly(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def plainly(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float:
     """Accuracy on what PGD finds on the model as it stands, its answers taken once."""
     right = 0
     torch.manual_seed(0)
     for some, true in zip(images.split(32), labels.split(32), strict=True):
-        tried = attacks.pgd(model, some, true, epsilon=EPSILON, steps=STEPS)
+        tried = attacks.pgd(model, some, true, epsilon=epsilon, steps=STEPS)
         with undisturbed(model):
             right += int((model(tried).argmax(1) == true).sum())
     return right / len(labels)
 
 
+def known(name: str, bare: nn.Module, images: Tensor, labels: Tensor) -> float | None:
+    """Accuracy that attacks leave of the liar with all its draws known; None where it always answers the same."""
+    if name not in TWINS:
+        return None
+    twin, right = TWINS[name](bare), 0
+    for some, true in zip(images.split(32), labels.split(32), strict=True):
+        start = [attacks.pgd(bare, some, true, epsilon=EPSILON, steps=STEPS)]
+        found = adaptive(twin, some, true, epsilon=EPSILON, start=start, steps=STEPS)
+        with undisturbed(twin):
+            right += int((twin(found).argmax(1) == true).sum())
+    return right / len(labels)
+
+
 def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     """The Markdown page of a table."""
+    for column, value in (("epsilon", EPSILON), ("twin", None)):  # which a table of one epsilon, without twins, lacks
+        if column not in table:
+            table = table.assign(**{column: value})
     table = table.fillna({"flagged": "", "withdrawn": ""})
-    bare = table.loc[table["network"] == BARE].iloc[0]
+    near, far = (table[table["epsilon"] == epsilon] for epsilon in (EPSILON, FURTHER))
+    liars = near[near["network"] != BARE]
+    caught = int((liars["flagged"] != "").sum())
+    return [
+        f"# Networks that only look robust, through a whole audit of {data}",
+        "",
+        f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N]`; RUN: {run}, one seed, "
+        f"trained as usual. {int(near['n'].iloc[0])} validation images, the first of each class; percent answered "
+        f"rightly at epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} "
+        "steps on the network as it stands, as a test prints that does not look at what it attacks. Examined: what the "
+        f"audit leaves, worst case of exam-1. {NOTICE}",
+        "",
+        f"Of {len(liars)} liars {caught} are flagged, and {within(near)} are left with at most {100 * POINTS:.0f} "
+        "points more than the bare network.",
+        "",
+        *([_TWIN.format(draws=FewerNoises.draws, beside=beside(near)), ""] if beside(near) else []),
+        *shown(near),
+        *further(far),
+    ]
+
+
+HEAD = ["network", "clean", "plain PGD", "examined", "over the bare one", "its twin", "flagged at the door"]
+
+
+def further(table: pd.DataFrame) -> list[str]:
+    """What stands of those that answer by chance at the larger epsilon, if that was measured."""
+    if len(table) < 2:
+        return []
+    count = len(table) - 1
+    return [
+        "",
+        f"At {FURTHER:g}, {within(table)} of the {count} that answer by chance are left with at most "
+        f"{100 * POINTS:.0f} points more than the bare network:",
+        "",
+        *shown(table),
+    ]
+
+
+def shown(table: pd.DataFrame) -> list[str]:
+    """The page's table; without a column for twins where none was attacked."""
+    rows = [HEAD, *cells(table)]
+    if not table["twin"].notna().any():
+        rows = [[cell for place, cell in enumerate(row) if place != HEAD.index("its twin")] for row in rows]
+    return list(markdown.table(rows[0], rows[1:]))
+
+
+def _bare(table: pd.DataFrame) -> float:
+    return float(table.loc[table["network"] == BARE, "worst_case"].iloc[0])
+
+
+def within(table: pd.DataFrame) -> int:
+    """How many liars are left with hardly more than the bare network at the same epsilon."""
+    liars = table[table["network"] != BARE]
+    return int((liars["worst_case"] <= _bare(table) + POINTS).sum())
+
+
+def beside(table: pd.DataFrame) -> str:
+    """How far each is from its twin, of those that have one."""
+    random = table[table["twin"].notna()]
+    return ", ".join(f"{one['network']} {100 * (one['worst_case'] - one['twin']):+.1f}" for _, one in random.iterrows())
+
+
+def cells(table: pd.DataFrame) -> list[list[str]]:
+    """The rows of the page's table."""
 
     def percent(one: pd.Series, key: str) -> str:
         if pd.isna(one[key]):
@@ -112,29 +208,12 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
 
     lines = []
     for _, one in table.iterrows():
-        over = 100 * (one["worst_case"] - bare["worst_case"])
+        over = 100 * (one["worst_case"] - _bare(table))
         gap = "-" if one["network"] == BARE or pd.isna(over) else f"{over:+.1f}"
-        plain = f"{100 * one['plain_pgd']:.1f}"
-        shares = [percent(one, "clean"), plain, percent(one, "worst_case")]
-        lines.append([one["network"], *shares, gap, one["flagged"] or "nothing"])
-    head = ["network", "clean", "plain PGD", "examined", "over the bare one", "flagged at the door"]
-    liars = table[table["network"] != BARE]
-    within = int((liars["worst_case"] <= bare["worst_case"] + POINTS).sum())
-    caught = int((liars["flagged"] != "").sum())
-    return [
-        f"# Networks that only look robust, through a whole audit of {data}",
-        "",
-        f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N]`; RUN: {run}, one seed, "
-        f"trained as usual. {int(bare['n'])} validation images, the first of each class; percent answered rightly at "
-        f"epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} steps on "
-        "the network as it stands, as a test prints that does not look at what it attacks. Examined: what the audit "
-        f"leaves, worst case of exam-1. {NOTICE}",
-        "",
-        f"Of {len(liars)} liars {caught} are flagged, and {within} are left with at most {100 * POINTS:.0f} points "
-        "more than the bare network.",
-        "",
-        *markdown.table(head, lines),
-    ]
+        twin = "-" if pd.isna(one["twin"]) else f"{100 * one['twin']:.1f}"
+        shares = [percent(one, "clean"), f"{100 * one['plain_pgd']:.1f}", percent(one, "worst_case")]
+        lines.append([one["network"], *shares, gap, twin, one["flagged"] or "nothing"])
+    return lines
 
 
 def main() -> None:
@@ -144,11 +223,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, help="of each class; all unless said")
+    parser.add_argument("--twins", action="store_true", help="also attack the mean over draws that are all known")
+    parser.add_argument("--further", action="store_true", help="also at twice the epsilon, where that says something")
     parser.add_argument("--only", nargs="*", choices=list(LIARS), default=list(LIARS))
     asked = parser.parse_args()
     loaded = load_run(asked.run, on="cpu")
     films = first_images(asked.data, asked.out / "films", loaded, asked.images, split=loaded.trained_by.data.splits.val)
-    table = pd.DataFrame(rows(asked.run, films, asked.out, asked.only))
+    found = rows(asked.run, films, asked.out, asked.only, twins=asked.twins)
+    if asked.further:
+        found += rows(asked.run, films, asked.out, [one for one in asked.only if one in TWINS], epsilon=FURTHER)
+    table = pd.DataFrame(found)
     stem, recipe = f"liars-{asked.data.name}", loaded.trained_by
     table.to_csv(RESULTS / f"{stem}.csv", index=False, float_format="%.4f")
     run = f"{recipe.model.called} at {loaded.size} pixels"

@@ -16,7 +16,7 @@ from trustcxr.attacks.square import square
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.models.untouched import undisturbed
 
-LONGER = 5  # times the steps of a climb through stand-ins on what a first one left
+LONGER, CLIMBS = 10, 6  # times the steps of a climb through stand-ins on what a first one left; so many while they help
 JUDGED = 16  # draws that a random model is judged by, and as many that the worst image is chosen by
 
 
@@ -50,8 +50,12 @@ def adaptive(
     variants = traits.variants(model) if gradients else []
     for variant in variants:
         worst.climb(variant, epsilon, steps, seed, stop=not traits.random)
-    if gradients and traits.needs_stand_ins:  # whose gradient is a guess: what stands needs a longer climb
-        worst.climb(variants[-1], epsilon, LONGER * steps, seed + 1, stop=not traits.random)
+    if gradients and traits.needs_stand_ins:  # whose gradient is a guess: what stands needs longer climbs
+        for another in range(1, CLIMBS + 1):
+            before = worst.wrong.clone()
+            worst.climb(variants[-1], epsilon, LONGER * steps, seed + another, stop=not traits.random)
+            if torch.equal(worst.wrong, before):
+                break
     if surrogate is not None:
         worst.climb(Attackable(surrogate), epsilon, steps, seed, stop=False)
     if queries and len(rows := worst.standing()):
