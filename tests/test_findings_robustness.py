@@ -15,7 +15,7 @@ from benchmarks.findings import ceiling, elsewhere, folds, seeds
 from torch import nn
 
 from trustcxr import models
-from trustcxr.data import phantom, read_manifest
+from trustcxr.data import load_dataset, phantom, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import RunRecipe
@@ -127,6 +127,23 @@ def test_networks_together_answer_by_the_mean_of_their_logits(monkeypatch: pytes
         expected = torch.stack([model(images) for model in alone]).mean(0)
         assert torch.allclose(run.model(images), expected, atol=1e-5)
     assert name == "2 x a + b"
+
+
+def test_a_network_is_judged_at_the_size_that_it_was_trained_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phantom.write(tmp_path / "films", {"Train": 12, "Val": 6, "Test": 6}, size=48, seed=0)
+    for size in (32, 48):
+        recipe = RunRecipe.model_validate({"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": size}})
+        run = Run(tmp_path / str(size), models.build("test_resnet", classes=3).eval(), ("x", "y", "z"), recipe)
+        films = {side: load_dataset(tmp_path / "films", split="Test", size=side) for side in (32, 48)}
+        seen: list[int] = []
+        monkeypatch.setattr(ceiling, "kept", lambda run, data, *_, seen=seen: seen.append(data.images.shape[-1]))
+        monkeypatch.setattr(ceiling, "held", lambda *_: {})
+        ceiling.judged("one", "0", run, films[size], tmp_path, "Test")
+        assert seen == [size]
+        with pytest.raises(UserError, match=f"trained at {size} pixels, and given images of {80 - size}"):
+            ceiling.judged("one", "0", run, films[80 - size], tmp_path, "Test")
 
 
 def test_a_curve_over_films_finds_the_law_that_made_it() -> None:

@@ -79,17 +79,26 @@ def main() -> None:
     runs = [(row_name(run), str(run.trained_by.seed), run) for run in alone]
     for names in given.together:
         runs.append(together([load_run(folder, on="cpu") for folder in names.split("+")]))
-    data = load_dataset(given.data, split=given.split, **alone[0].trained_by.data.reading())
-    tested = []
-    for name, seed, run in runs:
-        place = given.out / f"{name}-s{seed}-{given.data.name}-{given.split}.parquet".replace("/", "-").replace(" ", "")
-        tested.append(Tested(name, seed, run, held(kept(run, data, place, ATTACKS), data)))
+    films = {
+        size: load_dataset(given.data, split=given.split, **alone[0].trained_by.data.reading() | {"size": size})
+        for size in {run.size for _, _, run in runs}
+    }
+    tested = [judged(name, seed, run, films[run.size], given.out, given.split) for name, seed, run in runs]
+    data = films[runs[0][2].size]
     table = figures(tested, data, costs(tested, given.out))
     text = "\n".join(page(table, given.data.name, given.split, recipes(tested))) + "\n"
     print(text)
     if given.split == "Test":
         files.write_table(RESULTS / f"ceiling-{given.data.name}.csv", table)
         (RESULTS / f"ceiling-{given.data.name}.md").write_text(text, encoding="utf-8")
+
+
+def judged(name: str, seed: str, run: Run, films: Dataset, out: Path, split: str) -> Tested:
+    """What a network answers rightly; UserError where the images are not of the size that it was trained on."""
+    if films.images.shape[-1] != run.size:
+        raise UserError(f"{name}: trained at {run.size} pixels, and given images of {films.images.shape[-1]}")
+    place = out / f"{name}-s{seed}-{films.root.name}-{split}.parquet".replace("/", "-").replace(" ", "")
+    return Tested(name, seed, run, held(kept(run, films, place, ATTACKS), films))
 
 
 def together(runs: Sequence[Run]) -> tuple[str, str, Run]:
