@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import claims, elsewhere, lesions, liars, notes
+from benchmarks.findings import ceiling, claims, elsewhere, lesions, liars, notes
 
 from trustcxr.report import markdown
 
@@ -51,6 +51,7 @@ def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
     lists |= {"trials-lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"lesions-covidqu-midi.csv", "lesions-covidqu-midi.md"}  # a test below holds them together
     lists |= {"trials-ceiling-covidqu-midi.md"}  # of validation, without a sentence
+    lists |= {"ceiling-covidqu-midi.csv", "ceiling-covidqu-midi.md"}  # a test below holds them together
     lists |= {"leaderboard-covidqu-mini.csv", "leaderboard-covidqu-mini.md"}  # rows of audits, without a sentence
     lists |= {"liars-covidqu-mini.csv", "liars-covidqu-mini.md"}  # of validation; the next test holds them together
     lists |= {"out-of-distribution-covidqu-mini.csv"}  # the rows of the page beside it, which a test compares
@@ -80,12 +81,42 @@ def test_the_page_of_other_hospitals_says_what_its_table_says() -> None:
     assert "\n".join(body(table.assign(fall=table["fall"] - 0.05))) not in page
 
 
+def test_the_page_of_the_ceiling_says_what_its_table_says() -> None:
+    table = pd.read_csv(RESULTS / "ceiling-covidqu-midi.csv")
+    page = (RESULTS / "ceiling-covidqu-midi.md").read_text(encoding="utf-8")
+
+    def body(table: pd.DataFrame) -> str:
+        """From the table on; before it stands the count of openings."""
+        return "\n".join(ceiling.page(table, "covidqu-midi", "Test", [])[4:])
+
+    assert body(table) in page
+    assert body(table.assign(worst_case=table["worst_case"] + 0.01)) not in page
+    means = table[table["seed"] == "mean"]
+    assert means["seeds"].max() >= 3
+    assert (means["n"] == 711).all()
+
+
 def test_the_page_of_liars_says_what_its_table_says() -> None:
     table = pd.read_csv(RESULTS / "liars-covidqu-mini.csv")
     page = (RESULTS / "liars-covidqu-mini.md").read_text(encoding="utf-8")
     assert page == "\n".join(liars.page(table, "covidqu-mini", "resnet18 at 96 pixels")) + "\n"
     flattered = table.assign(worst_case=table["worst_case"] - 0.05)
     assert "\n".join(liars.page(flattered, "covidqu-mini", "resnet18 at 96 pixels")) + "\n" != page
+
+
+def test_a_liar_that_answers_by_chance_stands_beside_its_twin_and_further_out() -> None:
+    row = {"clean": 0.7, "plain_pgd": 0.3, "n": 120, "flagged": "", "withdrawn": "", "twin": None}
+    row |= {f"{key}_{end}": 0.5 for key in ("clean", "worst_case") for end in ("low", "high")}
+    left = [(0.02, "bare", 0.0, None), (0.02, "noise", 0.12, 0.10), (0.02, "jpeg", 0.03, None)]
+    left += [(0.04, "bare", 0.01, None), (0.04, "noise", 0.05, None)]
+    keys = ("epsilon", "network", "worst_case", "twin")
+    table = pd.DataFrame([row | dict(zip(keys, values, strict=True)) for values in left])
+    text = "\n".join(liars.page(table, "films", "a network"))
+    assert "Of 2 liars 0 are flagged, and 1 are left with at most 3 points more" in text
+    assert "in points: noise +2.0." in text
+    assert "At 0.04, 0 of the 1 that answer by chance" in text
+    near = "\n".join(liars.page(table[table["epsilon"] == 0.02], "films", "a network"))
+    assert "0.04" not in near
 
 
 def test_the_page_of_unlike_films_says_what_its_table_says() -> None:

@@ -276,7 +276,8 @@ def bending(x: np.ndarray, y: np.ndarray) -> str:
 
     (ceiling, fall), _ = curve_fit(levelling, x, y, p0=(y.max(), 1.0))
     at = levelling(np.array([WHOLE]), ceiling, fall)[0]
-    return f"by a curve that levels off as one over the root, {percent(at)} (and never more than {percent(ceiling)})"
+    end = f"never {'more' if fall > 0 else 'less'} than {percent(ceiling)}"
+    return f"by a curve that levels off as one over the root, {percent(at)} (and {end})"
 
 
 def recipes(tested: Sequence[Tested]) -> list[str]:
