@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks.liars import LIARS, EveryNoise, EveryResizing, Jpeg, Liar
+from benchmarks.liars import LIARS, TWINS, EveryNoise, EveryResizing, Jpeg, Liar
 from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
@@ -61,6 +61,19 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
     assert 0.05 < known < 0.3
     assert drawn <= known + over
     assert left(trained(), many, adaptive(trained(), *many, epsilon=0.04, steps=20)) <= known
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(name: str, films: tuple[Tensor, Tensor]) -> None:
+    twin, liar = TWINS[name](trained()), LIARS[name](trained())
+    with torch.no_grad():
+        answer = twin(films[0]).exp()
+        assert torch.equal(twin(films[0]).exp(), answer)
+        assert torch.allclose(twin(films[0][3:4]).exp(), answer[3:4], atol=1e-5), "whichever films are beside it"
+        torch.manual_seed(0)
+        drawn = torch.stack([liar(films[0]).softmax(1) for _ in range(200)])
+        assert not torch.equal(drawn[0], drawn[1])
+    assert float((answer - drawn.mean(0)).abs().mean()) < 0.5 * float((drawn - drawn.mean(0)).abs().mean())
 
 
 def test_what_stands_behind_a_stand_in_gets_a_longer_climb() -> None:

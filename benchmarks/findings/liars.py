@@ -78,12 +78,14 @@ def rows(
         begun, place = time.perf_counter(), out / "audits" / (stem if epsilon == EPSILON else f"{stem}-{epsilon:g}")
         said = audit(model, data, place, attacks=ATTACKS, epsilons=(epsilon,), trust_code=True)
         print(f"{name}, {epsilon:g}: {time.perf_counter() - begun:.0f} s", flush=True)
-        beside = place / "beside.json"  # what was measured of it and is no part of an audit
-        if not beside.is_file():
-            plain = plainly(hidden(run, name), images, labels, epsilon)
-            twin = known(name, hidden(run, BARE), images, labels) if twins else None
-            files.write_json(beside, {"plain_pgd": plain, "twin": twin})
-        found.append({"epsilon": epsilon} | row(name, said) | files.read_json(beside))
+        path = place / "beside.json"  # what was measured of it and is no part of an audit
+        more: dict[str, object] = files.read_json(path) if path.is_file() else {}
+        if "plain_pgd" not in more:
+            more["plain_pgd"] = plainly(hidden(run, name), images, labels, epsilon)
+        if twins and "twin" not in more:
+            more["twin"] = known(name, hidden(run, BARE), images, labels)
+        files.write_json(path, more)
+        found.append({"epsilon": epsilon} | {"twin": None} | row(name, said) | more)
         print(f"{name}, {epsilon:g}: {found[-1]['worst_case']} left, twin {found[-1]['twin']}", flush=True)
     return found
 
