@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import ceiling, claims, elsewhere, lesions, liars, notes
+from benchmarks.findings import ceiling, claims, elsewhere, lesions, liars, notes, withdrawn
 
 from trustcxr.report import markdown
 
@@ -41,6 +41,40 @@ def test_a_row_that_is_gone_is_an_error() -> None:
         claims.figure({"file": "quick-covidqu-mini.csv", "where": {"run": "another"}})
     with pytest.raises(LookupError, match="0 cells"):
         claims.figure({"file": "certified-covidqu-midi.md", "where": {"change": "none"}, "column": "accuracy"})
+
+
+def test_a_withdrawn_row_bears_no_claim() -> None:
+    where = {"run": "resnet18-standard-s0", "condition": "gradcam", "measure": "pointing_hit_rate"}
+    claim = {"rows": [{"file": "localisation-covidqu-mini.csv", "where": where}]}
+    [(said, true)] = claims.holds(claim | {"verdict": "holds"})
+    assert "is withdrawn: the map has 2 x 2 cells" in said
+    assert not true
+    assert all(true for _, true in claims.holds(claim | {"verdict": "withdrawn"}))
+
+
+def test_what_earlier_statistics_stated_is_taken_out_of_every_page() -> None:
+    for path, text in withdrawn.texts().items():
+        assert path.read_bytes().decode() == text, f"python -m benchmarks.findings.withdrawn writes {path.name}"
+    for stem in withdrawn.PAGES:
+        text = (RESULTS / f"{stem}.md").read_text(encoding="utf-8")
+        assert "| masked |" not in text
+        assert not re.search(r"^- .*pointing hit rate \((gradcam|hirescam|layercam)\)", text, re.MULTILINE)
+        for method in withdrawn.COARSE:
+            cells = [row["hit rate"] for row in claims.rows_of(text, method) if not row["run"].startswith("*")]
+            assert set(cells) <= {withdrawn.CELL}
+        of_gates = text.partition("background, fgsm, against standard")[2].partition("### ")[0]
+        assert "gate" not in stem or "@gate" not in of_gates
+
+
+def test_withdrawing_takes_a_verdict_and_leaves_the_figure() -> None:
+    table = pd.read_csv(RESULTS / "localisation-covidqu-mini-comparisons.csv", keep_default_na=False)
+    gone = table[table["withdrawn"] != ""]
+    assert set(gone["verdict"]) == {"Withdrawn"}
+    assert pd.to_numeric(gone["difference"]).notna().all()
+    gated = gone[(gone["background"] == "gate") & ~gone["method"].isin(withdrawn.COARSE)]
+    assert set(gated["method"]) == {"layercam@gate", "integrated-gradients"}
+    assert set(gone.loc[gone["background"] == "full", "measure"]) == {"pointing_hit_rate"}
+    assert "Withdrawn" not in set(table.loc[table["withdrawn"] == "", "verdict"])
 
 
 def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:

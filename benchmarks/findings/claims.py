@@ -73,6 +73,15 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def withdrawn(row: Mapping[str, Any]) -> str:
+    """Why the row's figure is no longer stated, as its file says in a column of that name; nothing otherwise."""
+    path = RESULTS / row["file"]
+    if path.suffix != ".csv" or row.get("count"):
+        return ""
+    found = [line for line in _read(path) if all(_is(line[column], wanted) for column, wanted in row["where"].items())]
+    return found[0].get("withdrawn", "")
+
+
 def _is(cell: str, wanted: object) -> bool:
     """Whether a cell has this value; after ~ stands a pattern that the whole of it must have."""
     if isinstance(wanted, int | float):
@@ -141,13 +150,16 @@ def holds(claim: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     Of rows numbered from 0, v their value and l, h the ends of their intervals: `l[0] > 0.333`, `v[0] > v[1]`.
     """
     rows = [figure(row) for row in claim.get("rows", ())]
+    for row in claim.get("rows", ()):
+        if why := withdrawn(row):
+            yield f"{_named(row)} is withdrawn: {why}", claim["verdict"] == "withdrawn"
     named = {"v": [f.value for f in rows], "l": [f.ends()[0] for f in rows], "h": [f.ends()[1] for f in rows]}
     for condition in claim.get("must", ()):
         yield condition, bool(eval(condition, {"__builtins__": {"all": all, "max": max, "min": min}}, named))
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    where = ", ".join(str(value).lstrip("~") for value in row["where"].values())
+    where = ", ".join(str(value).lstrip("~") or f"no {key}" for key, value in row["where"].items())
     column = row.get("column", "")
     return f"{'rows of ' if row.get('count') else ''}{where}{f' ({column})' if column not in ('', 'value') else ''}"
 

@@ -137,7 +137,7 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     for column, value in (("epsilon", EPSILON), ("twin", None)):  # which a table of one epsilon, without twins, lacks
         if column not in table:
             table = table.assign(**{column: value})
-    table = table.fillna({"flagged": "", "withdrawn": ""})
+    table = table.astype({"flagged": object, "withdrawn": object}).fillna({"flagged": "", "withdrawn": ""})
     near, far = (table[table["epsilon"] == epsilon] for epsilon in (EPSILON, FURTHER))
     liars = near[near["network"] != BARE]
     caught = int((liars["flagged"] != "").sum())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.findings import withdrawn
 from trustcxr.report import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,15 +23,16 @@ WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "
          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")  # fmt: skip
 NOTICE = "not for diagnosis."
 PART = re.compile(r"<!-- openings -->.*?<!-- /openings -->", re.DOTALL)
-# What the versions that wrote these pages reckoned otherwise, by what stands in a page.
+# What the versions that wrote these pages reckoned otherwise, by what stands in a page or in a file beside it. What of
+# it is no longer stated is taken out by benchmarks.findings.withdrawn.
 MENDED = {
-    "| masked |": "`masked` is the verdict of the earlier judge, which accused undefended networks in mid-fall and "
-    "excused FGSM that overstates: it is withdrawn, either way.",
+    "": "The verdict on masked gradients of the earlier judge, which accused undefended networks in mid-fall and "
+    "excused FGSM that overstates, is withdrawn, either way, and its column taken out.",
     "corrected p =": "p-values are of McNemar's and Wilcoxon's tests over images; today's go by patient or group.",
-    "(gradcam)": "The hit rates of `gradcam`, `gradcam++`, `hirescam` and `layercam` at the last layer are withdrawn: "
+    ",gradcam,": "The hit rates of `gradcam`, `gradcam++`, `hirescam` and `layercam` at the last layer are withdrawn: "
     "at 64 pixels these maps have 2 x 2 cells, of which the best would hit less than chance. No map was held against "
     "the same network with random weights.",
-    "(layercam@gate)": "Comparisons of gated with ungated networks by a map at `@gate`, and by maps of the pixels, say "
+    ",gate": "Comparisons of gated with ungated networks by a map at `@gate`, and by maps of the pixels, say "
     "nothing of the networks (what the gate hides has no gradient) and are withdrawn.",
     "lungs blacked out": "The lungs were hidden in black alone; other fills can leave more.",
     "| drop from internal |": "160 of the 325 external films are of collections that COVID-QU-Ex drew from too "
@@ -84,7 +86,9 @@ def _page(name: str, found: pd.DataFrame) -> str:
     else:
         lines = [f"The Test images of {mine['images'].iloc[0]} were opened {WORDS[len(mine)]} time for this page."]
     lines += [f"Of this opening: {again}." for again in mine["again"] if again]
-    if older := [told for sign, told in MENDED.items() if sign in text and "| masked |" in text]:
+    if (stem := name.removesuffix(".md")) in withdrawn.PAGES:
+        beside = [text, *(path.read_text(encoding="utf-8") for path in RESULTS.glob(f"{stem}*.csv"))]
+        older = [told for sign, told in MENDED.items() if any(sign in one for one in beside)]
         lines.append("Written before the statistics were mended (statistics-before-after.md). " + " ".join(older))
     note = _marked(" ".join(lines), "\n")
     if PART.search(text):

@@ -1,0 +1,119 @@
+"""What the pages of results/ that were written before the statistics were mended no longer state.
+
+    python -m benchmarks.findings.withdrawn
+
+The networks of these pages are not kept, so what was reckoned otherwise then cannot be reckoned anew. What a mended
+judge would not state is taken out: of the pages the verdict on masked gradients, hit rates of maps with too few cells
+to hit, and comparisons that say nothing of the networks; in the CSV files beside them the figures stay, with the reason
+in the column `withdrawn`, and without a verdict. Run again, it changes nothing.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from trustcxr.catalogue.saliency import CONTROLS, Method
+from trustcxr.report import markdown
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+PAGES = (
+    "robustness-covidqu-mini",
+    "localisation-covidqu-mini",
+    "side-by-side-without-refit-covidqu-mini",
+    "side-by-side-covidqu-mini",
+    "lungs-without-refit-covidqu-mini",
+    "lungs-covidqu-mini",
+    "ct-ct-mini",
+)
+COLUMN, CELL = "withdrawn", "withdrawn"
+FEW_CELLS = "the map has 2 x 2 cells at 64 pixels, of which the best would hit less than chance (0.089 against 0.132)"
+GATE = "gated against ungated by a map of the gate or of the pixels: what the gate hides has no gradient"
+COARSE = {"gradcam", "gradcam++", "hirescam", "layercam"}  # at the last layer, which is what a bare name means
+_MASKED = re.compile(r" `masked`: the verdict on the gradients, whose reason stands in each run's metrics\.json\.")
+_EVERY = re.compile(r"^Every row with its figures is in (?P<file>\S+-comparisons\.csv)[.;].*$", re.MULTILINE)
+_BULLET = re.compile(r"^- (?:Yes|No|Neither|Not settled): (?P<measure>[a-z ]+) \((?P<method>\S+)\) ")
+_AGAINST = re.compile(r"^### \S+: (?P<background>\S+) background, ")
+
+
+def main() -> None:
+    for path, text in texts().items():
+        path.write_bytes(text.encode())
+        print(path.relative_to(RESULTS.parent))
+
+
+def texts() -> dict[Path, str]:
+    """Every file with what is withdrawn taken out or marked, as it must stand: its path and its text."""
+    written = {}
+    for stem in PAGES:
+        figures, compared, page = (RESULTS / f"{stem}{end}" for end in (".csv", "-comparisons.csv", ".md"))
+        written[figures] = marked(figures.read_bytes().decode())
+        if compared.is_file():
+            written[compared] = marked(compared.read_bytes().decode())
+        written[page] = "\n".join(lines(page.read_text(encoding="utf-8"), written.get(compared, "")))
+    return written
+
+
+def reason(measure: str, method: str, background: str = "full") -> str:
+    """Why a figure is no longer stated, or nothing: of one run, or of a run of that background against the standard."""
+    if method in COARSE and "hit" in measure:
+        return FEW_CELLS
+    said = Method.parse(method)
+    of_pixels = said.control is None  # every map of a layer has a control there, what that layer lets through
+    compares = background.startswith("gate") and method and said.base not in CONTROLS
+    return GATE if compares and (said.at_gate or of_pixels) else ""
+
+
+def marked(text: str) -> str:
+    """A CSV file of figures or of comparisons with the reason in its last column, and no verdict where there is one.
+
+    As it was where nothing of it is withdrawn.
+    """
+    rows = list(csv.DictReader(io.StringIO(text)))
+    for row in rows:
+        row[COLUMN] = reason(row["measure"], row.get("method", row.get("condition", "")), row.get("background", "full"))
+        if row[COLUMN] and "verdict" in row:
+            row["verdict"] = "Withdrawn"
+    if not any(row[COLUMN] for row in rows):
+        return text
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\r\n" if "\r\n" in text else "\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def lines(text: str, compared: str) -> Iterator[str]:
+    """The lines of a page without what is withdrawn. `compared`: the text of the CSV file of its comparisons."""
+    method, background, hit, masked = "", "full", None, None
+    for line in _EVERY.sub(lambda every: _of_all(every["file"], compared), _MASKED.sub("", text)).split("\n"):
+        if line.startswith("##"):
+            method, found = line.removeprefix("### "), _AGAINST.match(line)
+            background = found["background"] if found else "full"
+        if not line.startswith("|"):
+            hit = masked = None
+            bullet = _BULLET.match(line)
+            if not (bullet and reason(bullet["measure"], bullet["method"], background)):
+                yield line
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if cells[0] == "run":
+            hit = cells.index("hit rate") if "hit rate" in cells and method in COARSE else None
+            masked = cells.index("masked") if "masked" in cells else None
+        elif hit is not None and not cells[0].startswith(("*", "---")):
+            cells[hit] = CELL
+        yield markdown.row([cell for place, cell in enumerate(cells) if place != masked])
+
+
+def _of_all(file: str, compared: str) -> str:
+    rows = list(csv.DictReader(io.StringIO(compared)))
+    count = sum(bool(row[COLUMN]) for row in rows)
+    return (
+        f"Every row with its figures is in {file}; {count} of its {len(rows)} are withdrawn (its column `{COLUMN}` "
+        "says why) and are not listed here."
+    )
+
+
+if __name__ == "__main__":
+    main()
