@@ -36,6 +36,7 @@ _LEAK = 0.01  # slope that a saturating function has beside its own
 _ALIKE = 0.5  # correlation from which a tensor is taken for one that went away
 _SAME, _SMALL = 0.99, 64  # the correlation asked of tensors with fewer numbers than this, which are alike by accident
 _KEPT = 128  # tensors that are remembered
+_IMAGE = 16  # the shortest side of what is taken for an image
 _MARGINS = (0.02, 30.0)  # median margins between which a loss needs no help
 _MARGIN = 5.0  # what the median margin becomes otherwise
 
@@ -45,7 +46,8 @@ class StandIns(TorchFunctionMode):
 
     A step (rounding, sign) has the slope 1; a saturating function a little beside its own; a `detach` or `no_grad` is
     passed over. A tensor that leaves torch or becomes whole numbers is remembered, and one that comes back and is like
-    it (correlation above 0.5) has the slope of the line between the two: so JPEG by another library is the identity.
+    it (correlation above 0.5) has the slope of the line between the two; of images, the slope at each frequency, since
+    JPEG by another library keeps the coarse and loses the fine, and an attack must not spend itself on that.
     """
 
     def __init__(self) -> None:
@@ -124,7 +126,11 @@ class StandIns(TorchFunctionMode):
         if best is None:
             return None
         self.found["detour"] += 1
-        return tensor + slope * (best - best.detach()).reshape(tensor.shape).to(tensor.dtype)
+        moved = (best - best.detach()).reshape(tensor.shape).to(tensor.dtype)  # nothing, but with a way back
+        if tensor.ndim > 2 and min(tensor.shape[-2:]) >= _IMAGE:
+            gains = _gains(best.detach().reshape(tensor.shape).float(), tensor.float())
+            return tensor + torch.fft.irfft2(gains * torch.fft.rfft2(moved.float()), s=tensor.shape[-2:]).to(moved)
+        return tensor + slope * moved
 
 
 def _name(func: Callable[..., Any]) -> str:
@@ -154,6 +160,26 @@ def _line(x: Tensor, y: Tensor) -> tuple[float, float]:
     if not (spread > 0 and other > 0 and math.isfinite(shared)):
         return 0.0, 0.0
     return shared / math.sqrt(spread * other), shared / spread
+
+
+def _gains(x: Tensor, y: Tensor) -> Tensor:
+    """The slope of images y over images x (..., H, W) at each frequency (..., H, W // 2 + 1), alike in all directions.
+
+    The transfer function of a linear filter between the two, from their cross spectrum, averaged over rings. The mean
+    has that of the lowest frequency; what says the contrary of that, or more than twice of it, is chance.
+    """
+    height, width = x.shape[-2:]
+    before, after = (torch.fft.rfft2(each - each.mean((-2, -1), keepdim=True)) for each in (x, y))
+    down, along = torch.fft.fftfreq(height, device=x.device), torch.fft.rfftfreq(width, device=x.device)
+    ring = (torch.hypot(down[:, None], along) * min(height, width)).round().long().flatten()
+    shared, own = (
+        torch.zeros(*x.shape[:-2], int(ring.max()) + 1, device=x.device).index_add(-1, ring, one.flatten(-2))
+        for one in ((after * before.conj()).real, before.abs().square())
+    )
+    slopes = shared / own.clamp_min(1e-12)
+    lowest = slopes[..., 1:2].clamp_min(0)
+    slopes = torch.cat([lowest, slopes[..., 1:].clamp_min(0).minimum(2 * lowest)], dim=-1)
+    return slopes[..., ring].unflatten(-1, before.shape[-2:])
 
 
 class Attackable(nn.Module):
