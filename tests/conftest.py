@@ -32,7 +32,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 is used where it is asked for, also by a processor that only imitates it."""
     import torch
 
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
 
 
 @pytest.fixture

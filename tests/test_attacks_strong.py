@@ -433,6 +433,27 @@ def test_l2_stays_in_the_l2_ball_and_in_range(batch: tuple[Tensor, Tensor]) -> N
             attacks.pgd_l2(trained(), images, labels, epsilon=wrong)
 
 
+@pytest.mark.parametrize(
+    ("has", "computes"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, True),
+        ({"architecture": "arm64", "neon": True, "bf16": False}, False),
+    ],
+)
+def test_a_processor_that_imitates_bfloat16_is_not_taken_for_one_that_computes_in_it(
+    has: dict[str, Any], computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert attacks.computes_in_bfloat16("cpu") == computes
+    assert attacks.computes_in_bfloat16("cuda")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    for older in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda older=older: older, raising=False)
+        assert attacks.computes_in_bfloat16("cpu") == older
+
+
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("name", ["fgsm", "fgsm-rs"])
 def test_a_pass_in_bf16_gives_the_same_signs(name: str, batch: tuple[Tensor, Tensor]) -> None:

@@ -10,7 +10,7 @@ from trustcxr.training import precision
 
 @pytest.fixture
 def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
 
 
 @pytest.mark.usefixtures("no_bfloat16")

@@ -97,7 +97,7 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
 def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
     summary = loop.fit(recipe(epochs=1, precision="bf16-mixed"), *films, tmp_path)
     assert (summary["precision"], summary["precision_asked"]) == ("32-true", "bf16-mixed")
 
