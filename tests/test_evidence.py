@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import explain, models
@@ -19,6 +20,7 @@ from trustcxr.errors import UserError
 from trustcxr.explain.contract import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
 from trustcxr.models import evidence
+from trustcxr.models.bcos import BcosConv, UncentredNorm
 from trustcxr.models.evidence import EvidenceNet
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import Fill
@@ -38,7 +40,15 @@ def _model(name: str) -> models.Classifier:
 
 
 @pytest.mark.parametrize(
-    "name", ["evidence-17", "evidence-33x16", "evidence-full", "evidence-resnet10tx16", "evidence-17+evidence-25"]
+    "name",
+    [
+        "evidence-17",
+        "evidence-33x16",
+        "evidence-full",
+        "evidence-bcosx16",
+        "evidence-resnet10tx16",
+        "evidence-17+evidence-25",
+    ],
 )
 def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
@@ -48,6 +58,36 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     assert found.shape == (3, 3, SIZE // evidence.STRIDE, SIZE // evidence.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
+
+
+def test_a_bcos_unit_answers_as_far_as_its_patch_lies_along_its_weights() -> None:
+    torch.manual_seed(0)
+    conv, features = BcosConv(3, 5, 3, 2, 1), torch.randn(2, 3, 9, 9)
+    patches = F.unfold(features, 3, padding=1, stride=2)  # (2, 27, 25)
+    weights = conv.weight.flatten(1)
+    cosine = torch.einsum("ok,bkp->bop", F.normalize(weights), F.normalize(patches, dim=1))
+    expected = patches.norm(dim=1, keepdim=True) * cosine * cosine.abs()
+    assert torch.allclose(conv(features).flatten(2), expected, atol=1e-5)
+    assert torch.allclose(conv(3 * features), 3 * conv(features), atol=1e-5), "no bias, and linear along a ray"
+    with torch.no_grad():
+        before = conv(features)
+        conv.weight *= 7
+    assert torch.allclose(conv(features), before, atol=1e-5), "the length of the weights says nothing"
+
+
+def test_the_uncentred_norm_takes_nothing_off_and_remembers() -> None:
+    norm, features = UncentredNorm(4), 3 + 2 * torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    for _ in range(100):
+        found = norm(features)
+    assert torch.allclose(found.square().mean((0, 2, 3)), torch.ones(4), atol=1e-4)
+    assert float(found.detach().mean()) > 0.7
+    assert torch.allclose(norm.eval()(features), found, atol=1e-3)
+    assert not norm(torch.zeros(1, 4, 2, 2)).any()
+
+
+def test_bcos_layers_alone_make_an_evidence_network_of_bcos() -> None:
+    kinds = {type(module) for module in _model("evidence-bcosx8").net.modules() if not list(module.children())}
+    assert kinds == {BcosConv, UncentredNorm, nn.Identity}
 
 
 @pytest.mark.parametrize("field", evidence.FIELDS)
@@ -64,7 +104,7 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
     assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == field
 
 
-@pytest.mark.parametrize("name", ["evidence-full", "evidence-resnet10tx16"])
+@pytest.mark.parametrize("name", ["evidence-full", "evidence-bcosx16", "evidence-resnet10tx16"])
 def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     image, model = torch.rand(1, 1, SIZE, SIZE, requires_grad=True), _model(name)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):

@@ -2,7 +2,8 @@
 
 `evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
 Bethge 2019); `evidence-full` sees the whole film from each, and so does `evidence-resnet10t`, whose cells read every
-stage of a ResNet (as a feature pyramid: Lin et al. 2017). Every fourth pixel has a cell. A cell's evidence counts
+stage of a ResNet (as a feature pyramid: Lin et al. 2017); `evidence-bcos` is `evidence-full` of B-cos layers (bcos.py),
+linear in the film as it finds it. Every fourth pixel has a cell. A cell's evidence counts
 only as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where
 it is the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
 """
@@ -15,31 +16,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
+from trustcxr.models.bcos import BcosConv, UncentredNorm, both_signs
 
 FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
-WHOLE = "full"
+WHOLE, BCOS = "full", "bcos"
 BACKBONES = ("resnet10t", "resnet18", "resnet34", "resnet50")  # whose stages a cell may read
 STRIDE = 4  # pixels from cell to cell
 WIDTH = 48  # channels; evidence-33x96 has 96
 _FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
 _WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
 SCALE = 16.0  # of the map: many cells are summed
-_NAME = re.compile(rf"evidence-({'|'.join([*map(str, FIELDS), WHOLE, *BACKBONES])})(?:x(\d+))?")
+_NAME = re.compile(rf"evidence-({'|'.join([*map(str, FIELDS), WHOLE, BCOS, *BACKBONES])})(?:x(\d+))?")
+
+
+def layer(
+    channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True, bcos: bool = False
+) -> list[nn.Module]:
+    """A convolution with its norm and its rectifier; of B-cos, which has none, the convolution and the norm."""
+    padding = kernel // 2
+    if bcos:
+        return [BcosConv(channels, out, kernel, stride, padding), UncentredNorm(out)]
+    found = [nn.Conv2d(channels, out, kernel, stride, padding, bias=False), nn.BatchNorm2d(out)]
+    return [*found, nn.ReLU()] if act else found
 
 
 class Block(nn.Module):
     """A 3 x 3 and a 1 x 1 convolution beside the identity."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, bcos: bool = False) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-        self.act = nn.ReLU()
+        self.body = nn.Sequential(*layer(width, width, 3, bcos=bcos), *layer(width, width, 1, act=False, bcos=bcos))
+        self.act = nn.Identity() if bcos else nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, K, h, w) -> the same shape."""
@@ -52,13 +59,20 @@ class EvidenceNet(nn.Module):
     `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole film, which a branch of a quarter of
     the cells brings in, and whose own mean and spread the pixels are measured by. `backbone`: one of BACKBONES, which
     stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole film in training
-    and after.
+    and after. `bcos`: of B-cos layers, for the whole film alone.
     """
 
     def __init__(
-        self, classes: int, *, field: int | None = 33, width: int = WIDTH, backbone: str | None = None
+        self,
+        classes: int,
+        *,
+        field: int | None = 33,
+        width: int = WIDTH,
+        backbone: str | None = None,
+        bcos: bool = False,
     ) -> None:
         super().__init__()
+        self.bcos = bcos
         self.field, self.num_features = None if backbone else field, classes
         self.stem: nn.Module = nn.Identity()
         self.body: nn.Module
@@ -68,25 +82,22 @@ class EvidenceNet(nn.Module):
         else:
             blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
             self.stem = nn.Sequential(
-                nn.Conv2d(1, width // 2, 5, 2, 2, bias=False),
-                nn.BatchNorm2d(width // 2),
-                nn.ReLU(),
-                nn.Conv2d(width // 2, width, 3, 2, 1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
+                *layer(1 + bcos, width // 2, 5, 2, bcos=bcos), *layer(width // 2, width, 3, 2, bcos=bcos)
             )
-            self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
-            self.around = _Around(width) if field is None else None
-        self.head = nn.Conv2d(width, classes + 1, 1)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+            self.body = nn.Sequential(*[Block(width, bcos=bcos) for _ in range(blocks)])
+            self.around = _Around(width, bcos=bcos) if field is None else None
+        self.head = BcosConv(width, classes + 1, 1) if bcos else nn.Conv2d(width, classes + 1, 1)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 1, H, W) -> evidence (B, C, h, w), whose sum over places is the logits."""
         if self.around is not None:
             pixels = _standardised(pixels)
-        features = self.body(self.stem(pixels))
+        features = self.body(self.stem(both_signs(pixels) if self.bcos else pixels))
         if self.around is not None:
-            features = F.relu(features + self.around(features))
+            features = features + self.around(features)
+            features = features if self.bcos else F.relu(features)
         return self.weighed(self.head(features))[0]
 
     @staticmethod
@@ -109,13 +120,11 @@ class EvidenceNet(nn.Module):
 class _Around(nn.Module):
     """What the whole film adds at each place: blocks on a quarter of the cells, brought back up."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, bcos: bool = False) -> None:
         super().__init__()
-        self.down = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()
-        )
-        self.deep = nn.Sequential(*[Block(2 * width) for _ in range(_DEEP_BLOCKS)])
-        self.up = nn.Conv2d(2 * width, width, 1)
+        self.down = nn.Sequential(*layer(width, 2 * width, 3, 2, bcos=bcos))
+        self.deep = nn.Sequential(*[Block(2 * width, bcos=bcos) for _ in range(_DEEP_BLOCKS)])
+        self.up = BcosConv(2 * width, width, 1) if bcos else nn.Conv2d(2 * width, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         found = self.up(self.deep(self.down(features)))
@@ -158,13 +167,14 @@ def named(name: str, classes: int) -> EvidenceNet:
     found = _NAME.fullmatch(name)
     if found is None:
         raise UserError(
-            f"'{name}' is no evidence network: evidence-N with N of {', '.join(map(str, FIELDS))}, {WHOLE} or a "
-            f"backbone, {', '.join(BACKBONES)}"
+            f"'{name}' is no evidence network: evidence-N with N of {', '.join(map(str, FIELDS))}, {WHOLE}, {BCOS} "
+            f"or a backbone, {', '.join(BACKBONES)}"
         )
     kind, width = found[1], int(found[2] or WIDTH)
     if kind in BACKBONES:
         return EvidenceNet(classes, width=width, backbone=kind)
-    return EvidenceNet(classes, field=None if kind == WHOLE else int(kind), width=width)
+    whole = kind in (WHOLE, BCOS)
+    return EvidenceNet(classes, field=None if whole else int(kind), width=width, bcos=kind == BCOS)
 
 
 def reads_evidence(model: nn.Module) -> bool:
