@@ -333,13 +333,15 @@ def page(
     text = [
         "# Is the disease the reason for the answer?\n",
         f"`python -m benchmarks.findings.lesions RUN... {asked}`. {count} {split} images of {data}, "
-        f"{some['films'] + some['left_out']} of them with a lesion mask; epsilon {EPSILON:g} (L-infinity, pixel "
-        f"space); 95 % intervals over patients or groups of images. {split} was touched once for each run. No network "
-        "saw a mask at test. Research software, not for diagnosis.\n",
+        f"{some['films'] + some['left_out']} of them with a lesion mask (lesion effect: the "
+        f"{some['films']} with a congruent part in healthy lung); epsilon {EPSILON:g} (L-infinity, pixel space); 95 % "
+        f"intervals over patients or groups of images. {touched(split)} No network saw "
+        "a mask at test. Research software, not for diagnosis.\n",
         *([note + "\n"] if note else []),
         "## Mean over seeds\n",
         "Accuracies in percent; in brackets the spread, the largest less the smallest of the seeds. Bold: the goal is "
-        f"met ({asked_for()}).\n",
+        f"met ({asked_for()}). Lungs blacked out: in black alone, and the goal is met by one answer for all "
+        "films too.\n",
         *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(table)),
         "\n" + nearest(table) + "\n",
         "## Answers\n",
@@ -382,8 +384,8 @@ def segmented(ceiling: dict[str, Any]) -> list[str]:
         low, high = ceiling[name]["ci"]
         said.append(f"{words(name)} {ceiling[name]['mean']:.3f} [{low:.3f}, {high:.3f}]")
     return [
-        "\nThe ceiling, a segmenter that was trained on the same masks and answers nothing (a small U-Net, one seed, "
-        f"its map within the lungs): {', '.join(said)}."
+        "\nFor comparison, a segmenter that was trained on the same masks and answers nothing (a small U-Net, one "
+        f"seed, its map within the lungs): {', '.join(said)}."
     ]
 
 
@@ -392,10 +394,17 @@ def words(measure: str) -> str:
     return measure.replace("_", " ").replace(" less control", ", less control")
 
 
+def touched(split: str) -> str:
+    """What the images of a split were used for besides."""
+    if split == "Test":
+        return "Test was touched once for each run for this page."
+    return f"Epochs were chosen on {split} too."
+
+
 def asked_for() -> str:
     """The goals in words."""
     said = (f"{words(name)} {'at most' if name in AT_MOST else 'at least'} {goal:g}" for name, goal in GOALS.items())
-    return f"{', '.join(said)}; differences and effect with their lower end above 0"
+    return f"{', '.join(said)}; differences and effect with the mean of the seeds' lower ends above 0"
 
 
 def means_rows(table: pd.DataFrame) -> list[list[str]]:

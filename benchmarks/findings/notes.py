@@ -34,7 +34,7 @@ MENDED = {
     "the same network with random weights.",
     ",gate": "Comparisons of gated with ungated networks by a map at `@gate`, and by maps of the pixels, say "
     "nothing of the networks (what the gate hides has no gradient) and are withdrawn.",
-    "lungs blacked out": "The lungs were hidden in black alone; other fills can leave more.",
+    "lungs_blacked_out": "The lungs were hidden in black alone; other fills can leave more.",
     "| drop from internal |": "160 of the 325 external films are of collections that COVID-QU-Ex drew from too "
     "(strict_external 0) and are not apart here; a constant answer has 38.5 % on the 325, 33.3 % on Test.",
 }  # fmt: skip

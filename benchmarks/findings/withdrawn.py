@@ -32,7 +32,8 @@ FEW_CELLS = "the map has 2 x 2 cells at 64 pixels, of which the best would hit l
 GATE = "gated against ungated by a map of the gate or of the pixels: what the gate hides has no gradient"
 COARSE = {"gradcam", "gradcam++", "hirescam", "layercam"}  # at the last layer, which is what a bare name means
 _MASKED = re.compile(r" `masked`: the verdict on the gradients, whose reason stands in each run's metrics\.json\.")
-_EVERY = re.compile(r"^Every row with its figures is in (?P<file>\S+-comparisons\.csv)[.;].*$", re.MULTILINE)
+_EVERY = re.compile(r"^Every row with its figures is in (?P<file>\S+-comparisons\.csv)[.;:].*$", re.MULTILINE)
+_LISTED = re.compile(r"^- (?:Yes|No|Neither|Not settled): ", re.MULTILINE)
 _BULLET = re.compile(r"^- (?:Yes|No|Neither|Not settled): (?P<measure>[a-z ]+) \((?P<method>\S+)\) ")
 _AGAINST = re.compile(r"^### \S+: (?P<background>\S+) background, ")
 
@@ -51,7 +52,8 @@ def texts() -> dict[Path, str]:
         written[figures] = marked(figures.read_bytes().decode())
         if compared.is_file():
             written[compared] = marked(compared.read_bytes().decode())
-        written[page] = "\n".join(lines(page.read_text(encoding="utf-8"), written.get(compared, "")))
+        kept = "\n".join(lines(page.read_text(encoding="utf-8")))
+        written[page] = _EVERY.sub(lambda every: _of_all(every["file"], written[compared], kept), kept)  # noqa: B023
     return written
 
 
@@ -84,10 +86,10 @@ def marked(text: str) -> str:
     return out.getvalue()
 
 
-def lines(text: str, compared: str) -> Iterator[str]:
-    """The lines of a page without what is withdrawn. `compared`: the text of the CSV file of its comparisons."""
+def lines(text: str) -> Iterator[str]:
+    """The lines of a page without what is withdrawn."""
     method, background, hit, masked = "", "full", None, None
-    for line in _EVERY.sub(lambda every: _of_all(every["file"], compared), _MASKED.sub("", text)).split("\n"):
+    for line in _MASKED.sub("", text).split("\n"):
         if line.startswith("##"):
             method, found = line.removeprefix("### "), _AGAINST.match(line)
             background = found["background"] if found else "full"
@@ -106,12 +108,12 @@ def lines(text: str, compared: str) -> Iterator[str]:
         yield markdown.row([cell for place, cell in enumerate(cells) if place != masked])
 
 
-def _of_all(file: str, compared: str) -> str:
+def _of_all(file: str, compared: str, page: str) -> str:
     rows = list(csv.DictReader(io.StringIO(compared)))
-    count = sum(bool(row[COLUMN]) for row in rows)
+    gone, listed = sum(bool(row[COLUMN]) for row in rows), len(_LISTED.findall(page))
     return (
-        f"Every row with its figures is in {file}; {count} of its {len(rows)} are withdrawn (its column `{COLUMN}` "
-        "says why) and are not listed here."
+        f"Every row with its figures is in {file}: of its {len(rows)}, {gone} are withdrawn (its column `{COLUMN}` "
+        f"says why) and {len(rows) - gone - listed} more, of steadiness and the like, are not listed here."
     )
 
 
