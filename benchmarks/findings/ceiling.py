@@ -176,12 +176,13 @@ def page(table: pd.DataFrame, data: str, split: str, trained: Sequence[str]) -> 
         "",
         f"`python -m benchmarks.findings.ceiling RUN... --data {data} --out DIR --together RUN+RUN`. {NOTICE} "
         f"{int(table['n'].iloc[0])} {split} images of {data}, opened for this page once for each network; "
-        f"percent answered rightly, epsilon {EPSILON:g}, L-infinity; 95 % intervals over groups of images, of the mean over seeds; pixels: the "
-        "side of the images, at which they are attacked; spread: the largest less the smallest of the seeds. Worst "
-        f"case: of APGD on two losses, FAB and Square ({ATTACKS[-1].steps} steps, {ATTACKS[-1].queries} queries), "
-        "confirmed in float32: no attack that is known here takes more, another may. In brackets the mean over "
-        "classes (a constant answer has 33.3 there). A step: of training, in standard steps of that network, timed in turn on one "
-        "thread. Chosen on validation (`trials-ceiling-covidqu-midi.md`).",
+        f"percent answered rightly, epsilon {EPSILON:g}, L-infinity; 95 % intervals over groups of images, of the mean "
+        "over seeds; pixels: the side of the images, at which they are attacked; spread: the largest less the smallest "
+        "of the seeds. Worst case: of APGD on two losses, FAB and Square "
+        f"({ATTACKS[-1].steps} steps, {ATTACKS[-1].queries} queries), "
+        "confirmed in float32: no attack that is known here takes more, another may. In brackets the mean over classes "
+        "(a constant answer has 33.3 there). A step: of training, in standard steps of that network, timed in turn on "
+        "one thread. Chosen on validation (`trials-ceiling-covidqu-midi.md`).",
         "",
         *markdown.table([*HEAD], [cells(row) for _, row in means.iterrows()]),
         "",
