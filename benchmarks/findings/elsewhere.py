@@ -230,7 +230,8 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
         f"{opened}, opened for this page once for each network, and "
         f"{int(ways.loc[ways['films'] == 'all', 'n'].iloc[0])} of {external}; a hospital is a collection here, as the "
         "data name them, and those that COVID-QU-Ex drew from too are `not strict` below; percent answered "
-        "rightly, no attack unless said; means over seeds, 95 % intervals over groups of images of both. At home: what the network has on films of the same classes in the same shares, as most "
+        "rightly, no attack unless said; means over seeds, 95 % intervals over groups of images of both. "
+        "At home: what the network has on films of the same classes in the same shares, as most "
         "hospitals sent one class alone; the fall is that less what it has there. PGD-20 at "
         f"{EPSILON:g}, L-infinity. A constant answer has {percent(table['constant'].iloc[0])} on all.",
         "",
