@@ -219,7 +219,7 @@ def test_every_film_is_tested_once_and_no_group_is_divided(tmp_path: Path) -> No
 def _fold_run(tmp_path: Path, fold: str, seed: int = 0) -> Run:
     folder = tmp_path / f"{fold}-{seed}"
     folder.mkdir()
-    (folder / "run.yaml").write_text(f"data: {{root_name: {fold}, images: 3}}\n")
+    (folder / "run.yaml").write_text(f"data: {{root_name: lists, images: 3, fingerprints: {{Test: {fold}}}}}\n")
     recipe = RunRecipe.model_validate(
         {"model": {"name": "evidence-17x8", "weights": "none"}, "data": {"size": 32}, "seed": seed}
     )
@@ -229,7 +229,8 @@ def _fold_run(tmp_path: Path, fold: str, seed: int = 0) -> Run:
 def test_films_of_all_folds_are_pooled_in_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(path: Path, **_: object) -> SimpleNamespace:
         number = int(path.stem.removeprefix("fold-"))
-        return SimpleNamespace(groups=np.array([f"{number}a", f"{number}b"]), labels=np.array([0, 1]), number=number)
+        groups, print_ = np.array([f"{number}a", f"{number}b"]), path.name
+        return SimpleNamespace(groups=groups, labels=np.array([0, 1]), number=number, fingerprint=print_)
 
     right = {m: (lambda data, m=m: np.array([True, data.number < 3 and m != "pgd"])) for m in folds.MEASURES}
     monkeypatch.setattr(folds, "load_dataset", loaded)
@@ -248,5 +249,5 @@ def test_films_of_all_folds_are_pooled_in_one_order(tmp_path: Path, monkeypatch:
     assert "50.0 to 100.0" in text
     with pytest.raises(UserError, match=r"evidence-17x8-standard, seed 0: no run of fold-2\.csv"):
         folds.pool(runs[:-1], tmp_path)
-    with pytest.raises(UserError, match="covidqu-midi, which is no list"):
+    with pytest.raises(UserError, match="trained on films that are no list"):
         folds.pool([_fold_run(tmp_path, "covidqu-midi")], tmp_path)

@@ -86,10 +86,12 @@ def pool(runs: Sequence[Run], out: Path) -> tuple[list[Tested], pd.DataFrame]:
     found: dict[tuple[str, str], dict[str, tuple[Run, Mapping[str, np.ndarray]]]] = {}
     names, films = [f"fold-{number}.csv" for number in range(FOLDS)], {}
     for run in runs:
-        fold = str(files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")["root_name"])
-        if fold not in names:
-            raise UserError(f"{run.folder}: was trained on {fold}, which is no list of `folds`")
-        data = load_dataset(out / fold, split="Test", **run.trained_by.data.reading())
+        lists = {name: load_dataset(out / name, split="Test", **run.trained_by.data.reading()) for name in names}
+        trained_on = files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
+        mine = [name for name in names if lists[name].fingerprint == trained_on.get("fingerprints", {}).get("Test")]
+        if not mine:
+            raise UserError(f"{run.folder}: was trained on films that are no list of `folds` in {out}")
+        fold, data = mine[0], lists[mine[0]]
         name, seed = way(run), str(run.trained_by.seed)
         place = out / f"{name}-s{seed}-{fold}.parquet".replace("/", "-").replace(" ", "")
         found.setdefault((name, seed), {})[fold] = run, held(kept(run, data, place, ATTACKS), data)
