@@ -87,8 +87,8 @@ def pool(runs: Sequence[Run], out: Path) -> tuple[list[Tested], pd.DataFrame]:
     names, films = [f"fold-{number}.csv" for number in range(FOLDS)], {}
     for run in runs:
         lists = {name: load_dataset(out / name, split="Test", **run.trained_by.data.reading()) for name in names}
-        trained_on = files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
-        mine = [name for name in names if lists[name].fingerprint == trained_on.get("fingerprints", {}).get("Test")]
+        trained_on = files.part(files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data"), "fingerprints")
+        mine = [name for name in names if lists[name].fingerprint == trained_on.get("Test")]
         if not mine:
             raise UserError(f"{run.folder}: was trained on films that are no list of `folds` in {out}")
         fold, data = mine[0], lists[mine[0]]
