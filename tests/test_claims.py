@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import ceiling, claims, elsewhere, lesions, liars, notes, withdrawn
+from benchmarks.findings import ceiling, claims, elsewhere, folds, lesions, liars, notes, withdrawn
 
 from trustcxr.report import markdown
 
@@ -84,6 +84,7 @@ def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
     lists |= {"lungs-without-refit-covidqu-mini-comparisons.csv"}
     lists |= {"trials-lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"lesions-covidqu-midi.csv", "lesions-covidqu-midi.md"}  # a test below holds them together
+    lists |= {"folds-covidqu-midi.md"}  # a test below holds it and its table together
     lists |= {"trials-ceiling-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"ceiling-covidqu-midi.csv", "ceiling-covidqu-midi.md"}  # a test below holds them together
     lists |= {"leaderboard-covidqu-mini.csv", "leaderboard-covidqu-mini.md"}  # rows of audits, without a sentence
@@ -128,6 +129,18 @@ def test_the_page_of_the_ceiling_says_what_its_table_says() -> None:
     means = table[table["seed"] == "mean"]
     assert means["seeds"].max() >= 3
     assert (means["n"] == 711).all()
+
+
+def test_the_page_of_folds_says_what_its_table_says_and_what_test_gave() -> None:
+    table = pd.read_csv(RESULTS / "folds-covidqu-midi.csv")
+    page = (RESULTS / "folds-covidqu-midi.md").read_text(encoding="utf-8")
+
+    def body(table: pd.DataFrame) -> str:
+        return "\n".join(folds.page(table, "covidqu-midi", {}, folds.on_test("covidqu-midi")))
+
+    assert body(table) in page
+    assert body(table.assign(worst_case=table["worst_case"] + 0.01)) not in page
+    assert (table["n"] == 4503).all()
 
 
 def test_the_page_of_liars_says_what_its_table_says() -> None:
