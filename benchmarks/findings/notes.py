@@ -116,8 +116,9 @@ def rows(found: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     yield (
         "- new claims: five-fold cross-validation on Train and Val, three seeds, Test once",
         "none of it",
-        f"three seeds and Test once for the pages certified-, lesions- and (one row) ceiling-{HOLDS_FIRST}.md, of whose "
-        f"711 films {IMAGES} had been opened before; cross-validation of two networks, one seed: folds-{HOLDS_FIRST}.md",
+        f"three seeds and Test once for the pages certified-, lesions- and (one row) ceiling-{HOLDS_FIRST}.md, of "
+        f"whose 711 films {IMAGES} had been opened before; cross-validation of two networks, one seed: "
+        f"folds-{HOLDS_FIRST}.md",
     )
 
 
