@@ -8,7 +8,7 @@ which a loss can be taken of them.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,9 @@ _LEAK = 0.01  # slope that a saturating function has beside its own
 _ALIKE = 0.5  # correlation from which a tensor is taken for one that went away
 _SAME, _SMALL = 0.99, 64  # the correlation asked of tensors with fewer numbers than this, which are alike by accident
 _KEPT = 128  # tensors that are remembered
-_IMAGE = 16  # the shortest side of what is taken for an image
+_TINY = 1e-9
+_LEAST = 0.05  # share of the slope of a picture that is left at a frequency which does not come through
+_COARSE = slice(1, 4)  # rings of frequencies that say what comes through of the coarsest
 _MARGINS = (0.02, 30.0)  # median margins between which a loss needs no help
 _MARGIN = 5.0  # what the median margin becomes otherwise
 
@@ -46,13 +48,15 @@ class StandIns(TorchFunctionMode):
 
     A step (rounding, sign) has the slope 1; a saturating function a little beside its own; a `detach` or `no_grad` is
     passed over. A tensor that leaves torch or becomes whole numbers is remembered, and one that comes back and is like
-    it (correlation above 0.5) has the slope of the line between the two; of images, the slope at each frequency, since
-    JPEG by another library keeps the coarse and loses the fine, and an attack must not spend itself on that.
+    it (correlation above 0.5) has the slope of the line between the two; of pictures, whose `sides` (H, W) are those of
+    the films, the slope at each frequency, since JPEG by another library keeps the coarse and loses the fine, and an
+    attack must not spend itself on that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sides: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.sides = tuple(sides)
         self._gone: list[Tensor] = []
 
     def __torch_function__(
@@ -116,7 +120,7 @@ class StandIns(TorchFunctionMode):
         if tensor.requires_grad or tensor.numel() < 2:
             return None
         best, slope, strength = None, 0.0, _ALIKE if tensor.numel() >= _SMALL else _SAME
-        for gone in reversed(self._gone):
+        for gone in (gone for gone in reversed(self._gone) if gone.device == tensor.device):
             if gone.shape == tensor.shape or (
                 gone.numel() == tensor.numel() and gone.squeeze().shape == tensor.squeeze().shape
             ):
@@ -127,10 +131,14 @@ class StandIns(TorchFunctionMode):
             return None
         self.found["detour"] += 1
         moved = (best - best.detach()).reshape(tensor.shape).to(tensor.dtype)  # nothing, but with a way back
-        if tensor.ndim > 2 and min(tensor.shape[-2:]) >= _IMAGE:
-            gains = _gains(best.detach().reshape(tensor.shape).float(), tensor.float())
-            return tensor + torch.fft.irfft2(gains * torch.fft.rfft2(moved.float()), s=tensor.shape[-2:]).to(moved)
-        return tensor + slope * moved
+        axis = _channels_last(tensor.shape, self.sides)
+        if axis is None:
+            return tensor + slope * moved
+        before, after, back = (
+            each.float().movedim(-1, axis) for each in (best.detach().reshape(tensor.shape), tensor, moved)
+        )
+        spread = torch.fft.irfft2(_gains(before, after, slope) * torch.fft.rfft2(back), s=self.sides)
+        return tensor + spread.movedim(axis, -1).to(tensor.dtype)
 
 
 def _name(func: Callable[..., Any]) -> str:
@@ -162,11 +170,24 @@ def _line(x: Tensor, y: Tensor) -> tuple[float, float]:
     return shared / math.sqrt(spread * other), shared / spread
 
 
-def _gains(x: Tensor, y: Tensor) -> Tensor:
-    """The slope of images y over images x (..., H, W) at each frequency (..., H, W // 2 + 1), alike in all directions.
+def _channels_last(shape: Sequence[int], sides: Sequence[int]) -> int | None:
+    """Where the last axis of pictures belongs for their sides to be last: -1 where they are, -3 of (..., H, W, C).
 
-    The transfer function of a linear filter between the two, from their cross spectrum, averaged over rings. The mean
-    has that of the lowest frequency; what says the contrary of that, or more than twice of it, is chance.
+    None for what is no picture: other sides, or more channels than a picture has.
+    """
+    if not sides:
+        return None
+    if tuple(shape[-2:]) == tuple(sides) and (len(shape) < 4 or shape[-3] in (1, 3)):
+        return -1
+    return -3 if tuple(shape[-3:-1]) == tuple(sides) and shape[-1] in (1, 3) else None
+
+
+def _gains(x: Tensor, y: Tensor, slope: float) -> Tensor:
+    """The slope of pictures y over pictures x (..., H, W) at each frequency (..., H, W // 2 + 1), alike in every way.
+
+    The transfer function of a linear filter between the two, from their cross spectrum, averaged over rings. What is
+    far from that of the coarsest is chance. A picture that says nothing of it (it is flat, or came back as its own
+    contrary) has `slope`, that of all together, at every frequency: no frequency is left without any.
     """
     height, width = x.shape[-2:]
     before, after = (torch.fft.rfft2(each - each.mean((-2, -1), keepdim=True)) for each in (x, y))
@@ -176,9 +197,10 @@ def _gains(x: Tensor, y: Tensor) -> Tensor:
         torch.zeros(*x.shape[:-2], int(ring.max()) + 1, device=x.device).index_add(-1, ring, one.flatten(-2))
         for one in ((after * before.conj()).real, before.abs().square())
     )
-    slopes = shared / own.clamp_min(1e-12)
-    lowest = slopes[..., 1:2].clamp_min(0)
-    slopes = torch.cat([lowest, slopes[..., 1:].clamp_min(0).minimum(2 * lowest)], dim=-1)
+    coarsest = shared[..., _COARSE].sum(-1, keepdim=True) / own[..., _COARSE].sum(-1, keepdim=True).clamp_min(_TINY)
+    slopes = torch.cat([coarsest, shared[..., 1:] / own[..., 1:].clamp_min(_TINY)], dim=-1)
+    slopes = slopes.clamp_min(_LEAST * slope).minimum(2 * coarsest.clamp_min(slope))
+    slopes = torch.where(coarsest > _LEAST * slope, slopes, slope)
     return slopes[..., ring].unflatten(-1, before.shape[-2:])
 
 
@@ -204,7 +226,7 @@ class Attackable(nn.Module):
     def _once(self, images: Tensor) -> Tensor:
         if not (self.stand_ins and torch.is_grad_enabled() and images.requires_grad):
             return self.model(images)
-        with StandIns():
+        with StandIns(images.shape[-2:]):
             return self.model(images)
 
 
@@ -275,7 +297,7 @@ def _gradients(model: Attackable, images: Tensor) -> tuple[float, float, dict[st
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
         if model.stand_ins:
-            with StandIns() as mode:
+            with StandIns(leaf.shape[-2:]) as mode:
                 logits = model.model(leaf) / model.scale
             found = dict(mode.found)
         else:
