@@ -449,9 +449,15 @@ def test_a_processor_that_imitates_bfloat16_is_not_taken_for_one_that_computes_i
     assert attacks.computes_in_bfloat16("cpu") == computes
     assert attacks.computes_in_bfloat16("cuda")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    for older in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda older=older: older, raising=False)
-        assert attacks.computes_in_bfloat16("cpu") == older
+    asked = {
+        "x86_64": (torch.cpu, "_is_avx512_bf16_supported"),
+        "aarch64": (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
+    }
+    for machine, (where, name) in asked.items():
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        for older in (True, False):
+            monkeypatch.setattr(where, name, lambda older=older: older, raising=False)
+            assert attacks.computes_in_bfloat16("cpu") == older
 
 
 @pytest.mark.usefixtures("bfloat16")

@@ -50,6 +50,9 @@ def test_a_withdrawn_row_bears_no_claim() -> None:
     assert "is withdrawn: the map has 2 x 2 cells" in said
     assert not true
     assert all(true for _, true in claims.holds(claim | {"verdict": "withdrawn"}))
+    cell = {"file": "localisation-covidqu-mini.md", "where": {"run": where["run"]}, "under": "gradcam"}
+    found = list(claims.holds({"rows": [cell | {"column": "hit rate"}], "verdict": "holds"}))
+    assert [true for _, true in found] == [False]
 
 
 def test_what_earlier_statistics_stated_is_taken_out_of_every_page() -> None:

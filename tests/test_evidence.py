@@ -85,6 +85,14 @@ def test_the_uncentred_norm_takes_nothing_off_and_remembers() -> None:
     assert not norm(torch.zeros(1, 4, 2, 2)).any()
 
 
+def test_bcos_is_of_the_whole_film_and_trains_in_double_precision_too() -> None:
+    for wrong in ({"backbone": "resnet10t"}, {"field": 33}):
+        with pytest.raises(UserError, match="sees the whole film and has no backbone"):
+            EvidenceNet(2, bcos=True, **wrong)  # type: ignore[arg-type]
+    net = EvidenceNet(2, field=None, width=8, bcos=True).double().train()
+    assert net(torch.rand(2, 1, 32, 32).double()).dtype == torch.float64
+
+
 def test_bcos_layers_alone_make_an_evidence_network_of_bcos() -> None:
     kinds = {type(module) for module in _model("evidence-bcosx8").net.modules() if not list(module.children())}
     assert kinds == {BcosConv, UncentredNorm, nn.Identity}

@@ -74,10 +74,12 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def withdrawn(row: Mapping[str, Any]) -> str:
-    """Why the row's figure is no longer stated, as its file says in a column of that name; nothing otherwise."""
+    """Why the row's figure is no longer stated, as a column of its file or its cell says; nothing otherwise."""
     path = RESULTS / row["file"]
-    if path.suffix != ".csv" or row.get("count"):
+    if row.get("count"):
         return ""
+    if path.suffix != ".csv":
+        return "its cell says so" * (figure(row).text == "withdrawn")
     found = [line for line in _read(path) if all(_is(line[column], wanted) for column, wanted in row["where"].items())]
     return found[0].get("withdrawn", "")
 

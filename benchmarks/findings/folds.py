@@ -1,4 +1,4 @@
-"""Does a claim hold on films that nobody chose by? Five-fold cross-validation by group on Train and Val.
+"""Does a claim hold on films by which no epoch was chosen? Five-fold cross-validation by group on Train and Val.
 
     python -m benchmarks.findings.folds --data covidqu-midi --out DIR
     python -m benchmarks.findings.folds RUN... --data covidqu-midi --out DIR
@@ -142,11 +142,12 @@ def page(table: pd.DataFrame, data: str, ways: Mapping[str, str], test: Mapping[
         for _, row in table.iterrows()
     ]
     return [
-        "# Does it hold on films that nobody chose by?",
+        "# Does it hold on films by which no epoch was chosen?",
         "",
         f"`python -m benchmarks.findings.folds RUN... --data {data} --out DIR`. {NOTICE} Five-fold cross-validation by "
         f"group on Train and Val of {data}: {int(table['n'].iloc[0])} films, each answered by the network that saw "
-        "neither it nor its group; epochs chosen on an eighth of the others. Percent answered rightly, epsilon "
+        "neither it nor its group; epochs chosen on an eighth of the others, the recipe on "
+        "Val. Percent answered rightly, epsilon "
         f"{EPSILON:g}, L-infinity; 95 % intervals over groups of films. The Test images were not opened for this; the "
         "last column is what they gave before (`lesions-covidqu-midi.md`: clean, worst case), of networks trained on "
         "Train alone.",

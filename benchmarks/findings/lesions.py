@@ -341,7 +341,7 @@ def page(
         "## Mean over seeds\n",
         "Accuracies in percent; in brackets the spread, the largest less the smallest of the seeds. Bold: the goal is "
         f"met ({asked_for()}). Lungs blacked out: in black alone, and the goal is met by one answer for all "
-        "films too.\n",
+        "films too, but for the commonest.\n",
         *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(table)),
         "\n" + nearest(table) + "\n",
         "## Answers\n",

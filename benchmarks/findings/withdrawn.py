@@ -28,7 +28,7 @@ PAGES = (
     "ct-ct-mini",
 )
 COLUMN, CELL = "withdrawn", "withdrawn"
-FEW_CELLS = "the map has 2 x 2 cells at 64 pixels, of which the best would hit less than chance (0.089 against 0.132)"
+FEW_CELLS = "the map has 2 x 2 cells at 64 pixels, of which the best would hit less than chance"
 GATE = "gated against ungated by a map of the gate or of the pixels: what the gate hides has no gradient"
 COARSE = {"gradcam", "gradcam++", "hirescam", "layercam"}  # at the last layer, which is what a bare name means
 _MASKED = re.compile(r" `masked`: the verdict on the gradients, whose reason stands in each run's metrics\.json\.")

@@ -1,6 +1,7 @@
 """What every attack keeps to: pixel space in and out, the model left as it was found, errors in one line."""
 
 import math
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
@@ -108,7 +109,10 @@ def computes_in_bfloat16(device: str) -> bool:
         return True
     if (known := getattr(torch.cpu, "get_capabilities", None)) is not None:
         return any(has for name, has in known().items() if "bf16" in name)
-    older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    else:
+        older = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return older is None or bool(older())
 
 

@@ -47,7 +47,7 @@ class UncentredNorm(nn.Module):
         if self.training:
             square = features.float().square().mean((0, 2, 3))
             with torch.no_grad():
-                self.running_square.lerp_(square.detach(), self.momentum)
+                self.running_square.lerp_(square.detach().to(self.running_square), self.momentum)
         return features * (self.weight * (square + _TINY).rsqrt())[:, None, None]
 
 

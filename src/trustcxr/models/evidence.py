@@ -29,10 +29,13 @@ SCALE = 16.0  # of the map: many cells are summed
 _NAME = re.compile(rf"evidence-({'|'.join([*map(str, FIELDS), WHOLE, BCOS, *BACKBONES])})(?:x(\d+))?")
 
 
-def layer(
+def _layer(
     channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True, bcos: bool = False
 ) -> list[nn.Module]:
-    """A convolution with its norm and its rectifier; of B-cos, which has none, the convolution and the norm."""
+    """A convolution with its norm and its rectifier; of B-cos, which has none, the convolution and the norm.
+
+    Features (B, channels, h, w) -> (B, out, h / stride, w / stride).
+    """
     padding = kernel // 2
     if bcos:
         return [BcosConv(channels, out, kernel, stride, padding), UncentredNorm(out)]
@@ -45,7 +48,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, *, bcos: bool = False) -> None:
         super().__init__()
-        self.body = nn.Sequential(*layer(width, width, 3, bcos=bcos), *layer(width, width, 1, act=False, bcos=bcos))
+        self.body = nn.Sequential(*_layer(width, width, 3, bcos=bcos), *_layer(width, width, 1, act=False, bcos=bcos))
         self.act = nn.Identity() if bcos else nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -72,6 +75,8 @@ class EvidenceNet(nn.Module):
         bcos: bool = False,
     ) -> None:
         super().__init__()
+        if bcos and (backbone or field is not None):
+            raise UserError(f"evidence-{BCOS} sees the whole film and has no backbone; give neither field nor backbone")
         self.bcos = bcos
         self.field, self.num_features = None if backbone else field, classes
         self.stem: nn.Module = nn.Identity()
@@ -82,7 +87,7 @@ class EvidenceNet(nn.Module):
         else:
             blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
             self.stem = nn.Sequential(
-                *layer(1 + bcos, width // 2, 5, 2, bcos=bcos), *layer(width // 2, width, 3, 2, bcos=bcos)
+                *_layer(1 + bcos, width // 2, 5, 2, bcos=bcos), *_layer(width // 2, width, 3, 2, bcos=bcos)
             )
             self.body = nn.Sequential(*[Block(width, bcos=bcos) for _ in range(blocks)])
             self.around = _Around(width, bcos=bcos) if field is None else None
@@ -122,7 +127,7 @@ class _Around(nn.Module):
 
     def __init__(self, width: int, *, bcos: bool = False) -> None:
         super().__init__()
-        self.down = nn.Sequential(*layer(width, 2 * width, 3, 2, bcos=bcos))
+        self.down = nn.Sequential(*_layer(width, 2 * width, 3, 2, bcos=bcos))
         self.deep = nn.Sequential(*[Block(2 * width, bcos=bcos) for _ in range(_DEEP_BLOCKS)])
         self.up = BcosConv(2 * width, width, 1) if bcos else nn.Conv2d(2 * width, width, 1)
 
