@@ -144,8 +144,8 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     return [
         f"# Networks that only look robust, through a whole audit of {data}",
         "",
-        f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N] [--twins]`; RUN: {run}, one seed, "
-        f"trained as usual. {int(near['n'].iloc[0])} validation images, the first of each class; percent answered "
+        f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N] [--twins]`; RUN: {run}, "
+        f"one seed, trained as usual. {int(near['n'].iloc[0])} validation images, the first of each class; percent answered "
         f"rightly at epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} "
         "steps on the network as it stands, as a test prints that does not look at what it attacks. Examined: what the "
         f"audit leaves, worst case of exam-1. {NOTICE}",
@@ -234,7 +234,7 @@ def main() -> None:
     found = rows(asked.run, films, asked.out, asked.only, twins=asked.twins)
     if asked.further:
         found += rows(asked.run, films, asked.out, [one for one in asked.only if one in TWINS], epsilon=FURTHER)
-    table = pd.DataFrame(found)
+    table = pd.DataFrame(found).round(4)  # as the CSV file has it, so that page and file say the same
     stem, recipe = f"liars-{asked.data.name}", loaded.trained_by
     table.to_csv(RESULTS / f"{stem}.csv", index=False, float_format="%.4f")
     run = f"{recipe.model.called} at {loaded.size} pixels"
