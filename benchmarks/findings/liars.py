@@ -145,7 +145,8 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
         f"# Networks that only look robust, through a whole audit of {data}",
         "",
         f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N] [--twins]`; RUN: {run}, "
-        f"one seed, trained as usual. {int(near['n'].iloc[0])} validation images, the first of each class; percent answered "
+        f"one seed, trained as usual. {int(near['n'].iloc[0])} validation images, the first of each class; percent "
+        "answered "
         f"rightly at epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} "
         "steps on the network as it stands, as a test prints that does not look at what it attacks. Examined: what the "
         f"audit leaves, worst case of exam-1. {NOTICE}",
