@@ -278,11 +278,12 @@ def test_no_film_is_left_without_a_gradient_by_what_it_became() -> None:
     assert (slope.flatten(1).abs().amax(1) > 0.01).all()
 
 
-def test_feature_maps_are_no_pictures_and_keep_one_slope() -> None:
+@pytest.mark.parametrize("film", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
+def test_feature_maps_are_no_pictures_and_keep_one_slope(film: tuple[int, int]) -> None:
     """Through whole numbers inside a network: 16 x 16 cells of 32 channels, many of them hardly varying."""
     drawn = torch.Generator().manual_seed(0)
     maps = (torch.rand(8, 32, 16, 16, generator=drawn) * torch.rand(1, 32, 1, 1, generator=drawn)).requires_grad_(True)
-    with StandIns((64, 64)):
+    with StandIns(film):
         answer = (maps * 3 + 0.5).to(torch.uint8).float()
     (slope,) = torch.autograd.grad(answer.sum(), maps)
     assert torch.allclose(slope, slope[0, 0, 0, 0].expand_as(slope))

@@ -65,8 +65,9 @@ def test_what_earlier_statistics_stated_is_taken_out_of_every_page() -> None:
         for method in withdrawn.COARSE:
             cells = [row["hit rate"] for row in claims.rows_of(text, method) if not row["run"].startswith("*")]
             assert set(cells) <= {withdrawn.CELL}
-        of_gates = text.partition("background, fgsm, against standard")[2].partition("### ")[0]
-        assert "gate" not in stem or "@gate" not in of_gates
+        for gated in re.findall(r"^### \S+: gate\S* background, .*?(?=^### |\Z)", text, re.MULTILINE | re.DOTALL):
+            assert "accuracy" in gated
+            assert not re.search(r"@gate\)|\(integrated-gradients\)", gated)
 
 
 def test_withdrawing_takes_a_verdict_and_leaves_the_figure() -> None:

@@ -80,8 +80,11 @@ def withdrawn(row: Mapping[str, Any]) -> str:
         return ""
     if path.suffix != ".csv":
         return "its cell says so" * (figure(row).text == "withdrawn")
-    found = [line for line in _read(path) if all(_is(line[column], wanted) for column, wanted in row["where"].items())]
-    return found[0].get("withdrawn", "")
+    return _lines(_read(path), row)[0].get("withdrawn", "")
+
+
+def _lines(table: Sequence[Mapping[str, str]], row: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    return [line for line in table if all(_is(line[column], wanted) for column, wanted in row["where"].items())]
 
 
 def _is(cell: str, wanted: object) -> bool:
@@ -93,7 +96,7 @@ def _is(cell: str, wanted: object) -> bool:
 
 
 def _of_table(table: Sequence[Mapping[str, str]], row: Mapping[str, Any]) -> Figure:
-    found = [line for line in table if all(_is(line[column], wanted) for column, wanted in row["where"].items())]
+    found = _lines(table, row)
     if row.get("count"):
         return Figure(len(found), None, None, str(len(found)))
     if len(found) != 1:

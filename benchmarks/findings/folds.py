@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.findings.seeds import Tested, between, by_row, command, held, kept, listed, percent, summary, way
 from trustcxr.about import NOTICE
-from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data import Dataset, load_dataset, read_manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.recipes.testing import AttackRecipe
@@ -85,13 +85,16 @@ def pool(runs: Sequence[Run], out: Path) -> tuple[list[Tested], pd.DataFrame]:
     """
     found: dict[tuple[str, str], dict[str, tuple[Run, Mapping[str, np.ndarray]]]] = {}
     names, films = [f"fold-{number}.csv" for number in range(FOLDS)], {}
+    read: dict[str, dict[str, Dataset]] = {}  # the Test of every list, by how its films are read
     for run in runs:
-        lists = {name: load_dataset(out / name, split="Test", **run.trained_by.data.reading()) for name in names}
+        reading = run.trained_by.data.reading()
+        if (how := repr(reading)) not in read:
+            read[how] = {name: load_dataset(out / name, split="Test", **reading) for name in names}
         trained_on = files.part(files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data"), "fingerprints")
-        mine = [name for name in names if lists[name].fingerprint == trained_on.get("Test")]
+        mine = [name for name, films_ in read[how].items() if films_.fingerprint == trained_on.get("Test")]
         if not mine:
             raise UserError(f"{run.folder}: was trained on films that are no list of `folds` in {out}")
-        fold, data = mine[0], lists[mine[0]]
+        fold, data = mine[0], read[how][mine[0]]
         name, seed = way(run), str(run.trained_by.seed)
         place = out / f"{name}-s{seed}-{fold}.parquet".replace("/", "-").replace(" ", "")
         found.setdefault((name, seed), {})[fold] = run, held(kept(run, data, place, ATTACKS), data)

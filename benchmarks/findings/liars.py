@@ -38,6 +38,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 ATTACKS = ("fgsm", "pgd", "worst-case")
 EPSILON, FURTHER, STEPS = 0.02, 0.04, 20
 BARE = "bare"
+DIGITS = 8  # of the CSV file: with as few as the page shows, a figure would be rounded twice
 POINTS = 0.03  # how far above its bare network's a liar's examined accuracy may be
 _TWIN = (
     "Twin: the mean over {draws} draws of the same network, all known to the attack (PGD and APGD, begun from what "
@@ -146,10 +147,9 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
         "",
         f"`python -m benchmarks.findings.liars RUN --data {data} --out DIR [--images N] [--twins]`; RUN: {run}, "
         f"one seed, trained as usual. {int(near['n'].iloc[0])} validation images, the first of each class; percent "
-        "answered "
-        f"rightly at epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain PGD: {STEPS} "
-        "steps on the network as it stands, as a test prints that does not look at what it attacks. Examined: what the "
-        f"audit leaves, worst case of exam-1. {NOTICE}",
+        f"answered rightly at epsilon {EPSILON:g}, L-infinity, with 95 % intervals where the audit has them. Plain "
+        f"PGD: {STEPS} steps on the network as it stands, as a test prints that does not look at what it attacks. "
+        f"Examined: what the audit leaves, worst case of exam-1. {NOTICE}",
         "",
         f"Of {len(liars)} liars {caught} are flagged, and {within(near)} are left with at most {100 * POINTS:.0f} "
         "points more than the bare network.",
@@ -235,9 +235,9 @@ def main() -> None:
     found = rows(asked.run, films, asked.out, asked.only, twins=asked.twins)
     if asked.further:
         found += rows(asked.run, films, asked.out, [one for one in asked.only if one in TWINS], epsilon=FURTHER)
-    table = pd.DataFrame(found).round(4)  # as the CSV file has it, so that page and file say the same
+    table = pd.DataFrame(found).round(DIGITS)  # as the CSV file has it, so that page and file say the same
     stem, recipe = f"liars-{asked.data.name}", loaded.trained_by
-    table.to_csv(RESULTS / f"{stem}.csv", index=False, float_format="%.4f")
+    table.to_csv(RESULTS / f"{stem}.csv", index=False, float_format=f"%.{DIGITS}f")
     run = f"{recipe.model.called} at {loaded.size} pixels"
     files_text = "\n".join(page(table, asked.data.name, run)) + "\n"
     (RESULTS / f"{stem}.md").write_text(files_text, encoding="utf-8")

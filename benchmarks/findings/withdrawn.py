@@ -52,8 +52,7 @@ def texts() -> dict[Path, str]:
         written[figures] = marked(figures.read_bytes().decode())
         if compared.is_file():
             written[compared] = marked(compared.read_bytes().decode())
-        kept = "\n".join(lines(page.read_text(encoding="utf-8")))
-        written[page] = _EVERY.sub(lambda every: _of_all(every["file"], written[compared], kept), kept)  # noqa: B023
+        written[page] = _counted("\n".join(lines(page.read_text(encoding="utf-8"))), written.get(compared, ""))
     return written
 
 
@@ -108,13 +107,16 @@ def lines(text: str) -> Iterator[str]:
         yield markdown.row([cell for place, cell in enumerate(cells) if place != masked])
 
 
-def _of_all(file: str, compared: str, page: str) -> str:
+def _counted(page: str, compared: str) -> str:
+    """The page with how many rows of its file of comparisons, of this text, it does not list."""
     rows = list(csv.DictReader(io.StringIO(compared)))
-    gone, listed = sum(bool(row[COLUMN]) for row in rows), len(_LISTED.findall(page))
-    return (
-        f"Every row with its figures is in {file}: of its {len(rows)}, {gone} are withdrawn (its column `{COLUMN}` "
-        f"says why) and {len(rows) - gone - listed} more, of steadiness and the like, are not listed here."
+    gone = sum(bool(row.get(COLUMN)) for row in rows)
+    others = len(rows) - gone - len(_LISTED.findall(page))
+    said = (
+        rf"Every row with its figures is in \g<file>: of its {len(rows)}, {gone} are withdrawn (its column `{COLUMN}` "
+        f"says why) and {others} more, of steadiness and the like, are not listed here."
     )
+    return _EVERY.sub(said, page)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManag
 def computes_in_bfloat16(device: str) -> bool:
     """Whether a kind of device computes in bfloat16: a processor that imitates it takes many times as long.
 
-    oneDNN says of a processor that it is supported where it is imitated too (AVX-512 alone: 2.4 times float32's time),
-    so the processor is asked what it has.
+    oneDNN says of a processor that it is supported where it is imitated too (AVX-512 without its bfloat16), so the
+    processor is asked what it has.
     """
     if device != "cpu":
         return True

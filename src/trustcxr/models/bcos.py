@@ -45,7 +45,8 @@ class UncentredNorm(nn.Module):
         """Features (B, K, h, w) -> the same shape."""
         square = self.running_square
         if self.training:
-            square = features.float().square().mean((0, 2, 3))
+            exact = torch.promote_types(features.dtype, torch.float32)
+            square = features.to(exact).square().mean((0, 2, 3))
             with torch.no_grad():
                 self.running_square.lerp_(square.detach().to(self.running_square), self.momentum)
         return features * (self.weight * (square + _TINY).rsqrt())[:, None, None]
