@@ -11,7 +11,7 @@ from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
-from trustcxr.attacks.stand_ins import Attackable, StandIns, look
+from trustcxr.attacks.stand_ins import Attackable, StandIns, _gains, look
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.models.untouched import undisturbed
@@ -275,7 +275,20 @@ def test_no_film_is_left_without_a_gradient_by_what_it_became() -> None:
         turned = films.numpy() - np.float32([0, 0, 0, 1])[:, None, None, None] * 0.6 * columns.numpy()
         answer = torch.from_numpy(turned) + 0
     (slope,) = torch.autograd.grad((answer * torch.randn(1, 1, 32, 32)).sum(), films)
-    assert (slope.flatten(1).abs().amax(1) > 0.01).all()
+    strength = slope.flatten(1).norm(dim=1)
+    assert float(strength.min()) > 0.5 * float(strength.max()), "nor with hardly any"
+
+
+def test_the_slope_at_a_frequency_is_neither_nothing_nor_chance() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    films = torch.rand(2, 1, 32, 32, generator=drawn)
+    rings = torch.hypot(torch.fft.fftfreq(32)[:, None], torch.fft.rfftfreq(32)) * 32
+    coarse = torch.fft.irfft2(torch.fft.rfft2(films) * (rings < 6), s=(32, 32))
+    lost = _gains(films, coarse, 0.4)
+    assert torch.allclose(lost[..., rings < 5], torch.ones(()), atol=1e-3)
+    assert torch.allclose(lost[..., rings > 7], torch.tensor(0.05 * 0.4)), "what is lost keeps a little"
+    made = _gains(coarse + 1e-4 * films, coarse + torch.rand(films.shape, generator=drawn), 0.4)
+    assert float(made.max()) <= 2 * float(made[..., 0, 0].max()) + 1e-6, "what came from elsewhere is no slope"
 
 
 @pytest.mark.parametrize("film", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels

@@ -70,6 +70,54 @@ def test_what_earlier_statistics_stated_is_taken_out_of_every_page() -> None:
             assert not re.search(r"@gate\)|\(integrated-gradients\)", gated)
 
 
+OLD = """Mean: over all. `masked`: the verdict on the gradients, whose reason stands in each run's metrics.json.
+
+| run | clean | masked | worst-case |
+| --- | --- | --- | --- |
+| a | 80.0 | yes | 1.0 |
+
+### gradcam
+
+| run | hit rate | IoU |
+| --- | --- | --- |
+| a | 0.038 | 0.1 |
+| *chance* | 0.121 | 0.1 |
+
+### layercam@-2
+
+| run | hit rate |
+| --- | --- |
+| a | 0.2 |
+
+### a: full background, fgsm, against standard
+
+- Yes: clean accuracy rises by 0.1.
+- Not settled: pointing hit rate (gradcam) changes by 0.0.
+- No: infection energy (layercam@gate) falls by 0.1.
+
+### a: gate-emptied background, fgsm, against standard
+
+- Yes: infection energy (layercam@gate) rises by 0.1.
+- Yes: infection energy (integrated-gradients) rises by 0.1.
+- Yes: infection energy (gradcam) rises by 0.1."""
+
+
+def test_a_page_of_earlier_statistics_loses_what_is_withdrawn_and_nothing_else() -> None:
+    text = "\n".join(withdrawn.lines(OLD))
+    assert "masked" not in text
+    assert "| a | 80.0 | 1.0 |" in text
+    assert "| a | withdrawn | 0.1 |" in text
+    assert "| *chance* | 0.121 | 0.1 |" in text
+    assert "| a | 0.2 |" in text
+    said = [line for line in text.split("\n") if line.startswith("- ")]
+    assert said == [
+        "- Yes: clean accuracy rises by 0.1.",
+        "- No: infection energy (layercam@gate) falls by 0.1.",
+        "- Yes: infection energy (gradcam) rises by 0.1.",
+    ]
+    assert "\n".join(withdrawn.lines(text)) == text
+
+
 def test_withdrawing_takes_a_verdict_and_leaves_the_figure() -> None:
     table = pd.read_csv(RESULTS / "localisation-covidqu-mini-comparisons.csv", keep_default_na=False)
     gone = table[table["withdrawn"] != ""]
@@ -151,6 +199,8 @@ def test_the_page_of_liars_says_what_its_table_says() -> None:
     table = pd.read_csv(RESULTS / "liars-covidqu-mini.csv")
     page = (RESULTS / "liars-covidqu-mini.md").read_text(encoding="utf-8")
     assert page == "\n".join(liars.page(table, "covidqu-mini", "resnet18 at 96 pixels")) + "\n"
+    films = table["worst_case"] * table["n"]
+    assert ((films - films.round()).abs() < 1e-4).all(), "not rounded before the page rounds"
     flattered = table.assign(worst_case=table["worst_case"] - 0.05)
     assert "\n".join(liars.page(flattered, "covidqu-mini", "resnet18 at 96 pixels")) + "\n" != page
 
