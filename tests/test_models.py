@@ -93,7 +93,12 @@ def test_other_timm_names_work() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
-    [("resnet-50", "ResNet50"), ("EfficentNetV2S", "EfficientNetV2S"), ("densenet_121", "DenseNet121")],
+    [
+        ("resnet-50", "ResNet50"),
+        ("EfficentNetV2S", "EfficientNetV2S"),
+        ("densenet_121", "DenseNet121"),
+        ("evidence-bcoz", "evidence-bcos"),
+    ],
 )
 def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{nearest}") as problem:

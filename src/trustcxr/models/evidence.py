@@ -21,12 +21,13 @@ from trustcxr.models.bcos import BcosConv, UncentredNorm, both_signs
 FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
 WHOLE, BCOS = "full", "bcos"
 BACKBONES = ("resnet10t", "resnet18", "resnet34", "resnet50")  # whose stages a cell may read
+KINDS = (*map(str, FIELDS), WHOLE, BCOS, *BACKBONES)  # what stands behind evidence-
 STRIDE = 4  # pixels from cell to cell
 WIDTH = 48  # channels; evidence-33x96 has 96
 _FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
 _WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
 SCALE = 16.0  # of the map: many cells are summed
-_NAME = re.compile(rf"evidence-({'|'.join([*map(str, FIELDS), WHOLE, BCOS, *BACKBONES])})(?:x(\d+))?")
+_NAME = re.compile(rf"evidence-({'|'.join(KINDS)})(?:x(\d+))?")
 
 
 def _layer(
@@ -171,10 +172,7 @@ def named(name: str, classes: int) -> EvidenceNet:
     """An untrained network by its name, such as evidence-33 or evidence-fullx96; UserError for any other name."""
     found = _NAME.fullmatch(name)
     if found is None:
-        raise UserError(
-            f"'{name}' is no evidence network: evidence-N with N of {', '.join(map(str, FIELDS))}, {WHOLE}, {BCOS} "
-            f"or a backbone, {', '.join(BACKBONES)}"
-        )
+        raise UserError(f"'{name}' is no evidence network: evidence-N with N of {', '.join(KINDS)}")
     kind, width = found[1], int(found[2] or WIDTH)
     if kind in BACKBONES:
         return EvidenceNet(classes, width=width, backbone=kind)

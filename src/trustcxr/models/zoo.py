@@ -56,7 +56,7 @@ def architecture(name: str) -> str:
         *PAPER_MODELS,
         *PLAIN_MODELS,
         *timm.list_models(),
-        *(f"evidence-{field}" for field in (*evidence.FIELDS, evidence.WHOLE, *evidence.BACKBONES)),
+        *(f"evidence-{field}" for field in evidence.KINDS),
     ]
     complaint = str(unknown("model", name, every)).split("valid: ")[0]
     ours = ", ".join([*PAPER_MODELS, *PLAIN_MODELS])
