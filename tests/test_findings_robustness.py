@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from benchmarks.findings import ceiling, elsewhere, folds, seeds
+from benchmarks.findings import ceiling, elsewhere, folds, seeds, withdrawn
 from torch import nn
 
 from trustcxr import models
@@ -61,6 +61,33 @@ def test_a_hospital_has_no_part_in_choosing_what_is_told_of_it() -> None:
     home = films([0, 1])
     row = elsewhere.row_of(chosen, "one", hospitals == "one", home, films(labels.tolist()))
     assert row["at_home"] == pytest.approx(0.5), "that of the way that was chosen for it"
+
+
+def test_a_way_counts_at_home_for_the_classes_that_its_hospital_sent() -> None:
+    hospitals, labels = np.array(["one"] * 4 + ["two"] * 4), np.array([0] * 4 + [1] * 4)
+    # Each knows one class at home, that of the other hospital, and is chosen for the other by what it has there.
+    first = way("knows 1 at home", [0, 1], [1, 1, 1, 1, 0, 0, 0, 0])
+    second = way("knows 0 at home", [1, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+    chosen, picks = elsewhere.in_turn([first, second], hospitals, labels)
+    assert picks == {"one": "knows 0 at home", "two": "knows 1 at home"}
+    home, there = films([0, 1]), films(labels.tolist())
+    parts = [elsewhere.row_of(chosen, name, hospitals == name, home, there) for name in ("one", "two")]
+    whole = elsewhere.row_of(chosen, "all", np.ones(8, bool), home, there)
+    assert [part["at_home"] for part in parts] == [1.0, 1.0]
+    assert whole["at_home"] == 1.0, "not what each would have on the class of the other's hospital"
+
+
+def test_the_row_of_all_hospitals_is_the_mean_of_theirs() -> None:
+    table = pd.read_csv(withdrawn.RESULTS / "elsewhere-external-cxr.csv")
+    for _, rows in table[table["run"].str.endswith(elsewhere.IN_TURN)].groupby("run"):
+        whole, parts = rows[rows["films"] == "all"].iloc[0], rows[rows["films"] != "all"]
+        for column in ("at_home", "elsewhere", "fall"):
+            assert (parts["n"] * parts[column]).sum() / whole["n"] == pytest.approx(whole[column], abs=1e-9)
+        assert whole["fall_low"] < whole["fall"] < whole["fall_high"]
+    wrong = table.copy()
+    wrong.loc[(wrong["films"] == "all") & wrong["run"].str.endswith(elsewhere.IN_TURN), "at_home"] += 0.04
+    mended = withdrawn.put_together(wrong)
+    assert np.allclose(mended["at_home"], table["at_home"])
 
 
 def test_statistics_of_a_hospital_are_those_of_its_films_and_the_model_is_as_before() -> None:

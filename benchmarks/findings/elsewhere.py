@@ -186,8 +186,12 @@ def row_of(way: Fall, name: str, part: np.ndarray, home: Dataset, there: Dataset
     others = Bootstrap.over(home.groups, seed=1)
     labels = there.labels[part]
     shares = [np.mean(labels == k) for k in range(len(there.classes))]
-    homes = way.home if way.home.ndim == 1 else way.home[part].mean(0)  # chosen in turn: another way for each hospital
-    expected = sum(share * recalls(others, homes, home.labels == k) for k, share in enumerate(shares) if share)
+    # Chosen in turn, another way for each hospital: of each class the ways that its own films were told by.
+    homes = [way.home if way.home.ndim == 1 else way.home[part][labels == k].mean(0) for k in np.flatnonzero(shares)]
+    expected = sum(
+        shares[k] * recalls(others, right, home.labels == k)
+        for k, right in zip(np.flatnonzero(shares), homes, strict=True)
+    )
     found = own.means(way.clean[part])
     falls = expected - found
     row: dict[str, object] = {
@@ -220,7 +224,7 @@ def recalls(bootstrap: Bootstrap, right: np.ndarray, mine: np.ndarray) -> np.nda
 
 def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Sequence[str]) -> list[str]:
     """The Markdown page of a table."""
-    table = table.fillna({"chosen": ""})
+    table = table.assign(corrected=table.get("corrected", "")).fillna({"chosen": "", "corrected": ""})
     chosen = table[table["run"].str.endswith(IN_TURN)]
     ways = table[~table["run"].str.endswith(IN_TURN)]
     return [
@@ -247,6 +251,7 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
             [[*cells(row), str(row["chosen"])] for _, row in chosen.iterrows()],
         ),
         "",
+        *(line for text in chosen["corrected"].unique() if text for line in (text, "")),
         "## Every way, all films",
         "",
         *markdown.table(
