@@ -5,8 +5,8 @@
 The networks of these pages are not kept, so what was reckoned otherwise then cannot be reckoned anew. What a mended
 judge would not state is taken out: of the pages the verdict on masked gradients, hit rates of maps with too few cells
 to hit, and comparisons that say nothing of the networks; in the CSV files beside them the figures stay, with the reason
-in the column `withdrawn`, and without a verdict. On the page of other hospitals the rows of all hospitals together, each
-by its own network, are put together from those of the hospitals. Run again, it changes nothing.
+in the column `withdrawn`, and without a verdict. On the page of other hospitals the row of all hospitals together is put
+together from theirs. Run again, it changes nothing.
 """
 
 import csv
@@ -36,8 +36,9 @@ COLUMN, CELL = "withdrawn", "withdrawn"
 ELSEWHERE = "elsewhere-external-cxr"
 OF_HOSPITALS = (
     "All hospitals together, each by its own network: at home and fall were reckoned wrongly before (a network counted "
-    "at home for classes of which its hospital sent nothing) and are the mean of the hospitals' rows, by their films. The "
-    "networks are not kept, so their ends are put together from those of the hospitals, as if all erred together at home."
+    "at home for classes of which its hospital sent nothing) and are the mean of the hospitals' rows, by their films. "
+    "The networks are not kept, so their ends are put together from those of the hospitals, as if all erred together "
+    "at home."
 )
 FEW_CELLS = "the map has 2 x 2 cells at 64 pixels, of which the best would hit less than chance"
 GATE = "gated against ungated by a map of the gate or of the pixels: what the gate hides has no gradient"
