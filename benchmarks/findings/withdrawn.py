@@ -5,7 +5,7 @@
 The networks of these pages are not kept, so what was reckoned otherwise then cannot be reckoned anew. What a mended
 judge would not state is taken out: of the pages the verdict on masked gradients, hit rates of maps with too few cells
 to hit, and comparisons that say nothing of the networks; in the CSV files beside them the figures stay, with the reason
-in the column `withdrawn`, and without a verdict. On the page of other hospitals the row of all hospitals together is put
+in the column `withdrawn`, and without a verdict. On the page of other hospitals the row of all hospitals is put
 together from theirs. Run again, it changes nothing.
 """
 
