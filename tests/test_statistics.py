@@ -298,3 +298,30 @@ def test_intervals_of_rare_shares_cover_the_truth() -> None:
         low, high = statistics.share_interval(bootstrap, bootstrap.means(right))
         covered.append(low <= 0.02 <= high)
     assert 0.9 <= np.mean(covered) <= 0.99
+
+
+def test_groups_without_a_value_do_not_count() -> None:
+    values = np.r_[np.zeros(20), np.full(280, np.nan)]
+    bootstrap = statistics.Bootstrap.over(np.arange(300), resamples=100)
+    ends = statistics.share_interval(bootstrap, bootstrap.means(values), of=np.isfinite(values))
+    assert ends == pytest.approx([0, stats.binomtest(0, 20).proportion_ci(method="wilson").high])
+    assert bootstrap.groups_of() == 300
+    assert statistics.Bootstrap.over(np.arange(300) // 3, resamples=1).groups_of(np.isfinite(values)) == 7
+
+
+def test_the_mean_of_shares_has_the_bootstraps_interval_unless_one_is_rare() -> None:
+    bootstrap = statistics.Bootstrap.over(np.arange(240), resamples=500)
+    of = np.arange(240)[:, None] // 120 == np.arange(2)
+    right = np.random.default_rng(0).random(240) < 0.7
+
+    def shares() -> np.ndarray:
+        return bootstrap.totals(of & right[:, None]) / bootstrap.totals(of)
+
+    common = statistics.mean_share_interval(bootstrap, shares(), of)
+    assert common == statistics.interval(shares().mean(1))
+    right[:120] = True  # by the bootstrap this class would be sure
+    low, high = statistics.mean_share_interval(bootstrap, shares(), of)
+    assert [low, high] == pytest.approx(statistics.wilson(shares().mean(1)[0], 120 * 2))
+    undefined = np.column_stack([shares(), np.full(501, np.nan)])
+    wider = np.column_stack([of, np.zeros(240, bool)])
+    assert statistics.mean_share_interval(bootstrap, undefined, wider) == [low, high]

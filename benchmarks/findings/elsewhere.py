@@ -30,7 +30,7 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.report import markdown
 from trustcxr.results import files
-from trustcxr.statistics import Bootstrap, interval
+from trustcxr.statistics import Bootstrap, interval, share_interval
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 EPSILON, GOAL = 0.02, 0.12
@@ -208,7 +208,8 @@ def row_of(way: Fall, name: str, part: np.ndarray, home: Dataset, there: Dataset
         ("pgd", own.means(way.pgd[part])),
     ):
         row[key] = float(values[0])
-        row[f"{key}_low"], row[f"{key}_high"] = interval(values)
+        share = key in ("elsewhere", "pgd")
+        row[f"{key}_low"], row[f"{key}_high"] = share_interval(own, values) if share else interval(values)
     row["balanced_elsewhere"] = over_classes(way.clean[part], labels)
     row["constant"] = max(shares)
     return row

@@ -14,7 +14,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.results import files, folders
 from trustcxr.results.tables import right
-from trustcxr.statistics import Bootstrap, interval
+from trustcxr.statistics import Bootstrap, share_interval
 
 Held = Mapping[str, np.ndarray]  # by measure, whether each film is answered rightly, (N,)
 
@@ -64,7 +64,7 @@ def summary(seeds: Sequence[Held], measures: Sequence[str], labels: np.ndarray, 
     for measure in measures:
         values = np.mean([one[measure] for one in seeds], axis=0)
         row[measure] = float(values.mean())
-        row[f"{measure}_low"], row[f"{measure}_high"] = interval(groups.means(values))
+        row[f"{measure}_low"], row[f"{measure}_high"] = share_interval(groups, groups.means(values))
         row[f"balanced_{measure}"] = balanced(values, labels)
         alone = [float(one[measure].mean()) for one in seeds]
         row[f"{measure}_spread"] = max(alone) - min(alone)
@@ -82,8 +82,10 @@ def percent(value: float | np.floating) -> str:
 
 
 def between(row: Mapping[str, object] | pd.Series, measure: str) -> str:
-    """A measure of a row with its interval, out of a hundred."""
+    """A measure of a row with its interval, out of a hundred; without, where all resamples were alike."""
     low, high = (float(row[f"{measure}_{end}"]) for end in ("low", "high"))  # type: ignore[arg-type]
+    if low == high:
+        return percent(row[measure])  # type: ignore[arg-type]
     return f"{percent(row[measure])} [{percent(low)}, {percent(high)}]"  # type: ignore[arg-type]
 
 

@@ -74,8 +74,8 @@ def of_other_hospitals() -> dict[Path, str]:
     path, page = (RESULTS / f"{ELSEWHERE}{end}" for end in (".csv", ".md"))
     before = pd.read_csv(path, keep_default_na=False, na_values=[""])
     table = put_together(before)
-    text, data = page.read_text(encoding="utf-8"), ("covidqu-midi", "external-cxr", "", [])
-    old, new = ("\n".join(elsewhere.page(each, *data)[4:]) for each in (before, table))
+    text = page.read_text(encoding="utf-8")
+    old, new = ("\n".join(elsewhere.page(each, "covidqu-midi", "external-cxr", "", [])[4:]) for each in (before, table))
     if old not in text:
         raise ValueError(f"{page.name} does not say what {path.name} says")
     return {path: table.to_csv(index=False), page: text.replace(old, new)}
@@ -97,7 +97,7 @@ def put_together(table: pd.DataFrame) -> pd.DataFrame:
         there = float(whole["elsewhere"])
         lower, upper = (abs(float(whole[f"elsewhere_{end}"]) - there) for end in _ENDS)
         fall = home - there
-        for name, value in {
+        mended: dict[str, float | str] = {
             "at_home": home,
             "at_home_low": home - below,
             "at_home_high": home + above,
@@ -105,8 +105,8 @@ def put_together(table: pd.DataFrame) -> pd.DataFrame:
             "fall_low": fall - float(np.hypot(below, upper)),
             "fall_high": fall + float(np.hypot(above, lower)),
             "corrected": OF_HOSPITALS,
-        }.items():
-            table.loc[whole.name, name] = value
+        }
+        table.loc[table.index == whole.name, list(mended)] = list(mended.values())
     return table
 
 

@@ -52,6 +52,10 @@ class Bootstrap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.totals(np.where(known, rows, 0.0)) / self.totals(known)
 
+    def groups_of(self, rows: ArrayLike | None = None) -> int:
+        """How many groups these rows (N,) bool are of; without them, how many there are."""
+        return self.weights.shape[1] if rows is None else len(np.unique(self.member[np.asarray(rows, dtype=bool)]))
+
     def row_weights(self) -> NDArray[np.uint16]:
         """How often each row is in each resample: (R + 1, N)."""
         return self.weights.astype(np.uint16)[:, self.member]
@@ -84,20 +88,47 @@ def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
     return [float(v) for v in np.quantile(rest, [tail, 1 - tail])]
 
 
-def share_interval(bootstrap: Bootstrap, resampled: ArrayLike, level: float = LEVEL) -> list[float]:
-    """Interval [low, high] of a share of rows.
+def share_interval(
+    bootstrap: Bootstrap, resampled: ArrayLike, level: float = LEVEL, *, of: ArrayLike | None = None
+) -> list[float]:
+    """Interval [low, high] of a share of rows; `of` (N,) bool: of these alone, whose groups are those that count.
 
     By bootstrap; where the share is so near 0 or 1 that fewer than RARE groups would stand on one side, resamples say
     too little (of none of 300 nothing at all), so there it is the score interval (Wilson 1927) on the effective count:
     the number of independent rows that would vary as much as the resamples, at most the number of groups.
     """
     figures = np.asarray(resampled, dtype=float)
-    share, groups = float(figures[0]), bootstrap.weights.shape[1]
-    if not groups or not np.isfinite(share) or min(share, 1 - share) * groups >= RARE:
+    share, groups = float(figures[0]), bootstrap.groups_of(of)
+    if not _is_rare(share, groups):
         return interval(resampled, level)
-    spread = float(np.nanvar(figures[1:]))
-    effective = min(share * (1 - share) / spread, groups) if spread > 0 else float(groups)
-    return wilson(share, effective, level)
+    return _by_score(figures, groups, level)
+
+
+def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLike, level: float = LEVEL) -> list[float]:
+    """Interval [low, high] of the mean of shares (R + 1, C), each of its own rows, `of` (N, C) bool; NaN are left out.
+
+    By bootstrap; where one of them is too near 0 or 1 for that, the score interval on the effective count, as in
+    `share_interval`: at most that of which a share varies as the mean does of shares that are alike, C^2 / sum(1 / G_c)
+    of G_c groups each.
+    """
+    figures, rows = np.asarray(resampled, dtype=float), np.asarray(of, dtype=bool)
+    known = np.flatnonzero(np.isfinite(figures[0]))
+    groups = np.array([bootstrap.groups_of(rows[:, k]) for k in known], dtype=float)
+    if not any(_is_rare(float(figures[0, k]), count) for k, count in zip(known, groups, strict=True)):
+        return interval(figures[:, known].mean(1) if len(known) else np.full(len(figures), np.nan), level)
+    means = figures[:, known].mean(1)
+    return _by_score(means, len(known) ** 2 / float((1 / groups).sum()), level)
+
+
+def _by_score(resampled: Floats, most: float, level: float) -> list[float]:
+    """The score interval on the number of independent rows that would vary as much, at most so many."""
+    share, spread = float(resampled[0]), float(np.nanvar(resampled[1:]))
+    return wilson(share, min(share * (1 - share) / spread, most) if spread > 0 else most, level)
+
+
+def _is_rare(share: float, groups: float) -> bool:
+    """Whether fewer than RARE groups would stand on one side of the share; of none, or of no share, it is not."""
+    return groups > 0 and bool(np.isfinite(share)) and min(share, 1 - share) * groups < RARE
 
 
 def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:

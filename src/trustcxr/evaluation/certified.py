@@ -18,7 +18,7 @@ from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.run import Run
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import CertifiedResult, Share
-from trustcxr.statistics import Bootstraps, interval
+from trustcxr.statistics import Bootstraps, share_interval
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -54,11 +54,12 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
     """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
     bootstraps, found = Bootstraps(resamples=resamples), []
     for epsilon, rows in table.groupby("epsilon"):
-        figures = bootstraps.over(rows["group"]).means(rows["certified"])
+        bootstrap = bootstraps.over(rows["group"])
+        figures = bootstrap.means(rows["certified"])
         found.append(
             CertifiedResult(
                 epsilon=float(str(epsilon)),
-                accuracy=Share(value=figures[0], ci=interval(figures)),
+                accuracy=Share(value=figures[0], ci=share_interval(bootstrap, figures)),
                 balanced_accuracy=rows.groupby("label")["certified"].mean().mean(),
                 proved=rows["proved"].mean(),
                 n=len(rows),

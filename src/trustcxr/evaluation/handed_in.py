@@ -100,13 +100,15 @@ def worse_of_both(
         changed.at[index], broken.at[index] = logits[place], given.by
     first = rows["epsilon"].to_numpy() == rows["epsilon"].min()
     right = ~wrong[first]
-    share, ends = statistics.mean_interval(right.astype(float), rows["group"].to_numpy()[first])
+    bootstrap = statistics.Bootstrap.over(rows["group"].to_numpy()[first])
+    shares = bootstrap.means(right)
+    low, high = statistics.share_interval(bootstrap, shares)
     found = HandedIn(
         by=given.by,
         sha256=files.checksum(given.path),
         epsilon=given.epsilon,
         n=int(first.sum()),
-        accuracy=Share(value=share, ci=(ends[0], ends[1])),
+        accuracy=Share(value=shares[0], ci=(low, high)),
         found_alone=int(alone[first].sum()),
         missed=int((ours & ~wrong)[first].sum()),
     )

@@ -21,7 +21,7 @@ from trustcxr.results.documents import (
     Share,
 )
 from trustcxr.results.tables import CLEAN, clean_answers, logits_of, right, severities
-from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, share_interval
+from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, mean_share_interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,8 @@ def classification(
     `logits` (N, C), `labels` (N,). Precision and F1 of a class that is there and never predicted, or predicted and not
     there, count as 0, as in scikit-learn. Of a class that is not there recall and AUROC (one class against the rest)
     are not defined, nor precision and F1 where it is not predicted either: NaN, and left out of the mean of classes. A
-    resample in which a class of the sample was not drawn says nothing of that mean.
+    resample in which a class of the sample was not drawn says nothing of that mean. Accuracy, recall, precision and
+    balanced accuracy near 0 or 1 have the score interval, the others that of the resamples alone.
     """
     count = len(classes)
     bootstrap = Bootstrap.over(groups, resamples=resamples)
@@ -49,12 +50,14 @@ def classification(
     probabilities = statistics.softmax(logits)
     weights = bootstrap.row_weights()
     areas = np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
-    figures["auroc"] = areas
+    true, said = (answers[:, None] == np.arange(count) for answers in (labels, predicted))
+    shares = {"recall": true, "precision": said}
+    others = {"f1": figures["f1"], "auroc": areas}
     bins = bootstrap.totals(calibration.calibration_bins(probabilities, labels))
     return Classification(
         accuracy=_share(bootstrap, figures.pop("accuracy")),
-        balanced_accuracy=_figure(_macro(figures["recall"])),
-        **{f"{name}_macro": _figure(_macro(values)) for name, values in figures.items()},
+        balanced_accuracy=_mean_share(bootstrap, figures["recall"], true),
+        **{f"{name}_macro": _figure(_macro(values)) for name, values in (figures | others).items()},
         ece=_calibration_error(bins),
         ece_plug_in=float(calibration.calibration_error(bins[0])),
         constant_answer=constant_answer(labels),
@@ -63,7 +66,9 @@ def classification(
         confusion=confusion[0].astype(int).tolist(),
         per_class={
             label: ClassResult(
-                **{name: _figure(values[:, k]) for name, values in figures.items()}, n=int((labels == k).sum())
+                **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
+                **{name: _figure(values[:, k]) for name, values in others.items()},
+                n=int((labels == k).sum()),
             )
             for k, label in enumerate(classes)
         },
@@ -75,9 +80,14 @@ def _figure(values: Floats) -> Share:
     return Share(value=float(values[0]), ci=interval(values))
 
 
-def _share(bootstrap: Bootstrap, means: Floats) -> Share:
-    """A share of the rows, (R + 1,), with its interval, which may be near 0 or 1."""
-    return Share(value=float(means[0]), ci=share_interval(bootstrap, means))
+def _share(bootstrap: Bootstrap, means: Floats, of: NDArray[np.bool_] | None = None) -> Share:
+    """A share of the rows, or `of` some, (R + 1,), with its interval, which may be near 0 or 1."""
+    return Share(value=float(means[0]), ci=share_interval(bootstrap, means, of=of))
+
+
+def _mean_share(bootstrap: Bootstrap, shares: Floats, of: NDArray[np.bool_]) -> Share:
+    """The mean of shares (R + 1, C), each of its own rows (N, C), with its interval."""
+    return Share(value=float(_macro(shares)[0]), ci=mean_share_interval(bootstrap, shares, of))
 
 
 def _calibration_error(bins: Floats) -> Share:
@@ -151,10 +161,10 @@ def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     of_class = labels[:, None] == np.unique(labels)
     hits, sizes = (bootstrap.totals(of_class & kept) for kept in (right(rows)[:, None], True))
     with np.errstate(invalid="ignore", divide="ignore"):
-        balanced = (hits / sizes).mean(axis=1)  # NaN in a resample that lacks a class
+        recalls = hits / sizes  # NaN in a resample that lacks a class
     return Accuracy(
         accuracy=_share(bootstrap, bootstrap.means(right(rows))),
-        balanced_accuracy=_figure(balanced),
+        balanced_accuracy=_mean_share(bootstrap, recalls, of_class),
         n=len(rows),
         constant_answer=constant_answer(labels),
     )

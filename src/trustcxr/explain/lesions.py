@@ -214,7 +214,7 @@ def summed_up(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamp
         effect=float(means["effect"][0]),
         effect_ci=interval(means["effect"]),
         flipped=float(means["flipped"][0]),
-        flipped_ci=share_interval(bootstrap, means["flipped"]),
+        flipped_ci=share_interval(bootstrap, means["flipped"], of=table["flipped"].notna()),
         flipped_control=float(means["flipped_control"][0]),
         films=int(known.sum()),
         left_out=int((~known).sum()),

@@ -48,9 +48,9 @@ class Summary:
         for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
             name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
             means = bootstrap.means(values["value"])
-            ends = share_interval(bootstrap, means) if name in _SHARES else interval(means)
             # Of the same images as the mean: one without a lung mask, say, has neither.
             known = ~np.isnan(values.pop("value"))
+            ends = share_interval(bootstrap, means, of=known) if name in _SHARES else interval(means)
             beside = {name: _mean(column[known]) for name, column in values.items()}
             kept = {name: mean for name, mean in beside.items() if not np.isnan(mean)}
             found[name] = Figure(value=means[0], ci=ends, **kept)

@@ -215,7 +215,7 @@ def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
     bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
     found = bootstrap.means(by_film)
     if share and np.isfinite(found[0]):
-        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found)))
+        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found, of=np.isfinite(by_film))))
     return _share(found)
 
 
