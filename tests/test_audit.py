@@ -240,6 +240,19 @@ def test_source_and_view_that_go_with_the_class_are_said(
     assert "more_than_published" in {f.kind for f in found.of("warning")}
 
 
+def test_films_of_one_patient_are_no_independent_evidence_of_an_association() -> None:
+    groups, chance = np.repeat(np.arange(60), 8).astype(str), []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        view, label = (np.repeat(random.integers(0, 2, 60), 8).astype(str) for _ in range(2))
+        found = confounds._association("view", view.astype(object), label, groups)
+        chance.append(found is not None and found.p_value < 0.05)
+    assert np.mean(chance) < 0.1, "over films it was two in three"
+    alike = confounds._association("view", label.astype(object), label, groups)
+    assert alike is not None
+    assert alike.p_value < 1e-6
+
+
 def test_the_json_document_is_plain(planted: tuple[Path, Planted, Audit]) -> None:
     document = json.loads(json.dumps(planted[2].to_dict(), allow_nan=False))
     assert document["verdict"] == planted[2].verdict

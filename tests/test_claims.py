@@ -253,3 +253,25 @@ def test_the_rows_of_the_readme_are_those_of_the_table() -> None:
         row = list(cells[model, training].values())[2:]
         assert [cell.replace(" %", "") for cell in row[:3]] == [text.replace(" %", "") for text in (clean, fgsm, pgd)]
         assert row[3].startswith(energy)
+
+
+def test_what_is_withdrawn_of_lesions_stands_on_no_page_and_reaches_no_goal() -> None:
+    table = pd.read_csv(RESULTS / "lesions-covidqu-midi.csv")
+    gone = "infection_given_lung_less_control"
+    assert (
+        table["withdrawn_columns"]
+        .str.split()
+        .map(lambda names: gone in names and "lesion_effect_inpaint" in names)
+        .all()
+    )
+    for name in ("lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md"):
+        text = (RESULTS / name).read_text(encoding="utf-8")
+        assert text.count(withdrawn.OF_LESIONS) == 1
+        assert list(withdrawn.lines_of_lesions(text)) == text.split("\n")
+    one = table[table["run"].str.endswith(", mean")].iloc[-2]
+    assert one[gone] > 0.05
+    assert lesions.goals_met(one)[gone] is False
+    assert lesions.goals_met(one.drop(lesions.WITHDRAWN))[gone] is True
+    row = {"file": "lesions-covidqu-midi.csv", "where": {"run": one["run"]}, "column": gone}
+    assert claims.withdrawn(row)
+    assert not claims.withdrawn(row | {"column": "lesion_effect"})

@@ -198,6 +198,8 @@ def test_what_square_alone_breaks_within_worst_case_is_a_black_box_that_wins() -
     found["attacks"][1]["broken_by"] = {"clean": 20, "apgd-margin": 30, "square": 20}
     assert "Square alone broke 20.0% of the images" in gradient_masking.verdict(read(found)).because
     assert gradient_masking.verdict(read(found)).masked is True
+    found["attacks"][1] |= {"n": 30, "broken_by": {"clean": 3, "apgd-margin": 12, "square": 1}}
+    assert gradient_masking.verdict(read(found)).masked is False, "one film of thirty is no more than chance"
 
 
 def test_a_document_of_another_judge_is_judged_anew() -> None:

@@ -160,6 +160,18 @@ def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> 
     assert after.max() <= 1
 
 
+@pytest.mark.parametrize("fill", list(lesions.FILLS))
+def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: str) -> None:
+    if fill == "inpaint":
+        pytest.importorskip("skimage")
+    lung, lesion = torch.zeros(1, SIZE, SIZE, dtype=torch.bool), torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    lung[:, 8:40, 6:20] = lung[:, 8:40, 28:42] = True
+    lesion[:, 16:26, 6:12] = True  # as far as the wall
+    images = torch.where(lung, 0.3, 0.9)[:, None] + 0.3 * lesion[:, None]
+    gone = lesions.removed(images, lesion, lung, lesion, fill=fill)
+    assert gone[0, 0][lesion[0]].sub(0.3).abs().max() < 0.05
+
+
 def test_an_unknown_fill_is_said_in_one_line() -> None:
     films = _films("COVID-19")
     with pytest.raises(UserError, match="grey"):
@@ -257,3 +269,14 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
 def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
     assert explained.described(pd.DataFrame()) == []
     assert effects([ReportRun(RunDocument(), tmp_path, [])]).rows == []
+
+
+def test_means_are_of_the_films_that_the_effect_is_of() -> None:
+    one, other = ({"before": 0.9, "without": 0.2, "beside": 0.8}, {"before": 0.1, "without": 0.1, "beside": 0.1})
+    about = {"fill": "grey", "control": "lung", "whole": 0.1, "lesion": 0.2, "flipped": 1.0, "flipped_control": 0.0}
+    rows = [one | about | {"share": 0.9, "effect": 0.6}, other | about | {"share": 0.1, "effect": np.nan}]
+    table = pd.DataFrame(rows).assign(film=[0, 1], group=["a", "b"])
+    (found,) = explained.described(table, resamples=100)
+    assert (found.films, found.left_out) == (1, 1)
+    assert found.effect.value == pytest.approx(0.6)
+    assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)

@@ -24,7 +24,7 @@ def films() -> tuple[Tensor, Lesions]:
 
 
 def _table(maps: Tensor, images: Tensor, masks: Lesions) -> margins.pd.DataFrame:
-    beside = {name: margins.measured(m, masks) for name, m in margins.film_controls(images, masks.lung).items()}
+    beside = margins.beside(margins.film_controls(images, masks.lung), masks, maps)
     beside[margins.CHANCE] = margins.by_chance(masks)
     return margins.margins(margins.measured(maps, masks), beside, np.arange(len(images)).astype(str))
 
@@ -37,6 +37,18 @@ def test_a_map_that_is_the_brightness_has_nothing_over_it(films: tuple[Tensor, L
         assert least["difference"] <= 0
     chance = table[(table["control"] == margins.CHANCE) & (table["measure"] == "hit_rate")].iloc[0]
     assert chance["low"] > 0.5, "though it is far above chance"
+
+
+@pytest.mark.parametrize("power", [1, 8, 0.25])
+def test_a_sharper_picture_of_the_brightness_has_nothing_over_it(films: tuple[Tensor, Lesions], power: float) -> None:
+    images, masks = films
+    smooth = margins.film_controls(images, masks.lung)["brightness-smooth"]
+    table = _table(smooth**power, images, masks)
+    own = table[table["control"] == "brightness-smooth, as sharp"].set_index("measure")["difference"]
+    assert own.abs().max() < 1e-9, "the same order of pixels, whatever their contrast"
+    if power == 8:
+        plain, sharp = (margins.measured(m, masks)["infection_given_lung"].mean() for m in (smooth, smooth**power))
+        assert sharp > plain + 0.1, "as shares of energy the sharper one would be far above"
 
 
 def test_the_mask_itself_beats_every_control(films: tuple[Tensor, Lesions]) -> None:

@@ -68,6 +68,7 @@ OVER_SEEDS = (
     "infection_given_lung_less_control",
     "lesion_effect",
 )
+WITHDRAWN = "withdrawn_columns"  # of the CSV file: figures that no longer stand, by name
 GOALS = {
     "worst_case": 0.60,
     "clean": 0.80,
@@ -179,9 +180,7 @@ def batches(count: int) -> list[slice]:
 def maps(run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor) -> dict[str, Any]:
     """By method: its measures, what it has over each control, and how it ranks regions by what removing them does."""
     masks = margins.Lesions(ill.lesion, ill.lung)
-    beside = {margins.CHANCE: margins.by_chance(masks)}
-    for name, control in margins.film_controls(ill.images, ill.lung, mean).items():
-        beside[name] = margins.measured(control, masks)
+    of_film = margins.film_controls(ill.images, ill.lung, mean)
     falls = torch.cat([lesions.causes(run.model, ill[part], labels[part]) for part in batches(len(labels))])
     found = {}
     for name in own_methods(run):
@@ -189,8 +188,9 @@ def maps(run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor)
         wanted = [name, activation]
         parts = [methods.maps(run.model, ill.images[part], labels[part], wanted) for part in batches(len(labels))]
         shown, plain = (torch.cat([part[one] for part in parts]) for one in wanted)
-        all_beside = beside | {"activation": margins.measured(plain, masks)}
-        table = margins.margins(margins.measured(shown, masks), all_beside, groups)
+        controls = of_film | {"activation": plain}
+        beside = {margins.CHANCE: margins.by_chance(masks)} | margins.beside(controls, masks, shown)
+        table = margins.margins(margins.measured(shown, masks), beside, groups)
         ranked = lesions.ranked_by_cause(shown, falls)
         found[name] = {
             "margins": table.to_dict("records"),
@@ -411,20 +411,24 @@ def means_rows(table: pd.DataFrame) -> list[list[str]]:
     """Each recipe's mean over its seeds, from the rows of the CSV."""
     lines = []
     for _, one in table[table["run"].str.endswith(", mean")].iterrows():
-        met, cells = goals_met(one), []
+        met, cells, gone = goals_met(one), [], str(one.get(WITHDRAWN, "")).split()
         for measure in OVER_SEEDS:
             value, spread = one[measure], one[f"{measure}_spread"]
             cell = f"{value:.3f} ({spread:.3f})"
             if measure in ACCURACIES:
                 cell = f"{100 * value:.1f} ({100 * spread:.1f})"
-            cells.append(f"**{cell}**" if met.get(measure) else cell)
+            cells.append("withdrawn" if measure in gone else f"**{cell}**" if met.get(measure) else cell)
         lines.append([str(one["recipe"]), str(one["seeds"]), *cells, f"{sum(met.values())} of {len(met)}"])
     return lines
 
 
 def goals_met(one: pd.Series) -> dict[str, bool]:
-    """By measure whether a row reaches the goal; a difference or an effect must also be above 0 at its lower end."""
-    met = {m: bool(one[m] <= goal if m in AT_MOST else one[m] >= goal) for m, goal in GOALS.items()}
+    """By measure whether a row reaches the goal; a difference or an effect must also be above 0 at its lower end.
+
+    What is withdrawn of the row reaches none.
+    """
+    gone = str(one.get(WITHDRAWN, "")).split()
+    met = {m: m not in gone and bool(one[m] <= goal if m in AT_MOST else one[m] >= goal) for m, goal in GOALS.items()}
     return {m: yes and (m in ACCURACIES or bool(one[f"{m}_low"] > 0)) for m, yes in met.items()}
 
 
@@ -435,7 +439,9 @@ def nearest(table: pd.DataFrame) -> str:
     gaps = []
     for name, met in goals_met(best).items():
         gap = abs(best[name] - GOALS[name])
-        if not met:
+        if name in str(best.get(WITHDRAWN, "")).split():
+            gaps.append(f"{words(name)}, which is withdrawn")
+        elif not met:
             gaps.append(f"{words(name)} by " + (f"{100 * gap:.1f} points" if name in ACCURACIES else f"{gap:.3f}"))
     if not gaps:
         return f"All goals are met by {best['recipe']}."

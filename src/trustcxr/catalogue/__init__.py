@@ -40,7 +40,17 @@ from trustcxr.catalogue.measures import (
     Measure,
     direction,
 )
-from trustcxr.catalogue.saliency import CONTROL, CONTROLS, RANDOMISED, REFERENCES, SALIENCY, Method, Saliency
+from trustcxr.catalogue.saliency import (
+    CONTROL,
+    CONTROLS,
+    RANDOMISED,
+    REFERENCES,
+    SALIENCY,
+    SHARP,
+    Method,
+    Saliency,
+    control_said,
+)
 
 __all__ = [
     "AGAINST_MASKS",
@@ -66,6 +76,7 @@ __all__ = [
     "RANDOMISED",
     "REFERENCES",
     "SALIENCY",
+    "SHARP",
     "TOLD_OF_MAPS",
     "USUAL_ATTACKS",
     "USUAL_DEFENCE",
@@ -82,6 +93,7 @@ __all__ = [
     "Saliency",
     "Style",
     "attack_said",
+    "control_said",
     "direction",
     "function_of",
     "is_linf",

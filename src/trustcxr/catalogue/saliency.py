@@ -96,6 +96,7 @@ class Method:
 # Beside every figure of a map against masks: what maps have that know less, by their name in tables. The last is the
 # method itself on the network with random weights, a lung gate as it is trained.
 RANDOMISED = "randomised"
+SHARP = "_as_sharp"  # after a reference's name: the same order of pixels with the values of the map beside it
 REFERENCES = {
     "chance": "chance",
     "centre": "centre prior",
@@ -105,3 +106,10 @@ REFERENCES = {
     "noise": "random map, same cells",
     RANDOMISED: "random weights",
 }
+
+
+def control_said(name: str) -> str:
+    """What a map is held against, by its name in a lead."""
+    bare = name.removesuffix(SHARP)
+    said = REFERENCES.get(bare, "the layer’s activation" if bare == "activation" else bare)
+    return said if bare == name else f"{said}, as sharp as the map"

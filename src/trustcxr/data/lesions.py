@@ -100,12 +100,17 @@ def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tens
 
 
 def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The region as its surroundings go on into it: biharmonic inpainting (Damelin and Hoang 2018), scikit-image's."""
+    """The region as healthy lung goes on into it: biharmonic inpainting (Damelin and Hoang 2018), scikit-image's.
+
+    What is no healthy lung beside it (chest wall, heart, the rest of the lesion) is brighter, and would be drawn in: it
+    stands as `surroundings` has it.
+    """
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError:
         raise UserError("inpaint needs scikit-image: pip install '.[inpaint]', or choose grey or mirror") from None
-    filled = images.detach().clone()
+    healthy = (lung & ~lesion)[:, None]
+    filled = torch.where(healthy, images, surroundings(images, region, lung, lesion)).detach().clone()
     for image, hole in zip(filled[:, 0], _wide(region), strict=True):
         if hole.any() and not hole.all():
             found = inpaint_biharmonic(image.double().cpu().numpy(), hole.cpu().numpy())

@@ -78,14 +78,15 @@ def transplantation(
     """What another's lesion put into healthy films does to the probability of `target`: a row a film.
 
     `films`, healthy, are the recipients; `diseased` and `healthy` (other films without a lesion) the donors, one each.
-    The lesion, and at the same place as much of the healthy donor's lung, are put in alike. Columns as `removal`:
+    The lesion, as far as it falls into the lungs of all three, and at the same place as much of the healthy donor's
+    lung, are put in alike. Columns as `removal`:
     `without` is the film with the lesion, so that the effect, what the lesion adds beyond the healthy patch, is
     `without - beside`; `lesion` is the share of the recipient's lungs that the patch covers.
     """
     with as_found(model, films.images.device), torch.no_grad():
         answer = _Answer(model, films.images, target)
         donors, others = lesions.moved_onto(diseased, films.lung), lesions.moved_onto(healthy, films.lung)
-        region = donors.lesion & films.lung
+        region = donors.lesion & films.lung & others.lung
         ill = answer.to(lesions.transplanted(films, donors, region))
         well = answer.to(lesions.transplanted(films, others, region))
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
@@ -179,7 +180,9 @@ def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocum
     found = []
     for (fill, control), rows in table.groupby(["fill", "control"], sort=False) if len(table) else ():
         groups = rows["group"].to_numpy(dtype=str)
-        means = {name: float(rows[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
+        # Of the films that the effect is of, so that it is their difference.
+        told = rows[rows["effect"].notna()]
+        means = {name: float(told[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
         sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
         effect = asdict(summed_up(rows, groups, resamples=resamples))
         content = {"fill": str(fill), "control": str(control)} | means | effect | {"by_size": sizes}

@@ -2,7 +2,8 @@
 
 A map that lies on the disease says little where the film's brightness lies there too. So each figure stands beside
 chance, a prior for the centre, the lungs, the film's brightness within them, its edges, the mean mask of the training
-films, and the network's own activation without its gradient; and only what is left over the best of them counts.
+films, and the network's own activation without its gradient; and only what is left over the best of them counts. Where
+a measure hangs on how sharp a map is, a control also stands there as sharp as the map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,14 +75,33 @@ class Lesions:
     lung: Tensor
 
 
-def measured(maps: Tensor, masks: Lesions) -> dict[str, np.ndarray]:
-    """The measures (B,) of maps (B, H, W); NaN without a lesion."""
+def measured(maps: Tensor, masks: Lesions, *, as_sharp_as: Tensor | None = None) -> dict[str, np.ndarray]:
+    """The measures (B,) of maps (B, H, W); NaN without a lesion.
+
+    `as_sharp_as`: of a control the map (B, H, W) that it stands beside, whose values it takes by rank: else the sharper
+    of two maps has the higher share of its energy inside, though they lie at the same place.
+    """
+    whole = inside = maps
+    if as_sharp_as is not None:
+        lung = masks.lung
+        whole = measures.with_values_of(maps, as_sharp_as)
+        # Within the lungs alone: what lies outside is there lowest in both.
+        inside = measures.with_values_of(*(torch.where(lung, each, -1.0) for each in (maps, as_sharp_as))).clamp(min=0)
     found = {
         "hit_rate": measures.pointing_hit(maps, masks.lesion),
-        "infection_energy": measures.energy_inside(maps, masks.lesion),
-        "infection_given_lung": measures.energy_inside(maps, masks.lesion, within=masks.lung),
+        "infection_energy": measures.energy_inside(whole, masks.lesion),
+        "infection_given_lung": measures.energy_inside(inside, masks.lesion, within=masks.lung),
     }
     return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def beside(controls: Mapping[str, Tensor], masks: Lesions, maps: Tensor) -> dict[str, dict[str, np.ndarray]]:
+    """The measures (B,) of controls (B, H, W), as they are, and as sharp as `maps` where a measure hangs on that."""
+    found = {}
+    for name, control in controls.items():
+        found[name] = measured(control, masks)
+        found[f"{name}, as sharp"] = measured(control, masks, as_sharp_as=maps)
+    return found
 
 
 def by_chance(masks: Lesions) -> dict[str, np.ndarray]:

@@ -40,23 +40,53 @@ def energy_inside(saliency: Tensor, mask: Tensor, *, within: Tensor | None = Non
     return _scored((maps * inside).sum(dim=1) / total, maps, inside)
 
 
+class Order:
+    """The order of the pixels of maps (B, H, W), to be filled with the values of others, the highest where these are.
+
+    Which of two maps puts more of its energy inside a mask hangs on how sharp they are: the square of a map has more
+    than the map. With the same values only the order of the pixels is left to differ. Pixels that tie share alike.
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.shape = maps.shape
+        ascending, places = maps.flatten(1).sort(dim=1)
+        level = (ascending.diff(dim=1) != 0).cumsum(1)
+        self.level = functional.pad(level, (1, 0))  # of the pixels in ascending order
+        self.of_pixel = torch.empty_like(self.level).scatter_(1, places, self.level)
+        self.count = torch.zeros(self.level.shape, dtype=torch.float64, device=maps.device)
+        self.count.scatter_add_(1, self.level, torch.ones_like(self.count))
+
+    def filled(self, ascending: Tensor) -> Tensor:
+        """Maps (B, H, W), float64, with these values (B, H W), sorted from the lowest."""
+        values = ascending.double()
+        means = torch.zeros_like(values).scatter_add_(1, self.level, values) / self.count.clamp(min=1)
+        return means.gather(1, self.of_pixel).view(self.shape)
+
+
+def with_values_of(maps: Tensor, other: Tensor) -> Tensor:
+    """Maps (B, H, W) with the values of `other` (B, H, W), by `Order`."""
+    return Order(maps).filled(other.flatten(1).sort(dim=1).values)
+
+
 def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:
     """Whether the maximum of the map lies inside the mask, 0 or 1: the pointing game, Zhang et al. 2018.
 
-    Where several pixels share the maximum (an upsampled map is flat at its corners), it is the share of them inside:
-    what picking one of them at random would have, so the answer hangs on no order of pixels and compares with chance.
+    Where several pixels share the maximum but for rounding (an upsampled map is flat at its corners), it is the share
+    of them inside: what picking one of them at random would have, so the answer hangs on no order of pixels and
+    compares with chance.
     `tolerance`, in pixels: how far from the mask is still a hit (15 in that paper; none here: the masks are large).
     """
     maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
-    at_peak = maps == maps.amax(dim=1, keepdim=True)
+    at_peak = maps >= maps.amax(dim=1, keepdim=True) - _FLAT
     return _scored((inside & at_peak).sum(dim=1).double() / at_peak.sum(dim=1), maps, inside)
 
 
 def pointing_ceiling(mask: Tensor, cells: tuple[int, int]) -> Tensor:
-    """The pointing game of an oracle that picks the best of rows x columns cells, [0, 1]: no map of these has more.
+    """The pointing game of an oracle that picks the best of rows x columns cells, [0, 1].
 
     A map of few cells is flat around its highest (upsampled bilinearly), at the border as far as the corner: there the
-    hit is the share of that flat inside the mask.
+    hit is the share of that flat inside the mask. It is the ceiling of maps that peak at one cell alone; where two
+    neighbours are all but alike, which of the pixels between them is highest is chance.
     """
     inside = (mask != 0).double()
     down, across = (_peaks(n, side).to(inside.device) for n, side in zip(cells, mask.shape[1:], strict=True))
@@ -68,7 +98,7 @@ def _peaks(cells: int, pixels: int) -> Tensor:
     """Where along a side a map peaks whose highest is this cell: (cells, pixels), each row a share summing to 1."""
     lines = functional.interpolate(torch.eye(cells)[:, None], (pixels,), mode="linear", align_corners=False)[:, 0]
     highest = lines.amax(1, keepdim=True)
-    peaks = ((lines == highest) & (highest > 0)).double()
+    peaks = ((lines >= highest - _FLAT) & (highest > 0)).double()
     return peaks / peaks.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.catalogue import MEASURES, SALIENCY, Measure, Method
+from trustcxr.catalogue import MEASURES, SALIENCY, SHARP, Measure, Method
 from trustcxr.explain import controls, measures, methods, randomisation
 from trustcxr.explain.margins import film_controls
 
 CENTRE = "centre"
-DRAWS = (1, 2, 3)  # seeds of the networks with random weights: one network is one draw
+DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one network is one draw
 CONTROLLED = 128  # images, drawn by seed, on which they are explained
+NOISE, ACTIVATION = "noise", "activation"
+SPREAD = "randomised_spread"  # column: how far the draws' means lie from one another, one standard deviation
+SHARPENED = tuple(name + SHARP for name in (CENTRE, "lung", "brightness", "edges", NOISE, ACTIVATION))
 SIMILARITY = "random_network_ssim"  # how like the map of the network with random weights is
 CEILING = "pointing_ceiling"  # the hit rate of an oracle that picks the best of a map's cells
 
@@ -82,20 +85,70 @@ def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
     return {"within": getattr(masks, measure.within)} if measure.within else {}
 
 
-def of_the_film(images: Tensor, masks: Masks, thresholds: Mapping[str, float]) -> dict[str, dict[str, Tensor]]:
-    """The figures of the centre prior, the lung mask, and the film's brightness and edges within the lungs."""
-    centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
-    film = film_controls(images, masks.lung)
-    without = ~masks.lung.flatten(1).any(1)
-    found = {CENTRE: without_null(against_masks(centre, masks, thresholds.get(CENTRE)))}
-    for name, maps, level in (
-        ("lung", masks.lung.float(), 0.5),
-        ("brightness", film["brightness"], None),
-        ("edges", film["edges-in-lungs"], None),
-    ):
-        values = without_null(against_masks(maps, masks, level))
-        found[name] = {key: value.double().masked_fill(without, torch.nan) for key, value in values.items()}
-    return found
+class OfTheFilm:
+    """The figures of the centre prior, the lung mask, and the film's brightness (smoothed) and edges in the lungs."""
+
+    def __init__(self, images: Tensor, masks: Masks, thresholds: Mapping[str, float]) -> None:
+        centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
+        film = film_controls(images, masks.lung)
+        self.masks = masks
+        maps = {
+            CENTRE: centre,
+            "lung": masks.lung.float(),
+            "brightness": film["brightness-smooth"],
+            "edges": film["edges-in-lungs"],
+        }
+        levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
+        self.figures = {
+            name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))
+            for name, own in maps.items()
+        }
+        self.sharp = {name: AsSharp(own, masks) for name, own in maps.items()}
+
+    def beside(self, values: "Values") -> dict[str, dict[str, Tensor]]:
+        """By reference and measure, (B,): the references, and these as sharp as the map of those values."""
+        sharp = {name + SHARP: self._told(name, own.energies(values)) for name, own in self.sharp.items()}
+        return self.figures | sharp
+
+    def _told(self, name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Without those that are of the lungs, of images that have no lung mask."""
+        if name == CENTRE:
+            return dict(values)
+        without = ~self.masks.lung.flatten(1).any(1)
+        return {key: value.double().masked_fill(without, torch.nan) for key, value in values.items()}
+
+
+class Values:
+    """The values of maps (B, H, W) in ascending order, in all of the film and in the lungs alone; none where null."""
+
+    def __init__(self, maps: Tensor, masks: Masks) -> None:
+        known = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
+        self.ascending = {cut: _cut_to(known, cut, masks).flatten(1).sort(dim=1).values for cut in _CUTS}
+
+
+class AsSharp:
+    """A reference with the values of another map: a share of energy hangs on how sharp a map is."""
+
+    def __init__(self, maps: Tensor, masks: Masks) -> None:
+        self.masks = masks
+        self.orders = {cut: measures.Order(_cut_to(maps, cut, masks)) for cut in _CUTS}
+
+    def energies(self, values: Values) -> dict[str, Tensor]:
+        """The measures (B,) that are a share of energy."""
+        found = {}
+        for measure in (m for m in _plain() if measures.of(m) is measures.energy_inside):
+            sharp = self.orders[measure.within or ""].filled(values.ascending[measure.within or ""]).clamp(min=0)
+            mask = _masks_of(measure, self.masks)
+            found[measure.name] = measures.energy_inside(sharp, *mask, **_cut(measure, self.masks))
+        return found
+
+
+_CUTS = ("", "lung")  # all of the film, or what lies in this mask
+
+
+def _cut_to(maps: Tensor, cut: str, masks: Masks) -> Tensor:
+    """Maps that are lowest, alike, outside of a mask."""
+    return torch.where(getattr(masks, cut), maps, -1.0) if cut else maps
 
 
 def without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,19 +162,29 @@ class OfCells:
     def __init__(self, model: nn.Module, image: Tensor, names: Sequence[str]) -> None:
         self.cells = {name: methods.cells(model, image, name) for name in names}
 
-    def measured(self, images: Tensor, masks: Masks) -> dict[str, dict[str, Tensor]]:
-        """By method, for those that are CAMs, the measures of a random map of their cells."""
-        known: dict[tuple[int, int], dict[str, Tensor]] = {}
-        for cells in self.cells.values():
-            if cells is not None and cells not in known:
-                maps = controls.random_maps(images, cells)
-                known[cells] = without_null(against_masks(maps, masks, None))
-        return {name: known[cells] if cells else {} for name, cells in self.cells.items()}
+    def drawn(self, images: Tensor, masks: Masks) -> "RandomMaps":
+        """Random maps of these images, for each grid of cells."""
+        known = {cells: controls.random_maps(images, cells) for cells in set(self.cells.values()) if cells is not None}
+        figures = {cells: without_null(against_masks(maps, masks, None)) for cells, maps in known.items()}
+        return RandomMaps(self.cells, figures, {cells: AsSharp(maps, masks) for cells, maps in known.items()})
 
     def ceiling(self, name: str, masks: Masks) -> dict[str, Tensor]:
         """The hit rate of an oracle with the method's cells; empty for what has none."""
         cells = self.cells.get(name)
         return {} if cells is None else {CEILING: measures.pointing_ceiling(masks.infection, cells)}
+
+
+class RandomMaps(NamedTuple):
+    """Random maps of a batch, by their cells: their figures, and what they have as sharp as another map."""
+
+    cells: dict[str, tuple[int, int] | None]
+    figures: dict[tuple[int, int], dict[str, Tensor]]
+    sharp: dict[tuple[int, int], AsSharp]
+
+    def beside(self, name: str, values: Values) -> dict[str, dict[str, Tensor]]:
+        """What a random map of as many cells has beside a method's map; nothing of what is no CAM."""
+        cells = self.cells.get(name)
+        return {} if cells is None else {NOISE: self.figures[cells], NOISE + SHARP: self.sharp[cells].energies(values)}
 
 
 class OfRandomWeights(NamedTuple):
@@ -131,6 +194,8 @@ class OfRandomWeights(NamedTuple):
     """(N,): the images, as rows of the data set, ascending."""
     figures: dict[str, dict[str, Tensor]]
     """By method and measure, (N,)."""
+    spread: dict[str, dict[str, float]]
+    """By method and measure, the standard deviation between the draws of their means over the images."""
 
     def measured(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
         """One method's figures of some rows, (B,): NaN for images that were not drawn."""
@@ -138,6 +203,11 @@ class OfRandomWeights(NamedTuple):
         drawn, index = torch.from_numpy(self.rows[place] == rows), torch.from_numpy(place)
         found = self.figures.get(name, {})
         return {key: torch.where(drawn, values[index], torch.nan) for key, values in found.items()}
+
+    def spread_of(self, name: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The spread between draws beside each of these figures of a method, (B,): NaN where they are."""
+        found = self.spread.get(name, {})
+        return {key: torch.where(values.isnan(), torch.nan, found[key]) for key, values in figures.items()}
 
 
 def of_random_weights(
@@ -167,7 +237,11 @@ def of_random_weights(
         name: {key: torch.stack([draw[name][key] for draw in draws]).nanmean(0) for key in draws[0][name]}
         for name in wanted
     }
-    return OfRandomWeights(chosen, figures)
+    spread = {
+        name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in found}
+        for name, found in figures.items()
+    }
+    return OfRandomWeights(chosen, figures, spread)
 
 
 def _figures(maps: Tensor, trained: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:

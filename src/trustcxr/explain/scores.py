@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES
+from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
@@ -19,17 +19,22 @@ from trustcxr.explain import controls, faithfulness, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.references import (
+    ACTIVATION,
     CEILING,
     CENTRE,
+    SHARPENED,
     SIMILARITY,
+    SPREAD,
+    AsSharp,
     Masks,
     OfCells,
     OfRandomWeights,
+    OfTheFilm,
+    Values,
     against_masks,
     by_chance,
     looking,
     of_random_weights,
-    of_the_film,
 )
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.models import feature_maps
@@ -75,7 +80,7 @@ class Rows:
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
         columns["measure"] = np.repeat(list(found), count)
         columns["value"] = _stacked(found, found, count)
-        for name in REFERENCES:
+        for name in (*REFERENCES, SPREAD, *SHARPENED):
             columns[name] = _stacked(found, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
@@ -227,13 +232,18 @@ def _against_masks_and_stability(
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    references, of_cells = of_the_film(images, masks, thresholds), controlled.cells.measured(images, masks)
+    of_film, of_cells = OfTheFilm(images, masks, thresholds), controlled.cells.drawn(images, masks)
     clean = methods_by_name.maps(run.model, images, labels, methods)
     said = predicted(run, images)
     for name, maps in clean.items():
         level, random = thresholds.get(name), controlled.weights.measured(name, rows)
         alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
-        beside = references | {"chance": by_chance(maps, masks, level), "noise": of_cells[name], RANDOMISED: random}
+        values = Values(maps, masks)
+        beside = of_film.beside(values) | of_cells.beside(name, values)
+        beside |= {"chance": by_chance(maps, masks, level), RANDOMISED: random}
+        beside[SPREAD] = controlled.weights.spread_of(name, random)
+        if (control := clean.get(str(Method.parse(name).control))) is not None:
+            beside[ACTIVATION + SHARP] = AsSharp(control, masks).energies(values)
         beside["chance"] |= {CEILING: beside["chance"][HIT_RATE]}
         found = against_masks(maps, masks, level) | controlled.cells.ceiling(name, masks) | alike
         table.add(name, CLEAN, found, beside, predicted=said, threshold=level or np.nan)
@@ -247,7 +257,8 @@ def _against_masks_and_stability(
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
             if way.condition == ATTACKED:
                 level = thresholds.get(name)
-                beside = references | {"chance": by_chance(maps, masks, level), "noise": of_cells[name]}
+                beside = of_film.beside(Values(maps, masks)) | of_cells.beside(name, Values(maps, masks))
+                beside["chance"] = by_chance(maps, masks, level)
                 add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
             add(_stability(clean[name], maps))
             if drawn is not None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, RANDOMISED, REFERENCES, Method
 from trustcxr.explain import verdicts
-from trustcxr.explain.references import CEILING, DRAWS
+from trustcxr.explain.references import ACTIVATION, CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.results import files
@@ -25,9 +26,10 @@ from trustcxr.results.documents import (
     Stage,
     Stratum,
 )
-from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
+from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
+_DRAWS_BEFORE = 3  # networks with random weights of tables that do not say how far these lie from one another
 _SHARES = ("null_map_rate", "pointing_hit_rate")
 _NAMES = {"null_map": "null_map_rate"}
 _FAITHFUL = ("insertion", "deletion", "road")
@@ -62,10 +64,14 @@ class Summary:
         for measure, groups, values in _by_measure(rows[rows["measure"].isin(AGAINST_MASKS)], controls):
             bootstrap, own = self._over(groups), values.pop("value")
             known = {name: column for name, column in values.items() if not np.isnan(column).all()}
+            spread = known.pop(SPREAD, np.zeros(1))
             over = {name: bootstrap.means(own - column) for name, column in known.items()}
             if over:
                 closest = min(over, key=lambda name: float(over[name][0]))
-                difference = Share(value=over[closest][0], ci=interval(over[closest]))
+                ends = interval(over[closest])
+                if closest == RANDOMISED:
+                    ends = over_draws(float(over[closest][0]), ends, float(np.nanmax(spread)))
+                difference = Share(value=over[closest][0], ci=ends)
                 found.append(Lead(measure=measure, control=closest, difference=difference))
         return found
 
@@ -79,6 +85,17 @@ class Summary:
         if key not in self._drawn:
             self._drawn[key] = Bootstrap.over(names, resamples=self.resamples)
         return self._drawn[key]
+
+
+def over_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
+    """Interval of what a network has over others with random weights, which are draws themselves.
+
+    `ends` are over images. Were the network one more such draw, its distance from their mean would vary by `spread`
+    (standard deviation between draws) times the root of 1 + 1 / draws: Student's t of draws - 1 degrees of freedom.
+    """
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, draws - 1)) * spread * (1 + 1 / draws) ** 0.5
+    below, above = (float(np.hypot(difference - end, reach)) for end in ends)
+    return [difference - below, difference + above]
 
 
 def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
@@ -124,7 +141,7 @@ def with_activation(table: pd.DataFrame, method: str) -> pd.DataFrame:
         return rows
     known = control.set_index(["sample_id", "measure"])["value"]
     keys = pd.MultiIndex.from_frame(rows[["sample_id", "measure"]])
-    return rows.assign(activation=np.where(rows["condition"] == CLEAN, known.reindex(keys).to_numpy(), np.nan))
+    return rows.assign(**{ACTIVATION: np.where(rows["condition"] == CLEAN, known.reindex(keys).to_numpy(), np.nan)})
 
 
 def cannot_hit(rows: pd.DataFrame) -> str:
@@ -151,7 +168,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         without_mask=images - _images(clean),
         cells=str(rows["cells"].fillna("").iloc[0]) if "cells" in rows else "",
         withheld=withheld,
-        beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), "activation"]),
+        beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), ACTIVATION, *SHARPENED]),
         correct=Measures(figures=counts.means(right), n=_images(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
@@ -169,9 +186,10 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
         part.faithfulness = Measures(figures=counts.means(faithfulness), n=_images(faithfulness))
-    if leads := counts.beyond(clean, [RANDOMISED]):
+    if leads := counts.beyond(clean, [RANDOMISED, SPREAD]):
         drawn = clean[clean[RANDOMISED].notna()]
-        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=leads)
+        draws = len(DRAWS) if SPREAD in clean else _DRAWS_BEFORE
+        part.random_weights = RandomWeights(n=_images(drawn), draws=draws, leads=leads)
     verdicts.judge(name, part)
     return part
 

@@ -6,7 +6,7 @@ hits, the network has not found.
 
 from collections.abc import Mapping
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROLS, MEASURES, REFERENCES, SALIENCY, TOLD_OF_MAPS, Method
+from trustcxr.catalogue import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, control_said
 from trustcxr.explain.references import SIMILARITY
 from trustcxr.results.documents import Alarm, Lead, SaliencyDocument
 
@@ -80,12 +80,9 @@ def _above(lead: Lead) -> bool:
 
 def _led(leads: tuple[Lead, ...]) -> str:
     return ", ".join(
-        f"{lead.difference.value:+.3f}{_ends(lead.difference.interval)} over {_control(lead.control)}" for lead in leads
+        f"{lead.difference.value:+.3f}{_ends(lead.difference.interval)} over {control_said(lead.control)}"
+        for lead in leads
     )
-
-
-def _control(name: str) -> str:
-    return REFERENCES.get(name, "the layer\u2019s activation" if name == "activation" else name)
 
 
 def _ends(pair: tuple[float, float] | None) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, MEASURES, REFERENCES, SALIENCY, Method, attack_said
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
 from trustcxr.results.documents import Share
 
 DASH = "–"
@@ -145,11 +145,6 @@ def measure(name: object) -> str:
         return f"accuracy, {part[1]}"
     entry = MEASURES.get(str(name))
     return entry.label if entry else " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))
-
-
-def control(name: str) -> str:
-    """What a map is held against, by its name in a lead."""
-    return REFERENCES.get(name, "the layer’s activation" if name == "activation" else name)
 
 
 def part(name: str) -> str:

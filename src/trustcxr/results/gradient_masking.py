@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from trustcxr.catalogue import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
 from trustcxr.results.documents import AttackResult, RunDocument, Sign, Verdict
 from trustcxr.results.tables import CLEAN
+from trustcxr.statistics import wilson
 
 LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there
@@ -259,7 +260,7 @@ def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         for row in here:
             if (share := _alone(row)) is not None:
                 compared = True
-                if share > RISE:
+                if wilson(share, float(row.n or 1))[0] > RISE:
                     text = f"within {label(row)} at epsilon {epsilon:g} Square alone broke {share:.1%} of the images"
                     wins.append((share, f"{text}, after every attack by gradient had failed on them"))
     if not compared:

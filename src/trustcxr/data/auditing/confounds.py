@@ -4,7 +4,7 @@ A linear probe on thumbnails that never saw the lungs, and still knows the class
 the same way (Maguolo and Nanni 2021; DeGrave, Janizek and Lee 2021).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trustcxr.data.auditing.scan import PROBE, Scan
 from trustcxr.data.manifest import Manifest
-from trustcxr.statistics import Bootstrap, interval
+from trustcxr.statistics import Bootstrap, holm, interval
 
 FRAME = 3  # of 32 pixels, as 24 of 256
 VIEWS = {
@@ -144,7 +144,10 @@ def _balanced(
 
 @dataclass(frozen=True)
 class Association:
-    """How strongly the class goes with something known of the films: Cramér's V, 0 (not at all) to 1 (wholly)."""
+    """How strongly the class goes with something known of the films: Cramér's V, 0 (not at all) to 1 (wholly).
+
+    p_value: chi-square over groups of films, corrected for the number of columns (Holm 1979).
+    """
 
     column: str
     cramers_v: float
@@ -162,8 +165,11 @@ def associations(manifest: Manifest, scan: Scan) -> list[Association]:
     size = files["width"].astype(int).astype(str) + " x " + files["height"].astype(int).astype(str)
     columns = {"source": table["source"], "view": table["view"]}
     columns |= {"file format": files["format"], "colour mode": files["mode"], "image size": _common(size)}
-    found = [_association(name, values.to_numpy(), table["class"].to_numpy(str)) for name, values in columns.items()]
-    return [a for a in found if a is not None]
+    labels, groups = table["class"].to_numpy(str), table["group"].to_numpy(str)
+    told = [_association(name, values.to_numpy(), labels, groups) for name, values in columns.items()]
+    found = [each for each in told if each is not None]
+    corrected = holm([each.p_value for each in found])
+    return [replace(each, p_value=float(p)) for each, p in zip(found, corrected, strict=True)]
 
 
 def _common(values: "pd.Series[str]", most: int = 8) -> "pd.Series[str]":
@@ -172,7 +178,10 @@ def _common(values: "pd.Series[str]", most: int = 8) -> "pd.Series[str]":
     return values.where(values.isin(kept), "other")
 
 
-def _association(column: str, values: NDArray[np.object_], labels: NDArray[np.str_]) -> Association | None:
+def _association(
+    column: str, values: NDArray[np.object_], labels: NDArray[np.str_], groups: NDArray[np.str_]
+) -> Association | None:
+    """Films of one patient or group are no independent evidence: for the test a group counts once."""
     from scipy.stats import chi2_contingency
     from scipy.stats.contingency import association
 
@@ -182,6 +191,8 @@ def _association(column: str, values: NDArray[np.object_], labels: NDArray[np.st
     if not known.any() or min(counts.shape) < 2:
         return None
     v = float(association(counts.to_numpy(), method="cramer"))
-    p = float(chi2_contingency(counts.to_numpy()).pvalue)
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    once = pd.crosstab(words, pd.Series(labels), values=pd.Series(1 / sizes[member]), aggfunc="sum").fillna(0.0)
+    p = float(chi2_contingency(once.to_numpy()).pvalue)
     rows = {str(value): {str(c): int(n) for c, n in row.items()} for value, row in counts.iterrows()}
     return Association(column, v, p, int(known.sum()), len(values), rows)

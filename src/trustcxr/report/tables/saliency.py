@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, REFERENCES, USUAL_ATTACKS
+from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, REFERENCES, USUAL_ATTACKS, control_said
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import main_method
@@ -88,7 +88,7 @@ def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
     if row.difference.value is None or ends is None:
         return Cell(words.DASH)
     note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
-    return gained(row.difference, words.control(row.control) if named else "", note)
+    return gained(row.difference, control_said(row.control) if named else "", note)
 
 
 def shown(runs: list[Run]) -> Table:
