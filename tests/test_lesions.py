@@ -103,6 +103,15 @@ def test_a_transplanted_lesion_brings_the_answer_and_a_healthy_patch_does_not() 
     assert blind["effect"].abs().max() < 1e-6, "what is put in stays inside the lungs"
 
 
+def test_a_healthy_patch_is_healthy_lung_alone() -> None:
+    healthy, donors, others = _films("Normal"), _films("COVID-19", seed=50), _films("Normal", seed=90)
+    model = Reader(healthy.images, healthy.lung, _films("COVID-19").images)
+    rows = torch.arange(SIZE)[:, None].expand(SIZE, SIZE)
+    narrow = Films(others.images, others.lung & (rows % 2 == 0), others.lesion)  # half of it is no lung of the donor
+    whole, half = (explained.transplantation(model, healthy, donors, each, 0)["share"] for each in (others, narrow))
+    assert half.mean() < 0.65 * whole.mean(), "where the donor has no lung nothing is put in, neither lesion nor patch"
+
+
 def test_a_part_and_its_control_are_one_shape_and_the_control_is_healthy() -> None:
     lesion, allowed = torch.zeros(3, 20, 20, dtype=torch.bool), torch.zeros(3, 20, 20, dtype=torch.bool)
     lesion[0, 2:6, 3:5] = lesion[0, 2, 3:8] = True  # an L that fits as it is

@@ -46,9 +46,10 @@ COARSE = {"gradcam", "gradcam++", "hirescam", "layercam"}  # at the last layer, 
 OF_LESIONS = (
     "**Withdrawn on this page.** Infection given lung, less control: a share of energy hangs on how sharp a map is, "
     "and no control was as sharp as the map; a power of the film's brightness would be far above the brightness "
-    "itself. The effect by inpainting: it drew the bright chest wall into lesions at the edge of the lungs, which were so not "
-    "removed. Both are mended in the code; the networks are not kept. Film, lesion gone, control gone and all gone are "
-    "means over all films with a mask, the lesion effect over those with a counterpart: it is not their difference."
+    "itself. The effect by inpainting: it drew the bright chest wall into lesions at the edge of the lungs, which "
+    "were so not removed. Both are mended in the code; the networks are not kept. Film, lesion gone, control gone and"
+    " all gone are means over all films with a mask, the lesion effect over those with a counterpart: it is not their"
+    " difference."
 )
 _OF_LESIONS = ("lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md")
 _COLUMNS_OF_LESIONS = (
