@@ -16,6 +16,7 @@ from test_cli import complaint, run
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
+from trustcxr.evaluation.run import as_before_refit
 from trustcxr.models import adapters, exporting, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import cards
@@ -235,3 +236,33 @@ def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path
     for part in ("fingerprint 0123456789abcdef", "fgsm, epsilon 0.02", "Not tested yet", "[license]", "COVID-19"):
         assert part in body
     assert hub.CARD_FILE == "README.md"
+
+
+def test_a_place_never_holds_the_figures_of_one_training_beside_the_weights_of_another(
+    plain: Path, tmp_path: Path
+) -> None:
+    place, again = tmp_path / "shared", made(tmp_path / "again", members=2)
+    content = files.read_yaml(plain / "run.yaml")
+    files.write_yaml(again / "run.yaml", files.read_yaml(again / "run.yaml") | {"name": content["name"]})
+    run("push", plain, place)
+    (place / "metrics.json").write_text("{}")
+    run("push", plain, place)
+    assert (place / "metrics.json").exists(), "of the same weights"
+    run("push", again, place)
+    assert not (place / "metrics.json").exists(), "of the other training"
+    assert files.checksum(place / "model.safetensors") == files.checksum(again / "model.safetensors")
+
+
+def test_the_weights_that_validation_judged_go_along(plain: Path, tmp_path: Path) -> None:
+    refit = tmp_path / "refit"
+    shutil.copytree(plain, refit)
+    shutil.copytree(plain, refit / "validated")
+    content = files.read_yaml(refit / "run.yaml")
+    content["recipe"].setdefault("training", {})["refit"] = True
+    files.write_yaml(refit / "run.yaml", content)
+    run("push", refit, tmp_path / "shared")
+    there = tx.load_run(tmp_path / "shared", on="cpu")
+    assert as_before_refit(there).folder == tmp_path / "shared" / "validated"
+    shutil.rmtree(tmp_path / "shared" / "validated")
+    with pytest.raises(UserError, match="validation judged"):
+        as_before_refit(there)

@@ -79,6 +79,9 @@ def test_distances_are_those_of_the_density() -> None:
 def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Familiarity, tmp_path: Path) -> None:
     folder = served.untrained_run(tmp_path)
     familiarity.save(known, folder)
+    (folder / "like-any-other").touch()
+    modes = {(folder / name).stat().st_mode for name in ("familiarity.safetensors", "like-any-other")}
+    assert len(modes) == 1, "whoever may read the run may read this too"
     again = familiarity.load(folder)
     assert again is not None
     x = torch.rand(3, 1, 32, 32)

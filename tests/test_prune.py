@@ -12,6 +12,7 @@ import pytest
 
 from test_cli import complaint, run
 from trustcxr.data import in_use
+from trustcxr.errors import UserError
 from trustcxr.results import locks
 from trustcxr.study import pruning
 
@@ -70,6 +71,14 @@ def test_old_stores_are_listed_and_removed_only_when_asked(cache: Path) -> None:
     assert (old.exists(), young.exists()) == (False, True)
     run("prune", "--remove", "--older-than", 1)
     assert not young.exists()
+
+
+@pytest.mark.parametrize("days", [float("nan"), -3.0])
+def test_days_that_are_none_remove_nothing(cache: Path, days: float) -> None:
+    old = store(cache, "a" * 40)
+    with pytest.raises(UserError, match="0 or more"):
+        pruning.prune(older_than=days, remove=True)
+    assert old.is_dir()
 
 
 def test_a_store_that_another_process_reads_stays(cache: Path) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from cut_off import Journal, Starts, bits, waiting_at, waits
 from fault_artefacts import RECIPE, SMALL
 
 from trustcxr.data.phantom import writing
+from trustcxr.errors import UserError
+from trustcxr.study import demo
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -73,3 +77,21 @@ def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_pa
         assert ended.code == 0, ended.text
         ends.append(bits(place / held))
     assert ends[0] == ends[1]
+
+
+def test_a_second_demo_leaves_what_the_first_is_drawing(tmp_path: Path) -> None:
+    drawing = tmp_path / ".phantom-unfinished"
+    drawing.mkdir()
+    hold = "import sys, pathlib; from trustcxr.results.locks import holding\n"
+    hold += "with holding(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == "1"
+        with pytest.raises(UserError, match=str(first.pid)):
+            demo.run(tmp_path)
+        assert drawing.is_dir()
+    finally:
+        first.communicate("\n")

@@ -25,6 +25,8 @@ _SENT = (
     folders.METRICS_FILE,
     folders.FAMILIARITY_FILE,
     folders.FILMS_FILE,
+    # Of a run that was trained once more: the weights that validation judged, by which thresholds are chosen.
+    *(f"{folders.BEFORE_REFIT}/{name}" for name in (folders.RUN_FILE, folders.WEIGHTS_FILE, folders.TRAINING_FILE)),
 )
 _T = TypeVar("_T")
 
@@ -55,7 +57,8 @@ def fetch(place: str | Path) -> Path:
 def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
     """Put a run into a hub's repository, made where it is not there, or into a folder; where it then is.
 
-    `card` is its model card. A folder that holds another run is refused. Of the films that the run was trained on their
+    `card` is its model card. A folder that holds another run is refused; what stood there of the same run with other
+    weights is taken away. Of the films that the run was trained on their
     checksums go along and not their names, since a name may be a patient's.
     """
     folders.check_run(run)
@@ -82,6 +85,11 @@ def _into_folder(run: Path, place: Path, card: str) -> str:
     before = place / folders.RUN_FILE
     if before.is_file() and files.read_yaml(before).get("name") != files.read_yaml(run / folders.RUN_FILE).get("name"):
         raise UserError(f"{place}: holds another run; choose another place")
+    if before.is_file() and files.read_yaml(before).get("checksums") != files.read_yaml(run / folders.RUN_FILE).get(
+        "checksums"
+    ):
+        for name in _SENT:
+            (place / name).unlink(missing_ok=True)
     for name in _SENT:
         if name == folders.FILMS_FILE and (run / name).is_file():
             files.write_table(place / name, files.read_table(run / name)[["film"]])

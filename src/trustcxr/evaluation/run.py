@@ -123,6 +123,14 @@ def _listed(classes: object) -> list[object]:
 
 
 def as_before_refit(run: Run) -> Run:
-    """The run with the weights that validation judged: others where it was trained once more on validation images."""
+    """The run with the weights that validation judged: others where it was trained once more on validation images.
+
+    Raises UserError where those are not there.
+    """
     folder = folders.before_refit(run.folder)
+    if folder == run.folder and run.trained_by.training.refit:
+        raise UserError(
+            f"{folder / folders.BEFORE_REFIT}: not there: the weights that validation judged; the run's own were "
+            "trained on the validation images too. Restore the folder, or train again"
+        )
     return run if folder == run.folder else load_run(folder, on=run.device)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -113,7 +113,9 @@ def save(found: Familiarity, folder: Path) -> None:
     tensors["threshold"] = torch.tensor(found.threshold, dtype=torch.float64)
     about = found.about | {"weights": files.checksum(folder / folders.WEIGHTS_FILE)}
     with files.replacing(folder / folders.FAMILIARITY_FILE) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": json.dumps(about)})
+        # By its bytes: a file that safetensors opens itself nobody else may read.
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
 
 
 def load(folder: Path) -> Familiarity | None:

@@ -7,6 +7,7 @@ from trustcxr.console import say
 from trustcxr.data.phantom import anatomy, writing
 from trustcxr.recipes import study
 from trustcxr.results.documents import StudyDocument
+from trustcxr.results.locks import holding
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 
@@ -17,11 +18,12 @@ CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 def run(out: Path, jobs: int = 1) -> StudyDocument:
     """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, `jobs` runs at once; study.json."""
     data = out / "phantom"
-    if not data.is_dir():
-        classes = len(anatomy.CLASSES)
-        say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
-        partial = out / ".phantom-unfinished"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
-        writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
-        partial.rename(data)
-    return Study(study.load_study("demo"), data, out, engines.get("local", jobs), check_data=True).run()
+    with holding(out):
+        if not data.is_dir():
+            classes = len(anatomy.CLASSES)
+            say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
+            partial = out / ".phantom-unfinished"
+            shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
+            writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
+            partial.rename(data)
+        return Study(study.load_study("demo"), data, out, engines.get("local", jobs), check_data=True).run()

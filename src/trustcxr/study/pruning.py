@@ -1,6 +1,7 @@
 """Old pixel stores and checkpoints: listed with sizes and ages; removed where that is asked, and nobody uses them."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -28,8 +29,11 @@ def prune(
     """List the pixel stores of the cache, and checkpoints in `places` (runs and studies); with `remove` drop the old.
 
     Old is what was not used for `older_than` days. What a running command holds stays, and so does the checkpoint of a
-    training that failed or was cut off less long ago. Raises UserError for a place that is no folder.
+    training that failed or was cut off less long ago. Raises UserError for a place that is no folder, or days that are
+    none.
     """
+    if not (math.isfinite(older_than) and older_than >= 0):
+        raise UserError(f"older than {older_than:g} days: must be a number of days, 0 or more")
     folder = cache_folder(cache) / "stores"
     found = PruneDocument(cache=str(folder), older_than=older_than)
     found.found = [*_stores(folder), *_leftovers(folder), *(one for place in places for one in _checkpoints(place))]
