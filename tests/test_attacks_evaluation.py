@@ -105,6 +105,19 @@ def test_effort_tells_conditions_apart() -> None:
 # --- as typed --------------------------------------------------------------------------------------------------------
 
 
+def test_an_option_that_no_attack_takes_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    predictions.conditions(["fgsm"], [0.02], steps=7)
+    predictions.conditions(["fgsm", "pgd"], [0.02], queries=5)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(";")[0] for line in said] == [
+        "steps 7: not used: fgsm have none",
+        "queries 5: not used: fgsm, pgd have none",
+    ]
+    assert "pgd" in said[0].partition(";")[2]
+    assert predictions.conditions(["fgsm", "pgd"], [0.02], steps=7)[1].steps == 7
+    assert not capsys.readouterr().err
+
+
 def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
     names = ["fgsm", "worst-case", "square", "transfer"]
     plan = predictions.conditions(names, [0.02], steps=7, queries=70, surrogate=place / "run1")

@@ -276,15 +276,23 @@ def conditions(
     queries: int | None = None,
     surrogate: str | Path | None = None,
 ) -> tuple[AttackRecipe, ...]:
-    """Attack recipes from names and radii as typed on the command line; an option goes to the attacks that take it."""
+    """Attack recipes from names and radii as typed on the command line; an option goes to the attacks that take it.
+
+    One that none of them takes is said.
+    """
     given = {"steps": steps, "queries": queries, "surrogate": None if surrogate is None else str(surrogate)}
     if surrogate is not None and "transfer" not in names:
         raise UserError(f"surrogate {surrogate}: only the attack transfer has one; add it, or leave the surrogate out")
     if surrogate is not None:
         folders.check_run(Path(surrogate))
+    for name in names:
+        attacks.get(name)
+    for option in ("steps", "queries"):
+        if given[option] is not None and not any(option in ATTACKS[name].options for name in names):
+            takers = ", ".join(name for name, entry in ATTACKS.items() if option in entry.options)
+            say(f"{option} {given[option]}: not used: {', '.join(names)} have none; these take it: {takers}")
     found = []
     for name in dict.fromkeys(names):
-        attacks.get(name)
         radii = [e if ATTACKS[name].norm == "l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]
         options = {k: v for k, v in given.items() if k in ATTACKS[name].options}
         found.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
