@@ -322,6 +322,11 @@ def test_the_mean_of_shares_has_the_bootstraps_interval_unless_one_is_rare() -> 
     right[:120] = True  # by the bootstrap this class would be sure
     low, high = statistics.mean_share_interval(bootstrap, shares(), of)
     assert [low, high] == pytest.approx(statistics.wilson(shares().mean(1)[0], 120 * 2))
+    thirds = statistics.Bootstrap.over(np.arange(30), resamples=50)
+    alike = np.full((51, 3), 1.0)
+    alike[1::2] = np.nextafter(1.0, 0.0)  # means of three that are all right, but for rounding
+    rows = np.arange(30)[:, None] // 10 == np.arange(3)
+    assert statistics.mean_share_interval(thirds, alike, rows) == pytest.approx(statistics.wilson(1.0, 30))
     undefined = np.column_stack([shares(), np.full(501, np.nan)])
     wider = np.column_stack([of, np.zeros(240, bool)])
     assert statistics.mean_share_interval(bootstrap, undefined, wider) == [low, high]

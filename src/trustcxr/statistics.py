@@ -12,6 +12,7 @@ RARE = 10  # where fewer groups than this are expected on one side, a share is t
 FLIPS = 20_000  # random signs where all of them are too many
 PERMUTATIONS = 2000  # of who is inside a part, where not all groups are of one row
 EXACT_GROUPS = 14  # up to here all signs are tried
+_ROUNDING = 1e-12
 _CHUNK = 64  # resamples at a time, which fit the processor's cache
 
 
@@ -123,7 +124,8 @@ def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLik
 def _by_score(resampled: Floats, most: float, level: float) -> list[float]:
     """The score interval on the number of independent rows that would vary as much, at most so many."""
     share, spread = float(resampled[0]), float(np.nanvar(resampled[1:]))
-    return wilson(share, min(share * (1 - share) / spread, most) if spread > 0 else most, level)
+    varies = spread > _ROUNDING and _ROUNDING < share < 1 - _ROUNDING
+    return wilson(share, min(share * (1 - share) / spread, most) if varies else most, level)
 
 
 def _is_rare(share: float, groups: float) -> bool:
