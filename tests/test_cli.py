@@ -87,6 +87,11 @@ def test_train_writes_what_the_design_says(trained: Path) -> None:
     assert history["val_accuracy"].between(0, 1).all()
 
 
+def test_a_study_trains_its_runs_itself(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("recipe: {}\n")
+    assert "holds a study" in complaint("train", "--data", films, "--model", "test_resnet", "--out", tmp_path)
+
+
 def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
     before = (trained / "model.safetensors").stat().st_mtime_ns

@@ -48,6 +48,13 @@ def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dic
         preflight.recipe(study(**keys), tmp_path)
 
 
+def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> None:
+    moved = study(models=[NETWORK | {"weights": "gone.safetensors"}])
+    preflight._network(moved.models[0], 32, trained=True)
+    with pytest.raises(UserError, match="no such file"):
+        preflight._network(moved.models[0], 32, trained=False)
+
+
 def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) -> None:
     save_file({"something.else": np.zeros(3, np.float32)}, tmp_path / "alien.safetensors")
     alien = NETWORK | {"weights": str(tmp_path / "alien.safetensors")}

@@ -68,15 +68,19 @@ def keep(study: Path, place: Path) -> list[str]:
 def bring(place: Path, study: Path) -> list[str]:
     """Take the runs that are finished in `place` and not begun in a study into it; their names.
 
+    Not those that robust runs start from: of a run that was finished elsewhere there are no weights here.
+
     Raises UserError where `place` holds another study, or one of other films.
     """
     if not (place / folders.STUDY_FILE).is_file():
         return []
     _refuse_another(place, files.read_yaml(study / folders.STUDY_FILE))
-    found = []
+    found, asked = [], files.read_yaml(study / folders.STUDY_FILE)
+    recipe = validate(StudyRecipe, files.part(asked, "recipe"), str(study / folders.STUDY_FILE))
+    started_from = any(defence.start_from == "standard" for defence in recipe.defences)
     for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
         kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
-        if not (run / folders.RUN_FILE).is_file() and is_finished(kept):
+        if not (run / folders.RUN_FILE).is_file() and is_finished(kept) and not (started_from and _is_standard(kept)):
             run.mkdir(parents=True, exist_ok=True)
             for name in (folders.VALIDATED_FILE, *reversed(_SMALL)):  # run.yaml last: without it the run is not begun
                 with files.replacing(run / name) as temporary:
@@ -85,6 +89,11 @@ def bring(place: Path, study: Path) -> list[str]:
     if found:
         say(f"finished elsewhere, their figures in {place}: {', '.join(found)}")
     return found
+
+
+def _is_standard(run: Path) -> bool:
+    recipe = files.part(files.read_yaml(run / folders.RUN_FILE), "recipe")
+    return files.part(recipe, "defence").get("name", "standard") == "standard"
 
 
 def _in_small(value: object) -> object:

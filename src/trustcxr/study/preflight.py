@@ -57,7 +57,7 @@ def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
     from trustcxr.models import factory
 
     factory.check(model.name, size=size, **model.options())
-    if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
+    if not trained and model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
         raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
     if model.weights != "none" and not trained:  # fetched now, into the cache, where training finds them
         factory.build(model.name, classes=2, weights=model.weights, **model.options())

@@ -225,6 +225,8 @@ def train(
     cards = Cards(devices, nodes, strategy)
     cards.check(run, run.training.batch_size)
 
+    if (folder / folders.STUDY_FILE).is_file():
+        raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
     steps = RunFolder(folder)
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
