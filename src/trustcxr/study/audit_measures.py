@@ -1,6 +1,6 @@
 """The figures of an audit: of models whose answer is the highest class, and of those with one sigmoid a finding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from trustcxr.attacks.adaptive import JUDGED
 from trustcxr.attacks.stand_ins import Attackable, look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, handed_in, operating_points, subgroups
+from trustcxr.evaluation import class_decisions, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door
@@ -29,7 +29,10 @@ from trustcxr.study.audited import Audit
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of it: the predictions, those on validation images, the figures, and checks that follow from them."""
+    """What came of it: the predictions, those on validation images, the figures, and checks that follow from them.
+
+    aimed: predictions under attacks that were made against the threshold of one class each.
+    """
 
     table: pd.DataFrame
     validation: pd.DataFrame | None
@@ -39,6 +42,7 @@ class Measured:
     findings: list[Finding] = field(default_factory=list)
     checks: Sequence[Check] = ()
     handed: list[HandedIn] = field(default_factory=list)
+    aimed: pd.DataFrame | None = None
 
 
 def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
@@ -58,10 +62,11 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
     thresholds = operating_points.choose(validation, subject.classes)
-    points = operating_points.of_classes(table, subject.classes, thresholds, resamples=exam.bootstrap)
+    aimed = _aimed(examined, whole, door, thresholds, shown, parts)
+    points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
     figures = describe(examined, table, resamples=exam.bootstrap)
-    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed)
+    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed)
 
 
 def with_columns(table: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
@@ -93,6 +98,38 @@ def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, part
         parts=parts,
         at_once=whole.at_once,
     )
+
+
+def _aimed(
+    examined: Examined,
+    whole: Audit,
+    door: Door,
+    thresholds: Mapping[str, Threshold],
+    films: Tensor,
+    parts: Path,
+) -> pd.DataFrame | None:
+    """Predictions under attacks on each class at its threshold; None where worst-case is not asked for."""
+    exam, pieces = whole.exam, []
+    asked = exam.attacks if door.gradients else exam.without_gradients
+    attacks = class_decisions.attacks(asked, gradients=door.gradients)
+    if door.model is None or not attacks:
+        return None
+    for place in class_decisions.places(len(examined.classes)):
+        name = examined.classes[place]
+        decision = class_decisions.decision(door.model, place, thresholds[name])
+        carried = CarriedOut(decision, look(decision, films[:LOOKED_AT]), door.gradients, films, whole_climb=True)
+        table = evaluation.predict(
+            examined,
+            whole.dataset,
+            attacks,
+            views=False,
+            batch_size=exam.batch_size,
+            carry_out=class_decisions.against(carried.ready(attacks), place),
+            parts=parts / f"class{place}",
+            at_once=whole.at_once,
+        )
+        pieces.append(table[table["attack"] != CLEAN].assign(aimed_at=name))
+    return pd.concat(pieces, ignore_index=True)
 
 
 def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
