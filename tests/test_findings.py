@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, subgroups
+from trustcxr.evaluation import findings, operating_points, subgroups
 from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.models.adapters.adapted import logits_of_probabilities
+from trustcxr.models.adapters.declaration import OutputSpec
+from trustcxr.models.adapters.scores import _logits
 from trustcxr.recipes import exam
 from trustcxr.report.audits import sentences
 from trustcxr.results import files
@@ -201,3 +204,23 @@ def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
     assert findings.threshold_of("a", None, held, 0.5).value == pytest.approx(0.5)
     assert "validation" in findings.threshold_of("a", None, held, 0.5).origin
     assert "want of another" in findings.threshold_of("a", None, None, 0.5).origin
+
+
+@pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: float, precision: Any) -> None:
+    class Scores(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return logits
+
+    scores = np.array([threshold, threshold - 2e-5, threshold + 2e-5], dtype=precision)
+    given = _logits(scores[:, None].astype(float), OutputSpec(kind="sigmoid", classes=("a",)), Path("scores.csv"))
+    logits = logits_of_probabilities(torch.tensor(scores[:, None], dtype=torch.float32), "sigmoid")
+    about = {"sample_id": list("xyz"), "group": list("xyz"), "attack": "clean", "epsilon": 0.0, "steps": 0}
+    table = pd.DataFrame(about | {"severity": 0, "logits": list(given.astype(np.float32))})
+    decided = findings.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
+    expected = [True, False, True]
+    assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
+    assert (findings.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
+    (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
+    assert point.sensitivity.value == pytest.approx(2 / 3)

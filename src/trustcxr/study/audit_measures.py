@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, logits_of
-from trustcxr.study.audit_data import scored
+from trustcxr.study.audit_data import Films, scored
 from trustcxr.study.audited import Audit
 
 
@@ -53,8 +52,8 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     examined = Examined(subject.name, model, subject.classes, subject.device)
     if door.model is None:
         assert isinstance(subject, Given)
-        table, checks = scored(subject, whole.dataset)
-        validation = _scored_too(subject, whole.films.validation)
+        table, checks = scored(subject, whole.dataset, whole.films.shared)
+        validation = _scored_too(subject, whole.films)
     else:
         table = _predicted(examined, whole, door, shown, parts)
         held = whole.films.validation
@@ -75,10 +74,10 @@ def with_columns(table: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     return table.join(columns, on="film" if "film" in table else "sample_id")
 
 
-def _scored_too(subject: Given, validation: Dataset | None) -> pd.DataFrame | None:
+def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
     """Given scores of validation images; None where the table has none."""
     try:
-        return None if validation is None else scored(subject, validation)[0]
+        return None if films.validation is None else scored(subject, films.validation, films.shared)[0]
     except UserError:
         return None
 
@@ -139,13 +138,13 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
     truth = findings.known(whole.dataset.table, names)
-    held = None if whole.films.validation is None else findings.known(whole.films.validation.table, names)
+    held = _held(whole.films.validation, validation, names)
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = _threshold(subject, place, validation, held)
+        threshold = _threshold(subject, place, held)
         labels = truth[:, place]
         found = _about_finding(name, labels, threshold)
         judged.append(found)
@@ -185,15 +184,13 @@ def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.Data
     return table, [found]
 
 
-def _answers(
-    whole: Audit, door: Door, parts: Path
-) -> tuple[pd.DataFrame, tuple[np.ndarray, Dataset] | None, list[Check]]:
+def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
     """Logits of all findings, clean and corrupted; those of validation images; what was checked of given scores."""
     subject, exam, held = whole.subject, whole.exam, whole.films.validation
     assert isinstance(subject, Given)
     if door.model is None:
-        table, checks = scored(subject, whole.dataset)
-        return table, None, checks
+        table, checks = scored(subject, whole.dataset, whole.films.shared)
+        return table, _scored_too(subject, whole.films), checks
     asked = Examined(subject.name, door.judged or door.model, subject.classes, subject.device)
     table = evaluation.predict(
         asked,
@@ -206,17 +203,27 @@ def _answers(
     )
     if held is None:
         return table, None, []
-    return table, (logits_of(evaluation.predict(asked, held, views=False, at_once=whole.at_once)), held), []
+    return table, evaluation.predict(asked, held, views=False, at_once=whole.at_once), []
 
 
-def _threshold(subject: Given, place: int, validation: Any, held: np.ndarray | None) -> Threshold:
+def _held(
+    validation: Dataset | None, answers: pd.DataFrame | None, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits of the validation images that have an answer, and what is known of each, both (N, F)."""
+    if validation is None or answers is None:
+        return None
+    truth = dict(zip(validation.sample_ids, findings.known(validation.table, names), strict=True))
+    return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
+
+
+def _threshold(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None) -> Threshold:
     given = subject.output.thresholds
     points = subject.output.operating_points
     assert points is not None  # of kind sigmoid
     known = None
-    if validation is not None and held is not None:
-        rows = np.isfinite(held[:, place])
-        known = (validation[0][rows, place], held[rows, place])
+    if held is not None:
+        rows = np.isfinite(held[1][:, place])
+        known = (held[0][rows, place], held[1][rows, place])
     return findings.threshold_of(subject.classes[place], points[place] if given else None, known, points[place])
 
 
