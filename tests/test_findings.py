@@ -224,3 +224,24 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     assert (findings.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
     (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
     assert point.sensitivity.value == pytest.approx(2 / 3)
+
+
+def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path, tmp_path: Path) -> None:
+    class Divides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Sigmoids()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images / 255)
+
+    honest = audits.audit(model, films / "films", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
+    assert {c.check: c.passed for c in honest.gate}["declaration"]
+    torch.jit.trace(Divides().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
+    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP, attacks=["fgsm"])
+    said = {check.check: check for check in document.gate}
+    assert said["declaration"].passed is False
+    assert said["declaration"].text.endswith("write input.range: [0, 255]")
+    assert said["better than one answer"].passed is False
+    assert "Bright 33.3% (always present: 66.7%)" in said["better than one answer"].text
+    assert document.unreliable

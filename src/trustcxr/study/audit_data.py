@@ -104,8 +104,12 @@ def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Ten
     random, labels = np.random.default_rng(0), np.asarray(dataset.labels)
     turns = [(turn, k, i) for k in np.unique(labels) for turn, i in enumerate(random.permutation(_where(labels, k)))]
     chosen = np.array([i for _, _, i in sorted(turns)[:count]])
-    pixels = to_pixels(torch.from_numpy(dataset.batch(chosen)).to(device))
-    return pixels, torch.from_numpy(labels[chosen]).to(device)
+    return pixels_of(dataset, chosen, device), torch.from_numpy(labels[chosen]).to(device)
+
+
+def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Some films, (N, 1, H, W) in [0, 1]."""
+    return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
 
 def _where(labels: np.ndarray, label: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from trustcxr.attacks.adaptive import JUDGED
 from trustcxr.attacks.stand_ins import Attackable, look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import class_decisions, findings, handed_in, operating_points, subgroups
+from trustcxr.evaluation import class_decisions, declared_findings, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door
@@ -20,9 +20,10 @@ from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
+from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, logits_of
-from trustcxr.study.audit_data import Films, scored
+from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 
 
@@ -173,7 +174,9 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
-    return Measured(table, None, figures, points, divisions, judged, [*checks, *_order(points)], handed)
+    declared = _declared(whole, door, answers, truth, judged)
+    checks = [*checks, _declaration(points, declared), _above_constant(points)]
+    return Measured(table, None, figures, points, divisions, judged, checks, handed)
 
 
 def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[HandedIn]]:
@@ -275,11 +278,55 @@ def _attacked(
     return table[table["attack"] != CLEAN]
 
 
-def _order(points: Sequence[OperatingPoint]) -> list[Check]:
-    """Whether findings are answered the wrong way round, or have each other's names."""
+def _declared(
+    whole: Audit, door: Door, answers: pd.DataFrame, truth: np.ndarray, about: Sequence[Finding]
+) -> list[str]:
+    """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
+    clean = answers[(answers["attack"] == CLEAN).to_numpy()]
+    known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
+    cuts = np.array([findings.cut(found.threshold or 0.5) for found in about])
+    films = declared_findings.Judged(
+        np.stack([known[name] for name in clean["sample_id"]]),
+        logits_of(clean).astype(float) - cuts,
+        clean["group"].to_numpy(dtype=str),
+    )
+    found = [declared_findings.other_names(whole.subject.classes, films)]
+    if door.model is not None:
+        rows = declared_findings.chosen(films.truth, whole.exam.gate.films)
+        places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
+        shown = np.array([places[name] for name in clean["sample_id"].to_numpy()[rows]])
+        images = pixels_of(whole.dataset, shown, whole.subject.device)
+        with undisturbed(door.model):
+            found.append(declared_findings.other_input(door.model, images, cuts, films.at(rows)))
+    return [remedy for remedy in found if remedy is not None]
+
+
+def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str]) -> Check:
+    """Whether findings are answered the wrong way round, have each other's names, or want other images."""
     clean = [point for point in points if point.attack == CLEAN]
     turned = [point.finding for point in clean if point.auroc.interval and point.auroc.interval[1] < 0.5]
-    if not turned:
-        return [Check("declaration", True, f"of {len(clean)} findings none is ranked worse than by chance")]
-    text = f"{', '.join(turned)} {'is' if len(turned) == 1 else 'are'} ranked worse than by chance: see output.classes"
-    return [Check("declaration", False, f"{text}, input.range, and what the labels mean")]
+    said = []
+    if turned:
+        text = f"{', '.join(turned)} {'is' if len(turned) == 1 else 'are'} ranked worse than by chance"
+        said.append(text + ("" if remedies else ": see output.classes, input.range, and what the labels mean"))
+    said += [f"findings are told better with another declaration: write {remedy}" for remedy in remedies]
+    if said:
+        return Check("declaration", False, "; ".join(said))
+    text = f"of {len(clean)} findings none is ranked worse than by chance"
+    return Check("declaration", True, f"{text}; no other order, range, channel order or inversion surely does better")
+
+
+def _above_constant(points: Sequence[OperatingPoint]) -> Check:
+    """Which findings are told at their thresholds no better than by one answer for all films."""
+    flat = []
+    for point in (point for point in points if point.attack == CLEAN):
+        count, positives = point.n or 0, point.positives or 0
+        right = (point.sensitivity.value or 0.0) * positives + (point.specificity.value or 0.0) * (count - positives)
+        if round(right) <= max(positives, count - positives):
+            always = "present" if positives > count - positives else "absent"
+            constant = max(positives, count - positives) / count
+            flat.append(f"{point.finding} {right / count:.1%} (always {always}: {constant:.1%})")
+    if flat:
+        text = f"at their thresholds no more films are told rightly than by one answer for all: {', '.join(flat)}"
+        return Check("better than one answer", False, f"{text}; see output.thresholds and input.range")
+    return Check("better than one answer", True, "each finding is told better than by one answer for all films")
