@@ -151,6 +151,7 @@ def test_unknown_labels_are_left_out_and_counted(
     assert [p.n for p in document.operating_points] == [24] * 3
     assert "not known: Bright 6" in "\n".join(sentences(document))
     assert {group.name for division in document.subgroups for group in division.groups} >= {"F", "M"}
+    assert "Bright" not in {division.column for division in document.subgroups}, "that is what the model is asked for"
 
 
 def test_findings_answered_the_wrong_way_round_are_noticed(films: Path, model: Path, tmp_path: Path) -> None:

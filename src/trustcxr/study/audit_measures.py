@@ -69,9 +69,9 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed)
 
 
-def with_columns(table: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """Predictions with the columns of the data that divide the films."""
-    columns = subgroups.columns_of(dataset.table).set_index(pd.Index(dataset.sample_ids))
+def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] = ()) -> pd.DataFrame:
+    """Predictions with the columns of the data that divide the films; of a model of findings not those of `answers`."""
+    columns = subgroups.columns_of(dataset.table, answers).set_index(pd.Index(dataset.sample_ids))
     return table.join(columns, on="film" if "film" in table else "sample_id")
 
 
@@ -169,7 +169,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             f"{whole.dataset.root}: of no finding of {subject.name} are films known that have it and films that have "
             "it not; say with --label which findings the films of a class have"
         )
-    table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset)
+    table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)

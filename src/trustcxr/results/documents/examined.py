@@ -46,9 +46,13 @@ class OperatingPoint(Document):
 
 
 class Subgroup(Document):
-    """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm)."""
+    """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm).
+
+    `n`: answers, of a model of findings several a film; `films`: those that they are of.
+    """
 
     name: str = ""
+    films: int | None = None
     n: int | None = None
     groups: int | None = None
     accuracy: Share = Share()
