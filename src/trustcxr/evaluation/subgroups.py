@@ -33,7 +33,7 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
 
     Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films. A column that has
     one value, or one of its own for nearly every film, divides nothing and is left out; so do whole numbers that are
-    names, as seeds and accession numbers are.
+    names, as seeds and accession numbers are, and the class by another name.
     """
     import pandas as pd
 
@@ -42,7 +42,10 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
     for name in table.columns:
         if name in _NOT_ASKED or str(name).endswith("_mask") or str(name).lower() in asked:
             continue
-        values = _banded(str(name), table[name].fillna("").astype(str).str.strip())
+        said = table[name].fillna("").astype(str).str.strip()
+        if "class" in table and (said == table["class"]).all():
+            continue
+        values = _banded(str(name), said)
         sizes = values[values != UNKNOWN].value_counts()
         if len(sizes) > 1 and (sizes >= min(SMALLEST, len(table) // 2)).any() and len(sizes) <= len(table) / 2:
             found[PREFIX + str(name)] = values.to_numpy()
