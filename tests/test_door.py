@@ -131,6 +131,31 @@ def test_probabilities_in_place_of_logits_are_noticed_both_ways(films: tuple[Ten
     assert "write output.kind: logits" in text(door(trained(), films, output="probabilities"), "logits")
 
 
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, classes: int) -> None:
+    class Sigmoids(nn.Module):
+        """A sigmoid that torch sees, or one written out, of which nobody sees what went into it."""
+
+        def __init__(self, hidden: bool) -> None:
+            super().__init__()
+            self.hidden, self.net = hidden, trained(classes=classes)
+            self.eval()
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = self.net(images)
+            return 1 / (1 + (-logits).exp()) if self.hidden else torch.sigmoid(logits)
+
+    images, labels = images_and_labels(60, classes=classes, seed=5)
+    for hidden in (False, True):
+        found = door(Sigmoids(hidden), (images, labels), output=output, classes=CLASSES[:classes])
+        assert failed(found) == {"logits"}
+        assert "do not sum to 1: each was taken as the sigmoid of its class" in text(found, "logits")
+        assert found.model is not None
+        assert torch.allclose(found.model(images), trained(classes=classes)(images), atol=1e-3)
+        assert found.believed
+
+
 def test_saturated_probabilities_are_measured(films: tuple[Tensor, Tensor]) -> None:
     class Sure(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

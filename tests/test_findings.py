@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, subgroups
+from trustcxr.evaluation import findings, operating_points, subgroups
 from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.models.adapters.adapted import logits_of_probabilities
+from trustcxr.models.adapters.declaration import OutputSpec
+from trustcxr.models.adapters.scores import _logits
 from trustcxr.recipes import exam
 from trustcxr.report.audits import sentences
 from trustcxr.results import files
@@ -148,6 +151,7 @@ def test_unknown_labels_are_left_out_and_counted(
     assert [p.n for p in document.operating_points] == [24] * 3
     assert "not known: Bright 6" in "\n".join(sentences(document))
     assert {group.name for division in document.subgroups for group in division.groups} >= {"F", "M"}
+    assert "Bright" not in {division.column for division in document.subgroups}, "that is what the model is asked for"
 
 
 def test_findings_answered_the_wrong_way_round_are_noticed(films: Path, model: Path, tmp_path: Path) -> None:
@@ -201,3 +205,44 @@ def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
     assert findings.threshold_of("a", None, held, 0.5).value == pytest.approx(0.5)
     assert "validation" in findings.threshold_of("a", None, held, 0.5).origin
     assert "want of another" in findings.threshold_of("a", None, None, 0.5).origin
+
+
+@pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: float, precision: Any) -> None:
+    class Scores(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return logits
+
+    scores = np.array([threshold, threshold - 2e-5, threshold + 2e-5], dtype=precision)
+    given = _logits(scores[:, None].astype(float), OutputSpec(kind="sigmoid", classes=("a",)), Path("scores.csv"))
+    logits = logits_of_probabilities(torch.tensor(scores[:, None], dtype=torch.float32), "sigmoid")
+    about = {"sample_id": list("xyz"), "group": list("xyz"), "attack": "clean", "epsilon": 0.0, "steps": 0}
+    table = pd.DataFrame(about | {"severity": 0, "logits": list(given.astype(np.float32))})
+    decided = findings.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
+    expected = [True, False, True]
+    assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
+    assert (findings.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
+    (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
+    assert point.sensitivity.value == pytest.approx(2 / 3)
+
+
+def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path, tmp_path: Path) -> None:
+    class Divides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Sigmoids()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images / 255)
+
+    honest = audits.audit(model, films / "films", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
+    assert {c.check: c.passed for c in honest.gate}["declaration"]
+    torch.jit.trace(Divides().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
+    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP, attacks=["fgsm"])
+    said = {check.check: check for check in document.gate}
+    assert said["declaration"].passed is False
+    assert said["declaration"].text.endswith("write input.range: [0, 255]")
+    assert said["better than one answer"].passed is False
+    assert "Bright 33.3% (always present: 66.7%)" in said["better than one answer"].text
+    assert document.unreliable

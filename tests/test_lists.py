@@ -8,6 +8,7 @@ from PIL import Image
 
 from trustcxr.data import Manifest, load_dataset, read_manifest
 from trustcxr.errors import UserError
+from trustcxr.evaluation import findings, subgroups
 
 
 def film(path: Path) -> None:
@@ -103,6 +104,16 @@ def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
         read_manifest(file, columns="nhi")
     with pytest.raises(UserError, match=r"none of its images was found: x 1\.png"):
         read_manifest(file, columns=columns, images=tmp_path / "lists")
+
+
+def test_a_finding_that_is_named_as_the_class_is_still_known_of_each_film(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        film(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("Path,Edema,Mass\nx.png,1.0,0.0\ny.png,0.0,\n")
+    table = read_manifest(tmp_path / "list.csv", columns={"path": "Path", "class": "Edema"}).table
+    said = findings.known(table, ["Edema", "Mass"])[:, 0]
+    assert dict(zip(table["path"], said, strict=True)) == {"x.png": 1, "y.png": 0}
+    assert "by_Edema" not in subgroups.columns_of(pd.concat([table] * 30, ignore_index=True)), "the class once more"
 
 
 def test_an_image_of_two_classes_or_two_folders_is_an_error(tmp_path: Path) -> None:

@@ -87,6 +87,41 @@ def test_the_worst_group_and_its_gap() -> None:
     assert not any(group["settled"] for group in found["dose"]["groups"])
 
 
+def divided(groups: list[str], right: list[bool], films: list[str] | None = None) -> dict[str, object]:
+    """What is said of one column, by its groups and whether each answer is right."""
+    logits = [np.array([1.0, 0.0]) if hit else np.array([0.0, 1.0]) for hit in right]
+    names = [str(i) for i in range(len(groups))]
+    rows = pd.DataFrame({"sample_id": names, "group": films or names, "label": 0, "logits": logits, "by_view": groups})
+    rows = rows if films is None else rows.assign(film=films)
+    return dict(subgroups.describe(rows, ("a", "b"), resamples=50)[0].plain())
+
+
+def test_a_group_is_the_worst_only_of_two_and_where_it_is_below_the_rest() -> None:
+    alone = divided(["AP"] * 40 + ["PA"] * 10, [True] * 38 + [False] * 2 + [False] * 10)
+    assert (alone["worst"], alone["text"]) == ("", "by view: no two groups have 20 films")
+    few_bad = ["AP"] * 30 + ["PA"] * 30 + [f"odd {i}" for i in range(10)]
+    above = divided(few_bad, [True] * 60 + [False] * 10)
+    assert above["worst"] == ""
+    assert "no group of 20 films is below all others" in str(above["text"])
+    assert divided(["AP"] * 30 + ["PA"] * 30, [True] * 45 + [False] * 15)["worst"] == "PA"
+
+
+def test_answers_about_one_film_are_one_film() -> None:
+    groups, films = ["AP"] * 60 + ["PA"] * 30, [str(i // 3) for i in range(90)]
+    right = [True] * 60 + [False] * 30
+    found = divided(groups, right, films)
+    assert found["worst"] == "", "30 answers are of 10 films"
+    more = divided(groups * 2, right * 2, films + [f"{name}b" for name in films])
+    assert more["worst"] == "PA"
+    assert "0.0% of 60 decisions on 20 films" in str(more["text"])
+
+
+def test_the_column_of_a_finding_is_no_group() -> None:
+    films = table().assign(edema=["0", "1"] * 100)
+    assert "by_edema" in subgroups.columns_of(films)
+    assert "by_edema" not in subgroups.columns_of(films, ("Edema", "Mass"))
+
+
 def test_small_groups_are_merged_and_that_is_said() -> None:
     hospital = next(p for p in subgroups.describe(clean(), ("a", "b"), resamples=200) if p["column"] == "hospital")
     assert [group["name"] for group in hospital["groups"]] == ["A", "B", subgroups.OTHERS]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.declaration import IMAGENET, InputSpec
 
+INVERTED = "range: [high, low], as MONOCHROME1 films are inverted"
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
 _BETTER = 0.10  # accuracy that another declaration must have more
 _SURE = 1e-3  # McNemar's exact p-value below which it is believed
@@ -76,18 +77,18 @@ def _others(
     order = _best_order(own, truth, len(classes))
     if list(order) != list(range(len(classes))):
         yield f"output.classes: [{', '.join(classes[k] for k in order)}]", order[own]
-    yield "range: [high, low], as MONOCHROME1 films are inverted", _answers(model, 1 - images, draws)
+    yield INVERTED, _answers(model, 1 - images, draws)
     if not isinstance(model, Adapted):
         return
-    for remedy, taken in _inputs(model.taken):
-        answers = _answers(_with(model, taken), images, draws)
+    for remedy, taken in inputs(model.taken):
+        answers = _answers(with_input(model, taken), images, draws)
         yield remedy, answers
         order = _best_order(answers, truth, len(classes))
         if list(order) != list(range(len(classes))):
             yield f"{remedy} and output.classes: [{', '.join(classes[k] for k in order)}]", order[answers]
 
 
-def _inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
+def inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
     """The input declarations that people mix up with this one."""
     if taken.channels == 3 and (taken.mean, taken.std) != IMAGENET:
         other = taken.model_copy(update={"range": (0.0, 1.0), "mean": IMAGENET[0], "std": IMAGENET[1]})
@@ -104,7 +105,7 @@ def _inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
         yield "the channels in the other order: input.mean and input.std reversed", taken.model_copy(update=turned)
 
 
-def _with(model: Adapted, taken: InputSpec) -> Adapted:
+def with_input(model: Adapted, taken: InputSpec) -> Adapted:
     """The same network behind another declaration of its input."""
     fresh = Adapted(nn.Identity(), taken, model.given)
     other = copy(model)

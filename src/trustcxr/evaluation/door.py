@@ -161,6 +161,9 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
     inside = bool(((answers >= 0) & (answers <= 1)).all())
     sums = inside and bool(((answers.sum(1) - 1).abs() < 1e-3).all()) and answers.shape[1] > 1
     declared = model.given.kind
+    if declared != "sigmoid" and inside and not sums:
+        text = "its answers lie in [0, 1] and do not sum to 1: each was taken as the sigmoid of its class, by its logit"
+        return [Check("logits", False, text)], model.of_kind("sigmoid")
     if declared == "logits":
         if sums:
             text = "it answers with probabilities, whose logarithm was taken: write output.kind: probabilities"
@@ -170,7 +173,7 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
         ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
         text = f"its answers, from {ends}, are no sigmoids: each was taken for the logit of its finding"
         return [Check("logits", None, text)], model.of_kind("logits")
-    if not inside or (declared == "probabilities" and not sums):
+    if not inside:
         ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
         text = f"its answers, from {ends}, are no {declared} and were taken as logits: write output.kind: logits"
         return [Check("logits", False, text)], model.of_kind("logits")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STATES = ("absent", "present")
 NOTHING = ("normal", "no finding", "none")  # labels of films that have none of the findings
+_ROUNDING = 2.0**-22  # of a probability or logit, as a share
 _SAID = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _SAID |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
@@ -59,23 +60,33 @@ def known(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
 
 
 class Decision(nn.Module):
-    """Whether a finding is there, as a network of two classes: logits 0 and how far it is above its threshold."""
+    """Whether a finding is there, as a network of two classes: logits 0 and how far it is above its `cut`."""
 
     def __init__(self, model: nn.Module, place: int, threshold: float) -> None:
         super().__init__()
         self.model, self.place = model, place
-        self.offset = logit(threshold)
+        self.offset = cut(threshold)
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, 2)."""
-        margin = self.model(images)[:, self.place] - self.offset
+        logits = self.model(images)[:, self.place]
+        margin = (logits.double() - self.offset).to(logits.dtype)
         return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
 def logit(probability: float) -> float:
     """The logit of a probability."""
     return math.log(probability) - math.log1p(-probability)
+
+
+def cut(threshold: float) -> float:
+    """The logit above which a finding is there: below that of its threshold by what float32 rounds a probability by.
+
+    So a score that is the threshold counts as there, whichever way both were rounded.
+    """
+    below = logit(threshold * (1 - _ROUNDING))
+    return below - _ROUNDING * max(1.0, abs(below))
 
 
 class OneFinding:
@@ -104,7 +115,7 @@ def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float,
     """
     truth = table["sample_id"].map(labels)
     rows, answers = table[truth.notna()].copy(), truth[truth.notna()].to_numpy().astype(int)
-    margins = [float(logits[place]) - logit(threshold) for logits in rows["logits"]]
+    margins = [float(logits[place]) - cut(threshold) for logits in rows["logits"]]
     pairs: Any = [np.array([0.0, margin], dtype=np.float32) for margin in margins]
     return marked(rows.assign(logits=pairs, label=answers), name)
 
@@ -151,4 +162,5 @@ def threshold_of(
         value = operating_points.chosen(1 / (1 + np.exp(-scores)), labels == 1)
         if value is not None and 0 < value < 1:
             return Threshold(value, operating_points.CHOSEN)
-    return Threshold(default, "taken for want of another: the model file has none, the data no validation images")
+    why = "no validation image has an answer" if validation is None else "validation images do not settle one"
+    return Threshold(default, f"taken for want of another: the model file has none, and {why}")

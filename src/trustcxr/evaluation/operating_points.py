@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.catalogue import ONE_STEP, VIEWS
+from trustcxr.catalogue import ONE_STEP, VIEWS, WORST_CASE, is_linf
 from trustcxr.evaluation import curves
 from trustcxr.results.documents import OperatingPoint
 from trustcxr.results.tables import CLEAN, logits_of, severities
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SPECIFICITY = 0.9  # at which sensitivity is read off the ROC curve
 CHOSEN = "chosen on validation images (Youden 1950)"
 HIGHEST = "the highest class is the answer"
+ANSWER, THRESHOLD = "answer", "threshold"  # what an attack was made against
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,58 @@ def choose(validation: "pd.DataFrame | None", classes: Sequence[str]) -> dict[st
 
 
 def of_classes(
-    predictions: "pd.DataFrame", classes: Sequence[str], thresholds: Mapping[str, Threshold], *, resamples: int = 2000
+    predictions: "pd.DataFrame",
+    classes: Sequence[str],
+    thresholds: Mapping[str, Threshold],
+    *,
+    aimed: "pd.DataFrame | None" = None,
+    resamples: int = 2000,
 ) -> list[OperatingPoint]:
-    """Each class against the rest, on films as they are and under every attack: rows of `operating_points`."""
+    """Each class against the rest, on films as they are and under every attack: rows of `operating_points`.
+
+    Attacks are made against the answer. Under worst-case a film counts with its worst score for the class under any
+    attack within the radius, `aimed` among them: predictions under attacks that were made against the thresholds.
+    """
+    import pandas as pd
+
+    known = predictions if aimed is None else pd.concat([predictions, aimed], ignore_index=True)
     found = []
     for k, name in enumerate(classes):
         judge, threshold = _Judge(name, thresholds[name], resamples), thresholds[name].value
         for condition, rows in conditions(predictions):
-            scores = probabilities(rows)
-            said = scores.argmax(1) == k if threshold is None else scores[:, k] >= threshold
-            found.append(judge.of(condition, rows, scores[:, k], said, rows["label"].to_numpy() == k))
+            positive = rows["label"].to_numpy() == k
+            if condition["attack"] == WORST_CASE:
+                scores, said = _worst(_within(known, condition["epsilon"]), rows, k, threshold)
+            else:
+                scores, said = _said(rows, k, threshold)
+            if condition["attack"] != CLEAN:
+                whole = condition["attack"] == WORST_CASE and aimed is not None
+                condition["aimed_at"] = THRESHOLD if whole else ANSWER
+            found.append(judge.of(condition, rows, scores, said, positive))
     return found
+
+
+def _said(rows: "pd.DataFrame", k: int, threshold: float | None) -> tuple[Floats, NDArray[np.bool_]]:
+    """The probability of class `k` (N,), and whether that class is said to be there (N,)."""
+    scores = probabilities(rows)
+    return scores[:, k], scores.argmax(1) == k if threshold is None else scores[:, k] >= threshold
+
+
+def _within(predictions: "pd.DataFrame", epsilon: float) -> "pd.DataFrame":
+    """The rows of films as they are and under every attack within an L-infinity radius."""
+    rows = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
+    return rows[rows["attack"].map(is_linf) & (rows["epsilon"] <= epsilon + 1e-9)]
+
+
+def _worst(
+    within: "pd.DataFrame", rows: "pd.DataFrame", k: int, threshold: float | None
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """For the films of `rows` what `_said` gives at worst `within` the radius: too low for class `k`, else too high."""
+    scores, said = _said(within, k, threshold)
+    films = within.assign(score=scores, said=said).groupby("sample_id")[["score", "said"]]
+    low, high = (ends.loc[rows["sample_id"]] for ends in (films.min(), films.max()))
+    positive = rows["label"].to_numpy() == k
+    return tuple(np.where(positive, low[name], high[name]) for name in ("score", "said"))  # type: ignore[return-value]
 
 
 def of_finding(
@@ -91,6 +133,7 @@ def of_finding(
     for condition, rows in conditions(predictions):
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
+        condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
         found.append(judge.of(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
     return found
 

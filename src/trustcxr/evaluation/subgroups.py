@@ -26,20 +26,26 @@ _AGES = (0, 20, 40, 60, 80, 200)
 _NUMBERS = 0.9  # share of a column's known values that must be numbers for it to be cut into bands
 
 
-def columns_of(table: "pd.DataFrame") -> "pd.DataFrame":
+def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFrame":
     """The columns that divide the films of a data set's table, as text, each by its name after PREFIX.
+
+    `answers`: what the model is asked for, in either case: a column of that name is the truth, and no group of films.
 
     Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films. A column that has
     one value, or one of its own for nearly every film, divides nothing and is left out; so do whole numbers that are
-    names, as seeds and accession numbers are.
+    names, as seeds and accession numbers are, and the class by another name.
     """
     import pandas as pd
 
     found: dict[str, Any] = {}
+    asked = {name.lower() for name in answers}
     for name in table.columns:
-        if name in _NOT_ASKED or str(name).endswith("_mask"):
+        if name in _NOT_ASKED or str(name).endswith("_mask") or str(name).lower() in asked:
             continue
-        values = _banded(str(name), table[name].fillna("").astype(str).str.strip())
+        said = table[name].fillna("").astype(str).str.strip()
+        if "class" in table and (said == table["class"]).all():
+            continue
+        values = _banded(str(name), said)
         sizes = values[values != UNKNOWN].value_counts()
         if len(sizes) > 1 and (sizes >= min(SMALLEST, len(table) // 2)).any() and len(sizes) <= len(table) / 2:
             found[PREFIX + str(name)] = values.to_numpy()
@@ -71,10 +77,17 @@ def _division(clean: "pd.DataFrame", column: str, classes: tuple[str, ...], resa
     rows = []
     for name in names if len(names) > 1 else ():
         inside = (values == name).to_numpy()
-        rows.append(_group(clean, str(name), inside, hits, classes, samples))
-    kept = [row for row in rows if row["n"] >= SMALLEST and row["name"] != OTHERS]
-    worst = min(kept, key=lambda row: row["accuracy"])["name"] if kept else ""
+        about = {"films": int(films[inside].nunique())}
+        rows.append(about | _group(clean, str(name), inside, hits, classes, samples))
+    kept = _eligible(rows)
+    lowest = min(kept, key=lambda row: row["accuracy"]) if len(kept) > 1 else None
+    worst = lowest["name"] if lowest is not None and lowest["gap"] < 0 else ""
     return {"column": column.removeprefix(PREFIX), "groups": rows, "worst": worst, "merged": merged, "text": ""}
+
+
+def _eligible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups that are large enough to be called the worst."""
+    return [row for row in rows if row["films"] >= SMALLEST and row["name"] != OTHERS]
 
 
 def _group(
@@ -136,14 +149,21 @@ def _text(division: dict[str, Any], tested: int) -> str:
     rows = {row["name"]: row for row in division["groups"]}
     said = f"by {division['column']}: "
     if not division["worst"]:
-        return said + f"no two groups have {SMALLEST} films" + _merged_said(division["merged"])
+        few = len(_eligible(division["groups"])) < 2
+        why = f"no two groups have {SMALLEST} films" if few else f"no group of {SMALLEST} films is below all others"
+        return said + why + _merged_said(division["merged"])
     worst = rows[division["worst"]]
     low, high = (f"{end:+.1%}" for end in worst["gap_ci"])
-    said += f"worst is {worst['name']} with {worst['accuracy']:.1%} of {worst['n']} films, {worst['gap']:+.1%} "
+    said += f"worst is {worst['name']} with {worst['accuracy']:.1%} of {_count(worst)}, {worst['gap']:+.1%} "
     said += f"[{low}, {high}] against all others, "
     said += "settled" if worst["settled"] else "not settled"
     said += f" (p {worst['p_corrected']:.2g}, corrected for {tested} groups)"
     return said + _merged_said(division["merged"])
+
+
+def _count(row: dict[str, Any]) -> str:
+    """How many films a group has; of a model of findings, which answers each film several times, also decisions."""
+    return f"{row['n']} films" if row["n"] == row["films"] else f"{row['n']} decisions on {row['films']} films"
 
 
 def _merged_said(merged: dict[str, int]) -> str:

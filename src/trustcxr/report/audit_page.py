@@ -106,7 +106,7 @@ def _points(points: Iterable[OperatingPoint]) -> Table:
     rows = [
         [
             Cell(p.finding),
-            Cell("as it is" if p.attack == CLEAN else f"{attack_said(p.attack, p.steps)} {p.epsilon:g}"),
+            _films(p),
             Cell(_DASH if p.threshold is None else f"{p.threshold:.3g}", p.origin, value=p.threshold),
             *(share(part) for part in (p.sensitivity, p.specificity)),
             *(_ratio(part) for part in (p.likelihood_positive, p.likelihood_negative)),
@@ -117,6 +117,14 @@ def _points(points: Iterable[OperatingPoint]) -> Table:
     ]
     header = ["class or finding", "films", "threshold", "sensitivity, %", "specificity, %", "LR+", "LR-", "AUROC, %"]
     return Table([*header, "average precision, %", "sensitivity at 90 % specificity", "positive"], rows)
+
+
+def _films(point: OperatingPoint) -> Cell:
+    """What the films of a row are; under attack what that was made against."""
+    if point.attack == CLEAN:
+        return Cell("as it is")
+    against = {"answer": "against the answer", "threshold": "against the threshold"}.get(point.aimed_at, "")
+    return Cell(f"{attack_said(point.attack, point.steps)} {point.epsilon:g}", against)
 
 
 def _ratio(found: Share) -> Cell:

@@ -1,6 +1,6 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
-from trustcxr.catalogue import attack_said
+from trustcxr.catalogue import WORST_CASE, attack_said
 from trustcxr.report.terminal import percent, with_interval
 from trustcxr.results.documents import AuditDocument, AuditPair, HandedIn, OperatingPoint
 from trustcxr.results.tables import CLEAN
@@ -76,7 +76,7 @@ def operating_sentences(document: AuditDocument) -> list[str]:
             worst = hardest(document, point.finding)
             lines.append(f"  {point.finding}, {at_threshold(point)}: {rates(point)}{_ratios(point)}")
             if worst is not None:
-                under = f"{attack_said(worst.attack, worst.steps)} at epsilon {worst.epsilon:g}"
+                under = f"{attack_said(worst.attack, worst.steps)} at epsilon {worst.epsilon:g}{aimed_said(worst)}"
                 lines.append(f"    under {under}: {rates(worst)}")
     return ["At the operating point:", *lines] if lines else []
 
@@ -84,11 +84,18 @@ def operating_sentences(document: AuditDocument) -> list[str]:
 def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
     """The attack under which a finding's sensitivity and specificity together are least; None without any."""
     attacked = [p for p in document.operating_points if p.finding == finding and p.attack != CLEAN]
-    return min(attacked, key=_youden, default=None)
+    return min(attacked, key=lambda point: (_youden(point), point.attack != WORST_CASE), default=None)
 
 
 def _youden(point: OperatingPoint) -> float:
     return (point.sensitivity.value or 0.0) + (point.specificity.value or 0.0)
+
+
+def aimed_said(point: OperatingPoint) -> str:
+    """What an attack was made against, and so how far its figures reach; nothing where nobody wrote it down."""
+    if point.aimed_at == "answer":
+        return ", made against the answer and not against this threshold, at most"
+    return ", made against this threshold, at most" if point.aimed_at else ""
 
 
 def at_threshold(point: OperatingPoint) -> str:

@@ -18,6 +18,7 @@ FAMILIARITY_FILE = "familiarity.safetensors"  # what the training films are like
 LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 AUDIT_FILE = "audit.json"  # what was found out about a given model
+AIMED_FILE = "aimed.parquet"  # of an audit: predictions under attacks on the threshold of one class each
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 VALIDATED_FILE = "validation.json"  # of a run that was finished elsewhere: its figures on the validation images
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged

@@ -92,6 +92,8 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     document.gate = [check.document() for check in checks]
     document.unreliable, document.because = reliance.verdict(document, checks, door)
     files.write_table(out / folders.PREDICTIONS_FILE, measured.table)
+    if measured.aimed is not None:
+        files.write_table(out / folders.AIMED_FILE, measured.aimed)
     if measured.validation is not None:
         files.write_table(out / folders.VALIDATION_FILE, measured.validation)
     return document

@@ -1,5 +1,6 @@
 """The films of an audit: those that are examined, those of validation that thresholds are chosen on, given scores."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,19 @@ from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN
 from trustcxr.study.films import report_skipped
 
+_SURE = 2  # names that are one film's alone
+
 
 @dataclass(frozen=True)
 class Films:
-    """`examined`, and `validation` where the data have such a split and the model was not trained on it too."""
+    """`examined`, and `validation` where the data have such a split and the model was not trained on it too.
+
+    shared: names that several films of the data have, of whichever split: their files', with and without the ending.
+    """
 
     examined: Dataset
     validation: Dataset | None = None
+    shared: frozenset[str] = frozenset()
 
 
 def open_films(
@@ -71,8 +78,8 @@ def open_films(
     refit = isinstance(subject, Run) and subject.trained_by.training.refit
     held = splits.val in manifest.splits or (undivided and {wanted, splits.val} <= SHARES.keys())
     if wanted in (None, splits.val) or not held or refit:
-        return Films(examined)
-    return Films(examined, _loaded(manifest, splits.val, subject, classes, resize, renamed))
+        return Films(examined, shared=_shared(manifest))
+    return Films(examined, _loaded(manifest, splits.val, subject, classes, resize, renamed), _shared(manifest))
 
 
 def trained_on(run: Run) -> str:
@@ -97,40 +104,52 @@ def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Ten
     random, labels = np.random.default_rng(0), np.asarray(dataset.labels)
     turns = [(turn, k, i) for k in np.unique(labels) for turn, i in enumerate(random.permutation(_where(labels, k)))]
     chosen = np.array([i for _, _, i in sorted(turns)[:count]])
-    pixels = to_pixels(torch.from_numpy(dataset.batch(chosen)).to(device))
-    return pixels, torch.from_numpy(labels[chosen]).to(device)
+    return pixels_of(dataset, chosen, device), torch.from_numpy(labels[chosen]).to(device)
+
+
+def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Some films, (N, 1, H, W) in [0, 1]."""
+    return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
 
 def _where(labels: np.ndarray, label: int) -> np.ndarray:
     return np.flatnonzero(labels == label)
 
 
-def scored(subject: Given, dataset: Dataset) -> tuple[pd.DataFrame, list[Check]]:
-    """Given scores as clean predictions of the images that they are of; and how many images have none."""
+def scored(subject: Given, dataset: Dataset, shared: frozenset[str] = frozenset()) -> tuple[pd.DataFrame, list[Check]]:
+    """Given scores as clean predictions of the images that they are of; and how many images have none.
+
+    `shared`: names that several films of the data have, so that they say of none which it is.
+    """
     assert subject.predictions is not None
     about = evaluation.about_images(dataset)
     scores = dict(zip(subject.predictions["sample_id"], subject.predictions["logits"], strict=True))
-    rows, named = [], 0
-    for place, names in enumerate(_names(dataset)):
-        known = next((name for name in names if name in scores), None)
+    rows, named, unclear = [], 0, 0
+    for place, names in enumerate(_names(dataset.table)):
+        known = next((n for k, n in enumerate(names) if n in scores and (k < _SURE or n not in shared)), None)
         rows += [(place, scores[known])] if known is not None else []
         named += known is not None
+        unclear += known is None and any(name in scores for name in names)
+    told = f"; {unclear} are named as several films are: give their ids or paths" if unclear else ""
     if not rows:
         raise UserError(
             f"{subject.origin.path}: no row is of an image in {dataset.root}; ids are such as {about['sample_id'][0]}"
+            f"{told}"
         )
     table = about.iloc[[place for place, _ in rows]].reset_index(drop=True)
     table = table.assign(attack=CLEAN, epsilon=0.0, steps=0, severity=0, logits=[logits for _, logits in rows])
     text = f"{named} of {len(about)} images have a score" + ("" if named == len(about) else "; the others are left out")
+    text += told
     return table, [Check("scores", named == len(about), text)]
 
 
-def _names(dataset: Dataset) -> list[tuple[str, ...]]:
-    """What a table may call each image: its id, its path, or its file's name where no other has that."""
-    paths = [Path(str(path)) for path in dataset.table["path"]]
-    names, stems = (pd.Series([getattr(p, part) for p in paths]) for part in ("name", "stem"))
-    alone = [(~s.duplicated(keep=False)).to_numpy() for s in (names, stems)]
-    return [
-        (str(key), str(path), *([path.name] if alone[0][i] else []), *([path.stem] if alone[1][i] else []))
-        for i, (key, path) in enumerate(zip(dataset.sample_ids, paths, strict=True))
-    ]
+def _names(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """What a table may call each image: its id, its path (_SURE both), its file's name, that without ending."""
+    paths = [Path(str(path)) for path in table["path"]]
+    return [(str(key), str(path), path.name, path.stem) for key, path in zip(table["sample_id"], paths, strict=True)]
+
+
+def _shared(manifest: Manifest) -> frozenset[str]:
+    """What more than one film of the data may be called."""
+    counts = Counter(name for names in _names(manifest.table) for name in set(names))
+    return frozenset(name for name, count in counts.items() if count > 1)

@@ -1,9 +1,8 @@
 """The figures of an audit: of models whose answer is the highest class, and of those with one sigmoid a finding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from trustcxr.attacks.adaptive import JUDGED
 from trustcxr.attacks.stand_ins import Attackable, look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, handed_in, operating_points, subgroups
+from trustcxr.evaluation import class_decisions, declared_findings, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door
@@ -21,15 +20,19 @@ from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
+from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, logits_of
-from trustcxr.study.audit_data import scored
+from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of it: the predictions, those on validation images, the figures, and checks that follow from them."""
+    """What came of it: the predictions, those on validation images, the figures, and checks that follow from them.
+
+    aimed: predictions under attacks that were made against the threshold of one class each.
+    """
 
     table: pd.DataFrame
     validation: pd.DataFrame | None
@@ -39,6 +42,7 @@ class Measured:
     findings: list[Finding] = field(default_factory=list)
     checks: Sequence[Check] = ()
     handed: list[HandedIn] = field(default_factory=list)
+    aimed: pd.DataFrame | None = None
 
 
 def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
@@ -49,8 +53,8 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     examined = Examined(subject.name, model, subject.classes, subject.device)
     if door.model is None:
         assert isinstance(subject, Given)
-        table, checks = scored(subject, whole.dataset)
-        validation = _scored_too(subject, whole.films.validation)
+        table, checks = scored(subject, whole.dataset, whole.films.shared)
+        validation = _scored_too(subject, whole.films)
     else:
         table = _predicted(examined, whole, door, shown, parts)
         held = whole.films.validation
@@ -58,22 +62,23 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
     thresholds = operating_points.choose(validation, subject.classes)
-    points = operating_points.of_classes(table, subject.classes, thresholds, resamples=exam.bootstrap)
+    aimed = _aimed(examined, whole, door, thresholds, shown, parts)
+    points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
     figures = describe(examined, table, resamples=exam.bootstrap)
-    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed)
+    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed)
 
 
-def with_columns(table: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """Predictions with the columns of the data that divide the films."""
-    columns = subgroups.columns_of(dataset.table).set_index(pd.Index(dataset.sample_ids))
+def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] = ()) -> pd.DataFrame:
+    """Predictions with the columns of the data that divide the films; of a model of findings not those of `answers`."""
+    columns = subgroups.columns_of(dataset.table, answers).set_index(pd.Index(dataset.sample_ids))
     return table.join(columns, on="film" if "film" in table else "sample_id")
 
 
-def _scored_too(subject: Given, validation: Dataset | None) -> pd.DataFrame | None:
+def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
     """Given scores of validation images; None where the table has none."""
     try:
-        return None if validation is None else scored(subject, validation)[0]
+        return None if films.validation is None else scored(subject, films.validation, films.shared)[0]
     except UserError:
         return None
 
@@ -95,6 +100,38 @@ def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, part
     )
 
 
+def _aimed(
+    examined: Examined,
+    whole: Audit,
+    door: Door,
+    thresholds: Mapping[str, Threshold],
+    films: Tensor,
+    parts: Path,
+) -> pd.DataFrame | None:
+    """Predictions under attacks on each class at its threshold; None where worst-case is not asked for."""
+    exam, pieces = whole.exam, []
+    asked = exam.attacks if door.gradients else exam.without_gradients
+    attacks = class_decisions.attacks(asked, gradients=door.gradients)
+    if door.model is None or not attacks:
+        return None
+    for place in class_decisions.places(len(examined.classes)):
+        name = examined.classes[place]
+        decision = class_decisions.decision(door.model, place, thresholds[name])
+        carried = CarriedOut(decision, look(decision, films[:LOOKED_AT]), door.gradients, films, whole_climb=True)
+        table = evaluation.predict(
+            examined,
+            whole.dataset,
+            attacks,
+            views=False,
+            batch_size=exam.batch_size,
+            carry_out=class_decisions.against(carried.ready(attacks), place),
+            parts=parts / f"class{place}",
+            at_once=whole.at_once,
+        )
+        pieces.append(table[table["attack"] != CLEAN].assign(aimed_at=name))
+    return pd.concat(pieces, ignore_index=True)
+
+
 def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     """A model with one sigmoid a finding: each is judged, and attacked, at its own operating point."""
     subject, exam = whole.subject, whole.exam
@@ -102,13 +139,13 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
     truth = findings.known(whole.dataset.table, names)
-    held = None if whole.films.validation is None else findings.known(whole.films.validation.table, names)
+    held = _held(whole.films.validation, validation, names)
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = _threshold(subject, place, validation, held)
+        threshold = _threshold(subject, place, held)
         labels = truth[:, place]
         found = _about_finding(name, labels, threshold)
         judged.append(found)
@@ -132,12 +169,14 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             f"{whole.dataset.root}: of no finding of {subject.name} are films known that have it and films that have "
             "it not; say with --label which findings the films of a class have"
         )
-    table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset)
+    table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
-    return Measured(table, None, figures, points, divisions, judged, [*checks, *_order(points)], handed)
+    declared = _declared(whole, door, answers, truth, judged)
+    checks = [*checks, _declaration(points, declared), _above_constant(points)]
+    return Measured(table, None, figures, points, divisions, judged, checks, handed)
 
 
 def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[HandedIn]]:
@@ -148,15 +187,13 @@ def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.Data
     return table, [found]
 
 
-def _answers(
-    whole: Audit, door: Door, parts: Path
-) -> tuple[pd.DataFrame, tuple[np.ndarray, Dataset] | None, list[Check]]:
+def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
     """Logits of all findings, clean and corrupted; those of validation images; what was checked of given scores."""
     subject, exam, held = whole.subject, whole.exam, whole.films.validation
     assert isinstance(subject, Given)
     if door.model is None:
-        table, checks = scored(subject, whole.dataset)
-        return table, None, checks
+        table, checks = scored(subject, whole.dataset, whole.films.shared)
+        return table, _scored_too(subject, whole.films), checks
     asked = Examined(subject.name, door.judged or door.model, subject.classes, subject.device)
     table = evaluation.predict(
         asked,
@@ -169,17 +206,27 @@ def _answers(
     )
     if held is None:
         return table, None, []
-    return table, (logits_of(evaluation.predict(asked, held, views=False, at_once=whole.at_once)), held), []
+    return table, evaluation.predict(asked, held, views=False, at_once=whole.at_once), []
 
 
-def _threshold(subject: Given, place: int, validation: Any, held: np.ndarray | None) -> Threshold:
+def _held(
+    validation: Dataset | None, answers: pd.DataFrame | None, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits of the validation images that have an answer, and what is known of each, both (N, F)."""
+    if validation is None or answers is None:
+        return None
+    truth = dict(zip(validation.sample_ids, findings.known(validation.table, names), strict=True))
+    return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
+
+
+def _threshold(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None) -> Threshold:
     given = subject.output.thresholds
     points = subject.output.operating_points
     assert points is not None  # of kind sigmoid
     known = None
-    if validation is not None and held is not None:
-        rows = np.isfinite(held[:, place])
-        known = (validation[0][rows, place], held[rows, place])
+    if held is not None:
+        rows = np.isfinite(held[1][:, place])
+        known = (held[0][rows, place], held[1][rows, place])
     return findings.threshold_of(subject.classes[place], points[place] if given else None, known, points[place])
 
 
@@ -231,11 +278,55 @@ def _attacked(
     return table[table["attack"] != CLEAN]
 
 
-def _order(points: Sequence[OperatingPoint]) -> list[Check]:
-    """Whether findings are answered the wrong way round, or have each other's names."""
+def _declared(
+    whole: Audit, door: Door, answers: pd.DataFrame, truth: np.ndarray, about: Sequence[Finding]
+) -> list[str]:
+    """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
+    clean = answers[(answers["attack"] == CLEAN).to_numpy()]
+    known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
+    cuts = np.array([findings.cut(found.threshold or 0.5) for found in about])
+    films = declared_findings.Judged(
+        np.stack([known[name] for name in clean["sample_id"]]),
+        logits_of(clean).astype(float) - cuts,
+        clean["group"].to_numpy(dtype=str),
+    )
+    found = [declared_findings.other_names(whole.subject.classes, films)]
+    if door.model is not None:
+        rows = declared_findings.chosen(films.truth, whole.exam.gate.films)
+        places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
+        shown = np.array([places[name] for name in clean["sample_id"].to_numpy()[rows]])
+        images = pixels_of(whole.dataset, shown, whole.subject.device)
+        with undisturbed(door.model):
+            found.append(declared_findings.other_input(door.model, images, cuts, films.at(rows)))
+    return [remedy for remedy in found if remedy is not None]
+
+
+def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str]) -> Check:
+    """Whether findings are answered the wrong way round, have each other's names, or want other images."""
     clean = [point for point in points if point.attack == CLEAN]
     turned = [point.finding for point in clean if point.auroc.interval and point.auroc.interval[1] < 0.5]
-    if not turned:
-        return [Check("declaration", True, f"of {len(clean)} findings none is ranked worse than by chance")]
-    text = f"{', '.join(turned)} {'is' if len(turned) == 1 else 'are'} ranked worse than by chance: see output.classes"
-    return [Check("declaration", False, f"{text}, input.range, and what the labels mean")]
+    said = []
+    if turned:
+        text = f"{', '.join(turned)} {'is' if len(turned) == 1 else 'are'} ranked worse than by chance"
+        said.append(text + ("" if remedies else ": see output.classes, input.range, and what the labels mean"))
+    said += [f"findings are told better with another declaration: write {remedy}" for remedy in remedies]
+    if said:
+        return Check("declaration", False, "; ".join(said))
+    text = f"of {len(clean)} findings none is ranked worse than by chance"
+    return Check("declaration", True, f"{text}; no other order, range, channel order or inversion surely does better")
+
+
+def _above_constant(points: Sequence[OperatingPoint]) -> Check:
+    """Which findings are told at their thresholds no better than by one answer for all films."""
+    flat = []
+    for point in (point for point in points if point.attack == CLEAN):
+        count, positives = point.n or 0, point.positives or 0
+        right = (point.sensitivity.value or 0.0) * positives + (point.specificity.value or 0.0) * (count - positives)
+        if round(right) <= max(positives, count - positives):
+            always = "present" if positives > count - positives else "absent"
+            constant = max(positives, count - positives) / count
+            flat.append(f"{point.finding} {right / count:.1%} (always {always}: {constant:.1%})")
+    if flat:
+        text = f"at their thresholds no more films are told rightly than by one answer for all: {', '.join(flat)}"
+        return Check("better than one answer", False, f"{text}; see output.thresholds and input.range")
+    return Check("better than one answer", True, "each finding is told better than by one answer for all films")

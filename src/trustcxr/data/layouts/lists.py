@@ -61,7 +61,9 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         return from_table(table, file)
     mapping = _mapping(table, file, columns)
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
-    chosen |= {name: table[name].tolist() for name in table.columns if _says_more(name, mapping)}
+    # A finding's column that was named as the class still says what is known of that finding.
+    kept = {k: v for k, v in mapping.items() if k != "class" or not isinstance(columns, Mapping)}
+    chosen |= {name: table[name].tolist() for name in table.columns if _says_more(name, kept)}
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")

@@ -18,12 +18,17 @@ class OperatingPoint(Document):
     `threshold` is a probability, None where the highest class is the answer; `origin` says who set it. Of the
     likelihood ratios an end that is None has no limit. `sensitivity_at_specificity`: the highest sensitivity that any
     threshold has on these films at a specificity of `at_specificity` or more.
+
+    `aimed_at`: what the attack was made against. "threshold": this decision, and under worst-case a film counts with
+    its worst score under any attack within epsilon. "answer": the highest class, so that an attack on the threshold may
+    leave less. Empty where nothing was attacked, or nobody wrote it down.
     """
 
     finding: str = ""
     attack: str = ""
     epsilon: Number = None
     steps: int | None = None
+    aimed_at: str = ""
     threshold: Number = None
     origin: str = ""
     n: int | None = None
@@ -41,9 +46,13 @@ class OperatingPoint(Document):
 
 
 class Subgroup(Document):
-    """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm)."""
+    """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm).
+
+    `n`: answers, of a model of findings several a film; `films`: those that they are of.
+    """
 
     name: str = ""
+    films: int | None = None
     n: int | None = None
     groups: int | None = None
     accuracy: Share = Share()

@@ -1,0 +1,74 @@
+"""Tables of scores in a model's place: whose scores they are, and where thresholds come from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trustcxr.errors import UserError
+from trustcxr.evaluation.operating_points import CHOSEN
+from trustcxr.recipes import exam
+from trustcxr.results.documents import AuditDocument
+from trustcxr.study import audit as audits
+
+CLASSES = ("Ill", "Normal")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = exam.load_exam().model_copy(update={"bootstrap": 100})
+    monkeypatch.setattr(audits, "load_exam", lambda: short)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve films of each class in each of two splits; the files of both splits have the same names."""
+    root, random = tmp_path_factory.mktemp("scored") / "films", np.random.default_rng(0)
+    for split in ("Test", "Val"):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for number in range(12):
+                pixels = random.integers(0, 255, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{name}{number}.png")
+    return root
+
+
+def audited(films: Path, out: Path, kind: str, ids: list[str]) -> AuditDocument:
+    """The audit of a table that scores each Ill film 0.3, but for a few, and each other 0.1."""
+    rows = [f"{name},{0.3 if 'Ill' in name else 0.1},{0.7 if 'Ill' in name else 0.9}" for name in ids]
+    columns = ("Ill", "Other") if kind == "sigmoid" else CLASSES
+    out.mkdir()
+    (out / "scores.csv").write_text("\n".join([f"image,{','.join(columns)}", *rows]))
+    text = f"predictions: scores.csv\ninput: {{size: 16}}\noutput: {{kind: {kind}, classes: [{', '.join(columns)}]}}\n"
+    (out / "model.yaml").write_text(text)
+    return audits.audit(out / "model.yaml", films, out / "audit")
+
+
+def paths(split: str) -> list[str]:
+    return [f"{split}/{name}/{name}{number}.png" for name in CLASSES for number in range(12)]
+
+
+def test_a_name_that_films_of_two_splits_have_says_of_none_which_it_is(films: Path, tmp_path: Path) -> None:
+    bare = [Path(path).name for path in paths("Test")]
+    with pytest.raises(UserError, match=r"24 are named as several films are: give their ids or paths"):
+        audited(films, tmp_path / "bare", "probabilities", bare)
+    some = audited(films, tmp_path / "some", "probabilities", paths("Test")[:14] + bare[14:])
+    text = next(check.text for check in some.gate if check.check == "scores")
+    assert text.startswith("14 of 24 images have a score")
+    assert "10 are named as several films are" in text
+    assert {point.threshold for point in some.operating_points} == {None}, "no validation image has a score"
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "sigmoid"])
+def test_scores_of_validation_images_choose_the_thresholds(kind: str, films: Path, tmp_path: Path) -> None:
+    document = audited(films, tmp_path / "both", kind, paths("Test") + paths("Val"))
+    ill = next(point for point in document.operating_points if point.finding == "Ill")
+    assert ill.origin == CHOSEN
+    assert ill.threshold == pytest.approx(0.2, abs=1e-3)
+    assert (ill.sensitivity.value, ill.specificity.value) == (1, 1)
+    alone = audited(films, tmp_path / "alone", kind, paths("Test"))
+    ill = next(point for point in alone.operating_points if point.finding == "Ill")
+    assert ill.threshold == (0.5 if kind == "sigmoid" else None)
+    assert ill.sensitivity.value == 0
+    assert kind != "sigmoid" or "no validation image has an answer" in ill.origin

@@ -1,0 +1,133 @@
+"""Each class at its own threshold is attacked there: against PGD on that very decision, and against a toy by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from small_networks import SIDE, images_and_labels, trained
+from trustcxr import attacks
+from trustcxr.evaluation import class_decisions, operating_points
+from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.recipes import exam
+from trustcxr.report.audits import sentences
+from trustcxr.results.documents import OperatingPoint
+from trustcxr.study import audit as audits
+
+CLASSES = ("a", "b", "c")
+EPSILON = 0.04
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = exam.load_exam()
+    attacked = [a for a in real.attacks if a.name != "square"]
+    few = [
+        a.model_copy(update={"epsilons": (EPSILON,), "queries": a.queries and 2, "steps": a.steps and 10})
+        for a in attacked
+    ]
+    light = real.corruptions.model_copy(update={"names": ("gamma",)})
+    gate = real.gate.model_copy(update={"planted": 1, "films": 8})
+    changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "gate": gate}
+    monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
+
+
+def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Films in a folder a class; as they are read again, class by class."""
+    images, labels = images_and_labels(count, seed=seed)
+    grey = (images * 255).round().to(torch.uint8)
+    for number, (image, label) in enumerate(zip(grey, labels.tolist(), strict=True)):
+        path = folder / split / CLASSES[label] / f"{split}{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    return grey.float() / 255, labels
+
+
+class OwnDecision(nn.Module):
+    """Whether a film is of class k, by the probability of that class and a threshold; written out once more."""
+
+    def __init__(self, net: nn.Module, k: int, threshold: float) -> None:
+        super().__init__()
+        self.net, self.k, self.offset = net, k, float(np.log(threshold / (1 - threshold)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        probability = self.net(images).double().softmax(1)[:, self.k]
+        margin = (probability.log() - torch.log1p(-probability) - self.offset).float()
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(tmp_path: Path) -> None:
+    films, labels = written(tmp_path / "films", "Test", 45, seed=5)
+    written(tmp_path / "films", "Val", 45, seed=6)
+    torch.jit.trace(trained(), films[:2]).save(str(tmp_path / "net.pt"))
+    model = tmp_path / "model.yaml"
+    model.write_text(f"source: net.pt\ninput: {{size: {SIDE}}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n")
+    document = audits.audit(model, tmp_path / "films", tmp_path / "out")
+    points = document.operating_points
+    for k, name in enumerate(CLASSES):
+        worst = next(p for p in points if (p.finding, p.attack) == (name, "worst-case"))
+        assert worst.threshold is not None
+        decision, own = OwnDecision(trained(), k, worst.threshold), (labels == k).long()
+        margins = decision(attacks.pgd(decision, films, own, epsilon=EPSILON, steps=10))[:, 1].detach().numpy()
+        there, said = own.numpy() == 1, margins >= 0
+        # Another random start may leave a film more or less.
+        assert worst.sensitivity.value <= said[there].mean() + 0.03  # type: ignore[operator]
+        assert worst.specificity.value <= (~said[~there]).mean() + 0.03  # type: ignore[operator]
+        assert worst.auroc.value <= roc_auc_score(there, margins) + 0.01  # type: ignore[operator]
+        for other in points:
+            if other.finding == name:
+                _at_most(worst, other)
+    assert {(p.attack, p.aimed_at) for p in points if p.attack in ("clean", "pgd", "worst-case")} == {
+        ("clean", ""),
+        ("pgd", "answer"),
+        ("worst-case", "threshold"),
+    }
+    assert "worst case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(sentences(document))
+    assert (tmp_path / "out" / "aimed.parquet").is_file()
+
+
+def _at_most(worst: OperatingPoint, other: OperatingPoint) -> None:
+    for name in ("sensitivity", "specificity", "auroc"):
+        assert worst[name] <= other[name], (name, other.attack)
+
+
+@pytest.mark.parametrize("threshold", [Threshold(0.3), Threshold(None)])
+def test_the_decision_of_a_class_is_that_of_its_operating_point(threshold: Threshold) -> None:
+    films, _ = images_and_labels(40, seed=3)
+    logits = trained()(films).detach()
+    for k in range(3):
+        said = class_decisions.decision(trained(), k, threshold)(films).argmax(1) == 1
+        scores = logits.double().softmax(1)[:, k]
+        expected = logits.argmax(1) == k if threshold.value is None else scores >= threshold.value
+        assert torch.equal(said, expected)
+
+
+def table(attack: str, epsilon: float, rows: list[list[float]], labels: list[int]) -> pd.DataFrame:
+    names = [f"film{i}" for i in range(len(rows))]
+    about = {"sample_id": names, "group": names, "label": labels, "steps": 1, "severity": 0}
+    return pd.DataFrame(about | {"attack": attack, "epsilon": epsilon, "logits": [np.log(row) for row in rows]})
+
+
+def test_a_film_counts_with_its_worst_score_under_any_attack_within_the_radius() -> None:
+    labels = [0, 1]
+    clean = table("clean", 0, [[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]], labels)
+    fgsm = table("fgsm", 0.02, [[0.4, 0.3, 0.3], [0.1, 0.4, 0.5]], labels)
+    beyond = table("pgd", 0.05, [[0.01, 0.9, 0.09], [0.9, 0.05, 0.05]], labels)
+    length = table("pgd-l2", 0.01, [[0.02, 0.9, 0.08], [0.9, 0.05, 0.05]], labels)
+    worst = table("worst-case", 0.02, [[0.45, 0.5, 0.05], [0.25, 0.35, 0.4]], labels)
+    aimed = table("pgd", 0.02, [[0.5, 0.2, 0.3], [0.6, 0.3, 0.1]], labels)
+    predictions = pd.concat([clean, fgsm, beyond, length, worst], ignore_index=True)
+    given = {"a": Threshold(0.42), "b": Threshold(0.5), "c": Threshold(None)}
+    for extra, specificity in ((None, 1.0), (aimed, 0.0)):
+        found = operating_points.of_classes(predictions, CLASSES, given, aimed=extra, resamples=20)
+        row = next(p for p in found if (p.finding, p.attack) == ("a", "worst-case"))
+        assert (row.sensitivity.value, row.specificity.value) == (0.0, specificity), "0.4 under FGSM; 0.6 when aimed at"
+        assert row.auroc.value == (0.0 if extra is not None else 1.0)
+        assert row.aimed_at == ("answer" if extra is None else "threshold")
+        other = next(p for p in found if (p.finding, p.attack) == ("c", "worst-case"))
+        assert other.specificity.value == 0.5, "of one film c is the highest, under FGSM and worst case"
