@@ -154,9 +154,9 @@ def test_patch_tokens_agree_with_the_package(pool: str) -> None:
     assert find_layer(model, None) is find_layer(model, "cam_layer") is model.cam_layer
     assert not [name for name in model.state_dict() if "cam_layer" in name]
     copied = deepcopy(model)
-    assert torch.equal(
-        explain.grad_cam(copied, x, 0, layer=copied.cam_layer), explain.grad_cam(model, x, 0)
-    ), "a copy reads its own layer"
+    assert torch.equal(explain.grad_cam(copied, x, 0, layer=copied.cam_layer), explain.grad_cam(model, x, 0)), (
+        "a copy reads its own layer"
+    )
     told = 0
     for target in range(3):
         theirs = oracle(
