@@ -154,6 +154,15 @@ def sentences(answer: FilmAnswer) -> list[str]:
     return lines
 
 
+def not_read(answers: Sequence[FilmAnswer]) -> str:
+    """Which images could not be read, why the first could not, and what to do; empty where all were read."""
+    failed = [answer for answer in answers if answer.error is not None]
+    if not failed:
+        return ""
+    others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"{failed[0].image}{others}: not read: {failed[0].error}; give chest films as PNG, JPEG, TIFF or DICOM files"
+
+
 def familiarity_sentence(found: FamiliarityDocument) -> str:
     """How a run's threshold for foreign films was set, and how many of its own test films it calls foreign."""
     return (
