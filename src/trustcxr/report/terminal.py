@@ -250,7 +250,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
             {
                 "epsilon": f"{entry.epsilon:g}",
                 "certified": with_interval(entry.accuracy),
-                "balanced": percent(entry.balanced_accuracy),
+                "balanced": percent(entry.balanced_accuracy.value),
                 "lowest under attack": with_interval(lowest.accuracy) if lowest else "",
                 "attack": words.attack(lowest.attack) if lowest else "",
             }
