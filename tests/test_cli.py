@@ -77,6 +77,13 @@ def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_robust_accuracy_is_said_with_its_epsilon(films: Path, tmp_path: Path) -> None:
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+    done = run("train", "--data", films, *options, "--defence", "fgsm", "--epsilon", "0.01", "--out", tmp_path / "run")
+    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01 after 1 epochs", done.stdout)
+    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01, at epoch 1", done.stderr)
+
+
 def test_train_writes_what_the_design_says(trained: Path) -> None:
     names = {p.name for p in trained.iterdir()}
     assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names

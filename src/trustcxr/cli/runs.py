@@ -103,7 +103,7 @@ def train(
         options=set_ or (),
     )
     summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
-    print(f"{out}: {training_sentence(summary)}")
+    print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
 
 

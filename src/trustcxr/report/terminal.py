@@ -172,10 +172,10 @@ def familiarity_sentence(found: FamiliarityDocument) -> str:
     )
 
 
-def training_sentence(training: TrainingDocument) -> str:
-    """A training.json in a line."""
+def training_sentence(training: TrainingDocument, at: str = "") -> str:
+    """A training.json in a line; `at`: the radius of the attacks that its figure is under, as " at epsilon 0.02"."""
     again = f"; then {training.refit.epochs} with the validation images too" if training.refit else ""
-    return f"best {training.monitor} {percent(training.best_value)} after {training.epochs} epochs{again}"
+    return f"best {training.monitor} {percent(training.best_value)}{at} after {training.epochs} epochs{again}"
 
 
 def rows(document: RunDocument) -> list[dict[str, str]]:
