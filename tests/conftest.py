@@ -36,6 +36,22 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """The progress bars that were closed so far: what they say, how much was done and of how much."""
+    from trustcxr.console import Progress
+
+    found: list[tuple[str, int, int]] = []
+    closed = Progress.__exit__
+
+    def note(bar: Progress, *problem: object) -> None:
+        found.append((bar.description, bar.done, bar.total))
+        closed(bar, *problem)
+
+    monkeypatch.setattr(Progress, "__exit__", note)
+    return found
+
+
+@pytest.fixture
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without their drawings, for tests that ask for words and tables: matplotlib takes seconds for each page."""
     from trustcxr.report.figures import svg

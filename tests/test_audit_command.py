@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from benchmarks.speed import examination
 from PIL import Image
 from safetensors.torch import save_file
@@ -289,7 +290,20 @@ def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     assert "source:" in printed
     assert "# ?" in printed
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
-    assert "net.pt --init > model.yaml" in complaint("audit", tmp_path / "net.pt", "--data", "x", "--out", "y")
+    for bare in (tmp_path / "net.pt", "their_module:make"):
+        refused = complaint("audit", bare, "--data", "x", "--out", "y")
+        assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > model.yaml")
+
+
+def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
+    model_file(tmp_path, Brightness())
+    draft = json.loads(run("audit", tmp_path / "net.pt", "--init", "--json").stdout)
+    assert draft["source"] == "net.pt"
+    assert draft["input"]["resize"] == "squeeze"
+    questions = draft.pop("questions")
+    assert "resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop" in questions
+    assert draft == yaml.safe_load(run("audit", tmp_path / "net.pt", "--init").stdout)
+    assert len(questions) == run("audit", tmp_path / "net.pt", "--init").stdout.count("# ?")
 
 
 def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:

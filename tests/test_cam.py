@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from trustcxr.explain import cam, known_cause
 from trustcxr.explain import methods as cam_methods
 from trustcxr.models import factory, zoo
 from trustcxr.models.classifier import Classifier
+from trustcxr.models.feature_maps import find_layer
 
 ORACLES = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
 METHODS = list(ORACLES)
@@ -148,11 +150,17 @@ def test_patch_tokens_agree_with_the_package(pool: str) -> None:
         global_pool=pool,
     )  # fmt: skip
     model, x = Classifier(net, mean=0.5, std=0.25).eval(), torch.rand(2, 1, 64, 96)
-    layer = net.blocks[-1].norm1 if pool == "token" else model.cam_layer
+    assert (model.cam_layer is net.blocks[-1].norm1) == (pool == "token")
+    assert find_layer(model, None) is find_layer(model, "cam_layer") is model.cam_layer
+    assert not [name for name in model.state_dict() if "cam_layer" in name]
+    copied = deepcopy(model)
+    assert torch.equal(explain.grad_cam(copied, x, 0, layer=copied.cam_layer), explain.grad_cam(model, x, 0)), (
+        "a copy reads its own layer"
+    )
     told = 0
     for target in range(3):
         theirs = oracle(
-            "gradcam", model, layer, x, [target] * 2,
+            "gradcam", model, model.cam_layer, x, [target] * 2,
             reshape_transform=lambda t: t[:, net.num_prefix_tokens :].reshape(len(t), 4, 6, -1).permute(0, 3, 1, 2),
         )  # fmt: skip
         told += assert_agree(explain.grad_cam(model, x, target), theirs)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -86,6 +87,21 @@ def test_an_answer_is_certified_only_where_it_is_right_and_proved() -> None:
     assert entry["accuracy"] == 0.5
     assert entry["proved"] == 0.75
     assert entry["balanced_accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_what_is_proved_has_intervals() -> None:
+    random = np.random.default_rng(0)
+    proved, label = random.random(300) < 0.6, np.arange(300) % 3
+    rows = {"group": np.arange(300).astype(str), "label": label, "epsilon": 0.01, "proved": proved}
+    (entry,) = certified.describe(pd.DataFrame(rows | {"certified": proved & (label > 0)}), resamples=300)
+    for name, value in (("proved", proved.mean()), ("balanced_accuracy", (proved & (label > 0)).mean())):
+        low, high = entry[f"{name}_ci"]
+        assert low < value < high
+        assert high - low == pytest.approx(2 * 1.96 * np.sqrt(value * (1 - value) / 300), rel=0.25)
+    nothing = pd.DataFrame(rows | {"proved": False, "certified": False})
+    (entry,) = certified.describe(nothing, resamples=300)
+    assert (entry["proved"], entry["proved_ci"][0]) == (0, 0)
+    assert 0.005 < entry["proved_ci"][1] < 0.02, "of none of 300 the resamples say nothing"
 
 
 def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("train", "--data", films, *options, "--out", out)
     assert "best val_accuracy" in done.stdout
     return out
+
+
+def test_a_robust_accuracy_is_said_with_its_epsilon(films: Path, tmp_path: Path) -> None:
+    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+    done = run("train", "--data", films, *options, "--defence", "fgsm", "--epsilon", "0.01", "--out", tmp_path / "run")
+    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01 after 1 epochs", done.stdout)
+    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01, at epoch 1", done.stderr)
 
 
 def test_train_writes_what_the_design_says(trained: Path) -> None:
@@ -202,7 +210,11 @@ def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, fi
     assert set(answer["survives"]) == {"fgsm", "pgd-20"}
     with Image.open(tmp_path / "chest film.heatmap.png") as heatmap:
         assert heatmap.size == Image.open(film).size
-    words = run("predict", trained, film, broken, expect=2).stdout
+    refused = run("predict", trained, film, broken, expect=2)
+    assert re.fullmatch(rf"trustcxr: {broken}: not read: .+; give chest films as PNG, .+\n", refused.stderr)
+    (answer,) = json.loads(run("predict", trained, broken, "--json", expect=2).stdout)["images"]
+    assert answer["error"] in refused.stderr
+    words = refused.stdout
     assert "Not for diagnosis" in words
     assert "broken.png: not read" in words
     assert "chest film.png: " in words
@@ -216,6 +228,15 @@ def test_phantom_and_report_help_and_models() -> None:
         name = (command.name or command.callback.__name__).replace("_", "-")
         text = CliRunner().invoke(cli.app, [name, "--help"]).stdout
         assert f"Example: trustcxr {name}" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("words", [(), ("data",)])
+def test_without_a_command_the_help_is_shown_and_one_line_says_why(words: tuple[str, ...]) -> None:
+    done = run(*words, expect=2)
+    assert done.stderr.startswith("trustcxr: no command is given: say which; see ")
+    assert done.stderr.endswith(f"{' '.join(('', *words, '--help'))}\n")
+    assert done.stderr.count("\n") == 1
+    assert "Commands" in done.stdout
 
 
 def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path: Path) -> None:
@@ -239,6 +260,8 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     assert "Missing" in complaint("train", "--data", films)
     assert "no such study folder" in complaint("report", tmp_path / "gone")
     assert "no such image" in complaint("predict", trained, tmp_path / "gone.png")
+    nowhere = complaint("evaluate", trained, "--data", tmp_path / "gone")
+    assert nowhere.endswith("gone: no such file or folder; give a folder of X-rays or a list")
     assert "did you mean quick? valid: ct, demo," in complaint("study", "quik", "--data", films, "--out", out)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: mine\nmodels: [resnet18]\ntraining: {epoch: 3}\n")

@@ -36,8 +36,9 @@ def text(found: Door, check: str) -> str:
     return next(c.text for c in found.checks if c.check == check)
 
 
-def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor]) -> None:
+def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor], bars: list) -> None:
     found = door(trained(), films)
+    assert [(done, total) for said, done, total in bars if said.endswith("the gate at the door")] == [(3, 3)]
     assert failed(found) == set()
     assert found.believed
     assert {c.check for c in found.checks if c.passed} >= {

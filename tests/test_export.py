@@ -87,6 +87,17 @@ def test_wrong_formats_and_endings_are_one_line(plain: Path, tmp_path: Path) -> 
     assert "not a trained run" in complaint("export", tmp_path, "--out", tmp_path / "run.onnx")
 
 
+def test_unless_said_it_goes_into_the_runs_folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(plain, tmp_path / "run")
+    done = run("export", folder, "--format", "torch-export")
+    assert done.stdout.startswith(f"{folder / 'program.pt2'}: ")
+    assert files.read_yaml(folder / "program.yaml")["source"] == "program.pt2"
+    assert tx.load_run(folder).name == tx.load_run(plain).name, "it is the run that it was"
+    assert set(exports.NAMES) == set(exporting.FORMATS)
+    assert len({Path(name).stem for name in exports.NAMES.values()}) == len(exports.NAMES), "each has its model file"
+    assert "say --out FILE, such as --out model.onnx" in complaint("export", "hf://owner/name")
+
+
 def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path: Path) -> None:
     run_folder = shutil.copytree(plain, tmp_path / "run")
     before = (run_folder / "run.yaml").read_bytes()

@@ -246,7 +246,7 @@ def test_the_model_is_left_as_it_was_found() -> None:
 # --- in every report -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(tmp_path: Path) -> None:
+def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(tmp_path: Path, bars: list) -> None:
     writing.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
@@ -255,6 +255,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     table = explained.of_run(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
     ill = explained.with_lesions(data)
     assert len(ill) == 10
+    assert bars[-1] == ("lesions of evidence-17x8-standard-s0", 3, 3), "the time that is left is said"
     for (_, _), rows in table.groupby(["fill", "control"]):
         assert rows["film"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()

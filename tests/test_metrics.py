@@ -170,6 +170,12 @@ def test_groups_widen_every_interval() -> None:
 SWEEP = {("fgsm", 0.02, 1): 0.4, ("pgd", 0.02, 20): 0.1, ("fgsm", 0.01, 1): 0.8, ("pgd", 0.01, 20): 0.5}
 
 
+def ends(rows: np.ndarray, groups: pd.Series) -> list[float]:
+    """The interval of a share of the rows that are not NaN, by 200 resamples of their groups."""
+    bootstrap = statistics.Bootstrap.over(groups, resamples=200)
+    return statistics.share_interval(bootstrap, bootstrap.means(rows), of=np.isfinite(rows.astype(float)))
+
+
 def test_attacks_of_a_table() -> None:
     predictions = table(conditions=SWEEP)
     found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
@@ -187,6 +193,8 @@ def test_attacks_of_a_table() -> None:
         right = np.stack(own["logits"]).argmax(1) == own["label"].to_numpy()
         assert row["accuracy"] == pytest.approx(right.mean())
         assert row["success_rate"] == pytest.approx((was_right & ~right).sum() / was_right.sum())
+        assert row["success_rate_ci"] == pytest.approx(ends(np.where(was_right, ~right, np.nan), own["group"]))
+        assert row["ece_ci"][0] <= row["ece"] <= row["ece_ci"][1] > row["ece_ci"][0]
         assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
         ece = multiclass_calibration_error(
             torch.tensor(softmax(np.stack(own["logits"]))), torch.tensor(own["label"].to_numpy()), 3, n_bins=15
@@ -238,6 +246,7 @@ def test_corruptions_stand_apart_from_attacks() -> None:
         answer = np.stack(own["logits"]).argmax(1)
         assert row["accuracy"] == pytest.approx((answer == own["label"]).mean())
         assert row["flip_rate"] == pytest.approx((answer != before).mean())
+        assert row["flip_rate_ci"] == pytest.approx(ends(answer != before, own["group"]))
         assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
         assert row["n"] == 200
         shares.append(answer == own["label"])
@@ -260,7 +269,7 @@ def test_corruptions_do_not_depend_on_the_order_of_rows() -> None:
     rows = {(row["corruption"], row["severity"]): row for row in second["corruptions"]}
     for row in first["corruptions"]:
         other = rows[(row["corruption"], row["severity"])]
-        for name in ("accuracy", "accuracy_ci", "flip_rate", "n"):
+        for name in ("accuracy", "accuracy_ci", "flip_rate", "flip_rate_ci", "n"):
             assert other[name] == pytest.approx(row[name]), name
     for name, value in first["corruptions_mean"].items():
         assert second["corruptions_mean"][name] == pytest.approx(value), name

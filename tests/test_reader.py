@@ -147,7 +147,8 @@ def test_a_study_that_is_there_goes_on_and_shows_nothing_else(finished: Path, tm
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     pytest.importorskip("fastapi")
-    for names, why in (((), "nobody reads yet"), (("R\n1" * 40,), "1 to 60 printable")):
+    whole = f"say who: trustcxr reader {finished} --reader NAME"
+    for names, why in (((), whole), (("R\n1" * 40,), "1 to 60 printable")):
         with pytest.raises(UserError, match=why):
             study.serve(finished, study.Asked(arms=ARMS), names, host="127.0.0.1", port=0)
     assert not study.place(finished).exists()

@@ -140,6 +140,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
     summary = loop.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
     assert summary["refit"]["stopped"] == "overfitting"
+    assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary["alarm"]
     assert "70.0% to 10.0% on validation images that it was trained on" in summary["alarm"]
     assert "the weights of epoch 2 are kept" in summary["alarm"]
     assert "alarm" not in files.read_json(tmp_path / "validated" / "training.json")

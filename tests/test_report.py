@@ -1,9 +1,11 @@
 """The report: self-contained, honest about what is missing, and with the numbers of study.json."""
 
 import base64
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ from PIL import Image
 
 from study_fixture import CLASSES, make_study
 from trustcxr import report
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.report import alarms, ranking, study_folder, words
 from trustcxr.report.figures import pictures
 from trustcxr.report.tables import leaderboard
@@ -356,7 +358,7 @@ def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     assert full.sum() > half.sum() > shown.sum()
 
 
-def test_readme_figure(study: Path, tmp_path: Path) -> None:
+def test_readme_figure(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = report.readme_figure(study, "ResNet18", tmp_path / "new" / "figure.png")
     with Image.open(out) as image:
         assert image.size[0] == 2000
@@ -371,6 +373,15 @@ def test_readme_figure(study: Path, tmp_path: Path) -> None:
         report.readme_figure(study, "ResNet18", out, defence="trades")
     with pytest.raises(UserError, match="index"):
         report.readme_figure(study, "ResNet18", out, index=9)
+    before = out.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CannotWrite, match="no space left"):
+        report.readme_figure(study, "ResNet18", out, width=800)
+    assert out.read_bytes() == before, "what was there is whole"
 
 
 def test_terminal_leaderboard_fits_100_columns(tmp_path: Path) -> None:

@@ -160,6 +160,11 @@ def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, f
     assert set(levels) == {*METHODS, "random", "centre"}
 
 
+def test_the_time_that_is_left_of_tuning_is_said(run: Run, folder: Path, bars: list) -> None:
+    scores.tune(run, films(folder, "Val"), METHODS[:1], batch_size=2)
+    assert bars[-1] == (f"thresholds for the maps of {run.name}", 3, 3)
+
+
 # Stability, faithfulness, sanity
 
 

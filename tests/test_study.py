@@ -1,5 +1,6 @@
 """The protocol end to end, on synthetic films: what it writes, that it goes on, that it chooses on validation alone."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from test_cli import run as command
 from trustcxr import catalogue, cli, report
 from trustcxr.data.phantom import writing
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
@@ -132,6 +134,28 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
     after = Study(tiny(), films, done, engines.get("local")).run()
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert after.plain()["runs"] == before["runs"]
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_the_command_prints_study_json_and_nothing_else(done: Path, films: Path, tmp_path: Path) -> None:
+    files.write_yaml(tmp_path / "tiny.yaml", RECIPE)
+    printed = command("study", tmp_path / "tiny.yaml", "--data", films, "--out", done, "--no-check", "--json")
+    assert json.loads(printed.stdout) == files.read_json(done / "study.json")
+    assert "3 runs" in printed.stderr
+    assert f"report: {done / 'report.html'}" in printed.stderr
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_study_with_failures_is_printed_too_and_ends_with_1(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, out = [{"name": "test_resnet", "weights": "none"}], tmp_path / "out"
+    files.write_yaml(tmp_path / "tiny.yaml", RECIPE | {"models": models})
+    no_network_of(monkeypatch, "test_resnet")
+    options = ["--data", films, "--out", out, "--no-check", "--json"]
+    printed = command("study", tmp_path / "tiny.yaml", *options, expect=1)
+    assert SECOND in [failure["run"] for failure in json.loads(printed.stdout)["failures"]]
+    assert f"missing: {SECOND}" in printed.stderr
 
 
 def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,8 +265,10 @@ def test_a_map_whose_best_cell_hits_less_than_chance_has_no_hit_rate(table: pd.D
     ceiling = table["measure"] == "pointing_ceiling"
     coarse = table.assign(value=table["value"].mask(ceiling, table["chance"] / 2))
     part = summarise(coarse, images=72, resamples=100)["gradcam"]
-    assert "pointing_hit_rate" not in part
-    assert "pointing_hit_rate" not in part.correct
+    assert part.plain()["pointing_hit_rate"] is None, "the key is there, its figure is not"
+    strata = [stratum for stratum in part.by_lesion if stratum.n]
+    assert all(some["pointing_hit_rate"] is None for some in (part.correct, part.perturbed, *strata))
+    assert not [key for key in part.plain() if key.startswith("pointing_hit_rate_")]
     assert part.withheld.startswith("withheld: the best of its 6 x 6 cells would hit 0.0")
     assert part.shows is not None
     assert "pointing hit rate" not in part.verdict

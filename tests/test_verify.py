@@ -12,7 +12,7 @@ from trustcxr import report
 from trustcxr.data.phantom import writing
 from trustcxr.results import differences, files
 from trustcxr.results.documents import VerifiedDocument
-from trustcxr.study import engines
+from trustcxr.study import engines, verifying
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import verify
 
@@ -61,6 +61,25 @@ def test_a_study_of_version_0_1_is_verified_and_a_changed_figure_is_found(tmp_pa
         [*study.glob("study.json"), *study.glob("runs/*/training.json"), *study.rglob("metrics.json")]
     )
     assert any("written by 0.1.0" in line for line in document.unchecked)
+
+
+def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_are() -> None:
+    now = {
+        "attacks": [{"attack": "pgd", "epsilon": 0.02, "success_rate": 0.5, "success_rate_ci": [0.4, 0.6], "ece": 0.1}],
+        "corruptions": [{"corruption": "jpeg", "severity": 3, "flip_rate": 0.1, "flip_rate_ci": [0.0, 0.2]}],
+        "certified": [{"epsilon": 0.01, "proved": 0.1, "proved_ci": [0.0, 0.2], "accuracy_ci": [0.0, 0.2]}],
+    }
+    now["attacks"][0]["ece_ci"] = [0.0, 0.2]
+    before = {name: [{k: v for k, v in row.items() if k[-3:] != "_ci"} for row in rows] for name, rows in now.items()}
+
+    def differing(said: object) -> set[str]:
+        document = VerifiedDocument(differences=[], unchecked=[])
+        verifying._hold(document, "metrics.json", said, now, old=False)
+        return {one.key for one in document.differences}
+
+    assert differing(before) == {"certified[0.01].accuracy_ci"}
+    before["attacks"][0]["success_rate_ci"] = [0.3, 0.6]
+    assert differing(before) == {"certified[0.01].accuracy_ci", "attacks[pgd 0.02].success_rate_ci[0]"}
 
 
 def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:

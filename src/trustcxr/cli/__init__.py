@@ -57,10 +57,10 @@ def main() -> None:
             _refuse(OUT_OF_MEMORY)
         if not hasattr(problem, "format_message"):
             raise
-        # Typer's own complaint: a missing or unknown option, a value of the wrong kind.
+        # Typer's own complaint: a missing or unknown option, a value of the wrong kind; without words, help is shown.
         at = getattr(problem, "ctx", None)
         hint = f"; see {at.command_path} --help" if at else ""
-        _refuse(problem.format_message() + hint)
+        _refuse((problem.format_message() or "no command is given: say which") + hint)
     except KeyboardInterrupt:
         print(f"trustcxr: stopped; {_kept(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)

@@ -40,9 +40,9 @@ def audit(
 ) -> None:
     """The whole examination of any model: a run, or what a model file names. Started again after a cut, it goes on."""
     if init:
-        from trustcxr.models.adapters import describe_file
+        from trustcxr.models.adapters import describe_file, drafted
 
-        return print(describe_file(model), end="")
+        return print_json(drafted(model)) if json else print(describe_file(model), end="")
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"

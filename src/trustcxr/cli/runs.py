@@ -32,6 +32,7 @@ from trustcxr.cli.options import (
     print_json,
     tracker,
 )
+from trustcxr.errors import UserError
 
 runs_app = typer.Typer()
 
@@ -102,7 +103,7 @@ def train(
         options=set_ or (),
     )
     summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
-    print(f"{out}: {training_sentence(summary)}")
+    print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
 
 
@@ -282,14 +283,20 @@ def predict(
         for answer in answers:
             print("\n".join(terminal.sentences(answer)))
         print(NOTICE)
-    if any(answer.error is not None for answer in answers):
-        raise typer.Exit(2)
+    if refused := terminal.not_read(answers):
+        raise UserError(refused)
 
 
 @runs_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
-    out: Annotated[Path, typer.Option(help="The file, .onnx or .pt2; its model file is written beside it.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file, .onnx or .pt2; its model file is written beside it. In the run's folder model.onnx or "
+            "program.pt2 unless said."
+        ),
+    ] = None,
     format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
     data: Annotated[Path | None, typer.Option(help="Films to try it on; synthetic ones unless said.")] = None,
     json: Json = False,

@@ -1,6 +1,8 @@
 """Many trained models: `demo`, `study`, `status`, `verify`, `report`, `figures`, `prune`."""
 
+import sys
 from collections.abc import Iterable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +82,7 @@ def study(
     again: Annotated[
         bool, typer.Option("--again", help="Of --dry-run: time anew what was timed on this machine before.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Of --dry-run: one JSON document on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on.
 
@@ -105,7 +107,7 @@ def study(
     asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options, devices)
     where = engines.get(engine, asked=asked)
     whole = Study(chosen, data, out, where, check_data=check, kept=kept, devices=devices)
-    return _finish_study(whole.run(), out)
+    return _finish_study(whole.run(), out, json=json)
 
 
 def _dry_run(
@@ -222,13 +224,25 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(line)
 
 
-def _finish_study(document: "StudyDocument", out: Path) -> None:
+def _finish_study(document: "StudyDocument", out: Path, *, json: bool = False) -> None:
+    """Write the page and say how the study ended; with `json`, study.json on stdout and all that is said on stderr."""
+    from trustcxr import report
+
+    page = report.write(out)
+    if json:
+        print_json(document)
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        _say_how_it_ended(document, page)
+    if document.failures:
+        raise typer.Exit(1)
+
+
+def _say_how_it_ended(document: "StudyDocument", page: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
     from trustcxr.study import protocol
 
-    page = report.write(out)
     console = Console()
     console.print(report.leaderboard(document))
     if rows := report.over_seeds(document):
@@ -240,4 +254,3 @@ def _finish_study(document: "StudyDocument", out: Path) -> None:
     print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
     if document.failures:
         print(f"missing: {protocol.missing(document)}; the same command tries only that again")
-        raise typer.Exit(1)

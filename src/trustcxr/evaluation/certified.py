@@ -14,6 +14,7 @@ from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort, least_margins
 from trustcxr.console import Progress
 from trustcxr.data.batches import loader, to_pixels
+from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.run import Run
 from trustcxr.models.untouched import undisturbed
@@ -54,14 +55,14 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
     """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
     bootstraps, found = Bootstraps(resamples=resamples), []
     for epsilon, rows in table.groupby("epsilon"):
-        bootstrap = bootstraps.over(rows["group"])
-        figures = bootstrap.means(rows["certified"])
+        bootstrap, certified = bootstraps.over(rows["group"]), rows["certified"].to_numpy(dtype=bool)
+        figures, proved = bootstrap.means(certified), bootstrap.means(rows["proved"])
         found.append(
             CertifiedResult(
                 epsilon=float(str(epsilon)),
                 accuracy=Share(value=figures[0], ci=share_interval(bootstrap, figures)),
-                balanced_accuracy=rows.groupby("label")["certified"].mean().mean(),
-                proved=rows["proved"].mean(),
+                balanced_accuracy=metrics.balanced(bootstrap, certified, rows["label"].to_numpy(dtype=np.int64)),
+                proved=Share(value=proved[0], ci=share_interval(bootstrap, proved)),
                 n=len(rows),
             )
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trustcxr.attacks.adaptive import JUDGED
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.console import Progress
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
 from trustcxr.evaluation.declared import Declared, check_declaration
 from trustcxr.evaluation.given import Subject
@@ -28,6 +29,7 @@ VANISHED = 0.02  # share of images without a gradient that is let pass
 STRONGER = 0.02  # accuracy that an attack without gradients may leave less than one with them
 LOOKED_AT = 32  # films on which gradients and draws are looked at
 PLANTED = 16  # films around which an adversarial example is planted
+_PARTS = 3  # of the gate, that take their time: a look at its gradients, its declaration, planted examples
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def examine_at_the_door(
             (Check("model", None, "only its scores were given, so there was nothing to attack"),), gradients=False
         )
     few = images[:LOOKED_AT]
-    with undisturbed(subject.model):
+    with undisturbed(subject.model), Progress(f"{subject.name}: the gate at the door", _PARTS) as bar:
         kind, model = _kind(subject.model, few)
         traits = look(model, few)
+        bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
         checks = [
             *_declaration(subject, images, labels, JUDGED if traits.random else 1),
@@ -98,9 +101,11 @@ def examine_at_the_door(
             *_stopped(traits),
             _uses_gradients(model, few),
         ]
+        bar.advance(note="planted examples")
         variants = tuple(traits.variants(model)) if gradients else ()
         if gradients:
             checks.append(_planted(active_test(model, few[:planted], epsilon=epsilon, traits=traits)))
+        bar.advance()
     return Door(tuple(checks), model, traits, gradients, variants)
 
 

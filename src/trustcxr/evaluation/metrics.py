@@ -158,16 +158,21 @@ def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     """Of the rows of one condition: accuracy and balanced accuracy with their intervals, constant answer and n."""
     bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
-    of_class = labels[:, None] == np.unique(labels)
-    hits, sizes = (bootstrap.totals(of_class & kept) for kept in (right(rows)[:, None], True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recalls = hits / sizes  # NaN in a resample that lacks a class
     return Accuracy(
         accuracy=_share(bootstrap, bootstrap.means(right(rows))),
-        balanced_accuracy=_mean_share(bootstrap, recalls, of_class),
+        balanced_accuracy=balanced(bootstrap, right(rows), labels),
         n=len(rows),
         constant_answer=constant_answer(labels),
     )
+
+
+def balanced(bootstrap: Bootstrap, rows: NDArray[np.bool_], labels: NDArray[np.int64]) -> Share:
+    """The mean over the classes of labels (N,) of the share of rows (N,), with its interval."""
+    of_class = labels[:, None] == np.unique(labels)
+    hits, sizes = (bootstrap.totals(of_class & kept) for kept in (rows[:, None], True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = hits / sizes  # NaN in a resample that lacks a class
+    return _mean_share(bootstrap, shares, of_class)
 
 
 def constant_answer(labels: NDArray[np.int64]) -> float:
@@ -180,15 +185,16 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     attack, own = str(rows["attack"].iloc[0]), right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
     bins = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
-    totals = samples.over(rows["group"]).totals(bins)
-    found = accuracy(rows, samples)
+    bootstrap = samples.over(rows["group"])
+    totals = bootstrap.totals(bins)
+    found, broken = accuracy(rows, samples), bootstrap.means(np.where(was_right, ~own, np.nan))
     result = AttackResult(
         attack=attack,
         epsilon=float(rows["epsilon"].iloc[0]),
         accuracy=found.accuracy,
         balanced_accuracy=found.balanced_accuracy,
-        success_rate=Share(value=float((~own)[was_right].mean()) if was_right.any() else float("nan")),
-        ece=Share(value=calibration.debiased_error(totals)[0]),
+        success_rate=_share(bootstrap, broken, was_right),
+        ece=_calibration_error(totals),
         ece_plug_in=float(calibration.calibration_error(totals[0])),
         n=len(rows),
     )
@@ -227,7 +233,7 @@ def _corruptions(
                 corruption=name,
                 severity=int(part["severity"].iloc[0]),
                 accuracy=_share(bootstrap, bootstrap.means(part["right"])),
-                flip_rate=Share(value=float(part["flipped"].mean())),
+                flip_rate=_share(bootstrap, bootstrap.means(part["flipped"])),
                 n=len(part),
             )
         )

@@ -21,6 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trustcxr.console import track
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
@@ -87,10 +88,12 @@ class Familiarity:
 
 def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
     """Fit on training films, and set the threshold on validation films, which nothing was fitted to."""
-    rows = [(_features(run, images), _small(images), signs(images)) for images in batches(train)]
+    followed = track(batches(train), f"training films of {run.name}", _count(train))
+    rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
     features, films, quality = (torch.cat(column) for column in zip(*rows, strict=True))
     network, film = _components(features, COMPONENTS["network"]), _components(films, COMPONENTS["film"])
-    distances = torch.cat([_distances(run, images, network, film) for images in batches(val)])
+    followed = track(batches(val), f"validation films of {run.name}", _count(val))
+    distances = torch.cat([_distances(run, images, network, film) for images in followed])
     quartiles = torch.quantile(distances, _shares(0.25, 0.5, 0.75), dim=0)
     middle, spread = quartiles[1], (quartiles[2] - quartiles[0]).clamp(min=1e-6)
     scores = ((distances - middle) / spread).amax(1).sort().values
@@ -104,6 +107,11 @@ def batches(data: "Dataset") -> Iterator[Tensor]:
     """The films of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
         yield torch.from_numpy(np.array(data.images[first : first + _BATCH])).float().div_(255)
+
+
+def _count(data: "Dataset") -> int:
+    """How many `batches` there are."""
+    return -(-len(data) // _BATCH)
 
 
 def save(found: Familiarity, folder: Path) -> None:

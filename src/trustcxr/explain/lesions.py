@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trustcxr.console import track
 from trustcxr.data import lesions
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films, Pair
@@ -166,7 +167,7 @@ def of_run(run: "Run", dataset: "Dataset", *, fills: Sequence[str] = FILLS, batc
     Empty, with no columns, where no film has a lesion mask.
     """
     rows, tables = with_lesions(dataset), []
-    for start in range(0, len(rows), batch_size):
+    for start in track(range(0, len(rows), batch_size), f"lesions of {run.name}"):
         some = rows[start : start + batch_size]
         labels = torch.from_numpy(dataset.labels[some]).to(run.device)
         table = removal(run.model, films_of(dataset, some, run.device), labels, fills=fills)

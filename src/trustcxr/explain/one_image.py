@@ -34,7 +34,7 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     attacks.check_epsilon(epsilon)
     missing = [str(path) for path in paths if not (path.exists() or path.is_symlink())]
     if missing:
-        raise UserError(f"no such image file: {', '.join(missing)}")
+        raise UserError(f"no such image file: {', '.join(missing)}; give films, or folders of DICOM studies")
     run, known = load_run(folder), familiarity.load(folder)
     places = heatmap_files.places(paths, out)
     return [_of_file(run, known, path, places[path], epsilon) for path in dict.fromkeys(paths)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trustcxr import attacks, corruptions
 from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
-from trustcxr.console import Progress, say
+from trustcxr.console import Progress, say, track
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, measures, randomisation
@@ -325,7 +325,7 @@ def tune(run: "Run", dataset: "Dataset", methods: Sequence[str], *, batch_size: 
     check(run, names)
     rows = np.flatnonzero(dataset.has_mask("infection"))
     totals: dict[str, np.ndarray] = {}
-    for some in _slices(rows, batch_size):
+    for some in track(list(_slices(rows, batch_size)), f"thresholds for the maps of {run.name}"):
         images, labels = _images(run, dataset, some)
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():

@@ -125,8 +125,9 @@ def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dic
     Beside each: REFERENCES; "beyond": what the map has over the closest, and "random_weights" over the same network
     with random weights; "verdict": whether by these it shows anything. Measures are of the clean images; "correct":
     of those among them that the model gets right; "by_lesion": by how much of the lungs the lesion covers; "perturbed":
-    of the FGSM images; "stability", "faithfulness", "sanity". `images` is how many there were in all; those without a
-    mask are left out and counted. Methods stand as they were asked for, the random map last.
+    of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is withheld is null. `images` is how
+    many there were in all; those without a mask are left out and counted. Methods stand as they were asked for, the
+    random map last.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
@@ -190,6 +191,10 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         drawn = clean[clean[RANDOMISED].notna()]
         draws = len(DRAWS) if SPREAD in clean else _DRAWS_BEFORE
         part.random_weights = RandomWeights(n=_images(drawn), draws=draws, leads=leads)
+    if withheld:
+        for measured in (part, part.correct, part.perturbed, *part.by_lesion):
+            if measured is not None and measured.figures:
+                measured.figures[HIT_RATE] = Figure(value=None)
     verdicts.judge(name, part)
     return part
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.models import ensemble
+from trustcxr.models.feature_maps import before_mixing
 from trustcxr.models.layers import LocalContrast
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.plain import PixelScale
@@ -18,6 +19,7 @@ class Classifier(nn.Module):
 
     `forward` takes images (B, 1, H, W), float, in [0, 1], and returns logits (B, C). The last feature map passes
     through `cam_layer`, an identity, so that any tool that hooks a layer finds the right one in every architecture.
+    In a transformer that classifies from its class token `cam_layer` is a layer of the network itself.
     """
 
     def __init__(
@@ -39,12 +41,18 @@ class Classifier(nn.Module):
         )
         self.contrast = LocalContrast(local_contrast) if local_contrast else nn.Identity()
         self.gate = LungGate() if lung_gate else nn.Identity()
-        self.cam_layer = nn.Identity()
+        if before_mixing(net) is None:
+            self._modules["cam_layer"] = nn.Identity()
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
         self.train(net.training)  # a loop need not call train() for the frozen layers to be frozen
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The module whose output a CAM reads."""
+        return before_mixing(self.net) or self._modules["cam_layer"]  # type: ignore[return-value]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixel space (B, 1, H, W) in [0, 1] -> the range that the weights were trained on."""
@@ -57,7 +65,9 @@ class Classifier(nn.Module):
             images = images + self.gate.level
         seen = self.normalise(self.contrast(self.blur(images)))
         features = self.net.forward_features(seen)  # type: ignore[operator]
-        return self.net.forward_head(self.cam_layer(features))  # type: ignore[operator]
+        if before_mixing(self.net) is None:
+            features = self.cam_layer(features)
+        return self.net.forward_head(features)  # type: ignore[operator]
 
     def chain(self) -> Iterator[tuple[str, nn.Module]]:
         """What is run one after the other, by name: what a proof follows (`certify.contract`)."""

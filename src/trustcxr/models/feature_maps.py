@@ -18,7 +18,7 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
             raise UserError(f"the layer given ({type(layer).__name__}) is not part of the model: give one of its own")
         return layer
     names = {name: module for name, module in model.named_modules() if name}
-    if layer is None or layer == -1:
+    if layer in (None, -1, "cam_layer"):
         return _last_map(model, names)
     stages = _stages(model)
     if isinstance(layer, int):
@@ -37,14 +37,21 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
 
 
 def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
-    net = getattr(model, "net", model)
-    blocks = getattr(net, "blocks", None)
-    # A transformer that classifies from its class token gives its last patches no gradient: read before they mix.
-    if getattr(net, "global_pool", None) == "token" and blocks is not None and hasattr(blocks[-1], "norm1"):
-        return blocks[-1].norm1
-    if isinstance(getattr(model, "cam_layer", None), nn.Module):
-        return model.cam_layer  # type: ignore[return-value]
+    found = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
+    if isinstance(found, nn.Module):
+        return found
     raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
+
+
+def before_mixing(net: nn.Module) -> nn.Module | None:
+    """Of a transformer that classifies from its class token, what its last block mixes; None of any other network.
+
+    The patches that it puts out have no gradient.
+    """
+    blocks = getattr(net, "blocks", None)
+    if getattr(net, "global_pool", None) != "token" or blocks is None:
+        return None
+    return getattr(blocks[-1], "norm1", None)
 
 
 def _stages(model: nn.Module) -> list[str]:

@@ -56,7 +56,7 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
     server.check_installed()
     proper, path = [_proper(name) for name in names], place(study)
     if not proper and not (path.exists() and Store(path).readers()):
-        raise UserError(f"{study}: nobody reads yet: say --reader NAME, once for each")
+        raise UserError(f"{study}: nobody reads yet: say who: trustcxr reader {study} --reader NAME, once for each")
     store = open_or_make(study, asked)
     for name in proper:
         store.add(name)

@@ -233,6 +233,11 @@ class DefenceRecipe(Strict):
         return entry is None or entry.attacks
 
     @property
+    def at_epsilon(self) -> str:
+        """What stands behind a robust accuracy on validation: its radius; empty where it is judged without attacks."""
+        return f" at epsilon {self.epsilon:g}" if self.attacks or self.certifies else ""
+
+    @property
     def certifies(self) -> bool:
         """Whether training is by bounds, so that it is judged by its certified accuracy."""
         return self.name in DEFENCES and DEFENCES[self.name].certifies

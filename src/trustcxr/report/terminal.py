@@ -154,6 +154,15 @@ def sentences(answer: FilmAnswer) -> list[str]:
     return lines
 
 
+def not_read(answers: Sequence[FilmAnswer]) -> str:
+    """Which images could not be read, why the first could not, and what to do; empty where all were read."""
+    failed = [answer for answer in answers if answer.error is not None]
+    if not failed:
+        return ""
+    others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"{failed[0].image}{others}: not read: {failed[0].error}; give chest films as PNG, JPEG, TIFF or DICOM files"
+
+
 def familiarity_sentence(found: FamiliarityDocument) -> str:
     """How a run's threshold for foreign films was set, and how many of its own test films it calls foreign."""
     return (
@@ -163,10 +172,10 @@ def familiarity_sentence(found: FamiliarityDocument) -> str:
     )
 
 
-def training_sentence(training: TrainingDocument) -> str:
-    """A training.json in a line."""
+def training_sentence(training: TrainingDocument, at: str = "") -> str:
+    """A training.json in a line; `at`: the radius of the attacks that its figure is under, as " at epsilon 0.02"."""
     again = f"; then {training.refit.epochs} with the validation images too" if training.refit else ""
-    return f"best {training.monitor} {percent(training.best_value)} after {training.epochs} epochs{again}"
+    return f"best {training.monitor} {percent(training.best_value)}{at} after {training.epochs} epochs{again}"
 
 
 def rows(document: RunDocument) -> list[dict[str, str]]:
@@ -241,7 +250,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
             {
                 "epsilon": f"{entry.epsilon:g}",
                 "certified": with_interval(entry.accuracy),
-                "balanced": percent(entry.balanced_accuracy),
+                "balanced": percent(entry.balanced_accuracy.value),
                 "lowest under attack": with_interval(lowest.accuracy) if lowest else "",
                 "attack": words.attack(lowest.attack) if lowest else "",
             }

@@ -46,7 +46,7 @@ def audit(
     process writes to.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
-    if not Path(model).is_dir() and Path(model).suffix in (*SUFFIXES, *TABLES):
+    if not Path(model).is_dir() and _is_bare(str(model)):
         raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
     subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
     films = open_films(subject, data, split, labels, listing)
@@ -67,6 +67,13 @@ def audit(
         files.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _is_bare(model: str) -> bool:
+    """Whether this is a model itself, a file or module:function, and not the model file that describes it."""
+    suffix = Path(model).suffix
+    code = ":" in model and suffix not in (".yaml", ".yml") and not Path(model).exists()
+    return code or suffix in (*SUFFIXES, *TABLES)
 
 
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:

@@ -10,28 +10,31 @@ from torch import Tensor
 from trustcxr.attacks import undisturbed
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.phantom import CLASSES, render
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, lookup
+from trustcxr.evaluation import hub
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.models import adapters, exporting
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.onnx_files import OnnxNet
-from trustcxr.results import files
+from trustcxr.results import files, folders
 from trustcxr.results.documents import ExportDocument
 from trustcxr.study import films as tested
 from trustcxr.study.films import Source
 
 ALLOWED = 1e-4  # that a logit may differ, of the largest or of 1
 FILMS = 12  # on which it is held against the run
+NAMES = {"onnx": "model.onnx", "torch-export": "program.pt2"}  # unlike, since a model file stands beside each
 _SMALLEST = 32  # pixels of a synthetic film
 
 
-def export(run: str | Path, kind: str, out: Path, *, data: Path | None = None) -> ExportDocument:
-    """Write a run's model to `out`, and beside it the model file that `trustcxr audit` takes.
+def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | None = None) -> ExportDocument:
+    """Write a run's model to `out` (unless said, into its folder), and beside it the model file that an audit takes.
 
     `kind`: onnx or torch-export. The written file's answers, one film at a time and several at once, must be the run's
     to within ALLOWED, on films of `data` (its test split) or, without, on synthetic ones; else nothing is left. Raises
     UserError then, where a package is missing, and where another file has the model file's name (a run's run.yaml).
     """
+    out = out or _within(run, kind)
     exporting.check(kind, out)
     declared = _declared(out)
     loaded = load_run(run, on="cpu")
@@ -68,6 +71,14 @@ def export(run: str | Path, kind: str, out: Path, *, data: Path | None = None) -
         gradients=given.origin.gradients,
         note="; ".join(given.origin.notes),
     )
+
+
+def _within(run: str | Path, kind: str) -> Path:
+    """Where a run's file goes unless said: its folder. UserError for a run that is on a hub."""
+    name = lookup(NAMES, "format", kind)
+    if hub.is_address(str(run)):
+        raise UserError(f"{run}: it has no folder here: say --out FILE, such as --out {name}")
+    return folders.check_run(Path(run)) / name
 
 
 def _declared(out: Path) -> Path:

@@ -273,10 +273,10 @@ def _finish(
     if monitor.stopped == "overfitting":
         last = monitor.history[-1]
         summary.alarm = (
-            f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS} fell "
-            f"from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} on {monitor.measured_on} while "
-            f"FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch {monitor.kept_epoch} are "
-            "kept"
+            f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS}"
+            f"{recipe.defence.at_epsilon} fell from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} "
+            f"on {monitor.measured_on} while FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch "
+            f"{monitor.kept_epoch} are kept"
         )
         say(f"{recipe.name}: {summary.alarm}")
     files.write_json(folder / folders.TRAINING_FILE, summary)

@@ -145,7 +145,8 @@ class Monitor(pl.Callback):
 
     def sentence(self) -> str:
         """The same for a person, after the run's name."""
-        kept = f"best {self.monitor} {self.best['value']:.1%} at epoch {self.kept_epoch}"
+        judged = f"{self.best['value']:.1%}{self.recipe.defence.at_epsilon}"
+        kept = f"best {self.monitor} {judged}, at epoch {self.kept_epoch}"
         return f": {len(self.history)} epochs in {duration(self.seconds)}, {kept}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:

@@ -60,7 +60,7 @@ def _root(path: str | Path) -> Path:
         root = remote.here(path).expanduser().absolute()
         mode = root.stat().st_mode
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder") from None
+        raise UserError(f"{path}: no such file or folder; give a folder of X-rays or a list") from None
     except (OSError, ValueError, RuntimeError) as fault:
         why = getattr(fault, "strerror", None) or str(fault)
         raise UserError(

@@ -7,7 +7,7 @@ code of a file's maker runs unless it is trusted.
 
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.declaration import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
-from trustcxr.models.adapters.draft import describe_file
+from trustcxr.models.adapters.draft import describe_file, drafted
 from trustcxr.models.adapters.loading import Given, Origin, load
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "OutputSpec",
     "Reported",
     "describe_file",
+    "drafted",
     "load",
     "read_model_file",
 ]

@@ -58,6 +58,16 @@ def describe_file(model: str | Path) -> str:
     return _text(readers[path.suffix](path))
 
 
+def drafted(model: str | Path) -> dict[str, Any]:
+    """The same draft as keys and values, its `questions` beside them: each line that has one, with what was supposed.
+
+    Raises UserError as `describe_file` does.
+    """
+    text = describe_file(model)
+    asked = [line.strip().removeprefix("# ") for line in text.splitlines() if "# ?" in line]
+    return {**parse_yaml(text), "questions": asked}
+
+
 def _exported(path: Path) -> Draft:
     from trustcxr.models.adapters.exported import ExportedNet
 

@@ -13,6 +13,7 @@ from trustcxr.report.figures import svg
 from trustcxr.report.ranking import by_model
 from trustcxr.report.study_folder import Run, read
 from trustcxr.report.summary import main_method
+from trustcxr.results import files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -315,8 +316,9 @@ def readme_figure(
     if not _same_images(arrays, robust[0].panels or {}):
         raise UserError(f"panels of {standard.name} and {robust[0].name} show other images: run the study again")
     out_png = Path(out_png)
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    out_png.write_bytes(_row_of_four(standard, robust[0], index, width))
+    row = _row_of_four(standard, robust[0], index, width)
+    with files.replacing(out_png) as temporary:
+        temporary.write_bytes(row)
     return out_png
 
 

@@ -98,8 +98,8 @@ class CertifiedResult(Document):
 
     epsilon: Number = None
     accuracy: Share = Share()
-    balanced_accuracy: Number = None
-    proved: Number = None
+    balanced_accuracy: Share = Share()
+    proved: Share = Share()
     n: int | None = None
 
     def at(self, epsilon: float | None) -> bool:
