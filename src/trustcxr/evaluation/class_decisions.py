@@ -16,7 +16,6 @@ from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
 from trustcxr.recipes.testing import AttackRecipe
 
-
 STEPS = 10
 
 
