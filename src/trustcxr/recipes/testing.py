@@ -101,6 +101,10 @@ class EvaluationRecipe(Strict):
         named = self.corruptions.conditions() if self.corruptions else ()
         return attacked | {(name, 0.0, 0, severity) for name, severity in named}
 
+    def radii(self) -> list[float]:
+        """Every epsilon above 0 of its attacks, once: those that a certified defence is proved within."""
+        return sorted({e for attack in self.attacks for e in attack.epsilons if e})
+
 
 class ExplanationRecipe(Strict):
     """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""

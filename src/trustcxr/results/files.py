@@ -184,14 +184,14 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
             raise ValueError(f"{path.name}: no table to write")
 
 
-def read_table(path: Path) -> "pd.DataFrame":
-    """A table from CSV or Parquet; UserError where it is missing or broken."""
+def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+    """A table from CSV or Parquet, or some of its columns; UserError where it is missing or broken."""
     import pandas as pd
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        return pd.read_csv(path, usecols=columns) if path.suffix == ".csv" else pd.read_parquet(path, columns=columns)
     except Exception as problem:
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
 

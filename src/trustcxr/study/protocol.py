@@ -252,7 +252,7 @@ class Study:
             ),
             runs=tested,
             over_seeds=seeds.over_seeds(tested),
-            comparisons=comparison.standard_against_robust(here, resamples=recipe.evaluation.bootstrap),
+            comparisons=comparison.standard_against_robust(here, resamples=recipe.evaluation.bootstrap, asked=recipe),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )

@@ -14,16 +14,16 @@ from trustcxr.evaluation import certified, metrics, summary
 from trustcxr.evaluation.run import About
 from trustcxr.explain import lesions, verdicts
 from trustcxr.explain import summary as saliency
+from trustcxr.explain.scores import rows_of
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import differences, documents, files, folders, tables
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.results.tables import CLEAN
-from trustcxr.study import comparison, finished, seeds
+from trustcxr.study import comparison, finished, made, seeds
 from trustcxr.study.choice import ranked
 
-RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
 # Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
 # results/statistics-before-after.md. Of such a study these are not held against what is computed today.
@@ -105,8 +105,8 @@ class _Tables:
         return files.read_table(self.place / folders.PREDICTIONS_FILE)
 
     def document(self, study: StudyRecipe | None) -> RunDocument:
-        """metrics.json as the tables give it; of a study what its recipe asks for, else all that was predicted."""
-        table, resamples = self.predictions, RESAMPLES
+        """metrics.json as the tables give it; of a study what its recipe asks for, else all that they hold."""
+        table, resamples = self.predictions, made.resamples_of(self.place)
         if study is not None:
             table, resamples = tables.under(table, study.evaluation.conditions()), study.evaluation.bootstrap
         document = summary.figures(
@@ -119,7 +119,7 @@ class _Tables:
             training=self.training,
             at_random=lambda: bool(self.said.masking and self.said.masking.at_random),
         )
-        self._beside(document, resamples)
+        self._beside(document, resamples, study)
         if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
             internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
             document.drop_from_internal = metrics.drop_from_internal(internal, table)
@@ -130,12 +130,14 @@ class _Tables:
         """metrics.json as it stands; empty where it is not there."""
         return documents.read_if_there(RunDocument, self.place / folders.METRICS_FILE) or RunDocument()
 
-    def _beside(self, document: RunDocument, resamples: int) -> None:
+    def _beside(self, document: RunDocument, resamples: int, study: StudyRecipe | None) -> None:
         if (path := self.place / folders.CERTIFIED_FILE).is_file():
-            document.certified = certified.describe(files.read_table(path), resamples=resamples)
+            proofs = certified.within(files.read_table(path), None if study is None else study.evaluation.radii())
+            document.certified = certified.describe(proofs, resamples=resamples)
         if (path := self.place / folders.SALIENCY_FILE).is_file():
             images = int((self.predictions["attack"] == CLEAN).sum())
-            document.saliency = saliency.summarise(files.read_table(path), images=images, resamples=resamples)
+            measured = rows_of(files.read_table(path), None if study is None else study.explanation.methods)
+            document.saliency = saliency.summarise(measured, images=images, resamples=resamples)
             document.alarms += verdicts.alarms(document.saliency)
         if (path := self.place / folders.LESIONS_FILE).is_file():
             document.lesions = lesions.described(files.read_table(path), resamples=resamples)
@@ -185,7 +187,8 @@ def _own(found: VerifiedDocument, run: _Tables, of_study: RunDocument, recipe: S
         found.unchecked.append(f"runs/{run.folder.name}/{folders.METRICS_FILE} is missing; study.json was checked")
     else:
         asked = sorted((name, severity or epsilon) for name, epsilon, _, severity in recipe.evaluation.conditions())
-        document = of_study if _conditions(run.said) == asked else run.document(None)
+        whole = _conditions(run.said) == asked and set(run.said.saliency) <= set(of_study.saliency)
+        document = of_study if whole else run.document(None)
         _hold(found, _within(found, path), files.read_document(path), _parts(document), old)
     _trained(found, run, old)
     for place in sorted(run.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
@@ -228,7 +231,7 @@ def _whole(
     alarms = [alarm.model_copy(update={"run": run.run}) for run in again.values() for alarm in run.alarms]
     with_tables = {place: document for place, document in again.items() if not finished.is_finished(place)}
     computed: dict[str, object] = {
-        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap),
+        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap, asked=recipe),
         "alarms": [alarm for alarm in alarms if alarm.kind not in _NOT_OF_TABLES],
     }
     if len(recipe.seeds) > 1:
