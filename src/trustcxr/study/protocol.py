@@ -40,7 +40,7 @@ from trustcxr.results.folders import (
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.study import comparison, data_check, finished, preflight, seeds
+from trustcxr.study import comparison, data_check, finished, planned, preflight, seeds
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
@@ -94,24 +94,17 @@ class Study:
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
         say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
-        every = [] if self._must_choose() else self._defended(baselines)
+        every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
         trained = [run for run in baselines if finished.is_validated(self._run_folder(run))]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
-        defended = self._defended([run for run in trained if run.model.called in chosen])
         if not every:
-            done += self._each(defended)
-        described = [run for run in done if run in baselines or run in defended]
-        self._show(described)
-        document = self._document(described, ranking, datasets, self._seconds())
+            done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
+        self._show(done)
+        document = self._document(done, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
         return document
-
-    def _must_choose(self) -> bool:
-        """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
-        started = any(defence.start_from == "standard" for defence in self.recipe.defences)
-        return started or self.recipe.selection.count < len(self.recipe.models)
 
     def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
         """The robust runs of the networks and seeds of these standard ones."""
@@ -258,6 +251,12 @@ class Study:
         )
 
 
+def _must_choose(recipe: StudyRecipe) -> bool:
+    """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
+    started = any(defence.start_from == "standard" for defence in recipe.defences)
+    return started or recipe.selection.count < len(recipe.models)
+
+
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     """Dotted keys in which two documents differ, and what stood there then and stands there now."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -283,6 +282,10 @@ def summary(document: StudyDocument) -> str:
 def missing(document: StudyDocument) -> str:
     """The runs that a study could not finish, and those that it did not begin for want of them."""
     names = [str(failure.run) for failure in document.failures]
-    if document.recipe.get("defences") and not document.selection.ranking:
+    recipe = validate(StudyRecipe, document.recipe, "recipe")
+    if recipe.defences and not document.selection.ranking and _must_choose(recipe):
         names.append("every robust run, since no network is chosen while one is missing")
+    else:  # all networks go on, and of some no weights were there to start from
+        known = {*names, *(run.run for run in document.runs)}
+        names += [run.name for run in planned.runs(recipe, None).certain if run.name not in known]
     return ", ".join(names)
