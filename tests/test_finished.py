@@ -49,6 +49,34 @@ def test_a_finished_run_is_kept_in_small_and_brought_once(tmp_path: Path) -> Non
         finished.bring(kept, study)
 
 
+@pytest.mark.parametrize("name", ["history.csv", "training.json", "metrics.json", "run.yaml", "validation.parquet"])
+def test_a_run_with_a_lost_file_is_left_out_and_said_once(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, told = Path(shutil.copytree(OLD, tmp_path / "study")), set[str]()
+    (study / "runs" / ROBUST / name).write_text("")
+    assert finished.keep(study, tmp_path / "kept", told) == []
+    assert finished.keep(study, tmp_path / "kept", told) == []
+    assert capsys.readouterr().err.count(f"{ROBUST}: {name} is damaged, so the run is not kept") == 1
+    (study / "runs" / ROBUST / name).unlink()
+    assert finished.keep(study, tmp_path / "kept", told) == []
+    assert not (tmp_path / "kept" / "runs").exists()
+    shutil.copyfile(OLD / "runs" / ROBUST / name, study / "runs" / ROBUST / name)
+    assert finished.keep(study, tmp_path / "kept", told) == [ROBUST]
+
+
+def test_what_is_damaged_where_it_is_kept_is_not_brought_and_is_kept_anew(tmp_path: Path) -> None:
+    kept, study = tmp_path / "kept", tmp_path / "study"
+    finished.keep(OLD, kept)
+    whole = (kept / "runs" / ROBUST / "metrics.json").read_bytes()
+    (kept / "runs" / ROBUST / "metrics.json").write_text("")
+    shutil.copytree(kept, study, ignore=shutil.ignore_patterns("runs"))
+    assert finished.bring(kept, study) == []
+    assert finished.keep(OLD, kept) == [ROBUST]
+    assert (kept / "runs" / ROBUST / "metrics.json").read_bytes() == whole
+    assert finished.bring(kept, study) == [ROBUST]
+
+
 def small(**changes: object) -> StudyRecipe:
     models = [{"name": "test_resnet", "label": label, "weights": "none"} for label in LABELS]
     return tiny(models=models, explanation=EXPLANATION, **changes)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -194,6 +195,24 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
         return pd.read_csv(path, usecols=columns) if path.suffix == ".csv" else pd.read_parquet(path, columns=columns)
     except Exception as problem:
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
+
+
+def reads(path: Path) -> bool:
+    """Whether a file can be read by its format: a document, a table or arrays; of a Parquet file its end, its index."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            parquet.read_metadata(path)
+        elif path.suffix == ".csv":
+            return not read_table(path).empty
+        elif path.suffix in (".yaml", ".json"):
+            return bool(read_yaml(path) if path.suffix == ".yaml" else read_document(path))
+        else:
+            return zipfile.is_zipfile(path)
+    except Exception:  # damaged, forbidden, a folder
+        return False
+    return True
 
 
 def write_arrays(path: Path, arrays: "Mapping[str, ArrayLike]") -> None:

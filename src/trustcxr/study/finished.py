@@ -40,10 +40,11 @@ def check(run: Path, recipe: RunRecipe) -> None:
         raise UserError(f"{run}: holds another run; choose another --out")
 
 
-def keep(study: Path, place: Path) -> list[str]:
+def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     """Put the small files of every finished run of a study into `place`, where they are not yet; names of these runs.
 
-    Of metrics.json the figures of all films are kept, to six digits, and not those of parts of them.
+    Of metrics.json the figures of all films are kept, to six digits, and not those of parts of them. A run of which a
+    file is missing or damaged is left out, which is said once for each cause in `told`.
     What `place` holds of another study, or of other films, is refused with a UserError.
     """
     content = files.read_yaml(study / folders.STUDY_FILE)
@@ -53,7 +54,11 @@ def keep(study: Path, place: Path) -> list[str]:
     found = []
     for metrics_file in sorted(study.glob(f"runs/*/{folders.METRICS_FILE}")):
         run, kept = metrics_file.parent, place / "runs" / metrics_file.parent.name
-        if not (kept / folders.METRICS_FILE).is_file() and (run / folders.VALIDATION_FILE).is_file():
+        if _lost(kept, folders.VALIDATED_FILE) is None or not (run / folders.VALIDATION_FILE).is_file():
+            continue
+        if (why := _lost(run, folders.VALIDATION_FILE)) is not None:
+            _say_once(f"{run}: {why}, so the run is not kept in {place} yet", told)
+        else:
             files.write_json(kept / folders.VALIDATED_FILE, _validated(run))
             for name in _SMALL[:-1]:
                 with files.replacing(kept / name) as temporary:
@@ -76,7 +81,11 @@ def bring(place: Path, study: Path) -> list[str]:
     found = []
     for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
         kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
-        if not (run / folders.RUN_FILE).is_file() and is_finished(kept):
+        if (run / folders.RUN_FILE).is_file() or not is_finished(kept):
+            continue
+        if (why := _lost(kept, folders.VALIDATED_FILE)) is not None:
+            say(f"{kept}: {why}, so the run is done again")
+        else:
             run.mkdir(parents=True, exist_ok=True)
             for name in (folders.VALIDATED_FILE, *reversed(_SMALL)):  # run.yaml last: without it the run is not begun
                 with files.replacing(run / name) as temporary:
@@ -85,6 +94,23 @@ def bring(place: Path, study: Path) -> list[str]:
     if found:
         say(f"finished elsewhere, their figures in {place}: {', '.join(found)}")
     return found
+
+
+def _lost(run: Path, validated: str) -> str | None:
+    """Which of the files that are kept of a run is missing or damaged; None where all are whole."""
+    for name in (*_SMALL, validated):
+        if not (run / name).is_file():
+            return f"{name} is missing"
+        if not files.reads(run / name):
+            return f"{name} is damaged"
+    return None
+
+
+def _say_once(text: str, told: set[str] | None) -> None:
+    if told is None or text not in told:
+        say(text)
+    if told is not None:
+        told.add(text)
 
 
 def _in_small(value: object) -> object:

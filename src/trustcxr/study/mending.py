@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from zipfile import is_zipfile
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
@@ -49,7 +48,7 @@ def mend(run: Path) -> None:
 
 def _mend_unfinished(run: Path) -> None:
     """Of a training that goes on: its recipe is written anew, and what validation judged is trained anew."""
-    if _is_there(run / folders.RUN_FILE) and not _yaml_reads(run / folders.RUN_FILE):
+    if _is_there(run / folders.RUN_FILE) and not files.reads(run / folders.RUN_FILE):
         say(f"{run.name}/{folders.RUN_FILE} is damaged: made again")
         _remove(run / folders.RUN_FILE)
     before = run / folders.BEFORE_REFIT
@@ -73,7 +72,7 @@ def untrained(run: Path) -> str | None:
     """Why a run is not trained, or cannot be used; None where it can."""
     if not _is_there(run / folders.TRAINING_FILE):
         return f"{folders.TRAINING_FILE} is missing"
-    if not _document_reads(run / folders.TRAINING_FILE):
+    if not files.reads(run / folders.TRAINING_FILE):
         return f"{folders.TRAINING_FILE} is damaged"
     try:
         content = files.read_yaml(folders.check_run(run) / folders.RUN_FILE)
@@ -90,14 +89,7 @@ def untrained(run: Path) -> str | None:
 
 
 def _reads(path: Path) -> bool:
-    """Whether a file of a run can be read."""
-    if path.suffix == ".parquet":
-        return _table_reads(path)
-    if path.suffix == ".json":
-        return _document_reads(path)
-    if path.name == folders.FAMILIARITY_FILE:
-        return _is_familiar(path.parent)
-    return is_zipfile(path)
+    return _is_familiar(path.parent) if path.name == folders.FAMILIARITY_FILE else files.reads(path)
 
 
 def _is_familiar(run: Path) -> bool:
@@ -105,31 +97,6 @@ def _is_familiar(run: Path) -> bool:
         return familiarity.load(run) is not None
     except UserError:
         return False
-
-
-def _document_reads(path: Path) -> bool:
-    try:
-        return isinstance(files.read_json(path), dict)
-    except UserError:
-        return False
-
-
-def _yaml_reads(path: Path) -> bool:
-    try:
-        return bool(files.read_yaml(path))
-    except UserError:
-        return False
-
-
-def _table_reads(path: Path) -> bool:
-    """Whether a Parquet file is whole: its end holds the index of all the rest."""
-    from pyarrow import parquet
-
-    try:
-        parquet.read_metadata(path)
-    except Exception:  # damaged, forbidden, a folder
-        return False
-    return True
 
 
 def _is_there(path: Path) -> bool:

@@ -74,6 +74,7 @@ class Study:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
         self.check_data, self.kept, self.devices = check_data, kept, devices
         self.failures: list[Failure] = []
+        self._told: set[str] = set()  # why runs are not kept, each once
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
@@ -175,7 +176,7 @@ class Study:
         """After every task: time is counted, and what is finished is put where it is kept."""
         self._seconds()
         if self.kept is not None:
-            finished.keep(self.folder, self.kept)
+            finished.keep(self.folder, self.kept, self._told)
 
     def _seconds(self) -> float:
         """Time worked on this study, also before it was last cut off."""
