@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from small_runs import make_films, recipe
+from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import familiarity
 from trustcxr.results import files, folders
-from trustcxr.study import mending
+from trustcxr.study import mending, run_folder
 from trustcxr.study.run_folder import RunFolder
 from trustcxr.training import loop
 
@@ -119,3 +120,30 @@ def test_a_training_cut_off_in_its_refit_trains_damaged_weights_of_validation_ag
     (run / "run.yaml").write_text("")
     mending.mend(run)
     assert names(run) == {"history.csv", "films.parquet"}
+
+
+def test_the_command_trains_a_run_again_that_lost_its_weights(
+    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data, asked = tmp_path / "run", films[0].root, recipe(epochs=1)
+    run_folder.train(asked, data, out)
+    whole = (out / "model.safetensors").read_bytes()
+    shutil.copyfile(out / "films.parquet", out / "predictions.parquet")
+    (out / "model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="holds another run"):
+        run_folder.train(recipe(epochs=2), data, out)
+    capsys.readouterr()
+    run_folder.train(asked, data, out)
+    assert (out / "model.safetensors").read_bytes() == whole
+    assert not (out / "predictions.parquet").exists()
+    said = capsys.readouterr().err
+    assert "model.safetensors: damaged or replaced" in said
+    assert "already trained" not in said
+    run_folder.train(asked, data, out)
+    assert "already trained" in capsys.readouterr().err
+
+
+def test_a_run_whose_recipe_cannot_be_read_is_not_trained_over(run: Path) -> None:
+    (run / "run.yaml").write_text("")
+    with pytest.raises(UserError, match=r"found nothing; restore it, or choose another --out"):
+        RunFolder(run).refuse_another(recipe())

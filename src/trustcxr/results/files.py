@@ -111,8 +111,12 @@ def write_yaml(path: Path, content: Any) -> None:
         temporary.write_bytes(text)
 
 
-def read_yaml(path: Path, *, what: str = "file") -> dict[str, object]:
-    """One YAML document with keys and values; UserError where it is missing or broken. `what` is its name there."""
+def read_yaml(path: Path, *, what: str = "file", advice: str = "") -> dict[str, object]:
+    """One YAML document with keys and values; UserError where it is missing or broken.
+
+    `what` is its name there, `advice` what to do where it is broken.
+    """
+    then = f"; {advice}" if advice else ""
     try:
         content = parse_yaml(read_text(path, most=_MOST_YAML))
     except FileNotFoundError:
@@ -120,9 +124,10 @@ def read_yaml(path: Path, *, what: str = "file") -> dict[str, object]:
     except OSError as problem:
         raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
     except (ValueError, yaml.YAMLError) as problem:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}{then}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+        found = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{path}: expected keys and values, found {found}{then}")
     return content
 
 

@@ -47,7 +47,7 @@ def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     file is missing or damaged is left out, which is said once for each cause in `told`.
     What `place` holds of another study, or of other films, is refused with a UserError.
     """
-    content = files.read_yaml(study / folders.STUDY_FILE)
+    content = folders.read_study(study)
     _refuse_another(place, content)
     if not (place / folders.STUDY_FILE).is_file():
         files.write_yaml(place / folders.STUDY_FILE, content)
@@ -77,7 +77,7 @@ def bring(place: Path, study: Path) -> list[str]:
     """
     if not (place / folders.STUDY_FILE).is_file():
         return []
-    _refuse_another(place, files.read_yaml(study / folders.STUDY_FILE))
+    _refuse_another(place, folders.read_study(study))
     found = []
     for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
         kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
@@ -144,7 +144,7 @@ def _refuse_another(place: Path, study: dict[str, object]) -> None:
     path = place / folders.STUDY_FILE
     if not path.is_file():
         return
-    kept = files.read_yaml(path)
+    kept = folders.read_study(place)
     one, other = (untracked(validate(StudyRecipe, files.part(c, "recipe"), str(path))) for c in (kept, study))
     if one != other:
         raise UserError(f"{place}: holds runs of another recipe; name another folder")

@@ -36,6 +36,8 @@ def mend(run: Path) -> None:
         say(f"{run.name}: {why}: trained again")
         for name in (*_OF_WEIGHTS, *((*_TRAINING, folders.BEFORE_REFIT) if trained else ())):
             _remove(run / name)
+        if any(run.glob("evaluations/*")):
+            say(f"{run.name}/evaluations: of the weights before; evaluate these films again")
         return
     damaged = [name for name in _OF_WEIGHTS if _is_there(run / name) and not _reads(run / name)]
     for name in damaged:

@@ -1,9 +1,11 @@
 """Which runs a study has, and how far each of them is, read off its folder: also while another process works there."""
 
 import csv
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
@@ -24,7 +26,7 @@ class Planned:
 def recipe_of(study: Path) -> StudyRecipe:
     """The recipe of a study in its folder; UserError where there is none."""
     path = folders.check_begun(study) / folders.STUDY_FILE
-    return validate(StudyRecipe, files.part(files.read_yaml(path), "recipe"), str(path))
+    return validate(StudyRecipe, files.part(folders.read_study(study), "recipe"), str(path))
 
 
 def runs(recipe: StudyRecipe, study: Path | None) -> Planned:
@@ -85,8 +87,9 @@ def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPla
     if (holder := locks.holder(folder)) is not None:
         return plan.model_copy(update={"state": "running", "holder": holder})
     if (folder / folders.FAILURE_FILE).is_file():
-        reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
-        return plan.model_copy(update={"state": "failed", "reason": reason})
+        with suppress(UserError):  # damaged: it failed, and why is not known
+            plan.reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
+        return plan.model_copy(update={"state": "failed"})
     return plan
 
 
@@ -99,8 +102,10 @@ def epochs_of(folder: Path) -> tuple[int, float]:
     """Epochs that a run has finished, and the seconds that they took; with a refit those of both trainings."""
     done, seconds = 0, 0.0
     for place in (folder, folder / folders.BEFORE_REFIT):
-        rows = _rows(place / folders.HISTORY_FILE)
-        done, seconds = done + len(rows), seconds + (float(rows[-1].get("seconds") or 0) if rows else 0.0)
+        with suppress(ValueError, csv.Error):  # damaged: as far as it can be read
+            rows = _rows(place / folders.HISTORY_FILE)
+            done += len(rows)
+            seconds += float(rows[-1].get("seconds") or 0) if rows else 0.0
     return done, seconds
 
 

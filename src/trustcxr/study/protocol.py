@@ -37,6 +37,7 @@ from trustcxr.results.folders import (
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
+    read_study,
     versions,
 )
 from trustcxr.results.locks import holding
@@ -120,7 +121,7 @@ class Study:
         }
         defining = content | {"recipe": untracked(self.recipe).model_dump(mode="json")}
         if path.is_file():
-            before = files.read_yaml(path)
+            before = read_study(self.folder)
             with suppress(UserError):  # keys that are new since then have their default
                 kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
                 before["recipe"] = untracked(kept).model_dump(mode="json")
@@ -182,7 +183,9 @@ class Study:
         """Time worked on this study, also before it was last cut off."""
         path = self.folder / TIME_FILE
         now = time.monotonic()
-        total = now - self._clock + (float(path.read_text()) if path.is_file() else 0.0)
+        total = now - self._clock
+        with suppress(OSError, ValueError):  # not there, or damaged
+            total += float(path.read_text())
         self._clock = now
         with files.replacing(path) as temporary:
             temporary.write_text(f"{total:.1f}")
@@ -210,7 +213,7 @@ class Study:
         from trustcxr.explain import examples
 
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
-        if all((folder / PANELS_FILE).is_file() for folder in folders):
+        if all(files.reads(folder / PANELS_FILE) for folder in folders):
             return
         test, options = self.datasets["test"], self.recipe.explanation
         tables = [files.read_table(folder / SALIENCY_FILE) for folder in folders]

@@ -28,7 +28,7 @@ from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
 from trustcxr.results.locks import holding
 from trustcxr.study import films as tested
-from trustcxr.study import made, preflight
+from trustcxr.study import made, mending, preflight
 from trustcxr.study.asked import corruptions_recipe, recipe
 from trustcxr.study.films import Source, report_skipped
 
@@ -59,7 +59,7 @@ class RunFolder:
         path = self.folder / folders.RUN_FILE
         if not path.is_file():
             return
-        before = files.read_yaml(path).get("recipe") or {}
+        before = files.read_yaml(path, advice="restore it, or choose another --out").get("recipe") or {}
         # Read as a recipe, so that keys that are new since then have their default.
         if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
@@ -73,11 +73,10 @@ class RunFolder:
 
         self.refuse_another(recipe)
         provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
-        path = self.folder / folders.TRAINING_FILE
-        if not path.is_file():
+        if mending.untrained(self.folder) is not None:
             return loop.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left where the training was killed when all but that was done
-        return documents.read(TrainingDocument, path)
+        return documents.read(TrainingDocument, self.folder / folders.TRAINING_FILE)
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
         """Predictions on the validation images, of the weights that validation judged; made once."""
@@ -240,7 +239,10 @@ class RunFolder:
 def train(
     run: RunRecipe, data: Path, folder: Path, *, devices: int = 1, nodes: int = 1, strategy: str = "ddp"
 ) -> TrainingDocument:
-    """Train a run into `folder`, or go on with it; its training.json. On so many cards of each of so many machines."""
+    """Train a run into `folder`, or go on with it; its training.json. On so many cards of each of so many machines.
+
+    A run that was trained and lost its weights, or part of them, is trained again, without what was measured of it.
+    """
     from trustcxr.models import factory
     from trustcxr.training.cards import Cards
 
@@ -251,7 +253,7 @@ def train(
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     factory.check(run.model.name, size=run.data.size, **run.model.options())
-    done = (folder / folders.TRAINING_FILE).is_file()
+    done = mending.untrained(folder) is None
     if not done:
         model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
         if run.defence.certifies:
@@ -268,6 +270,8 @@ def train(
     with holding(folder) if cards.rank == 0 else nullcontext():
         if done:
             say(f"{folder}: already trained")
+        elif cards.rank == 0:
+            mending.mend(folder)
         return steps.train(run, parts[0], parts[1], cards=cards)
 
 

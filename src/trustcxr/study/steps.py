@@ -43,7 +43,7 @@ class StudyFolder:
     @classmethod
     def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
         """From study.yaml and where the films are."""
-        content = files.read_yaml(folder / STUDY_FILE)
+        content = folders.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
         data = str(files.read_yaml(folder / DATA_FILE)["path"])
         return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices)
