@@ -54,6 +54,7 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     again: dict[Path, RunDocument] = {}
     for said in track(entries, "computing every run again", len(entries)):
         place = folder / "runs" / str(said.get("run"))
+        _training(found, said, place, old)
         if finished.is_finished(place):
             found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
             again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
@@ -206,6 +207,16 @@ def _conditions(document: RunDocument) -> list[tuple[str, float]]:
 
 def _within(found: VerifiedDocument, path: Path) -> str:
     return path.relative_to(found.folder).as_posix()
+
+
+def _training(found: VerifiedDocument, said: Mapping[str, object], run: Path, old: bool) -> None:
+    """What study.json says of a run's training against its training.json; what is missing for that is said."""
+    for name in (folders.TRAINING_FILE, folders.HISTORY_FILE):
+        if not (run / name).is_file():
+            found.unchecked.append(f"{_within(found, run / name)} is missing, so figures of the training were not held")
+    if (document := documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE)) is not None:
+        computed = {"training": differences.plain(document)}
+        _hold(found, f"{folders.STUDY_RESULTS}: {run.name}", said, computed, old)
 
 
 def _trained(found: VerifiedDocument, run: _Tables, old: bool) -> None:
