@@ -144,6 +144,12 @@ def test_a_finished_study_of_version_0_1_is_done() -> None:
     assert "2 done, 0 running, 0 failed, 0 waiting" in run("status", OLD).stdout
 
 
+def test_a_run_whose_files_are_gone_is_not_done_whatever_study_json_says(tmp_path: Path) -> None:
+    study = Path(shutil.copytree(OLD, tmp_path / "study"))
+    shutil.rmtree(study / "runs" / ROBUST)
+    assert states(study) == {STANDARD: "done", ROBUST: "waiting"}
+
+
 def test_a_folder_that_is_no_study_is_one_line(tmp_path: Path) -> None:
     assert "no study.yaml here" in complaint("status", tmp_path)
     assert "no such study folder" in complaint("status", tmp_path / "gone")
