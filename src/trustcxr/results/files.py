@@ -140,14 +140,29 @@ def part(content: Mapping[str, object], key: str) -> dict[str, object]:
 def parse_yaml(text: str) -> Any:
     """The content of YAML text. ValueError where its aliases would unfold to more than a recipe can hold, or never end.
 
-    yaml.YAMLError where it is not YAML.
+    yaml.YAMLError where it is not YAML, or a key stands twice beside its like.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _count_values(content, [0], ())
     return content
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no key stands twice: the first of two would be lost in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (known := (key.tag, key.value)) in lines:
+                    raise yaml.YAMLError(f"key '{key.value}' is there twice, in lines {lines[known]} and {line}")
+                lines[known] = line
+        return node
 
 
 def _count_values(value: Any, counted: list[int], above: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from trustcxr.results import files, folders
 
 
 def write(recipe: StudyRecipe, data: Path, folder: Path) -> Path:
-    """data-check.json in the study's folder: what `trustcxr data check --json` prints; kept where it is there and whole."""
+    """data-check.json in the study's folder: what `trustcxr data check --json` prints; kept where it is whole."""
     from trustcxr.data.auditing.audit import audit
 
     path = folder / folders.DATA_CHECK_FILE
