@@ -1,12 +1,13 @@
 """Runs that were finished on a machine that is gone: a few small files, and a study goes on from them."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from test_cli import complaint
+from test_cli import complaint, run
 from test_study import tiny
 from trustcxr import report
 from trustcxr.data.phantom import writing
@@ -75,6 +76,26 @@ def test_what_is_damaged_where_it_is_kept_is_not_brought_and_is_kept_anew(tmp_pa
     assert finished.keep(OLD, kept) == [ROBUST]
     assert (kept / "runs" / ROBUST / "metrics.json").read_bytes() == whole
     assert finished.bring(kept, study) == [ROBUST]
+
+
+def test_a_dry_run_counts_what_was_finished_elsewhere_and_refuses_what_the_study_would(tmp_path: Path) -> None:
+    kept, asked = tmp_path / "kept", tmp_path / "recipe.yaml"
+    finished.keep(OLD, kept)
+    files.write_yaml(asked, files.part(files.read_yaml(OLD / "study.yaml"), "recipe"))
+    words = ("study", asked, "--dry-run", "--no-measure")
+    listed = json.loads(run(*words, "--json").stdout)["runs"]
+    assert {one["state"] for one in listed} == {"waiting"}
+    listed = json.loads(run(*words, "--kept", kept, "--json").stdout)["runs"]
+    assert {one["run"] for one in listed if one["state"] == "done"} == {ROBUST}
+    assert not list((tmp_path).glob("**/.costs.json"))
+    assert "holds runs of another recipe" in complaint("study", "demo", *words[2:], "--kept", kept)
+    for option, value, said in (
+        ("--jobs", -4, "--jobs -4: expected 1 or more"),
+        ("--engine", "zzz", "unknown engine 'zzz'"),
+        ("--devices", 0, "--devices and --nodes: expected 1 or more"),
+        ("--devices", 99, "99 processes share each batch"),
+    ):
+        assert said in complaint(*words, option, value)
 
 
 def small(**changes: object) -> StudyRecipe:

@@ -7,6 +7,7 @@ it; what a study says of it is what was written when it was whole.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.console import say
@@ -48,7 +49,7 @@ def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     What `place` holds of another study, or of other films, is refused with a UserError.
     """
     content = folders.read_study(study)
-    _refuse_another(place, content)
+    refuse_another(place, _recipe(content, study), content)
     if not (place / folders.STUDY_FILE).is_file():
         files.write_yaml(place / folders.STUDY_FILE, content)
     found = []
@@ -77,7 +78,8 @@ def bring(place: Path, study: Path) -> list[str]:
     """
     if not (place / folders.STUDY_FILE).is_file():
         return []
-    _refuse_another(place, folders.read_study(study))
+    content = folders.read_study(study)
+    refuse_another(place, _recipe(content, study), content)
     found = []
     for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
         kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
@@ -94,6 +96,14 @@ def bring(place: Path, study: Path) -> list[str]:
     if found:
         say(f"finished elsewhere, their figures in {place}: {', '.join(found)}")
     return found
+
+
+def place_of(run: RunRecipe, study: Path | None, kept: Path | None) -> Path:
+    """Where a run's files are: in its study, or where it is `kept`, if it was finished elsewhere and not begun here."""
+    own = study / "runs" / run.name if study is not None else Path("nowhere", run.name)
+    small = kept / "runs" / run.name if kept is not None else own
+    begun = (own / folders.RUN_FILE).is_file()
+    return own if begun or not is_finished(small) or _lost(small, folders.VALIDATED_FILE) else small
 
 
 def _lost(run: Path, validated: str) -> str | None:
@@ -140,13 +150,19 @@ def _validated(run: Path) -> RunDocument:
     )
 
 
-def _refuse_another(place: Path, study: dict[str, object]) -> None:
-    path = place / folders.STUDY_FILE
-    if not path.is_file():
+def refuse_another(place: Path, recipe: StudyRecipe, study: Mapping[str, object] | None) -> None:
+    """UserError where `place` keeps runs of another recipe, or on other films than those of a `study` (its study.yaml).
+
+    Of a study that was not begun the films are not known.
+    """
+    if not (place / folders.STUDY_FILE).is_file():
         return
     kept = folders.read_study(place)
-    one, other = (untracked(validate(StudyRecipe, files.part(c, "recipe"), str(path))) for c in (kept, study))
-    if one != other:
+    if untracked(_recipe(kept, place)) != untracked(recipe):
         raise UserError(f"{place}: holds runs of another recipe; name another folder")
-    if kept.get("fingerprint") != study.get("fingerprint"):
+    if study is not None and kept.get("fingerprint") != study.get("fingerprint"):
         raise UserError(f"{place}: holds runs on other films; name another folder")
+
+
+def _recipe(content: Mapping[str, object], study: Path) -> StudyRecipe:
+    return validate(StudyRecipe, files.part(content, "recipe"), str(study / folders.STUDY_FILE))
