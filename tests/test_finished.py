@@ -1,12 +1,13 @@
 """Runs that were finished on a machine that is gone: a few small files, and a study goes on from them."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from test_cli import complaint
+from test_cli import complaint, run
 from test_study import tiny
 from trustcxr import report
 from trustcxr.data.phantom import writing
@@ -61,6 +62,54 @@ def test_a_run_that_robust_ones_start_from_is_not_brought_without_its_weights(tm
         files.write_yaml(kept / "study.yaml", recipe)
         shutil.copytree(kept, study / start, ignore=shutil.ignore_patterns("runs"))
         assert finished.bring(kept, study / start) == found
+
+
+@pytest.mark.parametrize("name", ["history.csv", "training.json", "metrics.json", "run.yaml", "validation.parquet"])
+def test_a_run_with_a_lost_file_is_left_out_and_said_once(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, told = Path(shutil.copytree(OLD, tmp_path / "study")), set[str]()
+    (study / "runs" / ROBUST / name).write_text("")
+    assert finished.keep(study, tmp_path / "kept", told) == []
+    assert finished.keep(study, tmp_path / "kept", told) == []
+    assert capsys.readouterr().err.count(f"{ROBUST}: {name} is damaged, so the run is not kept") == 1
+    (study / "runs" / ROBUST / name).unlink()
+    assert finished.keep(study, tmp_path / "kept", told) == []
+    assert not (tmp_path / "kept" / "runs").exists()
+    shutil.copyfile(OLD / "runs" / ROBUST / name, study / "runs" / ROBUST / name)
+    assert finished.keep(study, tmp_path / "kept", told) == [ROBUST]
+
+
+def test_what_is_damaged_where_it_is_kept_is_not_brought_and_is_kept_anew(tmp_path: Path) -> None:
+    kept, study = tmp_path / "kept", tmp_path / "study"
+    finished.keep(OLD, kept)
+    whole = (kept / "runs" / ROBUST / "metrics.json").read_bytes()
+    (kept / "runs" / ROBUST / "metrics.json").write_text("")
+    shutil.copytree(kept, study, ignore=shutil.ignore_patterns("runs"))
+    assert finished.bring(kept, study) == []
+    assert finished.keep(OLD, kept) == [ROBUST]
+    assert (kept / "runs" / ROBUST / "metrics.json").read_bytes() == whole
+    assert finished.bring(kept, study) == [ROBUST]
+
+
+def test_a_dry_run_counts_what_was_finished_elsewhere_and_refuses_what_the_study_would(tmp_path: Path) -> None:
+    kept, asked = tmp_path / "kept", tmp_path / "recipe.yaml"
+    finished.keep(OLD, kept)
+    files.write_yaml(asked, files.part(files.read_yaml(OLD / "study.yaml"), "recipe"))
+    words = ("study", asked, "--dry-run", "--no-measure")
+    listed = json.loads(run(*words, "--json").stdout)["runs"]
+    assert {one["state"] for one in listed} == {"waiting"}
+    listed = json.loads(run(*words, "--kept", kept, "--json").stdout)["runs"]
+    assert {one["run"] for one in listed if one["state"] == "done"} == {ROBUST}
+    assert not list((tmp_path).glob("**/.costs.json"))
+    assert "holds runs of another recipe" in complaint("study", "demo", *words[2:], "--kept", kept)
+    for option, value, said in (
+        ("--jobs", -4, "--jobs -4: expected 1 or more"),
+        ("--engine", "zzz", "unknown engine 'zzz'"),
+        ("--devices", 0, "--devices and --nodes: expected 1 or more"),
+        ("--devices", 99, "99 processes share each batch"),
+    ):
+        assert said in complaint(*words, option, value)
 
 
 def small(**changes: object) -> StudyRecipe:

@@ -120,6 +120,11 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"seeds": []}, ["key 'seeds'", "at least 1"]),
         ({"training": None}, ["key 'training'"]),
         ({"models": [3]}, ["key 'models.0'", "not 3"]),
+        ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": []}]}}, ["attacks.0.epsilons'", "at least 1"]),
+        (
+            {"evaluation": {"bootstrap": 100_000_000_000}},
+            ["key 'evaluation.bootstrap'", "less than or equal to 100000"],
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(keys: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
@@ -196,7 +201,7 @@ def test_attacks_that_only_look_alike_are_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("a: [", "not readable as YAML"), ("- 1", "found list"), ("", "found NoneType"), ("é".encode("latin1"), "YAML")],
+    [("a: [", "not readable as YAML"), ("- 1", "found list"), ("", "found nothing"), ("é".encode("latin1"), "YAML")],
 )
 def test_a_file_that_is_no_recipe(content: str | bytes, text: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
@@ -205,6 +210,16 @@ def test_a_file_that_is_no_recipe(content: str | bytes, text: str, tmp_path: Pat
         load_study(path)
     assert "\n" not in str(problem.value)
     assert str(path) in str(problem.value)
+
+
+def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nmodels: [resnet18]\ntraining:\n  epochs: 3\n  epochs: 30\n")
+    with pytest.raises(UserError, match=r"twice\.yaml: .*key 'epochs' is there twice, in lines 4 and 5"):
+        load_study(path)
+    shared = "name: a\nmodels:\n  - &one {name: resnet18, label: x}\n  - &two {<<: *one, label: y}\n"
+    path.write_text(shared + "  - {<<: *two, label: z}\n")
+    assert [model.label for model in load_study(path).models] == ["x", "y", "z"]
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:

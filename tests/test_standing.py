@@ -6,8 +6,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,8 @@ from test_engines import small
 from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.results import files, folders, locks
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
-from trustcxr.study import costs, planned, standing
+from trustcxr.study import costs, data_check, engines, planned, standing
+from trustcxr.study.protocol import Study
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
 STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
@@ -87,6 +90,39 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
 
 
+def test_a_damaged_file_of_times_counts_as_none(begun: Path) -> None:
+    robust = begun / "runs" / ROBUST
+    for path in (robust / costs.STEPS_FILE, begun / costs.COST_FILE, robust / folders.FAILURE_FILE):
+        path.write_text("")
+    (robust / folders.HISTORY_FILE).write_text("epoch,seconds\n0,30.0\n1,x")
+    assert states(begun)[ROBUST] == "failed"
+    with costs.taken(robust, "explain"):
+        pass
+    assert list(costs.steps_of(robust)) == ["explain"]
+
+
+def test_time_worked_before_counts_as_none_where_its_file_is_damaged(tmp_path: Path) -> None:
+    study = Study(small(), tmp_path, tmp_path, engines.get("local"))  # type: ignore[arg-type]
+    study._clock = time.monotonic() - 5
+    (tmp_path / ".seconds").write_text("")
+    assert 5 <= study._seconds() < 60
+    assert 5 <= study._seconds() < 60, "and goes on from there"
+
+
+def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
+    monkeypatch.setattr("trustcxr.data.auditing.audit.audit", lambda *_, **__: made)
+    (tmp_path / folders.DATA_CHECK_FILE).write_text("")
+    written = data_check.write(small(), tmp_path, tmp_path)  # type: ignore[arg-type]
+    assert files.read_json(written) == {"verdict": "none"}
+
+
+def test_a_damaged_recipe_of_a_study_is_said_with_what_to_do(begun: Path) -> None:
+    (begun / folders.STUDY_FILE).write_text("")
+    said = complaint("status", begun)
+    assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
+
+
 def test_what_nobody_measured_is_not_guessed(begun: Path) -> None:
     robust = begun / "runs" / ROBUST
     shutil.rmtree(robust)
@@ -106,6 +142,12 @@ def test_nothing_is_cut_off_in_a_terminal_of_80_columns() -> None:
 def test_a_finished_study_of_version_0_1_is_done() -> None:
     assert set(states(OLD).values()) == {"done"}
     assert "2 done, 0 running, 0 failed, 0 waiting" in run("status", OLD).stdout
+
+
+def test_a_run_whose_files_are_gone_is_not_done_whatever_study_json_says(tmp_path: Path) -> None:
+    study = Path(shutil.copytree(OLD, tmp_path / "study"))
+    shutil.rmtree(study / "runs" / ROBUST)
+    assert states(study) == {STANDARD: "done", ROBUST: "waiting"}
 
 
 def test_a_folder_that_is_no_study_is_one_line(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
-from trustcxr.study import engines, steps
+from trustcxr.study import engines, protocol, steps
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.contract import Outcomes, Work
 from trustcxr.study.protocol import Study
@@ -300,6 +300,37 @@ def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     recipe = tiny(models=models, selection={"count": 2})
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
+
+
+class Placing:
+    """An engine that takes every run from another study, but for those that fail."""
+
+    def __init__(self, source: Path, failing: set[str]) -> None:
+        self.source, self.failing = source, failing
+
+    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
+        for task in tasks:
+            if task.step == "train" and task.run not in self.failing:
+                shutil.copytree(self.source / "runs" / task.run, task.study / "runs" / task.run)
+        return [Failure(task.run, "train: no number") if task.run in self.failing else None for task in tasks]
+
+
+@pytest.mark.parametrize("start", ["scratch", "standard"])
+def test_a_robust_run_that_is_done_counts_though_its_standard_run_failed_and_one_not_begun_is_named(
+    start: str, done: Path, films: Path, tmp_path: Path
+) -> None:
+    (robust,) = [path.name for path in done.glob("runs/*-fgsm-s0")]
+    standard = robust.replace("fgsm", "standard")
+    (other,) = {FIRST, SECOND} - {standard}
+    other_robust = other.replace("standard", "fgsm")
+    recipe = tiny(selection={"count": 2}, defences=[{"name": "fgsm", "epsilon": 0.02, "start_from": start}])
+    document = Study(recipe, films, tmp_path / "out", Placing(done, {standard, other_robust})).run()
+    if start == "scratch":
+        assert {run.run for run in document.runs} == {other, robust}
+        assert protocol.missing(document) == f"{standard}, {other_robust}"
+    else:
+        assert {run.run for run in document.runs} == {other}
+        assert protocol.missing(document) == f"{standard}, {other_robust}, {robust}"
 
 
 class Refusing:

@@ -82,6 +82,20 @@ def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_
     assert differing(before) == {"certified[0.01].accuracy_ci", "attacks[pgd 0.02].success_rate_ci[0]"}
 
 
+def test_a_changed_figure_of_a_training_is_found_and_a_missing_history_is_said(tmp_path: Path) -> None:
+    study = Path(shutil.copytree(OLD, tmp_path / "study"))
+    before = verify(study)
+    assert not before.differences
+    change(study / "study.json", "runs", 0, "training", "best_value", to=0.999)
+    change(study / "study.json", "runs", 0, "training", "epochs", to=77)
+    name = files.read_json(study / "study.json")["runs"][0]["run"]
+    (study / "runs" / name / "history.csv").unlink()
+    document = verify(study)
+    assert found(document) == {(f"study.json: {name}", f"training.{key}") for key in ("best_value", "epochs")}
+    (line,) = set(document.unchecked) - set(before.unchecked)
+    assert line.startswith(f"runs/{name}/history.csv is missing")
+
+
 def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
     assert "no such study folder" in complaint("verify", tmp_path / "gone")
     assert "no study.json here" in complaint("verify", tmp_path)

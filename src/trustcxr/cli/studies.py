@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,29 +95,29 @@ def study(
         chosen = with_seeds(chosen, seeds)
     if track is not None:
         chosen = tracked(chosen, *tracker(track))
-    if dry_run:
-        return _dry_run(chosen, data, out, measure=measure, again=again, json=json)
-    if data is None or out is None:
-        missing = "--data PATH" if data is None else "--out DIR"
-        raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
     from trustcxr.study import engines
-    from trustcxr.study.protocol import Study
 
     options = pairs("--slurm", slurm or ())
     asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options, devices)
     where = engines.get(engine, asked=asked)
+    if dry_run:
+        how = {"kept": kept, "devices": devices, "measured": measure, "again": again}
+        return _dry_run(chosen, data, out, json=json, **how)
+    if data is None or out is None:
+        missing = "--data PATH" if data is None else "--out DIR"
+        raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
+    from trustcxr.study.protocol import Study
+
     whole = Study(chosen, data, out, where, check_data=check, kept=kept, devices=devices)
     return _finish_study(whole.run(), out, json=json)
 
 
-def _dry_run(
-    recipe: "StudyRecipe", data: Path | None, out: Path | None, *, measure: bool, again: bool, json: bool
-) -> None:
+def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json: bool, **how: Any) -> None:
     from trustcxr import report
     from trustcxr.report import plans
     from trustcxr.study import dry_run
 
-    plan = dry_run.dry_run(recipe, data, out, measured=measure, again=again)
+    plan = dry_run.dry_run(recipe, data, out, **how)
     if json:
         return print_json(plan)
     report.print_rows(f"{plan.study}: {recipe.title}", plans.costs(plan))

@@ -51,6 +51,11 @@ def prove(
     return pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
 
 
+def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
+    """The rows of these radii; all where none are named."""
+    return table if radii is None else table[table["epsilon"].isin(radii)].reset_index(drop=True)
+
+
 def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedResult]:
     """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
     bootstraps, found = Bootstraps(resamples=resamples), []

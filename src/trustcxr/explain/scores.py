@@ -187,6 +187,11 @@ def with_random(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
+def rows_of(table: pd.DataFrame, methods: Sequence[str] | None) -> pd.DataFrame:
+    """The rows of saliency.parquet of these methods and of the random map; all where none are named."""
+    return table if methods is None else table[table["method"].isin(with_random(methods))].reset_index(drop=True)
+
+
 def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
-from trustcxr.recipes.validation import Fraction, Strict, read, validate
+from trustcxr.recipes.validation import Fraction, Resamples, Strict, read, validate
 
 EXAMS = Path(__file__).parent / "exams"
 NEWEST = "exam-1"
@@ -29,7 +29,7 @@ class ExamRecipe(Strict):
     corruptions: CorruptionsRecipe
     gate: GateRecipe = GateRecipe()
     batch_size: int = Field(64, ge=1)
-    bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
+    bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 
     def changed(self, attacks: tuple[str, ...] = (), epsilons: tuple[float, ...] = ()) -> "ExamRecipe":
         """The same with other attacks or radii, and then without a version; itself where nothing is changed.

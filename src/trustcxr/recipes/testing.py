@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from trustcxr.catalogue import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method
 from trustcxr.errors import unknown
-from trustcxr.recipes.validation import Fraction, Strict
+from trustcxr.recipes.validation import Fraction, Resamples, Strict
 
 
 def _known(attack: str) -> str:
@@ -23,7 +23,9 @@ class AttackRecipe(Strict):
 
     name: Annotated[str, AfterValidator(_known)] = Field(description=f"one of {', '.join(ATTACKS)}")
     epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
-        (0.02,), description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1"
+        (0.02,),
+        min_length=1,
+        description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1",
     )
     steps: int | None = Field(None, ge=1, description="of the climb: 20 for PGD, 10 for momentum, 50 for the rest")
     queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
@@ -93,13 +95,17 @@ class EvaluationRecipe(Strict):
     attacks: tuple[AttackRecipe, ...] = tuple(AttackRecipe(name=name) for name in USUAL_ATTACKS)
     corruptions: CorruptionsRecipe | None = Field(None, description="{names: all or a list, severities: [1, 3, 5]}")
     batch_size: int = Field(64, ge=1)
-    bootstrap: int = Field(2000, ge=100, description="resamples behind each interval")
+    bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 
     def conditions(self) -> set[tuple[str, float, int, int]]:
         """What this asks of predictions.parquet beside clean and views: attack, epsilon, steps, severity."""
         attacked = {(attack.name, float(e), attack.effort, 0) for attack in self.attacks for e in attack.epsilons}
         named = self.corruptions.conditions() if self.corruptions else ()
         return attacked | {(name, 0.0, 0, severity) for name, severity in named}
+
+    def radii(self) -> list[float]:
+        """Every epsilon above 0 of its attacks, once: those that a certified defence is proved within."""
+        return sorted({e for attack in self.attacks for e in attack.epsilons if e})
 
 
 class ExplanationRecipe(Strict):

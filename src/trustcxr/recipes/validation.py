@@ -13,6 +13,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import parse_yaml, read_yaml
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Resamples = Annotated[int, Field(ge=100, le=100_000)]  # each holds a number for every patient at once
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

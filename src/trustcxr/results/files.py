@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,8 +111,12 @@ def write_yaml(path: Path, content: Any) -> None:
         temporary.write_bytes(text)
 
 
-def read_yaml(path: Path, *, what: str = "file") -> dict[str, object]:
-    """One YAML document with keys and values; UserError where it is missing or broken. `what` is its name there."""
+def read_yaml(path: Path, *, what: str = "file", advice: str = "") -> dict[str, object]:
+    """One YAML document with keys and values; UserError where it is missing or broken.
+
+    `what` is its name there, `advice` what to do where it is broken.
+    """
+    then = f"; {advice}" if advice else ""
     try:
         content = parse_yaml(read_text(path, most=_MOST_YAML))
     except FileNotFoundError:
@@ -119,9 +124,10 @@ def read_yaml(path: Path, *, what: str = "file") -> dict[str, object]:
     except OSError as problem:
         raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
     except (ValueError, yaml.YAMLError) as problem:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}{then}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+        found = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{path}: expected keys and values, found {found}{then}")
     return content
 
 
@@ -134,14 +140,29 @@ def part(content: Mapping[str, object], key: str) -> dict[str, object]:
 def parse_yaml(text: str) -> Any:
     """The content of YAML text. ValueError where its aliases would unfold to more than a recipe can hold, or never end.
 
-    yaml.YAMLError where it is not YAML.
+    yaml.YAMLError where it is not YAML, or a key stands twice beside its like.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _count_values(content, [0], ())
     return content
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no key stands twice: the first of two would be lost in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (known := (key.tag, key.value)) in lines:
+                    raise yaml.YAMLError(f"key '{key.value}' is there twice, in lines {lines[known]} and {line}")
+                lines[known] = line
+        return node
 
 
 def _count_values(value: Any, counted: list[int], above: tuple[int, ...]) -> None:
@@ -184,16 +205,34 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
             raise ValueError(f"{path.name}: no table to write")
 
 
-def read_table(path: Path) -> "pd.DataFrame":
-    """A table from CSV or Parquet; UserError where it is missing or broken."""
+def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+    """A table from CSV or Parquet, or some of its columns; UserError where it is missing or broken."""
     import pandas as pd
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        return pd.read_csv(path, usecols=columns) if path.suffix == ".csv" else pd.read_parquet(path, columns=columns)
     except Exception as problem:
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
+
+
+def reads(path: Path) -> bool:
+    """Whether a file can be read by its format: a document, a table or arrays; of a Parquet file its end, its index."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            parquet.read_metadata(path)
+        elif path.suffix == ".csv":
+            return not read_table(path).empty
+        elif path.suffix in (".yaml", ".json"):
+            return bool(read_yaml(path) if path.suffix == ".yaml" else read_document(path))
+        else:
+            return zipfile.is_zipfile(path)
+    except Exception:  # damaged, forbidden, a folder
+        return False
+    return True
 
 
 def write_arrays(path: Path, arrays: "Mapping[str, ArrayLike]") -> None:

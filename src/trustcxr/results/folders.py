@@ -104,6 +104,12 @@ def check_study(folder: Path) -> Path:
     return folder
 
 
+def read_study(folder: Path) -> dict[str, object]:
+    """What study.yaml says; UserError, with what to do, where it is missing or damaged."""
+    again = "delete it, and `trustcxr study` with the recipe that the study was begun with writes it again"
+    return files.read_yaml(folder / STUDY_FILE, advice=again)
+
+
 def check_begun(folder: Path) -> Path:
     """The folder itself; UserError where no study was begun in it."""
     if not folder.is_dir():

@@ -8,10 +8,11 @@ film takes in each kind of work. What the study itself took counts before what a
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trustcxr.catalogue import DEFENCES
+from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.results import documents, files, folders
@@ -34,8 +35,9 @@ def taken(folder: Path, step: str) -> Iterator[None]:
 
 def steps_of(folder: Path) -> dict[str, float]:
     """Seconds that each step of a run took, as far as they were noted."""
-    path = folder / STEPS_FILE
-    found = files.read_document(path) if path.is_file() else {}
+    found: dict[str, object] = {}
+    with suppress(UserError):  # not there, or damaged
+        found = files.read_document(folder / STEPS_FILE)
     return {step: float(seconds) for step, seconds in found.items() if isinstance(seconds, int | float)}
 
 
@@ -50,7 +52,7 @@ class Known:
     def __init__(self, study: Path | None, runs: list[RunRecipe], costs: CostDocument | None) -> None:
         self.costs = costs
         if costs is None and study is not None:
-            self.costs = documents.read_if_there(CostDocument, study / COST_FILE)
+            self.costs = documents.read_if_whole(CostDocument, study / COST_FILE)
         self.epochs: dict[str, list[float]] = {}
         self.steps: dict[str, dict[str, float]] = {}
         for run in runs if study is not None else ():

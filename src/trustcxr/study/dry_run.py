@@ -10,22 +10,36 @@ from trustcxr.errors import UserError
 from trustcxr.recipes.study import StudyRecipe, untracked
 from trustcxr.results import files, folders
 from trustcxr.results.documents import StudyPlan
-from trustcxr.study import planned, standing
+from trustcxr.study import finished, planned, standing
 from trustcxr.study.costs import COST_FILE
 
 
 def dry_run(
-    recipe: StudyRecipe, data: Path | None, out: Path | None, *, measured: bool = True, again: bool = False
+    recipe: StudyRecipe,
+    data: Path | None,
+    out: Path | None,
+    *,
+    kept: Path | None = None,
+    devices: int = 1,
+    measured: bool = True,
+    again: bool = False,
 ) -> StudyPlan:
     """The plan of a study; nothing is trained, decoded or fetched.
 
-    Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen, and what was
-    measured is kept there for `status`. `measured`: time each network now, some seconds each, but for those that were
-    timed on this machine before, unless `again`.
+    Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen, and so is
+    what was finished elsewhere and `kept`; what was measured is kept in `out` for `status`. `devices`: cards that share
+    each training; UserError where they cannot. `measured`: time each network now, some seconds each, but for those that
+    were timed on this machine before, unless `again`.
     """
     begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
     if begun is not None and untracked(planned.recipe_of(begun)) != untracked(recipe):
         raise UserError(f"{out}: holds a study of another recipe; choose another --out, or see trustcxr status {out}")
+    if devices != 1:
+        from trustcxr.study import preflight
+
+        preflight.cards(recipe, devices)
+    if kept is not None:
+        finished.refuse_another(kept, recipe, None if begun is None else folders.read_study(begun))
     costs = None
     if measured:
         from trustcxr.study import measuring
@@ -35,7 +49,7 @@ def dry_run(
         costs.notes.insert(0, note)
         if out is not None:
             files.write_json(out / COST_FILE, costs)
-    return standing.plan(recipe, begun or out, costs)
+    return standing.plan(recipe, begun or out, costs, kept)
 
 
 def counted(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int], str]:

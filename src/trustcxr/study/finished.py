@@ -7,6 +7,7 @@ it; what a study says of it is what was written when it was whole.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.console import say
@@ -40,20 +41,25 @@ def check(run: Path, recipe: RunRecipe) -> None:
         raise UserError(f"{run}: holds another run; choose another --out")
 
 
-def keep(study: Path, place: Path) -> list[str]:
+def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     """Put the small files of every finished run of a study into `place`, where they are not yet; names of these runs.
 
-    Of metrics.json the figures of all films are kept, to six digits, and not those of parts of them.
+    Of metrics.json the figures of all films are kept, to six digits, and not those of parts of them. A run of which a
+    file is missing or damaged is left out, which is said once for each cause in `told`.
     What `place` holds of another study, or of other films, is refused with a UserError.
     """
-    content = files.read_yaml(study / folders.STUDY_FILE)
-    _refuse_another(place, content)
+    content = folders.read_study(study)
+    refuse_another(place, _recipe(content, study), content)
     if not (place / folders.STUDY_FILE).is_file():
         files.write_yaml(place / folders.STUDY_FILE, content)
     found = []
     for metrics_file in sorted(study.glob(f"runs/*/{folders.METRICS_FILE}")):
         run, kept = metrics_file.parent, place / "runs" / metrics_file.parent.name
-        if not (kept / folders.METRICS_FILE).is_file() and (run / folders.VALIDATION_FILE).is_file():
+        if _lost(kept, folders.VALIDATED_FILE) is None or not (run / folders.VALIDATION_FILE).is_file():
+            continue
+        if (why := _lost(run, folders.VALIDATION_FILE)) is not None:
+            _say_once(f"{run}: {why}, so the run is not kept in {place} yet", told)
+        else:
             files.write_json(kept / folders.VALIDATED_FILE, _validated(run))
             for name in _SMALL[:-1]:
                 with files.replacing(kept / name) as temporary:
@@ -74,13 +80,17 @@ def bring(place: Path, study: Path) -> list[str]:
     """
     if not (place / folders.STUDY_FILE).is_file():
         return []
-    _refuse_another(place, files.read_yaml(study / folders.STUDY_FILE))
-    found, asked = [], files.read_yaml(study / folders.STUDY_FILE)
-    recipe = validate(StudyRecipe, files.part(asked, "recipe"), str(study / folders.STUDY_FILE))
-    started_from = any(defence.start_from == "standard" for defence in recipe.defences)
+    content = folders.read_study(study)
+    recipe = _recipe(content, study)
+    refuse_another(place, recipe, content)
+    found, started_from = [], any(defence.start_from == "standard" for defence in recipe.defences)
     for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
         kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
-        if not (run / folders.RUN_FILE).is_file() and is_finished(kept) and not (started_from and _is_standard(kept)):
+        if (run / folders.RUN_FILE).is_file() or not is_finished(kept):
+            continue
+        if (why := _lost(kept, folders.VALIDATED_FILE)) is not None:
+            say(f"{kept}: {why}, so the run is done again")
+        elif not (started_from and _is_standard(kept)):
             run.mkdir(parents=True, exist_ok=True)
             for name in (folders.VALIDATED_FILE, *reversed(_SMALL)):  # run.yaml last: without it the run is not begun
                 with files.replacing(run / name) as temporary:
@@ -94,6 +104,31 @@ def bring(place: Path, study: Path) -> list[str]:
 def _is_standard(run: Path) -> bool:
     recipe = files.part(files.read_yaml(run / folders.RUN_FILE), "recipe")
     return files.part(recipe, "defence").get("name", "standard") == "standard"
+
+
+def place_of(run: RunRecipe, study: Path | None, kept: Path | None) -> Path:
+    """Where a run's files are: in its study, or where it is `kept`, if it was finished elsewhere and not begun here."""
+    own = study / "runs" / run.name if study is not None else Path("nowhere", run.name)
+    small = kept / "runs" / run.name if kept is not None else own
+    begun = (own / folders.RUN_FILE).is_file()
+    return own if begun or not is_finished(small) or _lost(small, folders.VALIDATED_FILE) else small
+
+
+def _lost(run: Path, validated: str) -> str | None:
+    """Which of the files that are kept of a run is missing or damaged; None where all are whole."""
+    for name in (*_SMALL, validated):
+        if not (run / name).is_file():
+            return f"{name} is missing"
+        if not files.reads(run / name):
+            return f"{name} is damaged"
+    return None
+
+
+def _say_once(text: str, told: set[str] | None) -> None:
+    if told is None or text not in told:
+        say(text)
+    if told is not None:
+        told.add(text)
 
 
 def _in_small(value: object) -> object:
@@ -123,13 +158,19 @@ def _validated(run: Path) -> RunDocument:
     )
 
 
-def _refuse_another(place: Path, study: dict[str, object]) -> None:
-    path = place / folders.STUDY_FILE
-    if not path.is_file():
+def refuse_another(place: Path, recipe: StudyRecipe, study: Mapping[str, object] | None) -> None:
+    """UserError where `place` keeps runs of another recipe, or on other films than those of a `study` (its study.yaml).
+
+    Of a study that was not begun the films are not known.
+    """
+    if not (place / folders.STUDY_FILE).is_file():
         return
-    kept = files.read_yaml(path)
-    one, other = (untracked(validate(StudyRecipe, files.part(c, "recipe"), str(path))) for c in (kept, study))
-    if one != other:
+    kept = folders.read_study(place)
+    if untracked(_recipe(kept, place)) != untracked(recipe):
         raise UserError(f"{place}: holds runs of another recipe; name another folder")
-    if kept.get("fingerprint") != study.get("fingerprint"):
+    if study is not None and kept.get("fingerprint") != study.get("fingerprint"):
         raise UserError(f"{place}: holds runs on other films; name another folder")
+
+
+def _recipe(content: Mapping[str, object], study: Path) -> StudyRecipe:
+    return validate(StudyRecipe, files.part(content, "recipe"), str(study / folders.STUDY_FILE))

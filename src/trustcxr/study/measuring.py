@@ -129,7 +129,7 @@ def _key(run: RunRecipe) -> str:
 def _before(ways: Iterable[RunRecipe]) -> dict[str, WayCost]:
     """Of these ways those that were timed on this machine before."""
     place = cache_folder() / KEPT
-    found = {kind(run): documents.read_if_there(WayCost, place / f"{_key(run)}.json") for run in ways}
+    found = {kind(run): documents.read_if_whole(WayCost, place / f"{_key(run)}.json") for run in ways}
     return {name: cost for name, cost in found.items() if cost is not None}
 
 

@@ -5,53 +5,76 @@ from pathlib import Path
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
+from trustcxr.explain import familiarity
 from trustcxr.results import files, folders
 
-# Each file, and those that are made from it and go with it.
+# Tables, and what is made from them and goes with them.
 _TABLES = (
     folders.VALIDATION_FILE,
     folders.PREDICTIONS_FILE,
     folders.SALIENCY_FILE,
     folders.LESIONS_FILE,
+    folders.CERTIFIED_FILE,
 )
 _MADE_FROM_TABLES = (folders.METRICS_FILE, folders.PANELS_FILE)
+_OF_WEIGHTS = (*_TABLES, *_MADE_FROM_TABLES, folders.FAMILIARITY_FILE)
+_TRAINING = (folders.TRAINING_FILE, folders.WEIGHTS_FILE, folders.RUN_FILE, folders.FILMS_FILE)
 
 
 def mend(run: Path) -> None:
     """Take away what is damaged of a run in a study, and what was made from it; each is said in a line.
 
-    A run whose weights or recipe are gone or damaged is trained again; tables and documents are computed again.
+    A run whose training, weights or recipe are gone or damaged is trained again, and nothing that was measured of
+    weights before stays; tables, documents and panels are made again.
     """
-    if not any((run / name).exists() or (run / name).is_symlink() for name in (folders.TRAINING_FILE, *_TABLES)):
-        return
-    if (why := _untrained(run)) is not None:
+    trained = _is_there(run / folders.TRAINING_FILE)
+    if not trained:
+        _mend_unfinished(run)
+        if not any(_is_there(run / name) for name in _OF_WEIGHTS):
+            return
+    if (why := untrained(run) or _not_validated(run)) is not None:
         say(f"{run.name}: {why}: trained again")
-        for name in (
-            *_TABLES,
-            *_MADE_FROM_TABLES,
-            folders.TRAINING_FILE,
-            folders.WEIGHTS_FILE,
-            folders.RUN_FILE,
-            folders.FILMS_FILE,
-        ):
+        for name in (*_OF_WEIGHTS, *((*_TRAINING, folders.BEFORE_REFIT) if trained else ())):
             _remove(run / name)
+        if any(run.glob("evaluations/*")):
+            say(f"{run.name}/evaluations: of the weights before; evaluate these films again")
         return
-    damaged = [name for name in _TABLES if _is_there(run / name) and not _table_reads(run / name)]
-    if _is_there(run / folders.METRICS_FILE) and not _document_reads(run / folders.METRICS_FILE):
-        damaged.append(folders.METRICS_FILE)
+    damaged = [name for name in _OF_WEIGHTS if _is_there(run / name) and not _reads(run / name)]
     for name in damaged:
         say(f"{run.name}/{name} is damaged: made again")
         _remove(run / name)
-    if damaged:
+    if set(damaged) & {*_TABLES, folders.METRICS_FILE}:
         for name in _MADE_FROM_TABLES:
             _remove(run / name)
 
 
-def _untrained(run: Path) -> str | None:
-    """Why a run that says it is trained cannot be used; None where it can, or where it does not say so."""
-    if not _is_there(run / folders.TRAINING_FILE):
+def _mend_unfinished(run: Path) -> None:
+    """Of a training that goes on: its recipe is written anew, and what validation judged is trained anew."""
+    if _is_there(run / folders.RUN_FILE) and not files.reads(run / folders.RUN_FILE):
+        say(f"{run.name}/{folders.RUN_FILE} is damaged: made again")
+        _remove(run / folders.RUN_FILE)
+    before = run / folders.BEFORE_REFIT
+    if _is_there(before / folders.TRAINING_FILE) and (why := untrained(before)) is not None:
+        say(f"{run.name}: {why}: trained again")
+        _remove(before)
+
+
+def _not_validated(run: Path) -> str | None:
+    """Why the weights that validation judged cannot be used, where the run was refit and they are still asked for."""
+    if not files.part(files.part(files.read_yaml(run / folders.RUN_FILE), "recipe"), "training").get("refit"):
         return None
-    if not _document_reads(run / folders.TRAINING_FILE):
+    explained = (run / folders.SALIENCY_FILE).is_file() or (run / folders.METRICS_FILE).is_file()
+    if (run / folders.VALIDATION_FILE).is_file() and explained:
+        return None
+    why = untrained(run / folders.BEFORE_REFIT)
+    return None if why is None else f"{folders.BEFORE_REFIT}: {why}"
+
+
+def untrained(run: Path) -> str | None:
+    """Why a run is not trained, or cannot be used; None where it can."""
+    if not _is_there(run / folders.TRAINING_FILE):
+        return f"{folders.TRAINING_FILE} is missing"
+    if not files.reads(run / folders.TRAINING_FILE):
         return f"{folders.TRAINING_FILE} is damaged"
     try:
         content = files.read_yaml(folders.check_run(run) / folders.RUN_FILE)
@@ -67,22 +90,15 @@ def _untrained(run: Path) -> str | None:
     return None
 
 
-def _document_reads(path: Path) -> bool:
+def _reads(path: Path) -> bool:
+    return _is_familiar(path.parent) if path.name == folders.FAMILIARITY_FILE else files.reads(path)
+
+
+def _is_familiar(run: Path) -> bool:
     try:
-        return isinstance(files.read_json(path), dict)
+        return familiarity.load(run) is not None
     except UserError:
         return False
-
-
-def _table_reads(path: Path) -> bool:
-    """Whether a Parquet file is whole: its end holds the index of all the rest."""
-    from pyarrow import parquet
-
-    try:
-        parquet.read_metadata(path)
-    except Exception:  # damaged, forbidden, a folder
-        return False
-    return True
 
 
 def _is_there(path: Path) -> bool:

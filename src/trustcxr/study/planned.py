@@ -1,9 +1,11 @@
 """Which runs a study has, and how far each of them is, read off its folder: also while another process works there."""
 
 import csv
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
@@ -24,11 +26,11 @@ class Planned:
 def recipe_of(study: Path) -> StudyRecipe:
     """The recipe of a study in its folder; UserError where there is none."""
     path = folders.check_begun(study) / folders.STUDY_FILE
-    return validate(StudyRecipe, files.part(files.read_yaml(path), "recipe"), str(path))
+    return validate(StudyRecipe, files.part(folders.read_study(study), "recipe"), str(path))
 
 
-def runs(recipe: StudyRecipe, study: Path | None) -> Planned:
-    """The runs of a recipe; `study` is its folder, where one was begun."""
+def runs(recipe: StudyRecipe, study: Path | None, kept: Path | None = None) -> Planned:
+    """The runs of a recipe; `study` is its folder, where one was begun; `kept`: small files of runs done elsewhere."""
     standard = [run_recipe(recipe, model, DefenceRecipe(), seed) for model in recipe.models for seed in recipe.seeds]
     robust = [
         run_recipe(recipe, model, defence, seed)
@@ -36,25 +38,25 @@ def runs(recipe: StudyRecipe, study: Path | None) -> Planned:
         for model in recipe.models
         for seed in recipe.seeds
     ]
-    chosen = _chosen(recipe, study, standard)
+    chosen = _chosen(recipe, study, standard, kept)
     if chosen is None:
         return Planned(standard, robust, recipe.selection.count)
     return Planned([*standard, *(run for run in robust if run.model.called in chosen)], [], 0)
 
 
-def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe]) -> set[str] | None:
+def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe], kept: Path | None) -> set[str] | None:
     """The networks that go on to robust training; None where validation has not said it yet."""
     if recipe.selection.count >= len(recipe.models):
         return {model.called for model in recipe.models}
-    if study is None:
+    if study is None and kept is None:
         return None
-    said = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS)
+    said = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS) if study is not None else None
     if said is not None and said.selection.ranking:
         return {row.model for row in said.selection.ranking if row.chosen}
-    pairs = [(run, study / "runs" / run.name) for run in standard]
     from trustcxr.study.choice import ranked
-    from trustcxr.study.finished import is_validated
+    from trustcxr.study.finished import is_validated, place_of
 
+    pairs = [(run, place_of(run, study, kept)) for run in standard]
     if not all(is_validated(folder) for _, folder in pairs):
         return None
 
@@ -64,7 +66,7 @@ def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe]) 
 
 
 def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPlan:
-    """How far a run in its folder is; `described`: its figures stand in study.json."""
+    """How far a run in its folder is; `described`: its figures stand in study.json, which counts beside its tables."""
     plan = RunPlan(
         run=run.name,
         model=run.model.called,
@@ -79,14 +81,15 @@ def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPla
         seconds={},
     )
     missing = [step for step, name in folders.STEP_FILES.items() if not (folder / name).is_file()]
-    if described or "describe" not in missing:
+    if "describe" not in missing or (described and "test" not in missing):
         return plan.model_copy(update={"state": "done"})
     plan.step = missing[0]
     if (holder := locks.holder(folder)) is not None:
         return plan.model_copy(update={"state": "running", "holder": holder})
     if (folder / folders.FAILURE_FILE).is_file():
-        reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
-        return plan.model_copy(update={"state": "failed", "reason": reason})
+        with suppress(UserError):  # damaged: it failed, and why is not known
+            plan.reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
+        return plan.model_copy(update={"state": "failed"})
     return plan
 
 
@@ -99,8 +102,10 @@ def epochs_of(folder: Path) -> tuple[int, float]:
     """Epochs that a run has finished, and the seconds that they took; with a refit those of both trainings."""
     done, seconds = 0, 0.0
     for place in (folder, folder / folders.BEFORE_REFIT):
-        rows = _rows(place / folders.HISTORY_FILE)
-        done, seconds = done + len(rows), seconds + (float(rows[-1].get("seconds") or 0) if rows else 0.0)
+        with suppress(ValueError, csv.Error):  # damaged: as far as it can be read
+            rows = _rows(place / folders.HISTORY_FILE)
+            done += len(rows)
+            seconds += float(rows[-1].get("seconds") or 0) if rows else 0.0
     return done, seconds
 
 

@@ -30,6 +30,7 @@ def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
     for defence in study.defences:
         defences.get(defence.name)
     scores.check_options(study.explanation)
+    cards(study, devices)
     for attack in study.evaluation.attacks:
         if attack.surrogate is not None:
             folders.check_run(Path(attack.surrogate))
@@ -38,10 +39,15 @@ def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
         trained = all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in runs)
         _network(model, study.data.size, trained=trained)
         for run in runs:
-            Cards(devices).check(run, run.training.batch_size)
             _layers(run, study.explanation.methods)
             if run.defence.certifies:
                 _can_be_bounded(run)
+
+
+def cards(study: StudyRecipe, devices: int) -> None:
+    """UserError where so many cards of this machine cannot share each training of a study."""
+    for one in (one for model in study.models for one in _ways(study, model)):
+        Cards(devices).check(one, one.training.batch_size)
 
 
 def run(one: RunRecipe) -> None:

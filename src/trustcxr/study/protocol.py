@@ -37,10 +37,11 @@ from trustcxr.results.folders import (
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
+    read_study,
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.study import comparison, data_check, finished, preflight, seeds
+from trustcxr.study import comparison, data_check, finished, planned, preflight, seeds
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
@@ -74,6 +75,7 @@ class Study:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
         self.check_data, self.kept, self.devices = check_data, kept, devices
         self.failures: list[Failure] = []
+        self._told: set[str] = set()  # why runs are not kept, each once
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
@@ -94,24 +96,17 @@ class Study:
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
         say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
-        every = [] if self._must_choose() else self._defended(baselines)
+        every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
         trained = [run for run in baselines if finished.is_validated(self._run_folder(run))]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
-        defended = self._defended([run for run in trained if run.model.called in chosen])
         if not every:
-            done += self._each(defended)
-        described = [run for run in done if run in baselines or run in defended]
-        self._show(described)
-        document = self._document(described, ranking, datasets, self._seconds())
+            done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
+        self._show(done)
+        document = self._document(done, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
         return document
-
-    def _must_choose(self) -> bool:
-        """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
-        started = any(defence.start_from == "standard" for defence in self.recipe.defences)
-        return started or self.recipe.selection.count < len(self.recipe.models)
 
     def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
         """The robust runs of the networks and seeds of these standard ones."""
@@ -126,7 +121,7 @@ class Study:
         }
         defining = content | {"recipe": untracked(self.recipe).model_dump(mode="json")}
         if path.is_file():
-            before = files.read_yaml(path)
+            before = read_study(self.folder)
             with suppress(UserError):  # keys that are new since then have their default
                 kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
                 before["recipe"] = untracked(kept).model_dump(mode="json")
@@ -182,13 +177,15 @@ class Study:
         """After every task: time is counted, and what is finished is put where it is kept."""
         self._seconds()
         if self.kept is not None:
-            finished.keep(self.folder, self.kept)
+            finished.keep(self.folder, self.kept, self._told)
 
     def _seconds(self) -> float:
         """Time worked on this study, also before it was last cut off."""
         path = self.folder / TIME_FILE
         now = time.monotonic()
-        total = now - self._clock + (float(path.read_text()) if path.is_file() else 0.0)
+        total = now - self._clock
+        with suppress(OSError, ValueError):  # not there, or damaged
+            total += float(path.read_text())
         self._clock = now
         with files.replacing(path) as temporary:
             temporary.write_text(f"{total:.1f}")
@@ -216,7 +213,7 @@ class Study:
         from trustcxr.explain import examples
 
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
-        if all((folder / PANELS_FILE).is_file() for folder in folders):
+        if all(files.reads(folder / PANELS_FILE) for folder in folders):
             return
         test, options = self.datasets["test"], self.recipe.explanation
         tables = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
@@ -252,10 +249,16 @@ class Study:
             ),
             runs=tested,
             over_seeds=seeds.over_seeds(tested),
-            comparisons=comparison.standard_against_robust(here, resamples=recipe.evaluation.bootstrap),
+            comparisons=comparison.standard_against_robust(here, resamples=recipe.evaluation.bootstrap, asked=recipe),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )
+
+
+def _must_choose(recipe: StudyRecipe) -> bool:
+    """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
+    started = any(defence.start_from == "standard" for defence in recipe.defences)
+    return started or recipe.selection.count < len(recipe.models)
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
@@ -283,6 +286,10 @@ def summary(document: StudyDocument) -> str:
 def missing(document: StudyDocument) -> str:
     """The runs that a study could not finish, and those that it did not begin for want of them."""
     names = [str(failure.run) for failure in document.failures]
-    if document.recipe.get("defences") and not document.selection.ranking:
+    recipe = validate(StudyRecipe, document.recipe, "recipe")
+    if recipe.defences and not document.selection.ranking and _must_choose(recipe):
         names.append("every robust run, since no network is chosen while one is missing")
+    else:  # all networks go on, and of some no weights were there to start from
+        known = {*names, *(run.run for run in document.runs)}
+        names += [run.name for run in planned.runs(recipe, None).certain if run.name not in known]
     return ", ".join(names)

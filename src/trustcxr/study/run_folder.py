@@ -28,7 +28,7 @@ from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
 from trustcxr.results.locks import holding
 from trustcxr.study import films as tested
-from trustcxr.study import preflight
+from trustcxr.study import made, mending, preflight
 from trustcxr.study.asked import corruptions_recipe, recipe
 from trustcxr.study.films import Source, report_skipped
 
@@ -59,7 +59,7 @@ class RunFolder:
         path = self.folder / folders.RUN_FILE
         if not path.is_file():
             return
-        before = files.read_yaml(path).get("recipe") or {}
+        before = files.read_yaml(path, advice="restore it, or choose another --out").get("recipe") or {}
         # Read as a recipe, so that keys that are new since then have their default.
         if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
@@ -73,11 +73,10 @@ class RunFolder:
 
         self.refuse_another(recipe)
         provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
-        path = self.folder / folders.TRAINING_FILE
-        if not path.is_file():
+        if mending.untrained(self.folder) is not None:
             return loop.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left where the training was killed when all but that was done
-        return documents.read(TrainingDocument, path)
+        return documents.read(TrainingDocument, self.folder / folders.TRAINING_FILE)
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
         """Predictions on the validation images, of the weights that validation judged; made once."""
@@ -92,13 +91,16 @@ class RunFolder:
         before = files.read_table(path) if path.is_file() else None
         if before is not None and not tables.same_films(before, films):
             raise UserError(f"{path}: of other films than those of {films.root} (split {films.split}); move it away")
-        if once and before is not None and options.conditions() <= set(tables.conditions_of(before)):
+        known, wanted = made.of(self.place, path.name), made.predictions(options)
+        there = before is not None and options.conditions() <= set(tables.conditions_of(before))
+        if once and there and not made.otherwise(known, wanted):
             return
         table = evaluation.predict(
             self.run, films, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
         )
         table = table.assign(**{tables.FILMS: films.fingerprint})
         files.write_table(path, tables.merged(before, table))
+        made.note(self.place, path.name, known | wanted)
 
     def explain(
         self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, once: bool = False
@@ -109,8 +111,11 @@ class RunFolder:
         masks, also what becomes of the answer without the lesion.
         """
         path = self.place / folders.SALIENCY_FILE
-        if not (once and path.is_file()):
+        known, wanted = made.of(self.place, path.name), made.saliency(options, tuned=val is not None)
+        there = path.is_file() and set(wanted) <= set(files.read_table(path, ["method"])["method"])
+        if not (once and there and not made.otherwise(known, wanted)):
             self._explain(path, films, options, val)
+            made.note(self.place, path.name, known | wanted)
         path = self.place / folders.LESIONS_FILE
         if not (once and path.is_file()) and len(lesions.with_lesions(films)):
             files.write_table(path, lesions.of_run(self.run, films))
@@ -121,7 +126,8 @@ class RunFolder:
         """certified.parquet: which answers cannot change within each radius; other radii proved there are kept."""
         path = self.place / folders.CERTIFIED_FILE
         before = files.read_table(path) if path.is_file() else None
-        if once and before is not None:
+        known, wanted = made.of(self.place, path.name), made.proofs(radii, effort)
+        if before is not None and once and set(radii) <= set(before["epsilon"]) and not made.otherwise(known, wanted):
             return before
         table = certified.prove(self.run, films, radii, effort=effort)
         if before is not None:
@@ -129,6 +135,7 @@ class RunFolder:
             table = pd.concat([kept, table]).sort_values("epsilon", kind="stable")
         table = table.reset_index(drop=True)
         files.write_table(path, table)
+        made.note(self.place, path.name, known | wanted)
         return table
 
     def _explain(self, path: Path, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None") -> None:
@@ -141,11 +148,12 @@ class RunFolder:
         films: "Dataset",
         *,
         validation: pd.DataFrame | None,
-        resamples: int = 2000,
+        resamples: int = made.RESAMPLES,
         only: EvaluationRecipe | None = None,
+        methods: Sequence[str] | None = None,
         planted: Any = None,
     ) -> RunDocument:
-        """metrics.json from the tables: all of predictions.parquet, or `only` what a study's recipe asks for.
+        """metrics.json from the tables: all of them, or `only` what a study's recipe asks for, and of its `methods`.
 
         Figures of other recipes in metrics.json are then refused, which is said: predictions.parquet keeps them.
         `planted`: what became of planted shortcuts, where that was measured now.
@@ -153,9 +161,9 @@ class RunFolder:
         path = self.place / folders.METRICS_FILE
         before = documents.read_if_there(RunDocument, path)
         if only is not None and before is not None:
-            if self._is_of(before, only):
+            if self._is_of(before, only, methods, resamples):
                 return before
-            say(f"{path}: not of the study's recipe, so written again; {folders.PREDICTIONS_FILE} keeps all conditions")
+            say(f"{path}: not of the study's recipe, so written again; the tables beside it keep all that they hold")
         table = files.read_table(self.place / folders.PREDICTIONS_FILE)
         if only is not None:
             table = tables.under(table, only.conditions())
@@ -168,16 +176,25 @@ class RunFolder:
         internal = self.folder / folders.PREDICTIONS_FILE
         if self.place != self.folder and internal.is_file():
             document.drop_from_internal = metrics.drop_from_internal(files.read_table(internal), table)
-        self._beside(document, films, resamples)
+        self._beside(document, films, resamples, only, methods)
         files.write_json(path, document)
+        made.note_metrics(self.place, document, resamples)
         return document
 
-    def _beside(self, document: RunDocument, films: "Dataset", resamples: int) -> None:
+    def _beside(
+        self,
+        document: RunDocument,
+        films: "Dataset",
+        resamples: int,
+        only: EvaluationRecipe | None = None,
+        methods: Sequence[str] | None = None,
+    ) -> None:
         """What other tables of the same films say: proofs, saliency, removed lesions."""
         if (proofs := self.place / folders.CERTIFIED_FILE).is_file():
-            document.certified = certified.describe(files.read_table(proofs), resamples=resamples)
+            table = certified.within(files.read_table(proofs), None if only is None else only.radii())
+            document.certified = certified.describe(table, resamples=resamples)
         if (saliency := self.place / folders.SALIENCY_FILE).is_file():
-            table = files.read_table(saliency)
+            table = scores.rows_of(files.read_table(saliency), methods)
             document.saliency = summary.summarise(table, images=len(films), resamples=resamples)
             document.alarms = [a for a in document.alarms if a.kind != verdicts.SURVIVES]
             document.alarms += verdicts.alarms(document.saliency)
@@ -195,13 +212,17 @@ class RunFolder:
         # A temperature fitted on the very images that it is judged by would flatter.
         return None if tables.same_films(table, films) else table
 
-    def _is_of(self, document: RunDocument, options: EvaluationRecipe) -> bool:
-        """Whether a metrics.json has the figures that a recipe asks for, and no others."""
-        asked = sorted((name, severity or epsilon) for name, epsilon, _, severity in options.conditions())
-        found = [(row.attack, row.epsilon or 0.0) for row in document.attacks]
-        found += [(row.corruption, row.severity or 0) for row in document.corruptions]
-        explained = bool(document.saliency) or not (self.place / folders.SALIENCY_FILE).is_file()
-        return sorted(found) == asked and explained
+    def _is_of(
+        self, document: RunDocument, only: EvaluationRecipe, methods: Sequence[str] | None, resamples: int
+    ) -> bool:
+        """Whether a metrics.json has the figures that a recipe asks for, and no others, of the tables as they are."""
+        saliency, proofs = (self.place / name for name in (folders.SALIENCY_FILE, folders.CERTIFIED_FILE))
+        if not _has_conditions(document, only) or (saliency.is_file() and not document.saliency):
+            return False
+        names = scores.with_random(methods or ()) if saliency.is_file() else ()
+        proved = set(files.read_table(proofs, ["epsilon"])["epsilon"]) if proofs.is_file() else set()
+        wanted = made.metrics(self.place, resamples, names, sorted(proved & set(only.radii())))
+        return not made.otherwise(made.of(self.place, folders.METRICS_FILE), wanted)
 
     def _thresholds(self) -> dict[str, float]:
         """As they were tuned for the run's own test films, where they were."""
@@ -218,7 +239,10 @@ class RunFolder:
 def train(
     run: RunRecipe, data: Path, folder: Path, *, devices: int = 1, nodes: int = 1, strategy: str = "ddp"
 ) -> TrainingDocument:
-    """Train a run into `folder`, or go on with it; its training.json. On so many cards of each of so many machines."""
+    """Train a run into `folder`, or go on with it; its training.json. On so many cards of each of so many machines.
+
+    A run that was trained and lost its weights, or part of them, is trained again, without what was measured of it.
+    """
     from trustcxr.models import factory
     from trustcxr.training.cards import Cards
 
@@ -231,7 +255,7 @@ def train(
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     factory.check(run.model.name, size=run.data.size, **run.model.options())
-    done = (folder / folders.TRAINING_FILE).is_file()
+    done = mending.untrained(folder) is None
     if not done:
         model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
         if run.defence.certifies:
@@ -248,6 +272,8 @@ def train(
     with holding(folder) if cards.rank == 0 else nullcontext():
         if done:
             say(f"{folder}: already trained")
+        elif cards.rank == 0:
+            mending.mend(folder)
         return steps.train(run, parts[0], parts[1], cards=cards)
 
 
@@ -325,13 +351,15 @@ def certify(
     place = tested.place_of(run, films)
     with holding(folder):
         _say_notes(run, films)
+        resamples = made.resamples_of(place)
         table = _steps(run, place).prove(films, radii, effort=effort)
         if not (place / folders.METRICS_FILE).is_file():
             options = EvaluationRecipe(attacks=evaluation.conditions(USUAL_ATTACKS, radii))
             return _test(run, given, films, place, options), place
         document = documents.read(RunDocument, place / folders.METRICS_FILE)
-        document.certified = certified.describe(table)
+        document.certified = certified.describe(table, resamples=resamples)
         files.write_json(place / folders.METRICS_FILE, document)
+        made.note_metrics(place, document, resamples)
         return document, place
 
 
@@ -366,9 +394,20 @@ def explain(
         _say_notes(run, films)
         document = documents.read(RunDocument, metrics_file)
         document.notes = tested.notes(run, films)
-        steps._beside(document, films, resamples=2000)
+        resamples = made.resamples_of(place)
+        steps._beside(document, films, resamples)
         files.write_json(metrics_file, document)
+        made.note_metrics(place, document, resamples)
         return document, place
+
+
+def _has_conditions(document: RunDocument, only: EvaluationRecipe) -> bool:
+    """Whether a metrics.json is of the conditions that a recipe asks for; attacks of one step do not say so."""
+    asked = sorted((name, severity or epsilon, steps) for name, epsilon, steps, severity in only.conditions())
+    found = [(row.attack, row.epsilon or 0.0, row.steps or 0) for row in document.attacks]
+    found += [(row.corruption, float(row.severity or 0), 0) for row in document.corruptions]
+    pairs = zip(sorted(found), asked, strict=False)
+    return len(found) == len(asked) and all(one[:2] == other[:2] and one[2] in (0, other[2]) for one, other in pairs)
 
 
 def _steps(run: Run, place: Path) -> RunFolder:

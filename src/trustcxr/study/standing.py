@@ -10,6 +10,7 @@ from trustcxr.results import documents, folders, locks
 from trustcxr.results.documents import CostDocument, RunPlan, StudyDocument, StudyPlan
 from trustcxr.study import planned
 from trustcxr.study.costs import Known
+from trustcxr.study.finished import place_of
 
 
 def status(study: Path) -> StudyPlan:
@@ -17,13 +18,18 @@ def status(study: Path) -> StudyPlan:
     return plan(planned.recipe_of(study), study)
 
 
-def plan(recipe: StudyRecipe, study: Path | None, costs: CostDocument | None = None) -> StudyPlan:
-    """Every run of a recipe; `study` is its folder where there is one, `costs` what was measured just now."""
-    runs = planned.runs(recipe, study)
+def plan(
+    recipe: StudyRecipe, study: Path | None, costs: CostDocument | None = None, kept: Path | None = None
+) -> StudyPlan:
+    """Every run of a recipe; `study` is its folder where there is one, `costs` what was measured just now.
+
+    `kept`: a folder of small files of runs that were finished elsewhere, which are done.
+    """
+    runs = planned.runs(recipe, study, kept)
     described = _described(study)
     known = Known(study, [*runs.certain, *runs.open], costs)
-    certain = [_planned(run, study, described, known) for run in runs.certain]
-    open_ = [_planned(run, study, described, known) for run in runs.open]
+    certain = [_planned(run, place_of(run, study, kept), described, known) for run in runs.certain]
+    open_ = [_planned(run, place_of(run, study, kept), described, known) for run in runs.open]
     for one in open_:
         one.state = "if chosen"
     least, most = _sums(recipe, certain, open_, runs.to_choose)
@@ -42,8 +48,7 @@ def plan(recipe: StudyRecipe, study: Path | None, costs: CostDocument | None = N
     )
 
 
-def _planned(run: RunRecipe, study: Path | None, described: set[str], known: Known) -> RunPlan:
-    folder = study / "runs" / run.name if study is not None else Path("nowhere", run.name)
+def _planned(run: RunRecipe, folder: Path, described: set[str], known: Known) -> RunPlan:
     found = planned.standing(run, folder, described=run.name in described)
     if found.state != "done":
         found.seconds = known.left(found, run)

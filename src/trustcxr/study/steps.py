@@ -43,7 +43,7 @@ class StudyFolder:
     @classmethod
     def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
         """From study.yaml and where the films are."""
-        content = files.read_yaml(folder / STUDY_FILE)
+        content = folders.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
         data = str(files.read_yaml(folder / DATA_FILE)["path"])
         return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices)
@@ -120,7 +120,7 @@ def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test, options = study.films("test"), study.recipe.evaluation
     steps.test(test, options, once=True)
     if run.defence.certifies:
-        steps.prove(test, sorted({e for attack in options.attacks for e in attack.epsilons if e}), once=True)
+        steps.prove(test, options.radii(), once=True)
 
 
 def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
@@ -133,7 +133,8 @@ def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test, options = study.films("test"), study.recipe.evaluation
     _know_films(study, steps)
     validation = steps.validation(test, None)
-    steps.describe(test, validation=validation, resamples=options.bootstrap, only=options)
+    methods = study.recipe.explanation.methods
+    steps.describe(test, validation=validation, resamples=options.bootstrap, only=options, methods=methods)
 
 
 def _know_films(study: StudyFolder, steps: RunFolder) -> None:

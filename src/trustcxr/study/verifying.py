@@ -14,16 +14,16 @@ from trustcxr.evaluation import certified, metrics, summary
 from trustcxr.evaluation.run import About
 from trustcxr.explain import lesions, verdicts
 from trustcxr.explain import summary as saliency
+from trustcxr.explain.scores import rows_of
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import differences, documents, files, folders, tables
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.results.tables import CLEAN
-from trustcxr.study import comparison, finished, seeds
+from trustcxr.study import comparison, finished, made, seeds
 from trustcxr.study.choice import ranked
 
-RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
 # Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
 # results/statistics-before-after.md. Of such a study these are not held against what is computed today.
@@ -59,6 +59,7 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     again: dict[Path, RunDocument] = {}
     for said in track(entries, "computing every run again", len(entries)):
         place = folder / "runs" / str(said.get("run"))
+        _training(found, said, place, old)
         if finished.is_finished(place):
             found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
             again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
@@ -110,8 +111,8 @@ class _Tables:
         return files.read_table(self.place / folders.PREDICTIONS_FILE)
 
     def document(self, study: StudyRecipe | None) -> RunDocument:
-        """metrics.json as the tables give it; of a study what its recipe asks for, else all that was predicted."""
-        table, resamples = self.predictions, RESAMPLES
+        """metrics.json as the tables give it; of a study what its recipe asks for, else all that they hold."""
+        table, resamples = self.predictions, made.resamples_of(self.place)
         if study is not None:
             table, resamples = tables.under(table, study.evaluation.conditions()), study.evaluation.bootstrap
         document = summary.figures(
@@ -124,7 +125,7 @@ class _Tables:
             training=self.training,
             at_random=lambda: bool(self.said.masking and self.said.masking.at_random),
         )
-        self._beside(document, resamples)
+        self._beside(document, resamples, study)
         if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
             internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
             document.drop_from_internal = metrics.drop_from_internal(internal, table)
@@ -135,12 +136,14 @@ class _Tables:
         """metrics.json as it stands; empty where it is not there."""
         return documents.read_if_there(RunDocument, self.place / folders.METRICS_FILE) or RunDocument()
 
-    def _beside(self, document: RunDocument, resamples: int) -> None:
+    def _beside(self, document: RunDocument, resamples: int, study: StudyRecipe | None) -> None:
         if (path := self.place / folders.CERTIFIED_FILE).is_file():
-            document.certified = certified.describe(files.read_table(path), resamples=resamples)
+            proofs = certified.within(files.read_table(path), None if study is None else study.evaluation.radii())
+            document.certified = certified.describe(proofs, resamples=resamples)
         if (path := self.place / folders.SALIENCY_FILE).is_file():
             images = int((self.predictions["attack"] == CLEAN).sum())
-            document.saliency = saliency.summarise(files.read_table(path), images=images, resamples=resamples)
+            measured = rows_of(files.read_table(path), None if study is None else study.explanation.methods)
+            document.saliency = saliency.summarise(measured, images=images, resamples=resamples)
             document.alarms += verdicts.alarms(document.saliency)
         if (path := self.place / folders.LESIONS_FILE).is_file():
             document.lesions = lesions.described(files.read_table(path), resamples=resamples)
@@ -192,7 +195,8 @@ def _own(found: VerifiedDocument, run: _Tables, of_study: RunDocument, recipe: S
         found.unchecked.append(f"runs/{run.folder.name}/{folders.METRICS_FILE} is missing; study.json was checked")
     else:
         asked = sorted((name, severity or epsilon) for name, epsilon, _, severity in recipe.evaluation.conditions())
-        document = of_study if _conditions(run.said) == asked else run.document(None)
+        whole = _conditions(run.said) == asked and set(run.said.saliency) <= set(of_study.saliency)
+        document = of_study if whole else run.document(None)
         _hold(found, _within(found, path), files.read_document(path), _parts(document), old)
     _trained(found, run, old)
     for place in sorted(run.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
@@ -210,6 +214,16 @@ def _conditions(document: RunDocument) -> list[tuple[str, float]]:
 
 def _within(found: VerifiedDocument, path: Path) -> str:
     return path.relative_to(found.folder).as_posix()
+
+
+def _training(found: VerifiedDocument, said: Mapping[str, object], run: Path, old: bool) -> None:
+    """What study.json says of a run's training against its training.json; what is missing for that is said."""
+    for name in (folders.TRAINING_FILE, folders.HISTORY_FILE):
+        if not (run / name).is_file():
+            found.unchecked.append(f"{_within(found, run / name)} is missing, so figures of the training were not held")
+    if (document := documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE)) is not None:
+        computed = {"training": differences.plain(document)}
+        _hold(found, f"{folders.STUDY_RESULTS}: {run.name}", said, computed, old)
 
 
 def _trained(found: VerifiedDocument, run: _Tables, old: bool) -> None:
@@ -235,7 +249,7 @@ def _whole(
     alarms = [alarm.model_copy(update={"run": run.run}) for run in again.values() for alarm in run.alarms]
     with_tables = {place: document for place, document in again.items() if not finished.is_finished(place)}
     computed: dict[str, object] = {
-        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap),
+        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap, asked=recipe),
         "alarms": [alarm for alarm in alarms if alarm.kind not in _NOT_OF_TABLES],
     }
     if len(recipe.seeds) > 1:

@@ -7,6 +7,7 @@ be missing, keys that are not known are kept, so files of an older or a newer ve
 from pathlib import Path
 from typing import TypeVar
 
+from trustcxr.errors import UserError
 from trustcxr.results import files
 from trustcxr.results.documents.answers import FamiliarityDocument, FilmAnswer
 from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
@@ -148,6 +149,14 @@ _D = TypeVar("_D", bound=Document)
 def read(kind: type[_D], path: Path) -> _D:
     """A document from its file, as far as it can be understood; UserError where it is missing or broken."""
     return understood(kind, files.read_document(path))[0]
+
+
+def read_if_whole(kind: type[_D], path: Path) -> _D | None:
+    """A document from its file; None where there is no such file, or it is damaged: of what can be measured again."""
+    try:
+        return read_if_there(kind, path)
+    except UserError:
+        return None
 
 
 def read_if_there(kind: type[_D], path: Path) -> _D | None:

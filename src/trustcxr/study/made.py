@@ -1,0 +1,87 @@
+"""What the files of a run were made with, kept beside them: a study knows by it what a command made otherwise.
+
+Of a file that was never noted, as those of earlier versions, nothing is known, and it counts as made as asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from trustcxr.certify.proofs import Effort
+from trustcxr.errors import UserError
+from trustcxr.explain import scores
+from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
+from trustcxr.results import files, folders
+from trustcxr.results.documents import RunDocument
+
+MADE_FILE = ".made.json"
+RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
+_TABLES = (folders.PREDICTIONS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
+
+Made = dict[str, object]  # by what a file holds (a condition, a method, a radius): how that was made
+
+
+def of(place: Path, name: str) -> Made:
+    """What a file was made with; None at every key where it was written since by somebody who noted nothing."""
+    said = files.part(_noted(place), name)
+    made = files.part(said, "with")
+    path = place / name
+    same = path.is_file() and said.get("sum") == files.checksum(path) if made else True
+    return made if same else dict.fromkeys(made)
+
+
+def note(place: Path, name: str, made: Mapping[str, object]) -> None:
+    """Keep what a file was made with, once it is written."""
+    said = {"sum": files.checksum(place / name), "with": dict(made)}
+    files.write_json(place / MADE_FILE, _noted(place) | {name: said})
+
+
+def otherwise(known: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
+    """Whether something that is wanted is known to be made in another way."""
+    return any(key in known and known[key] != how for key, how in wanted.items())
+
+
+def predictions(options: EvaluationRecipe) -> Made:
+    """How each attack of an evaluation is made; batches count, since random starts are drawn by batch."""
+    return {
+        f"{attack.name} {float(epsilon)} {attack.effort}": attack.options()
+        | {"surrogate": attack.surrogate, "batch_size": options.batch_size}
+        for attack in options.attacks
+        for epsilon in attack.epsilons
+    }
+
+
+def saliency(options: ExplanationRecipe, *, tuned: bool) -> Made:
+    """How each method's maps are measured; `tuned`: with thresholds of the run's validation films."""
+    how = options.model_dump(mode="json", include={"epsilon", "corruptions", "severity", "sample"}) | {"tuned": tuned}
+    return dict.fromkeys(scores.with_random(options.methods), how)
+
+
+def proofs(radii: Sequence[float], effort: Effort | None = None) -> Made:
+    """How hard each radius was tried."""
+    return {str(float(radius)): asdict(effort or Effort()) for radius in radii}
+
+
+def metrics(place: Path, resamples: int, methods: Sequence[str], radii: Sequence[float]) -> Made:
+    """What metrics.json is made from: the tables as they are, and of them these methods and proved radii."""
+    sums = {name: files.checksum(place / name) if (place / name).is_file() else "" for name in _TABLES}
+    return {"resamples": resamples, "methods": sorted(methods), "radii": sorted(map(float, radii)), **sums}
+
+
+def note_metrics(place: Path, document: RunDocument, resamples: int) -> None:
+    """Keep what metrics.json, just written, was made from."""
+    radii = [float(row.epsilon or 0.0) for row in document.certified]
+    note(place, folders.METRICS_FILE, metrics(place, resamples, list(document.saliency), radii))
+
+
+def resamples_of(place: Path) -> int:
+    """Resamples behind the intervals of metrics.json: of a study's run as its recipe says, where that is known."""
+    found = of(place, folders.METRICS_FILE).get("resamples")
+    return found if isinstance(found, int) else RESAMPLES
+
+
+def _noted(place: Path) -> dict[str, object]:
+    with suppress(UserError):
+        return files.read_document(place / MADE_FILE)
+    return {}

@@ -1,0 +1,139 @@
+"""What a command makes of a study's run is told from what the study made, and the study ends with its own figures."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_study import tiny
+from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
+from trustcxr.evaluation import predictions
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.testing import EvaluationRecipe
+from trustcxr.results import differences, files
+from trustcxr.study import engines, made, run_folder
+from trustcxr.study.protocol import Study
+from trustcxr.study.verifying import verify
+
+RUN = Path("runs/test_resnet-standard-s0")
+ATTACKS = [{"name": "fgsm", "epsilons": [0.02]}, {"name": "pgd", "epsilons": [0.02], "steps": 2}]
+
+
+def asked() -> StudyRecipe:
+    return tiny(
+        models=[{"name": "test_resnet", "weights": "none"}],
+        defences=[],
+        evaluation={"attacks": ATTACKS, "bootstrap": 100},
+        explanation={"methods": ["gradcam"], "corruptions": ["jpeg"], "sample": 2, "panels": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 6, "Val": 3, "Test": 4}, size=32)
+
+
+@pytest.fixture(scope="module")
+def done(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    Study(asked(), films, out, engines.get("local")).run()
+    return out
+
+
+@pytest.fixture
+def study(done: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(done, tmp_path / "out"))
+
+
+def again(study: Path, films: Path) -> Any:
+    """The study started again; its study.json."""
+    Study(asked(), films, study, engines.get("local")).run()
+    return files.read_json(study / "study.json")
+
+
+def differing(one: object, other: object) -> list[differences.Found]:
+    return [*differences.between(one, other), *differences.between(other, one)]
+
+
+def explain(run: Path, data: Path, **options: object) -> None:
+    run_folder.explain(run, data, options=options)
+
+
+def evaluate(run: Path, data: Path, **options: Any) -> None:
+    run_folder.evaluate(run, data, **options)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (explain, {"methods": ["gradcam"], "epsilon": 0.3, "severity": 5, "corruptions": ["letters"], "sample": 4}),
+        (explain, {"methods": ["random"], "sample": 0, "corruptions": ["jpeg"]}),
+        (explain, {"methods": ["layercam"], "corruptions": ["jpeg"], "sample": 2}),
+        (evaluate, {"attacks": ["fgsm", "pgd"], "epsilons": [0.02], "steps": 2}),
+        (evaluate, {"attacks": ["fgsm", "pgd"], "epsilons": [0.02, 0.3], "steps": 9}),
+    ],
+)
+def test_a_study_ends_with_its_own_figures_whatever_a_command_made_there(
+    study: Path, films: Path, command: Callable[..., None], options: dict[str, Any]
+) -> None:
+    before = files.read_json(study / "study.json")
+    command(study / RUN, films, **options)
+    after = again(study, films)
+    assert differing(before["runs"], after["runs"]) == []
+    assert differing(before["comparisons"], after["comparisons"]) == []
+    assert verify(study).differences == []
+
+
+def test_a_run_that_a_command_tested_first_is_tested_as_the_recipe_says(study: Path, films: Path) -> None:
+    before = files.read_json(study / "study.json")
+    for name in ("predictions.parquet", "saliency.parquet", "metrics.json", made.MADE_FILE):
+        (study / RUN / name).unlink()
+    evaluate(study / RUN, films, attacks=["fgsm", "pgd"], epsilons=[0.02], steps=9)
+    explain(study / RUN, films, methods=["layercam"], sample=0)
+    after = again(study, films)
+    assert differing(before["runs"], after["runs"]) == []
+
+
+def test_what_was_never_noted_is_read_as_done(study: Path, films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(predictions, "predict", never)
+    (study / RUN / made.MADE_FILE).unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (study / RUN).iterdir() if not path.name.startswith(".")}
+    Study(asked(), films, study, engines.get("local")).run()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_a_command_killed_before_its_note_is_not_taken_for_the_study(
+    study: Path, films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files.read_json(study / "study.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "note_metrics", lambda *_: None)
+        evaluate(study / RUN, films, attacks=["fgsm", "pgd"], epsilons=[0.02], steps=2)
+    after = again(study, films)
+    assert differing(before["runs"], after["runs"]) == []
+
+
+def test_attacks_of_other_options_are_carried_out_again(
+    study: Path, films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restarts, batches and surrogates stand in no row of a table."""
+    test = load_dataset(films, "Test", 32)
+    pgd = {"name": "pgd", "epsilons": [0.02], "steps": 2}
+    carried_out: list[object] = []
+    real = predictions.predict
+
+    def predict(run: Any, films: Any, attacks: Any, **options: Any) -> object:
+        carried_out.append(attacks[0].restarts)
+        return real(run, films, attacks, **options)
+
+    monkeypatch.setattr(predictions, "predict", predict)
+    for restarts in (2, 2, 1, 2):
+        options = EvaluationRecipe.model_validate({"attacks": [pgd | {"restarts": restarts}]})
+        run_folder.RunFolder(study / RUN).test(test, options, once=True)
+    assert carried_out == [2, 1, 2]
