@@ -89,8 +89,8 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
     return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
 
 
-def _key(document: AuditDocument) -> tuple[str | None, str, tuple[str, ...]]:
-    return document.protocol, document.data.fingerprint, tuple(document.classes)
+def _key(document: AuditDocument) -> tuple[str | None, str, str, tuple[str, ...]]:
+    return document.protocol, document.data.fingerprint, document.data.truth, tuple(document.classes)
 
 
 def _why(document: AuditDocument, others: AuditDocument) -> str:
@@ -99,6 +99,8 @@ def _why(document: AuditDocument, others: AuditDocument) -> str:
         return f"examined by {document.protocol}, the others by {others.protocol}"
     if document.classes != others.classes:
         return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
+    if document.data.fingerprint == others.data.fingerprint:
+        return "not the same labels of findings as the others on these images"
     return (
         f"not the same images as the others ({document.data.name}, {document.data.n}; {others.data.name}, "
         f"{others.data.n}), or not read at the same size"

@@ -76,3 +76,5 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
             f"{pair}: not the same images ({one.data.name}, {one.data.n}; {other.data.name}, {other.data.n}), or not "
             "read at the same size; audit both on one data set and split"
         )
+    if one.data.truth != other.data.truth:
+        raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")

@@ -5,6 +5,8 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +129,30 @@ def _python(target: str, trust_code: bool) -> Found:
     if inspect.isclass(made) or (callable(made) and not isinstance(made, nn.Module) and _takes_nothing(made)):
         made = made()
     return from_object(made, target)
+
+
+def code_of(target: str) -> tuple[str | None, int | None]:
+    """SHA-256 of the source behind an imported "module:function", and its bytes; None where there is no source.
+
+    The source is all of the module's package, or its own file and those beside it that it imports.
+    """
+    name = target.partition(":")[0]
+    package, file = sys.modules[name.partition(".")[0]], getattr(sys.modules[name], "__file__", None)
+    if places := [Path(place) for place in getattr(package, "__path__", ())]:
+        files = [(path, path.relative_to(place)) for place in places for path in place.rglob("*.py")]
+    elif file is not None and Path(file).suffix == ".py":
+        finder = ModuleFinder(path=[str(Path(file).parent)])
+        finder.run_script(file)
+        beside = [getattr(part, "__file__", None) for part in finder.modules.values()]
+        files = [(Path(path), Path(path).relative_to(Path(file).parent)) for path in beside if path is not None]
+    else:
+        return None, None
+    found, size = sha256(), 0
+    for path, named in sorted(files, key=lambda pair: pair[1].as_posix()):
+        content = path.read_bytes()
+        found.update(f"{named.as_posix()}\n{len(content)}\n".encode() + content)
+        size += len(content)
+    return found.hexdigest(), size
 
 
 def from_object(made: Any, name: str) -> Found:

@@ -38,10 +38,14 @@ class AuditedModel(Document):
 
 
 class AuditedData(Document):
-    """The images that it was examined on; audits compare where the fingerprints agree."""
+    """The images that it was examined on; audits compare where `fingerprint` and `truth` agree.
+
+    `fingerprint` is of names, classes and pixels; `truth`, of a model of findings, of what is known of each finding.
+    """
 
     name: str = ""
     fingerprint: str = ""
+    truth: str = ""
     n: int | None = None
 
 
