@@ -78,9 +78,8 @@ def gather(folder: Path) -> Board:
     refused += [(name, _why(document, kept[0][1])) for name, document in found if _key(document) != chosen]
     kept.sort(key=lambda pair: _rank(pair[1]))
     first = kept[0][1]
-    return Board(
-        str(first.protocol), first.data.name, first.data.n or 0, tuple(first.classes), tuple(kept), tuple(refused)
-    )
+    count = first.data.total or first.data.n or 0
+    return Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(kept), tuple(refused))
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:

@@ -81,7 +81,13 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         measured.figures,
         model=AuditedModel.model_validate(about(subject)),
         protocol=exam.version,
-        data=AuditedData(name=dataset.root.name, fingerprint=dataset.fingerprint, truth=whole.truth, n=len(dataset)),
+        data=AuditedData(
+            name=dataset.root.name,
+            fingerprint=dataset.fingerprint,
+            truth=whole.truth,
+            n=measured.films,
+            total=len(dataset),
+        ),
         examination=key,
     )
     document.operating_points, document.subgroups = measured.points, measured.divisions

@@ -29,7 +29,10 @@ from trustcxr.study.audited import Audit
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of it: the predictions, those on validation images, the figures, and checks that follow from them."""
+    """What came of it: the predictions, those on validation images, the figures, and checks that follow from them.
+
+    films: how many have predictions.
+    """
 
     table: pd.DataFrame
     validation: pd.DataFrame | None
@@ -39,6 +42,7 @@ class Measured:
     findings: list[Finding] = field(default_factory=list)
     checks: Sequence[Check] = ()
     handed: list[HandedIn] = field(default_factory=list)
+    films: int = 0
 
 
 def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
@@ -61,7 +65,8 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     points = operating_points.of_classes(table, subject.classes, thresholds, resamples=exam.bootstrap)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
     figures = describe(examined, table, resamples=exam.bootstrap)
-    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed)
+    films = int((table["attack"] == CLEAN).sum())
+    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed, films=films)
 
 
 def with_columns(table: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
@@ -102,6 +107,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
     truth = findings.known(whole.dataset.table, names)
+    answered = np.isin(whole.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
     held = None if whole.films.validation is None else findings.known(whole.films.validation.table, names)
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
@@ -110,7 +116,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     for place, name in enumerate(names):
         threshold = _threshold(subject, place, validation, held)
         labels = truth[:, place]
-        found = _about_finding(name, labels, threshold)
+        found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
         if not found.judged:
             continue
@@ -137,7 +143,8 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
-    return Measured(table, None, figures, points, divisions, judged, [*checks, *_order(points)], handed)
+    checks = [*checks, *_order(points)]
+    return Measured(table, None, figures, points, divisions, judged, checks, handed, int(answered.sum()))
 
 
 def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[HandedIn]]:

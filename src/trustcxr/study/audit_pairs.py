@@ -43,7 +43,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         first=audits[0].model.name,
         second=audits[1].model.name,
         protocol=audits[0].protocol,
-        data=audits[0].data,
+        data=min((document.data for document in audits), key=lambda data: data.n or 0),
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
         rows=rows,
