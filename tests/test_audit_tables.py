@@ -10,6 +10,8 @@ import yaml
 
 from test_audit_command import CLASSES, _short, greys  # noqa: F401
 from test_cli import run
+from trustcxr.evaluation.given import load_model
+from trustcxr.models.adapters import describe_file
 from trustcxr.report import board
 from trustcxr.report.audits import sentences
 from trustcxr.study import audit as audits
@@ -113,3 +115,37 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     assert document.unreliable == bool(words)
     assert words in document.because
     assert ("Figures, which may NOT be relied on (see below):" in sentences(document)) == bool(words)
+
+
+def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    wanted = audits.audit(table(tmp_path / "a", answers), greys, tmp_path / "out" / "a")
+    for kind in (None, "logits"):
+        found = audits.audit(table(tmp_path / str(kind), answers, kind=kind), greys, tmp_path / "out" / str(kind))
+        assert found.clean.plain() == wanted.clean.plain()
+        (said,) = [line for line in sentences(found) if "write output.kind: probabilities" in line]
+        assert said.startswith("  note: its scores sum to 1 for each image, so they were taken as probabilities")
+    assert "output.kind" not in "\n".join(sentences(wanted))
+
+
+def test_scores_that_are_not_what_is_declared_are_taken_as_declared_and_it_is_said(
+    tmp_path: Path, answers: dict[str, np.ndarray]
+) -> None:
+    as_findings = load_model(table(tmp_path / "a", answers, kind="sigmoid"))
+    assert "sum to 1 for each image, as those of classes do" in as_findings.origin.notes[1]
+    halved = load_model(table(tmp_path / "b", {name: row / 2 for name, row in answers.items()}, kind="logits"))
+    assert "all lie in [0, 1]" in halved.origin.notes[1]
+    assert np.allclose(np.stack(halved.predictions["logits"]), np.stack(list(answers.values())) / 2)
+    logits = {name: np.log(row) for name, row in answers.items()}
+    assert len(load_model(table(tmp_path / "c", logits, kind="logits")).origin.notes) == 1
+
+
+def test_ids_keep_their_zeros(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n1e3,0.5,0.5\n")
+    given = load_model(tmp_path / "scores.csv", classes=["low", "high"], output="probabilities")
+    assert list(given.predictions["sample_id"]) == ["00216", "1e3"]
+    (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n00217,0.5,0.5\n")
+    assert 'classes: ["low", "high"]' in describe_file(tmp_path / "scores.csv")

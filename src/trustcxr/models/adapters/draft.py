@@ -109,9 +109,10 @@ def _weights(path: Path) -> Draft:
 
 
 def _table(path: Path) -> Draft:
+    from trustcxr.models.adapters.scores import KEYS
     from trustcxr.results.files import read_table
 
-    table = read_table(path)
+    table = read_table(path, text=KEYS)
     numeric = [str(c) for c in table.select_dtypes("number").columns if str(c).lower() not in ("label", "fold")]
     draft = Draft("predictions", path.name, outputs=len(numeric), classes=numeric or None)
     draft.seen.append(f"{len(table)} rows, columns {', '.join(map(str, table.columns[:12]))}")

@@ -145,8 +145,8 @@ def _table(declared: ModelFile) -> Given:
     from trustcxr.models.adapters.scores import read_scores
 
     path = Path(str(declared.predictions))
-    table = read_scores(path, declared.output)
-    notes = ("only its scores were given: nothing was attacked, corrupted or explained",)
+    table, notes = read_scores(path, declared.output)
+    notes = ("only its scores were given: nothing was attacked, corrupted or explained", *notes)
     origin = Origin("predictions", str(path), *_checksum(path), gradients="none", notes=notes)
     given = declared.output
     return Given(
