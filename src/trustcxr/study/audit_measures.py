@@ -138,6 +138,8 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             f"{whole.dataset.root}: of no finding of {subject.name} are films known that have it and films that have "
             "it not; say with --label which findings the films of a class have"
         )
+    if whole.handed is not None and not handed:
+        raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset)
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
@@ -152,7 +154,7 @@ def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.Data
     if whole.handed is None:
         return table, []
     table, found = handed_in.worse_of_both(table, whole.handed, model, whole.subject.device)
-    return table, [found]
+    return table, [] if found is None else [found]
 
 
 def _answers(
