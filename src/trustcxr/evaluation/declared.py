@@ -76,7 +76,7 @@ def _others(
     order = _best_order(own, truth, len(classes))
     if list(order) != list(range(len(classes))):
         yield f"output.classes: [{', '.join(classes[k] for k in order)}]", order[own]
-    yield "range: [high, low], as MONOCHROME1 films are inverted", _answers(model, 1 - images, draws)
+    yield f"{_inverted(model)}, as MONOCHROME1 films are inverted", _answers(model, 1 - images, draws)
     if not isinstance(model, Adapted):
         return
     for remedy, taken in _inputs(model.taken):
@@ -85,6 +85,19 @@ def _others(
         order = _best_order(answers, truth, len(classes))
         if list(order) != list(range(len(classes))):
             yield f"{remedy} and output.classes: [{', '.join(classes[k] for k in order)}]", order[answers]
+
+
+def _inverted(model: nn.Module) -> str:
+    """What to write of a model that wants white where it is given black: what it is given of each at present, changed.
+
+    Where that differs from channel to channel no range says it.
+    """
+    if isinstance(model, Adapted):
+        black, white = model.shift.unique().tolist(), (model.scale + model.shift).unique().tolist()
+        if len(black) == len(white) == 1:
+            without = " without mean and std" if model.taken.mean or model.taken.std else ""
+            return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}"
+    return "the films themselves inverted"
 
 
 def _inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:

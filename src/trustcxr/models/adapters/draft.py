@@ -81,6 +81,7 @@ def _onnx(path: Path) -> Draft:
     net, model = OnnxNet(path), read_onnx(path)
     _, channels, size, _ = (*(n if isinstance(n, int) else None for n in net.shape), None, None, None, None)[:4]
     draft = Draft("source", path.name, size, channels, seen=[f"takes {net.input} {_shape(net.shape)}"])
+    draft.seen += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
     said = {entry.key.lower(): entry.value for entry in model.metadata_props}
     draft.classes = next((names for key in _NAMES if (names := _names(said.get(key)))), None)
     if model.producer_name:

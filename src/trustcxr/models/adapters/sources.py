@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,7 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Foun
     Raises UserError for a file that is not sound, is of no known kind, or could run code that was not trusted.
     """
     if declared.python:
-        return _python(declared.python, trust_code)
+        return _python(declared.python, trust_code, declared.folder)
     path = Path(str(declared.source))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in {', '.join(SUFFIXES)}")
@@ -79,9 +80,11 @@ def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
     from trustcxr.models.adapters.onnx_files import load_onnx
 
     net, batch, why = load_onnx(path, probe)
+    first = f"it has {net.outputs} outputs, of which the first was taken for its answer, and no other looked at"
+    notes = (first,) if net.outputs > 1 else ()
     if why is None:
-        return Found(net, "ONNX", "converted", batch)
-    return Found(net, "ONNX", "none", batch, (f"no gradients: {why}; attacks without gradients alone",))
+        return Found(net, "ONNX", "converted", batch, notes)
+    return Found(net, "ONNX", "none", batch, (f"no gradients: {why}; attacks without gradients alone", *notes))
 
 
 def _weights(path: Path, declared: ModelFile) -> Found:
@@ -112,7 +115,8 @@ def _weights(path: Path, declared: ModelFile) -> Found:
     return Found(net, "weights")
 
 
-def _python(target: str, trust_code: bool) -> Found:
+def _python(target: str, trust_code: bool, folder: Path | None) -> Found:
+    """What "module:function" names, looked for in the model file's folder, then in the working folder."""
     if not trust_code:
         raise UserError(
             f"python: {target} runs code of somebody's: give --trust-code (trust_code=True) if you trust it"
@@ -120,15 +124,33 @@ def _python(target: str, trust_code: bool) -> Found:
     module_name, _, attribute = target.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if folder is not None:
+        _look_first_in(folder, module_name)
     try:
         made: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             made = getattr(made, part)
     except (ImportError, AttributeError) as problem:
-        raise UserError(f"python: {target} cannot be had ({problem})") from None
+        where = Path.cwd() if folder is None else f"{folder} and {Path.cwd()}"
+        raise UserError(f"python: {target} cannot be had ({problem}); it was looked for in {where}") from None
     if inspect.isclass(made) or (callable(made) and not isinstance(made, nn.Module) and _takes_nothing(made)):
         made = made()
     return from_object(made, target)
+
+
+def _look_first_in(folder: Path, name: str) -> None:
+    """Have modules imported from this folder before any other; UserError where the name is another module's already."""
+    place, top = str(folder.resolve()), name.partition(".")[0]
+    if place in sys.path:
+        sys.path.remove(place)
+    sys.path.insert(0, place)
+    importlib.invalidate_caches()
+    there = PathFinder.find_spec(top, [place])
+    if there is None or there.origin is None or top not in sys.modules:
+        return
+    known = getattr(sys.modules[top], "__file__", None)
+    if known is None or Path(known).resolve() != Path(there.origin).resolve():
+        raise UserError(f"python: {there.origin}: another module named {top} is loaded already; give it another name")
 
 
 def code_of(target: str) -> tuple[str | None, int | None]:
