@@ -115,6 +115,7 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     assert document.unreliable == bool(words)
     assert words in document.because
     assert ("Figures, which may NOT be relied on (see below):" in sentences(document)) == bool(words)
+    assert "\n".join(sentences(document)).count(words or "ranked better") == bool(words), "said once"
 
 
 def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said(

@@ -117,7 +117,7 @@ def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
         lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
     if not document.attacks:
         lines.append("robustness: nothing was attacked, so nothing is known of it")
-    lines += [f"{alarm.text}" for alarm in document.alarms]
+    lines += [alarm.text for alarm in document.alarms if not (document.unreliable and alarm.text in document.because)]
     lines += [f"{division.text}" for division in document.subgroups]
     lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
     unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]

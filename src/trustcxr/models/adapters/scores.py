@@ -45,7 +45,9 @@ def read_scores(path: Path, given: OutputSpec) -> "tuple[pd.DataFrame, tuple[str
         raise UserError(f"{path}: a score in {', '.join(given.classes)} is not a number") from None
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores).all(1))[0])
-        raise UserError(f"{path}: the score of {ids.iloc[row]} is missing; leave the row out")
+        raise UserError(
+            f"{path}: the score of {ids.iloc[row]} is missing; give one, or leave the row out, which is said"
+        )
     logits = _logits(scores, given, path).astype(np.float32)
     return pd.DataFrame({"sample_id": ids, "logits": list(logits)}), _contradictions(scores, given)
 
