@@ -1,5 +1,6 @@
 """Any model can be loaded: the same logits as the plain network, in pixel space, with a gradient."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,29 @@ def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn
         load("foreign_models:no_network", classes=CLASSES, trust_code=True)
 
 
+def test_code_is_looked_for_beside_the_model_file_first(
+    films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, value in (("working", 0), ("handed", 1), ("other", 2)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "beside_it.py").write_text(
+            f"def answers(images):\n    return {value} * images[..., 0, :3].flatten(1)\n"
+        )
+        text = f"python: beside_it:answers\ninput: {{size: {SIDE}}}\noutput: {{classes: [a, b, c]}}\n"
+        (tmp_path / place / "model.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path / "working")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    given = load("../handed/model.yaml", trust_code=True)
+    assert torch.allclose(given.model(films), films[..., 0, :3].flatten(1))
+    assert torch.allclose(load(tmp_path / "handed" / "model.yaml", trust_code=True).model(films), given.model(films))
+    with pytest.raises(UserError, match="another module named beside_it is loaded already"):
+        load(tmp_path / "other" / "model.yaml", trust_code=True)
+    (tmp_path / "other" / "model.yaml").write_text(text.replace("beside_it", "nowhere"))
+    with pytest.raises(UserError, match=r"it was looked for in .*other and .*working"):
+        load(tmp_path / "other" / "model.yaml", trust_code=True)
+    monkeypatch.delitem(sys.modules, "beside_it")
+
+
 def test_a_function_of_numpy_has_no_gradients_and_says_so(films: Tensor) -> None:
     given = load(scores, classes=CLASSES, channels=3, size=SIDE)
     assert given.origin.gradients == "none"
@@ -184,6 +208,32 @@ def test_onnx_that_is_not_converted_answers_without_gradients(
     assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
     monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda i, a: i[0].abs())
     assert "answers otherwise" in load(path, classes=CLASSES, **IMAGENET).origin.notes[0]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["converted", "run as it is"])
+def test_an_onnx_file_of_two_outputs_says_that_one_is_not_looked_at(
+    known: bool, net: nn.Module, films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trustcxr.models.adapters import onnx_operators
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            answer = self.net(images)
+            return answer, -answer
+
+    path = onnx(Two().eval(), tmp_path / "m.onnx")
+    if not known:
+        monkeypatch.delitem(onnx_operators.OPERATORS, "Relu")
+    given = load(path, classes=CLASSES, **IMAGENET)
+    assert [note for note in given.origin.notes if note.startswith("it has 2 outputs, of which the first")]
+    assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
+    assert "has 2 outputs" in adapters.describe_file(path)
+    one = load(onnx(net, tmp_path / "one.onnx"), classes=CLASSES, **IMAGENET)
+    assert "outputs" not in " ".join(one.origin.notes)
 
 
 def test_films_of_another_size_are_resized_inside_with_a_gradient(net: nn.Module) -> None:

@@ -96,7 +96,7 @@ class Wants(nn.Module):
         (lambda x: x / 255, "input.range: [0, 255]"),
         (lambda x: (x + 1) / 2, "input.range: [-1, 1]"),
         (lambda x: (x + 1024) / 2048, "input.range: [-1024, 1024]"),
-        (lambda x: 1 - x, "range: [high, low]"),
+        (lambda x: 1 - x, "write input.range: [1, 0], as MONOCHROME1"),
     ],
 )
 def test_a_wrong_range_is_noticed_with_the_remedy(
@@ -105,6 +105,20 @@ def test_a_wrong_range_is_noticed_with_the_remedy(
     found = door(Wants(make), films)
     assert "declaration" in failed(found)
     assert remedy in text(found, "declaration")
+
+
+@pytest.mark.parametrize(
+    ("declared", "remedy"),
+    [
+        ({"range": (1, 0)}, "write input.range: [0, 1], as MONOCHROME1"),
+        ({"range": (255, 0), "std": (0.5,), "mean": (0.5,)}, "write input.range: [1, -1] without mean and std, as M"),
+    ],
+)
+def test_a_range_or_mean_that_inverts_films_is_noticed_with_the_other(
+    declared: dict[str, Any], remedy: str, films: tuple[Tensor, Tensor]
+) -> None:
+    net = trained() if declared["range"] == (1, 0) else Wants(lambda x: (1 - x) / 2)
+    assert remedy in text(door(net, films, **declared), "declaration")
 
 
 def test_a_missing_mean_and_std_are_noticed(films: tuple[Tensor, Tensor]) -> None:

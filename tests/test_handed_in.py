@@ -14,6 +14,7 @@ from test_cli import complaint
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in
+from trustcxr.report import audit_page
 from trustcxr.report.audits import sentences
 from trustcxr.results import files
 from trustcxr.study import audit as audits
@@ -80,6 +81,8 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
         (lambda name, image: {"another": image}, {}, "is none of these films"),
         (lambda name, image: {name: image}, {"epsilon": "a fifth"}, "must say epsilon"),
         (lambda name, image: {name: image}, {"by": " "}, "a name"),
+        (lambda name, image: {name: image}, {"by": "team\n\n## Certified"}, "by: one line"),
+        (lambda name, image: {f"{name}#dark": image}, {}, "behind a film's id may stand nothing"),
         (lambda name, image: {name: image}, {"epsilon": "0.9"}, "worst-case is tried at 0.02"),
     ],
 )
@@ -122,7 +125,7 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
     names = [str(name) for name, label in zip(films.sample_ids, films.labels, strict=True) if label == 2][:2]
     light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
     found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
-    given = handed_in.read(written(tmp_path / "a.safetensors", found, epsilon="1"), films)
+    given = handed_in.read(written(tmp_path / "a.safetensors", found, epsilon="1"), films, ("Bright", "Edema"))
     table = pd.DataFrame(
         {
             "sample_id": [f"{name}#{finding}" for name in names for finding in ("Bright", "Edema")],
@@ -135,15 +138,59 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
         }
     )
     worse, counted = handed_in.worse_of_both(table, given, Present(), torch.device("cpu"))
+    assert counted is not None
     wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
     assert wrong == [True, False, False, True], "the film's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
     assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
-    only = handed_in.read(written(tmp_path / "c.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1"), films)
+    only = {f"{names[0]}#Edema": dark.clone()}
+    other = handed_in.read(written(tmp_path / "c.safetensors", only, epsilon="1"), films, ("Bright", "Edema"))
     table = table[table["sample_id"].str.endswith("#Bright")]
-    with pytest.raises(UserError, match="no image of a finding that is judged"):
-        handed_in.worse_of_both(table, only, Present(), torch.device("cpu"))
+    same, none = handed_in.worse_of_both(table, other, Present(), torch.device("cpu"))
+    assert same is table
+    assert none is None
+    mistyped = written(tmp_path / "e.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1")
+    with pytest.raises(UserError, match="#Edma: behind a film's id may stand one of its findings, Bright, Edema"):
+        handed_in.read(mistyped, films, ("Bright", "Edema"))
     with pytest.raises(UserError, match="holds no image"):
         handed_in.read(written(tmp_path / "d.safetensors", {}, epsilon="1"), films)
     with pytest.raises(UserError, match="nobody#Edema is none of these films"):
         handed_in.read(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films)
+
+
+def bright_or_dark(folder: Path) -> Path:
+    """A model of two findings, at a brightness of a half; its file."""
+
+    class Findings(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            margin = 40 * (images.mean((2, 3)) - 0.5)
+            return torch.sigmoid(torch.cat([margin, -margin], 1))
+
+    folder.mkdir()
+    torch.jit.trace(Findings().eval(), torch.rand(2, 1, 16, 16)).save(str(folder / "net.pt"))
+    (folder / "model.yaml").write_text(
+        "source: net.pt\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}\n"
+    )
+    return folder / "model.yaml"
+
+
+def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    images: dict[str, torch.Tensor],
+) -> None:
+    model, out = bright_or_dark(tmp_path / "model"), tmp_path / "out"
+    asked: Any = {"attacks": ["worst-case"], "epsilons": [0.2]}
+    given = {f"{name}#Dark": image.contiguous() for name, image in list(images.items())[:6]}
+    path = written(tmp_path / "a.safetensors", given, by="<script>alert(1)</script>")
+    labels = {"bright": "Bright", "dark": "Dark", "grey": "Normal"}
+    document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
+    (found,) = document.handed_in
+    assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
+    card = audit_page.card(document)
+    assert "<script>" not in card
+    assert "&lt;script>alert(1)&lt;/script> (Dark) made at epsilon 0.2" in card
+    assert "<script>alert" not in audit_page.render(document)
+    labels["dark"] = "Normal"  # so that Dark is not judged
+    with pytest.raises(UserError, match="no image of a finding that is judged"):
+        audits.audit(model, greys, tmp_path / "none", labels=labels, adversarial=path, **asked)

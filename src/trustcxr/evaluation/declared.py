@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.declaration import IMAGENET, InputSpec
 
-INVERTED = "range: [high, low], as MONOCHROME1 films are inverted"
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
 _BETTER = 0.10  # accuracy that another declaration must have more
 _SURE = 1e-3  # McNemar's exact p-value below which it is believed
@@ -77,7 +76,7 @@ def _others(
     order = _best_order(own, truth, len(classes))
     if list(order) != list(range(len(classes))):
         yield f"output.classes: [{', '.join(classes[k] for k in order)}]", order[own]
-    yield INVERTED, _answers(model, 1 - images, draws)
+    yield inverted(model), _answers(model, 1 - images, draws)
     if not isinstance(model, Adapted):
         return
     for remedy, taken in inputs(model.taken):
@@ -86,6 +85,19 @@ def _others(
         order = _best_order(answers, truth, len(classes))
         if list(order) != list(range(len(classes))):
             yield f"{remedy} and output.classes: [{', '.join(classes[k] for k in order)}]", order[answers]
+
+
+def inverted(model: nn.Module) -> str:
+    """What to write of a model that wants white where it is given black: what it is given of each at present, changed.
+
+    Where that differs from channel to channel no range says it.
+    """
+    if isinstance(model, Adapted):
+        black, white = model.shift.unique().tolist(), (model.scale + model.shift).unique().tolist()
+        if len(black) == len(white) == 1:
+            without = " without mean and std" if model.taken.mean or model.taken.std else ""
+            return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}, as MONOCHROME1 films are inverted"
+    return "the films themselves inverted, as MONOCHROME1 films are"
 
 
 def inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:

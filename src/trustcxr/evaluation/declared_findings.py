@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trustcxr import statistics
-from trustcxr.evaluation.declared import INVERTED, inputs, with_input
+from trustcxr.evaluation.declared import inputs, inverted, with_input
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.statistics import Bootstrap, Floats, interval
 
@@ -175,7 +175,7 @@ def _cycles(taken: dict[int, int]) -> Iterator[list[int]]:
 
 def _others(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Floats]]:
     """Each other declaration of the input: what to change, and the logits (N, F) with it."""
-    yield INVERTED, _logits(model, 1 - images)
+    yield inverted(model), _logits(model, 1 - images)
     if isinstance(model, Adapted):
         for remedy, taken in inputs(model.taken):
             yield remedy, _logits(with_input(model, taken), images)

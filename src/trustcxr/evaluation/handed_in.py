@@ -5,6 +5,7 @@ A safetensors file: under each film's sample id (of a model of findings also `id
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,20 +41,29 @@ class Images:
     images: dict[str, torch.Tensor]
 
 
-def read(path: Path, dataset: "Dataset") -> Images:
-    """The file's images, within their epsilon of the very films and in [0, 1]; UserError, saying which is not."""
+def read(path: Path, dataset: "Dataset", findings: Sequence[str] = ()) -> Images:
+    """The file's images, within their epsilon of the very films and in [0, 1]; UserError, saying which is not.
+
+    `findings`: of a model of findings their names, of which one may stand behind a film's id.
+    """
     images, about = _opened(path)
     try:
         epsilon, by = float(about["epsilon"]), about["by"].strip()
     except (KeyError, ValueError):
         raise UserError(f"{path}: its metadata must say epsilon (such as '0.02') and by, who made the images") from None
+    if not by.isprintable():
+        raise UserError(f"{path}: by: one line of letters that can be printed: it stands in reports")
     if not 0 < epsilon <= 1 or not by:
         raise UserError(f"{path}: epsilon {epsilon:g} by '{by}': a radius in (0, 1] and a name are needed")
     if not images:
         raise UserError(f"{path}: holds no image")
     rows = {str(name): row for row, name in enumerate(dataset.sample_ids)}
     for key, image in images.items():
-        row = rows.get(key, rows.get(key.rpartition("#")[0]))
+        own, _, finding = key.rpartition("#")
+        row = rows.get(key, rows.get(own))
+        if key not in rows and row is not None and finding not in findings:
+            listed = f"one of its findings, {', '.join(findings)}" if findings else f"nothing (write {own})"
+            raise UserError(f"{path}: {key}: behind a film's id may stand {listed}")
         if row is None:
             raise UserError(f"{path}: {key} is none of these films; ids are such as {dataset.sample_ids[0]}")
         film = to_pixels(torch.from_numpy(dataset.batch([row])))[0]
@@ -79,10 +89,11 @@ def _opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def worse_of_both(
     table: "pd.DataFrame", given: Images, model: nn.Module, device: torch.device
-) -> "tuple[pd.DataFrame, HandedIn]":
+) -> "tuple[pd.DataFrame, HandedIn | None]":
     """Predictions whose worst-case rows are those of the given images where these mislead the model and ours do not.
 
-    `broken_by` says by whom. They count at every radius of worst-case that is not below theirs.
+    `broken_by` says by whom. They count at every radius of worst-case that is not below theirs. Where none of the
+    images is of these rows, the predictions as they were, and None.
     """
     worst = table[(table["attack"] == WORST_CASE) & (table["epsilon"] >= given.epsilon - 1e-9)]
     # Of a film that both its finding and the film itself are handed in for, the finding's counts.
@@ -90,7 +101,7 @@ def worse_of_both(
     known = np.array([key in given.images for key in keys])
     rows = worst[known]
     if not len(rows):
-        raise UserError(f"{given.path}: holds no image of a finding that is judged on these films")
+        return table, None
     logits, wrong = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device)
     ours = np.stack(rows["logits"].tolist()).argmax(1) != rows["label"].to_numpy()
     alone = wrong & ~ours

@@ -1,14 +1,22 @@
 """What may be relied on: from the gate's checks and the figures, whether an audit is reliable, and why not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from trustcxr.catalogue import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.evaluation.door import Check, Door, black_box_check
+from trustcxr.results.alarms import CONSTANT
 from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, Verdict
 from trustcxr.results.tables import CLEAN
 
 # What, failed, leaves no figure that can be relied on. The rest is said, and attacks adapt to it.
-_GRAVE = ("declaration", "same answer twice", "no gradients used inside", "active test", "black box against white box")
+_GRAVE = (
+    "declaration",
+    "scores",
+    "same answer twice",
+    "no gradients used inside",
+    "active test",
+    "black box against white box",
+)
 
 
 def withdraw(document: AuditDocument, door: Door) -> None:
@@ -19,7 +27,7 @@ def withdraw(document: AuditDocument, door: Door) -> None:
     document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
     document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
     document.masking = Verdict(masked=None, because=f"withdrawn: {why}", looked_for=[])
-    document.alarms = []
+    document.alarms = [alarm for alarm in document.alarms if alarm.kind == CONSTANT]
     document.withdrawn = why
 
 
@@ -42,12 +50,26 @@ def compared(document: RunDocument) -> list[Check]:
     return found
 
 
-def verdict(document: RunDocument, checks: Sequence[Check], door: Door) -> tuple[bool, str]:
+def verdict(document: AuditDocument, checks: Sequence[Check], door: Door) -> tuple[bool, str]:
     """`unreliable` and `because` of audit.json."""
     reasons = [f"{check.check}: {check.text}" for check in checks if check.passed is False and check.check in _GRAVE]
-    reasons += [alarm.text for alarm in document.alarms if alarm.kind == "weak_attack"]
+    reasons += [*_by_chance(document), *(alarm.text for alarm in document.alarms if alarm.kind == "weak_attack")]
     if door.model is not None and not door.gradients:
         reasons.append("it has no gradients: attacks without them can only overestimate robust accuracy")
     elif door.traits is not None and door.traits.needs_stand_ins and door.traits.healed > 0.02:
         reasons.append(f"{door.traits.healed:.1%} of films have no gradient, even through stand-ins")
     return bool(reasons), "; ".join(reasons) or "nothing was found that speaks against these figures"
+
+
+def _by_chance(document: AuditDocument) -> Iterator[str]:
+    """Why its answers are not shown to be worth more than one and the same answer to all films, where they are not.
+
+    Of findings that is said of how they rank films: who has a rare finding right is seldom as often right as a
+    constant "absent", and may still be of use.
+    """
+    if not document.findings:
+        yield from (alarm.text for alarm in document.alarms if alarm.kind == CONSTANT)
+        return
+    ends = [point.auroc.interval for point in document.operating_points if point.attack == CLEAN]
+    if ends and all(pair is None or pair[0] <= 0.5 for pair in ends):
+        yield "no finding is shown to be ranked better than by chance"

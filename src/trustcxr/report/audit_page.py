@@ -189,4 +189,4 @@ def card(document: AuditDocument) -> str:
     )
     from markupsafe import Markup
 
-    return front + str(Markup(text).unescape())
+    return front + str(Markup(text).unescape()).replace("<", "&lt;")  # Markdown lets HTML through

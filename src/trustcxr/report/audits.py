@@ -28,7 +28,7 @@ def given(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str, ...]]:
     weights = f", {model.parameters:,} parameters" if model.parameters else ""
     protocol = document.protocol or "other options than a fixed protocol's, so it compares with no other audit"
     what = f"{model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}"
-    films = f"{data.n} images of {data.name}, split {document.split}, by {protocol}"
+    films = f"{data.images} images of {data.name}, split {document.split}, by {protocol}"
     return (what, *model.notes), (films,)
 
 
@@ -124,7 +124,7 @@ def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
         lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
     if not document.attacks:
         lines.append("robustness: nothing was attacked, so nothing is known of it")
-    lines += [f"{alarm.text}" for alarm in document.alarms]
+    lines += [alarm.text for alarm in document.alarms if not (document.unreliable and alarm.text in document.because)]
     lines += [f"{division.text}" for division in document.subgroups]
     lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
     unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
@@ -157,6 +157,8 @@ def pair_remarks(found: AuditPair) -> list[str]:
     """What must be known beside the rows."""
     names = zip((found.first, found.second), found.unreliable, strict=True)
     lines = [f"The audit of {name} says that its figures may not be relied on" for name, bad in names if bad]
+    if found.data.partial:
+        lines.append(f"Compared on {found.data.images} images at most: one of them has no score of the others")
     if found.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
     return lines

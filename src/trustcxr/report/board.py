@@ -78,9 +78,8 @@ def gather(folder: Path) -> Board:
     refused += [(name, _why(document, kept[0][1])) for name, document in found if _key(document) != chosen]
     kept.sort(key=lambda pair: _rank(pair[1]))
     first = kept[0][1]
-    return Board(
-        str(first.protocol), first.data.name, first.data.n or 0, tuple(first.classes), tuple(kept), tuple(refused)
-    )
+    count = first.data.total or first.data.n or 0
+    return Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(kept), tuple(refused))
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
@@ -89,8 +88,8 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
     return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
 
 
-def _key(document: AuditDocument) -> tuple[str | None, str, tuple[str, ...]]:
-    return document.protocol, document.data.fingerprint, tuple(document.classes)
+def _key(document: AuditDocument) -> tuple[str | None, str, str, tuple[str, ...]]:
+    return document.protocol, document.data.fingerprint, document.data.truth, tuple(document.classes)
 
 
 def _why(document: AuditDocument, others: AuditDocument) -> str:
@@ -99,6 +98,8 @@ def _why(document: AuditDocument, others: AuditDocument) -> str:
         return f"examined by {document.protocol}, the others by {others.protocol}"
     if document.classes != others.classes:
         return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
+    if document.data.fingerprint == others.data.fingerprint:
+        return "not the same labels of findings as the others on these images"
     return (
         f"not the same images as the others ({document.data.name}, {document.data.n}; {others.data.name}, "
         f"{others.data.n}), or not read at the same size"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,14 +205,20 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
             raise ValueError(f"{path.name}: no table to write")
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
-    """A table from CSV or Parquet, or some of its columns; UserError where it is missing or broken."""
+def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[str] = ()) -> "pd.DataFrame":
+    """A table from CSV or Parquet, or some of its columns; UserError where it is missing or broken.
+
+    `text`: lower-case names of columns that a CSV is read as it is written in, so that an id keeps its zeros.
+    """
     import pandas as pd
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return pd.read_csv(path, usecols=columns) if path.suffix == ".csv" else pd.read_parquet(path, columns=columns)
+        if path.suffix != ".csv":
+            return pd.read_parquet(path, columns=columns)
+        names = pd.read_csv(path, nrows=0).columns if text else ()
+        return pd.read_csv(path, usecols=columns, dtype={name: str for name in names if str(name).lower() in text})
     except Exception as problem:
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
 

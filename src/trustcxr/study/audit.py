@@ -50,7 +50,8 @@ def audit(
         raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
     subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
     films = open_films(subject, data, split, labels, listing)
-    handed = None if adversarial is None else handed_in.read(adversarial, films.examined)
+    findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
+    handed = None if adversarial is None else handed_in.read(adversarial, films.examined, findings)
     if handed is not None and subject.model is None:
         raise UserError(f"{adversarial}: only scores of {subject.name} were given, so adversarial images say nothing")
     if handed is not None:
@@ -88,7 +89,13 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         measured.figures,
         model=AuditedModel.model_validate(about(subject)),
         protocol=exam.version,
-        data=AuditedData(name=dataset.root.name, fingerprint=dataset.fingerprint, n=len(dataset)),
+        data=AuditedData(
+            name=dataset.root.name,
+            fingerprint=dataset.fingerprint,
+            truth=whole.truth,
+            n=measured.films,
+            total=len(dataset),
+        ),
         examination=key,
     )
     document.operating_points, document.subgroups = measured.points, measured.divisions

@@ -138,7 +138,9 @@ def scored(subject: Given, dataset: Dataset, shared: frozenset[str] = frozenset(
         )
     table = about.iloc[[place for place, _ in rows]].reset_index(drop=True)
     table = table.assign(attack=CLEAN, epsilon=0.0, steps=0, severity=0, logits=[logits for _, logits in rows])
-    text = f"{named} of {len(about)} images have a score" + ("" if named == len(about) else "; the others are left out")
+    text = f"{named} of {len(about)} images have a score"
+    if named < len(about):
+        text += "; the others are left out, and may be those that it fails on: give a score for every image"
     text += told
     return table, [Check("scores", named == len(about), text)]
 

@@ -32,6 +32,7 @@ class Measured:
     """What came of it: the predictions, those on validation images, the figures, and checks that follow from them.
 
     aimed: predictions under attacks that were made against the threshold of one class each.
+    films: how many have predictions.
     """
 
     table: pd.DataFrame
@@ -43,6 +44,7 @@ class Measured:
     checks: Sequence[Check] = ()
     handed: list[HandedIn] = field(default_factory=list)
     aimed: pd.DataFrame | None = None
+    films: int = 0
 
 
 def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
@@ -66,7 +68,10 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
     figures = describe(examined, table, resamples=exam.bootstrap)
-    return Measured(table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed)
+    films = int((table["attack"] == CLEAN).sum())
+    return Measured(
+        table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed, films=films
+    )
 
 
 def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] = ()) -> pd.DataFrame:
@@ -140,6 +145,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     answers, validation, checks = _answers(whole, door, parts)
     truth = findings.known(whole.dataset.table, names)
     held = _held(whole.films.validation, validation, names)
+    answered = np.isin(whole.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
     handed: list[HandedIn] = []
@@ -147,7 +153,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     for place, name in enumerate(names):
         threshold = _threshold(subject, place, held)
         labels = truth[:, place]
-        found = _about_finding(name, labels, threshold)
+        found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
         if not found.judged:
             continue
@@ -169,6 +175,8 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             f"{whole.dataset.root}: of no finding of {subject.name} are films known that have it and films that have "
             "it not; say with --label which findings the films of a class have"
         )
+    if whole.handed is not None and not handed:
+        raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
@@ -176,7 +184,8 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
     declared = _declared(whole, door, answers, truth, judged)
     checks = [*checks, _declaration(points, declared), _above_constant(points)]
-    return Measured(table, None, figures, points, divisions, judged, checks, handed)
+    count = int(answered.sum())
+    return Measured(table, None, figures, points, divisions, judged, checks, handed, films=count)
 
 
 def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[HandedIn]]:
@@ -184,7 +193,7 @@ def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.Data
     if whole.handed is None:
         return table, []
     table, found = handed_in.worse_of_both(table, whole.handed, model, whole.subject.device)
-    return table, [found]
+    return table, [] if found is None else [found]
 
 
 def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:

@@ -43,7 +43,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         first=audits[0].model.name,
         second=audits[1].model.name,
         protocol=audits[0].protocol,
-        data=audits[0].data,
+        data=min((document.data for document in audits), key=lambda data: data.n or 0),
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
         rows=rows,
@@ -76,3 +76,5 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
             f"{pair}: not the same images ({one.data.name}, {one.data.n}; {other.data.name}, {other.data.n}), or not "
             "read at the same size; audit both on one data set and split"
         )
+    if one.data.truth != other.data.truth:
+        raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")

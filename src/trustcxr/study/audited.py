@@ -1,15 +1,18 @@
 """What an audit is of: the model, the films, the examination; and what is written of the model."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
 from trustcxr.data.dataset import Dataset
+from trustcxr.evaluation import findings
 from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.handed_in import Images
 from trustcxr.evaluation.run import Run
+from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files, folders
@@ -37,7 +40,7 @@ class Audit:
 
     @property
     def key(self) -> str:
-        """A checksum of the model, the images and the examination."""
+        """A checksum of the model, of all that is known of the images examined and of validation, and of the exam."""
         content = [__version__, about(self.subject), self.dataset.fingerprint, self.exam.model_dump(mode="json")]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
@@ -45,7 +48,25 @@ class Audit:
         found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        for dataset in (self.dataset, self.films.validation):
+            for part in _known(dataset) if dataset is not None else ():
+                found.update(part)
         return found.hexdigest()[:16]
+
+    @property
+    def truth(self) -> str:
+        """A checksum of which findings are known of each film; empty where one class of each is all that counts."""
+        if not isinstance(self.subject, Given) or self.subject.kind != "sigmoid":
+            return ""
+        return sha256(findings.known(self.dataset.table, self.subject.classes).tobytes()).hexdigest()[:16]
+
+
+def _known(dataset: Dataset) -> Iterator[bytes]:
+    """What is known of films, piece by piece: their fingerprint, every column of their table, their lung masks."""
+    yield dataset.fingerprint.encode()
+    yield dataset.table.to_csv(index=False).encode("utf-8", "surrogateescape")
+    if "lung" in dataset.mask_kinds:
+        yield from (mask.tobytes() for mask in dataset.masks("lung"))
 
 
 def about(subject: Subject) -> dict[str, object]:

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import read_yaml
@@ -125,6 +134,12 @@ class ModelFile(Declared):
     input: InputSpec = InputSpec()
     output: OutputSpec
     reported: Reported = Reported()
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model file lies; None of what was said otherwise."""
+        return self._folder
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -150,7 +165,9 @@ def read_model_file(path: Path) -> ModelFile:
         for key in ("source", "predictions")
         if (value := getattr(declared, key)) and not Path(value).is_absolute()
     }
-    return declared.model_copy(update=moved)
+    declared = declared.model_copy(update=moved)
+    declared._folder = path.parent
+    return declared
 
 
 def check(kind: type[Part], content: Any, where: str) -> Part:

@@ -91,6 +91,7 @@ def _onnx(path: Path) -> Draft:
     net, model = OnnxNet(path), read_onnx(path)
     _, channels, size, _ = (*(n if isinstance(n, int) else None for n in net.shape), None, None, None, None)[:4]
     draft = Draft("source", path.name, size, channels, seen=[f"takes {net.input} {_shape(net.shape)}"])
+    draft.seen += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
     said = {entry.key.lower(): entry.value for entry in model.metadata_props}
     draft.classes = next((names for key in _NAMES if (names := _names(said.get(key)))), None)
     if model.producer_name:
@@ -119,9 +120,10 @@ def _weights(path: Path) -> Draft:
 
 
 def _table(path: Path) -> Draft:
+    from trustcxr.models.adapters.scores import KEYS
     from trustcxr.results.files import read_table
 
-    table = read_table(path)
+    table = read_table(path, text=KEYS)
     numeric = [str(c) for c in table.select_dtypes("number").columns if str(c).lower() not in ("label", "fold")]
     draft = Draft("predictions", path.name, outputs=len(numeric), classes=numeric or None)
     draft.seen.append(f"{len(table)} rows, columns {', '.join(map(str, table.columns[:12]))}")

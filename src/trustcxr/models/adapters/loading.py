@@ -20,7 +20,7 @@ from trustcxr.models.adapters.declaration import (
     check,
     read_model_file,
 )
-from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, InBatches, from_object, open_source
+from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, InBatches, code_of, from_object, open_source
 from trustcxr.results.documents import RunDocument, TrainingDocument
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ _PROBES = 2  # images that conversions are compared on
 
 @dataclass(frozen=True)
 class Origin:
-    """What was given: kind, file and its checksum, whether gradients are its own, and what is worth saying."""
+    """What was given: kind, file and its checksum, whether gradients are its own, and what is worth saying.
+
+    Of kind "python" sha256 and bytes are of the source (`sources.code_of`).
+    """
 
     kind: str
     path: str | None = None
@@ -142,8 +145,8 @@ def _table(declared: ModelFile) -> Given:
     from trustcxr.models.adapters.scores import read_scores
 
     path = Path(str(declared.predictions))
-    table = read_scores(path, declared.output)
-    notes = ("only its scores were given: nothing was attacked, corrupted or explained",)
+    table, notes = read_scores(path, declared.output)
+    notes = ("only its scores were given: nothing was attacked, corrupted or explained", *notes)
     origin = Origin("predictions", str(path), *_checksum(path), gradients="none", notes=notes)
     given = declared.output
     return Given(
@@ -198,7 +201,7 @@ def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
 
 def _origin(declared: ModelFile, kind: str) -> Origin:
     if declared.source is None:
-        return Origin(kind, declared.python)
+        return Origin(kind, declared.python, *code_of(str(declared.python)))
     return Origin(kind, declared.source, *_checksum(Path(declared.source)))
 
 

@@ -43,7 +43,7 @@ class OnnxNet(nn.Module):
             raise UserError(f"{path}: it takes {len(inputs)} inputs; one is needed, the images")
         self.input, self.shape = inputs[0].name, list(inputs[0].shape)
         self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(inputs[0].type, np.float32)
-        self.output = self.session.get_outputs()[0].name
+        self.output, self.outputs = self.session.get_outputs()[0].name, len(self.session.get_outputs())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images as the file wants them -> its first answer, without a gradient."""
@@ -52,11 +52,12 @@ class OnnxNet(nn.Module):
         return torch.from_numpy(np.asarray(answer)).to(images.device)
 
 
-def load_onnx(path: Path, images: Tensor) -> tuple[nn.Module, int | None, str | None]:
+def load_onnx(path: Path, images: Tensor) -> "tuple[OnnxNet | ConvertedNet, int | None, str | None]":
     """The file as a net with gradients, or, where the conversion fails or says something else, without.
 
     `images` are some as the file wants them, on which both are compared. The second value is the one size of batch that
-    it takes, or None; the third says why there are no gradients, or is None.
+    it takes, or None; the third says why there are no gradients, or is None. A net's `outputs` are how many it has, of
+    which it gives the first.
     """
     real = OnnxNet(path)
     fixed = real.shape[0] if isinstance(real.shape[0], int) else None
@@ -120,7 +121,7 @@ class ConvertedNet(nn.Module):
             self._stored[tensor.name] = f"t{number}"
             self.register_buffer(f"t{number}", torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()))
         self._input = next(i.name for i in graph.input if i.name not in self._stored)
-        self._output = graph.output[0].name
+        self._output, self.outputs = graph.output[0].name, len(graph.output)
         self._steps = [
             (_operator(node), list(node.input), list(node.output), _attributes(node, opset, onnx))
             for node in graph.node

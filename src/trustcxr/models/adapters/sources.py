@@ -5,6 +5,9 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.machinery import PathFinder
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +43,7 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Foun
     Raises UserError for a file that is not sound, is of no known kind, or could run code that was not trusted.
     """
     if declared.python:
-        return _python(declared.python, trust_code)
+        return _python(declared.python, trust_code, declared.folder)
     path = Path(str(declared.source))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in {', '.join(SUFFIXES)}")
@@ -77,9 +80,11 @@ def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
     from trustcxr.models.adapters.onnx_files import load_onnx
 
     net, batch, why = load_onnx(path, probe)
+    first = f"it has {net.outputs} outputs, of which the first was taken for its answer, and no other looked at"
+    notes = (first,) if net.outputs > 1 else ()
     if why is None:
-        return Found(net, "ONNX", "converted", batch)
-    return Found(net, "ONNX", "none", batch, (f"no gradients: {why}; attacks without gradients alone",))
+        return Found(net, "ONNX", "converted", batch, notes)
+    return Found(net, "ONNX", "none", batch, (f"no gradients: {why}; attacks without gradients alone", *notes))
 
 
 def _weights(path: Path, declared: ModelFile) -> Found:
@@ -110,7 +115,8 @@ def _weights(path: Path, declared: ModelFile) -> Found:
     return Found(net, "weights")
 
 
-def _python(target: str, trust_code: bool) -> Found:
+def _python(target: str, trust_code: bool, folder: Path | None) -> Found:
+    """What "module:function" names, looked for in the model file's folder, then in the working folder."""
     if not trust_code:
         raise UserError(
             f"python: {target} runs code of somebody's: give --trust-code (trust_code=True) if you trust it"
@@ -118,15 +124,57 @@ def _python(target: str, trust_code: bool) -> Found:
     module_name, _, attribute = target.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if folder is not None:
+        _look_first_in(folder, module_name)
     try:
         made: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             made = getattr(made, part)
     except (ImportError, AttributeError) as problem:
-        raise UserError(f"python: {target} cannot be had ({problem})") from None
+        where = Path.cwd() if folder is None else f"{folder} and {Path.cwd()}"
+        raise UserError(f"python: {target} cannot be had ({problem}); it was looked for in {where}") from None
     if inspect.isclass(made) or (callable(made) and not isinstance(made, nn.Module) and _takes_nothing(made)):
         made = made()
     return from_object(made, target)
+
+
+def _look_first_in(folder: Path, name: str) -> None:
+    """Have modules imported from this folder before any other; UserError where the name is another module's already."""
+    place, top = str(folder.resolve()), name.partition(".")[0]
+    if place in sys.path:
+        sys.path.remove(place)
+    sys.path.insert(0, place)
+    importlib.invalidate_caches()
+    there = PathFinder.find_spec(top, [place])
+    if there is None or there.origin is None or top not in sys.modules:
+        return
+    known = getattr(sys.modules[top], "__file__", None)
+    if known is None or Path(known).resolve() != Path(there.origin).resolve():
+        raise UserError(f"python: {there.origin}: another module named {top} is loaded already; give it another name")
+
+
+def code_of(target: str) -> tuple[str | None, int | None]:
+    """SHA-256 of the source behind an imported "module:function", and its bytes; None where there is no source.
+
+    The source is all of the module's package, or its own file and those beside it that it imports.
+    """
+    name = target.partition(":")[0]
+    package, file = sys.modules[name.partition(".")[0]], getattr(sys.modules[name], "__file__", None)
+    if places := [Path(place) for place in getattr(package, "__path__", ())]:
+        files = [(path, path.relative_to(place)) for place in places for path in place.rglob("*.py")]
+    elif file is not None and Path(file).suffix == ".py":
+        finder = ModuleFinder(path=[str(Path(file).parent)])
+        finder.run_script(file)
+        beside = [getattr(part, "__file__", None) for part in finder.modules.values()]
+        files = [(Path(path), Path(path).relative_to(Path(file).parent)) for path in beside if path is not None]
+    else:
+        return None, None
+    found, size = sha256(), 0
+    for path, named in sorted(files, key=lambda pair: pair[1].as_posix()):
+        content = path.read_bytes()
+        found.update(f"{named.as_posix()}\n{len(content)}\n".encode() + content)
+        size += len(content)
+    return found.hexdigest(), size
 
 
 def from_object(made: Any, name: str) -> Found:

@@ -38,11 +38,27 @@ class AuditedModel(Document):
 
 
 class AuditedData(Document):
-    """The images that it was examined on; audits compare where the fingerprints agree."""
+    """The images that it was examined on; audits compare where `fingerprint` and `truth` agree.
+
+    `fingerprint` is of names, classes and pixels; `truth`, of a model of findings, of what is known of each finding.
+    `n` images have a score, of the `total` that the data have.
+    """
 
     name: str = ""
     fingerprint: str = ""
+    truth: str = ""
     n: int | None = None
+    total: int | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether images were left out, since they have no score."""
+        return self.n is not None and self.total is not None and self.n < self.total
+
+    @property
+    def images(self) -> str:
+        """How many images, in words: `72`, or `67 of 72`."""
+        return f"{self.n} of {self.total}" if self.partial else f"{self.n}"
 
 
 class AuditDocument(RunDocument):

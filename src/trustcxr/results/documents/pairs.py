@@ -21,7 +21,10 @@ class PairRow(Document):
 
 
 class AuditPair(Document):
-    """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them."""
+    """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
+
+    `data` as the audit has them of which fewer images have a score.
+    """
 
     first: str = ""
     second: str = ""

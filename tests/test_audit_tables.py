@@ -1,0 +1,152 @@
+"""A table of scores in a model's place: whose films it leaves out, what its answers are worth, what they are."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from test_audit_command import CLASSES, _short, greys  # noqa: F401
+from test_cli import run
+from trustcxr.evaluation.given import load_model
+from trustcxr.models.adapters import describe_file
+from trustcxr.report import board
+from trustcxr.report.audits import sentences
+from trustcxr.study import audit as audits
+
+ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
+Scores = Mapping[str, np.ndarray]
+ONE_FINDING = {"kind": "sigmoid", "classes": ["Ill"], "thresholds": 0.5}
+
+
+@pytest.fixture
+def answers() -> dict[str, np.ndarray]:
+    """Probabilities (3,) of every film by its file's name: right but for two films of each class."""
+    found = {}
+    for k, name in enumerate(CLASSES):
+        for number in range(12):
+            said = (k + 1) % 3 if number < 2 else k
+            found[f"{name}{number}.png"] = np.where(np.arange(3) == said, 0.6 + 0.01 * number, 0.2 - 0.005 * number)
+    return found
+
+
+def table(folder: Path, scores: Scores, **output: Any) -> Path:
+    """A model file of a table of scores; `output` beside probabilities of the three classes."""
+    said = {"kind": "probabilities", "classes": list(CLASSES)} | output
+    said = {key: value for key, value in said.items() if value is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [",".join([name, *map(repr, map(float, row))]) for name, row in scores.items()]
+    (folder / "scores.csv").write_text("\n".join([",".join(["image", *said["classes"]]), *rows]))
+    model = {"predictions": "scores.csv", "input": {"size": 16}, "output": said}
+    (folder / "model.yaml").write_text(yaml.safe_dump(model))
+    return folder / "model.yaml"
+
+
+def test_who_leaves_out_films_leads_no_board(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    right = {name: row for name, row in answers.items() if CLASSES[int(row.argmax())] in name}
+    whole = audits.audit(table(tmp_path / "a", answers), greys, tmp_path / "out" / "whole")
+    part = audits.audit(table(tmp_path / "b", right), greys, tmp_path / "out" / "part")
+    assert (whole.data.n, whole.data.total, whole.unreliable) == (36, 36, False)
+    assert (part.data.n, part.data.total, part.unreliable) == (30, 36, True)
+    assert part.clean.accuracy.value == 1
+    assert "30 of 36 images have a score" in part.because
+    said = sentences(part)
+    assert [line for line in said if line.startswith("Examined: 30 of 36 images of films")]
+    assert [line for line in sentences(whole) if line.startswith("Examined: 36 images of films")]
+    found = board.gather(tmp_path / "out")
+    assert [name for name, _ in found.entries] == ["whole", "part"]
+    assert found.n == 36
+    for pair in (("whole", "part"), ("part", "whole")):
+        said = run("compare", *(tmp_path / "out" / name for name in pair)).stdout.splitlines()
+        assert "Compared on 30 of 36 images at most" in "\n".join(said)
+    assert "at most" not in run("compare", tmp_path / "out" / "whole", tmp_path / "out" / "whole").stdout
+
+
+def test_of_findings_only_films_with_a_score_are_counted(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    scored = {name: row[2:] for name, row in answers.items() if not name.startswith("bright1")}
+    document = audits.audit(table(tmp_path / "a", scored, **ONE_FINDING), greys, tmp_path / "out", labels=ILL)
+    assert (document.data.n, document.data.total) == (33, 36)
+    (ill,) = document.findings
+    assert (ill.n, ill.positives, ill.unknown) == (33, 9, 0)
+
+
+def drawn(name: str, row: np.ndarray) -> np.ndarray:
+    """Scores that have nothing to do with the film."""
+    return np.roll(row, int(name.strip("abdeghikrty.pn")) % 3)
+
+
+def shifted(name: str, row: np.ndarray) -> np.ndarray:
+    """A finding ranked as before, and said to be there of nearly all films."""
+    return row**0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "finding", "words"),
+    [
+        (drawn, False, "one and the same answer to all of them has 33.3%"),
+        (drawn, True, "no finding is shown to be ranked better than by chance"),
+        (shifted, True, ""),
+    ],
+)
+def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
+    change: Callable[[str, np.ndarray], np.ndarray],
+    finding: bool,
+    words: str,
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    changed = {name: change(name, row)[2 if finding else 0 :] for name, row in answers.items()}
+    output, labels = (ONE_FINDING, ILL) if finding else ({}, None)
+    document = audits.audit(table(tmp_path, changed, **output), greys, tmp_path / "out", labels=labels)
+    assert document.clean.accuracy.interval is not None
+    assert document.clean.constant_answer is not None
+    assert document.clean.accuracy.interval[0] < document.clean.constant_answer
+    assert document.unreliable == bool(words)
+    assert words in document.because
+    assert ("Figures, which may NOT be relied on (see below):" in sentences(document)) == bool(words)
+    assert "\n".join(sentences(document)).count(words or "ranked better") == bool(words), "said once"
+
+
+def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    wanted = audits.audit(table(tmp_path / "a", answers), greys, tmp_path / "out" / "a")
+    for kind in (None, "logits"):
+        found = audits.audit(table(tmp_path / str(kind), answers, kind=kind), greys, tmp_path / "out" / str(kind))
+        assert found.clean.plain() == wanted.clean.plain()
+        (said,) = [line for line in sentences(found) if "write output.kind: probabilities" in line]
+        assert said.startswith("  note: its scores sum to 1 for each image, so they were taken as probabilities")
+    assert "output.kind" not in "\n".join(sentences(wanted))
+
+
+def test_scores_that_are_not_what_is_declared_are_taken_as_declared_and_it_is_said(
+    tmp_path: Path, answers: dict[str, np.ndarray]
+) -> None:
+    as_findings = load_model(table(tmp_path / "a", answers, kind="sigmoid"))
+    assert "sum to 1 for each image, as those of classes do" in as_findings.origin.notes[1]
+    halved = load_model(table(tmp_path / "b", {name: row / 2 for name, row in answers.items()}, kind="logits"))
+    assert "all lie in [0, 1]" in halved.origin.notes[1]
+    assert np.allclose(np.stack(halved.predictions["logits"]), np.stack(list(answers.values())) / 2)
+    logits = {name: np.log(row) for name, row in answers.items()}
+    assert len(load_model(table(tmp_path / "c", logits, kind="logits")).origin.notes) == 1
+
+
+def test_ids_keep_their_zeros(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n1e3,0.5,0.5\n")
+    given = load_model(tmp_path / "scores.csv", classes=["low", "high"], output="probabilities")
+    assert list(given.predictions["sample_id"]) == ["00216", "1e3"]
+    (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n00217,0.5,0.5\n")
+    assert 'classes: ["low", "high"]' in describe_file(tmp_path / "scores.csv")
