@@ -58,7 +58,7 @@ def tried(net: nn.Module, cuts: float = 0.0, together: float = 0.5, seed: int = 
     [
         (lambda x: x / 255, "input.range: [0, 255]"),
         (lambda x: (x + 1) / 2, "input.range: [-1, 1]"),
-        (lambda x: 1 - x, "range: [high, low], as MONOCHROME1 films are inverted"),
+        (lambda x: 1 - x, "input.range: [1, 0], as MONOCHROME1 films are inverted"),
     ],
 )
 def test_a_wrong_range_is_noticed_with_the_remedy(make: Callable[[Tensor], Tensor], remedy: str) -> None:
