@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageFilter
 
 from test_study import tiny
 from trustcxr.data import load_dataset
@@ -64,6 +65,27 @@ def explain(run: Path, data: Path, **options: object) -> None:
 
 def evaluate(run: Path, data: Path, **options: Any) -> None:
     run_folder.evaluate(run, data, **options)
+
+
+def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(films, tmp_path / "films"))
+    masks = sorted(other.glob("**/infection masks/*"))
+    assert masks
+    first = files.read_json(study / "study.json")["runs"][0]
+    for mask in masks:
+        with Image.open(mask) as before:
+            grown = before.filter(ImageFilter.MaxFilter(5))
+        grown.save(mask)
+    after = again(study, other)["runs"][0]
+    assert after["clean"] == first["clean"], "the films are the same"
+    before, now = (one["saliency"]["gradcam"]["infection_energy_chance"] for one in (first, after))
+    assert now > before, "what an even map has"
+    assert after["lesions"] != first["lesions"]
+    fresh = tmp_path / "fresh"
+    shutil.copytree(study, fresh)
+    for name in ("saliency.parquet", "lesions.parquet", "metrics.json"):
+        (fresh / RUN / name).unlink()
+    assert not differing(again(fresh, other)["runs"][0]["saliency"], after["saliency"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ Of a file that was never noted, as those of earlier versions, nothing is known, 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trustcxr.certify.proofs import Effort
 from trustcxr.errors import UserError
@@ -14,6 +16,9 @@ from trustcxr.explain import scores
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.results import files, folders
 from trustcxr.results.documents import RunDocument
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
 
 MADE_FILE = ".made.json"
 RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
@@ -56,6 +61,16 @@ def saliency(options: ExplanationRecipe, *, tuned: bool) -> Made:
     """How each method's maps are measured; `tuned`: with thresholds of the run's validation films."""
     how = options.model_dump(mode="json", include={"epsilon", "corruptions", "severity", "sample"}) | {"tuned": tuned}
     return dict.fromkeys(scores.with_random(options.methods), how)
+
+
+def masks(films: "Dataset") -> Made:
+    """The masks that maps and lesions are held against: the films' fingerprint is of their pixels, not of these."""
+    found = sha256()
+    for kind in sorted(films.mask_kinds):
+        found.update(kind.encode())
+        for mask in films.masks(kind):
+            found.update(mask.tobytes())
+    return {"masks": found.hexdigest()[:16]}
 
 
 def proofs(radii: Sequence[float], effort: Effort | None = None) -> Made:

@@ -111,14 +111,21 @@ class RunFolder:
         masks, also what becomes of the answer without the lesion.
         """
         path = self.place / folders.SALIENCY_FILE
-        known, wanted = made.of(self.place, path.name), made.saliency(options, tuned=val is not None)
-        there = path.is_file() and set(wanted) <= set(files.read_table(path, ["method"])["method"])
+        held_against, asked = made.masks(films), made.saliency(options, tuned=val is not None)
+        known, wanted = made.of(self.place, path.name), asked | held_against
+        if path.is_file() and made.otherwise(known, held_against):
+            say(f"{path}: was held against other masks: made again")
+            path.unlink()
+            known = {}
+        there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
         if not (once and there and not made.otherwise(known, wanted)):
             self._explain(path, films, options, val)
             made.note(self.place, path.name, known | wanted)
         path = self.place / folders.LESIONS_FILE
-        if not (once and path.is_file()) and len(lesions.with_lesions(films)):
+        same = path.is_file() and not made.otherwise(made.of(self.place, path.name), held_against)
+        if not (once and same) and len(lesions.with_lesions(films)):
             files.write_table(path, lesions.of_run(self.run, films))
+            made.note(self.place, path.name, held_against)
 
     def prove(
         self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None, once: bool = False
