@@ -15,6 +15,7 @@ from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
+from trustcxr.study.made import MADE_FILE
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
@@ -22,10 +23,11 @@ MODEL = "test_resnet"  # timm's own network for tests
 
 
 def make_old(folder: Path) -> None:
-    """A finished run as 0.1 wrote it: without checksums, and without a version of its training.json."""
+    """A finished run as 0.1 wrote it: without checksums, and without a version of its training.json or notes."""
     content, training = files.read_yaml(folder / "run.yaml"), files.read_json(folder / "training.json")
     files.write_yaml(folder / "run.yaml", {key: value for key, value in content.items() if key != "checksums"})
     files.write_json(folder / "training.json", {key: value for key, value in training.items() if key != "version"})
+    (folder / MADE_FILE).unlink(missing_ok=True)
 
 
 def make_films(folder: Path) -> tuple[Any, Any]:

@@ -35,7 +35,7 @@ from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.results.documents import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
-from trustcxr.study.run_folder import RunFolder
+from trustcxr.study import beside
 
 SIZE = 48
 PLAIN = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
@@ -131,7 +131,7 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
     files.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
-    RunFolder(tmp_path)._beside(document, films(folder, "Test"), 300)
+    beside.describe(document, tmp_path, images=len(films(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
 
 

@@ -97,8 +97,7 @@ def study(
         chosen = tracked(chosen, *tracker(track))
     from trustcxr.study import engines
 
-    options = pairs("--slurm", slurm or ())
-    asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, options, devices)
+    asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, pairs("--slurm", slurm or ()), devices)
     where = engines.get(engine, asked=asked)
     if dry_run:
         how = {"kept": kept, "devices": devices, "measured": measure, "again": again}

@@ -103,6 +103,21 @@ def trained_on(run: Run, films: "Dataset") -> int:
     return int(np.isin(films.splits, splits).sum()) if films.root.name == kept.get("root_name") else 0
 
 
+def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
+    """The run's validation films of the same data; None, which is said, where they are not there."""
+    try:
+        return load(run, source, run.trained_by.data.splits.val)
+    except UserError as problem:
+        say(f"{else_say}: {problem}")
+        return None
+
+
+def say_notes(run: Run, films: "Dataset") -> None:
+    """Say what a reader must know first."""
+    for note in notes(run, films):
+        say(note)
+
+
 def report_skipped(dataset: "Dataset") -> None:
     """Say how many images could not be read, and the first of them."""
     if len(dataset.skipped):

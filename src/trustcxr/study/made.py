@@ -90,6 +90,28 @@ def note_metrics(place: Path, document: RunDocument, resamples: int) -> None:
     note(place, folders.METRICS_FILE, metrics(place, resamples, list(document.saliency), radii))
 
 
+def is_of(
+    place: Path, document: RunDocument, only: EvaluationRecipe, methods: Sequence[str] | None, resamples: int
+) -> bool:
+    """Whether a metrics.json has the figures that a recipe asks for, and no others, of the tables as they are."""
+    saliency, proofs = (place / name for name in (folders.SALIENCY_FILE, folders.CERTIFIED_FILE))
+    if not _has_conditions(document, only) or (saliency.is_file() and not document.saliency):
+        return False
+    names = scores.with_random(methods or ()) if saliency.is_file() else ()
+    proved = set(files.read_table(proofs, ["epsilon"])["epsilon"]) if proofs.is_file() else set()
+    wanted = metrics(place, resamples, names, sorted(proved & set(only.radii())))
+    return not otherwise(of(place, folders.METRICS_FILE), wanted)
+
+
+def _has_conditions(document: RunDocument, only: EvaluationRecipe) -> bool:
+    """Whether a metrics.json is of the conditions that a recipe asks for; attacks of one step do not say so."""
+    asked = sorted((name, severity or epsilon, steps) for name, epsilon, steps, severity in only.conditions())
+    found = [(row.attack, row.epsilon or 0.0, row.steps or 0) for row in document.attacks]
+    found += [(row.corruption, float(row.severity or 0), 0) for row in document.corruptions]
+    pairs = zip(sorted(found), asked, strict=False)
+    return len(found) == len(asked) and all(one[:2] == other[:2] and one[2] in (0, other[2]) for one, other in pairs)
+
+
 def resamples_of(place: Path) -> int:
     """Resamples behind the intervals of metrics.json: of a study's run as its recipe says, where that is known."""
     found = of(place, folders.METRICS_FILE).get("resamples")

@@ -20,15 +20,15 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
-from trustcxr.explain import lesions, scores, summary, verdicts
+from trustcxr.explain import lesions, scores, summary
 from trustcxr.recipes.run import Listing, RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
 from trustcxr.results.locks import holding
+from trustcxr.study import beside, made, mending, preflight
 from trustcxr.study import films as tested
-from trustcxr.study import made, mending, preflight
 from trustcxr.study.asked import corruptions_recipe, recipe
 from trustcxr.study.films import Source, report_skipped
 
@@ -168,7 +168,7 @@ class RunFolder:
         path = self.place / folders.METRICS_FILE
         before = documents.read_if_there(RunDocument, path)
         if only is not None and before is not None:
-            if self._is_of(before, only, methods, resamples):
+            if made.is_of(self.place, before, only, methods, resamples):
                 return before
             say(f"{path}: not of the study's recipe, so written again; the tables beside it keep all that they hold")
         table = files.read_table(self.place / folders.PREDICTIONS_FILE)
@@ -183,30 +183,11 @@ class RunFolder:
         internal = self.folder / folders.PREDICTIONS_FILE
         if self.place != self.folder and internal.is_file():
             document.drop_from_internal = metrics.drop_from_internal(files.read_table(internal), table)
-        self._beside(document, films, resamples, only, methods)
+        radii = None if only is None else only.radii()
+        beside.describe(document, self.place, images=len(films), resamples=resamples, radii=radii, methods=methods)
         files.write_json(path, document)
         made.note_metrics(self.place, document, resamples)
         return document
-
-    def _beside(
-        self,
-        document: RunDocument,
-        films: "Dataset",
-        resamples: int,
-        only: EvaluationRecipe | None = None,
-        methods: Sequence[str] | None = None,
-    ) -> None:
-        """What other tables of the same films say: proofs, saliency, removed lesions."""
-        if (proofs := self.place / folders.CERTIFIED_FILE).is_file():
-            table = certified.within(files.read_table(proofs), None if only is None else only.radii())
-            document.certified = certified.describe(table, resamples=resamples)
-        if (saliency := self.place / folders.SALIENCY_FILE).is_file():
-            table = scores.rows_of(files.read_table(saliency), methods)
-            document.saliency = summary.summarise(table, images=len(films), resamples=resamples)
-            document.alarms = [a for a in document.alarms if a.kind != verdicts.SURVIVES]
-            document.alarms += verdicts.alarms(document.saliency)
-        if (without := self.place / folders.LESIONS_FILE).is_file():
-            document.lesions = lesions.described(files.read_table(without), resamples=resamples)
 
     def validation(self, films: "Dataset", val: "Dataset | None") -> pd.DataFrame | None:
         """Predictions on validation images to calibrate by; None where there are none, or they are `films`."""
@@ -218,18 +199,6 @@ class RunFolder:
         table = files.read_table(path)
         # A temperature fitted on the very images that it is judged by would flatter.
         return None if tables.same_films(table, films) else table
-
-    def _is_of(
-        self, document: RunDocument, only: EvaluationRecipe, methods: Sequence[str] | None, resamples: int
-    ) -> bool:
-        """Whether a metrics.json has the figures that a recipe asks for, and no others, of the tables as they are."""
-        saliency, proofs = (self.place / name for name in (folders.SALIENCY_FILE, folders.CERTIFIED_FILE))
-        if not _has_conditions(document, only) or (saliency.is_file() and not document.saliency):
-            return False
-        names = scores.with_random(methods or ()) if saliency.is_file() else ()
-        proved = set(files.read_table(proofs, ["epsilon"])["epsilon"]) if proofs.is_file() else set()
-        wanted = made.metrics(self.place, resamples, names, sorted(proved & set(only.radii())))
-        return not made.otherwise(made.of(self.place, folders.METRICS_FILE), wanted)
 
     def _thresholds(self) -> dict[str, float]:
         """As they were tuned for the run's own test films, where they were."""
@@ -325,11 +294,11 @@ def _test(
     run: Run, given: Source, films: "Dataset", place: Path, options: EvaluationRecipe, *, shortcuts: bool = False
 ) -> RunDocument:
     """Test and describe; metrics.json."""
-    _say_notes(run, films)
+    tested.say_notes(run, films)
     planted = audit(run, films.root, split=_only(films)) if shortcuts else None
     steps = _steps(run, place)
     steps.test(films, options)
-    val = _validation_films(run, given, "calibration is not measured") if _own(run, films, place) else None
+    val = tested.validation_of(run, given, "calibration is not measured") if _own(run, films, place) else None
     return steps.describe(films, validation=steps.validation(films, val), planted=planted)
 
 
@@ -357,7 +326,7 @@ def certify(
     films = tested.load(run, given)
     place = tested.place_of(run, films)
     with holding(folder):
-        _say_notes(run, films)
+        tested.say_notes(run, films)
         resamples = made.resamples_of(place)
         table = _steps(run, place).prove(films, radii, effort=effort)
         if not (place / folders.METRICS_FILE).is_file():
@@ -392,29 +361,20 @@ def explain(
     place = tested.place_of(run, films)
     with holding(folder):
         own = _own(run, films, place)
-        val = _validation_films(run, given, "no threshold is tuned") if own else None
+        val = tested.validation_of(run, given, "no threshold is tuned") if own else None
         steps = _steps(run, place)
         steps.explain(films, wanted, val)
         metrics_file = place / folders.METRICS_FILE
         if not metrics_file.is_file():
             return _test(run, given, films, place, EvaluationRecipe()), place
-        _say_notes(run, films)
+        tested.say_notes(run, films)
         document = documents.read(RunDocument, metrics_file)
         document.notes = tested.notes(run, films)
         resamples = made.resamples_of(place)
-        steps._beside(document, films, resamples)
+        beside.describe(document, place, images=len(films), resamples=resamples)
         files.write_json(metrics_file, document)
         made.note_metrics(place, document, resamples)
         return document, place
-
-
-def _has_conditions(document: RunDocument, only: EvaluationRecipe) -> bool:
-    """Whether a metrics.json is of the conditions that a recipe asks for; attacks of one step do not say so."""
-    asked = sorted((name, severity or epsilon, steps) for name, epsilon, steps, severity in only.conditions())
-    found = [(row.attack, row.epsilon or 0.0, row.steps or 0) for row in document.attacks]
-    found += [(row.corruption, float(row.severity or 0), 0) for row in document.corruptions]
-    pairs = zip(sorted(found), asked, strict=False)
-    return len(found) == len(asked) and all(one[:2] == other[:2] and one[2] in (0, other[2]) for one, other in pairs)
 
 
 def _steps(run: Run, place: Path) -> RunFolder:
@@ -426,20 +386,6 @@ def _steps(run: Run, place: Path) -> RunFolder:
 def _own(run: Run, films: "Dataset", place: Path) -> bool:
     """Whether these are the run's own test films, and with them its validation films at hand."""
     return place == run.folder or tested.is_own_test(run, films)
-
-
-def _validation_films(run: Run, given: Source, else_say: str) -> "Dataset | None":
-    """The run's validation films of the same data; None, which is said, where they are not there."""
-    try:
-        return tested.load(run, given, run.trained_by.data.splits.val)
-    except UserError as problem:
-        say(f"{else_say}: {problem}")
-        return None
-
-
-def _say_notes(run: Run, films: "Dataset") -> None:
-    for note in tested.notes(run, films):
-        say(note)
 
 
 def _only(films: "Dataset") -> str:

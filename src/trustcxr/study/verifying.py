@@ -10,18 +10,15 @@ import pandas as pd
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import track
-from trustcxr.evaluation import certified, metrics, summary
+from trustcxr.evaluation import metrics, summary
 from trustcxr.evaluation.run import About
-from trustcxr.explain import lesions, verdicts
-from trustcxr.explain import summary as saliency
-from trustcxr.explain.scores import rows_of
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import differences, documents, files, folders, tables
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.results.tables import CLEAN
-from trustcxr.study import comparison, finished, made, seeds
+from trustcxr.study import beside, comparison, finished, made, seeds
 from trustcxr.study.choice import ranked
 
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
@@ -125,7 +122,9 @@ class _Tables:
             training=self.training,
             at_random=lambda: bool(self.said.masking and self.said.masking.at_random),
         )
-        self._beside(document, resamples, study)
+        images = int((self.predictions["attack"] == CLEAN).sum())
+        radii, methods = (None, None) if study is None else (study.evaluation.radii(), study.explanation.methods)
+        beside.describe(document, self.place, images=images, resamples=resamples, radii=radii, methods=methods)
         if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
             internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
             document.drop_from_internal = metrics.drop_from_internal(internal, table)
@@ -135,18 +134,6 @@ class _Tables:
     def said(self) -> RunDocument:
         """metrics.json as it stands; empty where it is not there."""
         return documents.read_if_there(RunDocument, self.place / folders.METRICS_FILE) or RunDocument()
-
-    def _beside(self, document: RunDocument, resamples: int, study: StudyRecipe | None) -> None:
-        if (path := self.place / folders.CERTIFIED_FILE).is_file():
-            proofs = certified.within(files.read_table(path), None if study is None else study.evaluation.radii())
-            document.certified = certified.describe(proofs, resamples=resamples)
-        if (path := self.place / folders.SALIENCY_FILE).is_file():
-            images = int((self.predictions["attack"] == CLEAN).sum())
-            measured = rows_of(files.read_table(path), None if study is None else study.explanation.methods)
-            document.saliency = saliency.summarise(measured, images=images, resamples=resamples)
-            document.alarms += verdicts.alarms(document.saliency)
-        if (path := self.place / folders.LESIONS_FILE).is_file():
-            document.lesions = lesions.described(files.read_table(path), resamples=resamples)
 
     def _validation(self) -> pd.DataFrame | None:
         path = self.folder / folders.VALIDATION_FILE
