@@ -175,7 +175,9 @@ class Hub:
         (self.place / repository).mkdir(parents=True, exist_ok=exist_ok)
         self.private[repository] = private
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str, delete_patterns: list[str]) -> None:
+        for name in delete_patterns:
+            (self.place / repo_id / name).unlink(missing_ok=True)
         shutil.copytree(folder_path, self.place / repo_id, dirs_exist_ok=True)
 
     def snapshot_download(self, repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -249,17 +251,17 @@ def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path
     assert hub.CARD_FILE == "README.md"
 
 
+@pytest.mark.parametrize("hub_too", [False, True])
 def test_a_place_never_holds_the_figures_of_one_training_beside_the_weights_of_another(
-    plain: Path, tmp_path: Path
+    plain: Path, tmp_path: Path, local_hub: Hub, hub_too: bool
 ) -> None:
     place, again = tmp_path / "shared", made(tmp_path / "again", members=2)
     content = files.read_yaml(plain / "run.yaml")
     files.write_yaml(again / "run.yaml", files.read_yaml(again / "run.yaml") | {"name": content["name"]})
-    run("push", plain, place)
+    to, place = ("hf://lab/robust", local_hub.place / "lab" / "robust") if hub_too else (str(place), place)
+    run("push", plain, to)
     (place / "metrics.json").write_text("{}")
-    run("push", plain, place)
-    assert (place / "metrics.json").exists(), "of the same weights"
-    run("push", again, place)
+    run("push", again, to)
     assert not (place / "metrics.json").exists(), "of the other training"
     assert files.checksum(place / "model.safetensors") == files.checksum(again / "model.safetensors")
 

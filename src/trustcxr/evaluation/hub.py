@@ -57,9 +57,9 @@ def fetch(place: str | Path) -> Path:
 def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
     """Put a run into a hub's repository, made where it is not there, or into a folder; where it then is.
 
-    `card` is its model card. A folder that holds another run is refused; what stood there of the same run with other
-    weights is taken away. Of the films that the run was trained on their
-    checksums go along and not their names, since a name may be a patient's.
+    `card` is its model card. A folder that holds another run is refused; of the same run nothing is left there that it
+    has not any more: figures of another training must not stand beside its weights. Of the films that the run was
+    trained on their checksums go along and not their names, since a name may be a patient's.
     """
     folders.check_run(run)
     if not is_address(place):
@@ -75,7 +75,10 @@ def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
 
         def send() -> object:
             hub.create_repo(repository, private=private, exist_ok=True)
-            return hub.upload_folder(repo_id=repository, folder_path=staged, commit_message=f"{run.name}, by TrustCXR")
+            said = f"{run.name}, by TrustCXR"
+            return hub.upload_folder(
+                repo_id=repository, folder_path=staged, commit_message=said, delete_patterns=list(_SENT)
+            )
 
         _asked(place, send)
     return f"{PREFIX}{repository}"
@@ -85,15 +88,12 @@ def _into_folder(run: Path, place: Path, card: str) -> str:
     before = place / folders.RUN_FILE
     if before.is_file() and files.read_yaml(before).get("name") != files.read_yaml(run / folders.RUN_FILE).get("name"):
         raise UserError(f"{place}: holds another run; choose another place")
-    if before.is_file() and files.read_yaml(before).get("checksums") != files.read_yaml(run / folders.RUN_FILE).get(
-        "checksums"
-    ):
-        for name in _SENT:
-            (place / name).unlink(missing_ok=True)
     for name in _SENT:
-        if name == folders.FILMS_FILE and (run / name).is_file():
+        if not (run / name).is_file():
+            (place / name).unlink(missing_ok=True)
+        elif name == folders.FILMS_FILE:
             files.write_table(place / name, files.read_table(run / name)[["film"]])
-        elif (run / name).is_file():
+        else:
             with files.replacing(place / name) as temporary:
                 shutil.copyfile(run / name, temporary)
     with files.replacing(place / CARD_FILE) as temporary:

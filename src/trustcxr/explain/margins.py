@@ -83,10 +83,8 @@ def measured(maps: Tensor, masks: Lesions, *, as_sharp_as: Tensor | None = None)
     """
     whole = inside = maps
     if as_sharp_as is not None:
-        lung = masks.lung
         whole = measures.with_values_of(maps, as_sharp_as)
-        # Within the lungs alone: what lies outside is there lowest in both.
-        inside = measures.with_values_of(*(torch.where(lung, each, -1.0) for each in (maps, as_sharp_as))).clamp(min=0)
+        inside = measures.with_values_of(maps, as_sharp_as, within=masks.lung)
     found = {
         "hit_rate": measures.pointing_hit(maps, masks.lesion),
         "infection_energy": measures.energy_inside(whole, masks.lesion),

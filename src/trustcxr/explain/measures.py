@@ -63,9 +63,15 @@ class Order:
         return means.gather(1, self.of_pixel).view(self.shape)
 
 
-def with_values_of(maps: Tensor, other: Tensor) -> Tensor:
-    """Maps (B, H, W) with the values of `other` (B, H, W), by `Order`."""
-    return Order(maps).filled(other.flatten(1).sort(dim=1).values)
+def cut_to(maps: Tensor, mask: Tensor | None) -> Tensor:
+    """Maps (B, H, W) that are lowest, and alike, outside of a mask (B, H, W) bool: what is there has no order."""
+    return maps if mask is None else torch.where(mask, maps, -1.0)
+
+
+def with_values_of(maps: Tensor, other: Tensor, *, within: Tensor | None = None) -> Tensor:
+    """Maps (B, H, W) with the values of `other` (B, H, W), by `Order`; `within` a mask alone, and 0 outside."""
+    order, values = (cut_to(each, within) for each in (maps, other))
+    return Order(order).filled(values.flatten(1).sort(dim=1).values).clamp(min=0)
 
 
 def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:

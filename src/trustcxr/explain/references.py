@@ -105,7 +105,7 @@ class OfTheFilm:
         }
         self.sharp = {name: AsSharp(own, masks) for name, own in maps.items()}
 
-    def beside(self, values: "Values") -> dict[str, dict[str, Tensor]]:
+    def as_sharp(self, values: "Values") -> dict[str, dict[str, Tensor]]:
         """By reference and measure, (B,): the references, and these as sharp as the map of those values."""
         sharp = {name + SHARP: self._told(name, own.energies(values)) for name, own in self.sharp.items()}
         return self.figures | sharp
@@ -123,7 +123,8 @@ class Values:
 
     def __init__(self, maps: Tensor, masks: Masks) -> None:
         known = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
-        self.ascending = {cut: _cut_to(known, cut, masks).flatten(1).sort(dim=1).values for cut in _CUTS}
+        cuts = {cut: measures.cut_to(known, _mask(cut, masks)) for cut in _CUTS}
+        self.ascending = {cut: maps.flatten(1).sort(dim=1).values for cut, maps in cuts.items()}
 
 
 class AsSharp:
@@ -131,7 +132,7 @@ class AsSharp:
 
     def __init__(self, maps: Tensor, masks: Masks) -> None:
         self.masks = masks
-        self.orders = {cut: measures.Order(_cut_to(maps, cut, masks)) for cut in _CUTS}
+        self.orders = {cut: measures.Order(measures.cut_to(maps, _mask(cut, masks))) for cut in _CUTS}
 
     def energies(self, values: Values) -> dict[str, Tensor]:
         """The measures (B,) that are a share of energy."""
@@ -146,9 +147,8 @@ class AsSharp:
 _CUTS = ("", "lung")  # all of the film, or what lies in this mask
 
 
-def _cut_to(maps: Tensor, cut: str, masks: Masks) -> Tensor:
-    """Maps that are lowest, alike, outside of a mask."""
-    return torch.where(getattr(masks, cut), maps, -1.0) if cut else maps
+def _mask(cut: str, masks: Masks) -> Tensor | None:
+    return getattr(masks, cut) if cut else None
 
 
 def without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,10 +181,15 @@ class RandomMaps(NamedTuple):
     figures: dict[tuple[int, int], dict[str, Tensor]]
     sharp: dict[tuple[int, int], AsSharp]
 
-    def beside(self, name: str, values: Values) -> dict[str, dict[str, Tensor]]:
-        """What a random map of as many cells has beside a method's map; nothing of what is no CAM."""
+    def plain(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """What a random map of as many cells has as a method's; nothing of what is no CAM."""
         cells = self.cells.get(name)
-        return {} if cells is None else {NOISE: self.figures[cells], NOISE + SHARP: self.sharp[cells].energies(values)}
+        return {} if cells is None else {NOISE: self.figures[cells]}
+
+    def as_sharp(self, name: str, values: Values) -> dict[str, dict[str, Tensor]]:
+        """The same, and what it has as sharp as the map of those values."""
+        cells = self.cells.get(name)
+        return {} if cells is None else self.plain(name) | {NOISE + SHARP: self.sharp[cells].energies(values)}
 
 
 class OfRandomWeights(NamedTuple):

@@ -244,7 +244,7 @@ def _against_masks_and_stability(
         level, random = thresholds.get(name), controlled.weights.measured(name, rows)
         alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
         values = Values(maps, masks)
-        beside = of_film.beside(values) | of_cells.beside(name, values)
+        beside = of_film.as_sharp(values) | of_cells.as_sharp(name, values)
         beside |= {"chance": by_chance(maps, masks, level), RANDOMISED: random}
         beside[SPREAD] = controlled.weights.spread_of(name, random)
         if (control := clean.get(str(Method.parse(name).control))) is not None:
@@ -262,8 +262,7 @@ def _against_masks_and_stability(
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
             if way.condition == ATTACKED:
                 level = thresholds.get(name)
-                beside = of_film.beside(Values(maps, masks)) | of_cells.beside(name, Values(maps, masks))
-                beside["chance"] = by_chance(maps, masks, level)
+                beside = of_film.figures | of_cells.plain(name) | {"chance": by_chance(maps, masks, level)}
                 add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
             add(_stability(clean[name], maps))
             if drawn is not None:
