@@ -23,6 +23,7 @@ from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import anatomy, writing
 from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
+from trustcxr.statistics import holm
 
 # Pairs of covidqu-mini that are one film, cropped by a little: looked at one by one, and in two splits.
 REAL_LEAKS = [
@@ -251,6 +252,17 @@ def test_films_of_one_patient_are_no_independent_evidence_of_an_association() ->
     alike = confounds._association("view", label.astype(object), label, groups)
     assert alike is not None
     assert alike.p_value < 1e-6
+
+
+def test_associations_are_corrected_for_the_number_of_columns(
+    planted: tuple[Path, Planted, Audit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrected = [a.p_value for a in planted[2].associations]
+    assert len(corrected) > 1
+    monkeypatch.setattr(confounds, "holm", lambda p_values: p_values)
+    alone = [a.p_value for a in audit(planted[0], workers=1, probes=False).associations]
+    np.testing.assert_allclose(corrected, holm(alone))
+    assert not np.allclose(corrected, alone)
 
 
 def test_the_json_document_is_plain(planted: tuple[Path, Planted, Audit]) -> None:

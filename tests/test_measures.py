@@ -61,6 +61,12 @@ def test_a_shared_maximum_hits_by_the_share_of_it_inside() -> None:
     assert measures.pointing_hit(shared, mask).tolist() == [1, 0.5]
 
 
+def test_a_maximum_is_shared_by_what_differs_in_rounding_alone() -> None:
+    mask = torch.tensor([[[1, 0], [0, 0]]])
+    for beside, hit in ((1 - 6e-8, 0.5), (0.999, 1.0)):
+        assert measures.pointing_hit(torch.tensor([[[1.0, beside], [0.2, 0.0]]]), mask).tolist() == [hit]
+
+
 def test_pointing_tolerance_is_a_distance_from_the_mask() -> None:
     saliency, mask = torch.zeros(1, 20, 20), torch.zeros(1, 20, 20)
     saliency[0, 10, 10], mask[0, 13, 14] = 1, 1  # 5 pixels away

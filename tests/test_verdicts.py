@@ -20,6 +20,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.explain import (
     controls,
     known_cause,
+    margins,
     measures,
     methods,
     randomisation,
@@ -125,6 +126,8 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert part.shows == []
     assert "infection_auroc" in part.void, "the same map: no figure of it is left"
     assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate ")
+    assert {lead.measure: lead.control for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
+    assert "over brightness in the lungs, as sharp as the map" in part.verdict
     (alarm,) = verdicts.alarms({"of-film": part})
     assert alarm.kind == "survives_randomisation"
     assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
@@ -209,6 +212,32 @@ def test_one_more_network_with_random_weights_is_not_above_random_weights() -> N
         assert low < difference < high
     assert 0.01 < np.mean(above) < 0.035, "by the interval over images it is nearly every second one"
     assert summary.over_draws(0.2, [0.1, 0.4], 0.0) == pytest.approx([0.1, 0.4])
+
+
+def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table: pd.DataFrame) -> None:
+    def over(spread: float) -> tuple[float, float]:
+        rows = table.assign(**{references.SPREAD: table["randomised"].where(table["randomised"].isna(), spread)})
+        part = summarise(rows, images=72, resamples=300)["gradcam"]
+        (lead,) = [lead for lead in part.random_weights.leads if lead.measure == "infection_energy"]
+        low, high = lead.difference.interval
+        return lead.difference.value - low, high - lead.difference.value
+
+    near, far = over(0.0), over(0.1)
+    reach = 2.776 * 0.1 * (1 + 1 / 5) ** 0.5  # Student's t of four degrees of freedom: five draws, and one more
+    assert far == pytest.approx([(end**2 + reach**2) ** 0.5 for end in near], abs=1e-3)
+
+
+def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, folder: Path) -> None:
+    test = films(folder, "Test")
+    rows = scores.annotated(test)
+    images = to_pixels(torch.from_numpy(test.batch(rows)))
+    infection, lung = (torch.from_numpy(np.array(test.masks(kind)[rows])) != 0 for kind in ("infection", "lung"))
+    film = margins.film_controls(images, lung)
+    wanted, plain = (measures.pointing_hit(film[name], infection) for name in ("brightness-smooth", "brightness"))
+    assert not torch.equal(wanted, plain)
+    clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    hits = clean[clean["measure"] == "pointing_hit_rate"].set_index("sample_id").loc[test.sample_ids[rows]]
+    np.testing.assert_allclose(hits["brightness"], wanted)
 
 
 def test_random_weights_are_tried_on_a_bounded_number_of_images(
