@@ -18,6 +18,7 @@ from trustcxr.data.auditing.alignment import laid_upon
 from trustcxr.data.auditing.scan import THUMB, _small, _without_borders
 
 Film = np.ndarray  # (H, W) uint8
+Pictures = tuple[np.ndarray, np.ndarray]
 CHANGES: Mapping[str, Callable[[Film], Film]] = {
     "mirrored": lambda film: film[:, ::-1],
     "inverted": lambda film: 255 - film,
@@ -41,15 +42,21 @@ def _gamma(film: Film, exponent: float) -> Film:
     return np.round(255 * (film / 255) ** exponent).astype(np.uint8)
 
 
-def pictures(films: list[Film]) -> tuple[np.ndarray, np.ndarray]:
+def pictures(films: list[Film]) -> Pictures:
     """What the audit's scan keeps of films for the search: thumbs and the same without borders, (N, 64, 64) each."""
     whole = [np.ascontiguousarray(film) for film in films]
     return np.stack([_small(f, THUMB) for f in whole]), np.stack([_small(_without_borders(f), THUMB) for f in whole])
 
 
-def recall(films: list[Film], chosen: np.ndarray, change: Callable[[Film], Film]) -> tuple[float, set[int]]:
-    """The share of the changed copies of `chosen` found among all films, and films wrongly taken for a copy."""
-    thumbs, trimmed = pictures([*films, *(change(films[i]) for i in chosen)])
+def recall(
+    films: list[Film], seen: Pictures, chosen: np.ndarray, change: Callable[[Film], Film]
+) -> tuple[float, set[int]]:
+    """The share of the changed copies of `chosen` found among all films, and films wrongly taken for a copy.
+
+    `seen`: `pictures(films)`, which is the same for every change.
+    """
+    copies = pictures([change(films[i]) for i in chosen])
+    thumbs, trimmed = (np.concatenate(both) for both in zip(seen, copies, strict=True))
     found = duplicates.find_duplicates([str(i) for i in range(len(thumbs))], thumbs, trimmed)
     origin = np.concatenate([np.arange(len(films)), chosen])
     pairs = origin[found[["first", "second"]].to_numpy()]
@@ -89,13 +96,13 @@ def main() -> None:
     parser.add_argument("--films", type=int, nargs="*", default=[2000, 8000, 34_000])
     given = parser.parse_args()
     films = read(given.real)
+    seen = pictures(films)
     chosen = np.random.default_rng(0).permutation(len(films))[: given.copies]
     for name, change in CHANGES.items() if given.copies else ():
-        share, wrong = recall(films, chosen, change)
+        share, wrong = recall(films, seen, chosen, change)
         print(f"{name}: {share:.1%} of {len(chosen)} found among {len(films)} films, {len(wrong)} wrongly", flush=True)
-    thumbs, _ = pictures(films)
     for count in given.films:
-        made = blends(thumbs, count)
+        made = blends(seen[0], count)
         started = time.process_time()
         found = duplicates.find_duplicates([str(i) for i in range(count)], made, made)
         seconds = time.process_time() - started
