@@ -1,7 +1,8 @@
-"""Lists of images: those of COVIDx, NIH and RSNA as published, any other by a mapping, and our own manifest."""
+"""Lists of images: of COVIDx, NIH, RSNA and CheXpert as published, any other by a mapping, and our own manifest."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -85,6 +86,51 @@ def test_rsna_lists_a_film_once_for_each_box_and_without_its_suffix(tmp_path: Pa
     assert boxes.classes == ("Opacity", "Other")
 
 
+CHEXPERT = """Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Fracture,Support Devices
+CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,1.0
+CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Female,87,Frontal,AP,,-1.0,1.0,1.0
+CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg,Female,83,Frontal,PA,,-1.0,,
+CheXpert-v1.0-small/train/patient00003/study1/view2_lateral.jpg,Male,41,Lateral,,1.0,0.0,,
+"""
+
+
+def test_chexpert_as_published(tmp_path: Path) -> None:
+    """A column a finding and none for the class; its paths begin with the very folder that the list lies in."""
+    root = tmp_path / "data"
+    for line in CHEXPERT.splitlines()[1:]:
+        film(root / line.split(",")[0].split("/", 1)[1])
+    (root / "train.csv").write_text(CHEXPERT)
+    manifest = read_manifest(root / "train.csv")
+    table = manifest.table.set_index("path")
+    short = {path.split("/", 1)[1].rsplit("/", 1)[0]: name for path, name in table["class"].items()}
+    assert short == {
+        "patient00001/study1": "Support Devices",
+        "patient00002/study2": "Fracture|Support Devices",
+        "patient00002/study1": "Uncertain",
+        "patient00003/study1": "No Finding",
+    }
+    assert sorted(table["patient"]) == ["patient00001", "patient00002", "patient00002", "patient00003"]
+    assert set(table["split"]) == {"Train"}
+    assert [n for n in manifest.notes if "No Finding, Edema, Fracture, Support Devices" in n]
+    said = findings.known(manifest.table, ["Edema", "Fracture", "Hernia"])
+    by_path = dict(zip(manifest.table["path"].str.split("/").str[1:3].str.join("/"), said.tolist(), strict=True))
+    assert by_path["patient00003/study1"][0] == 0
+    assert by_path["patient00002/study2"][1] == 1
+    assert np.isnan(said[:, 2]).all(), "the list says nothing of it"
+    assert np.isnan(said[:, 0]).sum() == 3
+    for columns in ("chexpert", {"path": "Path", "view": "AP/PA"}):
+        assert read_manifest(root / "train.csv", columns=columns).table.equals(manifest.table)
+
+
+def test_columns_that_say_something_else_are_no_findings(tmp_path: Path) -> None:
+    film(tmp_path / "x.png")
+    (tmp_path / "list.csv").write_text("path,age,strict_external,sex\nx.png,41,1,M\n")
+    with pytest.raises(UserError, match=r"its class \(or are of 1 and 0, one a finding\)\? found path"):
+        read_manifest(tmp_path / "list.csv")
+    with pytest.raises(UserError, match="no column 'class'; found path, age"):
+        read_manifest(tmp_path / "list.csv", columns={"path": "path"})
+
+
 def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
     film(tmp_path / "pictures/x 1.png")
     film(tmp_path / "pictures/x 1 lungs.png")
@@ -98,7 +144,7 @@ def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
         read_manifest(file, columns={"path": "Bild", "class": "Befund"}, images=tmp_path / "pictures")
     with pytest.raises(UserError, match="unknown column 'colour'"):
         read_manifest(file, columns=columns | {"colour": "Teil"}, images=tmp_path / "pictures")
-    with pytest.raises(UserError, match=r"which columns hold the image and its class\? found Bild;Befund"):
+    with pytest.raises(UserError, match=r"image and its class .*\? found Bild;Befund"):
         read_manifest(file)
     with pytest.raises(UserError, match="unknown list 'nhi': did you mean nih"):
         read_manifest(file, columns="nhi")

@@ -27,8 +27,8 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(
         "--column",
-        help="Of a list: covidx, nih, rsna or rsna-boxes; or word=column, such as path='Image Index', the words being "
-        "path, class, split, patient, group, source, view, sample_id, lung_mask and infection_mask; repeatable.",
+        help="Of a list: covidx, nih, rsna, rsna-boxes or chexpert; or word=column, such as path='Image Index', "
+        "of path, class, split, patient, group, source, view, sample_id, lung_mask and infection_mask; repeatable.",
     ),
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Image folder of a list, if it is not the list's own.")]
@@ -132,7 +132,7 @@ def listing(columns: list[str] | None, images: Path | None) -> "Listing":
         word, equals, column = pair.partition("=")
         if not equals or not word or not column:
             raise UserError(
-                f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna"
+                f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna, chexpert"
             )
         mapping[word] = int(column) if column.isdigit() else column
     return {**found, "columns": mapping}

@@ -1,4 +1,4 @@
-"""Lists of images: a table with a file and a label a row, as COVIDx, NIH and RSNA publish, or our own manifest."""
+"""Lists of images: a table with a file and a label a row, as data sets publish it, or our own manifest."""
 
 import os
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.data.layouts import finding_columns
 from trustcxr.data.layouts.files import Record
 from trustcxr.data.manifest import (
     COLUMNS,
@@ -31,6 +32,7 @@ PUBLISHED: dict[str, Columns] = {
     "nih": {"path": "Image Index", "class": "Finding Labels", "patient": "Patient ID", "view": "View Position"},
     "rsna": {"path": "patientId", "class": "class"},  # that id is one a film, and says nothing about patients
     "rsna-boxes": {"path": "patientId", "class": "Target"},
+    "chexpert": {"path": "Path", "view": "AP/PA"},  # a column a finding; the patient is a folder of the path
 }
 _USUAL = {
     "path": ("path", "file", "filename", "file_name", "image", "image_path"),
@@ -49,10 +51,11 @@ _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
 def read_list(file: Path, *, columns: str | Columns | None = None, images: str | Path | None = None) -> Manifest | None:
     """A manifest from a list of images, or None where `file` is not of a list's type.
 
-    `columns` is the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`) or a mapping from our words
-    (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place;
-    None: told from the header. `images` is the folder of the images (default: the list's own), searched by file name
-    where a path is not found as it stands. Raises UserError where columns or all images are missing.
+    `columns` is the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`, `chexpert`) or a mapping from our
+    words (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place;
+    None: told from the header. A list without a class that has a column a finding (1, 0, -1 or blank) has as the class
+    what a film has, `|` between several. `images` is the folder of the images (default: the list's own), searched by
+    file name where a path is not found as it stands. Raises UserError where columns or all images are missing.
     """
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         return None
@@ -61,13 +64,20 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         return from_table(table, file)
     mapping = _mapping(table, file, columns)
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
+    notes: list[str] = []
+    if "class" not in mapping:
+        names = finding_columns.findings(table, mapping.values())
+        chosen["class"] = finding_columns.classes(table, names)
+        notes.append(f"the class of each film of {file.name} is what its columns say: {', '.join(names)}")
+        if "patient" not in mapping and (patients := finding_columns.patients(chosen["path"])):
+            chosen["patient"] = patients
+            notes.append(f"patients of {file.name} are told from the folders in its paths, such as {patients[0]}")
     # A finding's column that was named as the class still says what is known of that finding.
     kept = {k: v for k, v in mapping.items() if k != "class" or not isinstance(columns, Mapping)}
     chosen |= {name: table[name].tolist() for name in table.columns if _says_more(name, kept)}
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")
-    notes: list[str] = []
     records = _records(chosen, file, base, notes)
     return from_records(records, base, "list", notes)
 
@@ -85,8 +95,9 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
         columns = {k: v for k, v in columns.items() if k not in optional or _place(v, there) is not None}
     places = {ours: _place(theirs, there) for ours, theirs in columns.items()}
     mapping = {ours: place for ours, place in places.items() if place is not None}
+    has_findings = bool(finding_columns.findings(table, mapping.values()))
     missing = [str(columns[ours]) for ours in places if ours not in mapping]
-    missing += [ours for ours in ("path", "class") if ours not in columns]
+    missing += [ours for ours in ("path", "class") if ours not in columns and not (ours == "class" and has_findings)]
     if missing:
         raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
     words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
@@ -114,16 +125,18 @@ def _says_more(column: Any, mapping: Mapping[str, Any]) -> bool:
 def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     there = list(table.columns)
     for columns in PUBLISHED.values():
-        if all(isinstance(c, str) and c in there for o, c in columns.items() if o in ("path", "class")):
+        needed = [columns[o] for o in ("path", "class" if "class" in columns else "view")]
+        if all(isinstance(c, str) and c in there for c in needed):
             return columns
     if there and there[0] == 0 and len(there) in (3, 4):
         return {k: v for k, v in PUBLISHED["covidx"].items() if int(v) < len(there)}
     lowered = {str(c).strip().lower(): c for c in there}
     found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
     usual: dict[str, str | int] = {ours: column for ours, column in found.items() if column is not None}
-    if "path" not in usual or "class" not in usual:
+    if "path" not in usual or ("class" not in usual and not finding_columns.findings(table, usual.values())):
         raise UserError(
-            f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
+            f"{file}: which columns hold the image and its class (or are of 1 and 0, one a finding)? "
+            f"found {', '.join(map(str, there))}; "
             "give a column mapping, such as path: 'Image Index', class: 'Finding Labels'"
         )
     return usual
@@ -195,11 +208,23 @@ class _Finder:
         if self.names is None:
             self.names = self._index()
         found = self.names.get(os.path.basename(given), [])
-        ending = [f for f in found if f.endswith("/" + given)] or found
+        ending = self._as_deep(given, found)
         inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
         if len(inside) > 1:
             raise UserError(f"{given} is in several folders ({', '.join(inside[:3])}): the list must say which")
         return inside[0] if inside else None
+
+    def _as_deep(self, given: str, found: list[str]) -> list[str]:
+        """Of files of the same name those that share most folders with the path as given, from the name on upwards.
+
+        A list may name the folder that it lies in itself, as CheXpert's does.
+        """
+        parts = given.split("/")
+        for first in range(len(parts) - 1):
+            tail = "/".join(parts[first:])
+            if ending := [f for f in found if f == tail or f.endswith("/" + tail)]:
+                return ending
+        return found
 
     def _index(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}

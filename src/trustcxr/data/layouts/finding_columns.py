@@ -1,0 +1,49 @@
+"""Lists with a column a finding and none for the class, as CheXpert publishes: 1, 0, -1 where uncertain, or blank."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, OPTIONAL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_FINDING = "No Finding"
+UNCERTAIN = "Uncertain"
+_PRESENT, _ABSENT, _UNCERTAIN, _BLANK = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0"), ("", "nan", "none")
+_PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
+
+
+def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
+    """The columns, but those that are taken, that say of a finding whether it is there, in their order."""
+    others = {*COLUMNS, *OPTIONAL, *taken}
+    named = [c for c in table.columns if isinstance(c, str) and c and c not in others and not c.endswith(MASK_SUFFIX)]
+    return [c for c in named if not c.startswith("Unnamed:") and _says_whether(set(map(_word, table[c])))]
+
+
+def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
+    """What each film has, `|` between several; `Uncertain` where nothing is there for sure, else `No Finding`."""
+    found = []
+    for values in zip(*([_word(value) for value in table[name]] for name in names), strict=True):
+        told = dict(zip(names, values, strict=True))
+        there = [name for name in names if told[name] in _PRESENT and name.lower() != NO_FINDING.lower()]
+        unsure = any(value in _UNCERTAIN for value in values)
+        found.append("|".join(there) or (UNCERTAIN if unsure else NO_FINDING))
+    return found
+
+
+def patients(paths: Iterable[Any]) -> list[str] | None:
+    """The patient of each film by the folder `patient...` that it lies in; None where not every film lies in one."""
+    matches = [_PATIENT.search(str(path).replace("\\", "/")) for path in paths]
+    found = [match.group(1) for match in matches if match is not None]
+    return found if found and len(found) == len(matches) else None
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().lower()
+
+
+def _says_whether(words: set[str]) -> bool:
+    known = words & {*_PRESENT, *_ABSENT}
+    return bool(known) and words <= {*_PRESENT, *_ABSENT, *_UNCERTAIN, *_BLANK}
