@@ -1,5 +1,6 @@
 """Any model can be loaded: the same logits as the plain network, in pixel space, with a gradient."""
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,22 @@ def test_onnx_that_is_not_converted_answers_without_gradients(
     assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
     monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda i, a: i[0].abs())
     assert "answers otherwise" in load(path, classes=CLASSES, **IMAGENET).origin.notes[0]
+
+
+def test_the_checksum_of_an_onnx_file_is_of_its_external_data_too(net: nn.Module, tmp_path: Path) -> None:
+    library = pytest.importorskip("onnx")
+    whole = library.load(onnx(net, tmp_path / "whole.onnx"))
+    path = tmp_path / "m.onnx"
+    library.save(whole, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    first = load(path, classes=CLASSES, **IMAGENET).origin
+    assert first.bytes == path.stat().st_size + (tmp_path / "m.data").stat().st_size
+    weights = bytearray((tmp_path / "m.data").read_bytes())
+    weights[0] ^= 1
+    (tmp_path / "m.data").write_bytes(weights)
+    second = load(path, classes=CLASSES, **IMAGENET).origin
+    assert second.sha256 != first.sha256
+    alone = load(tmp_path / "whole.onnx", classes=CLASSES, **IMAGENET).origin
+    assert alone.sha256 == hashlib.sha256((tmp_path / "whole.onnx").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["converted", "run as it is"])

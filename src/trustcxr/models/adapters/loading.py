@@ -34,7 +34,7 @@ _PROBES = 2  # images that conversions are compared on
 class Origin:
     """What was given: kind, file and its checksum, whether gradients are its own, and what is worth saying.
 
-    Of kind "python" sha256 and bytes are of the source (`sources.code_of`).
+    Of kind "python" sha256 and bytes are of the source (`sources.code_of`), of ONNX of its external data too.
     """
 
     kind: str
@@ -202,13 +202,23 @@ def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
 def _origin(declared: ModelFile, kind: str) -> Origin:
     if declared.source is None:
         return Origin(kind, declared.python, *code_of(str(declared.python)))
-    return Origin(kind, declared.source, *_checksum(Path(declared.source)))
+    source = Path(declared.source)
+    return Origin(kind, declared.source, *_checksum(source, *(_beside(source) if kind == "ONNX" else ())))
 
 
-def _checksum(path: Path) -> tuple[str, int]:
-    """SHA-256 of a file, and its bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+def _beside(source: Path) -> list[Path]:
+    from trustcxr.models.adapters.onnx_files import external_files
+
+    return external_files(source)
+
+
+def _checksum(*paths: Path) -> tuple[str, int]:
+    """SHA-256 of a file, and of those that belong to it one after the other, and the bytes of all."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: found)
+    return found.hexdigest(), sum(path.stat().st_size for path in paths)
 
 
 def probe_images(given: Given, count: int, *, seed: int = 0) -> Tensor:

@@ -108,6 +108,15 @@ def read_onnx(path: Path) -> Any:
     return model
 
 
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold tensors of it, by name; `read_onnx` says whether they may."""
+    onnx = _needs("onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    held = (t for graph in _graphs(model.graph) for t in _tensors(graph))
+    named = (entry for t in held if t.data_location == onnx.TensorProto.EXTERNAL for entry in t.external_data)
+    return [path.parent / name for name in sorted({entry.value for entry in named if entry.key == "location"})]
+
+
 class ConvertedNet(nn.Module):
     """An ONNX graph run by torch, operator by operator: images as it wants them -> its first answer, with gradients."""
 
