@@ -44,7 +44,7 @@ def run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_is_judged_by_what_it_proves(run: Path) -> None:
     training, history = files.read_json(run / "training.json"), pd.read_csv(run / "history.csv")
-    assert training["monitor"] == "val_certified_accuracy"
+    assert (training["monitor"], training["epsilon"]) == ("val_certified_accuracy", 0.01)
     assert training["best_value"] == history["val_certified_accuracy"].max()
     assert (history["val_certified_accuracy"] <= history["val_accuracy"]).all()
     assert history["epsilon"].iloc[-1] == pytest.approx(0.01)

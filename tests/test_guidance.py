@@ -161,11 +161,14 @@ def _recipe(name: str = "resnet10t", defence: str = "standard", **training: obje
         ({"guidance_on": "gradients", "guidance_layer": -2}, "guidance_layer: -2 goes with guidance_on: cam"),
         ({"guidance_on": "lime"}, "guidance_on"),
         ({"guidance_on": "cam", "guidance_layer": 0}, "guidance_layer"),
+        ({"guidance": 0, "guidance_on": "cam"}, "guidance_on: cam does nothing without a weight"),
+        ({"guidance": 0, "guidance_loss": "l1"}, "guidance_loss: l1 does nothing without a weight"),
+        ({"guidance": 0, "guidance_on": "cam", "guidance_layer": -2}, "does nothing without a weight"),
     ],
 )
 def test_what_cannot_be_guided_is_refused(keys: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        _recipe(guidance=1.0, **keys)
+        _recipe(**{"guidance": 1.0} | keys)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from trustcxr.report import alarms, answers, methods, ranking, study_folder, summary, words
 from trustcxr.report.figures import legends, pictures, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
-from trustcxr.report.tables import leaderboard, models, robustness
+from trustcxr.report.tables import leaderboard, models, provenance, robustness
 from trustcxr.report.terminal import leaderboard as leaderboard_in_terminal
 from trustcxr.results.documents import Comparison, Document, RandomWeights, RunDocument, SaliencyDocument, StudyDocument
 from trustcxr.results.flat import understood
@@ -128,6 +128,16 @@ def test_summary_tells_runs_of_one_defence_apart_by_their_background() -> None:
     assert "training with fgsm (background gate) accuracy went" in told
     row = {"model": "m", "defence": "fgsm", "background": "gate", "standard": 0.1, "robust": 0.3, "difference": 0.2}
     assert "0.300 with fgsm (background gate) (difference" in summary._one_comparison(_read(Comparison, row))
+
+
+def test_what_an_epoch_was_chosen_by_stands_with_its_epsilon() -> None:
+    ways = (
+        ({"monitor": "val_pgd_accuracy", "epsilon": 0.02}, "validation PGD accuracy at 0.02"),
+        ({"monitor": "val_accuracy"}, "validation accuracy"),
+    )
+    for training, said in ways:
+        table = provenance.training([_run(training=training | {"best_value": 0.5})])
+        assert [cell.text for cell in table.rows[0]][table.header.index("Chosen by")] == said
 
 
 def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:

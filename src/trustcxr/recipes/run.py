@@ -157,6 +157,12 @@ class RunRecipe(Strict):
     def _guidance_fits(self) -> None:
         asked, name = self.training, self.model.name
         if not asked.guidance:
+            said = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
+            for key, usual in said.items():
+                if getattr(asked, key) != usual:
+                    raise ValueError(
+                        f"{key}: {getattr(asked, key)} does nothing without a weight, such as guidance: 0.3"
+                    )
             return
         if asked.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
             raise ValueError(

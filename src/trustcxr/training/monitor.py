@@ -134,6 +134,7 @@ class Monitor(pl.Callback):
             seconds=self.seconds,
             processor_seconds=self.processor_seconds,
             monitor=self.monitor,
+            epsilon=None if self.monitor == "val_accuracy" else self.recipe.defence.epsilon,
             best_value=self.best["value"],
             stopped=self.stopped,
         )

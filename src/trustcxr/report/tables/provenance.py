@@ -96,7 +96,7 @@ def training(runs: list[Run]) -> Table:
             [
                 *_names(run),
                 *map(whole, (document.parameters, document.epochs, _counted(document.best_epoch))),
-                Cell(words.measure(document.monitor or words.DASH)),
+                Cell(words.measure(document.monitor or words.DASH) + _at(document.epsilon)),
                 share(document.best_value),
                 Cell(document.stopped or words.DASH),
                 Cell(words.seconds(document.seconds), value=document.seconds),
@@ -104,6 +104,10 @@ def training(runs: list[Run]) -> Table:
             ]
         )
     return Table(header, rows, heads=2)
+
+
+def _at(epsilon: float | None) -> str:
+    return "" if epsilon is None else f" at {words.epsilon(epsilon)}"
 
 
 def _counted(epoch: int | None) -> int | None:

@@ -29,6 +29,7 @@ class Refit(Document):
 class TrainingDocument(Document):
     """training.json: how long a run was trained, what stopped it, which epoch is kept.
 
+    `best_value` of `monitor` is under an attack, or proved, at `epsilon`; without it, on images as they are.
     `processor_seconds` of all cores together; `energy_kwh` is an estimate, `energy_method` how it was made. `precision`
     is what was computed in, `precision_asked` what the recipe asks for: other where the machine could not.
     """
@@ -43,6 +44,7 @@ class TrainingDocument(Document):
     energy_kwh: Number = None
     energy_method: str = ""
     monitor: str = ""
+    epsilon: Number = None
     best_value: Number = None
     stopped: str | None = None
     refit: Refit | None = None
