@@ -3,8 +3,8 @@
 python -m benchmarks.findings.statistics_before_after --data COVID-QU-Ex --external external-cxr [--run RUN] \\
     > results/statistics-before-after.md
 
-"Before" is what stood at commit c10a193, written again here in a few lines. No model is tested on Test: the run is
-shown validation images and, where asked for, those of other hospitals.
+"Before" is what stood at commit c10a193 (of what a second review found, c194518), written again here in a few lines. No
+model is tested on Test: the run is shown validation images and, where asked for, those of other hospitals.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from benchmarks.findings import maps_before_after, notes
+from benchmarks.findings import maps_before_after, notes, second_review
 from benchmarks.speed.duplicates import CHANGES, Film, pictures, read
 from trustcxr import catalogue, statistics
 from trustcxr.data.auditing import alignment, duplicates
@@ -45,6 +45,7 @@ def main() -> None:
         about = [f"The run {maps_before_after.trained(given.run, given.data)}.", ""]
         rows += views(given.run, given.data) + parts(given.run, given.external)
         rows += [*maps_before_after.gate(given.run, given.data), *maps_before_after.verdict(given.run, given.data)]
+    rows += second_review.rows(given.data, given.trials)
     rows += notes.rows(notes.openings())
     print("# Statistics, before and after\n")
     print(" ".join(__doc__.split("\n\n")[2].split()))
