@@ -88,6 +88,16 @@ def test_a_voi_table_wins_over_a_window(tmp_path: Path) -> None:
     assert np.abs(read_image(path).ravel()[2048] - 64) <= 1
 
 
+def test_a_rescale_that_falls_has_its_window_all_the_same(tmp_path: Path) -> None:
+    falls: dict[str, object] = {"RescaleSlope": -1, "RescaleIntercept": 4095}
+    whole = {"WindowCenter": 2048, "WindowWidth": 4096}
+    shown = read_image(film(tmp_path / "x.dcm", **falls, **whole))
+    assert np.abs(shown.astype(int) - read_image(film(tmp_path / "y.dcm", **falls))).max() <= 1
+    assert shown.ravel()[0] == 255, "stored black is the brightest then"
+    inverted = film(tmp_path / "z.dcm", PhotometricInterpretation="MONOCHROME1", **falls, **whole)
+    assert np.array_equal(read_image(inverted), 255 - shown)
+
+
 def test_a_window_of_no_width_is_as_none(tmp_path: Path) -> None:
     plain = read_image(film(tmp_path / "x.dcm"))
     assert np.array_equal(read_image(film(tmp_path / "y.dcm", WindowCenter=9, WindowWidth=0)), plain)
@@ -116,6 +126,7 @@ def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> No
         ({"PixelData": None}, "without pixel data"),
         ({"Rows": None}, "without an image"),
         ({"BitsAllocated": 32}, "not of 8 to 16 bits"),
+        ({"HighBit": 15}, "do not lie in the lowest bits"),
         ({"Rows": 60000, "Columns": 60000}, "refused"),
         ({"ViewPosition": "LL"}, "lateral view"),
         ({"ViewPosition": "RL"}, "lateral view"),

@@ -44,6 +44,42 @@ def test_a_png_that_says_behind_its_pixels_how_it_lies_is_turned(tmp_path: Path)
     assert np.array_equal(read_image(path), film[::-1, ::-1])
 
 
+def test_16_bits_a_colour_are_read_where_they_are_filled_and_else_refused(tmp_path: Path) -> None:
+    """Pillow reads the higher byte of each alone: a film of 12 bits would be nearly black, without a word."""
+    ramp = np.linspace(0, 1, 240).reshape(12, 20)
+    for kind, channels in (("grey with transparency", 4), ("colour", 2), ("both", 6)):
+        for top, reads in ((65535, True), (4095, False)):
+            levels = np.rint(ramp * top).astype(np.uint16)
+            opaque = np.full_like(levels, 65535)
+            parts = {4: [levels, opaque], 2: [levels] * 3, 6: [*[levels] * 3, opaque]}[channels]
+            path = png(tmp_path / "x.png", np.stack(parts, -1).astype(">u2"), colour=channels)
+            if reads:
+                assert np.abs(read_image(path) - 255 * ramp).max() <= 1, kind
+            else:
+                with pytest.raises(UnreadableImage, match="save it as 16-bit grey"):
+                    read_image(path)
+
+
+def png(path: Path, pixels: np.ndarray, *, colour: int) -> Path:
+    """A PNG of 16 bits a channel, which Pillow cannot write; `colour`: its colour type."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0), b"IDAT": zlib.compress(rows)}
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in {**parts, b"IEND": b""}.items():
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(content)
+    return path
+
+
+def test_a_mask_that_numbers_regions_is_refused_and_not_empty(tmp_path: Path) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :3], mask[:, 5:] = 1, 2
+    with pytest.raises(UnreadableImage, match="a mask whose brightest level is 2: expected black and white"):
+        read_mask(save(tmp_path / "x.png", Image.fromarray(mask)))
+    assert read_mask(save(tmp_path / "y.png", Image.fromarray((mask != 0).astype(np.uint8)))).sum() == 48
+
+
 def test_plain_png_is_read_alike_with_and_without_libpng(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

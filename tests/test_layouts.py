@@ -133,6 +133,26 @@ def test_class_folders_with_splits_and_masks(tmp_path: Path) -> None:
     assert table["lung_mask"].tolist() == [None, None, "train/masks/lung/a/x.png", None, None, None]
 
 
+def test_folders_beside_the_splits_that_are_none_are_said_to_be_left_out(tmp_path: Path) -> None:
+    for split in ("train", "test", "holdout"):
+        write(tmp_path / split / "a" / "x.jpg")
+    write(tmp_path / "masks/lung/a/x.png")
+    (tmp_path / "papers").mkdir()
+    manifest = read_manifest(tmp_path)
+    assert manifest.splits == ("Test", "Train")
+    assert [n for n in manifest.notes if n.endswith("were left out: holdout")]
+
+
+def test_a_side_car_that_says_two_things_of_a_film_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "x.jpg")
+    for rows, wrong in (("a/x.jpg;p1\na/x.jpg;p2", "with another patient each time"), ("a/x.jpg;p1;\n", "more cells")):
+        (tmp_path / "manifest.csv").write_text(f"path;patient\n{rows}\n")
+        with pytest.raises(UserError, match=wrong):
+            read_manifest(tmp_path)
+    (tmp_path / "manifest.csv").write_text("path;patient\na/x.jpg;p1\na/x.jpg;p1\n")
+    assert read_manifest(tmp_path).table["patient"].tolist() == ["p1"]
+
+
 def test_a_folder_that_is_not_understood_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "notes.txt").write_text("hello")

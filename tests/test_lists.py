@@ -124,6 +124,12 @@ def test_chexpert_as_published(tmp_path: Path) -> None:
 
 def test_columns_that_say_something_else_are_no_findings(tmp_path: Path) -> None:
     film(tmp_path / "x.png")
+    film(tmp_path / "y.png")
+    rows = "x.png,0,,1\ny.png,,1,0\n"
+    (tmp_path / "list.csv").write_text(f"path,No Finding,Pneumonia,smoker\n{rows}")
+    found = read_manifest(tmp_path / "list.csv").table
+    assert dict(zip(found["path"], found["class"], strict=True)) == {"x.png": "Uncertain", "y.png": "Pneumonia"}
+    assert found["smoker"].notna().all()
     (tmp_path / "list.csv").write_text("path,age,strict_external,sex\nx.png,41,1,M\n")
     with pytest.raises(UserError, match=r"its class \(or are of 1 and 0, one a finding\)\? found path"):
         read_manifest(tmp_path / "list.csv")
@@ -171,6 +177,66 @@ def test_an_image_of_two_classes_or_two_folders_is_an_error(tmp_path: Path) -> N
     (tmp_path / "where.csv").write_text("path,class\nx.png,one\n")
     with pytest.raises(UserError, match="in several folders"):
         read_manifest(tmp_path / "where.csv")
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_not_what_is_listed(tmp_path: Path) -> None:
+    for name in ("img/0.png", "img/1.png", "inf/0.png", "inf/2.png"):
+        film(tmp_path / name)
+    rows = "".join(f"img/{k}.png,COVID-19,Test,inf/{k}.png\n" for k in range(3))
+    (tmp_path / "list.csv").write_text("path,class,split,infection_mask\n" + rows)
+    manifest = read_manifest(tmp_path / "list.csv")
+    assert manifest.table[["path", "infection_mask"]].values.tolist() == [
+        ["img/0.png", "inf/0.png"],
+        ["img/1.png", None],
+    ]
+    assert [n for n in manifest.notes if n.startswith("1 images of the list are not there") and "img/2.png" in n]
+    assert [n for n in manifest.notes if n.startswith("1 masks of the list are not there") and "inf/1.png" in n]
+    (tmp_path / "list.csv").write_text("path,class,split,infection_mask\nimg/1.png,COVID-19,Test,elsewhere/1.png\n")
+    assert read_manifest(tmp_path / "list.csv").table["infection_mask"].tolist() == [None]
+
+
+def test_what_is_not_known_is_no_patient(tmp_path: Path) -> None:
+    rows = []
+    for k, patient in enumerate(("unknown", "N/A", "", "not recorded", "p1", "p1")):
+        film(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,a,{patient}\n")
+    (tmp_path / "list.csv").write_text("path,class,patient\n" + "".join(rows))
+    table = read_manifest(tmp_path / "list.csv").table
+    assert table["patient"].tolist() == [None] * 4 + ["p1"] * 2
+    assert table["group"].nunique() == 5
+
+
+def test_no_patient_is_in_two_splits_though_groups_are_finer(tmp_path: Path) -> None:
+    rows = []
+    for k in range(40):
+        film(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{'ab'[k % 4 // 2]},P{k // 2},{f'study{k}' if k % 8 else ''}\n")
+    (tmp_path / "list.csv").write_text("path,class,patient,group\n" + "".join(rows))
+    manifest = read_manifest(tmp_path / "list.csv")
+    assert manifest.table.groupby("patient")["group"].nunique().max() == 1
+    assert [n for n in manifest.notes if "the groups of a patient count as one" in n]
+    assert manifest.with_splits().table.groupby("patient")["split"].nunique().max() == 1
+
+
+@pytest.mark.parametrize("again", ["Test,p0", "Train,p9"])
+def test_a_film_of_two_splits_or_patients_is_an_error(again: str, tmp_path: Path) -> None:
+    film(tmp_path / "x.png")
+    (tmp_path / "list.csv").write_text(f"path,class,split,patient\nx.png,a,Train,p0\nx.png,a,{again}\n")
+    with pytest.raises(UserError, match=r"x\.png is listed with (split|patient) '\w+' and with"):
+        read_manifest(tmp_path / "list.csv")
+
+
+def test_a_row_of_more_cells_than_columns_is_one_line(tmp_path: Path) -> None:
+    film(tmp_path / "0.png")
+    (tmp_path / "list.csv").write_text("path,class,patient\n0.png,a,p0,\n")
+    with pytest.raises(UserError, match=r"more cells than its header names columns: a ',' at their end"):
+        read_manifest(tmp_path / "list.csv")
+
+
+def test_a_word_that_is_none_of_ours_is_said_before_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,class\nx.png,a\n")
+    with pytest.raises(UserError, match="unknown column 'pth': did you mean path"):
+        read_manifest(tmp_path / "list.csv", columns={"pth": "path", "class": "class"})
 
 
 @pytest.mark.parametrize("name", ["out/clean.csv", "out/clean.parquet"])

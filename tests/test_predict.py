@@ -15,7 +15,7 @@ from small_runs import untrained
 from trustcxr.about import NOTICE
 from trustcxr.data import read_manifest
 from trustcxr.data.auditing.audit import audit
-from trustcxr.data.images import ours
+from trustcxr.data.images import ours, squares
 from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import heatmap_files, one_image
@@ -135,6 +135,23 @@ def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: 
         bottom = np.asarray(picture)[-20:]
     assert (bottom > 150).all(axis=2).sum() > 60  # white letters
     assert (bottom == 0).all(axis=2).sum() > 300  # on black
+
+
+def test_a_run_that_learnt_from_padded_films_is_shown_padded_ones(run: Path, tmp_path: Path) -> None:
+    loaded = load_run(run)
+    assert loaded.recipe is not None
+    data = loaded.recipe.data.model_copy(update={"resize": "pad"})
+    loaded.recipe = loaded.recipe.model_copy(update={"data": data})
+    film = render("COVID-19", 1, 200).image[:, 50:150]
+    said = one_image.answer(loaded, film, epsilon=0.0, heatmap=tmp_path / "x.png")
+    square = torch.from_numpy(np.array(squares.resize_image(film, loaded.size, "pad"))).float().div(255)[None, None]
+    with torch.inference_mode():
+        wanted = loaded.model(square).softmax(1)[0]
+    assert list(said["probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert Image.open(tmp_path / "x.png").size == (100, 200)
+    down, across = squares.on_film(64, film.shape, "pad")
+    assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the film"
+    assert squares.resize_image(film, 64, "pad")[:, :15].max() == 0
 
 
 def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data import decoding, load_dataset, read_image, read_mask, store, sums
+from trustcxr.data import decoding, load_dataset, read_image, read_manifest, read_mask, store, sums
 from trustcxr.errors import UserError
 
 
@@ -78,6 +78,11 @@ def test_aspect_ratio_is_squeezed_or_padded(films: Path, tmp_path: Path) -> None
     assert np.array_equal(padded.images[0, 0, :, 5:35], read_image(films / padded.table["path"][0]))
     assert np.array_equal(padded.masks("lung")[0, :, 5:35], read_mask(films / padded.table["lung_mask"][0]))
     assert squeezed.images[:, :, :, :5].max() > 0
+    mask = Image.open(films / padded.table["lung_mask"][0]).resize((40, 40), Image.Resampling.NEAREST)
+    mask.save(films / padded.table["lung_mask"][0])  # of the same field, itself squeezed to a square
+    again = load_dataset(films, "Train", 40, cache=cache, resize="pad")
+    assert np.array_equal(again.masks("lung")[0, :, :5], np.zeros((40, 5)))
+    assert (again.masks("lung")[0] == padded.masks("lung")[0]).mean() > 0.85
     with pytest.raises(UserError, match="unknown resize 'stretch'"):
         load_dataset(films, "Train", 40, cache=cache, resize="stretch")
 
@@ -93,6 +98,31 @@ def test_a_changed_file_never_meets_the_old_store(films: Path, tmp_path: Path) -
     after = load_dataset(films, "Train", 32, cache=cache)
     assert (after.images[2] == 200).all()
     assert np.array_equal(before.images, old)  # a reader of the old store is not disturbed
+
+
+def test_another_data_set_of_the_same_names_sizes_and_dates_never_meets_the_store(films: Path, tmp_path: Path) -> None:
+    """As uncompressed films of two hospitals, unpacked from archives that keep one date for all."""
+    cache = tmp_path / "cache"
+    means = []
+    for hospital, level in (("A", 40), ("B", 200)):
+        for number in range(3):
+            file = tmp_path / hospital / "Train" / "a" / f"{number}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), level).save(file)
+            os.utime(file, (1_000_000_000, 1_000_000_000))
+        means.append(load_dataset(tmp_path / hospital, "Train", 32, cache=cache).images.mean())
+    assert means == [40, 200]
+
+
+def test_what_was_not_read_for_want_of_a_package_is_read_once_it_is_there(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(films)
+    keys = []
+    for there in (False, True):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, there=there: there or None)
+        keys.append(store.key(manifest, 32, "squeeze"))
+    assert keys[0] != keys[1]
 
 
 def test_nothing_is_decoded_twice(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ def decode_rows(
     Image.core.set_blocks_max(_KEPT_BLOCKS)
     faults: list[Fault] = []
     try:
-        for name, column in paths.items():
-            _decode_column(work, root, rows, name, column, size, resize, faults)
+        for name in paths:
+            _decode_column(work, root, rows, name, paths, size, resize, faults)
     except OSError as fault:
         return rows, faults, fault.errno or errno.EIO
     return rows, faults, None
@@ -44,20 +44,22 @@ def _decode_column(
     root: str,
     rows: list[int],
     name: str,
-    column: list[str | None],
+    paths: dict[str, list[str | None]],
     size: int,
     resize: str,
     faults: list[Fault],
 ) -> None:
-    read = read_image_at if name == "images" else read_mask_at
     # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
     with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
         block = _Block(file, size)
-        for row, path in zip(rows, column, strict=True):
+        for row, path, film in zip(rows, paths[name], paths["images"], strict=True):
             if path is None:
                 continue
             try:
-                pixels = read(f"{root}/{path}", size, resize)
+                if name == "images":
+                    pixels = read_image_at(f"{root}/{path}", size, resize)
+                else:
+                    pixels = read_mask_at(f"{root}/{path}", size, resize, film=f"{root}/{film}")
             except UnreadableImage as fault:
                 faults.append({"row": row, "file": name, "reason": str(fault)})
                 continue

@@ -1,6 +1,7 @@
 """The one table that all data becomes: a row a sample, with its file, class, split, patient and masks."""
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -130,8 +131,9 @@ class Manifest:
         Each class is divided alike, and samples of one group stay together: a group that holds several classes goes by
         its commonest. The order in which groups are dealt out comes from their names and the seed alone.
         """
-        commonest = self.table.groupby("group")["class"].agg(lambda names: names.mode().iloc[0])
-        sizes = self.table["group"].value_counts()
+        groups = pd.Series(_whole_patients(self.table["group"].tolist(), self.table["patient"].tolist()))
+        commonest = self.table["class"].groupby(groups.to_numpy()).agg(lambda names: names.mode().iloc[0])
+        sizes = groups.value_counts()
         place: dict[str, str] = {}
         for _, members in commonest.groupby(commonest):
             order = sorted(members.index, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
@@ -144,7 +146,7 @@ class Manifest:
                         place[name] = split
                         break
                 dealt += int(sizes[name])
-        records: Any = self.table.assign(split=self.table["group"].map(place)).to_dict("records")
+        records: Any = self.table.assign(split=groups.map(place).to_numpy()).to_dict("records")
         shares = ", ".join(f"{share:.0%} {split}" for split, share in SHARES.items())
         together = "classes alike, groups together" if len(sizes) < len(self.table) else "classes alike"
         note = f"these data have no splits: they were divided by seed {seed} into {shares}, {together}"
@@ -177,13 +179,33 @@ def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, 
     names += sorted(there - set(names))
     columns: dict[str, list[Any]] = {n: [r.get(n) for r in rows] if n in there else [None] * len(rows) for n in names}
     patients, samples = columns["patient"], columns["sample_id"]
-    columns["group"] = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]
+    given = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]
+    columns["group"] = _whole_patients(given, patients)
+    if joined := sum(1 for before, after in zip(given, columns["group"], strict=True) if before != after):
+        notes = [*notes, f"{joined} samples are of patients with several groups: the groups of a patient count as one"]
     if len(set(samples)) != len(samples):
         seen: set[str] = set()
         twice = next(s for s in samples if s in seen or seen.add(s))  # type: ignore[func-returns-value]
         raise UserError(f"{root}: sample '{twice}' occurs more than once")
     table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()})
     return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes)
+
+
+def _whole_patients(groups: list[str], patients: list[str | None]) -> list[str]:
+    """The groups, those of one patient made one, by the name that comes first: a patient is never in two splits."""
+    of_patient: dict[str, str] = {}
+    leader: dict[str, str] = {}
+
+    def first(group: str) -> str:
+        while leader.get(group, group) != group:
+            group = leader[group]
+        return group
+
+    for group, patient in zip(groups, patients, strict=True):
+        if patient is not None:
+            one, other = sorted((first(of_patient.setdefault(patient, group)), first(group)))
+            leader[other] = one
+    return [first(group) for group in groups]
 
 
 def from_table(table: pd.DataFrame, file: Path) -> Manifest:
@@ -224,7 +246,17 @@ def read_table(file: Path) -> pd.DataFrame:
             # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
             rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
             return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
-        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # `index_col`: else rows of one cell more than the header would have their first taken for a name.
+            return pd.read_csv(
+                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
+    except pd.errors.ParserWarning:
+        raise UserError(
+            f"{file}: its rows have more cells than its header names columns: a '{separator}' at their end, or in a "
+            "text that is not quoted"
+        ) from None
     except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise UserError(f"{file}: not a readable table ({reason})") from None

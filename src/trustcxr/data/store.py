@@ -1,9 +1,10 @@
 """The pixel store: every image of a data set decoded once into one memory-mapped uint8 file.
 
-A store is a folder named by its key, the SHA-256 of what the files are (path, size, time of change) and how they are
-decoded, so a changed file or option never meets a stale store. In it: `images.u8`, raw uint8 of shape (N, size, size);
-one such file for each kind of mask, sparse where a sample has none; `index.json`; checksums (`sums.py`). While it is
-being built it is called `<key>.building`, with one byte a row in `done.u8`: a build that was cut off goes on there.
+A store is a folder named by its key, the SHA-256 of what the files are (path, size, times, which file it is on its
+disk) and how they are decoded, so a changed file, another data set or another option never meets a stale store. In it:
+`images.u8`, raw uint8 of shape (N, size, size); one such file for each kind of mask, sparse where a sample has none;
+`index.json`; checksums (`sums.py`). While it is being built it is called `<key>.building`, with one byte a row in
+`done.u8`: a build that was cut off goes on there.
 """
 
 import errno
@@ -166,8 +167,8 @@ def _unusable(folder: Path) -> Store:
 
 
 def key(manifest: Manifest, size: int, resize: str) -> str:
-    """SHA-256 over (path, bytes, time of change) of every file, in order, and over how they are decoded."""
-    digest = hashlib.sha256(f"{DECODER}|{size}|{resize}".encode())
+    """SHA-256 over every file, its path and what the system says of it, in order, and how and by what it is decoded."""
+    digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{_decoders()}".encode())
     root = str(manifest.root)
     for column in ["path", *(k + MASK_SUFFIX for k in manifest.mask_kinds)]:
         digest.update(f"|{column}".encode())
@@ -181,10 +182,17 @@ def key(manifest: Manifest, size: int, resize: str) -> str:
     return digest.hexdigest()[:40]
 
 
-def _facts(file: str) -> str:
-    """Size and time of change; of a link that leads nowhere, or a file that may not be looked at, only that it is so.
+def _decoders() -> str:
+    """The packages that are there for what is not read without: what could not be decoded may be with one more."""
+    from importlib.util import find_spec
 
-    UserError where the file is gone.
+    return ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))
+
+
+def _facts(file: str) -> str:
+    """Size, times and which file it is, since files of two data sets may have one size and one date.
+
+    Of a link that leads nowhere, or a file that may not be looked at, only that it is so. UserError where it is gone.
     """
     try:
         facts = os.stat(file)
@@ -192,7 +200,7 @@ def _facts(file: str) -> str:
         if fault.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(file):
             raise UserError(f"{file}: {fault.strerror}; the data changed since it was listed") from None
         return f"!{fault.errno}"
-    return f"{facts.st_size}\t{facts.st_mtime_ns}"
+    return f"{facts.st_size}\t{facts.st_mtime_ns}\t{facts.st_ctime_ns}\t{facts.st_ino}"
 
 
 @contextmanager

@@ -80,6 +80,11 @@ class Run:
         return self.recipe.data.size if self.recipe is not None else self.given_size
 
     @property
+    def resize(self) -> str:
+        """How the films it was trained on became squares: squeeze or pad."""
+        return self.recipe.data.resize if self.recipe is not None else "squeeze"
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device

@@ -75,7 +75,7 @@ def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: Film) ->
     """
     found.warnings = list(plausibility.doubts(plausibility.thumbnail(film.pixels), film.colour).values())
     if known is not None:
-        pixels = as_input(film.pixels, run.size)
+        pixels = as_input(film.pixels, run.size, run.resize)
         score = float(known.score(run, pixels))
         found.rarer_than = known.rarer_than(score)
         unlike = familiarity.unlike(known, score)
@@ -108,7 +108,7 @@ def answer(
     Probabilities are scaled by the run's temperature where its validation images gave it one ("calibrated").
     `searched`: a faster copy of the run's model for PGD to search on; what it claims is asked of the model itself.
     """
-    pixels = as_input(film, run.size).to(run.device)
+    pixels = as_input(film, run.size, run.resize).to(run.device)
     with torch.inference_mode():
         logits = run.model(pixels).float().cpu().numpy()
     scale = temperature(run)
@@ -129,7 +129,7 @@ def answer(
     )
     if heatmap is not None:
         saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
-        picture = heatmap_files.overlay(film, saliency)
+        picture = heatmap_files.overlay(film, saliency[squares.on_film(run.size, film.shape, run.resize)])
         heatmap_files.write_notice(picture)
         with replacing(heatmap) as temporary:
             picture.save(temporary, pnginfo=heatmap_files.mark(source or heatmap), compress_level=1)
@@ -155,9 +155,9 @@ def temperature(run: Run) -> float | None:
     return found if found is not None and found > 0 else None
 
 
-def as_input(film: np.ndarray, size: int) -> Tensor:
+def as_input(film: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:
     """A film (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
-    return torch.from_numpy(np.array(squares.resize_image(film, size))).float().div_(255)[None, None]
+    return torch.from_numpy(np.array(squares.resize_image(film, size, resize))).float().div_(255)[None, None]
 
 
 def _still(run: Run, images: Tensor, predicted: int) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from trustcxr import explain
 from trustcxr.about import NOTICE
-from trustcxr.data.images import dicom, grey
+from trustcxr.data.images import dicom, grey, squares
 from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
 from trustcxr.evaluation.run import Run
@@ -59,7 +59,7 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
     """The same, with the film and its maps: one part of an examination."""
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
-    pixels = one_image.as_input(film.pixels, run.size).to(run.device)
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
     height, width = film.pixels.shape
     looked = {
@@ -68,7 +68,7 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
         "size": run.size,
         "film": pictures.film(film.pixels),
         "network_film": pictures.grey(pixels[0, 0]),
-        "maps": [_map(run, each) for each in closer_look.maps(run, pixels, predicted, ready.methods)],
+        "maps": [_map(run, each, film) for each in closer_look.maps(run, pixels, predicted, ready.methods)],
     }
     return answers.Seen(**looked, **_said(ready, film, found, since))
 
@@ -76,7 +76,7 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
 def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
-    pixels = one_image.as_input(film.pixels, run.size).to(run.device)
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     ((predicted, _),) = closer_look.answers(run, pixels)
     return answers.Changed(
         perturbation=_flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)),
@@ -88,9 +88,10 @@ def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
 def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
     """The PNG that `predict` writes beside a film: the map of the predicted class over it, with its notice."""
     name = lookup({name: name for name in ready.methods}, "saliency method", method)
-    pixels = one_image.as_input(film.pixels, ready.run.size).to(ready.run.device)
+    run = ready.run
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     saliency = explain.method(name)(ready.run.model, pixels, None)[0].float().cpu().numpy()
-    picture = heatmap_files.overlay(film.pixels, saliency)
+    picture = heatmap_files.overlay(film.pixels, saliency[squares.on_film(run.size, film.pixels.shape, run.resize)])
     heatmap_files.write_notice(picture)
     info, file = PngInfo(), io.BytesIO()
     info.add_text("TrustCXR", NOTICE)
@@ -108,12 +109,14 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
     found.run = ready.name
     one_image.doubt(found, ready.run, ready.known, film)
-    pixels = one_image.as_input(film.pixels, ready.run.size).to(ready.run.device)
+    run = ready.run
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     predicted = ready.run.classes.index(found.predicted)
     saliency = explain.grad_cam(ready.run.model, pixels, predicted)[0].float().cpu().numpy()
     small = Image.fromarray(film.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    picture = heatmap_files.overlay(np.asarray(small), saliency)
+    on_film = saliency[squares.on_film(run.size, film.pixels.shape, run.resize)]
+    picture = heatmap_files.overlay(np.asarray(small), on_film)
     heatmap_files.write_notice(picture)
     try:
         return dicom_answers.packed(dicom_answers.of(data, found, picture))
@@ -145,13 +148,15 @@ def _familiar(known: Familiarity | None, found: FilmAnswer) -> answers.Familiar 
     return answers.Familiar(rarer_than=found.rarer_than, accepted=accepted, validated=len(known.scores))
 
 
-def _map(run: Run, found: closer_look.Map) -> answers.SaliencyMap:
+def _map(run: Run, found: closer_look.Map, film: one_image.Film) -> answers.SaliencyMap:
+    shown = squares.on_film(run.size, film.pixels.shape, run.resize)
+
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
         answers.ControlMap(
             label=other.label,
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
-            png=pictures.heat(other.pixels),
+            png=pictures.heat(other.pixels[shown]),
         )
         for other in found.beside
     ]
@@ -160,7 +165,7 @@ def _map(run: Run, found: closer_look.Map) -> answers.SaliencyMap:
         label=words.method(found.method),
         cells=f"{found.cells[0]} x {found.cells[1]}" if found.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
-        png=pictures.heat(found.pixels),
+        png=pictures.heat(found.pixels[shown]),
         controls=beside,
     )
 

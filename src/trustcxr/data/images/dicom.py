@@ -118,6 +118,8 @@ def _check(header: Any) -> None:
         raise UnreadableImage(f"{columns} x {rows} pixels: more than {MAX_PIXELS:,} are refused")
     if header.get("BitsAllocated") not in (8, 16) or not 1 <= header.get("BitsStored", 0) <= header.BitsAllocated:
         raise UnreadableImage("a DICOM file whose pixels are not of 8 to 16 bits")
+    if int(header.get("HighBit") or header.BitsStored - 1) != header.BitsStored - 1:
+        raise UnreadableImage("a DICOM file whose pixels do not lie in the lowest bits")
     if header.get("SamplesPerPixel", 1) not in (1, 3):
         raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")
     if is_lateral(header):
@@ -202,11 +204,15 @@ def _shades(levels: np.ndarray, film: Any) -> np.ndarray:
             return scale_depth(levels[None])[0]  # made for display already
         shown, limits = values.astype(np.float64), (float(values.min()), float(values.max()))
     low, high = limits
-    return np.rint(np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    span = high - low  # below 0 where the rescale's slope is: a window's ends are turned then
+    return np.rint(np.clip((shown - low) / (span or 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
 def _voi_limits(film: Any) -> tuple[float, float] | None:
-    """What black and white are after pydicom's apply_voi_lut; None where the film has neither table nor window."""
+    """What black and white are after pydicom's apply_voi_lut; None where the film has neither table nor window.
+
+    Black is the larger where the slope of the rescale is negative.
+    """
     table = film.get("VOILUTSequence")
     if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
         return 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1

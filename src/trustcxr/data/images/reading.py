@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,8 +19,10 @@ from trustcxr.results.disk import Source, open_source
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
-DECODER = "2"  # part of every store's key: raise it when the same file would decode to other pixels
+DECODER = "3"  # part of every store's key: raise it when the same file would decode to other pixels
 _DICOM = b"DICM"  # at byte 128
+_CUT = frozenset(["RGB", "RGBA", "LA"])
+_FILLS_16_BITS = 64  # of the higher byte: from there on no smaller depth holds the level
 _ORIENTED = frozenset(["exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"])  # where a PNG may say it
 _PNG_START = struct.Struct(">16sII5s")  # signature and head of the first chunk, width, height, and what pixels are
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -37,7 +39,8 @@ def read_image(path: Source) -> np.ndarray:
 
     The format is told from the content, not from the name. EXIF orientation is applied, transparency is flattened on
     black, colour becomes luma (ITU-R 601). Grey of 16 bits is scaled by the smallest usual depth (8, 10, 12, 14, 16)
-    that holds its brightest pixel, since detectors store 10 to 14 bits in 16. Raises UnreadableImage.
+    that holds its brightest pixel, since detectors store 10 to 14 bits in 16; of 16 bits a colour, or with
+    transparency, only files that fill them are read. Raises UnreadableImage.
     """
     return np.array(_read(path))
 
@@ -45,7 +48,8 @@ def read_image(path: Source) -> np.ndarray:
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask file: uint8, shape (H, W), values 0 and 1.
 
-    1 where the grey level is at least 128; in a file whose brightest pixel is 1, where it is 1. Raises UnreadableImage.
+    1 where the grey level is at least 128; in a file whose brightest pixel is 1, where it is 1. Raises UnreadableImage,
+    too where the brightest lies between, as of a mask that numbers several regions.
     """
     grey = _read(path)
     return (np.asarray(grey) >= _threshold(grey)).astype(np.uint8)
@@ -56,9 +60,14 @@ def read_image_at(path: str | Path, size: int, resize: str = "squeeze") -> np.nd
     return np.asarray(_square(_read(path), size, resize, Image.Resampling.BILINEAR))
 
 
-def read_mask_at(path: str | Path, size: int, resize: str = "squeeze") -> np.ndarray:
-    """A mask file as the store holds it: `resize_mask(read_mask(path), size, resize)` without the copies."""
+def read_mask_at(path: str | Path, size: int, resize: str = "squeeze", *, film: str | Path | None = None) -> np.ndarray:
+    """A mask file as the store holds it: `resize_mask(read_mask(path), size, resize)` without the copies.
+
+    `film`: the file that it is a mask of. One of another shape is of the same field, and is padded as that is.
+    """
     grey = _read(path)
+    if film is not None and resize == "pad" and grey.size != (of := _read(film).size):
+        grey = grey.resize(of, Image.Resampling.NEAREST)
     return (np.asarray(_square(grey, size, resize, Image.Resampling.NEAREST)) >= _threshold(grey)).view(np.uint8)
 
 
@@ -68,8 +77,10 @@ def threshold(brightest: int) -> int:
 
 
 def _threshold(mask: Image.Image) -> int:
-    _, brightest = mask.getextrema()
-    return threshold(brightest)  # type: ignore[arg-type]
+    brightest = int(mask.getextrema()[1])  # type: ignore[arg-type]
+    if 1 < brightest < 128:
+        raise UnreadableImage(f"a mask whose brightest level is {brightest}: expected black and white, or 0 and 1")
+    return threshold(brightest)
 
 
 def _read(path: Source) -> Image.Image:
@@ -161,7 +172,10 @@ def _grey(image: Image.Image) -> Image.Image:
     if getattr(image, "n_frames", 1) > 1:
         raise UnreadableImage("holds several pages or frames, expected one image")
     inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
+    cut = image.mode in _CUT and ";16" in str(getattr(image, "tile", ""))  # only the higher byte of each is read
     image.load()
+    if cut and max(high for _, high in _extrema(image)) < _FILLS_16_BITS:
+        raise UnreadableImage("16 bits a colour, or with transparency, of which it fills fewer: save it as 16-bit grey")
     _turn_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_deep_grey(np.asarray(image), inverted))
@@ -173,6 +187,12 @@ def _grey(image: Image.Image) -> Image.Image:
     if image.mode == "L":
         return image
     return (image.convert("RGB") if image.mode == "P" else image).convert("L")
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    """The darkest and the brightest of each channel but transparency."""
+    found: Any = image.getextrema()
+    return list(found[: {"LA": 1}.get(image.mode, 3)])
 
 
 def _turn_upright(image: Image.Image) -> None:

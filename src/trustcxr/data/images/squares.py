@@ -14,6 +14,15 @@ def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndar
     return _resized(mask, size, resize, Image.Resampling.NEAREST)
 
 
+def on_film(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
+    """Which rows and columns of a film's square of that size lie on the film itself, (H, W) before: not on padding."""
+    if resize != "pad":
+        return slice(None), slice(None)
+    sides = [max(1, round(size * side / max(shape))) for side in shape]
+    down, across = (slice((size - side) // 2, (size - side) // 2 + side) for side in sides)
+    return down, across
+
+
 def _resized(pixels: np.ndarray, size: int, resize: str, filter: Image.Resampling) -> np.ndarray:
     return np.asarray(_square(Image.fromarray(pixels), size, resize, filter))
 

@@ -12,24 +12,46 @@ if TYPE_CHECKING:
 NO_FINDING = "No Finding"
 UNCERTAIN = "Uncertain"
 _PRESENT, _ABSENT, _UNCERTAIN, _BLANK = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0"), ("", "nan", "none")
+# As CheXpert, MIMIC-CXR, NIH ChestX-ray14, PadChest, VinDr-CXR and torchxrayvision name findings, without spaces.
+_FINDINGS = frozenset(
+    re.split(
+        r"\s+",
+        "airspaceopacity aorticenlargement atelectasis bronchiectasis bronchitis calcification cardiomegaly "
+        "clavicularfracture consolidation copdsigns covid covid19 edema effusion emphysema "
+        "enlargedcardiomediastinum enlargedpa fibrosis fracture granuloma groundglassopacity "
+        "hemidiaphragmelevation hernia hilarenlargement hyperinflation ild infiltrate infiltration "
+        "interstitialpattern lobarpneumonia lungcavity lungcyst lunglesion lungopacity lungtumor mass "
+        "mediastinalshift nodule nodulemass nofinding normal opacity otherlesion pleuraleffusion pleuralother "
+        "pleuralthickening pneumonia pneumothorax pulmonaryfibrosis ribfracture scoliosis supportdevices "
+        "tortuousaorta tuberculosis viralpneumonia",
+    )
+)
 _PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
 
 
 def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
-    """The columns, but those that are taken, that say of a finding whether it is there, in their order."""
+    """The columns, but those that are taken, that say of a known finding whether it is there, in their order.
+
+    Other columns of 1 and 0 may be of anything, such as who smokes, and make no class; a model's own findings are read
+    from them all the same.
+    """
     others = {*COLUMNS, *OPTIONAL, *taken}
     named = [c for c in table.columns if isinstance(c, str) and c and c not in others and not c.endswith(MASK_SUFFIX)]
-    return [c for c in named if not c.startswith("Unnamed:") and _says_whether(set(map(_word, table[c])))]
+    return [c for c in named if _plain(c) in _FINDINGS and _says_whether(set(map(_word, table[c])))]
 
 
 def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
-    """What each film has, `|` between several; `Uncertain` where nothing is there for sure, else `No Finding`."""
-    found = []
+    """What each film has, `|` between several; else `No Finding`, or `Uncertain` where that is not said.
+
+    It is said by the column of that name, or, without one, by every finding's that is not uncertain.
+    """
+    names = list(names)
+    found, healthy = [], [name for name in names if _plain(name) == _plain(NO_FINDING)]
     for values in zip(*([_word(value) for value in table[name]] for name in names), strict=True):
         told = dict(zip(names, values, strict=True))
-        there = [name for name in names if told[name] in _PRESENT and name.lower() != NO_FINDING.lower()]
-        unsure = any(value in _UNCERTAIN for value in values)
-        found.append("|".join(there) or (UNCERTAIN if unsure else NO_FINDING))
+        there = [name for name in names if told[name] in _PRESENT and name not in healthy]
+        sure = told[healthy[0]] in _PRESENT if healthy else not any(value in _UNCERTAIN for value in values)
+        found.append("|".join(there) or (NO_FINDING if sure else UNCERTAIN))
     return found
 
 
@@ -38,6 +60,10 @@ def patients(paths: Iterable[Any]) -> list[str] | None:
     matches = [_PATIENT.search(str(path).replace("\\", "/")) for path in paths]
     found = [match.group(1) for match in matches if match is not None]
     return found if found and len(found) == len(matches) else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _word(value: Any) -> str:

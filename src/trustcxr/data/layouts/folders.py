@@ -41,5 +41,15 @@ def read_folders(root: Path) -> Manifest | None:
     if not records:
         return None
     notes: list[str] = []
+    if beside := [
+        n
+        for n in _folders(root)
+        if splits and not split_name(n) and n.lower() not in _NOT_CLASSES and _has_classes(root / n)
+    ]:
+        notes.append(f"folders of images that no split is called like were left out: {', '.join(beside)}")
     _join_side_car(records, root, root, notes, splits=not splits and split_name(root.name) is None)
     return from_records(records, root, "folders", notes)
+
+
+def _has_classes(folder: Path) -> bool:
+    return any(_files(f"{folder}/{name}") for name in _folders(folder) if name.lower() not in _NOT_CLASSES)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.data.layouts import finding_columns
 from trustcxr.data.layouts.files import Record
+from trustcxr.data.layouts.side_car import says_nothing
 from trustcxr.data.manifest import (
     COLUMNS,
     MASK_SUFFIX,
@@ -45,6 +46,8 @@ _USUAL = {
     "lung_mask": ("lung_mask",),
     "infection_mask": ("infection_mask",),
 }
+_SAID_ONCE = ("class", "split", "patient", "group")  # of a film that is listed several times
+_MAY_BE_UNKNOWN = ("patient", "group", "source", "view")
 _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
 
 
@@ -96,14 +99,14 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
     places = {ours: _place(theirs, there) for ours, theirs in columns.items()}
     mapping = {ours: place for ours, place in places.items() if place is not None}
     has_findings = bool(finding_columns.findings(table, mapping.values()))
+    words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
+    for ours in places:
+        if ours not in words and not ours.endswith(MASK_SUFFIX):
+            raise unknown("column", ours, [*sorted(words), "<kind>_mask"])
     missing = [str(columns[ours]) for ours in places if ours not in mapping]
     missing += [ours for ours in ("path", "class") if ours not in columns and not (ours == "class" and has_findings)]
     if missing:
         raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
-    words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
-    for ours in mapping:
-        if ours not in words and not ours.endswith(MASK_SUFFIX):
-            raise unknown("column", ours, [*sorted(words), "<kind>_mask"])
     return mapping
 
 
@@ -150,6 +153,7 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     listed = _nih_splits(file.parent)
     records: dict[str, Record] = {}
     absent: list[str] = []
+    masks: list[str] = []  # that are not there
     listed_rows = list(_rows(chosen))
     if incomplete := len(next(iter(chosen.values()))) - len(listed_rows):
         notes.append(f"{incomplete} rows of {file.name} have no image or no class and were left out")
@@ -161,24 +165,34 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
             absent.append(row["path"])
             continue
         record = row | {"path": path, "split": split, "sample_id": row.get("sample_id") or f"{split}/{path}"}
-        for column in [c for c in row if c.endswith(MASK_SUFFIX)]:
-            record[column] = finder.find(row[column], split) if row[column] else None
+        for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
+            there = finder.find(str(row[column]), split)
+            record[column] = None if there == path else there  # the film itself, of the same name, is no mask of it
+            masks += [] if record[column] else [str(row[column])]
         before = records.setdefault(path, record)
-        if before["class"] != record["class"]:
-            raise UserError(f"{file}: {row['path']} is listed as '{before['class']}' and as '{record['class']}'")
+        for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
+            said, again = (_as(one.get(word), word) for one in (before, record))
+            raise UserError(f"{file}: {row['path']} is listed {said} and {again}")
     if not records:
         some = f"{absent[0]} is not in {base}; give the folder of the images" if absent else "no row"
         raise UserError(f"{file}: none of its images was found: {some}")
     if absent:
         notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
+    if masks:
+        notes.append(f"{len(masks)} masks of the list are not there: their films count as without, such as {masks[0]}")
     return list(records.values())
 
 
 def _rows(chosen: dict[str, list[Any]]) -> Iterable[Record]:
     for values in zip(*chosen.values(), strict=True):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
+        row |= {k: None for k in _MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
         if row["path"] and row["class"]:
             yield row
+
+
+def _as(value: str | None, word: str) -> str:
+    return f"as '{value}'" if word == "class" else f"with {word} '{value or ''}'"
 
 
 def _nih_splits(folder: Path) -> dict[str, str]:
@@ -208,6 +222,9 @@ class _Finder:
         if self.names is None:
             self.names = self._index()
         found = self.names.get(os.path.basename(given), [])
+        folder = os.path.dirname(given)
+        if folder and not os.path.isabs(given) and os.path.isdir(f"{self.base}/{folder}"):
+            found = [f for f in found if f.startswith(folder + "/")]  # elsewhere are others, as masks beside films
         ending = self._as_deep(given, found)
         inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
         if len(inside) > 1:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX
+from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, read_table
 from trustcxr.errors import UserError
 
 _SIDECAR = {
@@ -16,6 +16,7 @@ _SIDECAR = {
     "split": ("split",),
 }
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
+_UNKNOWN = frozenset(["", "na", "n/a", "nan", "none", "null", "-", "--", "?"])
 
 
 def _join_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> None:
@@ -41,12 +42,7 @@ def _join_side_car(records: list[Record], root: Path, home: Path, notes: list[st
 
 def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     """The known facts of each path in a side-car manifest. Raises UserError where it has no `path` column."""
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, OSError, UnicodeDecodeError) as fault:
-        raise UserError(f"{file}: not a readable CSV file ({str(fault).splitlines()[0]})") from None
+    table = read_table(file)
     if "path" not in table:
         raise UserError(f"{file}: expected a column 'path'; found {', '.join(map(str, table.columns))}")
     found = {ours: next((n for n in theirs if n in table), None) for ours, theirs in _SIDECAR.items()}
@@ -55,9 +51,22 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     rows: dict[str, Mapping[str, str]] = {}
     for i, path in enumerate(table["path"]):
         values = {ours: v[i].strip() for ours, v in columns.items()}
-        known = {k: v for k, v in values.items() if v and not any(w in v.lower() for w in _UNKNOWN_WORDS)}
-        rows[path.replace("\\", "/")] = known
+        known = {k: v for k, v in values.items() if v and not (says_nothing(v) if k in _SIDECAR else _is_unknown(v))}
+        place = path.replace("\\", "/")
+        before = rows.get(place, known)
+        for column in [c for c in columns if before.get(c) != known.get(c)]:
+            raise UserError(f"{file}: {path} stands there twice, with another {column} each time")
+        rows[place] = known
     return rows
+
+
+def says_nothing(value: str) -> bool:
+    """Whether a value of a table is one of the ways to write that a patient, source or view is not known."""
+    return value.strip().lower() in _UNKNOWN or _is_unknown(value)
+
+
+def _is_unknown(value: str) -> bool:
+    return any(word in value.lower() for word in _UNKNOWN_WORDS)
 
 
 def _says_more(column: str) -> bool:
