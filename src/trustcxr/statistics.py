@@ -124,7 +124,9 @@ def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLik
 def _by_score(resampled: Floats, most: float, level: float) -> list[float]:
     """The score interval on the number of independent rows that would vary as much, at most so many."""
     share, spread = float(resampled[0]), float(np.nanvar(resampled[1:]))
-    return wilson(share, min(share * (1 - share) / spread, most) if spread > _ROUNDING else most, level)
+    # A share of 1 may vary: so does the precision of a class that some resamples never predict.
+    varies = spread > _ROUNDING and _ROUNDING < share < 1 - _ROUNDING
+    return wilson(share, min(share * (1 - share) / spread, most) if varies else most, level)
 
 
 def _is_rare(share: float, groups: float) -> bool:
