@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import browser as browsers
@@ -27,6 +28,7 @@ from trustcxr.reader.store import Film, Judgement, Reader, Store
 from trustcxr.report import study_folder
 from trustcxr.results import files
 from trustcxr.results.documents import RunDocument
+from trustcxr.results.locks import LOCK_FILE
 
 ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-s0")
 
@@ -158,6 +160,25 @@ def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path:
     with pytest.raises(sqlite3.IntegrityError):
         Store.create(tmp_path / "r.sqlite", arms=ARMS, films=[shown[0], shown[0]])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Store, shown: list[Film]) -> None:
+    reader = store.readers()[0]
+    store.save_mark(reader, 0, Mark(regions=[]))
+    store.save_judgement(reader, 0, 0, Judgement(1, 5))
+    with pytest.raises(UserError, match="is there by now"):
+        Store.create(store.path, arms=ARMS, films=shown)
+    assert Store(store.path).readers() == store.readers()
+    assert Store(store.path).judgements(reader, 0)[0] == Judgement(1, 5)
+    assert [path.name for path in store.path.parent.iterdir()] == [store.path.name]
+
+
+def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path) -> None:
+    place = study.place(finished)
+    place.parent.mkdir(exist_ok=True)
+    with FileLock(place.parent / LOCK_FILE), pytest.raises(UserError, match="in use by another process; wait for it"):
+        study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+    assert not place.exists()
 
 
 # --- blinded, and saved as it goes -----------------------------------------------------------------------------------
