@@ -494,6 +494,50 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
     assert len(store.done(reader)) == 4
 
 
+@pytest.mark.slow
+def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: Store) -> None:
+    reader = store.readers()[0]
+
+    def first() -> Judgement:
+        film = store.order(reader)[0]
+        return store.judgements(reader, film)[store.slots(reader, film)[0]]
+
+    with (
+        serving(store) as address,
+        browsers.chromium() as chrome,
+        browsers.opened(chrome, f"{address}#token={reader.token}") as found,
+    ):
+        page, problem = found.page, found.page.locator("#problem")
+        page.locator("h1", has_text="Film 1 of 4").wait_for()
+        mark_a_box(page)
+        judge(page, (2, 1, 3))
+        page.locator("#next:not([disabled])").wait_for()
+        ranks = page.get_by_role("group", name="Map A: rank")
+        page.route("**/said", lambda sent: sent.abort())
+        ranks.get_by_label("3", exact=True).check()
+        page.get_by_role("button", name="Next film").click()
+        page.locator("#problem", has_text="Map A: rank was not saved").wait_for()
+        assert ranks.get_by_label("2", exact=True).is_checked()
+        assert page.locator("h1").inner_text() == "Film 1 of 4"
+        assert first() == Judgement(2, 4)
+        page.unroute("**/said")
+        page.get_by_role("group", name="Map B: rating").get_by_label("4", exact=True).check()
+        page.locator("#status", has_text="Saved.").wait_for()
+        assert problem.inner_text().startswith("Map A: rank was not saved, and stands as before")
+        ranks.get_by_label("3", exact=True).check()
+        problem.wait_for(state="hidden")
+        assert first() == Judgement(3, 4)
+        page.evaluate("document.getElementById('status').textContent = ''")
+        page.route("**/said", lambda sent: (sent.fetch(), sent.abort()))  # saved, and the answer is lost
+        ranks.get_by_label("1", exact=True).check()
+        page.locator("#status", has_text="Saved.").wait_for()
+        assert ranks.get_by_label("1", exact=True).is_checked()
+        assert first() == Judgement(1, 4)
+        page.get_by_role("button", name="Next film").click()
+        page.locator("h1", has_text="Film 2 of 4").wait_for()
+        assert problem.is_hidden()
+
+
 def tab_to(page, wanted: str, key: str = "Tab") -> None:
     """Press Tab until the element with that id, or that name of a radio button, has the focus."""
     for _ in range(25):
