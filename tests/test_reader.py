@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from matplotlib.path import Path as Path2D
 from PIL import Image
 
 import browser as browsers
@@ -248,8 +249,38 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
     assert store.mark(other, 0) is None
 
 
+@pytest.mark.parametrize("side", [64, 224])
+def test_a_region_has_the_pixels_whose_middles_lie_in_it(side: int) -> None:
+    corners = [[0.25, 0.25], [0.5, 0.25], [0.5, 0.5], [0.25, 0.5]]
+    outline = Mark.model_validate({"regions": [{"kind": "outline", "points": corners}]})
+    quarter = np.zeros((side, side), np.uint8)
+    quarter[side // 4 : side // 2, side // 4 : side // 2] = 1
+    for mark in (outline, box(0.25, 0.25, 0.5, 0.5)):
+        assert np.array_equal(regions.pixels(mark, side, side), quarter)
+    left, right = (regions.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
+    assert not (left & right).any(), "what touches shares no pixel"
+
+
+def test_an_outline_has_the_pixels_that_matplotlib_says_lie_in_it() -> None:
+    draw = np.random.default_rng(4)
+    middles = (np.mgrid[:30, :40].reshape(2, -1).T[:, ::-1] + 0.5) / (40, 30)
+    for _ in range(20):
+        turn = np.sort(draw.uniform(0, 2 * np.pi, 12))
+        points = 0.5 + draw.uniform(0.1, 0.5, (12, 1)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        mark = Mark.model_validate({"regions": [{"kind": "outline", "points": points.tolist()}]})
+        inside = Path2D(points).contains_points(middles).reshape(30, 40)
+        assert np.array_equal(regions.pixels(mark, 30, 40), inside)
+
+
+@pytest.mark.parametrize("kind", ["box", "outline"])
+def test_a_region_smaller_than_a_pixel_is_a_pixel(kind: str) -> None:
+    points = [[0.99, 0.31], [1, 0.32]] if kind == "box" else [[0.99, 0.31], [1, 0.32], [0.99, 0.32]]
+    mark = Mark.model_validate({"regions": [{"kind": kind, "points": points}]})
+    assert np.argwhere(regions.pixels(mark, 10, 10)).tolist() == [[3, 9]]
+
+
 def test_regions_become_pixels() -> None:
-    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 3 * 5
+    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
     outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
     assert regions.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
     assert not regions.pixels(Mark(regions=[]), 6, 8).any()
@@ -389,7 +420,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
         reader = store.add(name)
         for film in range(len(films)):
             width = int(np.clip(np.round(20 * (skill + draw.normal(0, 0.08))), 1, 20))
-            store.save_mark(reader, film, box(5 / 39, 10 / 39, (4 + width) / 39, 29 / 39))
+            store.save_mark(reader, film, box(5 / 40, 10 / 40, (5 + width) / 40, 30 / 40))
             better = draw.random() < truth
             store.save_judgement(reader, film, 0, Judgement(1 if better else 2, 4 if better else 2))
             store.save_judgement(reader, film, 1, Judgement(2 if better else 1, 2 if better else 4))
