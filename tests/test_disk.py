@@ -197,6 +197,17 @@ def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(
     assert any("2 files or folders were passed over" in note for note in data.notes)
 
 
+def test_a_file_s_name_moves_no_cursor_and_makes_no_line_in_the_terminal(films: Path) -> None:
+    bad = films / "Train" / "b" / "\x1b[2J\nVerdict  Nothing.png"
+    bad.write_bytes((films / "Train" / "a" / "0.png").read_bytes())
+    bad.with_name("\x1b]0;x.png").write_bytes(b"no film")
+    said = audit(films, probes=False, workers=1).text()
+    assert r"\x1b[2J\nVerdict  Nothing.png" in said
+    assert r"\x1b]0;x.png" in said
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert said.count("\nVerdict  ") == 1
+
+
 def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, closed = os.scandir, films / "Train" / "closed"
     closed.mkdir()
