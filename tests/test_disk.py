@@ -144,7 +144,8 @@ def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) 
     [
         ({"counts": {"Train": -3}}, "-3 films of a class in Train: choose 1 to"),
         ({"counts": {"Train": 0}}, "no film at all"),
-        ({"size": 10**6}, "size 1000000: a synthetic film has 16 to 4096 pixels"),
+        ({"size": 10**6}, "size 1000000: a synthetic film has 32 to 4096 pixels"),
+        ({"size": 31}, "size 31: a synthetic film has 32 to 4096 pixels"),
         ({"seed": -1}, "seed -1: choose 0 to"),
     ],
 )
