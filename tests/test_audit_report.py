@@ -13,10 +13,12 @@ import yaml
 from browser import chromium, opened, sideways, violations
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
-from trustcxr.report import audit_page, board
-from trustcxr.report.audits import sentences
+from trustcxr.report import audit_page, board, study_folder, terminal
+from trustcxr.report.audits import hardest, sentences
+from trustcxr.report.tables import robustness
 from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.results.documents import AuditDocument, RunDocument, read
+from trustcxr.results.flat import understood
 
 REPORTED = "reported: {clean: 0.99, attacked: 0.9, threat_model: L-infinity 0.02, training_data: greys, paper: none}\n"
 
@@ -63,6 +65,35 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
         assert f'<data value="{point.auroc.value}">' in page
     assert page == audit_page.render(document), "the same document gives the same page"
     assert any("sensitivity" in line for line in sentences(document))
+
+
+def test_what_was_not_measured_is_not_the_worst() -> None:
+    points = [("clean", 0.9), ("fgsm", None), ("pgd", 0.2)]
+    content = {
+        "corruptions": [
+            {"corruption": "noise", "severity": 1, "accuracy": None},
+            {"corruption": "blur", "severity": 1, "accuracy": 0.2},
+        ],
+        "corruptions_mean": {"accuracy": 0.2, "conditions": 2},
+        "operating_points": [
+            {"finding": "A", "attack": attack, "epsilon": 0.02, "sensitivity": share, "specificity": share}
+            for attack, share in points
+        ],
+    }
+    document, _ = understood(AuditDocument, content)
+    said = "\n".join(sentences(document))
+    assert "at worst (blur) 20.0%" in said
+    assert "under PGD at epsilon 0.02: sensitivity 20.0%" in said
+    of_run, _ = understood(RunDocument, {key: content[key] for key in ("corruptions", "corruptions_mean")})
+    assert "worst blur at 1: 20.0%" in "\n".join(terminal.remarks(of_run))
+    table = robustness.corrupted([study_folder.Run(of_run, Path("a"), [])])
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]][5:7] == ["blur, severity 1", "20.0"]
+    for part in ("corruptions", "operating_points"):
+        content[part] = content[part][:1] if part == "corruptions" else content[part][:2]
+    document, _ = understood(AuditDocument, content)
+    assert "at worst" not in "\n".join(sentences(document))
+    assert hardest(document, "A") is None
 
 
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from trustcxr.report import terminal
 from trustcxr.report.figures import certified as figure
 from trustcxr.report.figures import svg
 from trustcxr.report.study_folder import Run
@@ -36,6 +37,14 @@ def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
     assert (shown["Certified, %"].value, shown["Under attack, %"].value) == (0.6, 0.65)
     assert shown["Strongest"].text == "worst case"
     assert shown["Open, points"].text == "5.0"
+
+
+def test_the_terminal_says_the_same_and_passes_over_what_was_withdrawn() -> None:
+    withdrawn = {"attack": "square", "epsilon": 0.02, "accuracy": None}
+    (row,) = terminal.certified_rows(run([ENTRY], [withdrawn, *ATTACKS]).metrics)
+    assert (row["lowest under attack"], row["attack"]) == ("65.0% [60.0%, 70.0%]", "worst case")
+    (row,) = terminal.certified_rows(run([ENTRY], [withdrawn]).metrics)
+    assert (row["lowest under attack"], row["attack"]) == ("", "")
 
 
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from trustcxr import catalogue, cli
 from trustcxr.data import load_dataset
+from trustcxr.data.auditing import page
 from trustcxr.data.phantom import writing
+from trustcxr.errors import CannotWrite
 from trustcxr.results import files
 
 
@@ -272,6 +274,30 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     recipe.write_text("name: [mine\n")
     assert "not readable as YAML" in complaint("study", recipe, "--data", films, "--out", out)
     assert not out.exists()
+
+
+def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option, place, why in (
+        ("--clean", "out.txt", "a manifest is written as .csv or .parquet"),
+        ("--html", "file/x.html", "a file is where a folder should be"),
+        ("--html", "", "is a directory"),
+        ("--clean", "file/x/y.csv", "a file is where a folder should be"),
+    ):
+        assert why in complaint("data", "check", "no-such-data", option, tmp_path / place)
+
+
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_data_check_says_what_it_found_before_it_writes(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...]
+) -> None:
+    def refused(*_: object) -> None:
+        raise CannotWrite("no space left")
+
+    monkeypatch.setattr(page, "write_page", refused)
+    done = run("data", "check", films, "--no-probes", "--html", tmp_path / "x.html", *how, expect=2)
+    assert "no space left" in done.stderr
+    assert (json.loads(done.stdout)["verdict"] if how else done.stdout.split("Verdict  ")[1]).strip()
 
 
 def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: Path, tmp_path: Path) -> None:

@@ -195,10 +195,45 @@ def test_a_peer_that_is_not_there_is_told_in_a_line(
     assert capfd.readouterr().err.count("could not be sent") == 3
 
 
+def test_an_error_that_nobody_foresaw_costs_one_film_and_is_counted(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    film = chest(tmp_path / "x.dcm")
+    replies = iter((real_answer(film), Reply(200, b"no answer"), real_answer(film)))
+    with node(archive, monkeypatch, lambda data: next(replies)) as found:
+        known = found.place
+        found.place = replace(known, peer=Peer("ARCHIVE", "pacs..local", 104))
+        for lost in (1, 2):
+            assert send(found, film) == 0
+            until(lambda lost=lost: found.lost == lost, 10)
+        found.place = known
+        assert send(found, film) == 0
+        until(lambda: found.answered == 1, 10)
+    said = capfd.readouterr().err
+    assert "DICOM: a film was lost: UnicodeError" in said
+    assert "not answered" not in said
+
+
+def test_films_that_wait_when_it_ends_are_told(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    film = chest(tmp_path / "x.dcm")
+
+    def slowly(_: bytes) -> Reply:
+        until(found._ending.is_set)
+        return Reply(503, code="busy", message="it was killed")
+
+    with node(archive, monkeypatch, slowly) as found:
+        for _ in range(3):
+            assert send(found, film) == 0
+    assert "DICOM: 3 film(s) that were stored here were not answered" in capfd.readouterr().err
+
+
 def test_what_is_typed_is_checked() -> None:
     assert Peer.parse("ORTHANC@127.0.0.1:4242") == Peer("ORTHANC", "127.0.0.1", 4242)
     assert Place.of("PACS@[::1]:104").callers == ("PACS",)
-    for text in ("ORTHANC", "ORTHANC@here", "@here:1", "A@here:0", "A@here:70000", "x" * 17 + "@here:1", "A\\B@here:1"):
+    typed = ("ORTHANC", "ORTHANC@here", "@here:1", "A@here:0", "A@here:70000", "x" * 17 + "@here:1", "A\\B@here:1")
+    for text in (*typed, "PACS@pacs..local:104", f"PACS@{'x' * 64}.local:104"):
         with pytest.raises(UserError, match=r"TITLE@HOST:PORT|AE title"):
             Peer.parse(text)
     with pytest.raises(UserError, match="AE title"):

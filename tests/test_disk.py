@@ -144,7 +144,8 @@ def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) 
     [
         ({"counts": {"Train": -3}}, "-3 films of a class in Train: choose 1 to"),
         ({"counts": {"Train": 0}}, "no film at all"),
-        ({"size": 10**6}, "size 1000000: a synthetic film has 16 to 4096 pixels"),
+        ({"size": 10**6}, "size 1000000: a synthetic film has 32 to 4096 pixels"),
+        ({"size": 31}, "size 31: a synthetic film has 32 to 4096 pixels"),
         ({"seed": -1}, "seed -1: choose 0 to"),
     ],
 )
@@ -195,6 +196,17 @@ def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(
     data = load_dataset(films, split="Train", size=32, workers=1)
     assert len(data) == 7
     assert any("2 files or folders were passed over" in note for note in data.notes)
+
+
+def test_a_file_s_name_moves_no_cursor_and_makes_no_line_in_the_terminal(films: Path) -> None:
+    bad = films / "Train" / "b" / "\x1b[2J\nVerdict  Nothing.png"
+    bad.write_bytes((films / "Train" / "a" / "0.png").read_bytes())
+    bad.with_name("\x1b]0;x.png").write_bytes(b"no film")
+    said = audit(films, probes=False, workers=1).text()
+    assert r"\x1b[2J\nVerdict  Nothing.png" in said
+    assert r"\x1b]0;x.png" in said
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert said.count("\nVerdict  ") == 1
 
 
 def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:

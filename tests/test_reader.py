@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
+from matplotlib.path import Path as Path2D
 from PIL import Image
 
 import browser as browsers
@@ -27,6 +29,7 @@ from trustcxr.reader.store import Film, Judgement, Reader, Store
 from trustcxr.report import study_folder
 from trustcxr.results import files
 from trustcxr.results.documents import RunDocument
+from trustcxr.results.locks import LOCK_FILE
 
 ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-s0")
 
@@ -160,6 +163,25 @@ def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Store, shown: list[Film]) -> None:
+    reader = store.readers()[0]
+    store.save_mark(reader, 0, Mark(regions=[]))
+    store.save_judgement(reader, 0, 0, Judgement(1, 5))
+    with pytest.raises(UserError, match="is there by now"):
+        Store.create(store.path, arms=ARMS, films=shown)
+    assert Store(store.path).readers() == store.readers()
+    assert Store(store.path).judgements(reader, 0)[0] == Judgement(1, 5)
+    assert [path.name for path in store.path.parent.iterdir()] == [store.path.name]
+
+
+def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path) -> None:
+    place = study.place(finished)
+    place.parent.mkdir(exist_ok=True)
+    with FileLock(place.parent / LOCK_FILE), pytest.raises(UserError, match="in use by another process; wait for it"):
+        study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+    assert not place.exists()
+
+
 # --- blinded, and saved as it goes -----------------------------------------------------------------------------------
 
 
@@ -227,8 +249,38 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
     assert store.mark(other, 0) is None
 
 
+@pytest.mark.parametrize("side", [64, 224])
+def test_a_region_has_the_pixels_whose_middles_lie_in_it(side: int) -> None:
+    corners = [[0.25, 0.25], [0.5, 0.25], [0.5, 0.5], [0.25, 0.5]]
+    outline = Mark.model_validate({"regions": [{"kind": "outline", "points": corners}]})
+    quarter = np.zeros((side, side), np.uint8)
+    quarter[side // 4 : side // 2, side // 4 : side // 2] = 1
+    for mark in (outline, box(0.25, 0.25, 0.5, 0.5)):
+        assert np.array_equal(regions.pixels(mark, side, side), quarter)
+    left, right = (regions.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
+    assert not (left & right).any(), "what touches shares no pixel"
+
+
+def test_an_outline_has_the_pixels_that_matplotlib_says_lie_in_it() -> None:
+    draw = np.random.default_rng(4)
+    middles = (np.mgrid[:30, :40].reshape(2, -1).T[:, ::-1] + 0.5) / (40, 30)
+    for _ in range(20):
+        turn = np.sort(draw.uniform(0, 2 * np.pi, 12))
+        points = 0.5 + draw.uniform(0.1, 0.5, (12, 1)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        mark = Mark.model_validate({"regions": [{"kind": "outline", "points": points.tolist()}]})
+        inside = Path2D(points).contains_points(middles).reshape(30, 40)
+        assert np.array_equal(regions.pixels(mark, 30, 40), inside)
+
+
+@pytest.mark.parametrize("kind", ["box", "outline"])
+def test_a_region_smaller_than_a_pixel_is_a_pixel(kind: str) -> None:
+    points = [[0.99, 0.31], [1, 0.32]] if kind == "box" else [[0.99, 0.31], [1, 0.32], [0.99, 0.32]]
+    mark = Mark.model_validate({"regions": [{"kind": kind, "points": points}]})
+    assert np.argwhere(regions.pixels(mark, 10, 10)).tolist() == [[3, 9]]
+
+
 def test_regions_become_pixels() -> None:
-    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 3 * 5
+    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
     outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
     assert regions.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
     assert not regions.pixels(Mark(regions=[]), 6, 8).any()
@@ -368,7 +420,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
         reader = store.add(name)
         for film in range(len(films)):
             width = int(np.clip(np.round(20 * (skill + draw.normal(0, 0.08))), 1, 20))
-            store.save_mark(reader, film, box(5 / 39, 10 / 39, (4 + width) / 39, 29 / 39))
+            store.save_mark(reader, film, box(5 / 40, 10 / 40, (5 + width) / 40, 30 / 40))
             better = draw.random() < truth
             store.save_judgement(reader, film, 0, Judgement(1 if better else 2, 4 if better else 2))
             store.save_judgement(reader, film, 1, Judgement(2 if better else 1, 2 if better else 4))
@@ -471,6 +523,50 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
             page.locator("#end").wait_for(state="visible")
             assert again.complaints == []
     assert len(store.done(reader)) == 4
+
+
+@pytest.mark.slow
+def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: Store) -> None:
+    reader = store.readers()[0]
+
+    def first() -> Judgement:
+        film = store.order(reader)[0]
+        return store.judgements(reader, film)[store.slots(reader, film)[0]]
+
+    with (
+        serving(store) as address,
+        browsers.chromium() as chrome,
+        browsers.opened(chrome, f"{address}#token={reader.token}") as found,
+    ):
+        page, problem = found.page, found.page.locator("#problem")
+        page.locator("h1", has_text="Film 1 of 4").wait_for()
+        mark_a_box(page)
+        judge(page, (2, 1, 3))
+        page.locator("#next:not([disabled])").wait_for()
+        ranks = page.get_by_role("group", name="Map A: rank")
+        page.route("**/said", lambda sent: sent.abort())
+        ranks.get_by_label("3", exact=True).check()
+        page.get_by_role("button", name="Next film").click()
+        page.locator("#problem", has_text="Map A: rank was not saved").wait_for()
+        assert ranks.get_by_label("2", exact=True).is_checked()
+        assert page.locator("h1").inner_text() == "Film 1 of 4"
+        assert first() == Judgement(2, 4)
+        page.unroute("**/said")
+        page.get_by_role("group", name="Map B: rating").get_by_label("4", exact=True).check()
+        page.locator("#status", has_text="Saved.").wait_for()
+        assert problem.inner_text().startswith("Map A: rank was not saved, and stands as before")
+        ranks.get_by_label("3", exact=True).check()
+        problem.wait_for(state="hidden")
+        assert first() == Judgement(3, 4)
+        page.evaluate("document.getElementById('status').textContent = ''")
+        page.route("**/said", lambda sent: (sent.fetch(), sent.abort()))  # saved, and the answer is lost
+        ranks.get_by_label("1", exact=True).check()
+        page.locator("#status", has_text="Saved.").wait_for()
+        assert ranks.get_by_label("1", exact=True).is_checked()
+        assert first() == Judgement(1, 4)
+        page.get_by_role("button", name="Next film").click()
+        page.locator("h1", has_text="Film 2 of 4").wait_for()
+        assert problem.is_hidden()
 
 
 def tab_to(page, wanted: str, key: str = "Tab") -> None:

@@ -142,6 +142,15 @@ def test_a_panel_s_strengths_are_found() -> None:
     assert (last.first, last.second, last.films) == (1, 2, 600)
 
 
+def test_a_pair_is_of_the_films_on_which_both_were_ranked() -> None:
+    ranks = np.full((4, 1, 3), NAN)
+    ranks[:, 0, 0], ranks[:, 0, 1], ranks[0, 0, 2] = 1, 2, 3
+    found = preference.pairs(ranks, np.arange(4), resamples=50)
+    assert {(pair.first, pair.second): pair.films for pair in found} == {(0, 1): 4, (0, 2): 1, (1, 2): 1}
+    wide, narrow = (np.subtract(*pair.preferred_ci) for pair in found[1::-1])
+    assert wide < narrow < 0, "one film says less"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (0.7, 1.0), (0.7, 0.0)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread: float) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from trustcxr.report import alarms, answers, methods, ranking, study_folder, summary, words
-from trustcxr.report.figures import legends, pictures, svg
+from trustcxr.report.figures import legends, pictures, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
 from trustcxr.report.tables import leaderboard, models, provenance, robustness
+from trustcxr.report.tables.comparisons import comparisons
 from trustcxr.report.terminal import leaderboard as leaderboard_in_terminal
 from trustcxr.results.documents import Comparison, Document, RandomWeights, RunDocument, SaliencyDocument, StudyDocument
 from trustcxr.results.flat import understood
@@ -386,6 +389,21 @@ def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
     drawn = svg.inline(drawing, "k")
     assert "m · fgsm: +10" in drawn
     assert "CI" not in drawn
+
+
+@pytest.mark.parametrize("ends", [[0.1, 0.3], [-0.3, -0.1]])
+@pytest.mark.parametrize("better", ["higher", "lower", None])
+def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends: list[float]) -> None:
+    said = {"model": "m", "defence": "fgsm", "better": better, "difference": sum(ends) / 2, "difference_ci": ends}
+    row = _read(Comparison, said | {"measure": "infection_energy", "method": "gradcam"})
+    note = comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note
+    colour = {"good": svg.BETTER, "bad": svg.WORSE, "quiet": svg.QUIET}[note]
+    assert (note == "quiet") == (better is None)
+    for drawing in (forest("lungs_blacked_out accuracy", [row]), saliency.forest("gradcam", [row])):
+        assert drawing is not None
+        drawn = Figure()
+        drawing.plot(drawn)
+        assert {to_hex(line.get_color()) for line in drawn.axes[0].lines if line.get_marker() == "o"} == {colour}
 
 
 def test_cells_are_drawn_only_for_the_method_that_has_them() -> None:

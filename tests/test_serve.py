@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -272,6 +273,8 @@ def test_addresses_and_links() -> None:
     assert [doors.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "films.example")] == [False] * 4
     assert server.Address("127.0.0.1", 80, None).link == "http://127.0.0.1:80/"
     assert server.Address("::", 80, "x").link == "http://[::]:80/#token=x"
+    token = "k3+Zx/9&q==#%"
+    assert parse_qs(urlsplit(server.Address("::1", 80, token).link).fragment) == {"token": [token]}
 
 
 def test_other_sites_are_not_answered(api: TestClient) -> None:

@@ -208,6 +208,13 @@ def test_whole_numbers_are_exact_whatever_the_size_of_the_groups(random: np.rand
     assert statistics.sign_flip(difference, groups) == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("known", [[1.0, 0.5, 0.25], [1.0, 1.0, -1.0]])
+def test_a_difference_that_is_not_known_proves_nothing(known: list[float]) -> None:
+    nan = float("nan")
+    assert statistics.sign_flip([nan, *known, nan], [0, 0, 1, 2, 3]) == statistics.sign_flip(known, [0, 1, 2])
+    assert np.isnan(statistics.sign_flip([nan, nan], [0, 1]))
+
+
 @pytest.mark.parametrize("kind", ["right or wrong", "energy"])
 def test_the_test_alarms_falsely_in_one_case_of_twenty_with_ten_films_a_patient(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -9,10 +9,11 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.report import cards, page, written
-from trustcxr.report.study_folder import read
+from trustcxr.report import board, cards, page, rows, written
+from trustcxr.report.study_folder import Run, read
 from trustcxr.report.tables import provenance
 from trustcxr.report.tables.cells import Cell, Table
+from trustcxr.results.documents import AuditDocument, AuditedModel, Classification, RunDocument, Share
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,23 @@ def test_latex_is_escaped_and_small_print_is_small() -> None:
     ]
 
 
+def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures(tmp_path: Path) -> None:
+    bad = ("=HYPERLINK(1)", "@SUM(1)", "-2+3+cmd", "+1=1", "\t=1")
+    figures = ("+10.0", "-0.5", "−3.0", "-1e-05", "-", "-3.0% to 4.0%", "A-B", "")
+    table = Table(["=A"], [[Cell(text, "=B()")] for text in (*bad, *figures)])
+    head, *lines = csv.reader(written.comma(table).splitlines())
+    assert head == ["'=A", "'=A (small print)"]
+    assert [line[0] for line in lines] == [*(f"'{text}" for text in bad), *figures]
+    assert {line[1] for line in lines} == {"'=B()"}
+    audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
+    line = next(csv.DictReader(board.table(board.Board("", "", 1, (), (), ()), [board.row("=f", audit)]).splitlines()))
+    assert (line["model"], line["folder"], line["clean"], line["paper"]) == ("'@SUM(1)", "'=f", "-0.5", "-")
+    clean = Classification(accuracy=Share(value=-0.5, ci=(-0.6, -0.4)))
+    one = Run(RunDocument(run="=r()", split="Test", clean=clean), tmp_path, [])
+    line = next(csv.DictReader(rows.write_figures([one], tmp_path / "f.csv").open(encoding="utf-8")))
+    assert (line["run"], line["value"]) == ("'=r()", "-0.5")
+
+
 def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:
     one = Path(shutil.copytree(next((study / "runs").iterdir()), tmp_path / "one"))
     (one / "run.yaml").touch()
@@ -85,6 +103,12 @@ def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) ->
         (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "recipe": {"defence": {"name": name} | options}}))
         (tmp_path / "model.safetensors").touch()
         assert f"- Defence: {said} background" in cards.card(tmp_path)
+
+
+def test_the_card_of_a_run_lets_no_html_through(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "classes": ["A<script>alert(1)</script>", "B & C"]}))
+    (tmp_path / "model.safetensors").touch()
+    assert "logits of A&lt;script>alert(1)&lt;/script>, B & C\n" in cards.card(tmp_path)
 
 
 def run_and_read(folder: Path) -> str:

@@ -226,9 +226,13 @@ def sign_flip(differences: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> fl
     Were first and second the same, the sum of a group's differences would be as likely with the other sign: rows of one
     patient keep theirs together. Exact where the sums are whole numbers (of groups of one row that are right or wrong
     this is McNemar's exact test) or EXACT_GROUPS or fewer; else over FLIPS random signs, always the same for a seed.
+    Rows that are NaN are left out; NaN where all are.
     """
     values = np.asarray(differences, dtype=float)
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    known = np.isfinite(values)
+    if len(values) and not known.any():
+        return float("nan")
+    values, (_, member) = values[known], np.unique(np.asarray(groups)[known], return_inverse=True)
     sums = np.bincount(member, values) if len(values) else np.zeros(0)
     sums = sums[sums != 0]
     if not len(sums):

@@ -26,20 +26,24 @@ def data_check(
     """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
     from trustcxr.data.auditing.audit import audit
     from trustcxr.data.auditing.page import write_page
+    from trustcxr.errors import UserError
+    from trustcxr.results.disk import refuse_unwritable
 
+    if clean and clean.suffix.lower() not in (".csv", ".parquet"):
+        raise UserError(f"{clean}: a manifest is written as .csv or .parquet")
+    for place in filter(None, (html, clean)):
+        refuse_unwritable(place)
     found = audit(path, probes=probes, **listing(column, images))
+    if json:
+        print_json(found.to_dict() | {"notice": NOTICE})
+    else:
+        print(found.text())
     if html:
         write_page(found, html)
     if clean:
         found.write_clean(clean)
-    if json:
-        return print_json(found.to_dict() | {"notice": NOTICE})
-    print(found.text())
-    for written in (html, clean):
-        if written:
-            print(f"written to {written}")
-    print(NOTICE)
-    return None
+    if not json:
+        print(*(f"written to {written}" for written in (html, clean) if written), NOTICE, sep="\n")
 
 
 @data_app.command("download", epilog="Example: trustcxr data download covidqu --to COVID-QU-Ex")

@@ -23,7 +23,10 @@ class Strength:
 
 @dataclass(frozen=True)
 class Pair:
-    """How probably `first` is preferred to `second`; p-value of the films' net preferences, corrected (Holm 1979)."""
+    """How probably `first` is preferred to `second`; p-value of the films' net preferences, corrected (Holm 1979).
+
+    `films`: on how many both were ranked.
+    """
 
     first: int
     second: int
@@ -100,8 +103,8 @@ def pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: i
     chances = probabilities(bradley_terry(bootstrap.totals(won)))
     both = [(i, j) for i in range(won.shape[-1]) for j in range(i + 1, won.shape[-1])]
     corrected = holm([sign_flip(won[:, i, j] - won[:, j, i], groups) for i, j in both])
-    films = int((won.sum(axis=(1, 2)) > 0).sum())
+    judged = [won[:, i, j] + won[:, j, i] > 0 for i, j in both]
     return [
-        Pair(i, j, float(chances[0, i, j]), share_interval(bootstrap, chances[:, i, j]), float(p), films)
-        for (i, j), p in zip(both, corrected, strict=True)
+        Pair(i, j, float(chances[0, i, j]), share_interval(bootstrap, chances[:, i, j], of=of), float(p), int(of.sum()))
+        for (i, j), p, of in zip(both, corrected, judged, strict=True)
     ]

@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_REGIONS, MOST_POINTS = 20, 600
@@ -34,14 +33,31 @@ class Mark(BaseModel):
 
 
 def pixels(mark: Mark, height: int, width: int) -> np.ndarray:
-    """The regions as a mask, uint8 (height, width), 0 and 1."""
-    picture = Image.new("1", (width, height))
-    pen = ImageDraw.Draw(picture)
+    """The regions as a mask, uint8 (height, width), 0 and 1: the pixels whose middles lie in one.
+
+    Of a region in which none lies, the pixels that hold its points.
+    """
+    found = np.zeros((height, width), dtype=bool)
     for region in mark.regions:
-        points = [(x * (width - 1), y * (height - 1)) for x, y in region.points]
+        points = np.array(region.points) * (width, height)
         if region.kind == "box":
-            (left, right), (top, bottom) = (sorted(side) for side in zip(*points, strict=True))
-            pen.rectangle((left, top, right, bottom), fill=1)
-        else:
-            pen.polygon(points, fill=1)
-    return np.asarray(picture, dtype=np.uint8)
+            (left, top), (right, bottom) = points
+            points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        inside = _inside(points, height, width)
+        if not inside.any():
+            column, row = np.minimum(points.astype(int), (width - 1, height - 1)).T
+            inside[row, column] = True
+        found |= inside
+    return found.astype(np.uint8)
+
+
+def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels (height, width) whose middles lie in a polygon: an odd number of its sides is to their left."""
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    inside = np.zeros((height, width), dtype=bool)
+    for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if y1 != y2:
+            rows = np.flatnonzero((y1 <= y) != (y2 <= y))
+            at = x1 + (y[rows] - y1) * (x2 - x1) / (y2 - y1)
+            inside[rows] ^= x >= at[:, None]
+    return inside

@@ -81,10 +81,13 @@ class Store:
 
     @classmethod
     def create(cls, path: Path, *, arms: Sequence[str], films: Sequence[Film]) -> "Store":
-        """Write a new study whole or not at all; only its owner may read the file, which holds the key."""
+        """Write a new study whole or not at all; only its owner may read the file, which holds the key.
+
+        UserError where there is one: it may have answers.
+        """
         about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "created": _now()}
         about["key"] = secrets.token_hex(16)
-        with replacing(path) as temporary:
+        with replacing(path, new=True) as temporary:
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
             with _open(temporary) as base:

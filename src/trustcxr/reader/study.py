@@ -9,7 +9,7 @@ from trustcxr.errors import UserError
 from trustcxr.reader import preparing
 from trustcxr.reader.store import FILE, FOLDER, Store
 from trustcxr.report import study_folder
-from trustcxr.results import folders
+from trustcxr.results import folders, locks
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,25 @@ def open_or_make(study: Path, asked: Asked) -> Store:
     """The reader study as it is, or a new one. UserError where it is there and shows other maps than asked for."""
     path = place(study)
     if path.exists():
-        store = Store(path)
-        if asked.arms and [arm.name for arm in preparing.arms(study, asked.arms)] != store.arms:
-            raise UserError(
-                f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
-            )
-        if asked.films not in (None, store.films):
-            raise UserError(f"{path}: shows {store.films} films; move that folder away to begin another")
-        return store
+        return _opened(study, path, asked)
     chosen = preparing.arms(study, asked.arms)
-    films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=asked.seed)
-    store = Store.create(path, arms=[arm.name for arm in chosen], films=films)
+    with locks.holding(path.parent):
+        if path.exists():  # another process has made it since
+            return _opened(study, path, asked)
+        films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=asked.seed)
+        store = Store.create(path, arms=[arm.name for arm in chosen], films=films)
     say(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
+    return store
+
+
+def _opened(study: Path, path: Path, asked: Asked) -> Store:
+    store = Store(path)
+    if asked.arms and [arm.name for arm in preparing.arms(study, asked.arms)] != store.arms:
+        raise UserError(
+            f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
+        )
+    if asked.films not in (None, store.films):
+        raise UserError(f"{path}: shows {store.films} films; move that folder away to begin another")
     return store
 
 

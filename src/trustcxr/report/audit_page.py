@@ -187,6 +187,4 @@ def card(document: AuditDocument) -> str:
         clean=[point for point in document.operating_points if point.attack == CLEAN],
         audits=audits,
     )
-    from markupsafe import Markup
-
-    return front + str(Markup(text).unescape()).replace("<", "&lt;")  # Markdown lets HTML through
+    return front + cards.as_markdown(text)

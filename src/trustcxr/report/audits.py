@@ -1,6 +1,7 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
 from trustcxr.catalogue import WORST_CASE, attack_said
+from trustcxr.report.study_folder import least
 from trustcxr.report.terminal import percent, with_interval
 from trustcxr.results.documents import AuditDocument, AuditPair, HandedIn, OperatingPoint
 from trustcxr.results.tables import CLEAN
@@ -51,10 +52,11 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
             lines.append(f"under {name} at epsilon {row.epsilon:g}, at most {with_interval(row.accuracy)} still are")
     lines += [f"{handed_said(found)}" for found in document.handed_in]
     if mean := document.corruptions_mean:
-        worst = min(document.corruptions, key=lambda row: row.accuracy.value or 0.0)
+        worst = least(document.corruptions)
+        name = worst.corruption.replace("_", " ") if worst else ""
+        at_worst = f"; at worst ({name}) {percent(worst.accuracy.value)}" if worst else ""
         lines.append(
-            f"of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average; "
-            f"at worst ({worst.corruption.replace('_', ' ')}) {percent(worst.accuracy.value)}"
+            f"of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average{at_worst}"
         )
     return tuple(lines)
 
@@ -82,9 +84,10 @@ def operating_sentences(document: AuditDocument) -> list[str]:
 
 
 def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
-    """The attack under which a finding's sensitivity and specificity together are least; None without any."""
+    """The attack under which a finding's sensitivity and specificity together are least; None without any measured."""
     attacked = [p for p in document.operating_points if p.finding == finding and p.attack != CLEAN]
-    return min(attacked, key=lambda point: (_youden(point), point.attack != WORST_CASE), default=None)
+    measured = [p for p in attacked if (p.sensitivity.value, p.specificity.value) != (None, None)]
+    return min(measured, key=lambda point: (_youden(point), point.attack != WORST_CASE), default=None)
 
 
 def _youden(point: OperatingPoint) -> float:

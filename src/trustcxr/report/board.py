@@ -13,6 +13,7 @@ from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report.tables import cells as cells_
 from trustcxr.report.terminal import percent
+from trustcxr.report.written import guarded
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, read
 
@@ -211,12 +212,12 @@ def table(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow([name for column in COLUMNS for name in (column, f"{column} interval")[: 1 + (column in _SHARES)]])
     for cells in rows:
-        written: list[object] = []
+        line: list[object] = []
         for column, cell in zip(COLUMNS, cells, strict=True):
             exact = column in _SHARES or column.endswith("reported")
-            written.append(("" if cell.value is None else cell.value) if exact else cell.text)
-            written += [cell.interval] if column in _SHARES else []
-        writer.writerow(written)
+            line.append(("" if cell.value is None else cell.value) if exact else cell.text)
+            line += [cell.interval] if column in _SHARES else []
+        writer.writerow(guarded(line))
     return lines.getvalue()
 
 

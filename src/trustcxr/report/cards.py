@@ -28,8 +28,6 @@ def write(run: Path) -> Path:
 
 def card(run: Path) -> str:
     """The card of a run as Markdown, from its folder; figures where it was tested."""
-    from markupsafe import Markup
-
     content = files.read_yaml(folders.check_run(run) / folders.RUN_FILE)
     document = documents.read_if_there(RunDocument, run / folders.METRICS_FILE) or RunDocument()
     training = documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument()
@@ -62,8 +60,14 @@ def card(run: Path) -> str:
             hardware=files.part(content, "hardware"),
         )
     )
-    text = str(Markup(body).unescape())  # it is Markdown, where no character stands for another
-    return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + text
+    return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + as_markdown(body)
+
+
+def as_markdown(rendered: str) -> str:
+    """A card's body, where no character stands for another but <, for Markdown lets HTML through."""
+    from markupsafe import Markup
+
+    return str(Markup(rendered).unescape()).replace("<", "&lt;")
 
 
 def front(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:

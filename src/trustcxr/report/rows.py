@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.report.study_folder import Run
+from trustcxr.report.written import guarded
 from trustcxr.results import files
 from trustcxr.results.documents import Comparison, RunDocument, Share
 from trustcxr.results.tables import CLEAN
@@ -70,5 +71,5 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) ->
     with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
-        writer.writerows(rows)
+        writer.writerows(map(guarded, rows))
     return path

@@ -1,7 +1,7 @@
 """Reading a study folder as it is: what is missing or broken becomes a note on the page, never a crash."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from trustcxr.results.alarms import judged
 from trustcxr.results.documents import (
     AttackResult,
     Classification,
+    CorruptionResult,
     DataCheck,
     RunDocument,
     SaliencyDocument,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _T = TypeVar("_T")
+_A = TypeVar("_A", AttackResult, CorruptionResult)
 Steps = int | None | Literal["any"]
 
 
@@ -185,8 +187,13 @@ class StudyFolder:
 
 def _lowest(entries: list[AttackResult]) -> AttackResult:
     """The entry of lowest accuracy: the strongest attack counts. An empty one without any."""
+    return least(entries) or (entries[0] if entries else AttackResult())
+
+
+def least(entries: Sequence[_A]) -> _A | None:
+    """The entry of lowest accuracy, of those that have one: what was withdrawn is not the worst."""
     known = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
-    return min(known, key=lambda pair: pair[0])[1] if known else entries[0] if entries else AttackResult()
+    return min(known, key=lambda pair: pair[0])[1] if known else None
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trustcxr.catalogue import REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
-from trustcxr.report.study_folder import Run, label
+from trustcxr.report.study_folder import Run, label, least
 from trustcxr.report.tables import seeds
 from trustcxr.results import gradient_masking
 from trustcxr.results.documents import (
@@ -207,11 +207,11 @@ def remarks(document: RunDocument) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
     lines = [gradient_masking.sentence(document.masking)] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
-        worst = min(document.corruptions, key=lambda row: row.accuracy.value or 0.0)
+        worst = least(document.corruptions)
+        at_worst = f"; worst {worst.corruption} at {worst.severity}: {percent(worst.accuracy.value)}" if worst else ""
         lines.append(
             f"Corruptions: {with_interval(mean.accuracy)} on the mean of {mean.conditions}, "
-            f"{percent(mean.flip_rate.value)} of answers change; worst {worst.corruption} at {worst.severity}: "
-            f"{percent(worst.accuracy.value)}"
+            f"{percent(mean.flip_rate.value)} of answers change{at_worst}"
         )
     for row in document.drop_from_internal:
         at = f" at {row.epsilon:g}" if row.epsilon else ""
@@ -242,17 +242,17 @@ def remarks(document: RunDocument) -> list[str]:
 
 def certified_rows(document: RunDocument) -> list[dict[str, str]]:
     """What is proved, beside the lowest accuracy that an attack leaves at the same epsilon, for the terminal."""
-    lines = []
+    lines, run = [], Run(document, Path(), [])
     for entry in document.certified:
-        under = [attack for attack in document.attacks if attack.at(entry.epsilon)]
-        lowest = min(under, key=lambda attack: attack.accuracy.value or 0.0, default=None)
+        lowest = run.strongest(entry.epsilon)
+        attacked = lowest.accuracy.value is not None
         lines.append(
             {
                 "epsilon": f"{entry.epsilon:g}",
                 "certified": with_interval(entry.accuracy),
                 "balanced": percent(entry.balanced_accuracy.value),
-                "lowest under attack": with_interval(lowest.accuracy) if lowest else "",
-                "attack": words.attack(lowest.attack) if lowest else "",
+                "lowest under attack": with_interval(lowest.accuracy) if attacked else "",
+                "attack": words.attack(lowest.attack) if attacked else "",
             }
         )
     return lines

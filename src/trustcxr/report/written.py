@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from trustcxr.results import files
 
 FOLDER = "report-tables"
 _PLAIN = " !$'()*+,-./:;=?@[]_|~"  # needs no escape in an address within quotes
+_FIGURE = re.compile(r"[-+][\d.]*(e[-+]?\d+)?%?( to [-+]?[\d.]+%?)?")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}"}
 _LATEX |= {"^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": "$\\times$", "·": "$\\cdot$"}
 _LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
@@ -74,8 +76,22 @@ def _inside(parts: Iterable[object]) -> Iterator[Table]:
 def comma(table: Table) -> str:
     """The rows as CSV."""
     text = io.StringIO()
-    csv.writer(text).writerows(lines(table))
+    csv.writer(text).writerows(map(guarded, lines(table)))
     return text.getvalue()
+
+
+def guarded(row: Iterable[object]) -> list[object]:
+    """A row of CSV in which no text is a formula: a spreadsheet carries out what begins with = + - @, but for figures.
+
+    >>> from trustcxr.report.written import guarded
+    >>> guarded(["=1+1", "-0.5", "+3.0", -2])
+    ["'=1+1", '-0.5', '+3.0', -2]
+    """
+    return [f"'{value}" if _formula(value) else value for value in row]
+
+
+def _formula(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) and not _FIGURE.fullmatch(value)
 
 
 def lines(table: Table) -> Iterator[list[str]]:

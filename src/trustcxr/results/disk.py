@@ -50,6 +50,19 @@ def writing(path: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[No
         raise CannotWrite(refusal(path, number, needed=needed())) from None
 
 
+def refuse_unwritable(path: Path) -> None:
+    """CannotWrite where no file can be made at `path`, as far as can be told without making it: before hours of work.
+
+    Its folder need not be there yet.
+    """
+    with writing(path):
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        if path.is_dir() or not place.is_dir():
+            raise OSError(errno.EISDIR if path.is_dir() else errno.ENOTDIR, "")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "")
+
+
 def refusal(path: Path | str, number: int, *, needed: int = 0) -> str:
     """One line for an error number at a path that was to be written."""
     where = escaped(str(path))

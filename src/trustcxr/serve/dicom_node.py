@@ -53,6 +53,10 @@ class Peer:
         host, colon, port = address.rpartition(":")
         if not (at and colon and host and port.isdigit() and 0 < int(port) < 65536):
             raise UserError(f"'{text}': a DICOM peer is TITLE@HOST:PORT, such as ORTHANC@127.0.0.1:4242")
+        try:
+            host.encode("idna")  # as the system does when it looks a name up
+        except UnicodeError:
+            raise UserError(f"'{text}': {host} is no name of a machine; a peer is TITLE@HOST:PORT") from None
         return cls(checked(title), host.strip("[]"), int(port))
 
 
@@ -123,16 +127,20 @@ class Node:
         )
 
     def stop(self) -> None:
-        """Listen no more and end; films that wait are not answered."""
+        """Listen no more and end; films that wait are not answered, and it says how many."""
         self._ending.set()
         if self._server is not None:
             self._server.shutdown()
+        woken = 0
         with suppress(queue.Full):
             self._films.put_nowait(None)
+            woken = 1
         if self._worker is not None:
             self._worker.kill()
         if self._thread.is_alive():
             self._thread.join(5)
+        if left := self._films.unfinished_tasks - woken:
+            say(f"DICOM: {left} film(s) that were stored here were not answered: send them again")
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -189,19 +197,29 @@ class Node:
     # --- answering ---------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while not self._ending.is_set():
-            film = self._films.get()
-            if film is None:
-                return
-            start = time.monotonic()
-            reply = self._ask(film)
-            if self._ending.is_set():
-                return
-            if reply.code:
-                self._refuse(reply.message)
-            elif self._send(reply.body):
-                self.answered += 1
-                say(f"DICOM: a film was answered, {time.monotonic() - start:.1f} s")
+        while not self._ending.is_set() and (film := self._films.get()) is not None:
+            try:
+                if not self._answer(film):
+                    return
+            except Exception as problem:  # its words may be of the film; the next one is answered all the same
+                self.lost += 1
+                say(f"DICOM: a film was lost: {type(problem).__name__}")
+            self._films.task_done()
+
+    def _answer(self, film: bytes) -> bool:
+        """Whether what becomes of the film is known: not where the node ends before."""
+        start = time.monotonic()
+        reply = self._ask(film)
+        if self._ending.is_set():
+            return False
+        if reply.code:
+            self._refuse(reply.message)
+        elif self._send(reply.body):
+            self.answered += 1
+            say(f"DICOM: a film was answered, {time.monotonic() - start:.1f} s")
+        else:
+            return not self._ending.is_set()
+        return True
 
     def _ask(self, film: bytes) -> Reply:
         worker = self._worker

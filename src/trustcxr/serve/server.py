@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
@@ -35,7 +36,7 @@ class Address:
     def link(self) -> str:
         """What to open: behind the # a browser keeps the token to itself."""
         name = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{name}:{self.port}/" + (f"#token={self.token}" if self.token else "")
+        return f"http://{name}:{self.port}/" + (f"#token={quote(self.token, safe='')}" if self.token else "")
 
 
 def serve(

@@ -39,6 +39,7 @@ from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import Manifest
 from trustcxr.data.stores import Checked
+from trustcxr.results.disk import escaped
 
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
 _SHOWN = 3  # files named under a finding in the terminal
@@ -150,7 +151,7 @@ class Audit:
         }
 
     def text(self) -> str:
-        """A summary for the terminal."""
+        """A summary for the terminal, in which no name moves the cursor."""
         lines = [f"{self.manifest.root.name}: {len(self.manifest.table):,} images, layout {self.manifest.layout}", ""]
         lines += [*_count_table(self.counts, self.manifest.classes), ""]
         lines += [p["text"] for p in self.published]
@@ -165,7 +166,7 @@ class Audit:
                 lines.append(f"             {_item_line(item)}")
             if len(finding.items) > _SHOWN:
                 lines.append(f"             and {len(finding.items) - _SHOWN:,} more")
-        return "\n".join([*lines, "", f"Verdict  {self.verdict}"])
+        return "\n".join(map(escaped, [*lines, "", f"Verdict  {self.verdict}"]))
 
     def file_lines(self) -> list[str]:
         """What the files are, in lines: formats, colour modes, sizes, masks; and which are decoded already."""

@@ -19,7 +19,7 @@ from trustcxr.results.disk import writing
 from trustcxr.results.locks import is_left
 
 SPLITS = ("Train", "Val", "Test")
-SIZES = (16, 4096)  # pixels of a side
+SIZES = (32, 4096)  # pixels of a side; of fewer nothing can be seen
 _MOST_FILMS = 1_000_000  # of a class in a split
 _FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
 

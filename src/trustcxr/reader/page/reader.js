@@ -14,6 +14,9 @@ let drawing = null;
 let dragged = false; // by a pointer, and not corner by corner
 let cross = null; // where the keyboard's cross stands
 let saving = Promise.resolve(); // choices are sent one after the other, so that the last one is the one that stays
+const latest = {}; // the last choice in each group of buttons
+const unsaved = new Set(); // groups whose last choice was not saved, until the reader is stopped for it
+const problems = new Map(); // what failed, each until it succeeds
 let links = [];
 
 function readToken() {
@@ -45,16 +48,20 @@ async function picture(path) {
   return link;
 }
 
-function tell(text) {
-  byId("problem").textContent = text;
-  byId("problem").hidden = !text;
+function tell(about, text) {
+  problems.delete(about);
+  if (text) problems.set(about, text);
+  byId("problem").textContent = [...problems.values()].join(" ");
+  byId("problem").hidden = problems.size === 0;
 }
 
-function guarded(work) {
-  return (...given) => work(...given).then(() => tell(""), (fault) => tell(fault.message || String(fault)));
+const reason = (fault) => fault.message || String(fault);
+
+function guarded(about, work) {
+  return (...given) => work(...given).then(() => tell(about, ""), (fault) => tell(about, reason(fault)));
 }
 
-const start = guarded(async () => {
+const start = guarded("start", async () => {
   if (!token) {
     throw new Error("Open the link that you were sent: it holds your token.");
   }
@@ -77,6 +84,7 @@ async function go() {
   links = [];
   byId("title").textContent = `Film ${state.next + 1} of ${state.films}`;
   byId("judging").hidden = true;
+  problems.clear();
   film = await (await ask(`films/${state.next}`)).json();
   regions = film.mark ? film.mark.regions : [];
   drawing = cross = null;
@@ -107,7 +115,7 @@ function at(event) {
 
 function begin(point) {
   if (regions.length === MOST_REGIONS) {
-    tell(`No more than ${MOST_REGIONS} marks can be kept of a film.`);
+    tell("drawing", `No more than ${MOST_REGIONS} marks can be kept of a film.`);
     return;
   }
   const kind = document.querySelector("input[name=tool]:checked").value;
@@ -186,7 +194,7 @@ function corner() {
 function takeBack() {
   drawing = null;
   regions.pop();
-  tell("");
+  tell("drawing", "");
   draw();
 }
 
@@ -247,8 +255,9 @@ function where() {
 window.addEventListener("resize", () => { if (film) draw(); });
 byId("undo").addEventListener("click", takeBack);
 
-const save = guarded(async (found) => {
+const save = guarded("marks", async (found) => {
   film = await (await ask(`films/${state.next}/mark`, { regions: found })).json();
+  tell("drawing", "");
   await shown();
   byId("judging-title").focus();
 });
@@ -290,18 +299,45 @@ function choices(group, name, what, values, said) {
     input.name = `${what}-${said.place}`;
     input.value = String(value);
     input.checked = said[what] === value;
-    input.addEventListener("change", () => judge({ place: said.place, [what]: value }));
+    input.addEventListener("change", () => judge(said.place, what, value));
     label.append(input, String(value));
     group.append(label);
   }
 }
 
-const judge = (said) => { saving = saving.then(() => send(said)); };
-const send = guarded(async (said) => {
-  film = await (await ask(`films/${state.next}/said`, said)).json();
+function judge(place, what, value) {
+  const choice = { place, what, value };
+  latest[`${what}-${place}`] = choice;
+  saving = saving.then(() => send(choice));
+}
+
+async function send(choice) {
+  const { place, what, value } = choice;
+  const name = `${what}-${place}`;
+  try {
+    film = await (await ask(`films/${state.next}/said`, { place, [what]: value })).json();
+  } catch (fault) {
+    // Perhaps the answer alone was lost.
+    film = await ask(`films/${state.next}`).then((found) => found.json()).catch(() => film);
+    if (film.said[place][what] !== value) {
+      unsaved.add(name);
+      const map = `Map ${String.fromCharCode(65 + place)}`;
+      tell(name, `${map}: ${what} was not saved, and stands as before: ${reason(fault)}.`);
+      if (latest[name] === choice) choose(name, film.said[place][what]);
+      byId("status").textContent = "";
+      return;
+    }
+  }
+  unsaved.delete(name);
+  tell(name, "");
+  tell("next", "");
   counted();
   byId("status").textContent = "Saved.";
-});
+}
+
+function choose(name, value) {
+  for (const input of document.querySelectorAll(`input[name=${name}]`)) input.checked = input.value === String(value);
+}
 
 function counted() {
   const missing = film.said.filter((said) => said.rank === null || said.rating === null).length;
@@ -309,8 +345,12 @@ function counted() {
   byId("missing").textContent = missing ? `${missing} of ${state.maps} maps still want a rank or a rating` : "";
 }
 
-byId("next").addEventListener("click", guarded(async () => {
+byId("next").addEventListener("click", guarded("next", async () => {
   await saving;
+  if (unsaved.size) {
+    unsaved.clear();
+    throw new Error("Choose again, or go on without it: Next film.");
+  }
   state = await (await ask("state")).json();
   byId("status").textContent = "";
   await go();

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 from trustcxr.report import words
 from trustcxr.report.figures import legends
 from trustcxr.report.figures.svg import (
-    BETTER,
     CLEAN_STYLE,
     INK,
     QUIET,
     RULE,
-    WORSE,
+    SIDES,
     Drawing,
     attack_style,
     defence_colour,
@@ -138,7 +137,6 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
     known = [(row, row.difference.value) for row in rows if row.difference.value is not None]
     if not known:
         return None
-    colours = {"higher": BETTER, "lower": WORSE, "not settled": QUIET}
     scale = 100 if "accuracy" in measure else 1
 
     def plot(figure: "Figure") -> None:
@@ -148,7 +146,7 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
         for place, (row, difference) in enumerate(known):
             value, pair = scale * difference, row.difference.interval
             error = error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
-            drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colours[row.outcome], ms=5.5, lw=1.5)
+            drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=SIDES[row.side], ms=5.5, lw=1.5)
             inside = words.interval(pair, scale=scale, reveal=True)
             say(drawn, f"{row.model} · {row.defence}: {words.signed(value)}{inside}, {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())

@@ -74,5 +74,5 @@ def localisation(runs: list[Run]) -> tuple[Key, ...]:
 
 def outcome() -> tuple[Key, ...]:
     """Of the forest plots."""
-    said = (("robust is better", BETTER), ("robust is worse", WORSE), ("not settled", QUIET))
+    said = (("robust is better", BETTER), ("robust is worse", WORSE), ("not settled, or neither", QUIET))
     return tuple(Key(text, colour, "o") for text, colour in said)

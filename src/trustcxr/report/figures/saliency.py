@@ -48,7 +48,6 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
 
 
 _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
-_COLOURS = {"better": svg.BETTER, "worse": svg.WORSE, "not settled": svg.QUIET}
 
 
 def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.Drawing]]:
@@ -78,11 +77,10 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
             axes.axvline(0, color=svg.INK, lw=1)
             for row in (row for row in rows if row.measure == name):
                 value, place = row.difference.value or 0.0, labels.index(_label(row))
-                colour = _COLOURS[_side(row)]
                 error = svg.error_bars(value, row.difference.interval)
-                drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=colour, ms=5, lw=1.5)
+                drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
                 inside = words.interval(row.difference.interval, reveal=True)
-                svg.say(drawn, f"{_label(row)}: {words.signed(value)}{inside}, {_side(row)}")
+                svg.say(drawn, f"{_label(row)}: {words.signed(value)}{inside}, {row.side or row.outcome}")
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
             axes.set_xlim(-reach, reach)
             axes.locator_params(axis="x", nbins=3)
@@ -101,12 +99,6 @@ def _label(row: Comparison) -> str:
     background = row.background or "full"
     parts = [row.model or words.DASH, row.defence or words.DASH]
     return " · ".join([*parts, *([row.label] if row.label else []), *([background] if background != "full" else [])])
-
-
-def _side(row: Comparison) -> str:
-    if row.outcome == "not settled":
-        return row.outcome
-    return "better" if row.outcome == (row.better or "higher") else "worse"
 
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INK, QUIET, RULE = "#1b2430", "#566273", "#d5dbe3"
 CLEAN_STYLE = ("#1f4e79", "o")
 BETTER, WORSE = "#007a5e", "#b3261e"
+SIDES = {"better": BETTER, "worse": WORSE, None: QUIET}
 _OTHER_STYLE = ("#b268f1", "D", (0, (1, 1.5)))
 _NARROW = 4.0  # inches
 _TITLE_WIDTH = 34  # letters of a title that fit into the narrowest figure

@@ -4,6 +4,8 @@ from trustcxr.report import words
 from trustcxr.report.tables.cells import Cell, Table, plain, share, whole
 from trustcxr.results.documents import Comparison, StudyDocument
 
+_NOTES = {"better": "good", "worse": "bad", None: "quiet"}
+
 
 def comparisons(study: StudyDocument) -> Table:
     """Standard against robust on the same images: difference, interval, p and n, and what follows."""
@@ -40,7 +42,7 @@ def comparisons(study: StudyDocument) -> Table:
                 Cell(words.between(ends, digits, scale=scale, reveal=True) or words.DASH),
                 Cell(words.p_value(c.p_value), _corrected(c), value=c.p_value),
                 whole(c.n),
-                Cell(found, note=_note(c, found)),
+                Cell(found, note=_NOTES[c.side]),
             ]
         )
     return Table(header, rows, heads=3)
@@ -53,10 +55,3 @@ def _method(comparison: Comparison) -> str:
 def _corrected(comparison: Comparison) -> str:
     corrected = comparison.p_corrected
     return "" if corrected is None else f"corrected {words.p_value(corrected)}"
-
-
-def _note(comparison: Comparison, found: str) -> str:
-    """Green where the robust run is better, red where it is worse; of some measures less is better."""
-    if found not in ("higher", "lower") or comparison.better is None:
-        return "quiet"
-    return "good" if found == comparison.better else "bad"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
-from trustcxr.report.study_folder import Run
+from trustcxr.report.study_folder import Run, least
 from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
 from trustcxr.report.tables.confusion import SHADE, Entry, Row
 from trustcxr.results.documents import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
@@ -30,8 +30,8 @@ def corrupted(runs: list[Run]) -> Table | None:
         mean, entries = run.metrics.corruptions_mean or CorruptionsMean(), _corruptions(run)
         if not entries:
             continue
-        worst = min(entries, key=lambda entry: entry.accuracy.value or 0.0)
-        name = f"{words.corruption(worst.corruption)}, severity {words.count(worst.severity)}"
+        worst = least(entries)
+        name = f"{words.corruption(worst.corruption)}, severity {words.count(worst.severity)}" if worst else words.DASH
         rows.append(
             [
                 *_names(run),
@@ -39,7 +39,7 @@ def corrupted(runs: list[Run]) -> Table | None:
                 share(mean.accuracy),
                 share(mean.flip_rate),
                 Cell(name),
-                share(worst.accuracy),
+                share(worst.accuracy if worst else None),
                 whole(mean.n),
             ]
         )

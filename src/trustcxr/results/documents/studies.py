@@ -42,6 +42,13 @@ class Comparison(Document):
             return "not settled"
         return "higher" if ends[0] > 0 else "lower"
 
+    @property
+    def side(self) -> Literal["better", "worse"] | None:
+        """Whether the robust run is better or worse; None where that is not settled, or neither way is good."""
+        if self.better is None or self.outcome == "not settled":
+            return None
+        return "better" if self.outcome == self.better else "worse"
+
 
 class BeyondControl(Document):
     """A CAM against the activation of its own layer: `value` less `control`, image by image."""
