@@ -166,6 +166,9 @@ def test_what_a_map_adds_to_its_layer_is_shown_where_it_was_compared(study: Path
 
 def test_a_name_with_a_bar_or_a_line_break_stays_in_its_cell() -> None:
     assert markdown.table(["a|b", "c"], [["d\ne", "f"]]) == ["| a\\|b | c |", "| --- | --- |", "| d e | f |"]
+    assert markdown.row(["A<script>alert(1)</script>", "p < 0.001"]) == (
+        "| A&lt;script>alert(1)&lt;/script> | p < 0.001 |"
+    )
 
 
 @pytest.mark.parametrize(

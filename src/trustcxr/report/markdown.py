@@ -3,6 +3,7 @@
 No number is made here: each is read from study.json and the documents beside it, with its interval and its count.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from trustcxr.results.documents import (
 )
 from trustcxr.results.tables import CLEAN
 
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 OTHER_FILM = "lungs_on_another_film"
 Beyond = Mapping[str, Sequence[BeyondControl]]  # by run
 _MEASURES = (*AGAINST_MASKS, "null_map_rate")
@@ -86,8 +88,8 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def row(cells: Sequence[str]) -> str:
-    """One row of Markdown; what would end a cell or the row is escaped."""
-    inside = (text.replace("|", "\\|").replace("\n", " ") for text in cells)
+    """One row of Markdown; what would end a cell or the row, or begin a tag of HTML, is escaped."""
+    inside = (_TAG.sub("&lt;", text).replace("|", "\\|").replace("\n", " ") for text in cells)
     return f"| {' | '.join(inside)} |"
 
 
