@@ -306,19 +306,22 @@ function choices(group, name, what, values, said) {
 }
 
 function judge(place, what, value) {
-  const choice = { place, what, value };
+  const choice = { number: state.next, place, what, value };  // of the film that is shown now, whenever it is sent
   latest[`${what}-${place}`] = choice;
   saving = saving.then(() => send(choice));
 }
 
 async function send(choice) {
-  const { place, what, value } = choice;
+  const { number, place, what, value } = choice;
   const name = `${what}-${place}`;
   try {
-    film = await (await ask(`films/${state.next}/said`, { place, [what]: value })).json();
+    const said = await (await ask(`films/${number}/said`, { place, [what]: value })).json();
+    if (number !== state.next) return;
+    film = said;
   } catch (fault) {
+    if (number !== state.next) return;
     // Perhaps the answer alone was lost.
-    film = await ask(`films/${state.next}`).then((found) => found.json()).catch(() => film);
+    film = await ask(`films/${number}`).then((found) => found.json()).catch(() => film);
     if (film.said[place][what] !== value) {
       unsaved.add(name);
       const map = `Map ${String.fromCharCode(65 + place)}`;
