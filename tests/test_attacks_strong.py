@@ -369,6 +369,30 @@ def test_a_search_that_begins_at_what_another_attack_found_never_ends_further_of
     assert torch.equal(useless, alone), "a start that misleads nobody changes nothing"
 
 
+def mean_above(threshold: float) -> nn.Module:
+    """Class 0 where an image is brighter than the threshold: its distance is that of its mean."""
+    linear = nn.Linear(1024, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1000.0], [-1000.0]]).expand(2, 1024) / 1024)
+        linear.bias.copy_(torch.tensor([-1000.0, 1000.0]) * threshold)
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+@pytest.mark.parametrize("distance", [3e-4, 1e-3, 2.5e-3])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd-ce"])
+def test_a_small_distance_is_found_whatever_float32_rounds(attack: str, distance: float) -> None:
+    images = torch.randint(128, 250, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
+    model = mean_above(float(images.mean()) - distance)
+    found = attacks.smallest_epsilon(model, images, torch.tensor([0]), attack=attack, tolerance=1e-4)
+    assert distance - 1e-5 <= float(found) <= distance + 1.5e-4
+
+
+def test_a_tolerance_below_what_float32_can_tell_apart_ends_where_nothing_lies_between() -> None:
+    images = torch.full((1, 1, 32, 32), 0.5)
+    found = attacks.smallest_epsilon(mean_above(0.4), images, torch.tensor([0]), attack="fgsm", tolerance=1e-12)
+    assert float(found) == pytest.approx(0.1, abs=1e-5)
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "apgd-margin", "fab"])
 def test_smallest_epsilon_with_other_attacks(attack: str) -> None:
     images, labels = images_and_labels(200, seed=5)  # of 40 a median says too little
@@ -501,6 +525,9 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, norm="Linf"), "unknown norm 'Linf': did you mean linf"),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
+        (lambda *a: attacks.fgsm(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, steps=0), "apgd: steps must be at least 1, not 0"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, restarts=0), "apgd: restarts"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="dlr"), "'ce' or 'margin', not 'dlr'"),

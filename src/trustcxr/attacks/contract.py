@@ -14,6 +14,7 @@ from trustcxr.errors import NotFiniteError, UserError
 
 Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
+ROUNDING = 1e-6  # what a pixel may lie outside the ball by
 SATURATED = 16.0  # label's logit above the others from where float32 has no room left for 1 - probability
 
 

@@ -1,7 +1,7 @@
 """Attacks that follow the sign or the direction of the gradient: FGSM, PGD, momentum, and transfer of any of them."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from trustcxr.attacks.contract import (
     radii,
     uniform_start,
 )
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
 from trustcxr.models.untouched import Mode, undisturbed
 
 Norm = Literal["linf", "l2"]
@@ -53,6 +53,8 @@ def pgd(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
+    if norm not in get_args(Norm):
+        raise unknown("norm", norm, get_args(Norm))
     check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
     images = images.detach()
     _check_climb(steps, restarts, step_size)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import check_epsilon, check_input, checked_logits, logits_of
+from trustcxr.attacks.contract import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import undisturbed
 
@@ -78,7 +78,7 @@ def nearest(
             wrong = logits_of(model, found).argmax(1) != labels[rows]
         # What was found may lie well inside the radius that was asked.
         length = (found - images[rows]).flatten(1).abs().amax(1).float()
-        wrong &= length <= radius * (1 + 1e-5)
+        wrong &= length <= radius + ROUNDING  # of x + r in float32, which a share of a small r would not cover
         flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
         flipped[rows[wrong]] = found[wrong]
         return wrong
@@ -95,6 +95,9 @@ def nearest(
         rows = flips.isinf().nonzero()[:, 0]
         if len(rows):
             attempt(rows, torch.full((len(rows),), check_epsilon(highest) * share, device=images.device))
-    while len(rows := (flips.isfinite() & (flips - fails > tolerance)).nonzero()[:, 0]):
-        attempt(rows, (flips + fails)[rows] / 2)
-    return flips, flipped
+    while True:
+        middle = (flips + fails) / 2  # one of both where there is no number between them
+        rows = (flips.isfinite() & (flips - fails > tolerance) & (middle > fails) & (middle < flips)).nonzero()[:, 0]
+        if not len(rows):
+            return flips, flipped
+        attempt(rows, middle[rows])

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from trustcxr.errors import unknown
 
 Mode = Literal["eval", "train"]
 
@@ -15,7 +17,10 @@ def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     """Run the model in `mode` and leave no trace: flags of every module, running statistics, random state.
 
     Modules are put back one by one: `model.train()` would thaw a BatchNorm that was frozen on purpose.
+    Raises UserError for any other mode.
     """
+    if mode not in get_args(Mode):
+        raise unknown("mode", mode, get_args(Mode))
     flags = [(module, module.training) for module in model.modules()]
     # In training mode buffers move (running statistics, counters), so copies stand in for them.
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()] if mode == "train" else []
