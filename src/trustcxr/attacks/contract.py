@@ -165,8 +165,17 @@ def input_gradient(
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:  # the answers do not depend on these images, as where a model rounds or detaches them
         gradient = torch.zeros_like(leaf)
-    # What is no number would make a pixel of the image none; such a gradient shows no way.
-    return gradient.nan_to_num(0.0), logits.detach()
+    return _finite(gradient), logits.detach()
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """The gradient (B, 1, H, W) in numbers: what is infinite is its image's largest (1 where it has none), NaN is 0.
+
+    What is no number would make a pixel of the image none, and shows no way; infinity shows one.
+    """
+    largest = gradient.abs().where(gradient.isfinite(), 0.0).amax((1, 2, 3), keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return torch.where(gradient.isinf(), gradient.sign() * largest, gradient.nan_to_num(0.0))
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def _climb(
 ) -> Tensor:
     low, high = ball(originals, radius) if norm == "linf" else (None, None)
     result = start.clone()
-    velocity = torch.zeros_like(start, dtype=torch.float32)
+    velocity = torch.zeros_like(start, dtype=_wide(start))
     active = torch.arange(len(start), device=start.device)
     for number in range(steps):
         current = result[active]
@@ -176,7 +176,8 @@ def _climb(
             if len(active) == 0:
                 break
         if decay is not None:
-            scale = gradient.float().abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
+            gradient = _scaled(gradient)
+            scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
             velocity[active] = gradient = decay * velocity[active] + gradient / scale
         if low is not None and high is not None:
             moved = current + step[active] * gradient.sign().to(current)
@@ -187,13 +188,29 @@ def _climb(
     return result
 
 
+def _wide(images: Tensor) -> torch.dtype:
+    """What means and norms are taken in: float32 or better."""
+    return torch.promote_types(images.dtype, torch.float32)
+
+
+def _scaled(vectors: Tensor) -> Tensor:
+    """Each image's vector over a power of two, its largest entry in [1, 2): a sum or a square then never overflows.
+
+    A power of two changes no digit, so means and norms of usual gradients are what they would be without it.
+    """
+    wide = vectors.to(_wide(vectors))
+    largest = wide.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
+    return wide / (largest / (2 * torch.frexp(largest).mantissa))
+
+
 def _length(vectors: Tensor) -> Tensor:
-    """L2 norm of each image, (B, 1, 1, 1) in float32."""
-    return vectors.float().flatten(1).norm(dim=1)[:, None, None, None]
+    """L2 norm of each image, (B, 1, 1, 1)."""
+    return vectors.to(_wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return (vectors.float() / _length(vectors).clamp(min=1e-30)).to(vectors)
+    scaled = _scaled(vectors)
+    return (scaled / _length(scaled).clamp(min=1e-30)).to(vectors)
 
 
 def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
