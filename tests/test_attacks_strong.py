@@ -526,6 +526,7 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
     ("call", "text"),
     [
         (lambda *a: attacks.pgd(*a, epsilon=0.02, norm="Linf"), "unknown norm 'Linf': did you mean linf"),
+        (lambda m, x, y: attacks.pgd_l2(m, x[:, :, :4, :4], y, epsilon=torch.ones(4)), r"\(B, 1, 1, 1\), not \(4,\)"),
         (lambda *a: attacks.pgd(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
         (lambda *a: attacks.fgsm(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, steps=0), "apgd: steps must be at least 1, not 0"),

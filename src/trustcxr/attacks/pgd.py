@@ -230,7 +230,7 @@ def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Ten
 def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:
     """0, an epsilon that passes, where the L2 radius is one; UserError otherwise."""
     if isinstance(epsilon, Tensor):
-        if epsilon.numel() not in (1, len(images)):
+        if epsilon.numel() != 1 and epsilon.shape != (len(images), 1, 1, 1):  # (B,) would be one for each column
             raise UserError(f"pgd: an L2 radius is one number for each image, (B, 1, 1, 1), not {tuple(epsilon.shape)}")
         ends = [float(end) for end in epsilon.aminmax()] if epsilon.numel() else [0.0]
     else:
