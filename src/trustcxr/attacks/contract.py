@@ -68,27 +68,45 @@ def _check_radii(epsilon: Tensor, images: Tensor) -> None:
 
 
 def radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
-    """The radius of each image, (B, 1, 1, 1) or a map of it, so that it can be indexed by image."""
-    whole = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).detach()
+    """The radius of each image, (B, 1, 1, 1) or a map of it, so that it can be indexed by image; float32 or better."""
+    whole = torch.as_tensor(epsilon, dtype=wide(images), device=images.device).detach()
     whole = whole.reshape((1,) * (4 - whole.ndim) + whole.shape)
     return whole.expand(len(images), *whole.shape[1:])
 
 
+def wide(images: Tensor) -> torch.dtype:
+    """What radii, means and norms are in: float32, or better where the images are."""
+    return torch.promote_types(images.dtype, torch.float32)
+
+
 def ball(images: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest pixels within the radius and [0, 1], each (B, 1, H, W)."""
-    return (images - radius).clamp(0, 1), (images + radius).clamp(0, 1)
+    """Lowest and highest pixels within the radius and [0, 1], each (B, 1, H, W), in the precision of the images."""
+    return towards((images - radius).clamp(0, 1), images), towards((images + radius).clamp(0, 1), images)
+
+
+def towards(moved: Tensor, images: Tensor) -> Tensor:
+    """Pixels (B, 1, H, W) in [0, 1], in the precision of the images and rounded towards these: none ends further off.
+
+    In half precision the nearest number may lie outside the ball by a tenth of its radius.
+    """
+    if moved.dtype == images.dtype:
+        return moved
+    found = moved.to(images.dtype)
+    further = (found.to(moved) - images.to(moved)).abs() > (moved - images.to(moved)).abs()
+    step = torch.where(found > images, -1, 1).to(torch.int16)  # to the number beside it: none here is below 0
+    return torch.where(further, (found.view(torch.int16) + step).view(images.dtype), found)
 
 
 def between(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The images with each pixel moved into [low, high]."""
-    return torch.minimum(torch.maximum(images, low), high)
+    """The images with each pixel moved into [low, high], in the precision of these."""
+    return torch.minimum(torch.maximum(images, low), high).to(low)
 
 
 def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
     """A point drawn evenly from the L-infinity ball, clamped to [0, 1]; without a generator by torch's own state."""
     # Drawn on the CPU so that one seed gives the same start on every device.
     noise = torch.rand(images.shape, generator=generator) * 2 - 1
-    return (images + radius * noise.to(images)).clamp(0, 1)
+    return between(images + radius * noise.to(radius), *ball(images, radius))
 
 
 def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManager[object]:

@@ -14,7 +14,9 @@ from trustcxr.attacks.contract import (
     input_gradient,
     misled,
     radii,
+    towards,
     uniform_start,
+    wide,
 )
 from trustcxr.errors import UserError, unknown
 from trustcxr.models.untouched import Mode, undisturbed
@@ -165,7 +167,7 @@ def _climb(
 ) -> Tensor:
     low, high = ball(originals, radius) if norm == "linf" else (None, None)
     result = start.clone()
-    velocity = torch.zeros_like(start, dtype=_wide(start))
+    velocity = torch.zeros_like(start, dtype=wide(start))
     active = torch.arange(len(start), device=start.device)
     for number in range(steps):
         current = result[active]
@@ -188,24 +190,19 @@ def _climb(
     return result
 
 
-def _wide(images: Tensor) -> torch.dtype:
-    """What means and norms are taken in: float32 or better."""
-    return torch.promote_types(images.dtype, torch.float32)
-
-
 def _scaled(vectors: Tensor) -> Tensor:
     """Each image's vector over a power of two, its largest entry in [1, 2): a sum or a square then never overflows.
 
     A power of two changes no digit, so means and norms of usual gradients are what they would be without it.
     """
-    wide = vectors.to(_wide(vectors))
-    largest = wide.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
-    return wide / (largest / (2 * torch.frexp(largest).mantissa))
+    vectors = vectors.to(wide(vectors))
+    largest = vectors.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
+    return vectors / (largest / (2 * torch.frexp(largest).mantissa))
 
 
 def _length(vectors: Tensor) -> Tensor:
     """L2 norm of each image, (B, 1, 1, 1)."""
-    return vectors.to(_wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
+    return vectors.to(wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -217,14 +214,14 @@ def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
     change = moved - originals
     shrink = (radius / _length(change).clamp(min=1e-30)).clamp(max=1).to(change)
     # Clamping to [0, 1] only shortens the change, since the original lies inside.
-    return (originals + shrink * change).clamp(0, 1)
+    return towards((originals + shrink * change).clamp(0, 1), originals)
 
 
 def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
     """A point drawn evenly from the L2 ball, clamped to [0, 1]."""
     direction = _unit(torch.randn(images.shape, generator=generator))
     share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, math.prod(images.shape[1:])))
-    return (images + radius * (share * direction).to(images)).clamp(0, 1)
+    return towards((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
 
 
 def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:

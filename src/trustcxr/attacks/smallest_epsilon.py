@@ -77,14 +77,14 @@ def nearest(
         with undisturbed(model):
             wrong = logits_of(model, found).argmax(1) != labels[rows]
         # What was found may lie well inside the radius that was asked.
-        length = (found - images[rows]).flatten(1).abs().amax(1).float()
+        length = (found.float() - images[rows].float()).flatten(1).abs().amax(1)
         wrong &= length <= radius + ROUNDING  # of x + r in float32, which a share of a small r would not cover
         flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
         flipped[rows[wrong]] = found[wrong]
         return wrong
 
     def attempt(rows: Tensor, radius: Tensor) -> None:
-        size = radius.to(images)[:, None, None, None]
+        size = radius[:, None, None, None]
         wrong = keep(rows, run(model, images[rows], labels[rows], epsilon=size, **options), radius)
         fails[rows[~wrong]] = radius[~wrong]
 
