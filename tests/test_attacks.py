@@ -476,6 +476,18 @@ def test_model_that_gives_no_logits(name: str, what: Callable[[Tensor], Any]) ->
         EVERY[name](Returns(what), images, labels, epsilon=0.02)
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 3, 20])
+def test_probabilities_of_any_precision_are_no_logits(classes: int, precision: torch.dtype) -> None:
+    images, labels = images_and_labels(64)
+    logits = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)) * 3
+    sure = Returns(lambda x: (logits + 0 * x.sum()).softmax(1).to(precision))
+    with pytest.raises(UserError, match="probabilities; it must return logits"):
+        attacks.fgsm(sure, images, labels.clamp(max=classes - 1), epsilon=0.02)
+    spread = Returns(lambda x: (logits.sigmoid() + 0 * x.sum()).to(precision))  # in [0, 1], of any sum
+    attacks.fgsm(spread, images, labels.clamp(max=classes - 1), epsilon=0.02)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -237,7 +237,9 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
         raise UserError(f"attack: labels span [{low}, {high}], but the model has {logits.shape[1]} classes")
     values = logits.detach().float()
     check_finite(values)
-    if bool(((values >= 0) & (values <= 1)).all() & ((values.sum(1) - 1).abs() < 1e-5).all()):
+    own = torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0.0
+    rounding = max(1e-5, own)  # of a sum to 1, of numbers in the model's precision
+    if bool(((values >= 0) & (values <= 1)).all() & ((values.sum(1) - 1).abs() < rounding).all()):
         # Cross-entropy of probabilities has gradients that vanish where the model is sure: the attack would flatter it.
         raise UserError("attack: the model returns probabilities; it must return logits (leave its softmax out)")
 
