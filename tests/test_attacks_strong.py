@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -415,9 +416,19 @@ def test_smallest_epsilon_refuses_what_has_no_meaning(batch: tuple[Tensor, Tenso
         ({"attack": "pdg"}, "did you mean pgd"),
         ({"highest": 4.0}, r"outside \[0, 1\]"),
         ({"tolerance": 0.0}, "tolerance"),
+        ({"attack": "transfer"}, "transfer needs surrogate"),
+        ({"stepz": 1}, "unknown option of pgd 'stepz': did you mean steps"),
+        ({"attack": "worst-case", "foo": 1}, "unknown option of worst-case 'foo'.*queries"),
+        ({"attack": "apgd-margin", "foo": 1}, "unknown option of apgd-margin 'foo'.*restarts"),
     ):
         with pytest.raises(UserError, match=text):
             attacks.smallest_epsilon(trained(), images, labels, **options)
+    for options in (
+        {"attack": "transfer", "surrogate": trained("fgsm"), "steps": 2},
+        {"attack": "worst-case", "steps": 2, "queries": 2, "seed": 1},
+        {"attack": "square", "queries": np.int64(3)},
+    ):
+        assert attacks.smallest_epsilon(trained(), images, labels, tolerance=0.1, **options).shape == (4,)
 
 
 # --- radii, precision, seeds, errors ---------------------------------------------------------------------------------
@@ -529,6 +540,8 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
         (lambda m, x, y: attacks.pgd_l2(m, x[:, :, :4, :4], y, epsilon=torch.ones(4)), r"\(B, 1, 1, 1\), not \(4,\)"),
         (lambda *a: attacks.pgd(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
         (lambda *a: attacks.fgsm(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
+        (lambda *a: attacks.square(*a, epsilon=0.02, queries=1.5), "square: queries must be a whole number, not 1.5"),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, steps=2.5), "pgd: steps must be a whole number, not 2.5"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, steps=0), "apgd: steps must be at least 1, not 0"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, restarts=0), "apgd: restarts"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="dlr"), "'ce' or 'margin', not 'dlr'"),

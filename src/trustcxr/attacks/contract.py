@@ -4,6 +4,7 @@ import math
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Literal, Protocol
 
 import torch
@@ -260,7 +261,9 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_counts(attack: str, **counts: int) -> None:
-    """UserError unless every one of these options is at least 1."""
+    """UserError unless every one of these options is a whole number of at least 1."""
     for name, count in counts.items():
+        if not isinstance(count, Integral):
+            raise UserError(f"{attack}: {name} must be a whole number, not {count}")
         if count < 1:
             raise UserError(f"{attack}: {name} must be at least 1, not {count}")

@@ -89,8 +89,7 @@ def pgd(
 
 
 def _check_climb(steps: int, restarts: int, step_size: float | None) -> None:
-    if steps < 1 or restarts < 1:
-        raise UserError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
+    check_counts("pgd", steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
         raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
 

@@ -1,13 +1,17 @@
 """How far each image is from being misjudged: the smallest epsilon that flips it."""
 
 import math
+from collections.abc import Callable, Iterable, Mapping
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.contract import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
-from trustcxr.errors import UserError
+from trustcxr.attacks.worst_case import worst_case_report
+from trustcxr.catalogue import WORST_CASE
+from trustcxr.errors import UserError, unknown
 from trustcxr.models.untouched import undisturbed
 
 _LADDER = (1 / 64, 1 / 16, 1 / 4, 1)  # shares of the highest radius, climbed before the bisection
@@ -29,7 +33,7 @@ def smallest_epsilon(
     at which an adversarial image was found, at most `tolerance` above one at which none was: an upper bound, as tight
     as the attack is strong. The whole batch is halved at once, each image at a radius of its own. `options` go to the
     attack, such as steps.
-    Raises UserError for an attack that has no L-infinity radius, and as that attack does.
+    Raises UserError for an attack that has no L-infinity radius, for options that it does not take, and as it does.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -65,6 +69,7 @@ def nearest(
     if not tolerance > 0:
         raise UserError(f"smallest_epsilon: tolerance must be above 0, not {tolerance:g}")
     run = get(attack)
+    _check_options(attack, run, options)
     images = images.detach()
     if attack in ("pgd", "momentum"):
         options = {"stop_when_wrong": True} | options
@@ -101,3 +106,19 @@ def nearest(
         if not len(rows):
             return flips, flipped
         attempt(rows, middle[rows])
+
+
+def _check_options(attack: str, run: Callable[..., Tensor], options: Iterable[str]) -> None:
+    """UserError for an option that the attack does not take, and for one that it cannot go without."""
+    described: Callable[..., object] = worst_case_report if attack == WORST_CASE else run
+    taken = {name: each for name, each in signature(described).parameters.items() if name != "epsilon"}
+    for name in options:
+        if name not in taken and all(each.kind is not Parameter.VAR_KEYWORD for each in taken.values()):
+            raise unknown(f"option of {attack}", name, _named(taken))
+    for name in _named(taken):
+        if taken[name].default is Parameter.empty and name not in options:
+            raise UserError(f"smallest_epsilon: {attack} needs {name}")
+
+
+def _named(parameters: Mapping[str, Parameter]) -> list[str]:
+    return [name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY]
