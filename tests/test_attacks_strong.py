@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from small_networks import SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
+from trustcxr.attacks.apgd import _begun, _check, _note
 from trustcxr.attacks.fab import _to_plane
 from trustcxr.errors import UserError
 
@@ -320,6 +321,21 @@ def test_a_start_outside_the_ball_is_refused(batch: tuple[Tensor, Tensor]) -> No
     for start, text in ((images + 0.05, "within epsilon"), (images[:3], "shape"), (images * float("nan"), "within")):
         with pytest.raises(UserError, match=f"worst-case: start must .*{text}"):
             attacks.worst_case(trained(), images, labels, epsilon=0.02, start=start)
+
+
+def test_apgd_counts_the_steps_that_rose_and_no_more() -> None:
+    """Croce and Hein's first condition: the step is halved where fewer than 3 of 4 steps since the last look rose."""
+    start = torch.rand(2, 1, 4, 4)
+    labels, ends = torch.zeros(2, dtype=torch.long), torch.zeros_like(start)
+    climbers = _begun(start, labels, labels, ends, ends + 1, torch.full((2, 1, 1, 1), 0.2))
+    for values in ([0.0, 0.0], [1.0, 1.0], [0.5, 2.0], [2.0, 3.0], [3.0, 4.0]):  # the start, and four steps
+        _note(climbers, torch.tensor(values), torch.zeros_like(start))
+    assert climbers.gains.tolist() == [3, 4]
+    _note(climbers, torch.tensor([2.0, 3.5]), torch.zeros_like(start))
+    _check(climbers, torch.zeros_like(start), 5)
+    assert climbers.step.flatten().tolist() == pytest.approx([0.1, 0.2]), "3 of 5 rose, and 4 of 5"
+    _note(climbers, torch.tensor([3.5, 5.0]), torch.zeros_like(start))
+    assert climbers.gains.tolist() == [1, 1], "the first is compared with the best, where it goes on from"
 
 
 # --- smallest epsilon ------------------------------------------------------------------------------------------------
