@@ -224,6 +224,20 @@ def test_result_is_within_epsilon_and_in_range(name: str, epsilon: float) -> Non
 
 
 @pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_any_precision_stay_within_epsilon(name: str, precision: torch.dtype) -> None:
+    images, labels = images_and_labels(16)
+    images = images.to(precision)
+    epsilon = 0.4 if name == "pgd-l2" else 0.02
+    found = EVERY[name](copy.deepcopy(trained("fgsm")).to(precision), images, labels, epsilon=epsilon)
+    assert found.dtype == precision
+    moved = (found.double() - images.double()).flatten(1)
+    length = moved.norm(dim=1) if name == "pgd-l2" else moved.abs().amax(1)
+    assert float(length.max()) <= epsilon + 1e-6
+    assert float(length.max()) >= 0.8 * epsilon or name in ("fab", "worst-case")
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_caller_images_are_untouched_and_result_has_no_gradient(name: str) -> None:
     images, labels = images_and_labels(8)
     before = images.clone()
@@ -460,6 +474,18 @@ def test_model_that_gives_no_logits(name: str, what: Callable[[Tensor], Any]) ->
     images, labels = images_and_labels(4)
     with pytest.raises(UserError, match=r"must return logits \(B, 2 or more classes\)"):
         EVERY[name](Returns(what), images, labels, epsilon=0.02)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 3, 20])
+def test_probabilities_of_any_precision_are_no_logits(classes: int, precision: torch.dtype) -> None:
+    images, labels = images_and_labels(64)
+    logits = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)) * 3
+    sure = Returns(lambda x: (logits + 0 * x.sum()).softmax(1).to(precision))
+    with pytest.raises(UserError, match="probabilities; it must return logits"):
+        attacks.fgsm(sure, images, labels.clamp(max=classes - 1), epsilon=0.02)
+    spread = Returns(lambda x: (logits.sigmoid() + 0 * x.sum()).to(precision))  # in [0, 1], of any sum
+    attacks.fgsm(spread, images, labels.clamp(max=classes - 1), epsilon=0.02)
 
 
 @pytest.mark.parametrize(

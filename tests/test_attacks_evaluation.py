@@ -14,7 +14,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 from trustcxr.training import loop
@@ -103,6 +103,25 @@ def test_effort_tells_conditions_apart() -> None:
 
 
 # --- as typed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ([{"name": "pgd", "epsilons": [0.02, 0.02]}], "pgd at 0.02 with 20 steps"),
+        ([{"name": "transfer", "epsilons": [0.05], "surrogate": place} for place in "ab"], "transfer at 0.05"),
+        ([{"name": "fgsm"}, {"name": "fgsm"}], "fgsm at 0.02"),
+    ],
+)
+def test_a_condition_that_is_there_twice_is_refused(
+    asked: list[dict[str, Any]], named: str, run: Run, films: Any
+) -> None:
+    """Its rows would be pooled into one figure of twice the films."""
+    attacks = [AttackRecipe(**content) for content in asked]
+    with pytest.raises(UserError, match=f"{named}.* is there twice"):
+        EvaluationRecipe(attacks=attacks)
+    with pytest.raises(UserError, match=f"{named}.* is there twice"):
+        predictions.predict(run, films, attacks)
 
 
 def test_an_option_that_no_attack_takes_is_said(capsys: pytest.CaptureFixture[str]) -> None:

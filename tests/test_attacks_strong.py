@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from small_networks import SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
+from trustcxr.attacks.apgd import _begun, _check, _note
 from trustcxr.attacks.fab import _to_plane
 from trustcxr.errors import UserError
 
@@ -321,6 +323,21 @@ def test_a_start_outside_the_ball_is_refused(batch: tuple[Tensor, Tensor]) -> No
             attacks.worst_case(trained(), images, labels, epsilon=0.02, start=start)
 
 
+def test_apgd_counts_the_steps_that_rose_and_no_more() -> None:
+    """Croce and Hein's first condition: the step is halved where fewer than 3 of 4 steps since the last look rose."""
+    start = torch.rand(2, 1, 4, 4)
+    labels, ends = torch.zeros(2, dtype=torch.long), torch.zeros_like(start)
+    climbers = _begun(start, labels, labels, ends, ends + 1, torch.full((2, 1, 1, 1), 0.2))
+    for values in ([0.0, 0.0], [1.0, 1.0], [0.5, 2.0], [2.0, 3.0], [3.0, 4.0]):  # the start, and four steps
+        _note(climbers, torch.tensor(values), torch.zeros_like(start))
+    assert climbers.gains.tolist() == [3, 4]
+    _note(climbers, torch.tensor([2.0, 3.5]), torch.zeros_like(start))
+    _check(climbers, torch.zeros_like(start), 5)
+    assert climbers.step.flatten().tolist() == pytest.approx([0.1, 0.2]), "3 of 5 rose, and 4 of 5"
+    _note(climbers, torch.tensor([3.5, 5.0]), torch.zeros_like(start))
+    assert climbers.gains.tolist() == [1, 1], "the first is compared with the best, where it goes on from"
+
+
 # --- smallest epsilon ------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +386,30 @@ def test_a_search_that_begins_at_what_another_attack_found_never_ends_further_of
     assert torch.equal(useless, alone), "a start that misleads nobody changes nothing"
 
 
+def mean_above(threshold: float) -> nn.Module:
+    """Class 0 where an image is brighter than the threshold: its distance is that of its mean."""
+    linear = nn.Linear(1024, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1000.0], [-1000.0]]).expand(2, 1024) / 1024)
+        linear.bias.copy_(torch.tensor([-1000.0, 1000.0]) * threshold)
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+@pytest.mark.parametrize("distance", [3e-4, 1e-3, 2.5e-3])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd-ce"])
+def test_a_small_distance_is_found_whatever_float32_rounds(attack: str, distance: float) -> None:
+    images = torch.randint(128, 250, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
+    model = mean_above(float(images.mean()) - distance)
+    found = attacks.smallest_epsilon(model, images, torch.tensor([0]), attack=attack, tolerance=1e-4)
+    assert distance - 1e-5 <= float(found) <= distance + 1.5e-4
+
+
+def test_a_tolerance_below_what_float32_can_tell_apart_ends_where_nothing_lies_between() -> None:
+    images = torch.full((1, 1, 32, 32), 0.5)
+    found = attacks.smallest_epsilon(mean_above(0.4), images, torch.tensor([0]), attack="fgsm", tolerance=1e-12)
+    assert float(found) == pytest.approx(0.1, abs=1e-5)
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "apgd-margin", "fab"])
 def test_smallest_epsilon_with_other_attacks(attack: str) -> None:
     images, labels = images_and_labels(200, seed=5)  # of 40 a median says too little
@@ -391,9 +432,19 @@ def test_smallest_epsilon_refuses_what_has_no_meaning(batch: tuple[Tensor, Tenso
         ({"attack": "pdg"}, "did you mean pgd"),
         ({"highest": 4.0}, r"outside \[0, 1\]"),
         ({"tolerance": 0.0}, "tolerance"),
+        ({"attack": "transfer"}, "transfer needs surrogate"),
+        ({"stepz": 1}, "unknown option of pgd 'stepz': did you mean steps"),
+        ({"attack": "worst-case", "foo": 1}, "unknown option of worst-case 'foo'.*queries"),
+        ({"attack": "apgd-margin", "foo": 1}, "unknown option of apgd-margin 'foo'.*restarts"),
     ):
         with pytest.raises(UserError, match=text):
             attacks.smallest_epsilon(trained(), images, labels, **options)
+    for options in (
+        {"attack": "transfer", "surrogate": trained("fgsm"), "steps": 2},
+        {"attack": "worst-case", "steps": 2, "queries": 2, "seed": 1},
+        {"attack": "square", "queries": np.int64(3)},
+    ):
+        assert attacks.smallest_epsilon(trained(), images, labels, tolerance=0.1, **options).shape == (4,)
 
 
 # --- radii, precision, seeds, errors ---------------------------------------------------------------------------------
@@ -501,6 +552,12 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, norm="Linf"), "unknown norm 'Linf': did you mean linf"),
+        (lambda m, x, y: attacks.pgd_l2(m, x[:, :, :4, :4], y, epsilon=torch.ones(4)), r"\(B, 1, 1, 1\), not \(4,\)"),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
+        (lambda *a: attacks.fgsm(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
+        (lambda *a: attacks.square(*a, epsilon=0.02, queries=1.5), "square: queries must be a whole number, not 1.5"),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, steps=2.5), "pgd: steps must be a whole number, not 2.5"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, steps=0), "apgd: steps must be at least 1, not 0"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, restarts=0), "apgd: restarts"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="dlr"), "'ce' or 'margin', not 'dlr'"),

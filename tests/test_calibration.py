@@ -117,6 +117,15 @@ def test_a_run_trained_anew_on_validation_images_has_no_temperature(tables: tupl
     assert found["clean"]["ece"] > 0
 
 
+def test_without_a_clean_validation_image_there_is_no_temperature(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    predictions, validation = tables
+    found = calibration.describe(predictions, validation[validation["attack"] != "clean"], resamples=100)
+    assert found["temperature"] is None
+    assert found["n"] == 0
+    assert not [key for key in found.clean.plain() if "_scaled" in key]
+    assert found["clean"]["ece"] > 0
+
+
 # --- the calibration error without chance ----------------------------------------------------------------------------
 
 

@@ -81,6 +81,38 @@ def test_parts_of_a_batch_add_up_to_its_gradients(
     assert second["train_loss"][0] == pytest.approx(first["train_loss"][0], abs=1e-4)
 
 
+WEIGHED = {"class_weights": True, "label_smoothing": 0.1}
+GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
+
+
+@pytest.mark.parametrize(
+    ("defence", "keys"),
+    [
+        ("standard", WEIGHED),
+        ("trades", WEIGHED),
+        ("standard", GUIDED),
+        ("standard", {"background": "emptied"}),
+    ],
+)
+def test_what_is_a_mean_of_some_films_is_that_of_the_whole_batch_whatever_its_parts(
+    defence: str,
+    keys: dict[str, Any],
+    films: tuple[Any, Any],
+    gradients: list[dict[str, Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "class_weights", lambda *_: torch.tensor([0.2, 0.7, 2.1]))
+    trained = {"name": defence} | ({"epsilon": 0.0} if defence == "trades" else {})  # nothing drawn for each part
+    for parts in (1, 2, 4, 8):
+        how = recipe(trained, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
+        loop.fit(how, *films, tmp_path / str(parts))
+    whole, *others = gradients
+    assert [furthest(whole, other) < 1e-6 for other in others] == [True] * 3
+    loop.fit(recipe(trained, model=GROUP, epochs=1, batch_size=40), *films, tmp_path / "without")
+    assert furthest(whole, gradients[-1]) > 1e-3, "what is asked for has an effect"
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

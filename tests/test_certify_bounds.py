@@ -208,9 +208,25 @@ def test_the_allowance_for_rounding_covers_float32_and_is_small() -> None:
     assert 0 < allowed.max() < 1e-3
 
 
+class Residual(nn.Sequential):
+    def forward(self, images: Tensor) -> Tensor:
+        return images + super().forward(images)
+
+
+def squared(kind: type[nn.Module], *given: object) -> nn.Module:
+    """A layer of that kind, by its class and its name, that squares what the kind gives."""
+    return type(kind.__name__, (kind,), {"forward": lambda self, x: kind.forward(self, x) ** 2})(*given)
+
+
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
+        (Residual(nn.Conv2d(4, 4, 1), nn.ReLU()), "Residual"),
+        (squared(nn.Identity), "Identity"),
+        (squared(nn.Dropout), "Dropout"),
+        (squared(nn.AvgPool2d, 2), "AvgPool2d"),
+        (squared(nn.AdaptiveAvgPool2d, 2), "AdaptiveAvgPool2d"),
+        (squared(nn.Flatten), "Flatten"),
         (nn.MaxPool2d(2), "MaxPool2d"),
         (nn.Sigmoid(), "Sigmoid"),
         (nn.GroupNorm(1, 4), "GroupNorm"),

@@ -262,6 +262,11 @@ def test_a_border_is_at_the_border_and_a_marker_in_a_corner() -> None:
     assert len(set(sides)) == 2, "both sides are marked, now one, now the other"
 
 
+def test_a_severity_is_a_whole_number_however_it_is_written() -> None:
+    for name in ("gamma", "jpeg", "device"):
+        assert torch.equal(corruptions.corrupt(FILMS, name, 3.0), corruptions.corrupt(FILMS, name, 3))  # type: ignore[arg-type]
+
+
 def test_the_same_draw_at_every_severity() -> None:
     """What is there at one severity is there at the next."""
     picture = films(4, 224)

@@ -172,6 +172,20 @@ def test_the_divergence_of_trades_reaches_the_weights_from_both_sides(batch: tup
     assert torch.allclose(model[1].weight.grad, twin[1].weight.grad, atol=1e-5)
 
 
+def test_autocast_keeps_no_weights_of_trades_that_were_cast_without_gradients(
+    model: SmallNet, batch: tuple[Tensor, Tensor]
+) -> None:
+    """In older torch the training pass would use them, and its weights have no gradients."""
+    kept: list[tuple[bool, bool]] = []
+    model.register_forward_hook(lambda *_: kept.append((torch.is_grad_enabled(), torch.is_autocast_cache_enabled())))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = trades(model, *batch, epsilon=EPSILON, steps=1)
+        assert torch.is_autocast_cache_enabled()
+    assert kept == [(False, False), (True, True), (True, True), (True, True)]
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.usefixtures("bfloat16")
 def test_attack_precision_changes_the_attack_alone(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch

@@ -127,6 +127,11 @@ def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert not evidence.known("evidence-32")
     with pytest.raises(UserError, match="evidence-33"):
         models.architecture("evidence-32")
+    for narrow in ("evidence-33x0", "evidence-33x1", "evidence-fullx1", "evidence-resnet18x0"):
+        with pytest.raises(UserError, match="unknown model"):
+            models.architecture(narrow)
+    assert models.architecture("evidence-33x2") == "evidence-33x2"
+    assert models.build("evidence-33x2", classes=3)(torch.rand(1, 1, SIZE, SIZE)).shape == (1, 3)
     with pytest.raises(UserError, match="weights: none"):
         models.build("evidence-33", classes=3, weights="imagenet")
 

@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import catalogue, statistics
+from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import metrics
 from trustcxr.results import alarms, files
 from trustcxr.results.documents import Alarm, RunDocument
@@ -150,6 +151,21 @@ def test_one_class_alone_has_no_auroc() -> None:
     found = metrics.classification(logits, np.zeros_like(labels), np.arange(200), NAMES[3], resamples=100)
     assert found["auroc_macro"] is None
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == 0).mean())
+
+
+def test_no_images_have_no_accuracy() -> None:
+    found = metrics.classification(np.zeros((0, 3)), np.zeros(0, dtype=int), [], NAMES[3], resamples=100)
+    assert [found["accuracy"], *found["accuracy_ci"]] == [None, None, None]
+    assert found["n"] == 0
+
+
+@pytest.mark.parametrize("condition", ["clean", "fgsm"])
+def test_logits_of_a_table_that_are_no_numbers_are_refused(condition: str) -> None:
+    predictions = table(conditions=SWEEP)
+    row = predictions.index[predictions["attack"] == condition][0]
+    predictions.at[row, "logits"] = np.array([np.nan, 1.0, 0.0])
+    with pytest.raises(NotFiniteError, match=f"1 of {len(predictions)} rows of the predictions hold NaN"):
+        metrics.from_predictions(predictions, NAMES[3], resamples=100)
 
 
 def test_groups_widen_every_interval() -> None:

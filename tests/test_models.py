@@ -172,6 +172,21 @@ class Trap:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"input_blur": 2}, "input_blur must be odd, or 0 for none, not 2"),
+        ({"input_blur": -3}, "input_blur must be odd, or 0 for none, not -3"),
+        ({"local_contrast": 4}, "local_contrast must be odd, or 0 for none, not 4"),
+        ({"members": 0}, "members must be at least 1, not 0"),
+    ],
+)
+def test_options_that_make_no_network(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as problem:
+        factory.build("plain3", classes=3, **options)
+    assert "\n" not in str(problem.value)
+
+
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".ckpt", ".bin"])
 def test_code_in_a_weights_file_is_refused_and_not_run(ending: str, tmp_path: Path) -> None:
     ran, path = tmp_path / "ran", tmp_path / f"weights{ending}"

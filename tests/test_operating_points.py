@@ -38,6 +38,7 @@ def test_a_resample_of_one_kind_of_row_has_no_curve() -> None:
     found = curves.curves([0.1, 0.9], [True, False], np.array([[1, 1], [1, 0], [0, 1]]))
     assert np.isfinite(found.sensitivity[0]).all()
     assert np.isnan(found.sensitivity[1:]).all()
+    assert np.isnan(found.average_precision).tolist() == [False, True, True]
 
 
 def test_the_threshold_has_the_highest_youden_index() -> None:

@@ -88,6 +88,52 @@ class Root(nn.Module):
         return self.model(images) + images.clamp(min=0.5).sub(0.5).sqrt().sum((1, 2, 3), keepdim=True)[:, 0, 0] * 1e-3
 
 
+class OfTheRoot(nn.Module):
+    """The same network on the square root of its images, whose slope at black is infinite."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.sqrt())
+
+
+@pytest.mark.parametrize(("name", "epsilon"), [("pgd", 0.05), ("momentum", 0.05), ("pgd-l2", 0.6), ("transfer", 0.05)])
+def test_black_pixels_of_infinite_slope_stop_no_attack(name: str, epsilon: float) -> None:
+    images, _ = images_and_labels(100, seed=5)
+    images[:, :, :2, :2] = 0
+    model = OfTheRoot(trained()).eval()
+    labels = model(images).argmax(1)
+    options = {"surrogate": model} if name == "transfer" else {}
+    adversarial = attacks.get(name)(model, images, labels, epsilon=epsilon, **options)
+    assert bool(adversarial.isfinite().all())
+    assert accuracy(model, adversarial, labels) < 0.6
+    moved = (adversarial - images)[:, :, 2:].abs().flatten(1).amax(1)
+    assert bool((moved > 0).all()), "what is not black moves too"
+
+
+def test_an_infinite_gradient_is_the_largest_of_its_image() -> None:
+    slopes = torch.tensor([[3.0, -math.inf, math.nan, -0.5], [math.inf, math.nan, 0.0, 0.0], [1.0, 2.0, -3.0, 0.0]])
+
+    class Sloped(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :2].clone()
+
+        @staticmethod
+        def backward(_: Any, __: Tensor) -> Tensor:
+            return slopes.view(3, 1, 2, 2)
+
+    class Model(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return Sloped.apply(images)
+
+    gradient, _ = contract.input_gradient(Model(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+    wanted = [[3.0, -3.0, 0.0, -0.5], [1.0, 0.0, 0.0, 0.0], [1.0, 2.0, -3.0, 0.0]]
+    assert gradient.flatten(1).tolist() == wanted
+
+
 def test_a_gradient_that_is_no_number_leaves_an_image_of_numbers() -> None:
     images, labels = images_and_labels(20, seed=5)
     for name in ("fgsm", "pgd"):

@@ -382,17 +382,55 @@ def test_what_is_catastrophic(
     assert seen._overfits(row) is overfits
 
 
-def test_chance_depends_on_the_number_of_classes(films: tuple[Any, Any], tmp_path: Path) -> None:
-    seen = watch(films, tmp_path)
+def test_chance_is_what_one_answer_to_all_the_watched_films_has(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, labels = watch(films, tmp_path), np.asarray(films[1].labels)
     row = {"val_accuracy": 0.8, "val_fgsm_accuracy": 0.9, "val_pgd_accuracy": 0.0}
     seen.best["best_pgd"] = 0.5
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen.val, "classes", ("negative", "positive"))
-        assert not seen._overfits(row), "half right of two classes is chance"
-    seen.best["best_pgd"] = 0.4
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen.val, "classes", tuple("abcde"))
-        assert seen._overfits(row), "0.4 of five classes is twice chance"
+    assert seen._overfits(row), "half right of three classes is above chance"
+    monkeypatch.setattr(monitor, "attacked_rows", lambda _: np.flatnonzero(labels > 0))
+    assert not seen._overfits(row), "half right of two classes is chance"
+    seen.best["best_pgd"] = 0.8
+    assert seen._overfits(row)
+    monkeypatch.setattr(monitor, "attacked_rows", lambda _: np.flatnonzero((labels > 0) | (np.arange(24) == 0))[:10])
+    most = np.bincount(labels[monitor.attacked_rows(films[1])]).max() / 10
+    assert most >= 0.8, "most of them are of one class"
+    assert not seen._overfits(row), "so that 0.8 is what one answer to all has"
+
+
+class ByHeart(nn.Module):
+    """Knows films by heart: the answer is that of the nearest."""
+
+    def __init__(self, films: Tensor, answers: Tensor) -> None:
+        super().__init__()
+        self.films, self.answers = films.flatten(1), answers
+
+    def forward(self, images: Tensor) -> Tensor:
+        distance = torch.cdist(images.flatten(1), self.films)
+        return torch.stack([-distance.masked_fill(self.answers != k, 9.0).amin(1) for k in range(3)], 1)
+
+
+def test_one_answer_to_all_is_not_kept_where_most_films_are_of_one_class(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val = films[1]
+    labels = np.asarray(val.labels)
+    rows = np.sort(np.concatenate([np.flatnonzero(labels == k)[:few] for k, few in enumerate((8, 1, 1))]))
+    monkeypatch.setattr(monitor, "attacked_rows", lambda _: rows)
+    pixels, truth = to_pixels(torch.from_numpy(val.batch(np.arange(24)))), torch.as_tensor(labels)
+    answers = truth.clone()
+    answers[rows[labels[rows] == 0][:2]] = 1  # 8 of 10 right, as one answer to all has, but of every class
+    how: dict[str, Any] = {"name": "fgsm", "epsilon": 0.0}
+    seen, scores = monitor.Monitor(tmp_path, val, recipe(how)), []
+    for said in (torch.zeros_like(truth), answers):
+        seen.balanced = {}
+        model = ByHeart(pixels, said)
+        figures = monitor.validate(model, val, seen.recipe, torch.device("cpu"), monitor.ALONE, seen.balanced)
+        assert figures["val_pgd_accuracy"] == pytest.approx(0.8)
+        scores.append(seen._score(figures, 3))
+    assert scores[0] == pytest.approx(0, abs=1e-3)
+    assert scores[1] > 0.5
 
 
 def test_a_robust_run_is_judged_by_pgd(films: tuple[Any, Any], tmp_path: Path) -> None:

@@ -240,6 +240,31 @@ def test_a_recipe_refuses_what_a_defence_does_not_use(content: dict[str, Any], c
     assert "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize("defence", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize(
+    ("training", "complaint"),
+    [
+        ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_share too"),
+        ({"outside_gradient": 1.0}, "trains on a bound; leave it out"),
+        ({"background": "emptied"}, "background: emptied shows films"),
+        ({"background": "gate-emptied"}, "background: gate-emptied shows films"),
+    ],
+)
+def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
+    defence: str, training: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint) as problem:
+        recipe(defence, **training)
+    assert "\n" not in str(problem.value)
+
+
+def test_films_shown_beside_bounds_can_be_guided(films: tuple[Any, Any], tmp_path: Path) -> None:
+    for name, keys in {"plain": {}, "guided": {"guidance": 5.0, "guidance_on": "gradients"}}.items():
+        defence = {"name": "ibp", "clean_share": 0.5}
+        loop.fit(recipe(defence, model={"name": "plain3"}, epochs=1, **keys), *films, tmp_path / name)
+    assert not same(weights(tmp_path / "plain"), weights(tmp_path / "guided"))
+
+
 def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
     """run.yaml holds every key."""
     for name in DEFENCE_OPTIONS:

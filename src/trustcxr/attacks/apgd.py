@@ -198,7 +198,7 @@ def _begun(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Ten
         best=start,
         best_gradient=torch.zeros_like(start),
         best_value=none,
-        last_value=none,
+        last_value=-none,  # infinity, which nothing rises above: the start is no step
         gains=torch.zeros_like(none),
         value_at_check=none,
         halved_at_check=torch.ones_like(none, dtype=torch.bool),

@@ -4,6 +4,7 @@ import math
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from trustcxr.errors import NotFiniteError, UserError
 
 Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
+ROUNDING = 1e-6  # what a pixel may lie outside the ball by
 SATURATED = 16.0  # label's logit above the others from where float32 has no room left for 1 - probability
 
 
@@ -67,27 +69,45 @@ def _check_radii(epsilon: Tensor, images: Tensor) -> None:
 
 
 def radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
-    """The radius of each image, (B, 1, 1, 1) or a map of it, so that it can be indexed by image."""
-    whole = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).detach()
+    """The radius of each image, (B, 1, 1, 1) or a map of it, so that it can be indexed by image; float32 or better."""
+    whole = torch.as_tensor(epsilon, dtype=wide(images), device=images.device).detach()
     whole = whole.reshape((1,) * (4 - whole.ndim) + whole.shape)
     return whole.expand(len(images), *whole.shape[1:])
 
 
+def wide(images: Tensor) -> torch.dtype:
+    """What radii, means and norms are in: float32, or better where the images are."""
+    return torch.promote_types(images.dtype, torch.float32)
+
+
 def ball(images: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest pixels within the radius and [0, 1], each (B, 1, H, W)."""
-    return (images - radius).clamp(0, 1), (images + radius).clamp(0, 1)
+    """Lowest and highest pixels within the radius and [0, 1], each (B, 1, H, W), in the precision of the images."""
+    return towards((images - radius).clamp(0, 1), images), towards((images + radius).clamp(0, 1), images)
+
+
+def towards(moved: Tensor, images: Tensor) -> Tensor:
+    """Pixels (B, 1, H, W) in [0, 1], in the precision of the images and rounded towards these: none ends further off.
+
+    In half precision the nearest number may lie outside the ball by a tenth of its radius.
+    """
+    if moved.dtype == images.dtype:
+        return moved
+    found = moved.to(images.dtype)
+    further = (found.to(moved) - images.to(moved)).abs() > (moved - images.to(moved)).abs()
+    step = torch.where(found > images, -1, 1).to(torch.int16)  # to the number beside it: none here is below 0
+    return torch.where(further, (found.view(torch.int16) + step).view(images.dtype), found)
 
 
 def between(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The images with each pixel moved into [low, high]."""
-    return torch.minimum(torch.maximum(images, low), high)
+    """The images with each pixel moved into [low, high], in the precision of these."""
+    return torch.minimum(torch.maximum(images, low), high).to(low)
 
 
 def uniform_start(images: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
     """A point drawn evenly from the L-infinity ball, clamped to [0, 1]; without a generator by torch's own state."""
     # Drawn on the CPU so that one seed gives the same start on every device.
     noise = torch.rand(images.shape, generator=generator) * 2 - 1
-    return (images + radius * noise.to(images)).clamp(0, 1)
+    return between(images + radius * noise.to(radius), *ball(images, radius))
 
 
 def lowered(precision: Precision | None, images: Tensor) -> AbstractContextManager[object]:
@@ -164,8 +184,17 @@ def input_gradient(
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:  # the answers do not depend on these images, as where a model rounds or detaches them
         gradient = torch.zeros_like(leaf)
-    # What is no number would make a pixel of the image none; such a gradient shows no way.
-    return gradient.nan_to_num(0.0), logits.detach()
+    return _finite(gradient), logits.detach()
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """The gradient (B, 1, H, W) in numbers: what is infinite is its image's largest (1 where it has none), NaN is 0.
+
+    What is no number would make a pixel of the image none, and shows no way; infinity shows one.
+    """
+    largest = gradient.abs().where(gradient.isfinite(), 0.0).amax((1, 2, 3), keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return torch.where(gradient.isinf(), gradient.sign() * largest, gradient.nan_to_num(0.0))
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -209,7 +238,9 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
         raise UserError(f"attack: labels span [{low}, {high}], but the model has {logits.shape[1]} classes")
     values = logits.detach().float()
     check_finite(values)
-    if bool(((values >= 0) & (values <= 1)).all() & ((values.sum(1) - 1).abs() < 1e-5).all()):
+    own = torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0.0
+    rounding = max(1e-5, own)  # of a sum to 1, of numbers in the model's precision
+    if bool(((values >= 0) & (values <= 1)).all() & ((values.sum(1) - 1).abs() < rounding).all()):
         # Cross-entropy of probabilities has gradients that vanish where the model is sure: the attack would flatter it.
         raise UserError("attack: the model returns probabilities; it must return logits (leave its softmax out)")
 
@@ -230,7 +261,9 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_counts(attack: str, **counts: int) -> None:
-    """UserError unless every one of these options is at least 1."""
+    """UserError unless every one of these options is a whole number of at least 1."""
     for name, count in counts.items():
+        if not isinstance(count, Integral):
+            raise UserError(f"{attack}: {name} must be a whole number, not {count}")
         if count < 1:
             raise UserError(f"{attack}: {name} must be at least 1, not {count}")

@@ -56,7 +56,7 @@ def fab(
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model):
         logits = checked_logits(model, images, labels)
-        result, distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
+        result, distance = images.clone(), images.new_full((len(images),), torch.inf)
         todo = (logits.argmax(1) == labels).nonzero()[:, 0]
         for restart in range(restarts):
             for aim in wrong_classes(logits, labels):
@@ -83,7 +83,7 @@ def _approach(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest adversarial points found, cut to the ball; how far they were; whether they mislead when cut."""
     low, high = ball(images, radius)
-    nearest, distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
+    nearest, distance = images.clone(), images.new_full((len(images),), torch.inf)
     within = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     rows, now = torch.arange(len(images), device=images.device), start
     for number in range(steps + 1):

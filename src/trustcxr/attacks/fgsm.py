@@ -43,7 +43,8 @@ def fgsm(
     images = images.detach()
     with undisturbed(model, mode), lowered(precision, images):
         gradient, _ = input_gradient(model, images, labels, check=True)
-    return (images + radii(epsilon, images) * gradient.sign()).clamp(0, 1)
+    radius = radii(epsilon, images)
+    return between(images + radius * gradient.sign(), *ball(images, radius))
 
 
 def fgsm_rs(

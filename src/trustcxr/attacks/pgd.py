@@ -1,7 +1,7 @@
 """Attacks that follow the sign or the direction of the gradient: FGSM, PGD, momentum, and transfer of any of them."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from trustcxr.attacks.contract import (
     input_gradient,
     misled,
     radii,
+    towards,
     uniform_start,
+    wide,
 )
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
 from trustcxr.models.untouched import Mode, undisturbed
 
 Norm = Literal["linf", "l2"]
@@ -53,6 +55,8 @@ def pgd(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
+    if norm not in get_args(Norm):
+        raise unknown("norm", norm, get_args(Norm))
     check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
     images = images.detach()
     _check_climb(steps, restarts, step_size)
@@ -85,8 +89,7 @@ def pgd(
 
 
 def _check_climb(steps: int, restarts: int, step_size: float | None) -> None:
-    if steps < 1 or restarts < 1:
-        raise UserError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
+    check_counts("pgd", steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
         raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
 
@@ -163,7 +166,7 @@ def _climb(
 ) -> Tensor:
     low, high = ball(originals, radius) if norm == "linf" else (None, None)
     result = start.clone()
-    velocity = torch.zeros_like(start, dtype=torch.float32)
+    velocity = torch.zeros_like(start, dtype=wide(start))
     active = torch.arange(len(start), device=start.device)
     for number in range(steps):
         current = result[active]
@@ -174,7 +177,8 @@ def _climb(
             if len(active) == 0:
                 break
         if decay is not None:
-            scale = gradient.float().abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
+            gradient = _scaled(gradient)
+            scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
             velocity[active] = gradient = decay * velocity[active] + gradient / scale
         if low is not None and high is not None:
             moved = current + step[active] * gradient.sign().to(current)
@@ -185,33 +189,44 @@ def _climb(
     return result
 
 
+def _scaled(vectors: Tensor) -> Tensor:
+    """Each image's vector over a power of two, its largest entry in [1, 2): a sum or a square then never overflows.
+
+    A power of two changes no digit, so means and norms of usual gradients are what they would be without it.
+    """
+    vectors = vectors.to(wide(vectors))
+    largest = vectors.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
+    return vectors / (largest / (2 * torch.frexp(largest).mantissa))
+
+
 def _length(vectors: Tensor) -> Tensor:
-    """L2 norm of each image, (B, 1, 1, 1) in float32."""
-    return vectors.float().flatten(1).norm(dim=1)[:, None, None, None]
+    """L2 norm of each image, (B, 1, 1, 1)."""
+    return vectors.to(wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return (vectors.float() / _length(vectors).clamp(min=1e-30)).to(vectors)
+    scaled = _scaled(vectors)
+    return (scaled / _length(scaled).clamp(min=1e-30)).to(vectors)
 
 
 def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
     change = moved - originals
     shrink = (radius / _length(change).clamp(min=1e-30)).clamp(max=1).to(change)
     # Clamping to [0, 1] only shortens the change, since the original lies inside.
-    return (originals + shrink * change).clamp(0, 1)
+    return towards((originals + shrink * change).clamp(0, 1), originals)
 
 
 def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
     """A point drawn evenly from the L2 ball, clamped to [0, 1]."""
     direction = _unit(torch.randn(images.shape, generator=generator))
     share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, math.prod(images.shape[1:])))
-    return (images + radius * (share * direction).to(images)).clamp(0, 1)
+    return towards((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
 
 
 def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:
     """0, an epsilon that passes, where the L2 radius is one; UserError otherwise."""
     if isinstance(epsilon, Tensor):
-        if epsilon.numel() not in (1, len(images)):
+        if epsilon.numel() != 1 and epsilon.shape != (len(images), 1, 1, 1):  # (B,) would be one for each column
             raise UserError(f"pgd: an L2 radius is one number for each image, (B, 1, 1, 1), not {tuple(epsilon.shape)}")
         ends = [float(end) for end in epsilon.aminmax()] if epsilon.numel() else [0.0]
     else:

@@ -1,13 +1,17 @@
 """How far each image is from being misjudged: the smallest epsilon that flips it."""
 
 import math
+from collections.abc import Callable, Iterable, Mapping
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import check_epsilon, check_input, checked_logits, logits_of
-from trustcxr.errors import UserError
+from trustcxr.attacks.contract import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
+from trustcxr.attacks.worst_case import worst_case_report
+from trustcxr.catalogue import WORST_CASE
+from trustcxr.errors import UserError, unknown
 from trustcxr.models.untouched import undisturbed
 
 _LADDER = (1 / 64, 1 / 16, 1 / 4, 1)  # shares of the highest radius, climbed before the bisection
@@ -29,7 +33,7 @@ def smallest_epsilon(
     at which an adversarial image was found, at most `tolerance` above one at which none was: an upper bound, as tight
     as the attack is strong. The whole batch is halved at once, each image at a radius of its own. `options` go to the
     attack, such as steps.
-    Raises UserError for an attack that has no L-infinity radius, and as that attack does.
+    Raises UserError for an attack that has no L-infinity radius, for options that it does not take, and as it does.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -65,6 +69,7 @@ def nearest(
     if not tolerance > 0:
         raise UserError(f"smallest_epsilon: tolerance must be above 0, not {tolerance:g}")
     run = get(attack)
+    _check_options(attack, run, options)
     images = images.detach()
     if attack in ("pgd", "momentum"):
         options = {"stop_when_wrong": True} | options
@@ -77,14 +82,14 @@ def nearest(
         with undisturbed(model):
             wrong = logits_of(model, found).argmax(1) != labels[rows]
         # What was found may lie well inside the radius that was asked.
-        length = (found - images[rows]).flatten(1).abs().amax(1).float()
-        wrong &= length <= radius * (1 + 1e-5)
+        length = (found.float() - images[rows].float()).flatten(1).abs().amax(1)
+        wrong &= length <= radius + ROUNDING  # of x + r in float32, which a share of a small r would not cover
         flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
         flipped[rows[wrong]] = found[wrong]
         return wrong
 
     def attempt(rows: Tensor, radius: Tensor) -> None:
-        size = radius.to(images)[:, None, None, None]
+        size = radius[:, None, None, None]
         wrong = keep(rows, run(model, images[rows], labels[rows], epsilon=size, **options), radius)
         fails[rows[~wrong]] = radius[~wrong]
 
@@ -95,6 +100,25 @@ def nearest(
         rows = flips.isinf().nonzero()[:, 0]
         if len(rows):
             attempt(rows, torch.full((len(rows),), check_epsilon(highest) * share, device=images.device))
-    while len(rows := (flips.isfinite() & (flips - fails > tolerance)).nonzero()[:, 0]):
-        attempt(rows, (flips + fails)[rows] / 2)
-    return flips, flipped
+    while True:
+        middle = (flips + fails) / 2  # one of both where there is no number between them
+        rows = (flips.isfinite() & (flips - fails > tolerance) & (middle > fails) & (middle < flips)).nonzero()[:, 0]
+        if not len(rows):
+            return flips, flipped
+        attempt(rows, middle[rows])
+
+
+def _check_options(attack: str, run: Callable[..., Tensor], options: Iterable[str]) -> None:
+    """UserError for an option that the attack does not take, and for one that it cannot go without."""
+    described: Callable[..., object] = worst_case_report if attack == WORST_CASE else run
+    taken = {name: each for name, each in signature(described).parameters.items() if name != "epsilon"}
+    for name in options:
+        if name not in taken and all(each.kind is not Parameter.VAR_KEYWORD for each in taken.values()):
+            raise unknown(f"option of {attack}", name, _named(taken))
+    for name in _named(taken):
+        if taken[name].default is Parameter.empty and name not in options:
+            raise UserError(f"smallest_epsilon: {attack} needs {name}")
+
+
+def _named(parameters: Mapping[str, Parameter]) -> list[str]:
+    return [name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY]

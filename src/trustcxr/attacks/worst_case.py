@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.contract import (
+    ROUNDING,
     Precision,
     ball,
     check_counts,
@@ -27,8 +28,6 @@ from trustcxr.attacks.fab import fab
 from trustcxr.attacks.square import square
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import undisturbed
-
-_ROUNDING = 1e-6  # what a pixel may lie outside the ball by
 
 
 @dataclass(frozen=True)
@@ -168,5 +167,5 @@ def _check_start(given: Tensor, images: Tensor, radius: Tensor) -> None:
     if given.shape != images.shape:
         raise UserError(f"worst-case: start must have the shape of the images, not {tuple(given.shape)}")
     low, high = ball(images, radius)
-    if not bool(((given >= low - _ROUNDING) & (given <= high + _ROUNDING)).all()):
+    if not bool(((given >= low - ROUNDING) & (given <= high + ROUNDING)).all()):
         raise UserError("worst-case: start must lie within epsilon of the images and in [0, 1]")

@@ -100,7 +100,7 @@ def _chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     if callable(chain := getattr(model, "chain", None)):
         for part, module in chain():
             yield from _chain(module, f"{name}{part}")
-    elif isinstance(model, nn.Sequential):
+    elif isinstance(model, nn.Sequential) and getattr(model.forward, "__func__", None) is nn.Sequential.forward:
         for part, module in model.named_children():
             yield from _chain(module, f"{name}.{part}" if name else part)
     else:
@@ -108,8 +108,11 @@ def _chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def _layer(name: str, module: nn.Module) -> list[Layer]:
-    """The layers that one module is; none where it does nothing in evaluation."""
-    if isinstance(module, _AS_IT_IS):
+    """The layers that one module is; none where it does nothing in evaluation.
+
+    By its very type: a subclass may do anything else.
+    """
+    if type(module) in _AS_IT_IS:
         return []
     if type(module) is nn.ReLU:
         return [ReLU(name)]
@@ -119,9 +122,9 @@ def _layer(name: str, module: nn.Module) -> list[Layer]:
         return [_linear(name, module)]
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and type(module) in _NORMS and module.track_running_stats:
         return _batch_norm(name, module)
-    if isinstance(module, (nn.Flatten, *_AVERAGES)):
+    if type(module) in (nn.Flatten, *_AVERAGES):
         return [Affine(name, module, module, _terms(module))]
-    if isinstance(module, PixelScale):
+    if type(module) is PixelScale:
         return [Affine(name, module, lambda r: r / module.std, 2)]
     kind = type(module).__name__ + ("" if type(module) is not nn.Conv2d else f" padded with '{module.padding_mode}'")
     raise UserError(

@@ -93,7 +93,7 @@ def _applied(
     corruption: Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
 ) -> tuple[Tensor, Tensor | None]:
     _check(images)
-    check_severity(severity)
+    severity = check_severity(severity)
     names = list(range(len(images)) if keys is None else keys)
     if len(names) != len(images):
         raise UserError(f"{corruption.name}: {len(images)} images but {len(names)} keys; give one for each image")

@@ -13,6 +13,7 @@ from trustcxr import attacks
 from trustcxr.attacks.contract import lowered, radii, uniform_start
 from trustcxr.defences.contract import Precision, Radius, Weighing, weighted_cross_entropy
 from trustcxr.models.folding import folded
+from trustcxr.models.untouched import uncached
 
 NOISE = 2.0  # radii that the noise of N-FGSM is wide, the paper's
 
@@ -139,7 +140,7 @@ def trades(
     """
     adversarial = _random_start(images, epsilon)
     with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
-        with torch.no_grad():
+        with torch.no_grad(), uncached():
             answer = model(images).float().softmax(1)
         for _ in range(steps):
             gradient, _ = attacks.input_gradient(

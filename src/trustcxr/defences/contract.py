@@ -12,10 +12,14 @@ Radius = float | Tensor
 
 
 class Weighing(TypedDict, total=False):
-    """How the cross-entropy of the loss is weighed."""
+    """How the cross-entropy of the loss is weighed.
+
+    `mean_weight`: what the class of a film weighs on average in the whole batch, where this is a part of one.
+    """
 
     label_smoothing: float
     class_weights: Tensor | None
+    mean_weight: Tensor
 
 
 class Defence(Protocol):
@@ -42,7 +46,20 @@ def standard(
 
 
 def weighted_cross_entropy(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    mean_weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy, a mean over images, of logits (B, C); its classes weighed and its labels smoothed as asked."""
+    """Cross-entropy, a mean over images, of logits (B, C); its classes weighed and its labels smoothed as asked.
+
+    The weighed sum is divided by the weights of these images; with `mean_weight` by what as many weigh on average in
+    the whole batch, so that the parts of a batch, each counted by its images, add up to the loss of the whole.
+    """
+    if class_weights is not None and mean_weight is not None:
+        weights = class_weights / mean_weight
+        summed = F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing, reduction="sum")
+        return summed / len(labels)
     return F.cross_entropy(logits, labels, weight=class_weights, label_smoothing=label_smoothing)

@@ -79,17 +79,19 @@ def guidance(found: Pass, known: Known, *, loss: str = "energy") -> Tensor:
     less its share inside, or by "l1": the mean distance of the map, its peak at 1, from the mask (both Rao et al.
     2023); of evidence also by "odds": the cross-entropy of the evidence, taken as the logarithm of the odds that a cell
     is diseased. Of evidence, on films with lungs, the places that count are held to the lungs too, by cross-entropy.
+    It is a mean over the films with a lesion (with lungs); of a part of a batch, its part of the whole batch's mean.
     """
+    ill, breathing = (None, None) if known.shares is None else known.shares
     if found.on == "evidence":
         evidence, places = EvidenceNet.weighed(found.read[: len(known.labels)].float())
         own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None]
         lung = F.adaptive_avg_pool2d(known.lung, (own.shape[-2], own.shape[-1]))
         where = F.binary_cross_entropy_with_logits(places, lung, reduction="none").mean((1, 2, 3))
-        placed = _mean_over(where, has_lungs(known.lung).flatten())
+        placed = _mean_over(where, has_lungs(known.lung).flatten(), breathing)
     else:
         own, placed = explained(found, known), found.logits.new_zeros(())
     inside = F.adaptive_avg_pool2d(known.lesion, (own.shape[-2], own.shape[-1]))
-    return _mean_over({"energy": _energy, "l1": _l1, "odds": _odds}[loss](own, inside), known.ill()) + placed
+    return _mean_over({"energy": _energy, "l1": _l1, "odds": _odds}[loss](own, inside), known.ill(), ill) + placed
 
 
 def explained(found: Pass, known: Known) -> Tensor:
@@ -122,5 +124,6 @@ def _l1(own: Tensor, inside: Tensor) -> Tensor:
     return (own / peak - inside).abs().mean((1, 2, 3))
 
 
-def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+def _mean_over(values: Tensor, chosen: Tensor, share: Tensor | None) -> Tensor:
+    """Mean of the chosen values; with the share of the whole batch that is chosen, over as many of these as that is."""
+    return (values * chosen).sum() / (chosen.sum().clamp(min=1) if share is None else share * len(values))

@@ -19,7 +19,8 @@ CONTROL = 0.75  # controls beside each film that is made counterfactual: they ke
 class Known:
     """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,).
 
-    edited (B,) bool: which films are counterfactual, or controls of such; None where none was made.
+    edited (B,) bool: which films are counterfactual, or controls of such; None where none was made. shares (2,): of a
+    part of a batch the shares of the whole batch's films that have a lesion, and that have lungs.
     """
 
     pixels: Tensor
@@ -27,11 +28,12 @@ class Known:
     lung: Tensor
     lesion: Tensor
     edited: Tensor | None = None
+    shares: Tensor | None = None
 
     def of(self, part: slice) -> "Known":
         """A part of the batch."""
         edited = None if self.edited is None else self.edited[part]
-        return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited)
+        return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited, self.shares)
 
     def ill(self) -> Tensor:
         """(B,) bool: films with a lesion."""

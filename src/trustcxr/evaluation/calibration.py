@@ -27,10 +27,11 @@ def describe(
     mean confidence, and the bins of the reliability diagram (DeGroot and Fienberg 1983).
 
     `refit`: the run was trained anew on validation images too, so that no image is left to fit its temperature on, and
-    that of the network before says nothing of this one: temperature and all that is scaled stay empty.
+    that of the network before says nothing of this one: temperature and all that is scaled stay empty. So they do where
+    there is no unperturbed validation image.
     """
     fitted = validation[validation["attack"] == tables.CLEAN]
-    temperature = None if refit else fit_temperature(tables.logits_of(fitted), fitted["label"])
+    temperature = None if refit or fitted.empty else fit_temperature(tables.logits_of(fitted), fitted["label"])
     samples = Bootstraps(resamples=resamples)
     plain = predictions[(tables.severities(predictions) == 0) & ~predictions["attack"].isin(catalogue.VIEWS)]
     clean = plain["attack"] == tables.CLEAN

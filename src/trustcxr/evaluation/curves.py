@@ -47,7 +47,7 @@ def _chunk(weights: Floats, positive: NDArray[np.bool_], ends: NDArray[np.intp])
         false = np.hstack([none, alarms / alarms[:, -1:]]) if len(ends) else none * np.nan
         precision = np.hstack([none + 1, hits / (hits + alarms)]) if len(ends) else none * np.nan
     average = np.nansum(np.diff(recall, axis=1) * precision[:, 1:], axis=1)
-    average[~np.isfinite(recall[:, -1])] = np.nan
+    average[~np.isfinite(recall[:, -1]) | ~np.isfinite(false[:, -1])] = np.nan
     sensitivity = np.full((len(weights), len(FALSE_POSITIVES)), np.nan)
     precise = np.full((len(weights), len(RECALLS)), np.nan)
     for row in np.flatnonzero(np.isfinite(recall[:, -1]) & np.isfinite(false[:, -1])):

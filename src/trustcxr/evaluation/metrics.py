@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from trustcxr import statistics
 from trustcxr.catalogue import GROUPINGS, LUNGS_HIDDEN, ONE_STEP, VIEWS
+from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration
 from trustcxr.results.documents import (
     Accuracy,
@@ -39,7 +40,9 @@ def classification(
     are not defined, nor precision and F1 where it is not predicted either: NaN, and left out of the mean of classes. A
     resample in which a class of the sample was not drawn says nothing of that mean. Accuracy, recall, precision and
     balanced accuracy near 0 or 1 have the score interval, the others that of the resamples alone.
+    Raises NotFiniteError where a logit is NaN, which argmax would call the answer.
     """
+    _check_numbers(logits)
     count = len(classes)
     bootstrap = Bootstrap.over(groups, resamples=resamples)
     predicted = logits.argmax(1)
@@ -75,6 +78,11 @@ def classification(
     )
 
 
+def _check_numbers(logits: Floats) -> None:
+    if lost := int(np.isnan(logits).any(1).sum()):
+        raise NotFiniteError(f"{lost} of {len(logits)} rows of the predictions hold NaN; evaluate the run again")
+
+
 def _figure(values: Floats) -> Share:
     """Values (R + 1,) of the sample and its resamples as a figure with its interval."""
     return Share(value=float(values[0]), ci=interval(values))
@@ -99,7 +107,7 @@ def _from_confusion(confusion: Floats) -> dict[str, Floats]:
     hit, true, said = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(2), confusion.sum(1)
     total = confusion.sum((1, 2))
     return {
-        "accuracy": np.divide(hit.sum(1), total, out=np.zeros_like(total), where=total > 0),
+        "accuracy": np.divide(hit.sum(1), total, out=np.full_like(total, np.nan), where=total > 0),
         "precision": np.divide(hit, said, out=np.where(true > 0, 0.0, np.nan), where=said > 0),
         "recall": np.divide(hit, true, out=np.full_like(hit, np.nan), where=true > 0),
         "f1": np.divide(2 * hit, true + said, out=np.full_like(hit, np.nan), where=true + said > 0),
@@ -119,7 +127,9 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     them), "shortcuts" (the views) and "without_lungs" (of the views that hide the lungs the one with the highest
     accuracy, which is the worst for whoever claims that the lungs are needed), "attacks",
     "input_gradients" (where any was measured), "corruptions" and "corruptions_mean".
+    Raises NotFiniteError where a logit is NaN.
     """
+    _check_numbers(logits_of(predictions))
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
     labels = clean["label"].to_numpy(dtype=np.int64)

@@ -24,7 +24,7 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
 from trustcxr.models import classifier
 from trustcxr.models.untouched import is_randomised
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN, Condition
@@ -135,8 +135,9 @@ def predict(
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
     Batches are worked on side by side, one a core, unless `at_once` is off: for a model whose code may not run twice at
-    a time.
+    a time. UserError where a condition is there twice.
     """
+    refuse_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
     asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out)
     batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()

@@ -27,7 +27,7 @@ WIDTH = 48  # channels; evidence-33x96 has 96
 _FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
 _WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
 SCALE = 16.0  # of the map: many cells are summed
-_NAME = re.compile(rf"evidence-({'|'.join(KINDS)})(?:x(\d+))?")
+_NAME = re.compile(rf"evidence-({'|'.join(KINDS)})(?:x([2-9]|[1-9]\d+))?")  # the stem has half of the width
 
 
 def _layer(

@@ -44,8 +44,14 @@ def build(
     There are `members` of each network in the ensemble. `input_blur` is the odd side of a mean filter at the input, in
     pixels. `local_contrast` is the odd side of the square, in pixels, whose mean and spread each pixel is measured by
     at the input. `lung_gate` puts an untrained LungGate before the network.
-    Raises UserError where the weights cannot be had, or the network has no layer that an option is about.
+    Raises UserError where the weights cannot be had, the network has no layer that an option is about, or an option is
+    out of its range.
     """
+    if members < 1:
+        raise UserError(f"members must be at least 1, not {members}")
+    for option, side in (("input_blur", input_blur), ("local_contrast", local_contrast)):
+        if side and (side < 0 or side % 2 == 0):
+            raise UserError(f"{option} must be odd, or 0 for none, not {side}: an even filter would shift the image")
     archs = architectures(name) * members
     means, stds = zip(*map(_normalisation, archs), strict=True)
     nets = [_network(arch, classes, str(weights)) for arch in archs]

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from trustcxr.errors import unknown
 
 Mode = Literal["eval", "train"]
 
@@ -15,7 +17,10 @@ def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     """Run the model in `mode` and leave no trace: flags of every module, running statistics, random state.
 
     Modules are put back one by one: `model.train()` would thaw a BatchNorm that was frozen on purpose.
+    Raises UserError for any other mode.
     """
+    if mode not in get_args(Mode):
+        raise unknown("mode", mode, get_args(Mode))
     flags = [(module, module.training) for module in model.modules()]
     # In training mode buffers move (running statistics, counters), so copies stand in for them.
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()] if mode == "train" else []
@@ -37,23 +42,34 @@ def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 
 @contextmanager
+def uncached() -> Iterator[None]:
+    """Autocast keeps no weights that are cast inside.
+
+    Before torch 2.10 it keeps those cast without gradients too, and a training step would then use them.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+@contextmanager
 def as_found(model: nn.Module, device: torch.device, *, seed: int | None = None) -> Iterator[None]:
     """Eval mode inside; outside, every module's own mode, the random state and autocast's cache as they were.
 
     `seed`: where random numbers inside start from; None for wherever they are.
     """
     training = [module for module in model.modules() if module.training]
-    cached = torch.is_autocast_cache_enabled()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), uncached():
         if seed is not None:
             torch.default_generator.manual_seed(seed)
             if devices:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
         try:
-            # Before torch 2.10 autocast keeps weights cast without gradients, and a training step would then use them.
-            torch.set_autocast_cache_enabled(False)
             # Flag by flag: a module's own train() may do more than set it.
             for module in training:
                 module.training = False
@@ -61,7 +77,6 @@ def as_found(model: nn.Module, device: torch.device, *, seed: int | None = None)
         finally:
             for module in training:
                 module.training = True
-            torch.set_autocast_cache_enabled(cached)
 
 
 def is_randomised(model: nn.Module, images: Tensor) -> bool:

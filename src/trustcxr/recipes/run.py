@@ -137,6 +137,8 @@ class RunRecipe(Strict):
         if self.training.needs_lesions and self.background == "crop":
             raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
         self._guidance_fits()
+        if self.defence.certifies:
+            self._bounds_fit()
         if self.defence.start_from == "standard" and self.defence.background is not None and self.lung_gate:
             raise ValueError(
                 "start_from: standard has no lung gate to start from; "
@@ -153,6 +155,21 @@ class RunRecipe(Strict):
                 f"{self.training.background}; set training.background"
             )
         return self
+
+    def _bounds_fit(self) -> None:
+        name, shown = self.defence.name, self.defence.clean_share + self.defence.attack_share
+        if self.training.guidance and not shown:
+            raise ValueError(
+                f"guidance looks at what explains an answer to a film, and {name} asks for bounds alone; set "
+                "defence.clean_share too, or leave guidance out"
+            )
+        if self.training.outside_gradient:
+            raise ValueError(f"outside_gradient is of the answer to a film, and {name} trains on a bound; leave it out")
+        if self.empty_lungs:
+            raise ValueError(
+                f"background: {self.background} shows films with emptied lungs beside each batch, which {name} cannot "
+                "bound; choose full, swap, mask or crop"
+            )
 
     def _guidance_fits(self) -> None:
         asked, name = self.training, self.model.name

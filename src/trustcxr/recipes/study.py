@@ -106,18 +106,11 @@ def _check_study(recipe: StudyRecipe) -> None:
         made = [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
         trained_how = [run.trained_how for run in made]
         runs += [run.name for run in made]
-    attacks = recipe.evaluation.attacks
     listed: dict[str, list[object]] = {
         "models": [model.called.lower() for model in recipe.models],
         "defences": trained_how,  # the baselines come first
         "label": runs,
         "seeds": list(recipe.seeds),
-        "evaluation.attacks": [
-            f"{a.name} at {epsilon:g}"
-            + (f" with {a.effort} {'steps' if a.steps else 'queries'}" if a.effort > 1 else "")
-            for a in attacks
-            for epsilon in a.epsilons
-        ],
     }
     for key, names in listed.items():
         if twice := [name for name in names if names.count(name) > 1]:

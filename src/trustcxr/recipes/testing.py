@@ -1,12 +1,12 @@
 """The parts of a recipe that say what a run is tested with: attacks, corruptions, saliency."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from trustcxr.catalogue import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method
-from trustcxr.errors import unknown
+from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.validation import Fraction, Resamples, Strict
 
 
@@ -70,6 +70,17 @@ class AttackRecipe(Strict):
         return {k: getattr(self, k) for k in self.entry.options if k != "surrogate"}
 
 
+def refuse_repeats(attacks: Sequence[AttackRecipe]) -> None:
+    """UserError where one condition is there twice: its rows would be counted as one condition of twice the films."""
+    found: set[tuple[str, float, int]] = set()
+    for attack in attacks:
+        for epsilon in map(float, attack.epsilons):
+            if (attack.name, epsilon, attack.effort) in found:
+                effort = f" with {attack.effort} {'steps' if attack.steps else 'queries'}" if attack.effort > 1 else ""
+                raise UserError(f"key 'evaluation.attacks': {attack.name} at {epsilon:g}{effort} is there twice")
+            found.add((attack.name, epsilon, attack.effort))
+
+
 class CorruptionsRecipe(Strict):
     """What real films suffer, at severities 1 to 5."""
 
@@ -96,6 +107,11 @@ class EvaluationRecipe(Strict):
     corruptions: CorruptionsRecipe | None = Field(None, description="{names: all or a list, severities: [1, 3, 5]}")
     batch_size: int = Field(64, ge=1)
     bootstrap: Resamples = Field(2000, description="resamples behind each interval")
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        refuse_repeats(self.attacks)
+        return self
 
     def conditions(self) -> set[tuple[str, float, int, int]]:
         """What this asks of predictions.parquet beside clean and views: attack, epsilon, steps, severity."""

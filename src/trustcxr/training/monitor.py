@@ -19,6 +19,7 @@ from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError
+from trustcxr.evaluation.metrics import constant_answer
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
@@ -39,7 +40,8 @@ class Monitor(pl.Callback):
 
     A run that no attack trained is judged by its accuracy on validation. One that an attack trained is judged by its
     accuracy under PGD on a slice of validation, above what a constant answer would have; FGSM accuracy only breaks ties
-    (and decides where PGD accuracy is never above chance), since FGSM accuracy alone rewards masked gradients.
+    (and decides where PGD accuracy is never above chance), since FGSM accuracy alone rewards masked gradients. Both are
+    balanced there, a mean over the classes: of uneven classes one answer to all would have the most.
     One that was trained by bounds is judged by what interval bounds prove on all of validation, at the whole epsilon.
     """
 
@@ -51,6 +53,7 @@ class Monitor(pl.Callback):
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
         self.processor_seconds, self._worked = 0.0, 0.0
+        self.balanced: dict[str, float] = {}  # the last epoch's accuracies under attack, as means over the classes
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
@@ -88,13 +91,14 @@ class Monitor(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Validate, keep, and decide whether to go on."""
+        self.balanced = {}
         row = {
             "epoch": module.current_epoch,
             "train_loss": module.sums["loss"] / module.sums["count"],
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "epsilon": module.epsilon(module.global_step) if module.robust else 0.0,
             "train_accuracy": module.sums["right"] / module.sums["count"],
-            **validate(module.candidate(), self.val, self.recipe, module.device, self.cards),
+            **validate(module.candidate(), self.val, self.recipe, module.device, self.cards, self.balanced),
         }
         self.seconds += time.monotonic() - self._started
         worked = torch.tensor(time.process_time() - self._worked, device=module.device)
@@ -155,11 +159,14 @@ class Monitor(pl.Callback):
             return row["val_accuracy"]
         if self.recipe.defence.certifies:
             return row["val_certified_accuracy"]
-        return max(row["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * row["val_fgsm_accuracy"]
+        judged = row | self.balanced
+        return max(judged["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * judged["val_fgsm_accuracy"]
 
     def _overfits(self, row: dict[str, float]) -> bool:
         """Catastrophic overfitting (Wong et al. 2020): PGD accuracy falls at once while FGSM accuracy stays."""
-        if not self.recipe.defence.attacks or self.best["best_pgd"] < 1 / len(self.val.classes) + 0.1:
+        if not self.recipe.defence.attacks:
+            return False
+        if self.best["best_pgd"] < constant_answer(np.asarray(self.val.labels)[attacked_rows(self.val)]) + 0.1:
             return False
         fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
         return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
@@ -247,7 +254,12 @@ class Bar(pl.Callback):
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, val: "Dataset", recipe: RunRecipe, device: torch.device, cards: Cards = ALONE
+    model: nn.Module,
+    val: "Dataset",
+    recipe: RunRecipe,
+    device: torch.device,
+    cards: Cards = ALONE,
+    balanced: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it.
 
@@ -255,7 +267,8 @@ def validate(
     class, and such weights could be kept as the best.
 
     For a run that was trained by bounds also what interval bounds prove, without CROWN and in the weights' precision.
-    Of `cards` each judges its part of the images, every image once, and all get the figures of the whole.
+    Of `cards` each judges its part of the images, every image once, and all get the figures of the whole. Into
+    `balanced` go the accuracies under attack as means over the classes.
     """
 
     def share(right: float, of: int) -> float:
@@ -279,7 +292,8 @@ def validate(
         return figures
     watched = attacked_rows(val)
     rows, lower = watched[cards.rank :: cards.world], precision.lower(recipe.training.precision, device.type)
-    hits = dict.fromkeys(USUAL_ATTACKS, 0.0)
+    of_class = torch.bincount(torch.as_tensor(val.labels[watched]), minlength=len(val.classes))
+    hits = {name: torch.zeros(len(of_class), device=device) for name in USUAL_ATTACKS}
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
         images = _pixels(torch.from_numpy(val.images[some]), device)
@@ -292,8 +306,13 @@ def validate(
             )
         with attacks.undisturbed(model):
             for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
-                hits[name] += float((model(perturbed).argmax(1) == labels).sum())
-    return figures | {f"val_{name}_accuracy": share(count, len(watched)) for name, count in hits.items()}
+                found = labels[model(perturbed).argmax(1) == labels]
+                hits[name] += torch.bincount(found, minlength=len(of_class))
+    for name, own in hits.items():
+        figures[f"val_{name}_accuracy"] = share(float(own.sum()), len(watched))
+        if balanced is not None:
+            balanced[f"val_{name}_accuracy"] = float((cards.summed(own).cpu() / of_class)[of_class > 0].mean())
+    return figures
 
 
 def _batches(val: "Dataset", cards: Cards) -> DataLoader:

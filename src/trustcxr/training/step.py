@@ -1,7 +1,7 @@
 """What one training step is: a batch, changed as the recipe says, through the defence; and how the weights move."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,19 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.training.cards import Cards
 
 ALONE = Cards()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the parts of a batch must know of all of it, of all processes together, to add up to its gradients.
+
+    `images`: how many; `emptied`: how many films with emptied lungs stand beside them; `weighing`: the `mean_weight` of
+    their classes, where classes are weighed.
+    """
+
+    images: int
+    emptied: float = 0.0
+    weighing: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingStep(pl.LightningModule):
@@ -126,15 +139,19 @@ class TrainingStep(pl.LightningModule):
         if known is not None and self.healthy is not None:
             known = self._counterfactual(known, self.healthy)
             pixels, labels = known.pixels, known.labels
-        whole, counted = self._total(len(labels)), torch.zeros(3, device=self.device)
+        emptied = pixels[:0]  # drawn for the whole batch: each part would have one at least
+        if self.recipe.empty_lungs and lungs is not None:
+            emptied = lung_losses.emptied(pixels, lungs)
+        whole, known = self._whole(labels, known, len(emptied))
+        counted = torch.zeros(3, device=self.device)
         for number in range(parts := min(self.cards.parts, len(labels))):
-            part = slice(len(labels) * number // parts, len(labels) * (number + 1) // parts)
-            beside = None if lungs is None else lungs[part], None if known is None else known.of(part)
-            loss, right = self._on(part, pixels[part], labels[part], *beside)
+            part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
+            beside = None if lungs is None else lungs[part], None if known is None else known.of(part), emptied[few]
+            loss, right = self._on(part, pixels[part], labels[part], *beside, whole)
             count = part.stop - part.start
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
-            if count * self.cards.world != whole:  # processes are averaged over, parts of a process added up
-                loss = loss * (count * self.cards.world / whole)
+            if count * self.cards.world != whole.images:  # processes are averaged over, parts of a process added up
+                loss = loss * (count * self.cards.world / whole.images)
             if number + 1 < parts:  # the last is Lightning's, and the one in which processes meet
                 self.trainer.strategy.backward(loss, None)
         found = dict(zip(("loss", "right", "count"), self.cards.summed(counted).tolist(), strict=True))
@@ -144,21 +161,44 @@ class TrainingStep(pl.LightningModule):
         return loss
 
     def _on(
-        self, part: slice, pixels: Tensor, labels: Tensor, lungs: Tensor | None, known: Known | None
+        self,
+        part: slice,
+        pixels: Tensor,
+        labels: Tensor,
+        lungs: Tensor | None,
+        known: Known | None,
+        emptied: Tensor,
+        whole: Whole,
     ) -> tuple[Tensor, Tensor]:
         """The loss on a part of a batch, and how many of it are right."""
         # Members of an ensemble learn each for itself, on its own attack, so that they stay different.
         learners = [self.attacked()]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, lungs, known, part) for learner in learners]
+        learnt = [self._learn(learner, pixels, labels, lungs, known, part, emptied, whole) for learner in learners]
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
 
-    def _total(self, mine: int) -> int:
-        """Images in the batch of all processes together, of which `mine` are this one's."""
-        return mine if self.cards.world == 1 else self.batch_images
+    def _whole(self, labels: Tensor, known: Known | None, emptied: int) -> tuple[Whole, Known | None]:
+        """What is to be known of the whole batch, of which this process has these; and what is known, with its shares.
+
+        A batch in one part on one card is its own whole.
+        """
+        if self.cards.parts == self.cards.world == 1:
+            return Whole(len(labels), emptied), known
+        images = len(labels) if self.cards.world == 1 else self.batch_images
+        counts = torch.zeros(4, device=self.device)
+        counts[0] = emptied
+        if self.class_weights is not None:
+            counts[1] = self.class_weights[labels].sum()
+        if known is not None:
+            counts[2], counts[3] = known.ill().sum(), has_lungs(known.lung).sum()
+        counts = self.cards.summed(counts)
+        weighing = {} if self.class_weights is None else {"mean_weight": counts[1] / images}
+        if known is not None:
+            known = replace(known, shares=counts[2:].clamp(min=1) / images)
+        return Whole(images, float(counts[0]), weighing), known
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Before Lightning's backward pass; where a batch has parts, the gradients of the first are there by then."""
@@ -173,21 +213,25 @@ class TrainingStep(pl.LightningModule):
         lungs: Tensor | None,
         known: Known | None,
         part: slice,
+        emptied: Tensor,
+        whole: Whole,
     ) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch or a part of one, and its logits."""
         training, beside = self.recipe.training, None
         weight, guided = training.outside_gradient, training.guidance > 0 and known is not None
         watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
-        if self.recipe.empty_lungs and lungs is not None and len(emptied := lung_losses.emptied(pixels, lungs)):
+        if len(emptied):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
         with lung_losses.recorded(learner, wanted=weight > 0) as passes, watched as seen:
             edited = None if known is None else known.edited
-            loss, logits = self.defence(learner, pixels, labels, **self.defence_options(lungs, part, edited))
+            options = self.defence_options(lungs, part, edited) | whole.weighing
+            loss, logits = self.defence(learner, pixels, labels, **options)
         if weight and lungs is not None:
             outside = (1 - lungs) * has_lungs(lungs)
             loss = loss + weight * lung_losses.penalty(passes, logits, outside)
         if beside is not None:
-            loss = loss + beside.confusion_loss()
+            counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied films
+            loss = loss + counts_for * beside.confusion_loss()
         if seen and known is not None:
             loss = loss + training.guidance * guidance.guidance(seen[-1], known, loss=training.guidance_loss)
         return loss, logits
