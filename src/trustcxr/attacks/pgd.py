@@ -55,11 +55,9 @@ def pgd(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
-    if norm not in get_args(Norm):
-        raise unknown("norm", norm, get_args(Norm))
+    _check_climb(norm, steps, restarts, step_size)
     check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
     images = images.detach()
-    _check_climb(steps, restarts, step_size)
     if stop_when_wrong and mode == "train":
         raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
     radius = radii(epsilon, images)
@@ -88,7 +86,9 @@ def pgd(
     return result
 
 
-def _check_climb(steps: int, restarts: int, step_size: float | None) -> None:
+def _check_climb(norm: str, steps: int, restarts: int, step_size: float | None) -> None:
+    if norm not in get_args(Norm):
+        raise unknown("norm", norm, get_args(Norm))
     check_counts("pgd", steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
         raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")

@@ -64,12 +64,10 @@ def nearest(
     from trustcxr.attacks import get
 
     check_input(images, labels, highest)
-    if attack == "pgd-l2":
-        raise UserError("smallest_epsilon: pgd-l2 has no L-infinity radius; take pgd or another")
     if not tolerance > 0:
         raise UserError(f"smallest_epsilon: tolerance must be above 0, not {tolerance:g}")
     run = get(attack)
-    _check_options(attack, run, options)
+    _check_attack(attack, run, options)
     images = images.detach()
     if attack in ("pgd", "momentum"):
         options = {"stop_when_wrong": True} | options
@@ -108,8 +106,10 @@ def nearest(
         attempt(rows, middle[rows])
 
 
-def _check_options(attack: str, run: Callable[..., Tensor], options: Iterable[str]) -> None:
-    """UserError for an option that the attack does not take, and for one that it cannot go without."""
+def _check_attack(attack: str, run: Callable[..., Tensor], options: Iterable[str]) -> None:
+    """UserError for an attack without L-infinity radii, an option that it does not take, one that it cannot lack."""
+    if attack == "pgd-l2":
+        raise UserError("smallest_epsilon: pgd-l2 has no L-infinity radius; take pgd or another")
     described: Callable[..., object] = worst_case_report if attack == WORST_CASE else run
     taken = {name: each for name, each in signature(described).parameters.items() if name != "epsilon"}
     for name in options:
