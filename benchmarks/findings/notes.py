@@ -79,6 +79,15 @@ def said(found: pd.DataFrame) -> str:
 
 def _page(name: str, found: pd.DataFrame) -> str:
     text = (RESULTS / name).read_text(encoding="utf-8")
+    told = note(name, found, text)
+    if PART.search(text):
+        return PART.sub(lambda _: told, text)
+    at = text.index("\n", text.index(NOTICE)) if NOTICE in text else text.index("\n")
+    return f"{text[:at]}\n\n{told}{text[at:]}"
+
+
+def note(name: str, found: pd.DataFrame, text: str = "") -> str:
+    """What stands on a page, of that name and text, of how often Test was opened and for what."""
     mine = found[found["pages"] == name]
     if mine["images"].iloc[0] in (FIRST, HOLDS_FIRST):
         which = " and ".join(str(number) for number in mine["number"])
@@ -90,11 +99,7 @@ def _page(name: str, found: pd.DataFrame) -> str:
         beside = [text, *(path.read_text(encoding="utf-8") for path in RESULTS.glob(f"{stem}*.csv"))]
         older = [told for sign, told in MENDED.items() if any(sign in one for one in beside)]
         lines.append("Written before the statistics were mended (statistics-before-after.md). " + " ".join(older))
-    note = _marked(" ".join(lines), "\n")
-    if PART.search(text):
-        return PART.sub(lambda _: note, text)
-    at = text.index("\n", text.index(NOTICE)) if NOTICE in text else text.index("\n")
-    return f"{text[:at]}\n\n{note}{text[at:]}"
+    return _marked(" ".join(lines), "\n")
 
 
 def _marked(text: str, space: str) -> str:

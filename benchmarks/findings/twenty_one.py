@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.findings import notes
 from trustcxr.about import NOTICE
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.report import markdown, words
@@ -55,6 +56,8 @@ def lines(kept: Path) -> Iterator[str]:
     runs = [read(kept, run) for run in planned_runs.certain if (kept / "runs" / run.name).is_dir()]
     in_all = len(planned_runs.certain) + planned_runs.to_choose * len(recipe.defences) * len(recipe.seeds)
     yield from (f"# {recipe.title}: {len(runs)} of {in_all} runs so far", "")
+    if kept == KEPT and runs:
+        yield from (notes.note(KEPT.with_suffix(".md").name, notes.openings()), "")
     yield from (
         "`trustcxr study twenty-one --data covidqu-midi --out out/twenty-one --kept results/twenty-one`, then "
         f"`python -m benchmarks.findings.twenty_one`. {NOTICE}",
