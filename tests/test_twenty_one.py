@@ -6,6 +6,7 @@ from benchmarks.findings import twenty_one
 
 from trustcxr.recipes.study import load_study
 from trustcxr.results import files
+from trustcxr.results.documents import Classification, Share
 from trustcxr.study import finished, planned
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
@@ -27,3 +28,11 @@ def test_what_is_finished_and_what_is_missing_is_said(tmp_path: Path) -> None:
     figure = f"{100 * said['clean']['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     assert any(line.startswith("| test_resnet-fgsm-s0 |") and figure in line for line in page.splitlines())
     assert "Research software. Not for diagnosis." in page
+
+
+def test_how_little_was_learnt_is_said() -> None:
+    def judged(accuracy: float) -> Classification:
+        return Classification(accuracy=Share(value=accuracy, ci=(0, 1)), constant_answer=0.486)
+
+    (said, _) = twenty_one.near_constant({"a": judged(0.62), "b": judged(0.70), "c": judged(0.50)})
+    assert said.startswith("**A constant answer has 48.6. Less than 15 points above it are 2 of 3: a, c**")

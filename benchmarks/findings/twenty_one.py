@@ -9,7 +9,7 @@ study that was begun without `--kept`, whose finished runs are put there first. 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.report import markdown, words
 from trustcxr.report.study_folder import Run
 from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import CostDocument, RunDocument, StudyPlan, TrainingDocument
+from trustcxr.results.documents import Classification, CostDocument, RunDocument, StudyPlan, TrainingDocument
 from trustcxr.study import finished, planned, standing
 from trustcxr.study.choice import ranked
 from trustcxr.study.costs import COST_FILE, kind
@@ -28,6 +28,7 @@ from trustcxr.study.costs import COST_FILE, kind
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 KEPT = RESULTS / "twenty-one"
 EPSILON = 0.02
+NEAR = 0.15  # of accuracy above a constant answer: less is said to be little
 _PAPER = (
     "Of arXiv 2311.14227 two figures could be traced, each the best of its 21 networks at 224 pixels on all of "
     "COVID-QU-Ex from ImageNet's weights (97.03 % accuracy; 95.03 % under FGSM at 0.02 after FGSM training, by "
@@ -136,7 +137,8 @@ def on_validation(kept: Path, runs: planned.Planned) -> Iterator[str]:
         ]
         for row in order
     ]
-    yield from ("## On validation", "", *markdown.table(["network", "accuracy", "balanced", "chosen"], rows), "")
+    yield from ("## On validation", "", *near_constant({row.model: said[row.model] for row in order}))
+    yield from (*markdown.table(["network", "accuracy", "balanced", "chosen"], rows), "")
     if whole:
         least = min(row.value or 0.0 for row in order if row.chosen)
         near = [
@@ -148,6 +150,18 @@ def on_validation(kept: Path, runs: planned.Planned) -> Iterator[str]:
             f"Passed over, though their interval reaches the last that was chosen: {', '.join(near) or 'none'}.",
             "",
         )
+
+
+def near_constant(said: Mapping[str, Classification]) -> Iterator[str]:
+    """How little was learnt, of each network by its figures on validation."""
+    constant = max((clean.constant_answer or 0.0 for clean in said.values()), default=0.0)
+    near = [name for name, clean in said.items() if (clean.accuracy.value or 0.0) < constant + NEAR]
+    yield from (
+        f"**A constant answer has {words.hundred(constant)}. Less than {100 * NEAR:g} points above it "
+        f"{'is' if len(near) == 1 else 'are'} {len(near)} of {len(said)}: {', '.join(near) or 'none'}**; what a map or "
+        "an attack says of a network that has learnt so little is of little worth.",
+        "",
+    )
 
 
 def _validated(kept: Path, run: RunRecipe) -> Path:
