@@ -84,10 +84,10 @@ def lines(kept: Path) -> Iterator[str]:
     if runs:
         yield from ("## On Test", "", *markdown.robustness(runs, EPSILON), "")
         yield from (
-            "Minutes: of training by the clock, beside other work that stopped some of it for a time; the last table has "
-            f"processor minutes. Attacks at epsilon {EPSILON:g}. Mean: over the corruptions of the recipe at severity 3. "
-            "Failing gradients: the verdict, whose reason stands in each run's metrics.json. Lungs hidden: of all ways to "
-            "hide them the one that leaves the most.",
+            "Minutes: of training by the clock, beside other work that stopped some of it for a time; the last table "
+            f"has processor minutes. Attacks at epsilon {EPSILON:g}. Mean: over the corruptions of the recipe at "
+            "severity 3. Failing gradients: the verdict, whose reason stands in each run's metrics.json. Lungs hidden: "
+            "of all ways to hide them the one that leaves the most.",
             "",
             *markdown.localisation(runs),
         )
