@@ -19,6 +19,10 @@ from PIL import Image
 
 from trustcxr.data import decoding, load_dataset, read_image, read_manifest, read_mask, store, sums
 from trustcxr.errors import UserError
+from trustcxr.study.films import report_skipped
+from trustcxr.study.provenance import describe_data
+
+ROLES = {"train": "Train", "test": "Test"}
 
 
 @pytest.fixture
@@ -148,6 +152,23 @@ def test_a_broken_image_is_reported_and_left_out(films: Path, tmp_path: Path) ->
     assert data.masks("lung")[0].any()
     assert not data.masks("lung")[1:].any()
     assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache").skipped) == 0
+
+
+def test_what_cannot_be_read_is_said_of_every_split_images_and_masks(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the radiologists' masks of a class are fewer than they were drawn, and nobody knows."""
+    splits = {role: load_dataset(films, name, 32, cache=tmp_path / "a") for role, name in ROLES.items()}
+    numbered, broken = films / splits["train"].table["lung_mask"][0], films / splits["test"].table["path"][0]
+    Image.new("L", (30, 40), 2).save(numbered)
+    broken.write_bytes(broken.read_bytes()[:60])
+    splits = {role: load_dataset(films, name, 32, cache=tmp_path / "b") for role, name in ROLES.items()}
+    report_skipped(*splits.values())
+    images, masks = sorted(line for line in capsys.readouterr().err.splitlines() if "unreadable" in line)
+    assert images.startswith("1 unreadable images of Test are left out; the first: Test/")
+    assert masks.startswith("1 unreadable masks of Train count as absent; the first: Train/masks/lung/")
+    assert masks.endswith("a mask whose brightest level is 2: expected black and white, or 0 and 1")
+    assert describe_data(films, splits).skipped == 1
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

@@ -346,9 +346,6 @@ def say_masks(dataset: "Dataset", measured: int) -> None:
     """Say how many images have no mask, and how many masks are not as large as their image."""
     if measured < len(dataset):
         say(f"{len(dataset) - measured} of {len(dataset)} images have no mask to measure against and are left out")
-    if len(dataset.bad_masks):
-        first = dataset.bad_masks.iloc[0]
-        say(f"{len(dataset.bad_masks)} unreadable masks count as absent; the first: {first['path']}: {first['reason']}")
     if other := masks_of_other_size(dataset):
         say(f"{other} masks are not of their image's size: resized by nearest neighbour")
 

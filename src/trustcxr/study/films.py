@@ -118,11 +118,14 @@ def say_notes(run: Run, films: "Dataset") -> None:
         say(note)
 
 
-def report_skipped(dataset: "Dataset") -> None:
-    """Say how many images could not be read, and the first of them."""
-    if len(dataset.skipped):
-        first = dataset.skipped.iloc[0]
-        say(f"{len(dataset.skipped)} unreadable images are left out; the first: {first['path']}: {first['reason']}")
+def report_skipped(*parts: "Dataset") -> None:
+    """Say of each part of the data how many images and masks could not be read, and the first of them."""
+    for part in parts:
+        of = f" of {part.split}" if part.split else ""
+        for table, what in ((part.skipped, "images{} are left out"), (part.bad_masks, "masks{} count as absent")):
+            if len(table):
+                first = table.iloc[0]
+                say(f"{len(table)} unreadable {what.format(of)}; the first: {first['path']}: {first['reason']}")
 
 
 def _kept(run: Run) -> dict[str, object]:

@@ -145,7 +145,7 @@ class Study:
         }
         for note in found["train"].notes:
             say(note)
-        report_skipped(found["train"])
+        report_skipped(*found.values())
         if any(part.classes != found["train"].classes for part in found.values()):
             raise UserError(
                 f"{self.data}: the splits hold different classes: "

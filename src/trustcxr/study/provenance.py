@@ -28,7 +28,7 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
         layout=getattr(first, "layout", ""),
         notes=list(first.notes),
         counts=counts,
-        skipped=len(first.skipped),
+        skipped=sum(len(part.skipped) for part in datasets.values()),
         size=first.size,
         infection_masks=masks,
         fingerprint=provenance.whole(first),

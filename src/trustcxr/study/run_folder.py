@@ -243,7 +243,7 @@ def train(
     ]
     for note in parts[0].notes:
         say(note)
-    report_skipped(parts[0])
+    report_skipped(*parts)
     preflight.classes({"train": parts[0], "val": parts[1]})
     with holding(folder) if cards.rank == 0 else nullcontext():
         if done:

@@ -118,7 +118,7 @@ def _check(header: Any) -> None:
         raise UnreadableImage(f"{columns} x {rows} pixels: more than {MAX_PIXELS:,} are refused")
     if header.get("BitsAllocated") not in (8, 16) or not 1 <= header.get("BitsStored", 0) <= header.BitsAllocated:
         raise UnreadableImage("a DICOM file whose pixels are not of 8 to 16 bits")
-    if int(header.get("HighBit") or header.BitsStored - 1) != header.BitsStored - 1:
+    if header.get("HighBit") not in (None, header.BitsStored - 1):
         raise UnreadableImage("a DICOM file whose pixels do not lie in the lowest bits")
     if header.get("SamplesPerPixel", 1) not in (1, 3):
         raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")

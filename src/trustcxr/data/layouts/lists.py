@@ -98,13 +98,13 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
         columns = {k: v for k, v in columns.items() if k not in optional or _place(v, there) is not None}
     places = {ours: _place(theirs, there) for ours, theirs in columns.items()}
     mapping = {ours: place for ours, place in places.items() if place is not None}
-    has_findings = bool(finding_columns.findings(table, mapping.values()))
     words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
     for ours in places:
         if ours not in words and not ours.endswith(MASK_SUFFIX):
             raise unknown("column", ours, [*sorted(words), "<kind>_mask"])
     missing = [str(columns[ours]) for ours in places if ours not in mapping]
-    missing += [ours for ours in ("path", "class") if ours not in columns and not (ours == "class" and has_findings)]
+    missing += [] if "path" in columns else ["path"]
+    missing += [] if "class" in columns or finding_columns.findings(table, mapping.values()) else ["class"]
     if missing:
         raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
     return mapping
