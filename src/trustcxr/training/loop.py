@@ -271,10 +271,11 @@ def _finish(
     if recipe.defence.attacks:
         summary.watched_images = len(attacked_rows(monitor.val))
     if monitor.stopped == "overfitting":
-        last = monitor.history[-1]
+        *before, last = monitor.history
+        highest = max(row["val_pgd_accuracy"] for row in before)
         summary.alarm = (
             f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS}"
-            f"{recipe.defence.at_epsilon} fell from {monitor.best['best_pgd']:.1%} to {last['val_pgd_accuracy']:.1%} "
+            f"{recipe.defence.at_epsilon} fell from {highest:.1%} to {last['val_pgd_accuracy']:.1%} "
             f"on {monitor.measured_on} while FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch "
             f"{monitor.kept_epoch} are kept"
         )

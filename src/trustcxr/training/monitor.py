@@ -19,7 +19,6 @@ from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation.metrics import constant_answer
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
@@ -53,7 +52,6 @@ class Monitor(pl.Callback):
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
         self.processor_seconds, self._worked = 0.0, 0.0
-        self.balanced: dict[str, float] = {}  # the last epoch's accuracies under attack, as means over the classes
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
@@ -91,14 +89,14 @@ class Monitor(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Validate, keep, and decide whether to go on."""
-        self.balanced = {}
+        balanced: dict[str, float] = {}
         row = {
             "epoch": module.current_epoch,
             "train_loss": module.sums["loss"] / module.sums["count"],
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "epsilon": module.epsilon(module.global_step) if module.robust else 0.0,
             "train_accuracy": module.sums["right"] / module.sums["count"],
-            **validate(module.candidate(), self.val, self.recipe, module.device, self.cards, self.balanced),
+            **validate(module.candidate(), self.val, self.recipe, module.device, self.cards, balanced),
         }
         self.seconds += time.monotonic() - self._started
         worked = torch.tensor(time.process_time() - self._worked, device=module.device)
@@ -107,11 +105,12 @@ class Monitor(pl.Callback):
         self.history.append(row)
         if self.cards.rank == 0:
             files.write_table(self.folder / folders.HISTORY_FILE, self.table())
-        if self._overfits(row):
+        judged = row | balanced
+        if self._overfits(judged):
             self.stopped = "overfitting"
             trainer.should_stop = True
             return
-        score = self._score(row, module.classes)
+        score = self._score(judged, module.classes)
         # While epsilon still grows the figures are of an easier task: waiting does not count yet.
         ramp_ends = self.recipe.defence.ramp * self.recipe.training.epochs if module.robust else 0
         if score > self.best["score"]:
@@ -123,7 +122,7 @@ class Monitor(pl.Callback):
         elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
             self.stopped = "early"
             trainer.should_stop = True
-        self.best["best_pgd"] = max(self.best["best_pgd"], row.get("val_pgd_accuracy", 0.0))
+        self.best["best_pgd"] = max(self.best["best_pgd"], judged.get("val_pgd_accuracy", 0.0))
 
     def table(self) -> pd.DataFrame:
         """What stands in history.csv: a row an epoch."""
@@ -159,14 +158,11 @@ class Monitor(pl.Callback):
             return row["val_accuracy"]
         if self.recipe.defence.certifies:
             return row["val_certified_accuracy"]
-        judged = row | self.balanced
-        return max(judged["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * judged["val_fgsm_accuracy"]
+        return max(row["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * row["val_fgsm_accuracy"]
 
     def _overfits(self, row: dict[str, float]) -> bool:
         """Catastrophic overfitting (Wong et al. 2020): PGD accuracy falls at once while FGSM accuracy stays."""
-        if not self.recipe.defence.attacks:
-            return False
-        if self.best["best_pgd"] < constant_answer(np.asarray(self.val.labels)[attacked_rows(self.val)]) + 0.1:
+        if not self.recipe.defence.attacks or self.best["best_pgd"] < 1 / len(self.val.classes) + 0.1:
             return False
         fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
         return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP

@@ -138,9 +138,9 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     usual: dict[str, str | int] = {ours: column for ours, column in found.items() if column is not None}
     if "path" not in usual or ("class" not in usual and not finding_columns.findings(table, usual.values())):
         raise UserError(
-            f"{file}: which columns hold the image and its class (or are of 1 and 0, one a finding)? "
-            f"found {', '.join(map(str, there))}; "
-            "give a column mapping, such as path: 'Image Index', class: 'Finding Labels'"
+            f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
+            "give a column mapping, such as path: 'Image Index', class: 'Finding Labels', or columns of 1 and 0 that "
+            "are called by their findings"
         )
     return usual
 
