@@ -16,10 +16,11 @@ import pytest
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
+from trustcxr import console
 from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.results import files, folders, locks
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
-from trustcxr.study import costs, data_check, engines, planned, standing
+from trustcxr.study import costs, data_check, engines, planned, standing, watching
 from trustcxr.study.protocol import Study
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
@@ -88,6 +89,40 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
     (robust / locks.HOLDER_FILE).unlink()
     assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
+
+
+def test_a_study_says_now_and_then_where_it_stands(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    monkeypatch.setattr(watching, "say", said.append)
+    standard, robust = (begun / "runs" / name for name in (STANDARD, ROBUST))
+    for name in folders.STEP_FILES.values():
+        (standard / name).touch()
+    held_by(robust, os.getpid())
+    files.write_json(robust / costs.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
+    with watching.watched(planned.recipe_of(begun), begun):
+        patience = time.monotonic() + 20
+        while not said and time.monotonic() < patience:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    there = f"tiny: 1 of 2 runs done; {ROBUST}: explain"
+    assert said == [f"{there}; at most 3 min 20 s left"], "once, while nothing changes"
+    (robust / costs.STEPS_FILE).unlink()
+    assert watching.line(standing.status(begun)) == there, "no time where none was measured"
+
+
+def test_the_line_of_a_study_that_has_not_chosen_says_so() -> None:
+    plan = standing.plan(load_study("twenty-one"), None)
+    assert watching.line(plan) == "twenty-one: 0 of 21 runs done, before validation chooses 6 networks"
+
+
+def test_steps_of_unlike_length_tell_no_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LINE_EVERY", 0.0)
+    with console.Progress("2 runs at once", 5, timed=False) as bar:
+        bar.advance(2, note="train a")
+    assert capsys.readouterr().err == "2 runs at once: 2/5 train a\n"
 
 
 def test_a_damaged_file_of_times_counts_as_none(begun: Path) -> None:

@@ -30,10 +30,13 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A bar with the time left; where stderr is not a terminal, a line now and then instead."""
+    """A bar with the time left; where stderr is not a terminal, a line now and then instead.
 
-    def __init__(self, description: str, total: int) -> None:
-        self.description, self.total, self.done = description, max(int(total), 1), 0
+    timed: False where one step may take a thousand times what another takes, so that their number says no time.
+    """
+
+    def __init__(self, description: str, total: int, *, timed: bool = True) -> None:
+        self.description, self.total, self.done, self.timed = description, max(int(total), 1), 0, timed
         self._skipped, self._lock = 0, threading.Lock()
         self._started = self._spoke = time.monotonic()
         self._bar = None
@@ -50,8 +53,7 @@ class Progress:
                 MofNCompleteColumn(),
                 TextColumn("elapsed"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                *((TextColumn("left"), TimeRemainingColumn()) if timed else ()),
                 TextColumn("{task.fields[note]}"),
                 console=console,
                 transient=True,
@@ -92,7 +94,8 @@ class Progress:
         if now - self._spoke >= _LINE_EVERY:
             self._spoke = now
             left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
-            say(f"{self.description}: {self.done}/{self.total}, about {duration(left)} left {note or ''}".rstrip())
+            time_left = f", about {duration(left)} left" if self.timed else ""
+            say(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -21,8 +21,7 @@ def rows(plan: StudyPlan) -> list[dict[str, str]]:
 
 
 def _stands(one: RunPlan) -> str:
-    at = _at(one)
-    return f"{one.state}: {at}" if at else one.state
+    return f"{one.state}: {one.at}" if one.at else one.state
 
 
 def costs(plan: StudyPlan) -> list[dict[str, str]]:
@@ -42,18 +41,6 @@ def _sum(one: RunPlan, steps: tuple[str, ...]) -> str:
     return words.DASH if not parts else _time(sum(known) if len(known) == len(parts) else None)
 
 
-def _at(one: RunPlan) -> str:
-    """The step that it is at, was cut off in, or comes to next; of one that failed why."""
-    if one.state == "failed":
-        return one.reason
-    epoch = f"train, epoch {min(one.epoch + 1, one.epochs or 0)} of {one.epochs}" if one.epoch else ""
-    if one.state == "running":
-        return epoch if one.step == "train" and epoch else one.step
-    if one.state == "waiting" and one.step == "train" and epoch:
-        return f"cut off in {epoch}"
-    return f"{one.step} comes next" if one.state == "waiting" and one.step not in ("", "train") else ""
-
-
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return UNMEASURED
@@ -71,7 +58,7 @@ def sentences(plan: StudyPlan) -> Iterator[str]:
         yield f"worked on by {plan.holder}"
     for one in plan.runs:
         if one.state == "running":
-            yield f"{one.run}: {_at(one)}; held by {one.holder}"
+            yield f"{one.run}: {one.at}; held by {one.holder}"
         if one.state == "failed":
             yield f"FAILED {one.run}: {one.reason}"
     yield from _left(plan)

@@ -47,6 +47,7 @@ from trustcxr.study.engines import Engine, Failure, Task
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data
 from trustcxr.study.steps import carry_out, record
+from trustcxr.study.watching import watched
 from trustcxr.training.provenance import hardware, source
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ class Study:
         A run that fails is recorded, and left out of what is given back.
         """
         tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
-        outcomes = self.engine.map(carry_out, tasks, self._after)
+        with watched(self.recipe, self.folder, self.kept):
+            outcomes = self.engine.map(carry_out, tasks, self._after)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
             path = self._run_folder(run) / FAILURE_FILE

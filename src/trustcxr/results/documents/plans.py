@@ -74,6 +74,18 @@ class RunPlan(Document):
         known = [part for part in self.seconds.values() if part is not None]
         return sum(known) if len(known) == len(self.seconds) else None
 
+    @property
+    def at(self) -> str:
+        """The step that it is at, was cut off in, or comes to next; of one that failed why."""
+        if self.state == "failed":
+            return self.reason
+        epoch = f"train, epoch {min(self.epoch + 1, self.epochs or 0)} of {self.epochs}" if self.epoch else ""
+        if self.state == "running":
+            return epoch if self.step == "train" and epoch else self.step
+        if self.state == "waiting" and self.step == "train" and epoch:
+            return f"cut off in {epoch}"
+        return f"{self.step} comes next" if self.state == "waiting" and self.step not in ("", "train") else ""
+
 
 class StudyPlan(Document):
     """Every run of a study. `least` and `most`: seconds of work left, without and with the dearest that may be chosen.

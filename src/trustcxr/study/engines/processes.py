@@ -24,7 +24,7 @@ class ProcessesEngine:
         busy: dict[Worker, int] = {}
         idle: list[Worker] = []
         try:
-            with Progress(f"{self.jobs} runs at once", len(tasks)) as bar:
+            with Progress(f"{self.jobs} runs at once", len(tasks), timed=False) as bar:
                 while order.left or busy:
                     while len(busy) < self.jobs and (place := order.next()) is not None:
                         worker = idle.pop() if idle else Worker(self.jobs)

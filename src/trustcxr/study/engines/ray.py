@@ -22,7 +22,10 @@ class RayEngine:
         busy: dict[Any, int] = {}
         if not tasks:
             return []
-        with ray_cluster.connected(self.address) as ray, Progress("runs on the cluster", len(tasks)) as bar:
+        with (
+            ray_cluster.connected(self.address) as ray,
+            Progress("runs on the cluster", len(tasks), timed=False) as bar,
+        ):
             needs = ray_cluster.check(ray, tasks[0].study, self.needs)
             do = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(_do)
             try:

@@ -25,7 +25,7 @@ class SlurmEngine:
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""
         order = Order(tasks)
-        with Progress("runs on SLURM", len(tasks)) as bar:
+        with Progress("runs on SLURM", len(tasks), timed=False) as bar:
             while places := list(iter(order.next, None)):  # the next step of every run
                 executor = slurm_jobs.executor(tasks[places[0]], self.needs, **self.asked)
                 array = executor.map_array(_Step(work, self.needs.cpus), [tasks[p] for p in places])
