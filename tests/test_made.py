@@ -159,3 +159,18 @@ def test_attacks_of_other_options_are_carried_out_again(
         options = EvaluationRecipe.model_validate({"attacks": [pgd | {"restarts": restarts}]})
         run_folder.RunFolder(study / RUN).test(test, options, once=True)
     assert carried_out == [2, 1, 2]
+
+
+def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study / RUN, tmp_path / "other")
+    known = made.surrogate(str(study / RUN))
+    assert made.surrogate(str(tmp_path / "other")) == known
+    with (tmp_path / "other" / "model.safetensors").open("ab") as weights:
+        weights.write(b"0")
+    options = EvaluationRecipe.model_validate(
+        {"attacks": [{"name": "transfer", "epsilons": [0.02], "surrogate": str(tmp_path / "other")}]}
+    )
+    (how,) = made.predictions(options).values()
+    assert isinstance(how, dict)
+    assert how["surrogate"] not in (known, str(tmp_path / "other"))
+    assert made.surrogate(None) is None

@@ -51,10 +51,16 @@ def predictions(options: EvaluationRecipe) -> Made:
     """How each attack of an evaluation is made; batches count, since random starts are drawn by batch."""
     return {
         f"{attack.name} {float(epsilon)} {attack.effort}": attack.options()
-        | {"surrogate": attack.surrogate, "batch_size": options.batch_size}
+        | {"surrogate": surrogate(attack.surrogate), "batch_size": options.batch_size}
         for attack in options.attacks
         for epsilon in attack.epsilons
     }
+
+
+def surrogate(folder: str | None) -> str | None:
+    """Of the run that transfer's images are made against, its weights: the folder may hold others by now."""
+    path = None if folder is None else Path(folder) / folders.WEIGHTS_FILE
+    return folder if path is None or not path.is_file() else files.checksum(path)
 
 
 def saliency(options: ExplanationRecipe, *, tuned: bool) -> Made:
