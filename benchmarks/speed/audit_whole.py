@@ -1,9 +1,10 @@
 """How long a whole audit by `exam-1` takes: of each run, on all validation images, on the clock.
 
-    python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH > results/audit-times.md
+    python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH [--images N] > results/audit-times.md
 
-Validation images, since a clock need not open Test. An audit has its parts film by film: what it takes for so many more
-is in proportion, and is printed beside. `python -m benchmarks.speed.examination` says which part takes what.
+Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts film
+by film: what it takes for so many more is in proportion, and is printed beside. `python -m benchmarks.speed.examination`
+says which part takes what.
 """
 
 import argparse
@@ -27,23 +28,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--images", type=int)
     given = parser.parse_args()
-    rows = [measured(run, given.data) for run in given.runs]
+    rows = [measured(run, given.data, given.images) for run in given.runs]
+    which = "all" if given.images is None else f"the first {given.images} of each class of the"
+    asked = "" if given.images is None else f" --images {given.images}"
     print("# How long an audit takes\n")
     print(
-        f"`python -m benchmarks.speed.audit_whole RUN --data {given.data.name}`; {serve.machine()} `trustcxr audit` by "
-        f"exam-1 on all validation images of {given.data.name}; accuracies in percent, under attack at epsilon 0.02. "
+        f"`python -m benchmarks.speed.audit_whole RUN --data {given.data.name}{asked}`; {serve.machine()} `trustcxr "
+        f"audit` by exam-1 on {which} validation images of {given.data.name}; accuracies in percent, under attack at "
+        "epsilon 0.02. "
         f"The last column is in proportion to the films. {NOTICE}\n"
     )
     print("\n".join(markdown.table(HEAD, rows)))
 
 
-def measured(run: Path, data: Path) -> list[str]:
+def measured(run: Path, data: Path, images: int | None) -> list[str]:
     """A row: one audit from its beginning to its end."""
     loaded = load_run(run, on="cpu")
     recipe, split = loaded.trained_by, loaded.trained_by.data.splits.val
     with tempfile.TemporaryDirectory() as folder:
-        films = first_images(data, Path(folder) / "films", loaded, None, split=split)
+        films = first_images(data, Path(folder) / "films", loaded, images, split=split)
         before, spent = time.perf_counter(), processor()
         found = audit(run, films, Path(folder) / "audit")
         minutes, worked = (time.perf_counter() - before) / 60, (processor() - spent) / 60
