@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH [--images N] > results/audit-times.md
 
-Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts film
-by film: what it takes for so many more is in proportion, and is printed beside. `python -m benchmarks.speed.examination`
-says which part takes what.
+Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts
+film by film: what it takes for so many more is in proportion, and is printed beside.
+`python -m benchmarks.speed.examination` says which part takes what.
 """
 
 import argparse
