@@ -300,6 +300,11 @@ def test_data_check_says_what_it_found_before_it_writes(
     assert (json.loads(done.stdout)["verdict"] if how else done.stdout.split("Verdict  ")[1]).strip()
 
 
+def test_a_column_that_is_a_digit_of_another_script_is_a_name(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,class\nx.png,a\n")
+    assert "no column '²'; found path, class" in complaint("data", "check", tmp_path / "list.csv", "--column", "path=²")
+
+
 def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: Path, tmp_path: Path) -> None:
     rows = load_dataset(films, size=32).table
     table = pd.DataFrame({"Picture": rows["path"], "Diagnosis read": rows["class"], "Fold": rows["split"].str.lower()})

@@ -277,3 +277,71 @@ def test_the_side_car_of_covidqu_does_not_pool_the_two_parts(covidqu: Path) -> N
     external = read_manifest(covidqu.parent / "external-cxr/manifest.csv")
     assert len(external.table) == 325
     assert external.table["lung_mask"].notna().sum() == 202
+
+
+def listed(folder: Path, header: str, *rows: str) -> Path:
+    """A list with films `0.png`, `1.png`, ... for its rows, which stand in front of each."""
+    for number in range(len(rows)):
+        film(folder / f"{number}.png")
+    lines = [f"{number}.png,{row}" for number, row in enumerate(rows)]
+    (folder / "list.csv").write_text("\n".join([header, *lines]) + "\n")
+    return folder / "list.csv"
+
+
+def test_columns_of_the_usual_names_count_beside_those_that_are_named(tmp_path: Path) -> None:
+    rows = ("a,Train,p0,north,AP", "b,Val,p1,north,PA", "a,Test,p2,south,AP")
+    file = listed(tmp_path, "Image Index,Befund,split,Patient ID,source,view", *rows)
+    named = {"path": "Image Index", "class": "Befund", "patient": "Patient ID"}
+    manifest = read_manifest(file, columns=named)
+    found = manifest.table[["path", "split", "patient", "source", "view"]].values.tolist()
+    assert found == [
+        ["2.png", "Test", "p2", "south", "AP"],
+        ["0.png", "Train", "p0", "north", "AP"],
+        ["1.png", "Val", "p1", "north", "PA"],
+    ]
+    assert load_dataset(file, "Test", 16, columns=named).table["path"].tolist() == ["2.png"]
+
+
+def test_a_column_that_is_named_for_one_word_is_not_taken_for_another(tmp_path: Path) -> None:
+    file = listed(tmp_path, "path,group,label", "a,x", "b,y")
+    table = read_manifest(file, columns={"path": "path", "class": "group"}).table
+    assert table["class"].tolist() == ["a", "b"]
+    assert table["group"].tolist() == table["sample_id"].tolist()
+
+
+def test_a_published_list_that_was_divided_keeps_its_splits(tmp_path: Path) -> None:
+    header = "Image Index,Finding Labels,Patient ID,View Position,split"
+    file = listed(tmp_path, header, "Mass,1,PA,test", "No Finding,2,AP,train")
+    assert read_manifest(file).table["split"].tolist() == ["Test", "Train"]
+
+
+def test_a_list_with_sample_ids_is_read_as_any_other(tmp_path: Path) -> None:
+    rows = ("a,train,f0,unknown", "b,test,f1,unknown", "a,validation,f2,p2")
+    file = listed(tmp_path / "films", "path,class,split,sample_id,patient", *rows)
+    beside = file.rename(tmp_path / "list.csv")
+    found = read_manifest(beside, images=tmp_path / "films")
+    here = tmp_path / "films" / "list.csv"
+    here.write_text(beside.read_text())
+    for manifest in (found, read_manifest(here)):
+        table = manifest.table
+        assert table["sample_id"].tolist() == ["f1", "f0", "f2"]
+        assert table["split"].tolist() == ["Test", "Train", "Val"]
+        assert table["patient"].tolist() == [None, None, "p2"]
+        assert len(set(table["group"])) == 3, "of two patients nobody knows who they are"
+    assert found.root == tmp_path / "films"
+
+
+def test_a_number_is_a_columns_name_before_it_is_its_place(tmp_path: Path) -> None:
+    file = listed(tmp_path, "2,1", "a", "b")
+    table = read_manifest(file, columns={"path": 2, "class": 1}).table
+    assert table["path"].tolist() == ["0.png", "1.png"]
+    assert read_manifest(file, columns={"path": 0, "class": 1}).table["class"].tolist() == ["a", "b"]
+
+
+def test_columns_for_films_in_folders_are_said_to_have_no_effect(tmp_path: Path) -> None:
+    film(tmp_path / "a/x.png")
+    film(tmp_path / "b/y.png")
+    assert "which these films are not" in " ".join(read_manifest(tmp_path, columns="nih").notes)
+    assert not read_manifest(tmp_path).notes
+    with pytest.raises(UserError, match="unknown list 'nihh': did you mean nih"):
+        read_manifest(tmp_path, columns="nihh")

@@ -134,7 +134,7 @@ def listing(columns: list[str] | None, images: Path | None) -> "Listing":
             raise UserError(
                 f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna, chexpert"
             )
-        mapping[word] = int(column) if column.isdigit() else column
+        mapping[word] = int(column) if column.isdecimal() else column
     return {**found, "columns": mapping}
 
 

@@ -103,6 +103,7 @@ class Audit:
     seconds: float = 0.0
     stores: list[Checked] = field(default_factory=list)
     dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
+    probed: bool = True
 
     def of(self, severity: str) -> list[Finding]:
         """The findings of one severity: fault, leak, warning or note."""
@@ -128,7 +129,8 @@ class Audit:
             parts.append(f"Look at this: {_joined(f.text for f in others)}.")
         if parts:
             return " ".join(parts)
-        looked = "faults, leaks and confounds" if self.probes else "faults and leaks (too few images for confounds)"
+        why = "too few images for confounds" if self.probed else "confounds were not to be looked for"
+        looked = "faults, leaks and confounds" if self.probes else f"faults and leaks ({why})"
         return f"Nothing found of the {looked} that were looked for."
 
     def to_dict(self) -> Document:
@@ -246,7 +248,11 @@ def audit(
     files = _file_summary(read)
     seconds = time.perf_counter() - started
     counts = manifest.counts()
-    return Audit(manifest, counts, published, files, findings, tried, linked, pairs, ~read.readable, seconds, decoded)
+    unreadable = ~read.readable
+    return Audit(
+        *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds, decoded),
+        probed=probes,
+    )
 
 
 def _against_published(manifest: Manifest) -> tuple[list[Published], list[Finding]]:

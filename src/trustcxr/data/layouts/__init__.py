@@ -10,7 +10,7 @@ from trustcxr.data import remote
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
 from trustcxr.data.layouts.files import _folders, noting
 from trustcxr.data.layouts.folders import read_folders
-from trustcxr.data.layouts.lists import read_list
+from trustcxr.data.layouts.lists import PUBLISHED, read_list
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.disk import escaped, kind_of, open_regular
@@ -38,9 +38,13 @@ def read_manifest(
     root = _root(path)
     if layout != "auto" and layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
+    if isinstance(columns, str) and columns not in PUBLISHED:
+        raise unknown("list", columns, PUBLISHED)
     with noting() as passed_over:
         manifest = _read(root, layout, columns, images)
     if manifest is not None:
+        if (columns is not None or images is not None) and manifest.layout not in ("list", "manifest"):
+            manifest.notes.append("columns and a folder of images are for a list, which these films are not")
         manifest.passed_over = passed_over
         if passed_over:
             first, why = next(iter(passed_over.items()))

@@ -55,17 +55,21 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     """A manifest from a list of images, or None where `file` is not of a list's type.
 
     `columns` is the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`, `chexpert`) or a mapping from our
-    words (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place;
-    None: told from the header. A list without a class that has a column a finding (1, 0, -1 or blank) has as the class
-    what a film has, `|` between several. `images` is the folder of the images (default: the list's own), searched by
-    file name where a path is not found as it stands. Raises UserError where columns or all images are missing.
+    words (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place,
+    beside which columns of the usual names are taken for the words that it leaves out; None: told from the header. A
+    list without a class that has a column a finding (1, 0, -1 or blank) has as the class what a film has, `|` between
+    several. `images` is the folder of the images (default: the list's own), searched by file name where a path is not
+    found as it stands. Raises UserError where columns or all images are missing.
     """
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         return None
     table = read_table(file)
-    if columns is None and set(NEEDED) <= set(map(str, table.columns)):
-        return from_table(table, file)
-    mapping = _mapping(table, file, columns)
+    ours = columns is None and set(NEEDED) <= set(map(str, table.columns))
+    if ours and images is None:
+        return from_table(_in_our_words(table), file)
+    mapping = dict(_mapping(table, file, columns))
+    if ours:
+        mapping["sample_id"] = "sample_id"
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
@@ -86,7 +90,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
 
 
 def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> Columns:
-    """Our words -> the table's columns, all of which it has."""
+    """Our words -> the table's columns, all of which it has; of words that are not named, the usual columns."""
     there = list(table.columns)
     if columns is None:
         columns = _told_from(table, file)
@@ -98,13 +102,16 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
         columns = {k: v for k, v in columns.items() if k not in optional or _place(v, there) is not None}
     places = {ours: _place(theirs, there) for ours, theirs in columns.items()}
     mapping = {ours: place for ours, place in places.items() if place is not None}
+    usual = {ours: column for ours, column in _usual(there).items() if column not in mapping.values()}
+    mapping = {ours: column for ours, column in usual.items() if ours not in columns} | mapping
     words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
     for ours in places:
         if ours not in words and not ours.endswith(MASK_SUFFIX):
             raise unknown("column", ours, [*sorted(words), "<kind>_mask"])
     missing = [str(columns[ours]) for ours in places if ours not in mapping]
-    missing += [] if "path" in columns else ["path"]
-    missing += [] if "class" in columns or finding_columns.findings(table, mapping.values()) else ["class"]
+    missing += [] if "path" in columns or "path" in mapping else ["path"]
+    classes = "class" in columns or "class" in mapping
+    missing += [] if classes or finding_columns.findings(table, mapping.values()) else ["class"]
     if missing:
         raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
     return mapping
@@ -114,9 +121,25 @@ def _place(column: str | int, there: Sequence[str | int]) -> str | int | None:
     """The table's own name of a column given by name or place; None where it has none such."""
     if column in there:
         return column
-    if isinstance(column, int) and 0 <= column < len(there):
-        return there[column]
+    if isinstance(column, int):
+        by_place = there[column] if 0 <= column < len(there) else None
+        return str(column) if str(column) in there else by_place
     return None
+
+
+def _usual(there: Sequence[str | int]) -> dict[str, str | int]:
+    """Our words -> columns that are called as such columns mostly are."""
+    lowered = {str(c).strip().lower(): c for c in there if isinstance(c, str)}
+    found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
+    return {ours: column for ours, column in found.items() if column is not None}
+
+
+def _in_our_words(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A manifest's table with the usual spellings of a split as ours, and nothing where nothing is said."""
+    split = table["split"].map(lambda value: (isinstance(value, str) and split_name(value)) or value)
+    unknown_too = [name for name in _MAY_BE_UNKNOWN if name in table.columns]
+    said = {k: table[k].map(lambda v: None if isinstance(v, str) and says_nothing(v) else v) for k in unknown_too}
+    return table.assign(split=split, **said)
 
 
 def _says_more(column: Any, mapping: Mapping[str, Any]) -> bool:
@@ -133,9 +156,7 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
             return columns
     if there and there[0] == 0 and len(there) in (3, 4):
         return {k: v for k, v in PUBLISHED["covidx"].items() if int(v) < len(there)}
-    lowered = {str(c).strip().lower(): c for c in there}
-    found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
-    usual: dict[str, str | int] = {ours: column for ours, column in found.items() if column is not None}
+    usual = _usual(there)
     if "path" not in usual or ("class" not in usual and not finding_columns.findings(table, usual.values())):
         raise UserError(
             f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
