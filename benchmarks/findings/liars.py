@@ -6,8 +6,10 @@ RUN: a folder of `trustcxr train` of one timm network, trained as usual. It is h
 and each is audited with FGSM, PGD and worst-case of exam-1 on the validation images: N of each class, all unless said.
 Beside what the audit leaves stands what plain PGD leaves, as a test that does not look at the model would print it.
 With --twins, of a liar that answers by chance also what is left of its twin: the mean over draws that are all known,
-which hides nothing; with --further the bare network and what answers by chance also at twice the epsilon. An audit that
-was made before, in DIR, is read. Written: results/liars-<data>.csv and .md.
+which hides nothing, and what of the images that mislead it is left on draws that they were not made for; with
+--further the bare network and what answers by chance also at twice the epsilon. An audit that was made before, in DIR,
+is read. With --twins-anew nothing is audited: the twins alone are attacked, and take their place in the table that
+there is. Written: results/liars-<data>.csv and .md.
 """
 
 import argparse
@@ -24,7 +26,8 @@ from benchmarks.findings.audits import first_images
 from benchmarks.liars import LIARS, TWINS, FewerNoises
 from trustcxr import attacks
 from trustcxr.about import NOTICE
-from trustcxr.attacks.adaptive import adaptive
+from trustcxr.attacks.adaptive import JUDGED, adaptive
+from trustcxr.attacks.stand_ins import Attackable
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.evaluation.run import load_run
@@ -45,6 +48,11 @@ _TWIN = (
     "misleads the bare network), so that nothing is hidden or left to chance. A network that blurs its answer over "
     "draws is truly somewhat harder to mislead within this epsilon. What the audit leaves of it, less what is left of "
     "its twin, in points: {beside}."
+)
+_FRESH = (
+    " But {draws} draws that are known by heart are easier to mislead than all that may come: of the images that were "
+    "made for the twin, as many are answered rightly by the mean over {judged} fresh draws, by which the audit judges "
+    "too: {fresh}."
 )
 _RUN, _LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
 
@@ -83,10 +91,10 @@ def rows(
         more: dict[str, object] = files.read_json(path) if path.is_file() else {}
         if "plain_pgd" not in more:
             more["plain_pgd"] = plainly(hidden(run, name), images, labels, epsilon)
-        if twins and "twin" not in more:
-            more["twin"] = known(name, hidden(run, BARE), images, labels)
+        if twins and "twin_fresh" not in more:
+            more |= known(name, hidden(run, BARE), images, labels)
         files.write_json(path, more)
-        found.append({"epsilon": epsilon} | {"twin": None} | row(name, said) | more)
+        found.append({"epsilon": epsilon} | _NO_TWIN | row(name, said) | more)
         print(f"{name}, {epsilon:g}: {found[-1]['worst_case']} left, twin {found[-1]['twin']}", flush=True)
     return found
 
@@ -120,22 +128,46 @@ def plainly(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) ->
     return right / len(labels)
 
 
-def known(name: str, bare: nn.Module, images: Tensor, labels: Tensor) -> float | None:
-    """Accuracy that attacks leave of the liar with all its draws known; None where it always answers the same."""
+_NO_TWIN: dict[str, float | None] = {"twin": None, "twin_fresh": None}
+
+
+def known(name: str, bare: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """Accuracy that attacks leave of the liar with all its draws known, and of the liar itself on what misleads that.
+
+    None where it always answers the same.
+    """
     if name not in TWINS:
-        return None
-    twin, right = TWINS[name](bare), 0
+        return _NO_TWIN
+    twin, fresh, right = TWINS[name](bare), Attackable(LIARS[name](bare), draws=JUDGED), [0, 0]
     for some, true in zip(images.split(32), labels.split(32), strict=True):
         start = [attacks.pgd(bare, some, true, epsilon=EPSILON, steps=STEPS)]
         found = adaptive(twin, some, true, epsilon=EPSILON, start=start, steps=STEPS)
-        with undisturbed(twin):
-            right += int((twin(found).argmax(1) == true).sum())
-    return right / len(labels)
+        for place, judge in enumerate((twin, fresh)):
+            torch.manual_seed(0)
+            with undisturbed(judge), torch.no_grad():
+                right[place] += int((judge(found).argmax(1) == true).sum())
+        print(f"{name}: {right} of {len(labels)}", flush=True)
+    return {"twin": right[0] / len(labels), "twin_fresh": right[1] / len(labels)}
+
+
+def twins_anew(table: pd.DataFrame, run: Path, data: Path, names: Sequence[str]) -> pd.DataFrame:
+    """The table with what attacks leave of the twins of these liars, as measured now."""
+    loaded = load_run(run, on="cpu")
+    films = load_dataset(data, None, loaded.size, classes=loaded.classes)
+    images, labels = to_pixels(torch.from_numpy(films.images.copy())), torch.from_numpy(films.labels)
+    table = table.assign(**{column: table.get(column) for column in _NO_TWIN})
+    for name in [name for name in names if name in TWINS]:
+        here = (table["network"] == name) & (table.get("epsilon", EPSILON) == EPSILON)
+        if int(table.loc[here, "n"].iloc[0]) != len(labels):
+            raise SystemExit(f"{name}: audited on {table.loc[here, 'n'].iloc[0]} films, and these are {len(labels)}")
+        for column, value in known(name, hidden(run, BARE), images, labels).items():
+            table.loc[here, column] = value
+    return table
 
 
 def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     """The Markdown page of a table."""
-    for column, value in (("epsilon", EPSILON), ("twin", None)):  # which a table of one epsilon, without twins, lacks
+    for column, value in ({"epsilon": EPSILON} | _NO_TWIN).items():  # a table of one epsilon, without twins, lacks them
         if column not in table:
             table = table.assign(**{column: value})
     table = table.astype({"flagged": object, "withdrawn": object}).fillna({"flagged": "", "withdrawn": ""})
@@ -154,7 +186,7 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
         f"Of {len(liars)} liars {caught} are flagged, and {within(near)} are left with at most {100 * POINTS:.0f} "
         "points more than the bare network.",
         "",
-        *([_TWIN.format(draws=FewerNoises.draws, beside=beside(near)), ""] if beside(near) else []),
+        *([_TWIN.format(draws=FewerNoises.draws, beside=beside(near)) + fresh(near), ""] if beside(near) else []),
         *shown(near),
         *further(far),
     ]
@@ -201,6 +233,13 @@ def beside(table: pd.DataFrame) -> str:
     return ", ".join(f"{one['network']} {100 * (one['worst_case'] - one['twin']):+.1f}" for _, one in random.iterrows())
 
 
+def fresh(table: pd.DataFrame) -> str:
+    """What of the twins' images is left on draws that they were not made for, where that was measured."""
+    random = table[table["twin_fresh"].notna()]
+    said = ", ".join(f"{one['network']} {100 * one['twin_fresh']:.1f} percent" for _, one in random.iterrows())
+    return _FRESH.format(draws=FewerNoises.draws, judged=JUDGED, fresh=said) if said else ""
+
+
 def cells(table: pd.DataFrame) -> list[list[str]]:
     """The rows of the page's table."""
 
@@ -227,16 +266,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, help="of each class; all unless said")
     parser.add_argument("--twins", action="store_true", help="also attack the mean over draws that are all known")
+    parser.add_argument("--twins-anew", action="store_true", help="attack the twins alone, for the table that there is")
     parser.add_argument("--further", action="store_true", help="also at twice the epsilon, where that says something")
     parser.add_argument("--only", nargs="*", choices=list(LIARS), default=list(LIARS))
     asked = parser.parse_args()
     loaded = load_run(asked.run, on="cpu")
     films = first_images(asked.data, asked.out / "films", loaded, asked.images, split=loaded.trained_by.data.splits.val)
-    found = rows(asked.run, films, asked.out, asked.only, twins=asked.twins)
-    if asked.further:
-        found += rows(asked.run, films, asked.out, [one for one in asked.only if one in TWINS], epsilon=FURTHER)
-    table = pd.DataFrame(found).round(DIGITS)  # as the CSV file has it, so that page and file say the same
     stem, recipe = f"liars-{asked.data.name}", loaded.trained_by
+    if asked.twins_anew:
+        table = twins_anew(pd.read_csv(RESULTS / f"{stem}.csv"), asked.run, films, asked.only).round(DIGITS)
+    else:
+        found = rows(asked.run, films, asked.out, asked.only, twins=asked.twins)
+        if asked.further:
+            found += rows(asked.run, films, asked.out, [one for one in asked.only if one in TWINS], epsilon=FURTHER)
+        table = pd.DataFrame(found).round(DIGITS)  # as the CSV file has it, so that page and file say the same
     table.to_csv(RESULTS / f"{stem}.csv", index=False, float_format=f"%.{DIGITS}f")
     run = f"{recipe.model.called} at {loaded.size} pixels"
     files_text = "\n".join(page(table, asked.data.name, run)) + "\n"
