@@ -92,6 +92,7 @@ class EvidenceNet(nn.Module):
             )
             self.body = nn.Sequential(*[Block(width, bcos=bcos) for _ in range(blocks)])
             self.around = _Around(width, bcos=bcos) if field is None else None
+            self.act = nn.Identity() if bcos else nn.ReLU()
         self.head = BcosConv(width, classes + 1, 1) if bcos else nn.Conv2d(width, classes + 1, 1)
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
@@ -102,8 +103,7 @@ class EvidenceNet(nn.Module):
             pixels = _standardised(pixels)
         features = self.body(self.stem(both_signs(pixels) if self.bcos else pixels))
         if self.around is not None:
-            features = features + self.around(features)
-            features = features if self.bcos else F.relu(features)
+            features = self.act(features + self.around(features))
         return self.weighed(self.head(features))[0]
 
     @staticmethod
