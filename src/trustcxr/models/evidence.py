@@ -81,6 +81,7 @@ class EvidenceNet(nn.Module):
         self.bcos = bcos
         self.field, self.num_features = None if backbone else field, classes
         self.stem: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.ReLU() if field is None and not (bcos or backbone) else nn.Identity()
         self.body: nn.Module
         self.around: nn.Module | None = None
         if backbone:
@@ -92,7 +93,6 @@ class EvidenceNet(nn.Module):
             )
             self.body = nn.Sequential(*[Block(width, bcos=bcos) for _ in range(blocks)])
             self.around = _Around(width, bcos=bcos) if field is None else None
-            self.act = nn.Identity() if bcos else nn.ReLU()
         self.head = BcosConv(width, classes + 1, 1) if bcos else nn.Conv2d(width, classes + 1, 1)
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
