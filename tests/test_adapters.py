@@ -276,6 +276,52 @@ def test_saliency_reads_the_last_feature_map_of_any_model(net: nn.Module, films:
     assert all(torch.allclose(found, maps[0], atol=1e-3) for found in maps[1:])
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_model_of_one_batch_size_has_a_map_for_each_film(size: int, net: nn.Module, tmp_path: Path) -> None:
+    from trustcxr.explain import grad_cam
+
+    path = tmp_path / "m.pt2"
+    torch.export.save(torch.export.export(net, (torch.randn(size, 3, SIDE, SIDE),)), path)
+    films, targets = torch.rand(4, 1, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
+    one, any_size = (load(source, classes=CLASSES, **IMAGENET).model for source in (path, net))
+    for target in (targets, 0, None):
+        wanted = grad_cam(any_size, films, target)
+        assert torch.allclose(grad_cam(one, films, target), wanted, atol=1e-3)
+        assert torch.allclose(grad_cam(one, films[:1], target if target is not targets else 0), wanted[:1], atol=1e-3)
+    with pytest.raises(UserError, match="one for each of the 4 images"):
+        grad_cam(one, films, targets[:2])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_map_of_a_transformer_is_of_its_patches_and_not_of_attentions_tables(fused: bool, tmp_path: Path) -> None:
+    import timm
+
+    from trustcxr.explain.cam import cells_of
+
+    # 26 tokens in heads of 26 channels: each table is square, as a map of this image is.
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=80, depth=2, embed_dim=52, num_heads=2, num_classes=3)
+    for block in vit.blocks:
+        block.attn.fused_attn = fused
+    traced_file = tmp_path / "m.pt"
+    torch.jit.trace(vit.eval(), torch.randn(2, 3, 80, 80)).save(str(traced_file))
+    for source in (nn.Sequential(vit), traced_file):
+        model = load(source, classes=CLASSES, size=80, channels=3).model
+        assert cells_of(model, torch.rand(1, 1, 80, 80), model.cam_layer) == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "test_convnext", "test_efficientnet", "test_vit2"])
+def test_a_wrapped_network_is_read_where_its_last_map_is(name: str) -> None:
+    import timm
+
+    from trustcxr.explain.cam import cells_of
+
+    small = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)}
+    net = timm.create_model(name, num_classes=3, **(small if "swin" in name else {})).eval()
+    cells = {"swin": (8, 8), "test_vit2": (4, 4)}.get(name.split("_tiny")[0], (2, 2))
+    model = load(nn.Sequential(net), classes=CLASSES, size=64, channels=3).model
+    assert cells_of(model, torch.rand(1, 1, 64, 64), model.cam_layer) == cells
+
+
 def test_a_network_left_in_training_mode_is_put_into_evaluation_mode(net: nn.Module, films: Tensor) -> None:
     given = load(net.train(), classes=CLASSES, **IMAGENET)
     assert torch.equal(given.model(films), given.model(films))

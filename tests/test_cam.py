@@ -18,7 +18,7 @@ from trustcxr.explain import cam, known_cause
 from trustcxr.explain import methods as cam_methods
 from trustcxr.models import factory, zoo
 from trustcxr.models.classifier import Classifier
-from trustcxr.models.feature_maps import find_layer
+from trustcxr.models.feature_maps import arrangement, find_layer
 
 ORACLES = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
 METHODS = list(ORACLES)
@@ -165,6 +165,51 @@ def test_patch_tokens_agree_with_the_package(pool: str) -> None:
         )  # fmt: skip
         told += assert_agree(explain.grad_cam(model, x, target), theirs)
     assert told
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224", "tnt_s_legacy_patch16_224"])
+def test_networks_with_a_late_or_a_hidden_class_token_have_a_map_of_their_patches(name: str) -> None:
+    torch.manual_seed(0)
+    import timm
+
+    net = timm.create_model(name, img_size=64, depth=2, embed_dim=48, in_chans=1, num_classes=3)
+    model, x = Classifier(net, mean=0.5, std=0.25).eval(), torch.rand(2, 1, 64, 64)
+    features, gradient = cam.feature_map_and_gradient(model, x, 0, find_layer(model, None))
+    patches = arrangement(gradient, 64, 64, model)(gradient)
+    assert patches.shape[2:] == cam.cells_of(model, x, find_layer(model, None)) == (4, 4)
+    assert (patches.flatten(2).norm(dim=1) > 0).all(), "every patch has a say"
+    assert features.shape == gradient.shape
+
+
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+def test_patches_that_hiera_keeps_in_another_order_are_put_in_their_places(layer: int) -> None:
+    torch.manual_seed(0)
+    import timm
+
+    net = timm.create_model("hiera_tiny_224", img_size=128, stages=(1, 1, 1, 1), in_chans=1, num_classes=3)
+    model, flat = Classifier(net, mean=0.5, std=0.25).eval(), torch.full((1, 1, 128, 128), 0.5)
+    changed, seen = flat.clone(), []
+    changed[..., 96:128, 32:64] = 1.0
+    hook = find_layer(model, layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(flat), model(changed)
+    hook.remove()
+    difference = seen[1] - seen[0]
+    cells = arrangement(difference, 128, 128, model)(difference).norm(dim=1)[0]
+    part = cells.unflatten(0, (4, -1)).unflatten(2, (4, -1)).sum((1, 3))
+    assert divmod(int(part.argmax()), 4) == (3, 1)
+
+
+@pytest.mark.parametrize("name", list(zoo.PAPER_MODELS))
+def test_a_stage_ends_where_timm_says_but_not_inside_a_block_of_xception(name: str) -> None:
+    with torch.device("meta"):
+        model = factory.build(name, classes=3)
+    names = {module: dotted for dotted, module in model.named_modules()}
+    found = [names[find_layer(model, place)] for place in (-4, -3, -2)]
+    if name == "Xception":
+        assert found == ["net.block1", "net.block2", "net.block11"]
+    else:
+        assert found == [f"net.{stage['module']}" for stage in model.net.feature_info[-4:-1]]
 
 
 def test_grad_cam_plus_plus_without_stabiliser_is_the_equation_of_the_paper(small: Small, x: Tensor) -> None:
@@ -469,6 +514,31 @@ def test_another_thread_may_use_the_model_meanwhile(small: Small, x: Tensor) -> 
     assert torch.equal(explain.grad_cam(small, x, 1), wanted)
     handle.remove()
     assert seen == [False]
+
+
+class InPlace(Small):
+    """Normalises what it is given in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).div_(0.25))
+
+
+def test_a_model_that_works_in_place_leaves_the_callers_film(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model, before = InPlace(), x.clone()
+    maps = explain.grad_cam(model, x)
+    assert torch.equal(x, before)
+    assert torch.equal(explain.grad_cam(model, x), maps)
+
+
+def test_half_precision_does_not_lose_large_gradients_either(small: Small, x: Tensor) -> None:
+    with torch.no_grad():
+        small.head.weight.mul_(2e4)
+    wanted = torch.cat([explain.grad_cam(small, x, target) for target in range(3)])
+    assert (wanted.amax(dim=(1, 2)) == 1).any()
+    small, x = small.half(), x.half()
+    found = torch.cat([explain.grad_cam(small, x, target) for target in range(3)])
+    torch.testing.assert_close(found, wanted, atol=0.1, rtol=0)
 
 
 # Bad input

@@ -1,5 +1,6 @@
 """Networks whose map is their reason, and lesion masks in their training."""
 
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -396,3 +397,37 @@ def test_the_map_is_the_answers_own_arithmetic(name: str, images: Tensor) -> Non
 def test_a_network_whose_answer_is_no_sum_of_evidence_has_no_such_map(images: Tensor) -> None:
     with pytest.raises(UserError, match="evidence-33"):
         evidence_map(models.build("resnet10t", classes=3), images)
+
+
+def test_the_map_has_as_many_cells_as_the_evidence(images: Tensor) -> None:
+    model = models.build("evidence-33", classes=3).eval()
+    assert explain.methods.cells(model, images, "evidence") == tuple(signed_evidence(model, images).shape[1:])
+    two = models.build("evidence-17x8+evidence-17x8", classes=3).eval()
+    assert explain.methods.cells(two, images, "evidence") == tuple(signed_evidence(two, images).shape[1:])
+    with pytest.raises(UserError, match="of evidence networks"):
+        explain.methods.cells(models.build("resnet10t", classes=3), images, "evidence")
+
+
+def test_another_thread_may_use_the_model_meanwhile(images: Tensor) -> None:
+    model = models.build("evidence-17x8", classes=3).eval()
+    wanted = evidence_map(model, images[:1], 0)
+
+    def meanwhile(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=model, args=(images[1:2],))
+            other.start()
+            other.join()
+
+    model.register_forward_hook(meanwhile)
+    assert torch.equal(evidence_map(model, images[:1], 0), wanted)
+
+
+def test_a_smooth_activation_stands_in_for_every_relu_of_the_full_network(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, smooth = (models.build("evidence-full", classes=3, activation=kind).eval() for kind in ("own", "silu"))
+    assert list(own.state_dict()) == list(smooth.state_dict()), "files stay the same"
+    real, done = F.relu, []
+    monkeypatch.setattr(F, "relu", lambda *args, **options: done.append(1) or real(*args, **options))
+    smooth(images)
+    assert not done

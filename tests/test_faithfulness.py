@@ -279,3 +279,16 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
     other = list(randomisation.cascading_randomisation(model, images, explain.grad_cam, seed=5))
     torch.testing.assert_close(again[-1].ssim, inside[-1].ssim, equal_nan=True)
     assert not torch.equal(again[-1].ssim.nan_to_num(), other[-1].ssim.nan_to_num())
+
+
+@pytest.mark.parametrize("blur", [0, -1.0, 16.0, float("nan")])
+def test_a_blur_that_cannot_be_is_named(blur: float, x: Tensor, truth: Tensor) -> None:
+    for curve in (faithfulness.insertion, faithfulness.deletion):
+        with pytest.raises(UserError, match="blur must be above 0 and below half the shorter side of 32 pixels; got"):
+            curve(Spot(), x, truth, 0, blur=blur)
+
+
+@pytest.mark.parametrize("shares", [(), (0.5, 1.5), (-0.1,)])
+def test_shares_outside_the_image_are_named(shares: tuple[float, ...], x: Tensor, truth: Tensor) -> None:
+    with pytest.raises(UserError, match="shares of pixels removed lie between 0 and 1; got"):
+        faithfulness.road(Spot(), x, truth, 0, shares=shares)

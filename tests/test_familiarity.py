@@ -135,3 +135,10 @@ def test_poor_quality_is_said_in_words(known: Familiarity, image: torch.Tensor, 
 def test_two_classes_nearly_as_likely_are_a_border() -> None:
     assert one_image._border({"a": 0.55, "b": 0.40, "c": 0.05}) == "near the decision border: a 55.0%, b 40.0%"
     assert one_image._border({"a": 0.70, "b": 0.25, "c": 0.05}) is None
+
+
+def test_dark_are_the_two_darkest_levels_and_bright_the_three_brightest() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1).expand(-1, 1, 8, 8)
+    found = familiarity.signs(levels.float().div_(255))
+    assert found[:, 2].nonzero().flatten().tolist() == [0, 1]
+    assert found[:, 3].nonzero().flatten().tolist() == [253, 254, 255]

@@ -243,6 +243,39 @@ def test_the_model_is_left_as_it_was_found() -> None:
     assert model.training
 
 
+def test_a_film_without_lungs_has_no_effect_and_is_counted() -> None:
+    films = _films("COVID-19")
+    lung = films.lung.clone()
+    lung[3] = False
+    table = explained.removal(_marker_reader(), Films(films.images, lung, films.lesion), 0, fills=("grey",))
+    for control, rows in table.groupby("control"):
+        whole = explained.removal(_marker_reader(), films, 0, fills=("grey",))
+        known = whole[whole["control"] == control]["effect"].notna().to_numpy()
+        assert rows["effect"].notna().tolist() == [bool(had) and film != 3 for film, had in enumerate(known)]
+    found = explained.summed_up(rows, rows["film"].astype(str).to_numpy())
+    assert found.films + found.left_out == COUNT
+
+
+@pytest.mark.parametrize("side", [64, 100, 30])
+def test_a_map_of_each_cells_own_cause_ranks_as_the_causes_at_any_size(side: int) -> None:
+    shape = (side, side + 7)
+    saliency = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    cells = [explained._cell(row, column, 8, shape) for row in range(8) for column in range(8)]
+    own = torch.stack([saliency[:, cell].mean(1) for cell in cells], 1).view(2, 8, 8)
+    assert explained.ranked_by_cause(saliency, own).tolist() == pytest.approx([1, 1])
+
+
+def test_a_class_that_the_model_does_not_have_is_named() -> None:
+    films = _films("COVID-19")
+    for ask in (
+        lambda: explained.removal(_lesion_reader(), films, 7, fills=("grey",)),
+        lambda: explained.transplantation(_lesion_reader(), films, films, films, 7),
+        lambda: explained.causes(_lesion_reader(), films, 7),
+    ):
+        with pytest.raises(UserError, match="target 7 is outside the model's 2 classes"):
+            ask()
+
+
 # --- in every report -------------------------------------------------------------------------------------------------
 
 

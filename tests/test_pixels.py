@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trustcxr import explain
 from trustcxr.errors import UserError
+from trustcxr.models import factory
 
 CAPTUM = ["integrated-gradients", "smoothgrad", "occlusion"]
 SHARED = [*CAPTUM, "random", "centre", "gradcam", "layercam"]
@@ -101,6 +102,41 @@ def test_smooth_grad_averages_before_it_takes_the_size(x: Tensor) -> None:
 def test_smooth_grad_takes_other_noise_from_another_seed(small: Small, x: Tensor) -> None:
     assert torch.equal(explain.smooth_grad(small, x, 0), explain.smooth_grad(small, x, 0, seed=0))
     assert not torch.equal(explain.smooth_grad(small, x, 0), explain.smooth_grad(small, x, 0, seed=1))
+
+
+@pytest.mark.parametrize("name", [*CAPTUM, "gradcam"])
+def test_the_map_of_a_film_does_not_hang_on_the_films_beside_it(name: str, small: Small, x: Tensor) -> None:
+    method = explain.method(name)
+    alone = torch.cat([method(small, film[None], 1) for film in x])
+    torch.testing.assert_close(method(small, x, 1), alone, atol=1e-4, rtol=0)
+    twice = method(small, x[:1].repeat(2, 1, 1, 1), 1)
+    torch.testing.assert_close(twice[0], twice[1], atol=1e-4, rtol=0)
+
+
+def test_an_occlusion_that_changes_the_answer_by_rounding_alone_has_a_null_map() -> None:
+    torch.manual_seed(0)
+    model, films = factory.build("test_resnet", classes=3).eval(), torch.full((3, 1, 60, 60), 0.1)
+    films[1], films[2, :, 20:40, 20:40] = 0.7, 0.9
+    told = [explain.occlusion(model, films, target, window=15).amax((1, 2)).tolist() for target in range(3)]
+    assert [even for *even, _ in told] == [[0, 0]] * 3
+    assert max(told)[-1] == 1, "a film with something on it has its map"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("occlusion", {"window": 17}, "window must be 1 to 16, the shorter side of the images; got 17"),
+        ("occlusion", {"window": 0}, "window must be 1 to 16"),
+        ("occlusion", {"window": 4, "stride": 5}, "stride must be 1 to 4, the window; got 5"),
+        ("occlusion", {"window": 4, "stride": 0}, "stride must be 1 to 4"),
+        ("integrated_gradients", {"steps": 0}, "steps must be 1 or more; got 0"),
+        ("smooth_grad", {"samples": 0}, "samples must be 1 or more; got 0"),
+        ("smooth_grad", {"noise": -0.1}, "noise must be 0 or more; got -0.1"),
+    ],
+)
+def test_an_option_outside_its_bounds_is_named(name: str, options: dict, words: str, small: Small, x: Tensor) -> None:
+    with pytest.raises(UserError, match=words):
+        getattr(explain, name)(small, x, 0, **options)
 
 
 def test_occlusion_finds_the_square_that_the_answer_hangs_on(x: Tensor) -> None:

@@ -1,11 +1,17 @@
 """In what order a model is made random, and what of its map is left when it is."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from foreign_models import CLASSES, IMAGENET, SIDE, exported, small, traced
 from trustcxr import explain
+from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
 from trustcxr.models import factory
+from trustcxr.models.adapters import load
 
 
 def order(model: nn.Module, size: int = 32) -> list[str]:
@@ -62,3 +68,20 @@ def test_a_random_network_keeps_its_gate_and_nothing_else() -> None:
         assert torch.equal(drawn, dict(again.named_parameters())[name])
     assert not torch.equal(found.net.fc.weight, other.net.fc.weight)
     assert not found.training
+
+
+def test_a_model_whose_weights_torch_does_not_see_has_no_random_weights(tmp_path: Path) -> None:
+    x = torch.rand(2, 1, SIDE, SIDE)
+    for source in (exported(small(), tmp_path / "m.pt2"), traced(small(), tmp_path / "m.pt")):
+        model = load(source, classes=CLASSES, **IMAGENET).model
+        for ask in (randomisation.random_network, lambda m: list(randomisation.cascade(m, x, ["gradcam"], 0))):
+            with pytest.raises(UserError, match=r"random weights: the model .*give the network as a module"):
+                ask(model)
+
+
+def test_a_random_network_made_without_gradients_can_be_explained() -> None:
+    model, x = factory.build("test_resnet", classes=3).eval(), torch.rand(1, 1, 32, 32)
+    with torch.inference_mode():
+        found = randomisation.random_network(model, seed=1)
+        maps = explain.grad_cam(found, x, 0)
+    assert torch.equal(maps, explain.grad_cam(randomisation.random_network(model, seed=1), x, 0))

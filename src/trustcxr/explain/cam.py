@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
+from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
 from trustcxr.models.untouched import as_found
 
@@ -183,8 +184,25 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     """The layer's output and the gradient of the target's logit with respect to it, in the layer's own shape.
 
     The network up to the layer runs without gradients; the hook then hands on a fresh leaf and turns gradients on, so
-    that only what comes after the layer is differentiated.
+    that only what comes after the layer is differentiated. A model that takes one size of batch alone is asked for one
+    batch at a time.
     """
+    if not isinstance(model, Adapted) or model.batch is None:
+        return _in_one_pass(model, x, target, layer)
+    batches = x.split(model.batch)
+    targets: Sequence[Target] = [None] * len(batches)
+    if target is not None:
+        targets = target_classes(target, x.new_empty(len(x), len(model.given.classes))).split(model.batch)
+    # What the model fills its last batch up with has no map.
+    parts = [
+        [values[: len(batch)] for values in _in_one_pass(model, batch, classes, layer)]
+        for batch, classes in zip(batches, targets, strict=True)
+    ]
+    features, gradients = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(gradients)
+
+
+def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
     leaves: list[Tensor] = []
     caller = threading.get_ident()
 
@@ -204,7 +222,8 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
         handle = layer.register_forward_hook(start_gradient)
         try:
-            logits = model(x.clone() if x.is_inference() else x)
+            # A copy: an inference tensor cannot be differentiated, and some models work in place on what they get.
+            logits = model(x.clone())
         finally:
             handle.remove()
         if not leaves:
@@ -213,11 +232,21 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
             raise UserError("the model must return logits (B, C), one row an image")
         leaf = leaves[0]
         scale = _HALF_PRECISION_SCALE if logits.dtype == torch.float16 else 1.0
-        score = logits.gather(1, target_classes(target, logits)[:, None]).float().sum() * scale
-        gradient = torch.autograd.grad(score, leaf, allow_unused=True)[0] if score.requires_grad else None
+        score = logits.gather(1, target_classes(target, logits)[:, None]).float().sum()
+        gradient = _gradient(score, leaf, scale) if score.requires_grad else None
         if gradient is None:
             raise UserError("the logits do not depend on the layer's output: choose another layer")
-        return leaf.detach(), gradient / scale
+        return leaf.detach(), gradient
+
+
+def _gradient(score: Tensor, leaf: Tensor, scale: float) -> Tensor | None:
+    """Of the score by the leaf, made `scale` times as large on the way; by itself for images where that overflows."""
+    (gradient,) = torch.autograd.grad(score * scale, leaf, allow_unused=True, retain_graph=scale != 1)
+    if gradient is None or scale == 1:
+        return gradient
+    (plain,) = torch.autograd.grad(score, leaf)
+    fine = gradient.flatten(1).isfinite().all(1).view(-1, *[1] * (gradient.ndim - 1))
+    return torch.where(fine, gradient / scale, plain)
 
 
 def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:

@@ -1,5 +1,8 @@
 """The map of a network whose answer is a sum over its map: nothing is estimated, it is the answer's own arithmetic."""
 
+import threading
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +42,13 @@ def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]
     check_images(x)
     check_evidence(model)
     seen: list[Tensor] = []
-    hook = model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))  # type: ignore[union-attr]
+    caller = threading.get_ident()
+
+    def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if threading.get_ident() == caller:  # not where the same model is at work in another thread
+            seen.append(output)
+
+    hook = model.cam_layer.register_forward_hook(note)  # type: ignore[union-attr]
     try:
         with as_found(model, x.device), torch.no_grad():
             logits = model(x)

@@ -43,9 +43,12 @@ class Ends(NamedTuple):
 def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | None = None) -> Ends:
     """What `insertion` and `deletion` of several maps share; `target` and `blur` as there."""
     check_images(x)
-    sigma = blur or min(x.shape[-2:]) / 10
+    shorter = min(x.shape[-2:])
+    sigma = shorter / 10 if blur is None else blur
+    if not (sigma > 0 and round(2 * sigma) < shorter):
+        raise UserError(f"blur must be above 0 and below half the shorter side of {shorter} pixels; got {blur}")
     with as_found(model, x.device), torch.no_grad():
-        logits = model(x)
+        logits = model(x.clone())
         classes = target_classes(target, logits)
         blurred = gaussian_blur(x, [2 * round(2 * sigma) + 1] * 2, [sigma] * 2)
         return Ends(classes, blurred, _of_class(logits, classes), _of_class(model(blurred), classes))
@@ -111,6 +114,8 @@ def road(
     a grey patch, what is removed does not show by its outline. All else as `insertion`.
     """
     _check(x, saliency)
+    if not shares or not all(0 <= share <= 1 for share in shares):
+        raise UserError(f"shares of pixels removed lie between 0 and 1; got {shares}")
     with as_found(model, x.device), torch.no_grad():
         classes = known.classes if known else target_classes(target, model(x))
         order = _most_salient_first(saliency)

@@ -195,7 +195,7 @@ def signs(images: Tensor) -> Tensor:
     """Signs of quality of films (N, 1, H, W) in [0, 1]: (N, 4).
 
     spread: standard deviation of the grey levels. sharpness: mean size of the second difference, beside the spread.
-    dark, bright: share of the pixels within two levels of black, of white.
+    dark, bright: share of the pixels of the two darkest levels of 256, and of the three brightest.
     """
     pixels = images.double()
     inner, spread = pixels[..., 1:-1, 1:-1], pixels.flatten(1).std(1)

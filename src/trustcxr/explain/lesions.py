@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trustcxr.console import track
 from trustcxr.data import lesions
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films, Pair
 from trustcxr.errors import UserError
+from trustcxr.explain.contract import target_classes
 from trustcxr.models.untouched import as_found
 from trustcxr.results.documents import LesionDocument
 from trustcxr.statistics import Bootstrap, interval, share_interval
@@ -49,7 +49,8 @@ def removal(
     part that has a congruent counterpart), before, without (the lesion's part), beside (the control changed instead),
     whole (the whole lesion removed), effect (beside - without), and of each of the last three answers whether it is
     another than before: flipped, flipped_control, flipped_whole. Films where less than SMALLEST of the lesion has a
-    counterpart have NaN in `effect`, to be left out and counted.
+    counterpart, and films without a lung mask, of which no healthy grey is known, have NaN in `effect`, to be left out
+    and counted.
     """
     with as_found(model, films.images.device), torch.no_grad():
         answer = _Answer(model, films.images, target)
@@ -60,7 +61,8 @@ def removal(
                     answer.to(lesions.removed(films.images, region, films.lung, films.lesion, fill=fill))
                     for region in (pair.lesion, pair.control, films.lesion)
                 )
-                about = {"lesion": _cover(films), "fill": fill, "control": control, "share": pair.share.cpu().numpy()}
+                share = pair.share.where(films.lung.flatten(1).any(1), torch.nan).cpu().numpy()
+                about = {"lesion": _cover(films), "fill": fill, "control": control, "share": share}
                 tables.append(_compared(answer.before, without, beside, about, whole=whole))
     return pd.concat(tables, ignore_index=True)
 
@@ -110,11 +112,15 @@ class _Answer:
 
     def __init__(self, model: nn.Module, images: Tensor, target: int | Tensor) -> None:
         self.model = model
-        self.target = torch.as_tensor(target, device=images.device).expand(len(images)).long()
-        self.before = self.to(images)
+        logits = model(images)
+        self.target = target_classes(target, logits)
+        self.before = self._of(logits)
 
     def to(self, images: Tensor) -> _Answers:
-        shares = self.model(images).float().softmax(1)
+        return self._of(self.model(images))
+
+    def _of(self, logits: Tensor) -> _Answers:
+        shares = logits.float().softmax(1)
         asked = shares.gather(1, self.target[:, None])[:, 0]
         return _Answers(asked.double().cpu().numpy(), shares.argmax(1).cpu().numpy())
 
@@ -249,8 +255,9 @@ def causes(model: nn.Module, films: Films, target: int | Tensor, *, cells: int =
     """
     images, size = films.images, films.images.shape[-2:]
     with as_found(model, images.device), torch.no_grad():
-        labels = torch.as_tensor(target, device=images.device).expand(len(images)).long()[:, None]
-        before = model(images).float().log_softmax(1).gather(1, labels)[:, 0]
+        logits = model(images)
+        labels = target_classes(target, logits)[:, None]
+        before = logits.float().log_softmax(1).gather(1, labels)[:, 0]
         falls = torch.full((len(images), cells, cells), torch.nan, device=images.device)
         for row, column in product(range(cells), repeat=2):
             cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
@@ -263,13 +270,14 @@ def causes(model: nn.Module, films: Films, target: int | Tensor, *, cells: int =
 
 
 def _cell(row: int, column: int, cells: int, size: Sequence[int]) -> Tensor:
-    (top, bottom), (left, right) = (
-        (round(place * side / cells), round((place + 1) * side / cells))
-        for place, side in zip((row, column), size, strict=True)
-    )
     mask = torch.zeros(*size, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
+    mask[_part(row, cells, size[0]), _part(column, cells, size[1])] = True
     return mask
+
+
+def _part(place: int, cells: int, side: int) -> slice:
+    """The pixels along a side that belong to one of so many cells."""
+    return slice(round(place * side / cells), round((place + 1) * side / cells))
 
 
 def ranked_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
@@ -278,8 +286,10 @@ def ranked_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
     `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN where fewer than three cells count
     or all falls are alike; 0 for a map that is the same in all of them: it ranks nothing.
     """
-    shares = functional.adaptive_avg_pool2d(saliency[:, None].double(), falls.shape[-1])[:, 0]
-    pairs_of = zip(shares.flatten(1).cpu().numpy(), falls.flatten(1).double().cpu().numpy(), strict=True)
+    cells, (height, width) = falls.shape[-1], saliency.shape[-2:]
+    rows, columns = ([_part(place, cells, side) for place in range(cells)] for side in (height, width))
+    shares = torch.stack([saliency[:, *cell].double().mean((1, 2)) for cell in product(rows, columns)], 1)
+    pairs_of = zip(shares.cpu().numpy(), falls.flatten(1).double().cpu().numpy(), strict=True)
     return np.array([_spearman(a, b) for a, b in pairs_of])
 
 

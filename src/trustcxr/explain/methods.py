@@ -11,6 +11,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.explain import controls
 from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_of, smoothed
 from trustcxr.explain.contract import SaliencyMethod, Target, check_images
+from trustcxr.explain.evidence import check_evidence, evidence_map
 from trustcxr.models.feature_maps import Layer, find_layer
 
 # The CAMs by name: what makes a map of a layer's features and their gradient.
@@ -79,4 +80,7 @@ def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
     base, layer = parse(name)
     if base == catalogue.CONTROL:
         return controls.CELLS
+    if METHODS[base] is evidence_map:
+        check_evidence(model)
+        return cells_of(model, x, model.cam_layer)  # type: ignore[arg-type]
     return cells_of(model, x, find_layer(model, layer)) if base in COMBINE else None

@@ -14,6 +14,8 @@ from trustcxr.errors import UserError
 from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
 from trustcxr.models.untouched import as_found
 
+_ROUNDING = 1e-5  # of the largest logit: a smaller change of it is none
+
 
 def integrated_gradients(
     model: nn.Module, x: Tensor, target: Target = None, *, baseline: float = 0.0, steps: int = 32
@@ -28,6 +30,8 @@ def integrated_gradients(
     >>> tx.explain.integrated_gradients(model, torch.rand(2, 1, 32, 32), steps=4).shape
     torch.Size([2, 32, 32])
     """
+
+    _at_least("steps", steps, 1)
 
     def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
         method = captum.IntegratedGradients(model)
@@ -45,7 +49,7 @@ def smooth_grad(
     """SmoothGrad (Smilkov et al. 2017): the gradient's size, after its mean over noisy copies of the image.
 
     `noise`: standard deviation in pixel space. `samples`: copies, a forward and a backward pass each. `seed`: the noise
-    is the same every time. All else as `grad_cam`.
+    is the same every time, and the same for every image, so that batches do not matter. All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -53,10 +57,18 @@ def smooth_grad(
     torch.Size([2, 32, 32])
     """
 
+    _at_least("samples", samples, 1)
+    _at_least("noise", noise, 0)
+
     def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
-        method = captum.NoiseTunnel(captum.Saliency(model))
-        options = {"nt_type": "smoothgrad", "nt_samples": samples, "nt_samples_batch_size": 1, "stdevs": noise}
-        return method.attribute(images, target=classes, abs=False, **options).abs()
+        method, total = captum.Saliency(model), torch.zeros_like(images)
+        # Drawn on the CPU, so that it is the same on every device.
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(samples):
+            drawn = torch.randn(images.shape[1:], generator=generator).to(images)
+            noisy = (images + noise * drawn).requires_grad_()
+            total += method.attribute(noisy, target=classes, abs=False).detach()
+        return total.abs()
 
     return _attribution(attribute, model, x, target, seed=seed)
 
@@ -67,7 +79,8 @@ def occlusion(
     """Occlusion (Zeiler and Fergus 2014): how far the logit falls where a square of the image is hidden.
 
     `window`: pixels a side; an eighth of the image's shorter side unless said. `stride`: half a window unless said. The
-    square is as grey as the image on average, so that it is no bright or dark mark itself. All else as `grad_cam`.
+    square is as grey as the image on average, so that it is no bright or dark mark itself. Where hiding moves the logit
+    by rounding alone, as in an even image, the map is null. All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -75,13 +88,19 @@ def occlusion(
     torch.Size([2, 32, 32])
     """
     check_images(x)
-    side = window or max(min(x.shape[-2:]) // 8, 1)
-    step = stride or max(side // 2, 1)
+    shorter = min(x.shape[-2:])
+    side = max(shorter // 8, 1) if window is None else window
+    _at_least("window", side, 1, shorter, "the shorter side of the images")
+    step = max(side // 2, 1) if stride is None else stride
+    _at_least("stride", step, 1, side, "the window")
 
     def attribute(captum: Any, images: Tensor, classes: Tensor) -> Tensor:
         grey = images.mean(dim=(1, 2, 3), keepdim=True).expand_as(images)
         shapes = {"sliding_window_shapes": (images.shape[1], side, side), "strides": (images.shape[1], step, step)}
-        return captum.Occlusion(model).attribute(images, baselines=grey, target=classes, **shapes)
+        falls: Tensor = captum.Occlusion(model).attribute(images, baselines=grey, target=classes, **shapes)
+        with torch.no_grad():
+            largest = model(images.clone()).abs().amax(1).view(-1, 1, 1, 1)
+        return torch.where(falls.amax((1, 2, 3), keepdim=True) > _ROUNDING * largest, falls, 0.0)
 
     return _attribution(attribute, model, x, target)
 
@@ -98,8 +117,15 @@ def _attribution(
         # A copy: captum marks its input as requiring a gradient, and an inference tensor cannot be marked.
         images = x.detach().clone()
         with torch.no_grad():
-            classes = target_classes(target, model(images))
+            classes = target_classes(target, model(images.clone()))
         if not len(images):
             return images.new_zeros((0, *images.shape[-2:]), dtype=torch.float32)
         evidence = attribute(captum, images, classes).detach().float().sum(dim=1)
     return to_saliency(evidence, *x.shape[-2:])
+
+
+def _at_least(name: str, value: float, least: int, most: int | None = None, what: str = "") -> None:
+    """Raises UserError for an option below its least value, or above its most, which is `what`."""
+    if not value >= least or (most is not None and value > most):
+        bounds = f"{least} or more" if most is None else f"{least} to {most}, {what}"
+        raise UserError(f"{name} must be {bounds}; got {value}")

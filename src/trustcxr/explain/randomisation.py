@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trustcxr.errors import UserError
 from trustcxr.explain import measures, methods
 from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
 from trustcxr.models.ensemble import Ensemble
@@ -55,7 +56,7 @@ def cascading_randomisation(
 
     Weights are drawn from a normal distribution with the mean and spread that each tensor had, so that the signal keeps
     about its scale and maps do not differ for that reason; statistics of BatchNorm stay. The model itself is not
-    touched: a copy is. Yields a `Stage` a part.
+    touched: a copy is. Yields a `Stage` a part. Raises UserError for a model whose weights torch does not see.
     """
     for part, (both,) in _cascade(
         model, x, lambda network, classes: [method(network, x, classes)], target, depth, seed
@@ -89,7 +90,7 @@ def _cascade(
     seed: int,
 ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor, Tensor]]]]:
     with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
-        network = deepcopy(model)
+        network = _copied(model)
         with _order_of_calls(network) as called:
             classes = target_classes(target, network(x.clone()))
     trained = maps(network, classes)
@@ -108,12 +109,26 @@ def _cascade(
 def random_network(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """A copy of the model whose weights are drawn as those of `cascading_randomisation`, a lung gate as it is trained.
 
-    Without a gate all of it is random. The same seed draws the same weights.
+    Without a gate all of it is random. The same seed draws the same weights. Raises UserError for a model whose weights
+    torch does not see, as of an exported file.
     """
-    network, generator = deepcopy(model), torch.Generator().manual_seed(seed)
-    gate = _of_the_gate(network)
-    _randomise([parameter for parameter in network.parameters() if id(parameter) not in gate], generator)
+    with torch.inference_mode(False):
+        network, generator = _copied(model), torch.Generator().manual_seed(seed)
+        gate = _of_the_gate(network)
+        _randomise([parameter for parameter in network.parameters() if id(parameter) not in gate], generator)
     return network
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy to be made random. Raises UserError where none of it could be: it would be the model itself."""
+    known = "give the network as a module, or as weights with timm: NAME"
+    if next(model.parameters(), None) is None:
+        raise UserError(f"random weights: the model has none that can be drawn anew; {known}")
+    try:
+        return deepcopy(model)
+    except (TypeError, RuntimeError) as problem:
+        why = str(problem).splitlines()[0][:160]
+        raise UserError(f"random weights: the model cannot be copied ({why}); {known}") from None
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class EvidenceNet(nn.Module):
         self.bcos = bcos
         self.field, self.num_features = None if backbone else field, classes
         self.stem: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.ReLU() if field is None and not (bcos or backbone) else nn.Identity()
         self.body: nn.Module
         self.around: nn.Module | None = None
         if backbone:
@@ -102,8 +103,7 @@ class EvidenceNet(nn.Module):
             pixels = _standardised(pixels)
         features = self.body(self.stem(both_signs(pixels) if self.bcos else pixels))
         if self.around is not None:
-            features = features + self.around(features)
-            features = features if self.bcos else F.relu(features)
+            features = self.act(features + self.around(features))
         return self.weighed(self.head(features))[0]
 
     @staticmethod

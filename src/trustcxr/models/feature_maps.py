@@ -1,5 +1,6 @@
 """The layer that a CAM reads, found in any architecture, and its map brought to (B, C, h, w)."""
 
+import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 
 Layer = str | int | nn.Module | None
+# Stages of timm's Xception end in the block before: what timm names lies inside a block, whose shortcut it leaves out.
+_ENDS = {"block2.rep.0": "block1", "block3.rep.0": "block2", "block12.rep.0": "block11"}
 
 
 def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
@@ -51,7 +54,7 @@ def before_mixing(net: nn.Module) -> nn.Module | None:
     blocks = getattr(net, "blocks", None)
     if getattr(net, "global_pool", None) != "token" or blocks is None:
         return None
-    return getattr(blocks[-1], "norm1", None)
+    return getattr(blocks[-1], "norm1", getattr(blocks[-1], "norm_out", None))
 
 
 def _stages(model: nn.Module) -> list[str]:
@@ -59,7 +62,8 @@ def _stages(model: nn.Module) -> list[str]:
     prefix = "net." if hasattr(model, "net") else ""
     known = {name for name, _ in model.named_modules()}
     listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
-    names = [f"{prefix}{stage['module']}" for stage in listed if isinstance(stage, dict) and "module" in stage]
+    modules = [str(stage["module"]) for stage in listed if isinstance(stage, dict) and "module" in stage]
+    names = [prefix + _ENDS.get(module, module) for module in modules]
     return names if all(name in known for name in names) else []
 
 
@@ -68,7 +72,10 @@ def _some(names: dict[str, nn.Module]) -> str:
 
 
 def arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What turns the layer's shape into (B, K, h, w): channels first, channels last (Swin) or patch tokens (ViT)."""
+    """What turns the layer's shape into (B, K, h, w): channels first, channels last (Swin) or patch tokens (ViT).
+
+    Patches that a network keeps in an order of its own (Hiera) are put back in their places.
+    """
 
     def fits(rows: int, columns: int) -> bool:  # of the images' proportions, to within one cell
         return abs(rows * width - columns * height) <= max(height, width)
@@ -79,12 +86,30 @@ def arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> 
             return lambda t: t.permute(0, 3, 1, 2)
         return lambda t: t
     if features.ndim == 3:
-        prefix = getattr(getattr(model, "net", model), "num_prefix_tokens", 0)
-        patches = features.shape[1] - prefix
-        rows = max(round((max(patches, 1) * height / width) ** 0.5), 1)
-        if patches > 0 and patches % rows == 0 and fits(rows, patches // rows):
-            return lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (rows, patches // rows))
+        net, count = getattr(model, "net", model), features.shape[1]
+        if in_place := _in_place(net, count):
+            return in_place
+        # Without a prefix where the class token is not yet there: CaiT and XCiT bring it in late.
+        for prefix in (getattr(net, "num_prefix_tokens", 0), 0):
+            patches = count - prefix
+            rows = max(round((max(patches, 1) * height / width) ** 0.5), 1)
+            if patches > 0 and patches % rows == 0 and fits(rows, patches // rows):
+                return _as_grid(prefix, rows)
     raise UserError(
         f"the layer's output {tuple(features.shape)} is no feature map (B, K, h, w), (B, h, w, K) or (B, patches, K): "
         "choose another layer"
     )
+
+
+def _as_grid(prefix: int, rows: int) -> Callable[[Tensor], Tensor]:
+    """Tokens (B, prefix + h w, K) -> (B, K, h, w) of so many rows."""
+    return lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (rows, -1))
+
+
+def _in_place(net: Any, patches: int) -> Callable[[Tensor], Tensor] | None:
+    """Hiera's own way back from its order of so many patches to rows and columns; None of other networks."""
+    reroll: Any = getattr(net, "reroll", None)
+    for block, (_, size) in getattr(reroll, "schedule", {}).items():
+        if math.prod(size) == patches:
+            return lambda t: reroll(t, block).permute(0, 3, 1, 2)
+    return None

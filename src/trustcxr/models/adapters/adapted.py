@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.declaration import InputSpec, Kind, OutputSpec
+from trustcxr.models.adapters.sources import InBatches
 
 TINY = 1e-30  # the smallest probability whose logarithm is taken
 _SOFTMAX = {"softmax", "_softmax"}
@@ -23,12 +25,14 @@ class Adapted(nn.Module):
     Resizing, range, RGB and normalisation happen inside, so gradients come out in pixel space. Probabilities become
     logits: where they were made by a softmax or sigmoid that torch can see, by what went into it; otherwise by their
     logarithm, clamped. Of kind sigmoid the logit of each finding is that of its own probability. The last feature map
-    passes through `cam_layer`, an identity, once `find_cam_layer` has found it.
+    passes through `cam_layer`, an identity, once `find_cam_layer` has found it. `batch` is the one size of batch that
+    the network takes, None for any; then `cam_layer` is passed for the first batch alone.
     """
 
     def __init__(self, net: nn.Module, taken: InputSpec, given: OutputSpec) -> None:
         super().__init__()
         self.net, self.taken, self.given = net, taken, given
+        self.batch = net.size if isinstance(net, InBatches) else None
         self.cam_layer = nn.Identity()
         self.cam_place: int | None = None  # which call makes the last feature map
         scale, shift = _affine(taken)
@@ -68,8 +72,9 @@ class Adapted(nn.Module):
 
     def find_cam_layer(self, images: Tensor) -> bool:
         """Look where the last feature map is made, on some images; False where torch cannot see one."""
-        given = self.prepare(images)
+        given = self.prepare(images[: self.batch])
         with torch.no_grad(), Watch(self.cam_layer, None) as seen:
+            seen.maps = Maps(given)
             self.net(given)
         self.cam_place = seen.last_map
         return seen.last_map is not None
@@ -99,13 +104,15 @@ class Watch(TorchFunctionMode):
     """Looks on while a network runs: what each softmax and sigmoid was given, and where the last feature map is made.
 
     squashed: of each 2-D result of a softmax or sigmoid its id, the kind, itself (so that the id stays its own), and
-    what went in. last_map: the number of the last call that made a map (B, C, H, W) larger than one pixel from another.
+    what went in. last_map: the number of the last call that made a map of the images out of another, where `maps` says
+    which tensors are such maps.
     """
 
     def __init__(self, cam_layer: nn.Module, cam_place: int | None) -> None:
         super().__init__()
         self.cam_layer, self.cam_place = cam_layer, cam_place
         self.squashed: dict[int, tuple[Kind, Tensor, Tensor]] = {}
+        self.maps: Maps | None = None
         self.last_map: int | None = None
         self.calls = 0
 
@@ -117,8 +124,10 @@ class Watch(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         if result.ndim == 4 and result.is_floating_point() and min(result.shape[-2:]) > 1 and _has_map(args):
-            self.last_map, self.calls = self.calls, self.calls + 1
-            if self.last_map == self.cam_place:
+            place, self.calls = self.calls, self.calls + 1
+            if self.maps is not None and self.maps.take(result, args):
+                self.last_map = place
+            if place == self.cam_place:
                 return self.cam_layer(result)
         elif result.ndim == 2 and args and isinstance(args[0], Tensor):
             name = plain_name(func)
@@ -126,6 +135,30 @@ class Watch(TorchFunctionMode):
                 kind: Kind = "probabilities" if name in _SOFTMAX else "sigmoid"
                 self.squashed[id(result)] = (kind, result, args[0])
         return result
+
+
+class Maps:
+    """Which tensors (B, K, h, w) or (B, h, w, K) are maps of some images, and not attention's tables of tokens.
+
+    A map has the images' proportions, to within one cell, and comes from another map or has no more rows than the
+    smallest so far: a table has a row a token, and there are more tokens than a map of them has rows.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.height, self.width = images.shape[-2:]
+        self.smallest = self.height
+        self.known = WeakTensorKeyDictionary()
+        self.known[images] = self.height
+
+    def take(self, made: Tensor, args: tuple[Any, ...]) -> bool:
+        """Whether a tensor with four sides, made of these arguments, is a map; it is one from now on."""
+        from_a_map = any(part in self.known for part in _four_sided(args))
+        for rows, columns in (made.shape[2:], made.shape[1:3]):
+            fits = abs(rows * self.width - columns * self.height) <= max(self.height, self.width)
+            if fits and (from_a_map or rows <= self.smallest):
+                self.known[made], self.smallest = rows, min(self.smallest, rows)
+                return True
+        return False
 
 
 def plain_name(func: Callable[..., Any]) -> str:
@@ -136,8 +169,12 @@ def plain_name(func: Callable[..., Any]) -> str:
 
 
 def _has_map(args: tuple[Any, ...]) -> bool:
+    return bool(_four_sided(args))
+
+
+def _four_sided(args: tuple[Any, ...]) -> list[Tensor]:
     flat = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,))]
-    return any(isinstance(a, Tensor) and a.ndim == 4 for a in flat)
+    return [a for a in flat if isinstance(a, Tensor) and a.ndim == 4]
 
 
 def resized(images: Tensor, size: int, how: str) -> Tensor:
