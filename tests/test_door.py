@@ -171,6 +171,14 @@ def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, cl
         assert found.believed
 
 
+@pytest.mark.parametrize("output", ["probabilities", "sigmoid"])
+def test_answers_made_by_a_softmax_or_a_sigmoid_are_accused_of_nothing(
+    output: str, films: tuple[Tensor, Tensor]
+) -> None:
+    squash = nn.Softmax(1) if output == "probabilities" else nn.Sigmoid()
+    assert failed(door(nn.Sequential(trained(), squash).eval(), films, output=output)) == set()
+
+
 def test_saturated_probabilities_are_measured(films: tuple[Tensor, Tensor]) -> None:
     class Sure(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError, unknown
+from trustcxr.models.adapters.adapted import sole
 from trustcxr.models.adapters.declaration import ModelFile
 
 Gradients = Literal["own", "converted", "none"]
@@ -227,6 +228,10 @@ class InBatches(nn.Module):
         answers = []
         for part in images.split(self.size):
             filled = torch.cat([part, part[-1:].expand(self.size - len(part), -1, -1, -1)])
-            answer = self.net(filled)
-            answers.append((answer[0] if isinstance(answer, tuple | list) else answer)[: len(part)])
+            answer = sole(self.net(filled))
+            if not isinstance(answer, Tensor):
+                raise UserError(
+                    f"the model answers with {type(answer).__name__}, not with a tensor of one row an image"
+                )
+            answers.append(answer[: len(part)])
         return torch.cat(answers)
