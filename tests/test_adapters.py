@@ -104,6 +104,32 @@ def test_weights_with_the_name_of_their_network(films: Tensor, tmp_path: Path) -
         load(tmp_path / "m.pth", timm="test_resnet", classes=[*CLASSES, "other"], **IMAGENET)
 
 
+@pytest.mark.parametrize("name", ["plain3", "evidence-33"])
+def test_weights_of_our_own_networks(name: str, films: Tensor, tmp_path: Path) -> None:
+    from trustcxr.models import build
+
+    net = build(name, classes=3).net.eval()
+    save_file(net.state_dict(), tmp_path / "m.safetensors")
+    given = load(tmp_path / "m.safetensors", timm=name, classes=CLASSES, size=SIDE)
+    assert torch.allclose(given.model(films), net(films), atol=1e-5)
+    with pytest.raises(UserError, match=f"{name} takes images of 1 channel: write input.channels: 1"):
+        load(tmp_path / "m.safetensors", timm=name, classes=CLASSES, **IMAGENET)
+    with pytest.raises(UserError, match=r"unknown model 'resnet18.nonsense': did you mean resnet18"):
+        load(tmp_path / "m.safetensors", timm="resnet18.nonsense", classes=CLASSES, size=SIDE)
+
+
+def test_parameters_are_weights_and_not_what_batchnorm_measured(net: nn.Module, tmp_path: Path) -> None:
+    count = sum(p.numel() for p in net.parameters())
+    assert load(net, classes=CLASSES, **IMAGENET).origin.parameters == count
+    assert load(exported(net, tmp_path / "m.pt2"), classes=CLASSES, **IMAGENET).origin.parameters >= count
+
+
+def test_thresholds_may_be_an_array() -> None:
+    points = np.array([0.3, 0.4, 0.5], dtype=np.float32)
+    given = load(small(), output="sigmoid", classes=CLASSES, thresholds=points, **IMAGENET)
+    assert given.thresholds == pytest.approx((0.3, 0.4, 0.5))
+
+
 def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn.Module, films: Tensor) -> None:
     with pytest.raises(UserError, match="--trust-code"):
         load("foreign_models:a_network", classes=CLASSES, **IMAGENET)
@@ -325,6 +351,34 @@ def test_the_checksum_of_an_onnx_file_is_of_its_external_data_too(net: nn.Module
     assert second.sha256 != first.sha256
     alone = load(tmp_path / "whole.onnx", classes=CLASSES, **IMAGENET).origin
     assert alone.sha256 == hashlib.sha256((tmp_path / "whole.onnx").read_bytes()).hexdigest()
+
+
+def test_an_onnx_file_with_channels_last_is_told_from_one_of_64_channels(net: nn.Module, tmp_path: Path) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images.permute(0, 3, 1, 2))
+
+    path, images = tmp_path / "m.onnx", torch.rand(2, SIDE, SIDE, 3)
+    torch.onnx.export(Last().eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
+    for call in (lambda: adapters.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
+        with pytest.raises(UserError, match=r"takes images as .*32, 32, 3\), channels last; export it with channels"):
+            call()
+
+
+def test_the_logarithm_of_a_softmax_in_onnx_stays_finite(tmp_path: Path) -> None:
+    class Far(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            mean = images.mean((1, 2, 3)) - 0.5
+            return torch.stack([mean * 0, mean * 600, mean * -600], 1).log_softmax(1)
+
+    given = load(onnx(Far(), tmp_path / "m.onnx"), classes=CLASSES, size=SIDE, channels=3)
+    white = torch.full((1, 1, SIDE, SIDE), 0.75)
+    assert torch.allclose(given.model(white), torch.tensor([[-150.0, 0.0, -300.0]]), atol=1e-3)
+    assert bool(gradient(given.model, white).isfinite().all())
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["converted", "run as it is"])

@@ -91,11 +91,19 @@ def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
 def _weights(path: Path, declared: ModelFile) -> Found:
     import timm
 
+    from trustcxr.models import evidence
     from trustcxr.models.adapters.weight_files import read_tensors
+    from trustcxr.models.factory import build
+    from trustcxr.models.plain import PLAIN_MODELS
     from trustcxr.models.zoo import architecture
 
-    name = architecture(str(declared.timm))
-    net = timm.create_model(name, num_classes=len(declared.output.classes), in_chans=declared.input.channels)
+    name, classes, channels = architecture(str(declared.timm)), len(declared.output.classes), declared.input.channels
+    if name in PLAIN_MODELS or evidence.known(name):
+        if channels != 1:
+            raise UserError(f"{path}: {name} takes images of 1 channel: write input.channels: 1")
+        net: nn.Module = build(name, classes=classes).net
+    else:
+        net = timm.create_model(name, num_classes=classes, in_chans=channels)
     state = read_tensors(path)
     own = net.state_dict()
     missing = [k for k in own if k not in state and "num_batches_tracked" not in k]
