@@ -274,6 +274,15 @@ def test_sure_sigmoids_have_their_logits_from_a_tuple_or_a_fixed_batch_too(
     assert bool((gradient(given.model, films).flatten(1).abs().amax(1) > 0).all())
 
 
+def test_sigmoids_of_several_heads_side_by_side_have_their_logits(films: Tensor) -> None:
+    def heads(images: Tensor) -> Tensor:
+        found = 200 * images.mean((2, 3))
+        return torch.cat([torch.sigmoid(found[:, :1]), torch.sigmoid(found[:, 1:])], dim=1)
+
+    given = load(heads, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)
+    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=1e-4)
+
+
 def test_sigmoids_of_sixteen_bits_become_logits_of_thirty_two(films: Tensor) -> None:
     net = Sure(lambda p: p, torch.bfloat16)
     given = load(net, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)

@@ -121,10 +121,12 @@ class Watch(TorchFunctionMode):
             if self.last_map == self.cam_place:
                 return self.cam_layer(result)
         elif result.ndim == 2 and args:
-            return self._note_squashed(func, args, result)
+            return self._note_squashed(func, args, kwargs or {}, result)
         return result
 
-    def _note_squashed(self, func: Callable[..., Any], args: tuple[Any, ...], result: Tensor) -> Tensor:
+    def _note_squashed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Tensor
+    ) -> Tensor:
         name, first = plain_name(func), args[0]
         if name in _SOFTMAX | _SIGMOID and isinstance(first, Tensor):
             result = result.clone()  # the gradient needs what was made: a network may finish its answer in place
@@ -132,9 +134,9 @@ class Watch(TorchFunctionMode):
             return result
         parts = [self.squashed.get(id(part)) for part in (first if isinstance(first, list | tuple) else [first])]
         known = [part for part in parts if part is not None]
-        if name in ("__getitem__", "cat") and known and len(known) == len(parts):
+        if name in ("__getitem__", "cat") and known and len(known) == len(parts) and named.keys() <= {"dim"}:
             before = [part[2] for part in known]
-            joined = func(before if name == "cat" else before[0], *args[1:])
+            joined = func(before if name == "cat" else before[0], *args[1:], **named)
             self.squashed[id(result)] = (known[0][0], result, joined)
         return result
 
