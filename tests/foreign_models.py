@@ -113,6 +113,11 @@ class OpensAFile(nn.Module):
         return images.mean((2, 3)) + torch.from_file("secret", False, 3)
 
 
+class OpensNothing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
 class WritesAFile(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         torch.save(images, "written")

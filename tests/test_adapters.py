@@ -28,6 +28,7 @@ from foreign_models import (
     onnx,
     resnet18,
     scores,
+    settled,
     small,
     traced,
 )
@@ -101,6 +102,32 @@ def test_weights_with_the_name_of_their_network(films: Tensor, tmp_path: Path) -
         load(tmp_path / "m.pth", classes=CLASSES)
     with pytest.raises(UserError, match=r"not the weights of test_resnet with 4 classes.*of \(3, "):
         load(tmp_path / "m.pth", timm="test_resnet", classes=[*CLASSES, "other"], **IMAGENET)
+
+
+@pytest.mark.parametrize("name", ["plain3", "evidence-33"])
+def test_weights_of_our_own_networks(name: str, films: Tensor, tmp_path: Path) -> None:
+    from trustcxr.models import build
+
+    net = build(name, classes=3).net.eval()
+    save_file(net.state_dict(), tmp_path / "m.safetensors")
+    given = load(tmp_path / "m.safetensors", timm=name, classes=CLASSES, size=SIDE)
+    assert torch.allclose(given.model(films), net(films), atol=1e-5)
+    with pytest.raises(UserError, match=f"{name} takes images of 1 channel: write input.channels: 1"):
+        load(tmp_path / "m.safetensors", timm=name, classes=CLASSES, **IMAGENET)
+    with pytest.raises(UserError, match=r"unknown model 'resnet18.nonsense': did you mean resnet18"):
+        load(tmp_path / "m.safetensors", timm="resnet18.nonsense", classes=CLASSES, size=SIDE)
+
+
+def test_parameters_are_weights_and_not_what_batchnorm_measured(net: nn.Module, tmp_path: Path) -> None:
+    count = sum(p.numel() for p in net.parameters())
+    assert load(net, classes=CLASSES, **IMAGENET).origin.parameters == count
+    assert load(exported(net, tmp_path / "m.pt2"), classes=CLASSES, **IMAGENET).origin.parameters >= count
+
+
+def test_thresholds_may_be_an_array() -> None:
+    points = np.array([0.3, 0.4, 0.5], dtype=np.float32)
+    given = load(small(), output="sigmoid", classes=CLASSES, thresholds=points, **IMAGENET)
+    assert given.thresholds == pytest.approx((0.3, 0.4, 0.5))
 
 
 def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn.Module, films: Tensor) -> None:
@@ -183,6 +210,97 @@ def test_fourteen_sigmoids_become_fourteen_logits_with_their_operating_points(fi
     assert torch.allclose(one.model(films)[:, 0], films.mean((1, 2, 3)), atol=1e-4)
 
 
+class InPlace(nn.Module):
+    """Finishes what its softmax or sigmoid made in place, as ensembles and corrections of prevalence are written."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.one, self.two = how, small(), settled(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        before = self.one(images)
+        found = torch.sigmoid(before) if self.how == "switched off" else before.softmax(0 if self.how == "films" else 1)
+        if self.how == "ensemble":
+            found += self.two(images).softmax(1)
+            found /= 2
+        elif self.how == "prevalence":
+            found *= torch.tensor([0.01, 0.01, 1.0])
+            found /= found.sum(1, keepdim=True)
+        elif self.how == "switched off":
+            found[:, 0] = 0.0
+        elif self.how == "what went in":
+            before.zero_()
+        return found
+
+
+@pytest.mark.parametrize("how", ["ensemble", "prevalence", "switched off", "what went in", "films", "as it is"])
+def test_probabilities_finished_in_place_are_the_answer(how: str, films: Tensor, tmp_path: Path) -> None:
+    net = InPlace(how).eval()
+    kind = "sigmoid" if how == "switched off" else "probabilities"
+    for source in (net, traced(net, tmp_path / "m.pt")):
+        given = load(source, output=kind, classes=CLASSES, **IMAGENET)
+        logits, wanted = given.model(films).detach(), net(normalised(films)).detach()
+        found = torch.sigmoid(logits) if kind == "sigmoid" else logits.exp()
+        assert torch.allclose(found, wanted, atol=1e-5)
+        if how != "what went in":  # what takes away what its own gradient needs
+            assert bool((gradient(given.model, films) != 0).any())
+    assert how != "as it is" or torch.allclose(logits, net.one(normalised(films)).log_softmax(1), atol=1e-5)
+
+
+class Sure(nn.Module):
+    """Sigmoids so sure that they are 1 to rounding, on their own or in a table or a tuple of one."""
+
+    def __init__(self, answer: Callable[[Tensor], Any], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.answer, self.dtype = answer, dtype
+
+    def forward(self, images: Tensor) -> Any:
+        return self.answer(torch.sigmoid((200 * images.mean((2, 3))).to(self.dtype)))
+
+
+@pytest.mark.parametrize("answer", [lambda p: p, lambda p: (p,), lambda p: {"probabilities": p}])
+@pytest.mark.parametrize("batch", ["any", "two"])
+def test_sure_sigmoids_have_their_logits_from_a_tuple_or_a_fixed_batch_too(
+    answer: Callable[[Tensor], Any], batch: str, films: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.pt2"
+    if batch == "any":
+        source: Any = Sure(answer)
+    else:
+        torch.export.save(torch.export.export(Sure(answer), (torch.rand(2, 3, SIDE, SIDE),)), path)
+        source = path
+    given = load(source, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)
+    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=1e-4)
+    assert bool((gradient(given.model, films).flatten(1).abs().amax(1) > 0).all())
+
+
+def test_sigmoids_of_several_heads_side_by_side_have_their_logits(films: Tensor) -> None:
+    def heads(images: Tensor) -> Tensor:
+        found = 200 * images.mean((2, 3))
+        return torch.cat([torch.sigmoid(found[:, :1]), torch.sigmoid(found[:, 1:])], dim=1)
+
+    given = load(heads, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)
+    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=1e-4)
+
+
+def test_sigmoids_of_sixteen_bits_become_logits_of_thirty_two(films: Tensor) -> None:
+    net = Sure(lambda p: p, torch.bfloat16)
+    given = load(net, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)
+    assert given.model(films).dtype == torch.float32
+    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=0.01)
+
+
+@pytest.mark.parametrize("batch", [{}, {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}], ids=["fixed", "any"])
+def test_an_exported_program_of_two_outputs_is_refused_whatever_its_batch(batch: Any, tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return -images.mean((2, 3)), images.mean((2, 3))
+
+    torch.export.save(torch.export.export(Two(), (torch.rand(2, 3, SIDE, SIDE),), **batch), tmp_path / "m.pt2")
+    with pytest.raises(UserError, match="the model answers with tuple, not with a tensor"):
+        load(tmp_path / "m.pt2", classes=CLASSES, **IMAGENET)
+
+
 def test_sigmoids_that_torch_cannot_see_into_are_taken_by_their_logarithm(films: Tensor) -> None:
     given = load(lambda x: x.mean((2, 3)).numpy(), output="sigmoid", classes=["a", "b", "c"], size=SIDE, channels=3)
     assert torch.allclose(torch.sigmoid(given.model(films)), films.mean((2, 3)).expand(-1, 3), atol=1e-6)
@@ -194,6 +312,23 @@ def test_a_model_that_takes_one_size_of_batch_takes_any(net: nn.Module, films: T
     torch.onnx.export(net, (torch.randn(2, 3, SIDE, SIDE),), tmp_path / "m.onnx", dynamo=False)
     for name in ("m.pt2", "m.onnx"):
         same_as_the_plain_network(load(tmp_path / name, classes=CLASSES, **IMAGENET).model, net, films)
+
+
+class Checked(nn.Module):
+    """Casts its images and looks at one side of them, of which torch writes checks that return nothing."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch._check(images.shape[0] > 0)
+        return self.net(images.to(torch.float32))
+
+
+def test_an_exported_program_with_checks_in_it_is_run(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+    given = load(exported(Checked(net).eval(), tmp_path / "m.pt2"), classes=CLASSES, **IMAGENET)
+    same_as_the_plain_network(given.model, net, films)
 
 
 def test_onnx_that_is_not_converted_answers_without_gradients(
@@ -225,6 +360,34 @@ def test_the_checksum_of_an_onnx_file_is_of_its_external_data_too(net: nn.Module
     assert second.sha256 != first.sha256
     alone = load(tmp_path / "whole.onnx", classes=CLASSES, **IMAGENET).origin
     assert alone.sha256 == hashlib.sha256((tmp_path / "whole.onnx").read_bytes()).hexdigest()
+
+
+def test_an_onnx_file_with_channels_last_is_told_from_one_of_64_channels(net: nn.Module, tmp_path: Path) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images.permute(0, 3, 1, 2))
+
+    path, images = tmp_path / "m.onnx", torch.rand(2, SIDE, SIDE, 3)
+    torch.onnx.export(Last().eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
+    for call in (lambda: adapters.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
+        with pytest.raises(UserError, match=r"takes images as .*32, 32, 3\), channels last; export it with channels"):
+            call()
+
+
+def test_the_logarithm_of_a_softmax_in_onnx_stays_finite(tmp_path: Path) -> None:
+    class Far(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            mean = images.mean((1, 2, 3)) - 0.5
+            return torch.stack([mean * 0, mean * 600, mean * -600], 1).log_softmax(1)
+
+    given = load(onnx(Far(), tmp_path / "m.onnx"), classes=CLASSES, size=SIDE, channels=3)
+    white = torch.full((1, 1, SIDE, SIDE), 0.75)
+    assert torch.allclose(given.model(white), torch.tensor([[-150.0, 0.0, -300.0]]), atol=1e-3)
+    assert bool(gradient(given.model, white).isfinite().all())
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["converted", "run as it is"])

@@ -1,6 +1,8 @@
 """What is checked of a given model before any figure of it is believed."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor], bars: list) -> 
     assert {c.check for c in found.checks if c.passed} >= {
         "declaration",
         "same answer twice",
+        "same answer alone",
         "logits",
         "gradients",
         "no gradients used inside",
@@ -171,6 +174,14 @@ def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, cl
         assert found.believed
 
 
+@pytest.mark.parametrize("output", ["probabilities", "sigmoid"])
+def test_answers_made_by_a_softmax_or_a_sigmoid_are_accused_of_nothing(
+    output: str, films: tuple[Tensor, Tensor]
+) -> None:
+    squash = nn.Softmax(1) if output == "probabilities" else nn.Sigmoid()
+    assert failed(door(nn.Sequential(trained(), squash).eval(), films, output=output)) == set()
+
+
 def test_saturated_probabilities_are_measured(films: tuple[Tensor, Tensor]) -> None:
     class Sure(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -261,6 +272,50 @@ def test_the_model_is_left_as_it_was(films: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+def measuring_its_batch() -> nn.Module:
+    """The trained network as whoever forgot model.eval() exports it: BatchNorm measures the batch, nothing is drawn."""
+    net = deepcopy(trained())
+    for layer in net.modules():
+        layer.train(isinstance(layer, nn.BatchNorm2d))
+    return net
+
+
+def test_a_model_whose_answer_hangs_on_the_films_beside_it_is_noticed(
+    films: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(measuring_its_batch(), (films[0][:2],), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "m.pt2")
+    torch.jit.trace(measuring_its_batch(), films[0][:2]).save(str(tmp_path / "m.pt"))
+    hidden = measuring_its_batch()
+    for source in (tmp_path / "m.pt2", tmp_path / "m.pt", lambda images: hidden(images)):
+        found = door(source, films)
+        assert "same answer alone" in failed(found)
+        assert "in evaluation mode, model.eval() first" in text(found, "same answer alone")
+    over_films = door(lambda images: trained()(images).softmax(0), films)
+    assert "same answer alone" in failed(over_films)
+
+
+def test_rounding_and_a_fixed_batch_are_no_films_beside_a_film(films: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    class Coarse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = deepcopy(trained()).bfloat16()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images.bfloat16()).float()
+
+    torch.export.save(torch.export.export(trained(), (films[0][:4],)), tmp_path / "m.pt2")
+    shrunk = torch.ao.quantization.quantize_dynamic(trained(), {nn.Linear}, dtype=torch.qint8)
+    for source in (Coarse().eval(), tmp_path / "m.pt2", shrunk, lambda images: trained()(images).squeeze()):
+        assert "same answer alone" not in failed(door(source, films))
+
+
+def test_a_random_model_is_not_accused_twice(films: tuple[Tensor, Tensor]) -> None:
+    found = door(LIARS["noise"](trained()), films)
+    assert "same answer alone" not in {check.check for check in found.checks}
 
 
 def test_a_random_model_is_judged_by_the_mean_over_draws(films: tuple[Tensor, Tensor]) -> None:

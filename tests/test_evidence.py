@@ -123,6 +123,12 @@ def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
 
+def test_a_norm_over_the_film_is_refused_where_a_cell_sees_but_a_part_of_it() -> None:
+    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole film"):
+        models.build("evidence-33", classes=3, normalisation="group")
+    assert models.build("evidence-full", classes=3, normalisation="group")
+
+
 def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert models.architecture("Evidence-33x96") == "evidence-33x96"
     assert not evidence.known("evidence-32")

@@ -3,15 +3,27 @@
 import io
 import json
 import pickle
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from foreign_models import CLASSES, IMAGENET, OpensAFile, RunsWhenRead, WritesAFile, exported, onnx, small, traced
+from foreign_models import (
+    CLASSES,
+    IMAGENET,
+    OpensAFile,
+    OpensNothing,
+    RunsWhenRead,
+    WritesAFile,
+    exported,
+    onnx,
+    small,
+    traced,
+)
 from trustcxr.errors import UserError
 from trustcxr.models.adapters import describe_file, load
 
@@ -145,6 +157,111 @@ def test_torchscript_that_opens_or_writes_a_file(tmp_path: Path) -> None:
 def test_torchscript_that_runs_as_soon_as_it_is_read(tmp_path: Path) -> None:
     torch.jit.script(RunsWhenRead().eval()).save(str(tmp_path / "m.pt"))
     refused(tmp_path / "m.pt", "code that runs as soon as the file is read")
+
+
+Records = list[tuple[str, bytes]]
+
+
+def zipped(path: Path, records: Records) -> Path:
+    """A zip archive with these records, in this order, a name twice where it is there twice."""
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for name, content in records:
+            archive.writestr(name, content)
+    return path
+
+
+def records_of(net: torch.nn.Module, path: Path) -> Records:
+    torch.jit.script(net.eval()).save(str(path))
+    with zipfile.ZipFile(path) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def harmless(records: Records) -> Records:
+    """The same names with nothing in them that runs."""
+    return [(name, b"\n" if name.endswith(".py") else content) for name, content in records]
+
+
+HIDDEN: dict[str, Callable[[Records], Records]] = {
+    "another ending": lambda r: [(name.replace(".py", ".PY"), content) for name, content in r],
+    "no ending": lambda r: [(name.replace(".py", ".pyx"), content) for name, content in r],
+    "another folder": lambda r: [(name.replace("/code/", "/Code/"), content) for name, content in r],
+    "two folders": lambda r: r + [("second/" + name.partition("/")[2], content) for name, content in harmless(r)],
+    "harmless folder first": lambda r: [(f"second/{n.partition('/')[2]}", c) for n, c in harmless(r)] + r,
+    "no folder": lambda r: [(name.partition("/")[2], content) for name, content in r],
+    "letter case": lambda r: r + [(n.replace("code", "CODE"), c) for n, c in harmless(r) if "/code/" in n],
+    "twice": lambda r: r + [(name, content) for name, content in harmless(r) if "/code/" in name],
+    "the format before 1.4": lambda r: [*harmless(r), (r[0][0].partition("/")[0] + "/model.json", b"{}")],
+    "tensors in another case": lambda r: [(n.replace("constants.pkl", "constants.PKL"), c) for n, c in harmless(r)],
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_torchscript_whose_code_hides_in_its_archive(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    refused(zipped(path, HIDDEN[how](records_of(RunsWhenRead(), path))), "torch writes")
+
+
+def test_torchscript_that_two_readers_read_as_two_archives(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    evil = zipped(path, records_of(RunsWhenRead(), path)).read_bytes()
+    good = zipped(path, harmless(records_of(RunsWhenRead(), path))).read_bytes()
+    table = int.from_bytes(good[-6:-2], "little")
+    for content in (
+        evil[:-22] + good,  # the table is looked for from the file's end, or where it is said to be
+        good + b"\0" * 8,
+        good[:-2] + b"\3\0new",
+        good[:4] + b"PTMF" + good[8:],  # what torch takes for its other format
+        good[:table] + b"\0" * 4 + good[table:-6] + (table + 4).to_bytes(4, "little") + good[-2:],
+    ):
+        path.write_bytes(content)
+        refused(path, "not an archive as torch writes it|not an archive that torch wrote")
+
+
+def test_torchscript_whose_record_ends_sooner_in_the_table_than_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    zipped(path, records_of(RunsWhenRead(), path))
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\1\2")
+    content[first + 20] -= 1  # the least byte of how long it is
+    path.write_bytes(content)
+    refused(path, "do not lie one behind the other")
+
+
+def test_torchscript_that_runs_as_soon_as_a_default_is_worked_out(tmp_path: Path) -> None:
+    path = traced(small(), tmp_path / "m.pt")
+    with zipfile.ZipFile(path) as archive:  # the name of the file hangs on what was traced before in this process
+        code = [n.partition("/")[2] for n in archive.namelist() if "/code/" in n and n.endswith(".py")]
+    name = next(n for n in code if b": Tensor) -> Tensor:" in record(path, n))
+    text = record(path, name).decode()
+    writes = 'def bad() -> int:\n  t = torch\n  t.save(torch.zeros([1]), "written")\n  return 1\n'
+    place = f"__torch__.{name.removeprefix('code/__torch__/').removesuffix('.py').replace('/', '.')}"
+    changed = text.replace(": Tensor) -> Tensor:", f": Tensor, more: int={place}.bad()) -> Tensor:", 1) + writes
+    assert changed != text + writes
+    refused(rewritten(path, {name: changed.encode()}), "code that runs as soon as the file is read")
+
+
+def test_torchscript_whose_hook_writes_a_file(tmp_path: Path) -> None:
+    def hook(self: Any, images: tuple[torch.Tensor]) -> None:
+        torch.save(images[0], "written")
+
+    net = OpensNothing()
+    net.register_forward_pre_hook(hook)
+    path = tmp_path / "m.pt"
+    records = [(n, c.replace(b"    torch.save(", b"    t = torch\n    t.save(")) for n, c in records_of(net, path)]
+    refused(zipped(path, records), "aten::save")
+
+
+def test_torchscript_as_torch_writes_it_is_read_in_every_way_of_writing(tmp_path: Path) -> None:
+    net = torch.jit.script(small())
+    torch.jit.save(net, tmp_path / "with more.pt", _extra_files={"Notes.txt": "of its maker"})
+    torch.jit.freeze(net).save(str(tmp_path / "größer.pt"))
+    with pytest.warns(DeprecationWarning, match="Lite"):
+        net._save_for_lite_interpreter(str(tmp_path / "lite.pt"))
+    with (tmp_path / "stream.pt").open("wb") as file:
+        torch.jit.save(net, file)
+    for path in sorted(tmp_path.glob("*.pt")):
+        assert load(path, classes=CLASSES, **IMAGENET).origin.kind == "TorchScript"
 
 
 def test_torchscript_with_the_operators_of_others(tmp_path: Path) -> None:

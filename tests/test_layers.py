@@ -153,6 +153,13 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
     assert not (tmp_path / "run").exists()
 
 
+def test_where_the_first_pooling_is_needed_that_is_said_and_not_the_size() -> None:
+    with pytest.raises(UserError, match="makes maps of Xception that do not fit each other"):
+        factory.check("Xception", size=224, stem_pool=False)
+    with pytest.raises(UserError, match="does not take images of 16 pixels"):
+        factory.check("InceptionV3", size=16, stem_pool=False)
+
+
 class NeedsValues(nn.Module):
     """A forward pass that looks at values, as some of timm's do."""
 

@@ -109,6 +109,24 @@ def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
     assert len(message) < 500
 
 
+@pytest.mark.parametrize(
+    "call", [lambda name: factory.build(name, classes=3), lambda name: factory.check(name, size=64)]
+)
+def test_weights_that_a_network_does_not_have_are_an_unknown_name(call: Any) -> None:
+    with pytest.raises(UserError, match=r"unknown model 'resnet18\.a1_in1q': did you mean .*resnet18\.a1_in1k"):
+        call("resnet18.a1_in1q")
+    assert zoo.architecture("ResNet18.a1_in1k") == "resnet18.a1_in1k"
+
+
+def test_a_network_with_a_layer_in_two_places_is_saved(tmp_path: Path) -> None:
+    shared = nn.Linear(4, 4)
+    net, again = nn.Sequential(shared, shared), nn.Sequential(*[nn.Linear(4, 4) for _ in range(2)])
+    weights.save_weights(net, tmp_path / "w.safetensors")
+    for model in (net, again):
+        weights.load_weights(model, tmp_path / "w.safetensors")
+    assert torch.equal(again(torch.ones(1, 4)), net(torch.ones(1, 4)))
+
+
 def test_normalisation_is_the_networks_own() -> None:
     lite, paper = factory.build("tf_efficientnet_lite0", classes=3), factory.build(TINY, classes=3)
     assert (float(lite.mean), float(lite.std)) == (0.5, 0.5)

@@ -28,6 +28,8 @@ SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass
 STRONGER = 0.02  # accuracy that an attack without gradients may leave less than one with them
 LOOKED_AT = 32  # films on which gradients and draws are looked at
+ALONE = 8  # films whose answers beside each other are held against those of each alone
+BESIDE = 0.03  # by how much of themselves logits may move with the films beside: numbers of few bits move by less
 PLANTED = 16  # films around which an adversarial example is planted
 _PARTS = 3  # of the gate, that take their time: a look at its gradients, its declaration, planted examples
 
@@ -95,6 +97,7 @@ def examine_at_the_door(
             *_declaration(subject, images, labels, JUDGED if traits.random else 1),
             *_conversion(subject, gradients),
             _deterministic(traits),
+            *([] if traits.random else _alone(model, few[:ALONE])),
             *kind,
             _gradients(traits),
             *_scale(traits),
@@ -155,6 +158,23 @@ def _deterministic(traits: Traits) -> Check:
     text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
     text += f"the answer that counts is the mean of {JUDGED} draws"
     return Check("same answer twice", False, text)
+
+
+def _alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
+    """Whether a film is answered alike beside others and beside copies of itself, which is as good as alone."""
+    if len(images) < 2:
+        return
+    with torch.no_grad():
+        together = model(images).float()
+        alone = [model(film.expand_as(images))[place].float() for place, film in enumerate(images)]
+    moved = (torch.stack(alone) - together).abs().amax(1) / together.abs().amax(1).clamp(min=1e-12)
+    share = float(moved.median())
+    if share > BESIDE:
+        text = f"the answer to a film hangs on the films beside it: alone its logits are others by {share:.0%}. Export "
+        text += "it in evaluation mode, model.eval() first: BatchNorm must not measure the batch"
+        yield Check("same answer alone", False, text)
+        return
+    yield Check("same answer alone", True, "a film has the same answer whatever films are beside it")
 
 
 def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:

@@ -13,6 +13,7 @@ _GRAVE = (
     "declaration",
     "scores",
     "same answer twice",
+    "same answer alone",
     "no gradients used inside",
     "active test",
     "black box against white box",

@@ -56,6 +56,10 @@ def build(
     means, stds = zip(*map(_normalisation, archs), strict=True)
     nets = [_network(arch, classes, str(weights)) for arch in archs]
     for net, arch in zip(nets, archs, strict=True):
+        if normalisation == "group" and getattr(net, "field", None) is not None:
+            raise UserError(
+                f"normalisation: group would let each cell of {arch} see the whole film: choose batch or frozen"
+            )
         layers.apply(net, arch, normalisation=normalisation, activation=activation, stem_pool=stem_pool)
     return Classifier(
         nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
@@ -109,6 +113,11 @@ def check(name: str, *, size: int, **options: Any) -> None:
         except UserError:
             raise
         except Exception as problem:
+            if not options.get("stem_pool", True):
+                check(name, size=size, **options | {"stem_pool": True})
+                raise UserError(
+                    f"stem_pool: false makes maps of {name} that do not fit each other: leave the first max pooling in"
+                ) from None
             why = " ".join(str(problem).split()) or type(problem).__name__
             raise UserError(
                 f"{name} does not take images of {size} pixels ({why.rstrip('.')}): choose another data.size, as many "

@@ -135,7 +135,8 @@ def _timm_key(key: str, places: list[tuple[int, int]]) -> str:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The weights alone, as safetensors."""
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    # A layer that stands in several places has its weights under several names, of which each is written.
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     with files.replacing(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
         save_file(state, temporary)
 

@@ -50,7 +50,14 @@ def architecture(name: str) -> str:
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    if name.lower() in PLAIN_MODELS or evidence.known(name.lower()) or timm.is_model(name.lower()):
+    if name.lower() in PLAIN_MODELS or evidence.known(name.lower()):
+        return name.lower()
+    if timm.is_model(name.lower()):
+        try:
+            timm.get_pretrained_cfg(name.lower(), allow_unregistered=True)
+        except RuntimeError:  # what stands behind the dot are no weights of this architecture
+            arch = name.lower().partition(".")[0]
+            raise unknown("model", name, [arch, *timm.list_pretrained(f"{arch}.*")]) from None
         return name.lower()
     every = [
         *PAPER_MODELS,

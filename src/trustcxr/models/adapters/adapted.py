@@ -11,12 +11,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trustcxr.errors import UserError
+from trustcxr.models.adapters.answers import InBatches, sole
 from trustcxr.models.adapters.declaration import InputSpec, Kind, OutputSpec
-from trustcxr.models.adapters.sources import InBatches
 
 TINY = 1e-30  # the smallest probability whose logarithm is taken
 _SOFTMAX = {"softmax", "_softmax"}
 _SIGMOID = {"sigmoid", "expit"}
+_CLOSE = 1e-4  # how far, in proportion, an answer of 32 bits may lie from what its softmax or sigmoid made
 
 
 class Adapted(nn.Module):
@@ -56,12 +57,13 @@ class Adapted(nn.Module):
         given = self.prepare(images)
         with Watch(self.cam_layer, self.cam_place) as seen:
             answer = self.net(given)
-        before = seen.squashed.get(id(answer))
+        squashed = seen.squashed.get(id(sole(answer)))
         answer = self._checked(answer, len(images))
         if self.given.kind == "logits":
             return answer
-        if before is not None and before[0] == self.given.kind and before[2].shape == answer.shape:
-            return F.log_softmax(before[2].float(), 1) if self.given.kind == "probabilities" else before[2]
+        if squashed is not None and squashed[0] == self.given.kind and _still(*squashed):
+            before = squashed[2].float()
+            return F.log_softmax(before, 1) if self.given.kind == "probabilities" else before
         return logits_of_probabilities(answer, self.given.kind)
 
     def of_kind(self, kind: Kind) -> "Adapted":
@@ -80,10 +82,7 @@ class Adapted(nn.Module):
         return seen.last_map is not None
 
     def _checked(self, answer: Any, count: int) -> Tensor:
-        if isinstance(answer, list | tuple) and len(answer) == 1:
-            answer = answer[0]
-        if isinstance(answer, dict) and len(answer) == 1:
-            answer = next(iter(answer.values()))
+        answer = sole(answer)
         if not isinstance(answer, Tensor):
             raise UserError(f"the model answers with {type(answer).__name__}, not with a tensor (B, {self._classes})")
         if answer.ndim == 1 and self._classes == 1:
@@ -103,9 +102,9 @@ class Adapted(nn.Module):
 class Watch(TorchFunctionMode):
     """Looks on while a network runs: what each softmax and sigmoid was given, and where the last feature map is made.
 
-    squashed: of each 2-D result of a softmax or sigmoid its id, the kind, itself (so that the id stays its own), and
-    what went in. last_map: the number of the last call that made a map of the images out of another, where `maps` says
-    which tensors are such maps.
+    squashed: of each 2-D result of a softmax or sigmoid, of rows of one and of several joined, its id, the kind, itself
+    (so that the id stays its own), and what went in. last_map: the number of the last call that made a map of the
+    images out of another, where `maps` says which tensors are such maps.
     """
 
     def __init__(self, cam_layer: nn.Module, cam_place: int | None) -> None:
@@ -129,12 +128,37 @@ class Watch(TorchFunctionMode):
                 self.last_map = place
             if place == self.cam_place:
                 return self.cam_layer(result)
-        elif result.ndim == 2 and args and isinstance(args[0], Tensor):
-            name = plain_name(func)
-            if name in _SOFTMAX or name in _SIGMOID:
-                kind: Kind = "probabilities" if name in _SOFTMAX else "sigmoid"
-                self.squashed[id(result)] = (kind, result, args[0])
+        elif result.ndim == 2 and args:
+            return self._note_squashed(func, args, kwargs or {}, result)
         return result
+
+    def _note_squashed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Tensor
+    ) -> Tensor:
+        name, first = plain_name(func), args[0]
+        if name in _SOFTMAX | _SIGMOID and isinstance(first, Tensor):
+            result = result.clone()  # the gradient needs what was made: a network may finish its answer in place
+            self.squashed[id(result)] = ("probabilities" if name in _SOFTMAX else "sigmoid", result, first)
+            return result
+        parts = [self.squashed.get(id(part)) for part in (first if isinstance(first, list | tuple) else [first])]
+        known = [part for part in parts if part is not None]
+        if name in ("__getitem__", "cat") and known and len(known) == len(parts) and named.keys() <= {"dim"}:
+            before = [part[2] for part in known]
+            joined = func(before if name == "cat" else before[0], *args[1:], **named)
+            self.squashed[id(result)] = (known[0][0], result, joined)
+        return result
+
+
+def _still(kind: Kind, answer: Tensor, before: Tensor) -> bool:
+    """Whether the answer is still what went in, squashed over the classes: neither was changed in place since."""
+    if before.shape != answer.shape:
+        return False
+    # Not under no_grad, which whoever looks for stopped gradients would count as the network's.
+    wide = before if before.dtype == torch.float64 else before.float()
+    found = wide.softmax(1) if kind == "probabilities" else wide.sigmoid()
+    about = torch.finfo(answer.dtype)
+    near = max(_CLOSE, 4 * about.eps)
+    return torch.allclose(found.float(), answer.float(), rtol=near, atol=about.tiny, equal_nan=True)
 
 
 class Maps:

@@ -21,6 +21,7 @@ _DTYPES = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: tor
 _DTYPES |= {7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16}
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 _SCHEMA = 8
+_CLAIM = "torch.ops.aten._assert_tensor_metadata."  # that a tensor has the dtype and device of whoever exported
 _PLAIN = ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string", "as_strings")
 
 
@@ -123,7 +124,7 @@ class ExportedNet(nn.Module):
     def _read(self, archive: Archive, document: _Program) -> None:
         graph, signature = document["graph_module"]["graph"], document["graph_module"]["signature"]
         self._take(archive, signature["input_specs"], graph)
-        self._steps = [self._step(node) for node in graph["nodes"]]
+        self._steps = [self._step(node) for node in graph["nodes"] if not node["target"].startswith(_CLAIM)]
         self._outputs = [_output_name(spec) for spec in signature["output_specs"] if "user_output" in spec]
 
     def forward(self, images: Tensor) -> Any:
@@ -243,7 +244,9 @@ def _value(arg: Argument, values: Values) -> Any:
 
 
 def _bind(outputs: list[Argument], result: Any, values: Values) -> None:
-    """Keep what a call returned under the names that the graph has for it."""
+    """Keep what a call returned under the names that the graph has for it; a check of the program returns nothing."""
+    if not outputs:
+        return
     if len(outputs) == 1 and "as_tensors" not in outputs[0]:
         result = [result]
     elif len(outputs) == 1:

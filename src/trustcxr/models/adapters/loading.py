@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.models.adapters.answers import InBatches
 from trustcxr.models.adapters.declaration import (
     InputSpec,
     Kind,
@@ -20,7 +22,7 @@ from trustcxr.models.adapters.declaration import (
     check,
     read_model_file,
 )
-from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, InBatches, code_of, from_object, open_source
+from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, code_of, from_object, open_source
 from trustcxr.results.documents import RunDocument, TrainingDocument
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def load(
     `classes` in the order of the outputs, `output` (logits, probabilities, sigmoid), `thresholds`, `timm` (the network
     of a weight file) and `taken` (size, channels, range, mean, std, resize) are what a model file says, and are refused
     beside one. `trust_code` lets a file run code of its maker's. `on` is the device.
+    A module is not copied: it is itself put into evaluation mode and onto that device.
     Raises UserError, in one line, for whatever cannot be loaded; nothing that was not trusted is run.
     """
     if isinstance(model, str | Path) and Path(model).suffix in (".yaml", ".yml"):
@@ -111,7 +114,9 @@ def load(
         raise UserError(f"{model}: no such run folder, model file or model")
     if classes is None:
         raise UserError(f"{where}: say its classes, in the order of its outputs: classes=[...]")
-    said: dict[str, object] = {"kind": output, "classes": list(classes), "thresholds": thresholds and list(thresholds)}
+    said: dict[str, object] = {"kind": output, "classes": list(classes), "thresholds": None}
+    if thresholds is not None:
+        said["thresholds"] = np.asarray(thresholds).tolist()
     parts = {"input": taken, "output": said, "timm": timm, "name": name}
     if isinstance(model, str | Path):
         declared = check(ModelFile, _source(str(model)) | parts, where)
@@ -171,7 +176,8 @@ def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device |
     if gradients != "none" and not _tried(model, declared, origin):
         gradients = "none"
         notes.append("no gradients: its answers do not depend on the image in a way that torch can follow")
-    weights = sum(p.numel() for p in [*model.parameters(), *net.buffers()])
+    # The weights of a file that is run operator by operator are buffers.
+    weights = sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in net.buffers())
     origin = Origin(origin.kind, origin.path, origin.sha256, origin.bytes, weights or None, gradients, tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
     given = declared.output

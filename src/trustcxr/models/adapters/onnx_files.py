@@ -42,6 +42,11 @@ class OnnxNet(nn.Module):
         if len(inputs) != 1:
             raise UserError(f"{path}: it takes {len(inputs)} inputs; one is needed, the images")
         self.input, self.shape = inputs[0].name, list(inputs[0].shape)
+        if len(self.shape) == 4 and self.shape[3] in (1, 3) and self.shape[1] not in (1, 3):
+            raise UserError(
+                f"{path}: it takes images as ({', '.join(map(str, self.shape))}), channels last; export it with "
+                "channels before height and width, as tf2onnx does with --inputs-as-nchw"
+            )
         self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(inputs[0].type, np.float32)
         self.output, self.outputs = self.session.get_outputs()[0].name, len(self.session.get_outputs())
 

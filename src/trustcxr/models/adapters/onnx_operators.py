@@ -196,11 +196,11 @@ def _layer_norm(i: list[Any], a: Attributes) -> Tensor:
     return F.layer_norm(x, x.shape[axis:], scale, bias, a.get("epsilon", 1e-5))
 
 
-def _softmax(i: list[Any], a: Attributes) -> Tensor:
+def _softmax(i: list[Any], a: Attributes, squash: Callable[..., Tensor] = F.softmax) -> Tensor:
     if a["opset"] >= 13:
-        return F.softmax(i[0], a.get("axis", -1))
+        return squash(i[0], a.get("axis", -1))
     axis = a.get("axis", 1) % i[0].ndim  # before 13: all axes from this one on, together
-    return F.softmax(i[0].flatten(axis), -1).reshape(i[0].shape)
+    return squash(i[0].flatten(axis), -1).reshape(i[0].shape)
 
 
 def _constant(i: list[Any], a: Attributes) -> Tensor:
@@ -305,7 +305,7 @@ OPERATORS: dict[str, Operator] = {
     "Tanh": _plain(torch.tanh),
     "Softplus": _plain(F.softplus),
     "Softmax": _softmax,
-    "LogSoftmax": lambda i, a: _softmax(i, a).log(),
+    "LogSoftmax": lambda i, a: _softmax(i, a, F.log_softmax),
     "Clip": _clip,
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),

@@ -90,11 +90,19 @@ def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
 def _weights(path: Path, declared: ModelFile) -> Found:
     import timm
 
+    from trustcxr.models import evidence
     from trustcxr.models.adapters.weight_files import read_tensors
+    from trustcxr.models.factory import build
+    from trustcxr.models.plain import PLAIN_MODELS
     from trustcxr.models.zoo import architecture
 
-    name = architecture(str(declared.timm))
-    net = timm.create_model(name, num_classes=len(declared.output.classes), in_chans=declared.input.channels)
+    name, classes, channels = architecture(str(declared.timm)), len(declared.output.classes), declared.input.channels
+    if name in PLAIN_MODELS or evidence.known(name):
+        if channels != 1:
+            raise UserError(f"{path}: {name} takes images of 1 channel: write input.channels: 1")
+        net: nn.Module = build(name, classes=classes).net
+    else:
+        net = timm.create_model(name, num_classes=classes, in_chans=channels)
     state = read_tensors(path)
     own = net.state_dict()
     missing = [k for k in own if k not in state and "num_batches_tracked" not in k]
@@ -213,20 +221,3 @@ class FunctionNet(nn.Module):
                 raise
             scores = self.function(images.detach())  # one of numpy, which takes no tensor that is followed
         return scores if isinstance(scores, Tensor) else torch.as_tensor(np.asarray(scores)).to(images)
-
-
-class InBatches(nn.Module):
-    """A net that takes one size of batch alone, for any: the last batch is filled up with its last image."""
-
-    def __init__(self, net: nn.Module, size: int) -> None:
-        super().__init__()
-        self.net, self.size = net, size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, ...) -> the net's answers (B, ...)."""
-        answers = []
-        for part in images.split(self.size):
-            filled = torch.cat([part, part[-1:].expand(self.size - len(part), -1, -1, -1)])
-            answer = self.net(filled)
-            answers.append((answer[0] if isinstance(answer, tuple | list) else answer)[: len(part)])
-        return torch.cat(answers)

@@ -6,7 +6,7 @@ that compute on tensors are let through (`operators`).
 """
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ from trustcxr.errors import UserError
 from trustcxr.models.adapters.archives import Archive, check_pickle
 from trustcxr.models.adapters.operators import Values, aten_operator, refused
 
+_AT_ONCE = "it has code that runs as soon as the file is read; it was not read"
 _LOOPS = 10_000  # the most that a loop may turn for one batch
 Node = Any  # torch._C.Node has no public type
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive, rather than a table of tensors that shares its ending."""
-    try:
-        names = Archive(path).names
-    except UserError:
-        return False
-    return any(n.startswith("code/") for n in names)
+    """Whether the file is a TorchScript archive, rather than a table of tensors that shares its ending.
+
+    Raises UserError for an archive that torch would not write.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return False
+    return any(n.lower().startswith("code/") for n in Archive(path).names)
 
 
 def trusted(path: Path) -> nn.Module:
@@ -56,6 +59,8 @@ class ScriptedNet(nn.Module):
         self._calls: dict[str, Callable[..., Any]] = {}
         self.uses_gradient = False
         self._look_through(graph)
+        for hook in (*scripted._c._get_forward_pre_hooks(), *scripted._c._get_forward_hooks()):
+            self._look_through(hook.inlined_graph)  # they run where torch's own runtime does
         self.seen_inside = True
         arguments = scripted.forward.schema.arguments[2:]
         if missing := [a.name for a in arguments if not a.has_default_value()]:
@@ -248,11 +253,21 @@ class _Nothing:
     """Of which nothing is an instance."""
 
 
+# What torch writes; in other records, such as those of before version 1.4, code could lie that is not looked at.
+_FOLDERS = ("code", "data", "constants", "traced_inputs", "bytecode", "extra", ".data")
+_RECORDS = {"data.pkl", "constants.pkl", "traced_inputs.pkl", "bytecode.pkl", "mobile_debug_handles.pkl", "version"}
+_RECORDS |= {"byteorder", ".format_version", ".storage_alignment"}
+
+
 def _check_archive(path: Path) -> None:
     """UserError for code that would run when the file is read, and for tensors that are not in it."""
     archive = Archive(path)
     for name in archive.names:
-        if name.startswith("code/") and name.endswith(".py"):
+        folder, inside, _ = name.partition("/")
+        known = folder in _FOLDERS if inside else name in _RECORDS
+        if not known or (folder == "code" and not name.endswith((".py", ".py.debug_pkl"))):
+            raise UserError(f"{path}: '{name}' in it is no record that torch writes in TorchScript; nothing was run")
+        if folder == "code" and name.endswith(".py"):
             _check_code(archive.read(name), f"{path}: {name}")
     check_pickle(archive, "data.pkl", tensors="data")
     if archive.size("constants.pkl") > 0:
@@ -266,7 +281,9 @@ def _check_code(source: bytes, where: str) -> None:
         raise UserError(f"{where}: not readable as TorchScript's code") from None
     for part in ast.walk(tree):
         if isinstance(part, ast.FunctionDef) and part.name in ("__setstate__", "__getstate__"):
-            raise UserError(f"{where}: it has code that runs as soon as the file is read; it was not read")
+            raise UserError(f"{where}: {_AT_ONCE}")
+        if any(isinstance(p, ast.Call) and not isinstance(p.func, ast.Name) for p in _worked_out_at_once(part)):
+            raise UserError(f"{where}: {_AT_ONCE}")
         if isinstance(part, ast.Attribute):
             dotted = ast.unparse(part)
             if dotted.startswith("ops.") and not dotted.startswith(("ops.aten", "ops.prim")):
@@ -275,6 +292,16 @@ def _check_code(source: bytes, where: str) -> None:
                 raise refused(dotted, where)
             if dotted in ("torch.save", "torch.from_file", "torch.load"):
                 raise refused(f"aten::{dotted[6:]}", where)
+
+
+def _worked_out_at_once(part: ast.AST) -> Iterator[ast.AST]:
+    """What torch works out when it reads a function or a class: defaults of arguments, and the values of fields."""
+    values: list[ast.expr | None] = []
+    if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        values = [*part.args.defaults, *part.args.kw_defaults]
+    if isinstance(part, ast.ClassDef):
+        values = [field.value for field in part.body if isinstance(field, ast.Assign | ast.AnnAssign)]
+    return (inner for value in values if value is not None for inner in ast.walk(value))
 
 
 def _first_line(problem: Exception) -> str:
