@@ -14,6 +14,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import Listing
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import RunDocument
+from trustcxr.study import made
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -50,7 +51,8 @@ def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
 def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
     """Where what is found on these films goes: `out`, or the run's own folder for its own test films, or one within.
 
-    UserError where `out` holds results of another run or of other films.
+    UserError where `out` holds results of another run or of other films, and where the place was made by weights that
+    the run has no more.
     """
     if out is not None:
         _refuse_other_results(out, run, films)
@@ -62,6 +64,8 @@ def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
     if before.is_file() and not tables.same_films(files.read_table(before), films):
         place = place.with_name(f"{place.name}-{films.fingerprint[:8]}")
         say(f"{before.parent} holds results of other films of that name; these go to {place}")
+    if made.by_other_weights(place, run.folder):
+        raise UserError(f"{place}: holds results of weights that {run.name} had before; move it away")
     return place
 
 
@@ -135,10 +139,14 @@ def _kept(run: Run) -> dict[str, object]:
 
 def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:
     metrics, before = out / folders.METRICS_FILE, out / folders.PREDICTIONS_FILE
+    own = out.resolve() == run.folder.resolve()
     another = metrics.is_file() and documents.read(RunDocument, metrics).run != run.name
-    other = before.is_file() and not tables.same_films(files.read_table(before), films)
-    own = (out / folders.RUN_FILE).is_file() and out.resolve() != run.folder.resolve()
-    study = (out / folders.STUDY_FILE).is_file()
-    if another or other or own or study:
-        what = "a study" if study else "other films" if other and not another else "another run"
-        raise UserError(f"{out}: holds results of {what}; choose another --out")
+    held = {
+        "results of a study": (out / folders.STUDY_FILE).is_file(),
+        "an audit": (out / folders.AUDIT_FILE).is_file(),
+        "results of another run": another or ((out / folders.RUN_FILE).is_file() and not own),
+        "results of other films": before.is_file() and not tables.same_films(files.read_table(before), films),
+        "results of another run of that name, of other weights": not own and made.by_other_weights(out, run.folder),
+    }
+    if what := next((what for what, there in held.items() if there), None):
+        raise UserError(f"{out}: holds {what}; choose another --out")

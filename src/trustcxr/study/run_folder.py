@@ -378,6 +378,7 @@ def explain(
 
 
 def _steps(run: Run, place: Path) -> RunFolder:
+    made.claim(place, run.folder)
     steps = RunFolder(run.folder, place)
     steps.__dict__["run"] = run  # loaded already
     return steps
