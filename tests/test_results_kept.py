@@ -294,6 +294,21 @@ def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Pa
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
 
 
+@pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
+def test_what_a_list_lacks_is_said_of_it_once(
+    command: tuple[str, ...], trained: Path, films: Path, tmp_path: Path
+) -> None:
+    table = read_manifest(films).table[["class", "split", "path", "infection_mask"]]
+    table = pd.concat([table, table[-1:].assign(path="gone.png")])
+    for name in ("path", "infection_mask"):
+        table[name] = [None if path is None else films / path for path in table[name]]
+    table.to_csv(tmp_path / "list.csv", index=False)
+    names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
+    done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
+    assert done.stderr.count("gone.png") == 1
+    assert done.stderr.count("names what is no class of these data: Nrmal") == 1
+
+
 def test_one_split_in_two_roles_is_refused() -> None:
     content = STUDY | {"data": {"size": 32, "splits": {"train": "Train", "test": "Train"}}}
     with pytest.raises(UserError, match="train and test are both Train"):

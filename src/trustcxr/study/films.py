@@ -1,7 +1,7 @@
 """Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ class Source:
     split: str | None = None
     labels: Mapping[str, str | None] | None = None
     listing: Listing | None = None
+    told: set[str] = field(default_factory=set, compare=False, repr=False)  # what was said of it, each once
 
 
 def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
@@ -44,6 +45,7 @@ def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     wanted = split or source.split or (test if own or test in manifest.splits else None)
     labels = dict(source.labels or {}) or recipe.labels
     dataset = load_dataset(manifest, wanted, run.size, classes=run.classes, resize=recipe.resize, labels=labels)
+    say_reading(dataset, source.told)
     report_skipped(dataset)
     return dataset
 
@@ -120,6 +122,14 @@ def say_notes(run: Run, films: "Dataset") -> None:
     """Say what a reader must know first."""
     for note in notes(run, films):
         say(note)
+
+
+def say_reading(films: "Dataset", told: set[str]) -> None:
+    """Say what reading the data found worth saying, but for what was `told`: what is not there, or left out."""
+    for note in films.notes:
+        if note not in told:
+            say(note)
+            told.add(note)
 
 
 def report_skipped(*parts: "Dataset") -> None:
