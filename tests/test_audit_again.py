@@ -91,6 +91,41 @@ def test_other_lung_masks_are_another_examination(listed: Path) -> None:
     assert key(listed / "classes.yaml", listed / "list.csv") != before
 
 
+def test_what_the_list_lacks_is_said_and_stands_in_the_document(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(listed / "list.csv", dtype=str)
+    pd.concat([table, table[:1].assign(path="gone.png")]).to_csv(listed / "list.csv", index=False)
+    document = audits.audit(listed / "classes.yaml", listed / "list.csv", tmp_path / "out")
+    assert capsys.readouterr().err.count("gone.png") == 1
+    assert sum("gone.png" in note for note in document.notes) == 1
+
+
+def test_an_audit_takes_no_place_but_that_of_its_own_model(listed: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", listed / "list.csv"
+    audits.audit(listed / "classes.yaml", data, out)
+    before = (out / "audit.json").read_bytes()
+    shutil.copy(listed / "scores.csv", listed / "other.csv")
+    text = (listed / "classes.yaml").read_text()
+    (listed / "other.yaml").write_text(text.replace("scores.csv", "other.csv"))
+    at = ["--data", data, "--out"]
+    refused = complaint("audit", listed / "other.yaml", *at, out)
+    assert f"{out}: holds the audit of another model, classes; choose another --out" in refused
+    elsewhere = Path(shutil.copytree(listed, tmp_path / "elsewhere"))
+    scores = pd.read_csv(elsewhere / "scores.csv")
+    scores.assign(dark=0.5, bright=0.5).to_csv(elsewhere / "scores.csv", index=False)
+    assert "the audit of another model" in complaint("audit", elsewhere / "classes.yaml", *at, out), "of that name"
+    assert (out / "audit.json").read_bytes() == before
+    scores.to_csv(listed / "scores.csv", index=False, float_format="%.3f")
+    audits.audit(listed / "classes.yaml", data, out)
+    assert (out / "audit.json").read_bytes() != before, "the same model's file was changed: anew"
+    for name in ("study.yaml", "study.json", "metrics.json", "run.yaml"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("{}")
+        assert "; choose another --out" in complaint("audit", listed / "classes.yaml", *at, tmp_path / name)
+        assert [path.name for path in (tmp_path / name).iterdir()] == [name]
+
+
 @pytest.fixture
 def _forgotten() -> Iterator[None]:
     """No module of one test is another's."""

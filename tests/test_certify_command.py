@@ -136,6 +136,13 @@ def test_what_cannot_be_is_said_in_one_line(films: Path, tmp_path: Path, typed: 
     assert said in str(done.exception) + done.output
 
 
+def test_what_intervals_have_no_use_for_is_refused(run: Path, films: Path) -> None:
+    typed = ["certify", str(run), "--data", str(films), "--method", "ibp"]
+    for option in ("--steps", "--neurons"):
+        with pytest.raises(UserError, match="neurons and steps are of the method crown"):
+            RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
+
+
 def test_an_unknown_method_is_refused_with_the_ones_there_are(run: Path, films: Path) -> None:
     with pytest.raises(UserError, match="ibp, crown"):
         RUNNER.invoke(app, ["certify", str(run), "--data", str(films), "--method", "crow"], catch_exceptions=False)

@@ -102,6 +102,22 @@ def test_a_study_trains_its_runs_itself(films: Path, tmp_path: Path) -> None:
     assert "holds a study" in complaint("train", "--data", films, "--model", "test_resnet", "--out", tmp_path)
 
 
+def test_a_single_run_has_no_standard_run_to_start_from(films: Path, tmp_path: Path) -> None:
+    options = [
+        "--model",
+        "test_resnet",
+        "--weights",
+        "none",
+        "--defence",
+        "fgsm",
+        "--set",
+        "defence.start_from=standard",
+    ]
+    said = complaint("train", "--data", films, *options, "--out", tmp_path / "run")
+    assert "defence.start_from: standard is of studies" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
     before = (trained / "model.safetensors").stat().st_mtime_ns

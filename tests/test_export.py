@@ -239,6 +239,28 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path) -> None:
     assert "holds another run" in complaint("push", other, place)
 
 
+def test_a_push_replaces_nothing_but_an_earlier_push(plain: Path, tmp_path: Path) -> None:
+    mine, own, cut = tmp_path / "mine", Path(shutil.copytree(plain, tmp_path / "own")), tmp_path / "cut"
+    mine.mkdir()
+    (mine / "metrics.json").write_text("mine")
+    assert "holds metrics.json, which no push put there" in complaint("push", plain, mine)
+    (mine / "README.md").write_text("# My project")
+    assert "holds README.md, which no push put there; choose a new or an empty folder" in complaint("push", plain, mine)
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {
+        "metrics.json": "mine",
+        "README.md": "# My project",
+    }
+    assert "is the run's own folder" in complaint("push", own, own)
+    assert "which no push put there" in complaint("push", plain, own), "a run of that name, and no push of it"
+    assert not (own / "README.md").exists()
+    assert "is a file; choose a folder" in complaint("push", plain, own / "run.yaml")
+    cut.mkdir()
+    run("push", plain, cut)
+    (cut / "run.yaml").unlink()
+    run("push", plain, cut)
+    assert tx.load_run(cut, on="cpu").name == "test_resnet-fgsm-s0"
+
+
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
     import yaml
 

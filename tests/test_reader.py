@@ -18,6 +18,7 @@ from PIL import Image
 import browser as browsers
 import small_runs
 from study_fixture import CLASSES, make_study
+from test_cli import complaint
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
@@ -130,7 +131,14 @@ def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[s
         preparing.films(preparing.arms(finished, arms), data=None, count=count, seed=0)
 
 
-def test_a_study_that_is_there_goes_on_and_shows_nothing_else(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--films", 7), ("--reader", "R1"), ("--seed", 1)])
+def test_results_are_of_the_reading_that_is_there(finished: Path, typed: tuple[object, ...]) -> None:
+    assert f"{typed[0]} is of a reading" in complaint("reader", finished, "--results", *typed)
+
+
+def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = study.place(finished)
     try:
         first = study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
@@ -141,6 +149,14 @@ def test_a_study_that_is_there_goes_on_and_shows_nothing_else(finished: Path, tm
         for asked in (study.Asked(arms=ARMS[:2]), study.Asked(films=3)):
             with pytest.raises(UserError, match="move that folder away"):
                 study.open_or_make(finished, asked)
+        with pytest.raises(UserError, match="drawn by seed 0; move that folder away"):
+            study.open_or_make(finished, study.Asked(seed=99))
+        study.open_or_make(finished, study.Asked(seed=0, data=tmp_path / "nowhere"))
+        assert capsys.readouterr().err.count("--data is not looked at") == 1
+        with sqlite3.connect(place) as base:  # as one of before seeds were kept
+            base.execute("DELETE FROM study WHERE key = 'seed'")
+        study.open_or_make(finished, study.Asked(seed=99))
+        assert "--seed is not looked at" in capsys.readouterr().err
         place.write_bytes(b"nonsense" * 100)
         with pytest.raises(UserError, match="not the file of a reader study"):
             study.open_or_make(finished, study.Asked())

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
-from small_runs import make_old
+from small_runs import make_old, weights
 from test_cli import complaint, run
 from trustcxr.data import read_manifest
 from trustcxr.data.phantom import writing
@@ -23,6 +24,7 @@ from trustcxr.results import documents, files, locks
 from trustcxr.results.documents import StudyDocument
 from trustcxr.results.tables import conditions_of, merged
 from trustcxr.study import engines, run_folder
+from trustcxr.study import made as made_with
 from trustcxr.study.protocol import Study
 
 STUDY = {
@@ -140,6 +142,56 @@ def test_results_go_to_another_folder_where_one_is_named(
     )
 
 
+def trained_otherwise(run_: Path, place: Path) -> Path:
+    """A run of the same name whose training ended elsewhere."""
+    other = Path(shutil.copytree(run_, place))
+    make_old(other)
+    save_file({key: value * 1.01 for key, value in weights(other).items()}, other / "model.safetensors")
+    return other
+
+
+def test_a_run_of_the_same_name_and_other_weights_is_another_run(trained: Path, films: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", trained_otherwise(trained, tmp_path / "other")
+    run("evaluate", trained, "--data", films, "--attack", "pgd", "--steps", 2, "--out", out)
+    before = (out / "predictions.parquet").read_bytes()
+    at = ["--data", films, "--attack", "fgsm", "--out", out]
+    assert "holds results of another run of that name, of other weights; choose" in complaint("evaluate", other, *at)
+    assert (out / "predictions.parquet").read_bytes() == before
+    run("evaluate", trained.rename(tmp_path / "moved"), *at)
+    assert attacked(out) == [("fgsm", 0.02), ("pgd", 0.02)], "the same run wherever its folder is"
+
+
+def test_results_of_which_no_weights_are_known_are_of_this_run(trained: Path, films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2, out=out)
+    (out / made_with.MADE_FILE).unlink()
+    run_folder.evaluate(trained, films, attacks=["fgsm"], out=out)
+    assert attacked(out) == [("fgsm", 0.02), ("pgd", 0.02)]
+    other = trained_otherwise(trained, tmp_path / "other")
+    with pytest.raises(UserError, match="of other weights"):
+        run_folder.evaluate(other, films, attacks=["fgsm"], out=out)
+
+
+def test_what_was_found_on_other_films_before_a_run_was_trained_again_is_not_mixed_with_what_is_now(
+    trained: Path, others: Path, tmp_path: Path
+) -> None:
+    _, place = run_folder.evaluate(trained, others, attacks=["pgd"], steps=2)
+    other = trained_otherwise(trained, tmp_path / "again")
+    with pytest.raises(UserError, match=r"phantom-Test: holds results of weights that .* had before; move it away"):
+        run_folder.explain(other, others, options={"methods": ["gradcam"]})
+    shutil.rmtree(other / "evaluations")
+    _, place = run_folder.evaluate(other, others, attacks=["fgsm"])
+    assert attacked(place) == [("fgsm", 0.02)]
+
+
+def test_results_do_not_go_into_an_audit(trained: Path, films: Path, tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "audit.json").write_text("{}")
+    at = ["--data", films, "--attack", "fgsm", "--out", tmp_path / "audit"]
+    assert "holds an audit; choose another --out" in complaint("evaluate", trained, *at)
+    assert [path.name for path in (tmp_path / "audit").iterdir()] == ["audit.json"]
+
+
 def test_a_study_refuses_figures_that_are_not_of_its_recipe(
     films: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +292,21 @@ def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Pa
     assert note in document["notes"][0]
     assert document["alarms"][0]["kind"] == "trained_on"
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
+def test_what_a_list_lacks_is_said_of_it_once(
+    command: tuple[str, ...], trained: Path, films: Path, tmp_path: Path
+) -> None:
+    table = read_manifest(films).table[["class", "split", "path", "infection_mask"]]
+    table = pd.concat([table, table[-1:].assign(path="gone.png")])
+    for name in ("path", "infection_mask"):
+        table[name] = [None if path is None else films / path for path in table[name]]
+    table.to_csv(tmp_path / "list.csv", index=False)
+    names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
+    done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
+    assert done.stderr.count("gone.png") == 1
+    assert done.stderr.count("names what is no class of these data: Nrmal") == 1
 
 
 def test_one_split_in_two_roles_is_refused() -> None:

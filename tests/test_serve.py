@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import served
+from test_cli import complaint
 from trustcxr.about import NOTICE
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import one_image
@@ -328,3 +329,8 @@ def test_metrics_count_requests_by_route_and_status(pool: served.Here) -> None:
         text = api.get("/metrics").text
     assert 'trustcxr_requests_total{route="predict",status="200"} 1.0' in text
     assert 'trustcxr_requests_total{route="predict",status="422"} 1.0' in text
+
+
+@pytest.mark.parametrize("typed", [("--dicom-title", "WARD"), ("--dicom-host", "0.0.0.0"), ("--dicom-port", "4711")])
+def test_what_is_of_the_dicom_node_is_refused_without_one(typed: tuple[str, str]) -> None:
+    assert f"{typed[0]} needs --dicom TITLE@HOST:PORT" in complaint("serve", "run", *typed)

@@ -250,6 +250,28 @@ def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
     assert "say --data PATH" in complaint("study", "paper")
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("models: [resnt18]", "unknown model 'resnt18'"),
+        ("models: [{name: resnet18, weights: nowhere.pth}]", "no such file 'nowhere.pth'"),
+        ("models: [resnet18]\ndefences: [fgms]", "did you mean fgsm"),
+        ("models: [resnet18]\nexplanation: {methods: [gradcamm]}", "did you mean gradcam"),
+        ("models: [resnet18]\nexplanation: {corruptions: [gama]}", "did you mean gamma"),
+    ],
+)
+def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path, keys: str, said: str) -> None:
+    (tmp_path / "bad.yaml").write_text(f"name: bad\n{keys}\n")
+    assert said in complaint("study", tmp_path / "bad.yaml", "--dry-run", "--no-measure")
+
+
+def test_what_is_of_a_dry_run_is_of_nothing_else(tmp_path: Path) -> None:
+    at = ["study", "demo", "--data", tmp_path, "--out", tmp_path / "out"]
+    assert "--no-measure is of --dry-run alone" in complaint(*at, "--no-measure")
+    assert "--again is of --dry-run alone" in complaint(*at, "--again")
+    assert "leave one of them out" in complaint(*at, "--dry-run", "--no-measure", "--again")
+
+
 @pytest.mark.slow
 def test_a_dry_run_measures_each_network_once_and_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from trustcxr.study import measuring

@@ -89,7 +89,7 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert "3 films are in two splits." in text, "where the page says that it will be looked for"
     assert "comes from metrics.json, data-check.json and the tables beside it" in text
     (one / "metrics.json").unlink()
-    assert "not tested yet" in complaint("report", one)
+    assert f"not tested yet: `trustcxr evaluate {one} --data PATH` comes first" in complaint("report", one)
 
 
 def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) -> None:

@@ -29,12 +29,17 @@ class Effort:
 
 
 def effort(method: str, *, neurons: int = NEURONS, steps: int = STEPS) -> Effort:
-    """The effort of a method's name, `ibp` or `crown`; UserError for any other, and for what cannot be a count."""
+    """The effort of a method's name, `ibp` or `crown`; UserError for any other, and for what cannot be a count.
+
+    Neurons and steps are CROWN's: for `ibp` others than those that hold unless said are refused.
+    """
     if method not in ("ibp", "crown"):
         raise unknown("method", method, ("ibp", "crown"))
     for name, count in (("neurons", neurons), ("steps", steps)):
         if count < 0:
             raise UserError(f"certify: {name} must be at least 0, not {count}")
+    if method == "ibp" and (neurons, steps) != (NEURONS, STEPS):
+        raise UserError("certify: neurons and steps are of the method crown: choose that, or leave them out")
     return Effort(crown=method == "crown", neurons=neurons, steps=steps)
 
 

@@ -27,9 +27,11 @@ def serve(
     dicom_from: Annotated[
         list[str] | None, typer.Option(metavar="TITLE", help="Who may send films; repeatable. The peer unless said.")
     ] = None,
-    dicom_title: Annotated[str, typer.Option(help="Our own AE title.")] = "TRUSTCXR",
-    dicom_host: Annotated[str, typer.Option(help="Address of the DICOM node.")] = "127.0.0.1",
-    dicom_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: any that is free.")] = 11112,
+    dicom_title: Annotated[str | None, typer.Option(help="Our own AE title.", show_default="TRUSTCXR")] = None,
+    dicom_host: Annotated[str | None, typer.Option(help="Address of the DICOM node.", show_default="127.0.0.1")] = None,
+    dicom_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Its port; 0: any that is free.", show_default="11112")
+    ] = None,
 ) -> None:
     """A page on which a film is dropped, and its API: answers, heatmaps, what flips them. Nothing is kept.
 
@@ -40,12 +42,12 @@ def serve(
     from trustcxr.serve.dicom_node import Place
     from trustcxr.serve.limits import Limits
 
-    place = None
+    place, ours = None, {"title": dicom_title, "host": dicom_host, "port": dicom_port}
+    said = {key: value for key, value in ours.items() if value is not None}
     if dicom is not None:
-        own_address = {"title": dicom_title, "host": dicom_host, "port": dicom_port}
-        place = Place.of(dicom, callers=tuple(dicom_from or ()), **own_address)
-    elif dicom_from:
-        raise UserError("--dicom-from needs --dicom TITLE@HOST:PORT, the peer that gets the answers")
+        place = Place.of(dicom, callers=tuple(dicom_from or ()), **said)
+    elif lonely := [*(["from"] if dicom_from else []), *said]:
+        raise UserError(f"--dicom-{lonely[0]} needs --dicom TITLE@HOST:PORT, the peer that gets the answers")
     own = {} if workers is None else {"workers": workers}
     server.serve(runs, host=host, port=port, limits=Limits(most_bytes=most_megabytes << 20, **own), dicom=place)
 
@@ -69,7 +71,7 @@ def reader(
     name: Annotated[
         list[str] | None, typer.Option("--reader", metavar="NAME", help="Who reads, a pseudonym; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the films that are drawn.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the films that are drawn; 0 unless said.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8001,
     results: Annotated[bool, typer.Option("--results", help="Write what the readers found so far, as tables.")] = False,
@@ -79,8 +81,14 @@ def reader(
     Each reader has a link of their own and goes on where they stopped. Whose map is whose stays in STUDY/reader/.
     """
     from trustcxr.about import NOTICE
+    from trustcxr.errors import UserError
     from trustcxr.reader import study as reading
 
+    typed = {"arm": arm, "data": data, "films": films, "reader": name, "seed": seed}
+    if results and (beside := next((key for key, value in typed.items() if value is not None), None)):
+        raise UserError(
+            f"--{beside} is of a reading, and --results writes what was found so far: leave one of them out"
+        )
     if results:
         for path in reading.results(study):
             print(path)

@@ -90,9 +90,8 @@ def study(
     """
     from trustcxr.recipes.study import load_study, tracked, with_seeds
 
-    chosen = load_study(recipe)
-    if seeds is not None:
-        chosen = with_seeds(chosen, seeds)
+    _check_timing(dry_run=dry_run, measure=measure, again=again)
+    chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     if track is not None:
         chosen = tracked(chosen, *tracker(track))
     from trustcxr.study import engines
@@ -109,6 +108,14 @@ def study(
 
     whole = Study(chosen, data, out, where, check_data=check, kept=kept, devices=devices)
     return _finish_study(whole.run(), out, json=json)
+
+
+def _check_timing(*, dry_run: bool, measure: bool, again: bool) -> None:
+    """UserError for what is typed of a dry run and would do nothing."""
+    if not dry_run and (again or not measure):
+        raise UserError(f"{'--again' if again else '--no-measure'} is of --dry-run alone: add that, or leave it out")
+    if again and not measure:
+        raise UserError("--again times anew, --no-measure times nothing: leave one of them out")
 
 
 def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json: bool, **how: Any) -> None:

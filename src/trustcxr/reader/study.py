@@ -19,10 +19,10 @@ class Asked:
     arms: Sequence[str] = ()
     data: Path | None = None
     films: int | None = None
-    seed: int = 0
+    seed: int | None = None
 
 
-_FILMS = 30
+_FILMS, _SEED = 30, 0
 
 
 def place(study: Path) -> Path:
@@ -39,8 +39,9 @@ def open_or_make(study: Path, asked: Asked) -> Store:
     with locks.holding(path.parent):
         if path.exists():  # another process has made it since
             return _opened(study, path, asked)
-        films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=asked.seed)
-        store = Store.create(path, arms=[arm.name for arm in chosen], films=films)
+        seed = _SEED if asked.seed is None else asked.seed
+        films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=seed)
+        store = Store.create(path, arms=[arm.name for arm in chosen], films=films, seed=seed)
     say(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
     return store
 
@@ -53,6 +54,11 @@ def _opened(study: Path, path: Path, asked: Asked) -> Store:
         )
     if asked.films not in (None, store.films):
         raise UserError(f"{path}: shows {store.films} films; move that folder away to begin another")
+    if asked.seed is not None and store.seed not in (None, asked.seed):
+        raise UserError(f"{path}: its films were drawn by seed {store.seed}; move that folder away to begin another")
+    unread = {"--data": asked.data, "--seed": asked.seed if store.seed is None else None}
+    for option in (option for option, value in unread.items() if value is not None):
+        say(f"{path}: shows the films and maps that it was made with: {option} is not looked at")
     return store
 
 

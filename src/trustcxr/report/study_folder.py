@@ -248,7 +248,7 @@ def _check(path: Path, notes: list[str]) -> DataCheck | None:
 def _of_one_run(path: Path) -> StudyFolder:
     source = folders.check_run(path) / folders.METRICS_FILE
     if not source.is_file():
-        raise UserError(f"{path}: a run that is not tested yet: `trustcxr evaluate {path}` comes first")
+        raise UserError(f"{path}: a run that is not tested yet: `trustcxr evaluate {path} --data PATH` comes first")
     notes: list[str] = []
     document, lost = understood(RunDocument, files.read_document(source))
     _note_lost(source.name, lost, notes)

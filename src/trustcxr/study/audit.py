@@ -20,7 +20,7 @@ from trustcxr.results.documents import AuditDocument, AuditedData, AuditedModel,
 from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import at_the_door, open_films
-from trustcxr.study.audited import Audit, about
+from trustcxr.study.audited import Audit, about, is_another
 
 PARTS = ".parts"  # rows of finished batches, until all are there
 
@@ -49,6 +49,7 @@ def audit(
     if not Path(model).is_dir() and _is_bare(str(model)):
         raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
     subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
+    _refuse_another(out, subject)
     films = open_films(subject, data, split, labels, listing)
     findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
     handed = None if adversarial is None else handed_in.read(adversarial, films.examined, findings)
@@ -58,8 +59,6 @@ def audit(
         handed_in.check_radius(handed, exam)
     whole = Audit(subject, films, exam, handed)
     key, path = whole.key, out / folders.AUDIT_FILE
-    if (out / folders.RUN_FILE).exists():
-        raise UserError(f"{out}: holds a run; choose another --out")
     with holding(out):
         if path.is_file() and (before := read(AuditDocument, path)).examination == key:
             say(f"{out}: already examined")
@@ -68,6 +67,22 @@ def audit(
         files.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _refuse_another(out: Path, subject: Subject) -> None:
+    """UserError where `out` holds anything but an earlier audit of this model."""
+    held = {
+        "a run": folders.RUN_FILE,
+        "a study": folders.STUDY_FILE,
+        "the results of a study": folders.STUDY_RESULTS,
+        "results of a run": folders.METRICS_FILE,
+    }
+    for what, name in held.items():
+        if (out / name).exists():
+            raise UserError(f"{out}: holds {what}; choose another --out")
+    path = out / folders.AUDIT_FILE
+    if path.is_file() and is_another(before := read(AuditDocument, path).model, subject):
+        raise UserError(f"{out}: holds the audit of another model, {before.name or before.path}; choose another --out")
 
 
 def _is_bare(model: str) -> bool:
@@ -98,6 +113,8 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         ),
         examination=key,
     )
+    if dataset.notes:
+        document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
     checks = [*door.checks, *_reading(subject), *measured.checks]

@@ -23,7 +23,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.recipes.run import Listing, Splits
 from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN
-from trustcxr.study.films import report_skipped
+from trustcxr.study.films import report_skipped, say_reading
 
 _SURE = 2  # names that are one film's alone
 
@@ -74,6 +74,7 @@ def open_films(
     own = undivided and isinstance(subject, Run) and trained_on(subject) == manifest.root.name
     wanted = split or (splits.test if splits.test in manifest.splits or own else None)
     examined = _loaded(manifest, wanted, subject, classes, resize, renamed)
+    say_reading(examined, set())
     report_skipped(examined)
     refit = isinstance(subject, Run) and subject.trained_by.training.refit
     held = splits.val in manifest.splits or (undivided and {wanted, splits.val} <= SHARES.keys())

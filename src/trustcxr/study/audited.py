@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from pathlib import Path
 
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
@@ -16,6 +17,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files, folders
+from trustcxr.results.documents import AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 
 
@@ -72,6 +74,15 @@ def _known(dataset: Dataset) -> Iterator[bytes]:
 def about(subject: Subject) -> dict[str, object]:
     """The model, as it stands under `model`."""
     return {"name": subject.name, "reported": _reported(subject)} | asdict(_origin(subject))
+
+
+def is_another(before: AuditedModel, subject: Subject) -> bool:
+    """Whether what was audited before is another model, and not this one from before its file was changed or moved."""
+    origin = _origin(subject)
+    if before.name != subject.name:
+        return bool(before.name)
+    moved = before.path is not None and Path(before.path).resolve() != Path(origin.path or "").resolve()
+    return moved and before.sha256 != origin.sha256
 
 
 def _reported(subject: Subject) -> dict[str, object]:

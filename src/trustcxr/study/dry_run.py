@@ -28,15 +28,16 @@ def dry_run(
 
     Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen, and so is
     what was finished elsewhere and `kept`; what was measured is kept in `out` for `status`. `devices`: cards that share
-    each training; UserError where they cannot. `measured`: time each network now, some seconds each, but for those that
-    were timed on this machine before, unless `again`.
+    each training; UserError where they cannot, and for names that nobody knows. `measured`: time each network now, some
+    seconds each, but for those that were timed on this machine before, unless `again`.
     """
     begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
     if begun is not None and untracked(planned.recipe_of(begun)) != untracked(recipe):
         raise UserError(f"{out}: holds a study of another recipe; choose another --out, or see trustcxr status {out}")
-    if devices != 1:
-        from trustcxr.study import preflight
+    from trustcxr.study import preflight
 
+    preflight.names(recipe, begun)
+    if devices != 1:
         preflight.cards(recipe, devices)
     if kept is not None:
         finished.refuse_another(kept, recipe, None if begun is None else folders.read_study(begun))

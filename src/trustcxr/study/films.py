@@ -1,7 +1,7 @@
 """Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import Listing
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import RunDocument
+from trustcxr.study import made
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -27,6 +28,7 @@ class Source:
     split: str | None = None
     labels: Mapping[str, str | None] | None = None
     listing: Listing | None = None
+    told: set[str] = field(default_factory=set, compare=False, repr=False)  # what was said of it, each once
 
 
 def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
@@ -43,6 +45,7 @@ def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     wanted = split or source.split or (test if own or test in manifest.splits else None)
     labels = dict(source.labels or {}) or recipe.labels
     dataset = load_dataset(manifest, wanted, run.size, classes=run.classes, resize=recipe.resize, labels=labels)
+    say_reading(dataset, source.told)
     report_skipped(dataset)
     return dataset
 
@@ -50,7 +53,8 @@ def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
 def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
     """Where what is found on these films goes: `out`, or the run's own folder for its own test films, or one within.
 
-    UserError where `out` holds results of another run or of other films.
+    UserError where `out` holds results of another run or of other films, and where the place was made by weights that
+    the run has no more.
     """
     if out is not None:
         _refuse_other_results(out, run, films)
@@ -62,6 +66,8 @@ def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
     if before.is_file() and not tables.same_films(files.read_table(before), films):
         place = place.with_name(f"{place.name}-{films.fingerprint[:8]}")
         say(f"{before.parent} holds results of other films of that name; these go to {place}")
+    if made.by_other_weights(place, run.folder):
+        raise UserError(f"{place}: holds results of weights that {run.name} had before; move it away")
     return place
 
 
@@ -118,6 +124,14 @@ def say_notes(run: Run, films: "Dataset") -> None:
         say(note)
 
 
+def say_reading(films: "Dataset", told: set[str]) -> None:
+    """Say what reading the data found worth saying, but for what was `told`: what is not there, or left out."""
+    for note in films.notes:
+        if note not in told:
+            say(note)
+            told.add(note)
+
+
 def report_skipped(*parts: "Dataset") -> None:
     """Say of each part of the data how many images and masks could not be read, and the first of them."""
     for part in parts:
@@ -135,10 +149,14 @@ def _kept(run: Run) -> dict[str, object]:
 
 def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:
     metrics, before = out / folders.METRICS_FILE, out / folders.PREDICTIONS_FILE
+    own = out.resolve() == run.folder.resolve()
     another = metrics.is_file() and documents.read(RunDocument, metrics).run != run.name
-    other = before.is_file() and not tables.same_films(files.read_table(before), films)
-    own = (out / folders.RUN_FILE).is_file() and out.resolve() != run.folder.resolve()
-    study = (out / folders.STUDY_FILE).is_file()
-    if another or other or own or study:
-        what = "a study" if study else "other films" if other and not another else "another run"
-        raise UserError(f"{out}: holds results of {what}; choose another --out")
+    held = {
+        "results of a study": (out / folders.STUDY_FILE).is_file(),
+        "an audit": (out / folders.AUDIT_FILE).is_file(),
+        "results of another run": another or ((out / folders.RUN_FILE).is_file() and not own),
+        "results of other films": before.is_file() and not tables.same_films(files.read_table(before), films),
+        "results of another run of that name, of other weights": not own and made.by_other_weights(out, run.folder),
+    }
+    if what := next((what for what, there in held.items() if there), None):
+        raise UserError(f"{out}: holds {what}; choose another --out")

@@ -42,6 +42,21 @@ def note(place: Path, name: str, made: Mapping[str, object]) -> None:
     files.write_json(place / MADE_FILE, _noted(place) | {name: said})
 
 
+def claim(place: Path, run: Path) -> None:
+    """Keep by which weights what is found in a place is made, before it is; a run's own folder has them itself."""
+    if place.resolve() != run.resolve():
+        said = {"sum": files.checksum(run / folders.WEIGHTS_FILE)}
+        files.write_json(place / MADE_FILE, _noted(place) | {folders.WEIGHTS_FILE: said})
+
+
+def by_other_weights(place: Path, run: Path) -> bool:
+    """Whether a place holds what is known to be made by other weights than a run's."""
+    known = files.part(_noted(place), folders.WEIGHTS_FILE).get("sum")
+    if known is None or not any((place / name).is_file() for name in (*_TABLES, folders.METRICS_FILE)):
+        return False
+    return known != files.checksum(run / folders.WEIGHTS_FILE)
+
+
 def otherwise(known: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
     """Whether something that is wanted is known to be made in another way."""
     return any(key in known and known[key] != how for key, how in wanted.items())

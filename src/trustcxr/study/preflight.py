@@ -24,24 +24,32 @@ def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
     `folder` is the study's: the weights of a network that is trained there already are not asked for again. `devices`:
     cards that share each training, which some ways of training refuse.
     """
+    names(study, folder)
+    cards(study, devices)
+    for model in study.models:
+        _network(model, study.data.size, trained=_trained(study, model, folder))
+        for run in _ways(study, model):
+            _layers(run, study.explanation.methods)
+            if run.defence.certifies:
+                _can_be_bounded(run)
+
+
+def names(study: StudyRecipe, folder: Path | None) -> None:
+    """UserError for a name that nobody knows, or a file that is not there; nothing is built, and nothing fetched."""
     from trustcxr import defences
     from trustcxr.explain import scores
+    from trustcxr.models import zoo
 
     for defence in study.defences:
         defences.get(defence.name)
     scores.check_options(study.explanation)
-    cards(study, devices)
     for attack in study.evaluation.attacks:
         if attack.surrogate is not None:
             folders.check_run(Path(attack.surrogate))
     for model in study.models:
-        runs = _ways(study, model)
-        trained = all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in runs)
-        _network(model, study.data.size, trained=trained)
-        for run in runs:
-            _layers(run, study.explanation.methods)
-            if run.defence.certifies:
-                _can_be_bounded(run)
+        zoo.architectures(model.name)
+        if not _trained(study, model, folder):
+            _weights_are_there(model)
 
 
 def cards(study: StudyRecipe, devices: int) -> None:
@@ -63,10 +71,21 @@ def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
     from trustcxr.models import factory
 
     factory.check(model.name, size=size, **model.options())
-    if not trained and model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
-        raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
+    if not trained:
+        _weights_are_there(model)
     if model.weights != "none" and not trained:  # fetched now, into the cache, where training finds them
         factory.build(model.name, classes=2, weights=model.weights, **model.options())
+
+
+def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> bool:
+    """Whether all runs of a network are trained in a study's folder."""
+    places = [] if folder is None else [folder / "runs" / run.name for run in _ways(study, model)]
+    return bool(places) and all((place / folders.TRAINING_FILE).is_file() for place in places)
+
+
+def _weights_are_there(model: ModelRecipe) -> None:
+    if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
+        raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
 
 
 def _can_be_bounded(one: RunRecipe) -> None:

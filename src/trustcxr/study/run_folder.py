@@ -227,6 +227,10 @@ def train(
 
     if (folder / folders.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
+    if run.defence.start_from != "scratch":
+        raise UserError(
+            "defence.start_from: standard is of studies, which train that run too; here --weights names a file"
+        )
     steps = RunFolder(folder)
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
@@ -378,6 +382,7 @@ def explain(
 
 
 def _steps(run: Run, place: Path) -> RunFolder:
+    made.claim(place, run.folder)
     steps = RunFolder(run.folder, place)
     steps.__dict__["run"] = run  # loaded already
     return steps
