@@ -276,6 +276,28 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ["--epochs", 3, "--set", "training.epochs=1"],
+            "--epochs and --set training.epochs=1 both say training.epochs",
+        ),
+        (["--seed", 0, "--set", "seed=7"], "--seed and --set seed=7 both say seed"),
+        (["--set", "defence={name: fgsm}", "--defence", "pgd"], "--defence and --set defence={name: fgsm} both say"),
+        (["--set", "model.name=resnet10t"], "--model and --set model.name=resnet10t both say model.name"),
+        (["--set", "training.epochs=2", "--set", "training.epochs=1"], "--set training.epochs and --set training.ep"),
+        (["--set", "training.augment.flip=0.5", "--set", "training.augment={scale: 0}"], "both say training.augment.f"),
+        (["--label", "a=Normal", "--label", "a=COVID-19"], "--label a= is there twice"),
+        (["--column", "path=a", "--column", "path=b"], "--column path= is there twice"),
+        (["--set", "training.swap_share=0.3"], "options: swap_share: 0.3 does nothing without a background"),
+    ],
+)
+def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said: str) -> None:
+    """Two words for one key, of which one would win, and a key that nothing reads."""
+    assert said in complaint("train", "--data", "x", "--model", "test_resnet", "--out", "y", *typed)
+
+
 def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for option, place, why in (

@@ -42,7 +42,11 @@ def lookup(table: Mapping[str, Found], what: str, name: str) -> Found:
 def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:
     """A UserError for a name outside a known set: suggests the nearest and lists the valid ones."""
     names = [str(c) for c in choices]
+    return UserError(f"unknown {what} '{given}': {nearest(given, names)}valid: {', '.join(names)}")
+
+
+def nearest(given: object, names: Iterable[str]) -> str:
+    """`did you mean fgsm? `, to stand before the valid names; empty where none of them is near."""
     lowered = {n.lower(): n for n in names}
     near = [lowered[n] for n in get_close_matches(str(given).lower(), list(lowered), n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown {what} '{given}': {hint}valid: {', '.join(names)}")
+    return f"did you mean {' or '.join(near)}? " if near else ""
