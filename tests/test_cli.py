@@ -191,12 +191,20 @@ def test_explain_refuses_what_is_not_there(trained: Path, films: Path) -> None:
     assert "unknown layer 'layer9'" in layer
     assert "net.layer3" in layer
     assert "unknown layer -9: valid: -1 to -5" in complaint("explain", trained, *data, "--method", "layercam@-9")
+    every = complaint("explain", trained, *data, "--corruption", "all", "--method", "layercam@-9")
+    assert "unknown layer -9" in every, "all is a word here as it is of evaluate"
     assert "unknown corruption 'fog'" in complaint("explain", trained, *data, "--corruption", "fog")
     assert "severity" in complaint("explain", trained, *data, "--severity", 9)
     words = run("explain", "--help").stdout
     from trustcxr import explain
 
     assert all(name in " ".join(words.split()) or name in words for name in explain.METHODS)
+
+
+def test_an_audit_offers_no_attack_that_it_cannot_carry_out(trained: Path, films: Path, tmp_path: Path) -> None:
+    refused = complaint("audit", trained, "--data", films, "--out", tmp_path / "a", "--attack", "transfer")
+    assert "--attack transfer: an audit has no surrogate to attack in its place; choose of fgsm, " in refused
+    assert "transfer" not in run("audit", "--help").stdout
 
 
 def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, films: Path, tmp_path: Path) -> None:

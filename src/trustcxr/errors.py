@@ -29,6 +29,12 @@ def out_of_memory(problem: BaseException) -> bool:
     )
 
 
+def not_pixels(what: str, low: float, high: float) -> UserError:
+    """A UserError for images that are not in [0, 1], with digits enough that what is outside is seen."""
+    hint = "; clamp them, as images.clamp(0, 1)" if low >= -0.01 and high <= 1.01 else ""
+    return UserError(f"{what}: images must lie in [0, 1] (pixel space), but these span [{low:.9g}, {high:.9g}]{hint}")
+
+
 Found = TypeVar("Found")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY
+from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ Epsilons = Annotated[
     list[float] | None,
     typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Attack steps (20 for pgd, 10 for momentum, 50 for the others).")]
+Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({steps_said()}).")]
 Surrogate = Annotated[
     Path | None,
     typer.Option("--surrogate", "--source", help="Run whose adversarial images the attack transfer tries on this one."),
@@ -98,11 +98,18 @@ def tracker(typed: str | None) -> tuple[str, str]:
 
 # Of train: an option -> the key of the recipe that it says.
 _KEYS = {
-    **{"model": "model.name", "weights": "model.weights", "defence": "defence.name", "size": "data.size"},
-    **{"seed": "seed", "background": "training.background", "track": "training.track"},
+    "model": "model.name",
+    "weights": "model.weights",
+    "defence": "defence.name",
+    "size": "data.size",
+    "seed": "seed",
+    "background": "training.background",
+    "track": "training.track",
+    "column": "data.columns",
+    "images": "data.images",
+    "label": "data.labels",
     **{name: f"training.{name}" for name in ("epochs", "batch_size", "learning_rate", "patience", "precision")},
     **{name: f"defence.{name}" for name in ("epsilon", "ramp", "clean_share")},
-    **{"column": "data.columns", "images": "data.images", "label": "data.labels"},
 }
 
 
@@ -133,7 +140,7 @@ def label_map(pairs: list[str] | None) -> dict[str, str | None]:
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     """What was typed as key=value, under the name of its option."""
-    found = {}
+    found: dict[str, str] = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key:

@@ -219,7 +219,7 @@ def explain(
         float, typer.Option(help="Of the FGSM and PGD images against which stability is measured.")
     ] = 0.02,
     corruption: Annotated[
-        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. All unless said.")
+        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. all unless said.")
     ] = None,
     severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
     sample: Annotated[
@@ -238,7 +238,7 @@ def explain(
     options = {
         "methods": method,
         "epsilon": epsilon,
-        "corruptions": corruption,
+        "corruptions": "all" if corruption and "all" in corruption else corruption,
         "severity": severity,
         "sample": sample,
     }
