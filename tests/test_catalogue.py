@@ -11,8 +11,10 @@ import pytest
 
 from trustcxr import attacks, catalogue, corruptions, defences, explain
 from trustcxr.catalogue import Method
+from trustcxr.cli import options
 from trustcxr.data import layouts
 from trustcxr.recipes import training
+from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.recipes.training import DefenceRecipe
 
 
@@ -33,6 +35,13 @@ def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
     wanted = {*entry.options, *entry.fixed, *(["seed"] if entry.seeded else [])}
     wanted |= {"stop_when_wrong"} if entry.stops_when_wrong else set()
     assert loose or wanted <= set(takes), name
+
+
+def test_the_steps_of_every_attack_are_said_as_they_are() -> None:
+    said = "20 for pgd and pgd-l2, 10 for momentum and transfer, 50 for the others"
+    assert catalogue.steps_said() == said
+    assert said in options.Steps.__metadata__[0].help  # type: ignore[attr-defined]
+    assert str(AttackRecipe.model_fields["steps"].description).endswith(said)
 
 
 def test_backgrounds_of_recipes_are_those_of_the_catalogue() -> None:

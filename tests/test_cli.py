@@ -207,12 +207,20 @@ def test_explain_refuses_what_is_not_there(trained: Path, films: Path) -> None:
     assert "unknown layer 'layer9'" in layer
     assert "net.layer3" in layer
     assert "unknown layer -9: valid: -1 to -5" in complaint("explain", trained, *data, "--method", "layercam@-9")
+    every = complaint("explain", trained, *data, "--corruption", "all", "--method", "layercam@-9")
+    assert "unknown layer -9" in every, "all is a word here as it is of evaluate"
     assert "unknown corruption 'fog'" in complaint("explain", trained, *data, "--corruption", "fog")
     assert "severity" in complaint("explain", trained, *data, "--severity", 9)
     words = run("explain", "--help").stdout
     from trustcxr import explain
 
     assert all(name in " ".join(words.split()) or name in words for name in explain.METHODS)
+
+
+def test_an_audit_offers_no_attack_that_it_cannot_carry_out(trained: Path, films: Path, tmp_path: Path) -> None:
+    refused = complaint("audit", trained, "--data", films, "--out", tmp_path / "a", "--attack", "transfer")
+    assert "--attack transfer: an audit has no surrogate to attack in its place; choose of fgsm, " in refused
+    assert "transfer" not in run("audit", "--help").stdout
 
 
 def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, films: Path, tmp_path: Path) -> None:
@@ -290,6 +298,28 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     recipe.write_text("name: [mine\n")
     assert "not readable as YAML" in complaint("study", recipe, "--data", films, "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ["--epochs", 3, "--set", "training.epochs=1"],
+            "--epochs and --set training.epochs=1 both say training.epochs",
+        ),
+        (["--seed", 0, "--set", "seed=7"], "--seed and --set seed=7 both say seed"),
+        (["--set", "defence={name: fgsm}", "--defence", "pgd"], "--defence and --set defence={name: fgsm} both say"),
+        (["--set", "model.name=resnet10t"], "--model and --set model.name=resnet10t both say model.name"),
+        (["--set", "training.epochs=2", "--set", "training.epochs=1"], "--set training.epochs and --set training.ep"),
+        (["--set", "training.augment.flip=0.5", "--set", "training.augment={scale: 0}"], "both say training.augment.f"),
+        (["--label", "a=Normal", "--label", "a=COVID-19"], "--label a= is there twice"),
+        (["--column", "path=a", "--column", "path=b"], "--column path= is there twice"),
+        (["--set", "training.swap_share=0.3"], "options: swap_share: 0.3 does nothing without a background"),
+    ],
+)
+def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said: str) -> None:
+    """Two words for one key, of which one would win, and a key that nothing reads."""
+    assert said in complaint("train", "--data", "x", "--model", "test_resnet", "--out", "y", *typed)
 
 
 def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:

@@ -285,6 +285,7 @@ def test_bad_input_is_one_line() -> None:
         (lambda: corruptions.corrupt(FILMS, "jpeg", 6), "severity 6: choose a whole number from 1 to 5"),
         (lambda: corruptions.corrupt(FILMS, "jpeg", 0), "severity 0"),
         (lambda: corruptions.corrupt(FILMS * 255, "jpeg", 1), r"must lie in \[0, 1\]"),
+        (lambda: corruptions.corrupt(torch.full((1, 1, 32, 32), 1 + 2e-7), "jpeg", 1), r"1\.0000002.*; clamp them"),
         (lambda: corruptions.corrupt(FILMS * torch.nan, "jpeg", 1), r"must lie in \[0, 1\]"),
         (lambda: corruptions.corrupt(FILMS[:, 0], "jpeg", 1), r"floats \(B, 1, H, W\)"),
         (lambda: corruptions.corrupt(FILMS.byte(), "jpeg", 1), "floats"),

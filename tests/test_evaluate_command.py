@@ -1,5 +1,6 @@
 """`trustcxr evaluate` beyond the run's own clean images: the sweep, corruptions, other data, calibration."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -122,6 +123,10 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     assert len(table) == 18 == document["calibration"]["n"]
     assert [row["attack"] for row in document["calibration"]["attacks"]] == ["fgsm"]
     assert document["calibration"]["clean"]["ece"] == pytest.approx(document["clean"]["ece"])
+    error = document["clean"]["ece"], *document["clean"]["ece_ci"]
+    assert terminal.rows(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
+    said = next(line for line in terminal.remarks(document) if line.startswith("Calibration"))
+    assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)) == 2, "before and with the temperature"
     before = (trained / "validation.parquet").stat().st_mtime_ns
     run_folder.evaluate(trained, films, attacks=["fgsm"])
     assert (trained / "validation.parquet").stat().st_mtime_ns == before, "made once"

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from study_fixture import make_study
 from trustcxr.cli import app
+from trustcxr.recipes.study import Selection, StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.report import markdown, study_folder
-from trustcxr.results.documents import BeyondControl, RunDocument, Share
+from trustcxr.results.documents import BeyondControl, RunDocument, Share, StudyDocument
 from trustcxr.study import run_folder
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
@@ -218,3 +219,17 @@ def test_it_begins_as_the_page_does_and_ends_with_the_methods(tmp_path: Path) ->
     for said in ("FGSM (Goodfellow et al. 2015) at epsilon 0.005, 0.01 and 0.02", "Grad-CAM (Selvaraju et al. 2017)"):
         assert said in text[text.index("## Methods") :]
     assert "\n\n\n" not in text
+
+
+def test_the_command_in_the_first_line_names_a_recipe_of_the_package_only_where_it_is_that(tmp_path: Path) -> None:
+    def first(recipe: StudyRecipe) -> str:
+        study = StudyDocument(study=recipe.name, recipe=recipe.model_dump(mode="json"))
+        return markdown.render(study_folder.StudyFolder(tmp_path / "done", study, [], [])).splitlines()[2]
+
+    quick = load_study("quick")
+    assert first(quick).startswith("`trustcxr study quick --data DATA --out done`, then `trustcxr report done")
+    assert "study quick --seeds 3 --data" in first(with_seeds(quick, 3))
+    assert "study quick --data" in first(tracked(quick, "tensorboard"))
+    own = "`trustcxr study RECIPE.yaml --data DATA --out done` with what study.yaml says below `recipe` as RECIPE.yaml"
+    assert first(quick.model_copy(update={"name": "tiny"})).startswith(own)
+    assert first(quick.model_copy(update={"selection": Selection(count=1)})).startswith(own)

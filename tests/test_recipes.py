@@ -108,14 +108,20 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"training": {"batch_size": "many"}}, ["key 'training.batch_size'", "not 'many'"]),
         ({"training": {"learning_rate": float("inf")}}, ["key 'training.learning_rate'", "not inf"]),
         ({"training": {"augment": {"rotation": float("nan")}}}, ["key 'training.augment.rotation'", "not nan"]),
-        ({"training": {"precision": "16"}}, ["key 'training.precision'", "'bf16-mixed'"]),
+        ({"training": {"precision": "16"}}, ["key 'training.precision'", "valid: 32-true, bf16-mixed, 16-mixed"]),
         ({"defences": [{"name": "fgsm", "epsilon": 4}]}, ["key 'defences.0.epsilon'", "less than or equal to 1"]),
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, -1]}]}}, ["attacks.0.epsilons.1", "not -1"]),
         (
             {"evaluation": {"attacks": [{"name": "pdg"}]}},
             ["evaluation.attacks.0.name", "fgsm, fgsm-rs, pgd", "'pdg'"],
         ),
-        ({"selection": {"by": "acc"}}, ["key 'selection.by'", "'accuracy'"]),
+        ({"selection": {"by": "acc"}}, ["key 'selection.by'", "did you mean accuracy"]),
+        (
+            {"training": {"background": "swp"}},
+            ["key 'training.background': unknown value 'swp': did you mean swap?", "valid: full, swap, mask, crop"],
+        ),
+        ({"models": [{"name": "vgg16", "normalisation": "grup"}]}, ["'models.0.normalisation'", "did you mean group?"]),
+        ({"data": {"resize": "sqeeze"}}, ["did you mean squeeze? valid: squeeze, pad"]),
         ({"models": []}, ["key 'models'", "at least 1"]),
         ({"seeds": []}, ["key 'seeds'", "at least 1"]),
         ({"training": None}, ["key 'training'"]),
@@ -191,6 +197,41 @@ def test_a_label_tells_two_settings_of_one_defence_and_of_one_network_apart(tmp_
 )
 def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
     assert text in complaint(tmp_path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"training": {"swap_share": 0.3}}, "swap_share: 0.3 does nothing without a background that changes films"),
+        ({"training": {"counterfactual_parts": 0.5}}, "counterfactual_parts: 0.5 does nothing without counterfactuals"),
+        ({"training": {"counterfactual_epsilon": 0}}, "counterfactual_epsilon: 0.0 does nothing"),
+        ({"training": {"counterfactual_fills": ["mirror"]}}, "leave counterfactual_fills out"),
+        ({"training": {"healthy": "Norml"}}, "healthy: Norml does nothing"),
+        ({"training": {"tracking_uri": "http://x"}}, "does nothing without training.track: mlflow"),
+        ({"training": {"background": "swap", "swap_share": 0}}, "background: swap with swap_share: 0 changes no film"),
+        ({"training": {"label_smoothing": 1}}, "label_smoothing: 1 makes every class as right"),
+        ({"training": {"warmup_epochs": 31}}, "warmup_epochs: 31 is more than the 30 epochs"),
+        ({"training": {"weight_decay": 1e9}}, "takes all of the weights away"),
+        ({"defences": [{"name": "pgd", "epsilon": 0}]}, "resnet18-pgd-s0: pgd at epsilon 0 attacks nothing"),
+        ({"defences": [{"name": "trades", "beta": 0}]}, "trades with beta: 0"),
+        ({"models": ["plain3"], "defences": [{"name": "ibp", "regulariser": 0.5}]}, "set defence.ramp, such as 0.5"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_where_it_is_typed_and_read_where_it_was_trained(
+    keys: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    assert text in complaint(tmp_path, **keys)
+    stored = validation.validate(StudyRecipe, {"name": "mine", "models": ["resnet18"]} | keys, "study.yaml")
+    assert validation.validate(StudyRecipe, stored.model_dump(mode="json"), "study.json") == stored
+
+
+def test_a_key_that_one_run_of_a_study_uses_is_taken(tmp_path: Path) -> None:
+    swapped = load(tmp_path, training={"swap_share": 0.3}, defences=[{"name": "standard", "background": "swap"}])
+    assert swapped.training.swap_share == 0.3
+    outside = {"name": "fgsm", "epsilon": 0, "epsilon_outside": 0.02}
+    assert load(tmp_path, defences=[outside]).defences[0].epsilon == 0
+    regular = {"name": "ibp", "regulariser": 0.5, "ramp": 0.6}
+    assert load(tmp_path, models=["plain3"], defences=[regular]).defences[0].regulariser == 0.5
 
 
 def test_attacks_that_only_look_alike_are_fine(tmp_path: Path) -> None:

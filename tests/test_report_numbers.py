@@ -10,6 +10,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from trustcxr.recipes.study import StudyRecipe, load_study
+from trustcxr.recipes.validation import validate
 from trustcxr.report import alarms, answers, methods, ranking, study_folder, summary, words
 from trustcxr.report.figures import legends, pictures, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
@@ -275,6 +277,35 @@ def test_headline_epsilon_is_the_recipes() -> None:
     assert ranking.headline(EMPTY, []).epsilon is None
 
 
+def test_headline_epsilon_is_of_a_defence_that_has_one() -> None:
+    """A recipe is written out with every key, so that mixup has an epsilon too, which nothing reads."""
+    asked = {"name": "x", "models": ["resnet18"], "defences": [{"name": "mixup"}, {"name": "fgsm", "epsilon": 0.01}]}
+    recipe = validate(StudyRecipe, asked, "x").model_dump(mode="json")
+    runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.01, 0.02)])]
+    assert ranking.headline(StudyDocument(recipe=recipe), runs).epsilon == 0.01
+
+
+def test_intervals_overlap_only_where_they_meet_and_who_lies_above_is_named() -> None:
+    """A constant answer keeps 33.3 % under every attack; the best that may be named keeps 20 %, at most 23."""
+
+    def attacked(accuracy: float, ends: list[float] | None) -> list[dict[str, Any]]:
+        return [_attack("pgd", 0.02, accuracy) | {"accuracy_ci": ends, "steps": 20, "n": 570}]
+
+    def told(ends: list[float] | None, **fixed: Any) -> str:
+        one = _run(model="a", clean={"accuracy": 0.7, "accuracy_ci": [0.66, 0.74]}, attacks=attacked(0.2, [0.17, 0.23]))
+        other = _run(model="b", defence="pgd", clean={"accuracy": 0.333}, attacks=attacked(0.333, ends), **fixed)
+        head = ranking.headline(EMPTY, [one, other])
+        return next(p.text for p in summary.points(EMPTY, [one, other], head) if p.lead.startswith("Under PGD"))
+
+    constant = {"alarms": [{"kind": "no_better_than_constant", "text": "t"}]}
+    said = told([0.29, 0.38], **constant)
+    assert "no other run’s interval overlaps with its own" in said
+    assert "Above it lies b · pgd, not shown to be better than a constant answer." in said
+    assert "that of one other run overlap" in told([0.19, 0.38], **constant)
+    assert "Above" not in told([0.19, 0.38], **constant)
+    assert "1 other run has no interval" in told(None, **constant)
+
+
 def test_svg_keeps_text_and_ids_apart() -> None:
     runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": 0.6})]
     one, two = (svg.inline(epsilon_curves("$m_1$ <b>", runs), key) for key in ("k1", "k2"))
@@ -369,6 +400,58 @@ def test_methods_name_what_was_done_and_nothing_else() -> None:
     assert "random weights" not in told()["Heatmaps"]
     run.metrics.saliency["gradcam"].random_weights = RandomWeights(n=9)
     assert "random weights" in told()["Heatmaps"]
+
+
+def _methods_of(recipe: StudyRecipe) -> dict[str, str]:
+    study = StudyDocument(recipe=recipe.model_dump(mode="json"))
+    return {part.lead: part.text for part in methods.paragraphs(study, [])}
+
+
+def test_methods_tell_what_each_way_of_training_says_of_its_own() -> None:
+    resisting = _methods_of(load_study("quick"))["Training to resist"]
+    assert "FGSM (Goodfellow et al. 2015), epsilon 0.02 (L-infinity), ramp 0.7, at most 8 epochs." in resisting
+    resisting = _methods_of(load_study("robustness"))["Training to resist"]
+    assert (
+        "TRADES (Zhang et al. 2019), epsilon 0.02 (L-infinity), steps 1, beta 3.0, ramp 0.7, at most 10 " in resisting
+    )
+    assert "replays 4, ramp 0.7, at most 7 epochs; mixup (Zhang et al. 2018), alpha 0.2; cutout" in resisting
+    resisting = _methods_of(load_study("evidence"))["Training to resist"]
+    assert "ramp 0.7, background of training images gate (the model contains a lung segmenter" in resisting
+    assert resisting.count("held to the lesion masks") == 3
+    assert "standard training, called caused, " in resisting
+    assert "filled with grey, mirror and surroundings in turn" in resisting
+    assert "both shown without an attack." in resisting.rsplit("; FGSM", 1)[1]
+
+
+def test_methods_name_every_key_that_changes_a_network_or_a_training() -> None:
+    own = {"epochs": 8, "balanced": False, "outside_gradient": 2.0, "augment": {"rotation": 3.0}}
+    asked = {
+        "name": "x",
+        "models": [
+            {"name": "resnet18", "label": "other", "stem_pool": False, "input_blur": 3, "local_contrast": 33},
+            {"name": "resnet10t", "training": {"epochs": 12}},
+        ],
+        "training": {"balanced": True, "epochs": 8, "augment": {"rotation": 3.0, "flip": 0.5}},
+        "defences": [
+            {"name": "fgsm", "mode": "train", "epsilon_outside": 0.0, "training": own, "start_from": "standard"},
+            {"name": "ibp", "attack_share": 0.1, "regulariser": 0.5, "ramp": 0.6},
+            {"name": "standard", "background": "swap"},
+        ],
+    }
+    told = _methods_of(validate(StudyRecipe, asked, "x"))
+    networks, resisting = told["Networks and training"], told["Training to resist"]
+    assert "called other, imagenet weights, without the first pooling, a mean filter of 3 pixels at the" in networks
+    assert "local contrast over squares of 33 pixels" in networks
+    assert "Otherwise: resnet10t at most 12 epochs." in networks
+    fgsm, ibp, swap = resisting.split("; ")
+    assert "epsilon 0.0 outside the lungs, attacked with BatchNorm in training mode, started from the trained" in fgsm
+    assert "at most 8 epochs" in fgsm, "the study's own, but not that of resnet10t"
+    assert "squared gradient outside the lungs" in fgsm
+    assert "without balanced" in fgsm
+    assert "without flip" in fgsm
+    assert "rotation" not in fgsm
+    assert "share of the loss on FGSM's images 0.1, regulariser 0.5" in ibp
+    assert "swap (the lungs on another film's background) in a share of 0.85" in swap
 
 
 def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -> None:

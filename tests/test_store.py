@@ -181,6 +181,8 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_split_names_those_there_are(films: Path) -> None:
     with pytest.raises(UserError, match="no split 'Val'; there is Test, Train"):
         load_dataset(films, "Val", 32)
+    with pytest.raises(UserError, match=r"no split 'Tset'; did you mean Test\? there is Test, Train"):
+        load_dataset(films, "Tset", 32)
 
 
 def test_a_build_that_was_cut_off_goes_on(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from trustcxr.catalogue.attacks import (
     ATTACKS,
     BLACK_BOX,
     HEADLINE_ATTACKS,
+    NEEDS_SURROGATE,
     ONE_STEP,
     PLAIN_STEP,
     USUAL_ATTACKS,
@@ -18,6 +19,7 @@ from trustcxr.catalogue.attacks import (
     Style,
     attack_said,
     is_linf,
+    steps_said,
 )
 from trustcxr.catalogue.defences import (
     BACKGROUNDS,
@@ -71,6 +73,7 @@ __all__ = [
     "LOWER_IS_BETTER",
     "LUNGS_HIDDEN",
     "MEASURES",
+    "NEEDS_SURROGATE",
     "ONE_STEP",
     "PLAIN_STEP",
     "RANDOMISED",
@@ -98,4 +101,5 @@ __all__ = [
     "function_of",
     "is_linf",
     "networks",
+    "steps_said",
 ]

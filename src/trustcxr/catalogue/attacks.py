@@ -87,7 +87,19 @@ WORST_CASE = "worst-case"  # all attacks one after the other
 HEADLINE_ATTACKS = (*USUAL_ATTACKS, WORST_CASE)  # the first columns of tables, in this order
 ATTACKED = USUAL_ATTACKS[0]  # under it saliency must be stable
 ONE_STEP = tuple(a.name for a in ATTACKS.values() if a.steps == "one")
+NEEDS_SURROGATE = tuple(a.name for a in ATTACKS.values() if "surrogate" in a.options)
 BLACK_BOX = tuple(a.name for a in ATTACKS.values() if a.box == "black")
+
+
+def steps_said() -> str:
+    """The steps that a climb has unless said: `20 for pgd and pgd-l2, ..., 50 for the others`."""
+    found: dict[int, list[str]] = {}
+    for attack in ATTACKS.values():
+        if "steps" in attack.options:
+            found.setdefault(attack.options["steps"], []).append(attack.name)
+    most = max(found, key=lambda steps: len(found[steps]))
+    few = [f"{steps} for {' and '.join(names)}" for steps, names in found.items() if steps != most]
+    return ", ".join([*few, f"{most} for the others"])
 
 
 def is_linf(attack: str) -> bool:

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import ATTACKS
+from trustcxr.catalogue import ATTACKS, NEEDS_SURROGATE
 from trustcxr.cli.options import Columns, Images, Json, Labels, label_map, listing, print_json
 from trustcxr.errors import UserError
 
 audits_app = typer.Typer()
+AUDITED = [name for name in ATTACKS if name not in NEEDS_SURROGATE]  # an audit has one model, and no surrogate
 
 
 @audits_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
@@ -22,7 +23,7 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to examine; the test split where there is one.")] = None,
     attack: Annotated[
-        list[str] | None, typer.Option(help=f"Others than the protocol's, of {', '.join(ATTACKS)}; repeatable.")
+        list[str] | None, typer.Option(help=f"Others than the protocol's, of {', '.join(AUDITED)}; repeatable.")
     ] = None,
     epsilon: Annotated[
         list[float] | None, typer.Option(help="Other radii than the protocol's (L-infinity); repeatable.")

@@ -1,13 +1,13 @@
 """What is typed after a command: the options that are long or that several commands share, and how they are read."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY
+from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ Epsilons = Annotated[
     list[float] | None,
     typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Attack steps (20 for pgd, 10 for momentum, 50 for the others).")]
+Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({steps_said()}).")]
 Surrogate = Annotated[
     Path | None,
     typer.Option("--surrogate", "--source", help="Run whose adversarial images the attack transfer tries on this one."),
@@ -96,6 +96,36 @@ def tracker(typed: str | None) -> tuple[str, str]:
     return name, uri
 
 
+# Of train: an option -> the key of the recipe that it says.
+_KEYS = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "defence": "defence.name",
+    "size": "data.size",
+    "seed": "seed",
+    "background": "training.background",
+    "track": "training.track",
+    "column": "data.columns",
+    "images": "data.images",
+    "label": "data.labels",
+    **{name: f"training.{name}" for name in ("epochs", "batch_size", "learning_rate", "patience", "precision")},
+    **{name: f"defence.{name}" for name in ("epsilon", "ramp", "clean_share")},
+}
+
+
+def settings(context: typer.Context, given: list[str] | None) -> list[str]:
+    """The --set pairs; UserError where one says what another, or another option, says: one of them would be lost."""
+    typed = [name for name in _KEYS if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    said = {_KEYS[name]: f"--{name.replace('_', '-')}" for name in typed}
+    for pair in given or []:
+        key, _, value = pair.partition("=")
+        for other, option in said.items():
+            if other == key or other.startswith(f"{key}."):
+                raise UserError(f"{option} and --set {key}={value} both say {other}: give one of them")
+        said[key] = f"--set {key}"
+    return given or []
+
+
 def label_map(pairs: list[str] | None) -> dict[str, str | None]:
     """The data's label -> the run's class, from "label=class"; a label without a class is left out."""
     found: dict[str, str | None] = {}
@@ -103,19 +133,26 @@ def label_map(pairs: list[str] | None) -> dict[str, str | None]:
         label, equals, name = pair.partition("=")
         if not equals or not label:
             raise UserError(f"--label {pair}: write label=class, such as pneumonia=Non-COVID; label= leaves it out")
+        _once("--label", label, found)
         found[label] = name or None
     return found
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     """What was typed as key=value, under the name of its option."""
-    found = {}
+    found: dict[str, str] = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"{option} {pair}: write key=value, such as partition=gpu")
+        _once(option, key, found)
         found[key] = value
     return found
+
+
+def _once(option: str, key: str, found: Container[str]) -> None:
+    if key in found:
+        raise UserError(f"{option} {key}= is there twice: give it once")
 
 
 def listing(columns: list[str] | None, images: Path | None) -> "Listing":
@@ -134,6 +171,7 @@ def listing(columns: list[str] | None, images: Path | None) -> "Listing":
             raise UserError(
                 f"--column {pair}: write word=column, such as path='Image Index', or one of covidx, nih, rsna, chexpert"
             )
+        _once("--column", word, mapping)
         mapping[word] = int(column) if column.isdecimal() else column
     return {**found, "columns": mapping}
 

@@ -30,6 +30,7 @@ from trustcxr.cli.options import (
     label_map,
     listing,
     print_json,
+    settings,
     tracker,
 )
 from trustcxr.errors import UserError
@@ -53,6 +54,7 @@ def models(json: Json = False) -> None:
     epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/resnet50-fgsm"
 )
 def train(
+    context: typer.Context,
     data: Data,
     model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name; A+B: an ensemble of both.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
@@ -79,6 +81,7 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
+    from trustcxr.recipes import effect
     from trustcxr.report.terminal import training_sentence
     from trustcxr.study import run_folder
 
@@ -100,8 +103,9 @@ def train(
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},
         data={"labels": label_map(label), **listing(column, images)},
-        options=set_ or (),
+        options=settings(context, set_),
     )
+    effect.check([recipe], "options")
     summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")
@@ -215,7 +219,7 @@ def explain(
         float, typer.Option(help="Of the FGSM and PGD images against which stability is measured.")
     ] = 0.02,
     corruption: Annotated[
-        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. All unless said.")
+        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. all unless said.")
     ] = None,
     severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
     sample: Annotated[
@@ -234,7 +238,7 @@ def explain(
     options = {
         "methods": method,
         "epsilon": epsilon,
-        "corruptions": corruption,
+        "corruptions": "all" if corruption and "all" in corruption else corruption,
         "severity": severity,
         "sample": sample,
     }

@@ -1,10 +1,13 @@
 """What goes wrong with real X-rays, on a batch in pixel space, at severities 1 to 5.
 
 Severity 1 is just visible; at 5 a radiologist could still read the film. The tables are written for films of 224 pixels
-and scaled by the side, so that a severity means the same film at every size: a blurred film made smaller looks like a
-small film blurred. Every random number of an image comes from (seed, name, the image's key) alone: neither its
-neighbours, nor its place in the batch, nor the device change what becomes of it, and at every severity it is the same
-draw, only stronger.
+and scaled by the side, so that a severity means much the same film at every size: a blurred film made smaller looks
+like a small film blurred. Light ones take more from a small film: at 64 pixels severity 1 of `resolution` changes it
+five times as much as the film of 224 pixels that is then made small, of `jpeg` and `defocus_blur` two and a half times.
+Figures of one severity compare at one size alone.
+
+Every random number of an image comes from (seed, name, the image's key) alone: neither its neighbours, nor its place in
+the batch, nor the device change what is drawn for it, and at every severity it is the same draw, only stronger.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ from torch import Tensor
 from trustcxr import catalogue
 from trustcxr.corruptions import artefacts
 from trustcxr.corruptions.draws import ImageRandom
-from trustcxr.errors import UserError, lookup, unknown
+from trustcxr.errors import UserError, lookup, not_pixels, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _IN_CACHE = 4 * 224 * 224  # pixels
@@ -68,7 +71,7 @@ def corrupt(
     """Images (B, 1, H, W), float in [0, 1], with one of CORRUPTIONS at `severity` 1 to 5: the same shape and range.
 
     `keys` (B) name the images: a sample's id, or its row in the data set; its place in the batch unless said. An image
-    comes out the same whatever batch it is in, so long as its key is the same.
+    comes out the same whatever batch it is in, so long as its key is the same; blurs, by Fourier transform, to 1e-6.
     Raises UserError for an unknown name, a severity outside 1 to 5, images outside [0, 1], or keys that do not fit.
     """
     return _applied(get(name), images, severity, seed, keys)[0]
@@ -122,4 +125,4 @@ def _check(images: Tensor) -> None:
     if images.numel():
         low, high = (float(v) for v in images.detach().aminmax())
         if not (low >= 0 and high <= 1):  # a NaN fails this too
-            raise UserError(f"corruption: images must lie in [0, 1] (pixel space), but these span [{low:g}, {high:g}]")
+            raise not_pixels("corruption", low, high)

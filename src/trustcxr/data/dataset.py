@@ -13,7 +13,7 @@ import pandas as pd
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
 from trustcxr.data.store import Store, open_store
-from trustcxr.errors import UserError, unknown
+from trustcxr.errors import UserError, nearest, unknown
 
 
 class Dataset:
@@ -237,7 +237,8 @@ def load_dataset(
     if split in SHARES and manifest.splits == (NO_SPLIT,):
         manifest = manifest.with_splits(seed=split_seed)
     if split is not None and split not in manifest.splits:
-        raise UserError(f"{manifest.root}: no split '{split}'; there is {', '.join(manifest.splits)}")
+        hint = nearest(split, manifest.splits)
+        raise UserError(f"{manifest.root}: no split '{split}'; {hint}there is {', '.join(manifest.splits)}")
     strange = [c for c in manifest.classes if c not in (classes or manifest.classes)]
     if strange:
         raise UserError(

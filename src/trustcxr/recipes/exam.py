@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
+from trustcxr.catalogue import ATTACKS, NEEDS_SURROGATE
+from trustcxr.errors import UserError
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import Fraction, Resamples, Strict, read, validate
 
@@ -38,6 +40,9 @@ class ExamRecipe(Strict):
         """
         if not attacks and not epsilons:
             return self
+        for name in (name for name in attacks if name in NEEDS_SURROGATE):
+            others = ", ".join(other for other in ATTACKS if other not in NEEDS_SURROGATE)
+            raise UserError(f"--attack {name}: an audit has no surrogate to attack in its place; choose of {others}")
         content: dict[str, Any] = self.model_dump(mode="json") | {"version": None}
         for part in ("attacks", "without_gradients"):
             known = {attack["name"]: attack for attack in content[part]}

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trustcxr.catalogue import USUAL_DEFENCE
 from trustcxr.errors import UserError, unknown
+from trustcxr.recipes import effect
 from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits
 from trustcxr.recipes.testing import (
     EvaluationRecipe,
@@ -87,14 +88,21 @@ def shipped() -> list[str]:
 
 
 def load_study(recipe: str | Path) -> StudyRecipe:
-    """The recipe of that name in the package, or the YAML file at that path."""
+    """The recipe of that name in the package, or the YAML file at that path; UserError where it asks for nothing."""
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{recipe}.yaml"
         if not path.is_file():
             error = unknown("recipe", recipe, shipped())
             raise UserError(f"{error}, or a path that ends in .yaml")
-    return read(StudyRecipe, path)
+    found = read(StudyRecipe, path)
+    effect.check([run for model in found.models for run in _runs(found, model)], str(path))
+    return found
+
+
+def _runs(recipe: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
+    """One run of a model by each way of training, the usual one first."""
+    return [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
 
 
 def _check_study(recipe: StudyRecipe) -> None:
@@ -103,7 +111,7 @@ def _check_study(recipe: StudyRecipe) -> None:
     trained_how: list[object] = []
     runs: list[object] = []
     for model in recipe.models:
-        made = [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
+        made = _runs(recipe, model)
         trained_how = [run.trained_how for run in made]
         runs += [run.name for run in made]
     listed: dict[str, list[object]] = {

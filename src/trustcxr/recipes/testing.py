@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, steps_said
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.validation import Fraction, Resamples, Strict
 
@@ -27,7 +27,7 @@ class AttackRecipe(Strict):
         min_length=1,
         description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1",
     )
-    steps: int | None = Field(None, ge=1, description="of the climb: 20 for PGD, 10 for momentum, 50 for the rest")
+    steps: int | None = Field(None, ge=1, description=f"of the climb: {steps_said()}")
     queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
     restarts: int | None = Field(None, ge=1, description="climbs from different starts, 1 unless said")
     precision: Literal["bf16"] | None = Field(None, description="bf16: search in bfloat16, confirm in full precision")

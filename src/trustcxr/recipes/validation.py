@@ -1,6 +1,7 @@
 """A mapping becomes a recipe, or one line that names the wrong key and the nearest right one."""
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -57,6 +58,8 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
             raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
         if first["type"] == "value_error":  # ours, about several keys together
             raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
+        if first["type"] == "literal_error" and len(words := re.findall(r"'([^']*)'", first["ctx"]["expected"])) > 1:
+            raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
         raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
 

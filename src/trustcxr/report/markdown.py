@@ -9,6 +9,9 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, RANDOMISED, REFERENCES
+from trustcxr.errors import UserError
+from trustcxr.recipes.study import StudyRecipe, load_study, shipped, untracked, with_seeds
+from trustcxr.recipes.validation import validate
 from trustcxr.report import alarms, answers, methods, ranking, rows, words
 from trustcxr.report.figures.accuracy import radii
 from trustcxr.report.study_folder import Run, StudyFolder, read
@@ -25,6 +28,7 @@ from trustcxr.results.documents import (
     Share,
     StudyDocument,
 )
+from trustcxr.results.folders import STUDY_FILE
 from trustcxr.results.tables import CLEAN
 
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
@@ -118,7 +122,7 @@ def _opening(found: StudyFolder, runs: Sequence[Run]) -> list[str]:
     """Title, how to make the page again, and on what it rests."""
     study = found.study
     name, data, hardware = study.study or found.path.name, study.data, study.hardware
-    command = f"`trustcxr study {name} --data {data.root_name or 'DATA'} --out {found.path.name}`"
+    command = _command(study, f"--data {data.root_name or 'DATA'} --out {found.path.name}")
     lines = [
         f"# {study.title or name}",
         "",
@@ -139,6 +143,21 @@ def _opening(found: StudyFolder, runs: Sequence[Run]) -> list[str]:
         f"cores ({hardware.processor or words.DASH}). {study.notice or NOTICE}",
         "",
     ]
+
+
+def _command(study: StudyDocument, where: str) -> str:
+    """How the study is carried out again: by a recipe of the package, or by its own where that is not the same."""
+    own = f"`trustcxr study RECIPE.yaml {where}` with what study.yaml says below `recipe` as RECIPE.yaml"
+    if study.study not in shipped():
+        return own
+    try:
+        recipe = untracked(validate(StudyRecipe, study.recipe, STUDY_FILE))
+    except UserError:
+        return own
+    usual, count = load_study(study.study), len(recipe.seeds)
+    if recipe == usual:
+        return f"`trustcxr study {study.study} {where}`"
+    return f"`trustcxr study {study.study} --seeds {count} {where}`" if recipe == with_seeds(usual, count) else own
 
 
 def _front(found: StudyFolder, runs: list[Run]) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Methods and provenance in sentences that can go into a paper: what the recipe asked for, and on what it ran."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
+from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, SALIENCY, Method
+from trustcxr.recipes.training import Augment
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import Point
@@ -14,6 +15,7 @@ _TRAINING = {
     "batch_size": "batches of {}",
     "optimiser": "optimiser {}",
     "learning_rate": "learning rate {}",
+    "warmup_epochs": "warm-up over {} epochs",
     "schedule": "{} schedule",
     "weight_decay": "weight decay {}",
     "averaging": "weights averaged with a decay of {}",
@@ -23,21 +25,29 @@ _TRAINING = {
     "precision": "precision {}",
     "balanced": "every class drawn equally often",
     "class_weights": "the loss of each class weighed against how many images it has",
-    "background": "background of training images {}",
+    "outside_gradient": "squared gradient outside the lungs weighed by {}",
 }
-_OPTIONS = (
-    "epsilon",
-    "steps",
-    "beta",
-    "replays",
-    "ramp",
-    "clean_share",
-    "alpha",
-    "size",
-    "holes",
-    "sigma",
-    "weight_perturbation",
-)
+_OPTIONS = {
+    "epsilon": "epsilon {} (L-infinity)",
+    "steps": "steps {}",
+    "beta": "beta {}",
+    "replays": "replays {}",
+    "ramp": "ramp {}",
+    "clean_share": "share of the loss on clean images {}",
+    "attack_share": "share of the loss on FGSM's images {}",
+    "regulariser": "regulariser {}",
+    "alpha": "alpha {}",
+    "size": "size {}",
+    "holes": "holes {}",
+    "sigma": "sigma {}",
+    "weight_perturbation": "weights perturbed by a share of {}",
+    "epsilon_outside": "epsilon {} outside the lungs",
+    "mode": "attacked with BatchNorm in training mode",
+    "attack_precision": "attack computed in {}",
+    "separate_batchnorm": "BatchNorm of their own for clean and for adversarial images",
+    "evaluated_batchnorm": "of which that for {} images is kept",
+}
+_USUAL = {"mode": "eval", "attack_precision": "same", "evaluated_batchnorm": "adversarial"}
 _AUGMENT = {
     "rotation": "rotation up to {} degrees",
     "shift": "shift up to {} of the side",
@@ -48,6 +58,10 @@ _AUGMENT = {
     "erase": "erasing with probability {}",
     "crop_shift": "crops of up to {} of the side, placed anywhere",
     "spectrum": "amplitudes of spatial frequencies times or through up to exp({})",
+}
+_INPUT = {
+    "input_blur": "a mean filter of {} pixels at the input",
+    "local_contrast": "local contrast over squares of {} pixels",
 }
 
 
@@ -88,12 +102,12 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
     if not names:
         return ""
     text = f"{words.capital(words.plural(len(names), 'network'))}: {'; '.join(names)}."
-    told = [*_told(training, _TRAINING), *_told(files.part(training, "augment"), _AUGMENT)]
+    told = _settings(training).values()
     text += f" Training: {', '.join(told)}." if told else ""
     own = [
-        f"{_called(model)} {', '.join(_told(files.part(model, 'training'), _TRAINING))}"
+        f"{_called(model)} {', '.join(said)}"
         for model in models
-        if isinstance(model, dict) and _told(files.part(model, "training"), _TRAINING)
+        if isinstance(model, dict) and (said := _differing(files.part(model, "training"), [training]))
     ]
     text += f" Otherwise: {'; '.join(own)}." if own else ""
     text += _in_place(runs)
@@ -119,10 +133,13 @@ def _in_place(runs: list[Run]) -> str:
 def _network(model: object) -> str:
     if not isinstance(model, dict):
         return str(model) if model else ""
-    said = [f"{model['weights']} weights"] if model.get("weights") not in (None, "none", "") else []
+    said = [f"called {model['label']}"] if model.get("label") else []
+    said += [f"{model['weights']} weights"] if model.get("weights") not in (None, "none", "") else []
     said += [f"{model['normalisation']} normalisation"] if model.get("normalisation") not in (None, "batch") else []
     said += [f"{model['activation']} activation"] if model.get("activation") not in (None, "own") else []
     said += [f"{model['members']} side by side"] if (words.finite(_text(model.get("members"))) or 1) > 1 else []
+    said += ["without the first pooling"] if model.get("stem_pool") is False else []
+    said += list(_told(model, _INPUT).values())
     name = str(model.get("name") or "")
     return f"{name} ({', '.join(said)})" if said and name else name
 
@@ -131,19 +148,83 @@ def _called(model: Mapping[str, object]) -> str:
     return str(model.get("label") or model.get("name") or words.DASH)
 
 
-def _told(values: Mapping[str, object], said: Mapping[str, str]) -> list[str]:
-    """The settings that are not nothing, in words."""
-    return [text.format(values[key]) for key, text in said.items() if values.get(key) not in (None, 0, 0.0, "", False)]
+def _told(values: Mapping[str, object], said: Mapping[str, str]) -> dict[str, str]:
+    """The settings that are not nothing, in words, by their key."""
+    nothing = (None, 0, 0.0, "", False)
+    return {key: text.format(values[key]) for key, text in said.items() if values.get(key) not in nothing}
+
+
+def _settings(training: Mapping[str, object]) -> dict[str, str]:
+    """What a recipe says of training, in words, by its key; what lesion masks are used for is one setting."""
+    lesions = {"guidance": _guidance(training), "counterfactuals": _counterfactuals(training)}
+    return {
+        **_told(training, _TRAINING),
+        **({"background": _background(training)} if training.get("background") else {}),
+        **{key: text for key, text in lesions.items() if text},
+        **_told(files.part(training, "augment"), _AUGMENT),
+    }
+
+
+def _background(training: Mapping[str, object]) -> str:
+    entry = BACKGROUNDS.get(str(training["background"]))
+    text = f"background of training images {training['background']}"
+    text += f" ({entry.about})" if entry and entry.name != "full" else ""
+    share = training.get("swap_share") if entry and entry.view else None
+    return text if share is None else f"{text} in a share of {share}"
+
+
+def _guidance(training: Mapping[str, object]) -> str:
+    if not training.get("guidance"):
+        return ""
+    on = str(training.get("guidance_on") or "evidence")
+    stage = f" of stage {training.get('guidance_layer')}" if on == "cam" else ""
+    loss = training.get("guidance_loss") or "energy"
+    return f"{on}{stage} held to the lesion masks with a weight of {training['guidance']} (loss: {loss})"
+
+
+def _counterfactuals(training: Mapping[str, object]) -> str:
+    if not training.get("counterfactuals"):
+        return ""
+    share, fills = training["counterfactuals"], _list(training.get("counterfactual_fills")) or ["grey"]
+    parts, radius = training.get("counterfactual_parts"), words.finite(_text(training.get("counterfactual_epsilon")))
+    filled = f"filled with {words.listed(map(str, fills))}{' in turn' if len(fills) > 1 else ''}"
+    filled += f", a share of {parts} of them taken in part" if parts else ""
+    text = f"lesions taken out of a share of {share} of the films with one ({filled}) and put into the same share of "
+    text += "healthy films"
+    if radius is None or radius == 1:
+        return text
+    return f"{text}, both {f'attacked within {radius} of epsilon' if radius else 'shown without an attack'}"
+
+
+def _differing(own: Mapping[str, object], others: Sequence[Mapping[str, object]]) -> list[str]:
+    """What training keys of a model or a defence change in any of the others' settings, in words."""
+    if "augment" in own:  # a key that it leaves out is the default there, not the study's
+        usual = {key: field.default for key, field in Augment.model_fields.items()}
+        own = {**own, "augment": usual | files.part(own, "augment")}
+    found: dict[str, str] = {}
+    for other in others:
+        before, after = _settings(other), _settings({**other, **own})
+        found |= {key: text for key, text in after.items() if before.get(key) != text}
+        found |= {key: f"without {key.replace('_', ' ')}" for key in before if key not in after}
+    return list(found.values())
 
 
 def _defences(study: StudyDocument) -> str:
+    training = files.part(study.recipe, "training")
+    models = [files.part(model, "training") for model in _list(study.recipe.get("models")) if isinstance(model, dict)]
+    others = [training, *({**training, **own} for own in models if own)]
     told = []
     for defence in _list(study.recipe.get("defences")):
         if not isinstance(defence, dict):
             continue
         entry = DEFENCES.get(str(defence.get("name")))
         cited = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
-        told.append(", ".join([cited, *options(defence)]))
+        cited = "standard training" if cited == words.STANDARD else cited
+        label = [f"called {defence['label']}"] if defence.get("label") else []
+        start = ["started from the trained standard run"] if defence.get("start_from") == "standard" else []
+        background = {"background": defence["background"]} if defence.get("background") else {}
+        own = _differing({**files.part(defence, "training"), **background}, others)
+        told.append(", ".join([cited, *label, *options(defence), *start, *own]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
     return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
 
@@ -151,9 +232,10 @@ def _defences(study: StudyDocument) -> str:
 def options(defence: Mapping[str, object]) -> list[str]:
     """What a recipe says of its defence, a part each: only what that defence uses, so no epsilon of mixup's."""
     entry = DEFENCES.get(str(defence.get("name")))
-    told = [key for key in _OPTIONS if key in (entry.options if entry else ("epsilon",))]
-    unit = {"epsilon": " (L-infinity)"}
-    return [f"{key} {defence[key]}{unit.get(key, '')}" for key in told if defence.get(key) not in (None, "", False)]
+    used = {key: text for key, text in _OPTIONS.items() if key in (entry.options if entry else ("epsilon",))}
+    said = {key: value for key, value in defence.items() if value != _USUAL.get(key)}
+    outside = said.get("epsilon_outside")
+    return list(_told({**said, "epsilon_outside": None if outside is None else str(outside)}, used).values())
 
 
 def _attacks(study: StudyDocument, runs: list[Run]) -> str:

@@ -74,10 +74,16 @@ def _strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str 
 
 
 def _recipe_epsilon(recipe: Any) -> float | None:
-    """The first `epsilon` that is a plain number, looking under the defences before the rest of the recipe."""
+    """The first `epsilon` that is a plain number, looking under the defences before the rest of the recipe.
+
+    A defence that trains against no radius, as mixup, has the key too where the recipe is written out; it is not read.
+    """
     if isinstance(recipe, list):
         return next((e for e in map(_recipe_epsilon, recipe) if e), None)
     if not isinstance(recipe, dict):
+        return None
+    named = str(recipe.get("name"))
+    if named in DEFENCES and not DEFENCES[named].attacks:
         return None
     direct = words.finite(recipe.get("epsilon"))
     if direct:

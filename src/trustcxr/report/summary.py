@@ -128,21 +128,31 @@ def _scope(runs: list[Run], head: Headline) -> str:
 
 
 def _rivals(runs: list[Run], numbers: Numbers) -> str:
-    """How many runs have an interval that reaches the best one's: whether it is settled who is first."""
+    """How many runs have an interval that meets the best one's: whether it is settled who is first."""
     best = best_by(runs, numbers)
     if best is None:
         return "Not measured."
     if len(runs) == 1:
         return f"{words.capital(figure(numbers(best)))}."
     mine = numbers(best).accuracy.interval
-    others = [numbers(run).accuracy.interval for run in runs if run is not best]
+    others = [(run, numbers(run).accuracy.interval) for run in runs if run is not best]
+    known = [(run, pair) for run, pair in others if pair is not None]
     if mine is None or not others:
         return f"The best was {best.label}."
-    overlapping = sum(pair is not None and pair[1] >= mine[0] for pair in others)
-    if not overlapping:
-        return f"The best was {best.label}; no other run’s interval overlaps with its own."
+    overlapping = sum(pair[1] >= mine[0] and pair[0] <= mine[1] for _, pair in known)
     who = "that of one other run" if overlapping == 1 else f"those of {overlapping} other runs"
-    return f"The best was {best.label}; its interval and {who} overlap, so who is first is not settled."
+    said = f"its interval and {who} overlap, so who is first is not settled"
+    said = said if overlapping else "no other run’s interval overlaps with its own"
+    return f"The best was {best.label}; {said}.{_beside(known, mine[1], len(others) - len(known))}"
+
+
+def _beside(known: list[tuple[Run, tuple[float, float]]], end: float, missing: int) -> str:
+    """Who lies above the best that may be named, for a constant answer is not, and of how many nothing is known."""
+    above = [run.label for run, pair in known if pair[0] > end]
+    lie = "lies" if len(above) == 1 else "lie"
+    text = f" Above it {lie} {words.listed(above)}, not shown to be better than a constant answer." if above else ""
+    has = "has" if missing == 1 else "have"
+    return text + (f" {words.plural(missing, 'other run')} {has} no interval." if missing else "")
 
 
 def _beware(runs: list[Run], numbers: Numbers) -> str:

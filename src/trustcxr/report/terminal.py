@@ -188,11 +188,11 @@ def rows(document: RunDocument) -> list[dict[str, str]]:
         "balanced": percent(clean.balanced_accuracy.value),
         "macro F1": _number(clean.f1_macro.value),
         "AUROC": _number(clean.auroc_macro.value),
-        "calibration error": _number(clean.ece.value),
+        "calibration error": _error(clean.ece),
     }
     lines = [empty | {"condition": "clean", "n": str(clean.n)} | figures]
     for attack in document.attacks:
-        shown = {"accuracy": with_interval(attack.accuracy), "calibration error": _number(attack.ece.value)}
+        shown = {"accuracy": with_interval(attack.accuracy), "calibration error": _error(attack.ece)}
         shown["balanced"] = percent(attack.balanced_accuracy.value)
         about = {"condition": _attack(attack), "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
         lines.append(empty | about | shown)
@@ -230,12 +230,12 @@ def remarks(document: RunDocument) -> list[str]:
             f"{percent(planted.follows)} follow it ({percent(planted.follows_before)} without it)"
         )
     if fitted := document.calibration:
-        error = f"error on clean images {_number(fitted.clean.ece.value)}"
+        error = f"error on clean images {_error(fitted.clean.ece)}"
         lines.append(
             f"Calibration: {error}; trained anew on validation images, so no temperature could be fitted"
             if fitted.temperature is None
             else f"Calibration: temperature {fitted.temperature:.2f} from {fitted.split}; {error}, "
-            f"{_number(fitted.clean.ece_scaled.value)} with it"
+            f"{_error(fitted.clean.ece_scaled)} with it"
         )
     return lines
 
@@ -296,6 +296,12 @@ def percent(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def _error(share: Share) -> str:
+    """A calibration error with its 95 % interval: where films are few, 0.000 alone would say too much."""
+    ends = f" [{', '.join(map(_number, share.ci))}]" if share.ci else ""
+    return _number(share.value) + ends
 
 
 def _beside_constant(part: Accuracy) -> str:
