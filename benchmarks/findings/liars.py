@@ -50,9 +50,9 @@ _TWIN = (
     "its twin, in points: {beside}."
 )
 _FRESH = (
-    " But {draws} draws that are known by heart are easier to mislead than all that may come: of the images that were "
-    "made for the twin, as many are answered rightly by the mean over {judged} fresh draws, by which the audit judges "
-    "too: {fresh}."
+    " But {draws} draws that are known by heart are easier to mislead than all that may come: the images made for the "
+    "twin, each by a climb that ends once the twin is misled, leave to the mean over {judged} fresh draws, by which the "
+    "audit judges too, in percent: {fresh}."
 )
 _RUN, _LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
 
@@ -155,7 +155,7 @@ def twins_anew(table: pd.DataFrame, run: Path, data: Path, names: Sequence[str])
     loaded = load_run(run, on="cpu")
     films = load_dataset(data, None, loaded.size, classes=loaded.classes)
     images, labels = to_pixels(torch.from_numpy(films.images.copy())), torch.from_numpy(films.labels)
-    table = table.assign(**{column: table.get(column) for column in _NO_TWIN})
+    table = table.assign(**{column: table.get(column) for column in _NO_TWIN}).astype(dict.fromkeys(_NO_TWIN, float))
     for name in [name for name in names if name in TWINS]:
         here = (table["network"] == name) & (table.get("epsilon", EPSILON) == EPSILON)
         if int(table.loc[here, "n"].iloc[0]) != len(labels):
@@ -236,7 +236,7 @@ def beside(table: pd.DataFrame) -> str:
 def fresh(table: pd.DataFrame) -> str:
     """What of the twins' images is left on draws that they were not made for, where that was measured."""
     random = table[table["twin_fresh"].notna()]
-    said = ", ".join(f"{one['network']} {100 * one['twin_fresh']:.1f} percent" for _, one in random.iterrows())
+    said = ", ".join(f"{one['network']} {100 * one['twin_fresh']:.1f}" for _, one in random.iterrows())
     return _FRESH.format(draws=FewerNoises.draws, judged=JUDGED, fresh=said) if said else ""
 
 
