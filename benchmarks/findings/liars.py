@@ -51,8 +51,8 @@ _TWIN = (
 )
 _FRESH = (
     " But {draws} draws that are known by heart are easier to mislead than all that may come: the images made for the "
-    "twin, each by a climb that ends once the twin is misled, leave to the mean over {judged} fresh draws, by which the "
-    "audit judges too, in percent: {fresh}."
+    "twin, each by a climb that ends once the twin is misled, leave to the mean over {judged} fresh draws, by which "
+    "the audit judges too, in percent: {fresh}."
 )
 _RUN, _LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
 
