@@ -367,6 +367,13 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: 
     # The run knows how its list is read, and tests on its own test split alone.
     document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)
     assert (document["split"], document["clean"]["n"]) == ("Test", 15)
+    # On films in folders it says nothing of columns that nobody typed; of those that were typed it does.
+    elsewhere = [("evaluate", out), ("audit", out)]
+    for place, command in enumerate(elsewhere):
+        kept = ["--attack", "fgsm", "--epsilon", "0.02", "--out", tmp_path / f"elsewhere{place}"]
+        assert "which these films are not" not in run(*command, "--data", films, *kept).stderr
+    typed = ["--attack", "fgsm", "--out", tmp_path / "typed", "--column", "nih"]
+    assert "which these films are not" in run("evaluate", out, "--data", films, *typed).stderr
     wrong = complaint(
         "data", "check", listed, "--images", films, "--column", "path=Image Index", "--column", "class=Fold"
     )

@@ -2,9 +2,8 @@
 
 Severity 1 is just visible; at 5 a radiologist could still read the film. The tables are written for films of 224 pixels
 and scaled by the side, so that a severity means much the same film at every size: a blurred film made smaller looks
-like a small film blurred. Light ones take more from a small film: at 64 pixels severity 1 of `resolution` changes it
-five times as much as the film of 224 pixels that is then made small, of `jpeg` and `defocus_blur` two and a half times.
-Figures of one severity compare at one size alone.
+like a small film blurred. Light ones, of `resolution` above all, take more from a small film: figures of one severity
+compare at one size alone.
 
 Every random number of an image comes from (seed, name, the image's key) alone: neither its neighbours, nor its place in
 the batch, nor the device change what is drawn for it, and at every severity it is the same draw, only stronger.

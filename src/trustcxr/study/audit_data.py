@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.manifest import NO_SPLIT, SHARES, Manifest
@@ -23,7 +23,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.recipes.run import Listing, Splits
 from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN
-from trustcxr.study.films import report_skipped, say_reading
+from trustcxr.study.films import manifest_of, report_skipped, say_reading
 
 _SURE = 2  # names that are one film's alone
 
@@ -54,18 +54,14 @@ def open_films(
     Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
     """
     resize, splits, renamed = "squeeze", Splits(), dict(labels or {})
-    read = listing or Listing()
+    of_run: Listing | None = None
     if isinstance(subject, Run):
         recipe = subject.trained_by.data
         resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
-        read = recipe.listing() | read
+        of_run = recipe.listing()
     elif subject.input.resize == "pad":
         resize = "pad"
-    try:
-        manifest = read_manifest(data, **read)
-    except UserError:
-        # Another hospital's data need not look like those that a run was trained on.
-        manifest = read_manifest(data, **listing or Listing())
+    manifest = manifest_of(data, listing, of_run)
     classes: tuple[str, ...] | None = subject.classes
     if isinstance(subject, Given) and subject.kind == "sigmoid":
         manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest

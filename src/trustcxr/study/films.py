@@ -18,6 +18,7 @@ from trustcxr.study import made
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
+    from trustcxr.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,7 @@ class Source:
 def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     """The data in the run's size and classes: `split`, else the one asked for, else the run's test split, else all."""
     recipe = run.trained_by.data
-    listing = source.listing or Listing()
-    try:
-        manifest = read_manifest(source.data, **(recipe.listing() | listing))
-    except UserError:
-        # Another hospital's data need not look like those that the run was trained on.
-        manifest = read_manifest(source.data, **listing)
+    manifest = manifest_of(source.data, source.listing, recipe.listing())
     test = recipe.splits.test
     own = manifest.root.name == _kept(run).get("root_name")
     wanted = split or source.split or (test if own or test in manifest.splits else None)
@@ -48,6 +44,20 @@ def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     say_reading(dataset, source.told)
     report_skipped(dataset)
     return dataset
+
+
+def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | None = None) -> "Manifest":
+    """The data read as was typed, and for the rest as a run's own films were read, where they look like those.
+
+    Another hospital's need not; and films in folders have no columns.
+    """
+    typed, usual = listing or Listing(), of_run or Listing()
+    if Path(data).is_dir():
+        usual = Listing(layout=usual["layout"]) if "layout" in usual else Listing()
+    try:
+        return read_manifest(data, **(usual | typed))
+    except UserError:
+        return read_manifest(data, **typed)
 
 
 def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
