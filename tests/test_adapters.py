@@ -323,6 +323,7 @@ class Checked(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         torch._check(images.shape[0] > 0)
+        torch._assert_async(images.isfinite().all(), "not finite")
         return self.net(images.to(torch.float32))
 
 
