@@ -212,6 +212,15 @@ def test_a_stage_ends_where_timm_says_but_not_inside_a_block_of_xception(name: s
         assert found == [f"net.{stage['module']}" for stage in model.net.feature_info[-4:-1]]
 
 
+@pytest.mark.parametrize("name", ["xception41", "xception41p"])
+def test_nor_inside_a_block_of_aligned_xception(name: str) -> None:
+    with torch.device("meta"):
+        model = factory.build(name, classes=3, weights="none")
+    names = {module: dotted for dotted, module in model.named_modules()}
+    found = [names[find_layer(model, place)] for place in (-5, -4, -3, -2)]
+    assert found == ["net.stem", "net.blocks.0", "net.blocks.1", "net.blocks.10"]
+
+
 def test_grad_cam_plus_plus_without_stabiliser_is_the_equation_of_the_paper(small: Small, x: Tensor) -> None:
     small.eval()
     features = small.last(small.stem(x)).detach().requires_grad_()

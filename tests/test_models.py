@@ -222,6 +222,8 @@ def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights{ending}"
     with pytest.raises(UserError, match=r"no such file\. Choose imagenet, none, or a"):
         factory.build(TINY, classes=3, weights=path)
+    with pytest.raises(UserError, match=r"'imagnet': no such file: did you mean imagenet\? Choose imagenet, none, or"):
+        factory.build(TINY, classes=3, weights="imagnet")
     path.write_text("these are not weights")
     with pytest.raises(UserError, match="cannot be read as tensors alone") as problem:
         factory.build(TINY, classes=3, weights=path)

@@ -144,6 +144,16 @@ def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
     assert list(again) == list(content)
 
 
+def test_what_is_read_twice_is_not_shared(tmp_path: Path) -> None:
+    """Whoever reads a recipe may change what it was given: the next reader has what stands in the file."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("models: [{name: a}]\n")
+    files.read_yaml(path)["models"][0]["name"] = "b"  # type: ignore[index]
+    assert files.read_yaml(path) == {"models": [{"name": "a"}]}
+    path.write_text("models: [{name: c}]\n")
+    assert files.read_yaml(path) == {"models": [{"name": "c"}]}
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_tables_come_back(ending: str, tmp_path: Path) -> None:
     table = pd.DataFrame({"epoch": [0, 1], "val_accuracy": [0.5, NAN], "name": ["a,b", "é"]}, index=[7, 9])

@@ -48,21 +48,27 @@ def pictures(films: list[Film]) -> Pictures:
     return np.stack([_small(f, THUMB) for f in whole]), np.stack([_small(_without_borders(f), THUMB) for f in whole])
 
 
-def recall(
-    films: list[Film], seen: Pictures, chosen: np.ndarray, change: Callable[[Film], Film]
-) -> tuple[float, set[int]]:
-    """The share of the changed copies of `chosen` found among all films, and films wrongly taken for a copy.
+def recalls(films: list[Film], seen: Pictures, chosen: Mapping[str, np.ndarray]) -> dict[str, tuple[float, set[int]]]:
+    """Of each change the share of its copies found among all films, and the films wrongly taken for one of them.
 
-    `seen`: `pictures(films)`, which is the same for every change.
+    `chosen`: of each of CHANGES the films (rows of `films`) that a copy is made of, all looked for at once; `seen`:
+    `pictures(films)`.
     """
-    copies = pictures([change(films[i]) for i in chosen])
+    copies = pictures([CHANGES[name](films[i]) for name, rows in chosen.items() for i in rows])
     thumbs, trimmed = (np.concatenate(both) for both in zip(seen, copies, strict=True))
     found = duplicates.find_duplicates([str(i) for i in range(len(thumbs))], thumbs, trimmed)
-    origin = np.concatenate([np.arange(len(films)), chosen])
-    pairs = origin[found[["first", "second"]].to_numpy()]
-    is_copy = (found["second"] >= len(films)).to_numpy()
-    same = pairs[:, 0] == pairs[:, 1]
-    return len(set(pairs[same, 0])) / len(chosen), {int(i) for i in pairs[is_copy & ~same].ravel()}
+    origin = np.concatenate([np.arange(len(films)), *chosen.values()])
+    made_by = np.repeat(["", *chosen], [len(films), *map(len, chosen.values())])
+    ends = found[["first", "second"]].to_numpy()
+    pairs, same = origin[ends], np.diff(origin[ends])[:, 0] == 0
+    of_change = {name: (made_by[ends] == name).any(axis=1) for name in chosen}
+    return {
+        name: (
+            len(set(pairs[mine & same, 0])) / len(chosen[name]),
+            {int(i) for i in pairs[mine & ~same].ravel()},
+        )
+        for name, mine in of_change.items()
+    }
 
 
 def blends(films: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -98,8 +104,8 @@ def main() -> None:
     films = read(given.real)
     seen = pictures(films)
     chosen = np.random.default_rng(0).permutation(len(films))[: given.copies]
-    for name, change in CHANGES.items() if given.copies else ():
-        share, wrong = recall(films, seen, chosen, change)
+    for name in CHANGES if given.copies else ():
+        share, wrong = recalls(films, seen, {name: chosen})[name]
         print(f"{name}: {share:.1%} of {len(chosen)} found among {len(films)} films, {len(wrong)} wrongly", flush=True)
     for count in given.films:
         made = blends(seen[0], count)

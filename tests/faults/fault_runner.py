@@ -89,7 +89,7 @@ def fill(word: str, artefacts: Artefacts) -> str:
 
 
 def call(words: list[str], limit: int) -> Ended:
-    """One command line, whose figures are plotted and not rendered."""
+    """One command line. A report's figures are plotted and not rendered; those of a study, the same, are left out."""
     from trustcxr import cli
 
     out, err, before, started = io.StringIO(), io.StringIO(), sys.argv, time.monotonic()
@@ -102,7 +102,7 @@ def call(words: list[str], limit: int) -> Ended:
     sys.argv = ["trustcxr", *words]
     signal.alarm(limit)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _unrendered():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _unrendered(words[0]):
             cli.main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
@@ -124,7 +124,7 @@ def call(words: list[str], limit: int) -> Ended:
 
 
 @contextlib.contextmanager
-def _unrendered() -> Iterator[None]:
+def _unrendered(command: str) -> Iterator[None]:
     """While it lasts a page's figures are ours alone: not what matplotlib makes of them, seconds that meet no disk."""
     try:
         from trustcxr.report.figures import svg
@@ -136,8 +136,10 @@ def _unrendered() -> Iterator[None]:
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
-        with mpl.rc_context(svg.SETTINGS):
-            drawing.plot(Figure(figsize=(drawing.width / 72, drawing.height / 72), layout="constrained"))
+        if command != "study":
+            with mpl.rc_context(svg.SETTINGS):
+                size = (drawing.width / 72, drawing.height / 72)
+                drawing.plot(Figure(figsize=size, layout="constrained"))
         return f'<svg role="img" id="{key}"></svg>'
 
     with mock.patch.object(svg, "inline", plotted):

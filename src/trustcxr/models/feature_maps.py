@@ -1,6 +1,7 @@
 """The layer that a CAM reads, found in any architecture, and its map brought to (B, C, h, w)."""
 
 import math
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 
 Layer = str | int | nn.Module | None
-# Stages of timm's Xception end in the block before: what timm names lies inside a block, whose shortcut it leaves out.
-_ENDS = {"block2.rep.0": "block1", "block3.rep.0": "block2", "block12.rep.0": "block11"}
+# Stages of timm's Xceptions end in the block before: what timm names lies inside a block, whose shortcut it leaves out.
+_WITHIN = re.compile(r"(block|blocks\.)(\d+)\.(?:rep|stack)\.\w+")
 
 
 def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
@@ -63,8 +64,15 @@ def _stages(model: nn.Module) -> list[str]:
     known = {name for name, _ in model.named_modules()}
     listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
     modules = [str(stage["module"]) for stage in listed if isinstance(stage, dict) and "module" in stage]
-    names = [prefix + _ENDS.get(module, module) for module in modules]
+    names = [prefix + _stage_end(module) for module in modules]
     return names if all(name in known for name in names) else []
+
+
+def _stage_end(module: str) -> str:
+    found = _WITHIN.fullmatch(module)
+    if not found:
+        return module
+    return f"{found[1]}{int(found[2]) - 1}" if int(found[2]) else "stem"
 
 
 def _some(names: dict[str, nn.Module]) -> str:

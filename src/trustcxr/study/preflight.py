@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, nearest
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
@@ -84,8 +84,9 @@ def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> boo
 
 
 def _weights_are_there(model: ModelRecipe) -> None:
-    if model.weights not in ("imagenet", "none") and not Path(model.weights).is_file():
-        raise UserError(f"weights of {model.name}: no such file '{model.weights}'; or choose imagenet or none")
+    if model.weights not in (names := ("imagenet", "none")) and not Path(model.weights).is_file():
+        near = nearest(model.weights, names)
+        raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {near}or choose imagenet or none")
 
 
 def _can_be_bounded(one: RunRecipe) -> None:
