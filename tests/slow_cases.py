@@ -5,6 +5,7 @@ A case is a test's place, or its beginning: `file::test[` is all cases but those
 
 SLOW = (
     "test_adaptive.py::test_a_liar_is_broken_as_its_honest_twin_is[random resizing]",
+    "test_adaptive.py::test_what_stands_behind_a_stand_in_gets_a_longer_climb",
     "test_attacks.py::test_works_under_autocast[",
     "test_attacks.py::test_works_where_gradients_are_off[no_grad-fab]",
     "test_attacks.py::test_works_where_gradients_are_off[no_grad-pgd]",
@@ -20,6 +21,7 @@ SLOW = (
     "test_attacks_strong.py::test_smallest_epsilon_with_other_attacks[apgd-margin]",
     "test_attacks_strong.py::test_smallest_epsilon_with_other_attacks[fab]",
     "test_attacks_strong.py::test_square_is_no_weaker_than_torchattacks[fgsm]",
+    "test_attacks_strong.py::test_worst_case_is_at_most_a_point_above_the_others_taken_together[2]",
     "test_attacks_strong.py::test_worst_case_is_at_most_a_point_above_the_others_taken_together[3]",
     "test_audit.py::test_a_planted_border_is_told_apart_without_the_lungs",
     "test_cam.py::test_grad_cam_agrees_with_the_package[VGG16]",
@@ -49,6 +51,7 @@ SLOW = (
     "test_layers.py::test_a_run_is_rebuilt_with_its_options[options3]",
     "test_layers.py::test_a_run_is_rebuilt_with_its_options[options4]",
     "test_layers.py::test_a_run_is_rebuilt_with_its_options[options5]",
+    "test_layers.py::test_a_run_is_rebuilt_with_its_options[options6]",
     "test_layers.py::test_group_norm_in_the_place_of_batchnorm[densenet121]",
     "test_layers.py::test_without_its_stem_pooling_a_network_has_maps_of_twice_the_side[resnetv2_50]",
     "test_lung_gate.py::test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on[standard]",
@@ -69,6 +72,7 @@ SLOW = (
     "test_scores.py::test_the_table_is_written_a_batch_at_a_time",
     "test_shortcuts.py::test_a_model_that_never_saw_the_marker_does_not",
     "test_shortcuts.py::test_data_on_which_nothing_was_planted",
+    "test_study.py::test_cut_off_it_goes_on",
     "test_study.py::test_two_classes_go_through_the_same_protocol",
     "test_study.py::test_where_all_networks_go_on_one_that_is_missing_changes_no_choice",
     "test_training.py::test_a_run_that_was_cut_off_ends_as_if_it_had_not_been[",

@@ -74,6 +74,16 @@ def test_a_constant_network_raises_an_alarm() -> None:
     assert "No run is shown to be better" in answers.sentences(EMPTY, [bad], head)[0]
 
 
+def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() -> None:
+    """They are one figure; near 0 and 1 its score interval is wider than that of the resamples."""
+    same = {"recall_macro": 0.99, "recall_macro_ci": [0.98, 1.0]}
+    run = _run(clean={"balanced_accuracy": 0.99, "balanced_accuracy_ci": [0.95, 0.998], **same})
+    head = ranking.headline(EMPTY, [run])
+    [first], [of_classes] = leaderboard.leaderboard([run], head).rows, leaderboard.per_class(run, ()).rows
+    assert of_classes[2] in first
+    assert of_classes[2].small == "95.0 to 99.8"
+
+
 def test_a_constant_network_does_not_top_the_leaderboard() -> None:
     """No attack changes one and the same answer: 38.5 % under every attack is more than most robust networks keep."""
     fixed = {"accuracy": 0.385, "accuracy_ci": [0.34, 0.43], "confusion": [[219, 0], [351, 0]], "n": 570}

@@ -75,7 +75,7 @@ def per_class(run: Run, classes: tuple[str, ...]) -> Table:
     for name in [*classes, *[name for name in documents if name not in classes]]:
         found = documents.get(name, ClassResult())
         rows.append([Cell(name), *map(share, (found.precision, found.recall, found.f1)), whole(found.n)])
-    totals = map(share, (clean.precision_macro, clean.recall_macro, clean.f1_macro))
+    totals = map(share, (clean.precision_macro, _balanced(run), clean.f1_macro))
     rows.append([Cell("mean of classes", note="quiet"), *totals, whole(clean.n)])
     return Table(["Class", "Precision, %", "Recall, %", "F1, %", "n"], rows)
 
