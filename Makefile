@@ -10,20 +10,19 @@ demo: $(VENV)/.installed
 	$(BIN)/trustcxr demo --out out/demo
 
 # Three processes of one thread each: on two cores, since for a quarter of their time tests wait, for a disk, a browser, a
-# process that is to be killed; the slow ones, which wait for a third of it, in four. A file of tests stays in one, with the
-# runs that it shares.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile
+# process that is to be killed. A file of tests stays in one, with the runs that it shares.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The examples in docstrings, which run.
 EXAMPLES := src/trustcxr/attacks src/trustcxr/data src/trustcxr/explain
 
 test: lint types
-	$(PYTEST) -n 3 -m "not slow"
-	$(PYTEST) -n 3 --doctest-modules $(EXAMPLES)
+	$(PYTEST) -m "not slow"
+	$(PYTEST) --doctest-modules $(EXAMPLES)
 
 # In the order of slow_cases.FIRST: else the file with the longest test, which has few, would come last and run alone.
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -n 4 -m slow --no-loadscope-reorder
+	$(PYTEST) -m slow --no-loadscope-reorder
 
 # The documentation, into out/site; a warning is an error.
 site: $(VENV)/.installed-dev
