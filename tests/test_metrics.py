@@ -136,6 +136,10 @@ def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
     found = metrics.classification(20 * np.eye(3)[labels], labels, np.arange(63), NAMES[3], resamples=500)
     for name in ("precision", "recall", "f1", "auroc"):
         assert (found[f"{name}_macro"], found[f"{name}_macro_ci"]) == (1, [1, 1]), name
+    ends = [found["per_class"][name]["auroc_ci"] for name in NAMES[3]]
+    assert all(high == 1 for _, high in ends)
+    assert ends[0] == pytest.approx(ends[1])
+    assert ends[2][0] < ends[0][0] < 1, "three films say less than thirty"
 
 
 def test_recall_of_a_class_that_is_not_there_is_not_defined() -> None:

@@ -101,6 +101,9 @@ def test_a_ratio_without_limit_is_no_number() -> None:
     )[0]
     assert (row["sensitivity"], row["specificity"]) == (1, 1)
     assert row["specificity_ci"][0] > 0.8
+    assert (row["auroc"], row["sensitivity_at_specificity"]) == (1, 1)
+    assert 0.8 < row["auroc_ci"][0] < 1 == row["auroc_ci"][1], "twenty films against twenty are not all films"
+    assert 0.8 < row["sensitivity_at_specificity_ci"][0] < 1 == row["sensitivity_at_specificity_ci"][1]
     assert (row["likelihood_positive"], row["likelihood_positive_ci"]) == (None, [None, None])
     assert row["likelihood_negative"] == 0
 

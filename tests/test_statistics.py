@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,6 +306,64 @@ def test_intervals_of_rare_shares_cover_the_truth() -> None:
         low, high = statistics.share_interval(bootstrap, bootstrap.means(right))
         covered.append(low <= 0.02 <= high)
     assert 0.9 <= np.mean(covered) <= 0.99
+
+
+def area(scores: Any, positive: Any, groups: Any = None, resamples: int = 300) -> tuple[float, list[float]]:
+    bootstrap = statistics.Bootstrap.over(np.arange(len(scores)) if groups is None else groups, resamples=resamples)
+    areas = statistics.auroc(scores, positive, bootstrap.row_weights())
+    return float(areas[0]), statistics.area_interval(bootstrap, areas, positive)
+
+
+def test_an_area_of_none_or_all_has_an_interval_too() -> None:
+    """Four films against eight that all lie higher: the end is where z standard errors reach the area of 1."""
+    positive = np.arange(12) >= 8
+    found, (low, high) = area(np.arange(12), positive)
+    assert (found, high) == (1, 1)
+    q1, q2 = low / (2 - low), 2 * low**2 / (1 + low)  # Hanley and McNeil 1982; their counts less one as a mean, 5
+    variance = (low * (1 - low) + 5 * (q1 - low**2) + 5 * (q2 - low**2)) / 32
+    assert 1 - low == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(variance), rel=1e-6)
+    assert 0.4 < low < 0.8
+    assert area(-np.arange(12), positive) == (0, pytest.approx([0, 1 - low], abs=1e-6))
+    fewer = [area(np.arange(3 * n), np.arange(3 * n) >= 2 * n)[1][0] for n in (2, 4, 8, 40)]
+    assert fewer == sorted(fewer)
+
+
+def test_an_area_far_from_both_ends_has_the_bootstraps_interval() -> None:
+    random = np.random.default_rng(0)
+    positive = np.arange(120) < 40
+    scores = random.normal(size=120) + positive
+    bootstrap = statistics.Bootstrap.over(np.arange(120), resamples=300)
+    areas = statistics.auroc(scores, positive, bootstrap.row_weights())
+    assert area(scores, positive) == (areas[0], statistics.interval(areas))
+    assert np.isnan(area(scores, np.zeros(120, bool))[1]).all()
+
+
+def test_films_of_one_patient_make_no_area_surer() -> None:
+    """Each film five times: as many patients, the same end."""
+    for beside in (0, 1):  # one negative film above the positive ones, too: there the resamples say how much varies
+        scores = np.r_[np.arange(12), np.full(beside, 20)]
+        positive = (np.arange(12 + beside) >= 8) & (scores < 20)
+        _, once = area(scores, positive, resamples=2000)
+        five = np.repeat(np.arange(len(scores)), 5)
+        _, often = area(scores[five], positive[five], five, resamples=2000)
+        assert often == pytest.approx(once)
+
+
+@pytest.mark.parametrize("truth", [0.95, 0.995])
+def test_intervals_of_areas_near_one_cover_the_truth(truth: float) -> None:
+    """Ten films against twenty, where the resamples alone hold it too seldom."""
+    positive = np.arange(30) < 10
+    covered: dict[str, list[bool]] = {"resamples": [], "ours": []}
+    bootstrap = statistics.Bootstrap.over(np.arange(30), resamples=200)
+    weights = bootstrap.row_weights()
+    for trial in range(200):
+        scores = np.random.default_rng(trial).normal(size=30) + np.sqrt(2) * stats.norm.ppf(truth) * positive
+        areas = statistics.auroc(scores, positive, weights)
+        both = {"resamples": statistics.interval(areas), "ours": statistics.area_interval(bootstrap, areas, positive)}
+        for name, (low, high) in both.items():
+            covered[name].append(low <= truth <= high)
+    assert np.mean(covered["resamples"]) < 0.9
+    assert np.mean(covered["ours"]) >= 0.93
 
 
 def test_groups_without_a_value_do_not_count() -> None:

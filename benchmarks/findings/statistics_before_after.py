@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=300, help="of each simulation")
     parser.add_argument("--copies", type=int, default=60)
     given = parser.parse_args()
-    rows = [*errors(given.trials), *recalls(), *rare(), *tests(given.trials)]
+    rows = [*errors(given.trials), *recalls(), *rare(), *areas(4 * given.trials), *tests(given.trials)]
     rows += copies(read(given.data), given.copies)
     rows += constant(given.external)
     rows += [*maps_before_after.order(), *maps_before_after.ceilings(given.data), *maps_before_after.compared()]
@@ -118,6 +118,21 @@ def rare() -> Iterator[Row]:
         exact = stats.binomtest(hits, 120).proportion_ci(method="exact")
         before = [exact.low, exact.high] if hits == 0 else interval(means)
         yield f"{hits} of 120", _ends(before, 4), _ends(statistics.share_interval(bootstrap, means), 4)
+
+
+def areas(trials: int) -> Iterator[Row]:
+    """How often the interval of an area under the ROC curve near 1 holds the truth, of normal scores."""
+    for positives, truth in ((10, 0.95), (20, 0.98), (100, 0.995)):
+        positive = np.arange(3 * positives) < positives
+        bootstrap = Bootstrap.over(np.arange(len(positive)), resamples=500)
+        weights, random, held = bootstrap.row_weights(), np.random.default_rng(positives), np.zeros(2)
+        for _ in range(trials):
+            scores = random.normal(size=len(positive)) + np.sqrt(2) * stats.norm.ppf(truth) * positive
+            found = statistics.auroc(scores, positive, weights)
+            ends = interval(found), statistics.area_interval(bootstrap, found, positive)
+            held += [low <= truth <= high for low, high in ends]
+        what = f"AUROC of {positives} films with a finding and {2 * positives} without, in truth {truth}"
+        yield f"{what}: 95 % interval holds that", f"{held[0] / trials:.1%}", f"{held[1] / trials:.1%}"
 
 
 def tests(trials: int) -> Iterator[Row]:

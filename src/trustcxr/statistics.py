@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 RARE = 10  # where fewer groups than this are expected on one side, a share is too near 0 or 1 for the bootstrap
+FEW = 1  # likewise of an area under the ROC curve, and of the groups of whichever side has fewer
 FLIPS = 20_000  # random signs where all of them are too many
 PERMUTATIONS = 2000  # of who is inside a part, where not all groups are of one row
 EXACT_GROUPS = 14  # up to here all signs are tried
@@ -143,6 +144,40 @@ def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     # At 0 and 1 the end is the share itself, but for rounding.
     return [0.0 if share == 0 else float(middle - half), 1.0 if share == 1 else float(middle + half)]
+
+
+def area_interval(bootstrap: Bootstrap, areas: ArrayLike, positive: ArrayLike, level: float = LEVEL) -> list[float]:
+    """Interval [low, high] of an area under the ROC curve, resampled (R + 1,), of rows that are `positive` (N,) or not.
+
+    By bootstrap; where the area is so near 0 or 1 that fewer than FEW groups of either side would lie beyond it,
+    resamples say too little (of an area of 1 nothing at all), so there it is the score interval with the variance of
+    Hanley and McNeil (1982), the same for both sides (Newcombe 2006, method 5), on the groups of each side; where
+    groups have several rows, on as many as would vary as much as the resamples, at most those that there are.
+    """
+    figures, rows = np.asarray(areas, dtype=float), np.asarray(positive, dtype=bool)
+    area, counts = float(figures[0]), (bootstrap.groups_of(rows), bootstrap.groups_of(~rows))
+    if not np.isfinite(area) or min(area, 1 - area) * min(counts) >= FEW:
+        return interval(areas, level)
+    spread = float(np.nanvar(figures[1:]))
+    varies = bootstrap.groups_of() < len(rows) and spread > _ROUNDING and _ROUNDING < area < 1 - _ROUNDING
+    fewer = min(1.0, _area_variance(area, *counts) / spread) if varies else 1.0
+    first, second = (max(1.0, count * fewer) for count in counts)
+    z = float(stats.norm.ppf((1 + level) / 2))
+
+    def beyond(end: float) -> float:
+        return abs(end - area) - z * np.sqrt(_area_variance(end, first, second))
+
+    near = 1e-9  # at the area itself nothing is beyond it
+    low = optimize.brentq(beyond, 0.0, area - near) if area > near else 0.0
+    high = optimize.brentq(beyond, area + near, 1.0) if area < 1 - near else 1.0
+    return [float(low), float(high)]
+
+
+def _area_variance(area: float, first: float, second: float) -> float:
+    """Of an area under the ROC curve of so many positive and negative rows, whichever is which."""
+    more = (first + second) / 2 - 1
+    around = 1 + more * ((1 - area) / (2 - area) + area / (1 + area))
+    return area * (1 - area) * around / (first * second)
 
 
 def mean_interval(

@@ -22,7 +22,15 @@ from trustcxr.results.documents import (
     Share,
 )
 from trustcxr.results.tables import CLEAN, clean_answers, logits_of, right, severities
-from trustcxr.statistics import Bootstrap, Bootstraps, Floats, interval, mean_share_interval, share_interval
+from trustcxr.statistics import (
+    Bootstrap,
+    Bootstraps,
+    Floats,
+    area_interval,
+    interval,
+    mean_share_interval,
+    share_interval,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +46,8 @@ def classification(
     `logits` (N, C), `labels` (N,). Precision and F1 of a class that is there and never predicted, or predicted and not
     there, count as 0, as in scikit-learn. Of a class that is not there recall and AUROC (one class against the rest)
     are not defined, nor precision and F1 where it is not predicted either: NaN, and left out of the mean of classes. A
-    resample in which a class of the sample was not drawn says nothing of that mean. Accuracy, recall, precision and
-    balanced accuracy near 0 or 1 have the score interval, the others that of the resamples alone.
+    resample in which a class of the sample was not drawn says nothing of that mean. Accuracy, recall, precision,
+    balanced accuracy and the AUROC of a class near 0 or 1 have the score interval, the others that of the resamples.
     Raises NotFiniteError where a logit is NaN, which argmax would call the answer.
     """
     _check_numbers(logits)
@@ -55,12 +63,11 @@ def classification(
     areas = np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
     true, said = (answers[:, None] == np.arange(count) for answers in (labels, predicted))
     shares = {"recall": true, "precision": said}
-    others = {"f1": figures["f1"], "auroc": areas}
     bins = bootstrap.totals(calibration.calibration_bins(probabilities, labels))
     return Classification(
         accuracy=_share(bootstrap, figures.pop("accuracy")),
         balanced_accuracy=_mean_share(bootstrap, figures["recall"], true),
-        **{f"{name}_macro": _figure(_macro(values)) for name, values in (figures | others).items()},
+        **{f"{name}_macro": _figure(_macro(values)) for name, values in (figures | {"auroc": areas}).items()},
         ece=_calibration_error(bins),
         ece_plug_in=float(calibration.calibration_error(bins[0])),
         constant_answer=constant_answer(labels),
@@ -70,7 +77,8 @@ def classification(
         per_class={
             label: ClassResult(
                 **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
-                **{name: _figure(values[:, k]) for name, values in others.items()},
+                f1=_figure(figures["f1"][:, k]),
+                auroc=Share(value=float(areas[0, k]), ci=area_interval(bootstrap, areas[:, k], labels == k)),
                 n=int((labels == k).sum()),
             )
             for k, label in enumerate(classes)

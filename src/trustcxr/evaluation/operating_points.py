@@ -16,7 +16,7 @@ from trustcxr.catalogue import ONE_STEP, VIEWS, WORST_CASE, is_linf
 from trustcxr.evaluation import curves
 from trustcxr.results.documents import OperatingPoint
 from trustcxr.results.tables import CLEAN, logits_of, severities
-from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
+from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,18 +189,19 @@ class _Judge:
         return OperatingPoint.model_validate(found | self._curves(groups, scores, positive))
 
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
-        weights = self._over("all", groups).row_weights()
+        bootstrap = self._over("all", groups)
+        weights = bootstrap.row_weights()
         made = curves.curves(scores, positive, weights)
-        place = curves.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))
-        figures = {
-            "auroc": statistics.auroc(scores, positive, weights),
-            "average_precision": made.average_precision,
-            "sensitivity_at_specificity": made.sensitivity[:, place],
-        }
-        found: dict[str, Any] = {"at_specificity": SPECIFICITY}
-        for name, values in figures.items():
-            found |= {name: float(values[0]), f"{name}_ci": interval(values)}
-        return found | {
+        area = statistics.auroc(scores, positive, weights)
+        found_there = made.sensitivity[:, curves.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        return {
+            "at_specificity": SPECIFICITY,
+            "auroc": float(area[0]),
+            "auroc_ci": area_interval(bootstrap, area, positive),
+            "average_precision": float(made.average_precision[0]),
+            "average_precision_ci": interval(made.average_precision),
+            "sensitivity_at_specificity": float(found_there[0]),
+            "sensitivity_at_specificity_ci": share_interval(bootstrap, found_there, of=positive),
             "roc": _curve(curves.FALSE_POSITIVES, made.sensitivity),
             "precision_recall": _curve(curves.RECALLS, made.precision),
         }
