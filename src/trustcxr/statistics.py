@@ -9,7 +9,7 @@ from scipy import optimize, special, stats
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 RARE = 10  # where fewer groups than this are expected on one side, a share is too near 0 or 1 for the bootstrap
-FEW = 1  # likewise of an area under the ROC curve, and of the groups of whichever side has fewer
+FEW = 5  # likewise of an area under the ROC curve, and of the groups of whichever side has fewer
 FLIPS = 20_000  # random signs where all of them are too many
 PERMUTATIONS = 2000  # of who is inside a part, where not all groups are of one row
 EXACT_GROUPS = 14  # up to here all signs are tried
