@@ -106,6 +106,8 @@ def test_a_ratio_without_limit_is_no_number() -> None:
     assert 0.8 < row["sensitivity_at_specificity_ci"][0] < 1 == row["sensitivity_at_specificity_ci"][1]
     assert (row["likelihood_positive"], row["likelihood_positive_ci"]) == (None, [None, None])
     assert row["likelihood_negative"] == 0
+    low, high = row["likelihood_negative_ci"]
+    assert low == 0 < 0.05 < high < 0.3, "none of twenty missed is not none of all"
 
 
 def test_thresholds_come_from_validation_images_where_there_are_any() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats import proportion
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import statistics
@@ -306,6 +307,24 @@ def test_intervals_of_rare_shares_cover_the_truth() -> None:
         low, high = statistics.share_interval(bootstrap, bootstrap.means(right))
         covered.append(low <= 0.02 <= high)
     assert 0.9 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 20), (5, 40)), ((3, 20), (5, 40)), ((19, 20), (36, 40))])
+def test_a_ratio_of_shares_has_about_the_score_interval_of_statsmodels(
+    first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    own = [(hits / count, statistics.wilson(hits / count, count)) for hits, count in (first, second)]
+    found = statistics.ratio_interval(*own[0], *own[1])
+    wanted = proportion.confint_proportions_2indep(*first, *second, compare="ratio", method="score")
+    assert found == pytest.approx(list(wanted), rel=0.12, abs=0.01)
+
+
+def test_a_ratio_to_what_may_be_nothing_has_no_limit() -> None:
+    some, none = (0.5, statistics.wilson(0.5, 20)), (0.0, statistics.wilson(0.0, 20))
+    low, high = statistics.ratio_interval(*some, *none)
+    assert 1 < low < high == np.inf
+    assert statistics.ratio_interval(*none, *none) == [0, np.inf]
+    assert statistics.ratio_interval(*none, *some)[0] == 0 < 0.2 < statistics.ratio_interval(*none, *some)[1] < 1
 
 
 def area(scores: Any, positive: Any, groups: Any = None, resamples: int = 300) -> tuple[float, list[float]]:

@@ -101,7 +101,7 @@ def share_interval(
     """
     figures = np.asarray(resampled, dtype=float)
     share, groups = float(figures[0]), bootstrap.groups_of(of)
-    if not _is_rare(share, groups):
+    if not is_rare(share, groups):
         return interval(resampled, level)
     return _by_score(figures, groups, level)
 
@@ -116,7 +116,7 @@ def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLik
     figures, rows = np.asarray(resampled, dtype=float), np.asarray(of, dtype=bool)
     known = np.flatnonzero(np.isfinite(figures[0]))
     groups = np.array([bootstrap.groups_of(rows[:, k]) for k in known], dtype=float)
-    if not any(_is_rare(float(figures[0, k]), count) for k, count in zip(known, groups, strict=True)):
+    if not any(is_rare(float(figures[0, k]), count) for k, count in zip(known, groups, strict=True)):
         return interval(figures[:, known].mean(1) if len(known) else np.full(len(figures), np.nan), level)
     means = figures[:, known].mean(1)
     return _by_score(means, len(known) ** 2 / float((1 / groups).sum()), level)
@@ -132,7 +132,7 @@ def _by_score(resampled: Floats, most: float, level: float) -> list[float]:
     return wilson(share, min(share * (1 - share) / spread, most) if varies else most, level)
 
 
-def _is_rare(share: float, groups: float) -> bool:
+def is_rare(share: float, groups: float) -> bool:
     """Whether fewer than RARE groups would stand on one side of the share; of none, or of no share, it is not."""
     return groups > 0 and bool(np.isfinite(share)) and min(share, 1 - share) * groups < RARE
 
@@ -144,6 +144,20 @@ def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     # At 0 and 1 the end is the share itself, but for rounding.
     return [0.0 if share == 0 else float(middle - half), 1.0 if share == 1 else float(middle + half)]
+
+
+def ratio_interval(first: float, first_ends: list[float], second: float, second_ends: list[float]) -> list[float]:
+    """Interval [low, high] of first / second, two shares of independent rows, from the interval of each.
+
+    MOVER-R (Donner and Zou 2012); infinite where the second may be 0. Of shares near 0 it says more than resamples of
+    the ratio, which is 0 in all of them where no row has it.
+    """
+    (low_1, high_1), (low_2, high_2), both = first_ends, second_ends, first * second
+    least, most = low_1 * (2 * first - low_1), high_1 * (2 * first - high_1)
+    below = both + np.sqrt(max(both**2 - least * high_2 * (2 * second - high_2), 0.0))
+    above = both + np.sqrt(max(both**2 - most * low_2 * (2 * second - low_2), 0.0))
+    low, least_second = float(least / below) if below > 0 else 0.0, low_2 * (2 * second - low_2)
+    return [low, float(above / least_second) if least_second > 0 else float("inf")]
 
 
 def area_interval(bootstrap: Bootstrap, areas: ArrayLike, positive: ArrayLike, level: float = LEVEL) -> list[float]:

@@ -16,7 +16,7 @@ from trustcxr.catalogue import ONE_STEP, VIEWS, WORST_CASE, is_linf
 from trustcxr.evaluation import curves
 from trustcxr.results.documents import OperatingPoint
 from trustcxr.results.tables import CLEAN, logits_of, severities
-from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, share_interval
+from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,19 +173,22 @@ class _Judge:
             "n": len(rows),
             "positives": int(positive.sum()),
         }
-        rates = {}
+        rates, rare = {}, False
         for name, kept, right in (("sensitivity", positive, said), ("specificity", ~positive, ~said)):
             bootstrap = self._over(name, groups[kept])
             means = bootstrap.means(right[kept]) if kept.any() else np.full(2, np.nan)
             found |= {name: float(means[0]), f"{name}_ci": share_interval(bootstrap, means)}
             rates[name] = self._rate("all", groups, kept, right)
+            rare = rare or is_rare(float(means[0]), bootstrap.groups_of())
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = {
                 "likelihood_positive": rates["sensitivity"] / (1 - rates["specificity"]),
                 "likelihood_negative": (1 - rates["sensitivity"]) / rates["specificity"],
             }
+        near = _ratio_ends(found) if rare else {}
         for name, values in ratios.items():
-            found |= {name: _finite(values[0]), f"{name}_ci": _ends(values)}
+            known = _finite(values[0]) is not None
+            found |= {name: _finite(values[0]), f"{name}_ci": near[name] if rare and known else _ends(values)}
         return OperatingPoint.model_validate(found | self._curves(groups, scores, positive))
 
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
@@ -220,6 +223,14 @@ class _Judge:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _ratio_ends(found: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Intervals of both likelihood ratios from those of sensitivity and specificity, of which one is near 0 or 1."""
+    sensitivity, specificity = ((found[name], found[f"{name}_ci"]) for name in ("sensitivity", "specificity"))
+    missed, alarmed = ((1 - share, [1 - high, 1 - low]) for share, (low, high) in (sensitivity, specificity))
+    pairs = {"likelihood_positive": (sensitivity, alarmed), "likelihood_negative": (missed, specificity)}
+    return {name: [_finite(end) for end in ratio_interval(*one, *other)] for name, (one, other) in pairs.items()}
 
 
 def _ends(values: Floats) -> list[float | None]:
