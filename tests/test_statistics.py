@@ -368,6 +368,16 @@ def test_films_of_one_patient_make_no_area_surer() -> None:
         assert often == pytest.approx(once)
 
 
+def test_an_area_that_hangs_on_one_patient_is_less_sure_than_patients_are_many() -> None:
+    """Thirty of 39 films with a finding are of one patient of ten: without that one the area is 1."""
+    scores = np.r_[np.arange(20), np.full(9, 100), np.full(30, 4.5)]
+    groups = np.r_[np.arange(29), np.full(30, 29)]
+    found, (low, high) = area(scores, np.arange(59) >= 20, groups, resamples=2000)
+    assert found == pytest.approx((9 + 30 * 0.25) / 39)
+    assert low < 0.2
+    assert high > 0.8
+
+
 @pytest.mark.parametrize("truth", [0.95, 0.995])
 def test_intervals_of_areas_near_one_cover_the_truth(truth: float) -> None:
     """Ten films against twenty, where the resamples alone hold it too seldom."""
