@@ -273,6 +273,19 @@ def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
     assert not torch.equal(known.pixels, after.pixels)
 
 
+def test_a_film_without_lungs_stays_as_it_is() -> None:
+    """Its lesion has nothing to be filled with: black would teach that a hole is healthy."""
+    known = _known(24)
+    known.lung[[0, 2]] = 0
+    for seed in range(4):
+        after = lesion_losses.counterfactual(known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed))
+        assert after.edited is not None
+        assert after.edited[[0, 2]].tolist() == [False, False]
+        assert after.labels[[0, 2]].tolist() == [0, 2]
+        assert torch.equal(after.lesion[[0, 2]], known.lesion[[0, 2]])
+        assert after.labels[3::3].tolist() == [2] * 7, "the others' lesions are gone"
+
+
 def test_no_share_changes_nothing() -> None:
     known = _known()
     after = lesion_losses.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())

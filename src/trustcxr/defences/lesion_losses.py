@@ -39,6 +39,10 @@ class Known:
         """(B,) bool: films with a lesion."""
         return (self.lesion > 0.5).flatten(1).any(1)
 
+    def with_lungs(self) -> Tensor:
+        """(B,) bool: films with a lung mask."""
+        return (self.lung > 0.5).flatten(1).any(1)
+
     def films(self, rows: Tensor) -> lesions.Films:
         """Some of them, with masks as `data.lesions` takes them."""
         return lesions.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
@@ -60,11 +64,13 @@ def counterfactual(
     donor's label and lesion. A healthy film's lung put in at the same place: still healthy. Removed means filled by
     one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. Of a
     share `parts` of the films only the part of the lesion that has a counterpart in healthy lung is removed; these are
-    healthy as often as that part is a share of the lesion, so that the answer learnt grows with what is left.
+    healthy as often as that part is a share of the lesion, so that the answer learnt grows with what is left. A film
+    without a lung mask stays as it is: nobody knows what healthy lung is there.
     """
     before = known.pixels
     partly = torch.rand(len(known.labels), generator=generator) < parts if parts else None
-    ill, well = _shuffled(known.ill(), generator), _shuffled(known.labels == healthy, generator)
+    usable = known.with_lungs()
+    ill, well = _shuffled(known.ill() & usable, generator), _shuffled((known.labels == healthy) & usable, generator)
     count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
     for number, fill in enumerate(fills):
         gone, controls = ill[:count][number :: len(fills)], ill[count : count + beside][number :: len(fills)]
