@@ -102,7 +102,7 @@ def test_every_method_agrees_with_the_package(name: str) -> None:
 @pytest.mark.parametrize("architecture", list(zoo.PAPER_MODELS))
 def test_all_methods_agree_on_all_21(architecture: str) -> None:
     torch.manual_seed(0)
-    check_against_package(factory.build(architecture, classes=3), torch.rand(2, 1, 128, 128), METHODS)
+    check_against_package(factory.build(architecture, classes=3), torch.rand(2, 1, 160, 160), METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
