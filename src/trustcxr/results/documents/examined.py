@@ -17,7 +17,8 @@ class OperatingPoint(Document):
 
     `threshold` is a probability, None where the highest class is the answer; `origin` says who set it. Of the
     likelihood ratios an end that is None has no limit. `sensitivity_at_specificity`: the highest sensitivity that any
-    threshold has on these films at a specificity of `at_specificity` or more.
+    threshold has on these films at a specificity of `at_specificity` or more. Average precision has the interval of
+    resamples alone, which says too little near 0 and 1; the others have the score interval there.
 
     `aimed_at`: what the attack was made against. "threshold": this decision, and under worst-case a film counts with
     its worst score under any attack within epsilon. "answer": the highest class, so that an attack on the threshold may
