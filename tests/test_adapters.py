@@ -588,6 +588,26 @@ def test_a_draft_says_what_the_file_shows_and_asks_for_the_rest(
     assert load(tmp_path / "model.yaml").kind == "probabilities"
 
 
+def test_a_draft_asks_whether_answers_between_0_and_1_are_sigmoids(net: nn.Module, tmp_path: Path) -> None:
+    """Logits of noise can lie there too; only who made the network knows."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 0.4 + 0.01 * self.net(images).tanh()
+
+    text = adapters.describe_file(traced(Small().eval(), tmp_path / "m.pt"))
+    [line] = [line for line in text.splitlines() if line.strip().startswith("kind:")]
+    assert line.startswith("  kind: sigmoid  # ? its answers to noise lie between 0 and 1: logits, ")
+    assert "kind" in str(adapters.drafted(tmp_path / "m.pt")["questions"])
+    assert yaml.safe_load(text)["output"]["thresholds"] == [0.5, 0.5, 0.5]
+    plain = adapters.describe_file(traced(nn.Sequential(net, nn.Flatten()).eval(), tmp_path / "plain.pt"))
+    assert "kind: logits\n" in plain
+
+
 def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Path) -> None:
     import onnx as library
 

@@ -27,6 +27,7 @@ class Draft:
     outputs: int | None = None
     kind: str | None = None
     classes: list[str] | None = None
+    supposed: str | None = None  # a kind that its answers to noise may have by chance: a question still
     timm: str | None = None
     seen: list[str] = field(default_factory=list)
 
@@ -157,7 +158,9 @@ def _tried(net: Any, draft: Draft) -> Draft:
             draft.channels, draft.outputs = channels, answer.shape[1]
             inside = bool(((answer >= 0) & (answer <= 1)).all())
             sums = bool(((answer.sum(1) - 1).abs() < 1e-4).all())
-            draft.kind = draft.kind or (("probabilities" if sums else "sigmoid") if inside else "logits")
+            # Logits of noise can lie between 0 and 1, too; they do not sum to 1, and what lies outside is a logit.
+            draft.supposed = "sigmoid" if inside and not sums else None
+            draft.kind = draft.kind or ("probabilities" if sums and inside else None if inside else "logits")
             if draft.size is None:
                 draft.seen.append(f"takes images of {size} pixels, and perhaps of other sizes")
             return draft
@@ -198,11 +201,13 @@ def _text(d: Draft) -> str:
         lines.append("  # std: [0.229, 0.224, 0.225]")
         lines.append("  resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop")
     lines.append("output:")
-    lines.append(_line("kind", d.kind, "logits", "logits, probabilities, or sigmoid (one a finding)"))
+    why = "its answers to noise lie between 0 and 1: " if d.supposed else ""
+    supposed = d.supposed or "logits"
+    lines.append(_line("kind", d.kind, supposed, f"{why}logits, probabilities, or sigmoid (one a finding)"))
     names = d.classes or [f"class {n + 1}" for n in range(d.outputs or 2)]
     asked = "" if d.classes else "  # ? their names, in the order of its outputs"
     lines.append(f"  classes: {json.dumps(names, ensure_ascii=False)}{asked}")
-    if d.kind == "sigmoid":
+    if (d.kind or supposed) == "sigmoid":
         lines.append(f"  thresholds: {[0.5] * len(names)}  # ? the operating point of each")
     return "\n".join(lines) + "\n"
 
