@@ -108,7 +108,8 @@ def test_what_is_a_mean_of_some_films_is_that_of_the_whole_batch_whatever_its_pa
         how = recipe(trained, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
         loop.fit(how, *films, tmp_path / str(parts))
     whole, *others = gradients
-    assert [furthest(whole, other) < 1e-6 for other in others] == [True] * 3
+    # The sums' order differs, and how far by processor: 1e-6 of a largest gradient of 1.1 was passed on one.
+    assert [furthest(whole, other) < 1e-5 for other in others] == [True] * 3
     loop.fit(recipe(trained, model=GROUP, epochs=1, batch_size=40), *films, tmp_path / "without")
     assert furthest(whole, gradients[-1]) > 1e-3, "what is asked for has an effect"
 

@@ -99,7 +99,8 @@ def test_statistics_of_a_hospital_are_those_of_its_films_and_the_model_is_as_bef
     assert torch.allclose(own[1].running_mean, found.mean((0, 2, 3)), atol=1e-6)  # type: ignore[index, arg-type]
     assert torch.equal(model[1].running_mean, torch.zeros(3))  # type: ignore[arg-type]
     assert not any(module.training for module in own.modules())
-    assert torch.equal(own(images[:1]), own(images)[:1]), "an answer does not depend on the films beside it"
+    alone, among = own(images[:1]), own(images)[:1]  # a convolution of one film rounds otherwise on some processors
+    assert torch.allclose(alone, among, atol=1e-5), "an answer does not depend on the films beside it"
 
 
 def test_what_is_chosen_in_turn_has_as_many_seeds_as_the_fewest_of_what_was_chosen() -> None:
