@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ FOLDED_ABOVE = 6  # longer lists start folded
 _LIGHT, _DARK = "/* drawings, light */", "/* drawings, dark */"
 
 
+@lru_cache(maxsize=1)
 def environment() -> "Environment":
-    """Templates of this package, with styles, script and the policy that lets no other script run."""
+    """Templates of this package, with styles, script and the policy that lets no other script run; compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

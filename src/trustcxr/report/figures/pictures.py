@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trustcxr.errors import UserError, unknown
 from trustcxr.report import words
 from trustcxr.report.figures import svg
+from trustcxr.report.figures.lines import Lines
 from trustcxr.report.ranking import by_model
 from trustcxr.report.study_folder import Run, read
 from trustcxr.report.summary import main_method
@@ -98,41 +99,31 @@ def picture(
     image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `filled` tints the infection too;
     `cells`: rows and columns of a heatmap that has few, whose borders are drawn.
     """
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
     from PIL import Image
 
-    figure = Figure(figsize=(side / 100, side / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    shown = overlay(image, saliency) if saliency is not None else np.repeat(image[..., None], 3, axis=2)
-    axes.imshow(shown, interpolation="bilinear", aspect="auto")
+    shown = Image.fromarray(image) if saliency is None else _as_image(overlay(image, saliency))
+    drawn = Lines(shown.convert("RGB").resize((side, side), Image.Resampling.BILINEAR), image.shape)
     thick = side / 288
     for mask, colour, width in ((lung, LUNG, 0.9), (infection, INFECTION, 1.2)):
         if mask is not None and mask.shape == image.shape and mask.any():
-            padded = np.pad(mask.astype(np.float32), 1)  # so that a mask at the border closes too
-            grid = np.arange(-1, image.shape[0] + 1), np.arange(-1, image.shape[1] + 1)
-            lines = axes.contour(grid[1], grid[0], padded, [0.5], colors=[colour], linewidths=[width * thick])
-            lines.set_path_effects([withStroke(linewidth=(width + 1) * thick, foreground="#00000099")])
-            if filled and mask is infection:
-                axes.contourf(grid[1], grid[0], padded, [0.5, 1.5], colors=[colour], alpha=0.3)
-    axes.set_xlim(-0.5, image.shape[1] - 0.5)
-    axes.set_ylim(image.shape[0] - 0.5, -0.5)
-    for count, length, line in zip(cells or (), image.shape, (axes.axhline, axes.axvline), strict=False):
-        for border in range(1, count):
-            line(border * length / count - 0.5, color="white", lw=0.6 * thick, ls=(0, (1, 3)), alpha=0.8)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+            drawn.outline(mask, colour, width * thick, shadow=thick, tinted=filled and mask is infection)
+    drawn.borders(cells or (1, 1), 0.6 * thick)
+    return drawn.image()
+
+
+def _as_image(colours: "np.ndarray") -> "Image.Image":
+    """(H, W, 3) in [0, 1] as an image."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
 
 
 def png(image: "Image.Image", *, step: int = 1) -> bytes:
     """PNG bytes. With `step` 4 each colour is rounded to a multiple of 4, too little to see, at 60 % of the size."""
     buffer = io.BytesIO()
     shown = image if step == 1 else image.point(lambda value: min(round(value / step) * step, 255))
-    shown.save(buffer, "PNG", compress_level=7)
+    shown.save(buffer, "PNG", compress_level=6)  # 7: 3 % smaller, in 1.6 times the time
     return buffer.getvalue()
 
 
