@@ -10,8 +10,8 @@ demo: $(VENV)/.installed
 	$(BIN)/trustcxr demo --out out/demo
 
 # Three processes of one thread each: on two cores, since for a quarter of their time tests wait, for a disk, a browser, a
-# process that is to be killed. A file of tests stays in one, with the runs that it shares.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+# process that is to be killed. A file of tests stays in one, with the runs that it shares. Compiled once, not by each.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The examples in docstrings, which run.
 EXAMPLES := src/trustcxr/attacks src/trustcxr/data src/trustcxr/explain
