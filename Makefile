@@ -21,8 +21,9 @@ test: lint types
 	$(PYTEST) --doctest-modules $(EXAMPLES)
 
 # In the order of slow_cases.FIRST: else the file with the longest test, which has few, would come last and run alone.
+# Four at once: these wait more.
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow --no-loadscope-reorder
+	$(PYTEST) -n 4 -m slow --no-loadscope-reorder
 
 # The documentation, into out/site; a warning is an error.
 site: $(VENV)/.installed-dev

@@ -119,6 +119,8 @@ def test_any_key_can_be_typed() -> None:
         ("seed.more=3", "'seed' holds a value, not keys"),
         ("defence.beta=much", "key 'defence.beta'"),
         ("defence=fgsm", "key 'defence'"),
+        ("training.swap_share=0.3", "swap_share: 0.3 does nothing without a background"),
+        ("defence.beta=0", "trades with beta: 0 has no loss on attacked images"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(option: str, complaint: str | None) -> None:

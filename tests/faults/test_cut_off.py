@@ -20,7 +20,6 @@ KILLS = 60
 SOME_COMMITS = r"^before first replace .*films\.b2|^after first replace .*(standard.*training\.json|fgsm.*last\.ckpt)"
 # Every place but those of the second run that the first has too: of that its checkpoints, training and figures.
 ALL_KINDS = r"^(?!.*-fgsm-)|-fgsm-.*(last\.ckpt|training\.json|predictions\.parquet|metrics\.json)"
-SOME_FILES = r"sums|standard.*/\.?last\.|fgsm.*/\.?predictions\."
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,9 @@ def killed_at_random(base: Path, place: Path, temporary: Path, kills: int, whole
             steps = Journal(base / f"{place.name}-{number}-{sum(found.values())}.steps", starts.base)
             began = time.monotonic()
             start = starts.start(study(base, starts.base), noted, steps)
-            # The first is not killed: how long it takes on this machine, now, is how long kills may wait.
-            if not start.killed_after(draw.uniform(0.05, 1) * seconds if seconds else 600):
+            # The first is not killed: how long it takes on this machine, now, is how long kills may wait. Half of it
+            # gets anywhere, after what was killed before, and a study is killed often before it ends.
+            if not start.killed_after(draw.uniform(0.05, 0.5) * seconds if seconds else 600):
                 break
             found[(steps.places() or ["read"])[-1]] += 1
             assert broken(starts.base) == []
@@ -104,15 +104,6 @@ def test_killed_at_some_commits_the_study_ends_with_the_same_bits(
         temporary = other or base / "temporary"
         assert len(cut_off_everywhere(killed, base, tmp_path, temporary, SOME_COMMITS)) == 3
     assert bits(tmp_path / "out") == whole
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cut", [full, fills])
-def test_a_disk_that_is_full_at_some_files_costs_nothing(
-    cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
-) -> None:
-    assert len(cut_off_everywhere(cut, base, tmp_path / "place", tmp_path / "temporary", SOME_FILES)) >= 2
-    assert bits(tmp_path / "place" / "out") == whole
 
 
 def test_what_is_half_written_is_seen(tmp_path: Path) -> None:

@@ -81,7 +81,6 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
-    from trustcxr.recipes import effect
     from trustcxr.report.terminal import training_sentence
     from trustcxr.study import run_folder
 
@@ -105,7 +104,6 @@ def train(
         data={"labels": label_map(label), **listing(column, images)},
         options=settings(context, set_),
     )
-    effect.check([recipe], "options")
     summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {out} --data '{data}'")

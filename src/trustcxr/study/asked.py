@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
+from trustcxr.recipes import effect
 from trustcxr.recipes.run import RunRecipe, check_splits
 from trustcxr.recipes.testing import CorruptionsRecipe
 from trustcxr.recipes.validation import assign, validate
@@ -30,7 +31,7 @@ def recipe(
 ) -> RunRecipe:
     """The recipe of a run from what was typed; `options` are any of its keys, as "defence.beta=3", and win.
 
-    Raises UserError for what it cannot be.
+    Raises UserError for what it cannot be, and for a key that would do nothing.
     """
     from trustcxr import attacks, defences
     from trustcxr.models import zoo
@@ -49,6 +50,7 @@ def recipe(
     zoo.architectures(made.model.name)
     defences.get(made.defence.name)
     check_splits(made.data.splits)
+    effect.check([made], "options")
     return made
 
 

@@ -357,27 +357,29 @@ def _vessel_trees() -> Array:
         count = int(random.integers(7, 10))
         angles = np.linspace(-1.45, 1.45, count) + random.normal(0, 0.13, count)
         pending = [(start, a, random.uniform(2.0, 3.4), random.uniform(14, 26)) for a in angles]
+        stamps: list[tuple[float, float, float]] = []
         while pending:
             (y, x), angle, thick, length = pending.pop()
             for _ in range(int(length)):
                 angle += random.normal(0, 0.07)
                 y, x = y + np.sin(angle), x + np.cos(angle)
                 thick *= 0.988
-                _stamp(tree, y, x, thick)
+                stamps.append((y, x, thick))
             if thick > 0.55:
                 fork = random.uniform(0.2, 0.55)
                 for turn in (fork, -random.uniform(0.1, 0.45)):
                     pending.append(((y, x), angle + turn, thick * random.uniform(0.62, 0.85), random.uniform(9, 20)))
+        _stamp(tree, np.array(stamps))
     return np.minimum(trees, 1)
 
 
-def _stamp(tree: Array, y: float, x: float, thick: float) -> None:
-    row, column, reach = int(y), int(x), 4
-    top, left = max(row - reach, 0), max(column - reach, 0)
-    patch = tree[top : row + reach + 1, left : column + reach + 1]
-    if row + reach < 0 or column + reach < 0 or patch.size == 0:
-        return
-    dy = (np.arange(patch.shape[0]) + top - y)[:, None]
-    dx = np.arange(patch.shape[1]) + left - x
-    blob = min(1.0, 0.35 + 0.22 * thick) * np.exp(-(dy * dy + dx * dx) / (0.45 * thick * thick + 0.25))
-    np.maximum(patch, blob, out=patch)
+def _stamp(tree: Array, stamps: NDArray[np.float64]) -> None:
+    """Blobs at (N, 3): row, column, thickness; where they overlap, the brightest."""
+    y, x, thick = (part[:, None, None] for part in stamps.T)
+    reach = np.arange(-4, 5)
+    rows, columns = y.astype(np.intp) + reach[:, None], x.astype(np.intp) + reach
+    apart = (rows - y) ** 2 + (columns - x) ** 2
+    blobs = np.minimum(1.0, 0.35 + 0.22 * thick) * np.exp(-apart / (0.45 * thick * thick + 0.25))
+    inside = (rows >= 0) & (rows < tree.shape[0]) & (columns >= 0) & (columns < tree.shape[1])
+    places = (rows * tree.shape[1] + columns)[inside]
+    np.maximum.at(tree.reshape(-1), places, blobs[inside].astype(np.float32))
