@@ -23,7 +23,7 @@ test: lint types quick
 
 quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
-	$(PYTEST) --doctest-modules $(EXAMPLES)
+	$(PYTEST) -n 0 --doctest-modules $(EXAMPLES)
 
 # In the order of slow_cases.FIRST: else the file with the longest test, which has few, would come last and run alone.
 # Four at once: these wait more.
