@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_work import note
 from test_study import tiny
-from trustcxr.console import say
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files, locks
@@ -48,21 +48,6 @@ def bits(study: Path) -> dict[str, bytes]:
 
 def named(tmp_path: Path, *pairs: tuple[str, str]) -> list[Task]:
     return [Task(tmp_path, run, step) for run, step in pairs]
-
-
-def note(task: Task) -> None:
-    """Work for another process: leave a line, or end badly."""
-    if task.run == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if task.run == "full":
-        raise CannotWrite("no space")
-    if task.run == "wrong":
-        raise UserError("cannot be done")
-    if task.run == "faulty":
-        raise ZeroDivisionError("of nothing")
-    say(f"did {task.run}")
-    with open(task.study / "log", "a") as file:
-        file.write(f"{task.run} {task.step} {os.getpid()}\n")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

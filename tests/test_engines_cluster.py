@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import sys
 import threading
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from test_engines import bits, note, small
+from engine_work import note, taken_away_once
+from test_engines import bits, small
 from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
@@ -191,16 +191,6 @@ def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_l
 
 
 # --- SLURM, by submitit's local executor -----------------------------------------------------------------------------
-
-
-def taken_away_once(task: Task) -> None:
-    """Work that is preempted the first time."""
-    begun = task.study / f"{task.run}-{task.step}-begun"
-    if task.run == "a" and task.step == "train" and not begun.exists():
-        begun.touch()
-        os.kill(os.getpid(), signal.SIGUSR2)
-        time.sleep(30)
-    note(task)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A process that does one task after another for the engine that started it, and ends when that ends."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -94,6 +95,7 @@ def _serve(connection: Connection, threads: int, environment: dict[str, str]) ->
     """The process's end: do what comes, until nothing can come any more. Its environment is the engine's, as of now."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine hears Ctrl-C, and ends its processes
     end_with_parent()
+    gc.freeze()  # what was imported, or the first look for garbage copies all of it from the process that was forked
     os.environ.clear()
     os.environ.update(environment)
     console.tell(lambda text: connection.send(("say", text)))

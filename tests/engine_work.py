@@ -1,0 +1,34 @@
+"""Work for other processes, which import this module for it: nothing here that takes long to import."""
+
+import os
+import signal
+import time
+
+from trustcxr.console import say
+from trustcxr.errors import CannotWrite, UserError
+from trustcxr.study.engines.contract import Task
+
+
+def note(task: Task) -> None:
+    """Leave a line, or end badly."""
+    if task.run == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.run == "full":
+        raise CannotWrite("no space")
+    if task.run == "wrong":
+        raise UserError("cannot be done")
+    if task.run == "faulty":
+        raise ZeroDivisionError("of nothing")
+    say(f"did {task.run}")
+    with open(task.study / "log", "a") as file:
+        file.write(f"{task.run} {task.step} {os.getpid()}\n")
+
+
+def taken_away_once(task: Task) -> None:
+    """Work that is preempted the first time."""
+    begun = task.study / f"{task.run}-{task.step}-begun"
+    if task.run == "a" and task.step == "train" and not begun.exists():
+        begun.touch()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(30)
+    note(task)
