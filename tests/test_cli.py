@@ -301,6 +301,31 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
 
 
 @pytest.mark.parametrize(
+    "typed",
+    [
+        ["evaluate", "gone", "--data", "."],
+        ["explain", "gone", "--data", "."],
+        ["certify", "gone", "--data", "."],
+        ["predict", "gone", "."],
+    ],
+)
+def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").touch()
+    (tmp_path / "run" / "model.safetensors").touch()
+    places = [part if part != "gone" else "run" for part in typed]
+    for words in (typed, [part if part != "." else "nowhere" for part in places]):
+        code = (
+            "import sys; from trustcxr.cli import app; from trustcxr.errors import UserError\n"
+            f"try: app({words!r}, standalone_mode=False)\n"
+            "except UserError as problem: print(problem, 'torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "no such" in done.stdout, done.stdout
+        assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
     ("typed", "said"),
     [
         (

@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
+from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run import Listing
+
+
+def _run_there(run: Path) -> Path:
+    """The folder of a run: refused at once where it is none, and not after the seconds that torch takes to load."""
+    from trustcxr.results import folders
+
+    return run if is_address(run) else folders.check_run(run)
+
 
 DATA = typer.Option(
     "--data",
     help="Folder of X-rays (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
 )
 Data = Annotated[Path, DATA]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.", callback=_run_there)]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),

@@ -33,7 +33,9 @@ from trustcxr.cli.options import (
     settings,
     tracker,
 )
+from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
+from trustcxr.results.disk import refuse_missing
 
 runs_app = typer.Typer()
 
@@ -132,6 +134,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
+    refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.report import terminal as terminal_lines
     from trustcxr.study import run_folder
@@ -185,6 +188,7 @@ def certify(
     json: Json = False,
 ) -> None:
     """The share of images whose answer is proved not to change within epsilon, beside what attacks leave."""
+    refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.proofs import effort
     from trustcxr.report.terminal import certified_rows
@@ -229,6 +233,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
+    refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.report.terminal import saliency_remarks, saliency_rows
     from trustcxr.study import run_folder
@@ -275,6 +280,7 @@ def predict(
     another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written. Of a folder the
     frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named.
     """
+    refuse_missing(images)
     from trustcxr.dicom import films
     from trustcxr.report import terminal
 

@@ -17,6 +17,17 @@ def is_address(data: str | Path) -> bool:
     return _ADDRESS.fullmatch(str(data)) is not None and not Path(data).exists()
 
 
+def refuse_nowhere(data: str | Path) -> None:
+    """UserError where this is no address, and no file or folder of this machine: asked before what takes seconds."""
+    try:
+        if not is_address(data):
+            Path(data).expanduser().stat()
+    except FileNotFoundError:
+        raise UserError(f"{data}: no such file or folder; give a folder of X-rays or a list") from None
+    except (OSError, ValueError, RuntimeError):
+        return  # something is wrong with it, which whoever opens it says
+
+
 def absolute(data: str | Path) -> str:
     """An address in full, or the whole path of a folder: what another process finds the films by."""
     found = _ADDRESS.fullmatch(str(data))

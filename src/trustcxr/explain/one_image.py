@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from trustcxr import attacks, explain
 from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.data.images import grey, ours, plausibility, reading, squares
-from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
 from trustcxr.explain.familiarity import Familiarity
-from trustcxr.results.disk import Source
+from trustcxr.results.disk import Source, refuse_missing
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
@@ -32,9 +31,7 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     another image's, or of a file that is not ours.
     """
     attacks.check_epsilon(epsilon)
-    missing = [str(path) for path in paths if not (path.exists() or path.is_symlink())]
-    if missing:
-        raise UserError(f"no such image file: {', '.join(missing)}; give films, or folders of DICOM studies")
+    refuse_missing(paths)
     run, known = load_run(folder), familiarity.load(folder)
     places = heatmap_files.places(paths, out)
     return [_of_file(run, known, path, places[path], epsilon) for path in dict.fromkeys(paths)]

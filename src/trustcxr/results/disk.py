@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -136,6 +136,12 @@ def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
         os.close(number)
         raise OSError(errno.EINVAL, f"{what}: expected a regular file", str(path))
     return os.fdopen(number, "rb")
+
+
+def refuse_missing(films: Iterable[Path]) -> None:
+    """UserError that names all of the films at whose place nothing is, not even a link that leads nowhere."""
+    if missing := [str(path) for path in films if not (path.exists() or path.is_symlink())]:
+        raise UserError(f"no such image file: {', '.join(missing)}; give films, or folders of DICOM studies")
 
 
 Source = str | Path | bytes  # a file by its place, or its content, which is never written anywhere

@@ -60,11 +60,10 @@ def _root(path: str | Path) -> Path:
     """The folder or file itself. UserError where there is none, or it is neither."""
     if not str(path):
         raise UserError("no data named: give a folder of X-rays or a list")
+    remote.refuse_nowhere(path)
     try:
         root = remote.here(path).expanduser().absolute()
         mode = root.stat().st_mode
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder; give a folder of X-rays or a list") from None
     except (OSError, ValueError, RuntimeError) as fault:
         why = getattr(fault, "strerror", None) or str(fault)
         raise UserError(
