@@ -19,7 +19,7 @@ def _run_there(run: Path) -> Path:
     """The folder of a run: refused at once where it is none, and not after the seconds that torch takes to load."""
     from trustcxr.results import folders
 
-    return run if is_address(run) else folders.check_run(run)
+    return run if run.is_dir() or is_address(run) else folders.check_run(run)
 
 
 DATA = typer.Option(
