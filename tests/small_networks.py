@@ -67,7 +67,7 @@ def trained(defence: str = "standard", *, classes: int = 3, epsilon: float = 0.0
 
 @lru_cache
 def _trained(defence: str, classes: int, epsilon: float) -> SmallNet:
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread(), torch.enable_grad():  # whoever is the first to ask
         torch.manual_seed(1)
         model = SmallNet(classes)
         optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -26,8 +26,9 @@ from benchmarks.findings.audits import first_images
 from benchmarks.liars import LIARS, TWINS, FewerNoises
 from trustcxr import attacks
 from trustcxr.about import NOTICE
-from trustcxr.attacks.adaptive import JUDGED, adaptive
+from trustcxr.attacks.adaptive import adaptive
 from trustcxr.attacks.stand_ins import Attackable
+from trustcxr.catalogue import JUDGED
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.evaluation.run import load_run
@@ -43,11 +44,17 @@ EPSILON, FURTHER, STEPS = 0.02, 0.04, 20
 BARE = "bare"
 DIGITS = 8  # of the CSV file: with as few as the page shows, a figure would be rounded twice
 POINTS = 0.03  # how far above its bare network's a liar's examined accuracy may be
+_DRAWS = (
+    "What answers at random counts as right in the worst case where each of {judged} draws is right, for whoever "
+    "attacks may hand a film in again; clean it is judged by the mean of as many. In percent, of films as they are "
+    "right in each draw, one answer on average, and one answer under the audit's worst case: {drawn}. So a part of the "
+    "fall is the network's own chance, without any attack, and one answer alone is right more often than all of them."
+)
 _TWIN = (
     "Twin: the mean over {draws} draws of the same network, all known to the attack (PGD and APGD, begun from what "
     "misleads the bare network), so that nothing is hidden or left to chance. A network that blurs its answer over "
-    "draws is truly somewhat harder to mislead within this epsilon. What the audit leaves of it, less what is left of "
-    "its twin, in points: {beside}."
+    "draws is truly somewhat harder to mislead within this epsilon. What one answer is worth under the audit's worst "
+    "case, less what is left of its twin, in points: {beside}."
 )
 _FRESH = (
     " But {draws} draws that are known by heart are easier to mislead than all that may come: the images made for the "
@@ -106,10 +113,20 @@ def row(name: str, said: AuditDocument) -> dict[str, object]:
         "network": name,
         **_share("clean", said.clean.accuracy),
         **_share("worst_case", worst),
+        **{name: None if share is None else share.value for name, share in _drawn(said).items()},
         "n": said.clean.n,
         "withdrawn": said.withdrawn or "",
         "flagged": "; ".join(check.check for check in said.gate if check.passed is False),
     }
+
+
+def _drawn(said: AuditDocument) -> dict[str, Share | None]:
+    """Of a network that answers at random: what one answer is worth, and how often each of the draws is right."""
+    worst = next((one.draws for one in said.attacks if one.attack == "worst-case"), None)
+    clean = said.clean.draws
+    if clean is None or worst is None:
+        return dict.fromkeys(_DRAWN)
+    return {"clean_one": clean.one, "clean_each": clean.each, "worst_one": worst.one}
 
 
 def _share(name: str, found: Share | None) -> dict[str, float | None]:
@@ -129,6 +146,8 @@ def plainly(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) ->
 
 
 _NO_TWIN: dict[str, float | None] = {"twin": None, "twin_fresh": None}
+_DRAWN = ("clean_each", "clean_one", "worst_one")
+_NO_DRAWS = dict.fromkeys(_DRAWN)
 
 
 def known(name: str, bare: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -167,7 +186,9 @@ def twins_anew(table: pd.DataFrame, run: Path, data: Path, names: Sequence[str])
 
 def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     """The Markdown page of a table."""
-    for column, value in ({"epsilon": EPSILON} | _NO_TWIN).items():  # a table of one epsilon, without twins, lacks them
+    for column, value in (
+        {"epsilon": EPSILON} | _NO_TWIN | _NO_DRAWS
+    ).items():  # a table of one epsilon, without twins, lacks them
         if column not in table:
             table = table.assign(**{column: value})
     table = table.astype({"flagged": object, "withdrawn": object}).fillna({"flagged": "", "withdrawn": ""})
@@ -186,6 +207,7 @@ def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
         f"Of {len(liars)} liars {caught} are flagged, and {within(near)} are left with at most {100 * POINTS:.0f} "
         "points more than the bare network.",
         "",
+        *([_DRAWS.format(judged=JUDGED, drawn=drawn(near)), ""] if drawn(near) else []),
         *([_TWIN.format(draws=FewerNoises.draws, beside=beside(near)) + fresh(near), ""] if beside(near) else []),
         *shown(near),
         *further(far),
@@ -229,8 +251,17 @@ def within(table: pd.DataFrame) -> int:
 
 def beside(table: pd.DataFrame) -> str:
     """How far each is from its twin, of those that have one."""
-    random = table[table["twin"].notna()]
-    return ", ".join(f"{one['network']} {100 * (one['worst_case'] - one['twin']):+.1f}" for _, one in random.iterrows())
+    left = table["worst_one"].fillna(table["worst_case"]) if "worst_one" in table else table["worst_case"]
+    random = table.assign(left=left)[table["twin"].notna()]
+    return ", ".join(f"{one['network']} {100 * (one['left'] - one['twin']):+.1f}" for _, one in random.iterrows())
+
+
+def drawn(table: pd.DataFrame) -> str:
+    """What one answer of those that answer at random is worth, and all of them, where that was measured."""
+    random = table[table["worst_one"].notna()]
+    return "; ".join(
+        f"{one['network']} {', '.join(f'{100 * one[key]:.1f}' for key in _DRAWN)}" for _, one in random.iterrows()
+    )
 
 
 def fresh(table: pd.DataFrame) -> str:

@@ -14,10 +14,10 @@ from trustcxr.attacks.contract import check_input, logits_of, radii
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.square import square
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.catalogue import JUDGED
 from trustcxr.models.untouched import undisturbed
 
 LONGER, CLIMBS = 10, 6  # times the steps of a climb through stand-ins on what a first one left; so many while they help
-JUDGED = 16  # draws that a random model is judged by, and as many that the worst image is chosen by
 
 
 def adaptive(
@@ -67,22 +67,34 @@ def adaptive(
 
 def wrong_share(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
     """How often the model is wrong on each image, (B,) in [0, 1], over so many draws from a fixed seed."""
+    return _over_draws(model, images, labels, draws, seed)[0]
+
+
+def _over_draws(model: nn.Module, images: Tensor, labels: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """How often the model is wrong on each image, and the mean lead of its label over the next class, both (B,)."""
     with undisturbed(model):
         torch.manual_seed(seed)
-        wrong = torch.zeros(len(images), device=images.device)
+        wrong, lead = (torch.zeros(len(images), device=images.device) for _ in range(2))
         for _ in range(draws):
-            wrong += (logits_of(model, images).argmax(1) != labels).float()
-    return wrong / draws
+            logits = logits_of(model, images).float()
+            wrong += (logits.argmax(1) != labels).float()
+            own = logits.gather(1, labels[:, None])[:, 0]
+            lead += own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return wrong / draws, lead / draws
 
 
 class _Worst:
-    """The worst image so far for each, by how often the model is wrong on it."""
+    """The worst image so far for each, by how often the model is wrong on it.
+
+    Of a random model, of two on which it is wrong as often the one with the smaller lead: draws that are still to come
+    tell them apart, and a few that were tried do not.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, random: bool) -> None:
         self.model, self.clean, self.labels = model, images, labels
         self.draws = JUDGED if random else 1
         self.images = images.clone()
-        self.wrong = self._judged(images, torch.arange(len(images), device=images.device))
+        self.wrong, self.lead = self._judged(images, torch.arange(len(images), device=images.device))
 
     def standing(self) -> Tensor:
         """Rows on which the model is not always wrong."""
@@ -92,9 +104,12 @@ class _Worst:
         self.try_some(torch.arange(len(found), device=found.device), found)
 
     def try_some(self, rows: Tensor, found: Tensor) -> None:
-        wrong = self._judged(found, rows)
+        wrong, lead = self._judged(found, rows)
         worse = wrong > self.wrong[rows]
-        self.images[rows[worse]], self.wrong[rows[worse]] = found[worse], wrong[worse]
+        if self.draws > 1:
+            worse |= (wrong == self.wrong[rows]) & (lead < self.lead[rows])
+        kept = rows[worse]
+        self.images[kept], self.wrong[kept], self.lead[kept] = found[worse], wrong[worse], lead[worse]
 
     def climb(self, variant: nn.Module, epsilon: float | Tensor, steps: int, seed: int, *, stop: bool) -> None:
         """PGD, and APGD on the margin on what is left, seen through `variant`."""
@@ -108,6 +123,6 @@ class _Worst:
             own, size, labels = self.clean[rows], radius[rows], self.labels[rows]
             self.try_some(rows, apgd(variant, own, labels, epsilon=size, steps=steps, loss="margin", seed=seed))
 
-    def _judged(self, images: Tensor, rows: Tensor) -> Tensor:
+    def _judged(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         # Another seed than that of whoever judges the result, so that no draw is chosen by.
-        return wrong_share(self.model, images, self.labels[rows], draws=self.draws, seed=977)
+        return _over_draws(self.model, images, self.labels[rows], self.draws, 977)

@@ -266,21 +266,28 @@ class Traits:
 REPEATS = 8  # passes that show whether a model is random
 
 
-def look(model: nn.Module, images: Tensor) -> Traits:
-    """What an attack must know of the model, from some images (B, 1, H, W) in [0, 1]; the model is left as it was."""
+def look(model: nn.Module, images: Tensor, *, random: bool = True) -> Traits:
+    """What an attack must know of the model, from some images (B, 1, H, W) in [0, 1]; the model is left as it was.
+
+    `random`: False where it is known already that it answers the same each time, which saves looking.
+    """
     with undisturbed(model):
         torch.manual_seed(0)
         with torch.no_grad():
-            answers = torch.stack([model(images).float() for _ in range(REPEATS)])
+            answers = torch.stack([model(images).float() for _ in range(REPEATS if random else 1)])
         margins = _margins(answers)
         typical = float(margins.mean(0).abs().median())
         random = bool((answers.amax(0) - answers.amin(0)).max() > 1e-4 * max(1.0, float(answers.abs().max())))
-        spread = float(margins.std(0).median()) / max(typical, 1e-12)
-        draws = min(32, max(8, math.ceil((4 * spread) ** 2))) if random else 1
+        draws = _draws(float(margins.std(0).median()) / max(typical, 1e-12)) if random else 1
         scale = 1.0 if typical == 0 or _MARGINS[0] <= typical <= _MARGINS[1] else typical / _MARGIN
         zero, broken, _ = _gradients(Attackable(model, scale=scale), images)
         healed, _, stopped = _gradients(Attackable(model, scale=scale, stand_ins=True), images)
     return Traits(random, draws, typical, scale, zero, broken, healed, stopped)
+
+
+def _draws(spread: float) -> int:
+    """How many draws to average over, by how widely margins spread over draws, in typical margins."""
+    return min(32, max(8, math.ceil((4 * spread) ** 2)))
 
 
 def _margins(answers: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ ATTACKS = by_name(
 )  # fmt: skip
 USUAL_ATTACKS = ("fgsm", "pgd")  # a single step and a climb: what is tested with unless a recipe says
 PLAIN_STEP = USUAL_ATTACKS[0]  # one step from the image itself: what stronger attacks are held against
+JUDGED = 16  # draws that a model which answers at random is judged by, and as many that its worst image is chosen by
 WORST_CASE = "worst-case"  # all attacks one after the other
 HEADLINE_ATTACKS = (*USUAL_ATTACKS, WORST_CASE)  # the first columns of tables, in this order
 ATTACKED = USUAL_ATTACKS[0]  # under it saliency must be stable

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.adaptive import JUDGED, wrong_share
+from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.catalogue import JUDGED
 from trustcxr.models.untouched import undisturbed
 
 _READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # where the features stand among the arguments

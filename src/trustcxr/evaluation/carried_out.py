@@ -79,12 +79,12 @@ class CarriedOut:
             return search(self.model, images, labels)
         found, start = search(self.fast, images, labels), list(search.keywords.get("start", ()))
         with undisturbed(self.model), undisturbed(self.fast):
-            claimed = misled(self.fast, found, labels)
-            for given in start:
-                claimed |= misled(self.model, given, labels)
-            rows = claimed.nonzero()[:, 0]
+            rows = (~misled(self.model, found, labels)).nonzero()[:, 0]
             if len(rows):
-                rows = rows[~misled(self.model, found[rows], labels[rows])]
+                claimed = misled(self.fast, found[rows], labels[rows])
+                for given in start:
+                    claimed |= misled(self.model, given[rows], labels[rows])
+                rows = rows[claimed]
         if len(rows):
             known = {"start": [given[rows] for given in start]} if start else {}
             found[rows] = search(self.model, images[rows], labels[rows], **known)

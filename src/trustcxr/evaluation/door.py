@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.adaptive import JUDGED
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.catalogue import JUDGED
 from trustcxr.console import Progress
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
 from trustcxr.evaluation.declared import Declared, check_declaration
+from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Subject
 from trustcxr.models.adapters import Adapted, Given
 from trustcxr.models.adapters.adapted import saturation
@@ -63,11 +64,14 @@ class Door:
     variants: tuple[Attackable, ...] = field(default=())
 
     @property
+    def random(self) -> bool:
+        """Whether its answers change from run to run."""
+        return self.traits is not None and self.traits.random
+
+    @property
     def judged(self) -> nn.Module | None:
-        """The model as whatever is found is judged on it: where it answers at random, by the mean over draws."""
-        if self.model is None or self.traits is None or not self.traits.random:
-            return self.model
-        return Attackable(self.model, draws=JUDGED)
+        """The model as whatever is found is judged on it: where it answers at random, over draws."""
+        return OverDraws(self.model) if self.model is not None and self.random else self.model
 
     @property
     def believed(self) -> bool:
@@ -156,7 +160,7 @@ def _deterministic(traits: Traits) -> Check:
     if not traits.random:
         return Check("same answer twice", True, "the same film has the same answer each time")
     text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
-    text += f"the answer that counts is the mean of {JUDGED} draws"
+    text += f"the answer that counts is the mean of {JUDGED} draws, under worst-case the worst of {JUDGED}"
     return Check("same answer twice", False, text)
 
 

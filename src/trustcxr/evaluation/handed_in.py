@@ -18,10 +18,12 @@ from trustcxr import statistics
 from trustcxr.catalogue import WORST_CASE
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.draws import judge
 from trustcxr.models.untouched import undisturbed
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files
 from trustcxr.results.documents import HandedIn, Share
+from trustcxr.results.tables import RIGHT_SHARE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,13 +104,16 @@ def worse_of_both(
     rows = worst[known]
     if not len(rows):
         return table, None
-    logits, wrong = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device)
+    logits, right_share = _judged(model, [given.images[k] for k in np.array(keys)[known]], rows, device)
+    wrong = logits.argmax(1) != rows["label"].to_numpy()
     ours = np.stack(rows["logits"].tolist()).argmax(1) != rows["label"].to_numpy()
     alone = wrong & ~ours
-    changed, broken = table["logits"].copy(), table["broken_by"].fillna("").copy()
+    table = table.assign(broken_by=table["broken_by"].fillna(""), logits=table["logits"].copy())
     for place in np.flatnonzero(alone):
         index = rows.index[int(place)]
-        changed.at[index], broken.at[index] = logits[place], given.by
+        table.at[index, "logits"], table.at[index, "broken_by"] = logits[place], given.by
+        if right_share is not None:
+            table.at[index, RIGHT_SHARE] = right_share[place]
     first = rows["epsilon"].to_numpy() == rows["epsilon"].min()
     right = ~wrong[first]
     bootstrap = statistics.Bootstrap.over(rows["group"].to_numpy()[first])
@@ -123,7 +128,7 @@ def worse_of_both(
         found_alone=int(alone[first].sum()),
         missed=int((ours & ~wrong)[first].sum()),
     )
-    return table.assign(logits=changed, broken_by=broken), found
+    return table, found
 
 
 def check_radius(given: Images, exam: ExamRecipe) -> None:
@@ -140,14 +145,14 @@ def _film(name: Any) -> str:
 
 def _judged(
     model: nn.Module, images: list[torch.Tensor], rows: "pd.DataFrame", device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) of images, and whether they mislead the model (N,)."""
-    logits, wrong = [], []
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits (N, C) of images as worst-case is judged, and of a model at random the share of draws that are right."""
+    logits, shares = list[np.ndarray](), list[np.ndarray]()
     for start in range(0, len(images), 64):
         batch = torch.stack(images[start : start + 64]).to(device)
         labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
         with torch.no_grad(), undisturbed(model):
-            answer = model(batch).float()
+            answer, share = judge(model, batch, labels, at_worst=True)
         logits.append(answer.cpu().numpy())
-        wrong.append((answer.argmax(1) != labels).cpu().numpy())
-    return np.concatenate(logits), np.concatenate(wrong)
+        shares += [] if share is None else [share]
+    return np.concatenate(logits), np.concatenate(shares) if shares else None

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.catalogue import GROUPINGS, LUNGS_HIDDEN, ONE_STEP, VIEWS
+from trustcxr.catalogue import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration
 from trustcxr.results.documents import (
@@ -16,12 +16,13 @@ from trustcxr.results.documents import (
     ClassResult,
     CorruptionResult,
     CorruptionsMean,
+    Draws,
     Drop,
     InputGradients,
     RunDocument,
     Share,
 )
-from trustcxr.results.tables import CLEAN, clean_answers, logits_of, right, severities
+from trustcxr.results.tables import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
 from trustcxr.statistics import (
     Bootstrap,
     Bootstraps,
@@ -153,6 +154,8 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
         attacks=[_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
         corruptions=[],
     )
+    if (drawn := _draws(clean, samples)) is not None:
+        document.clean.draws = drawn
     hidden = {view: document.shortcuts[view] for view in LUNGS_HIDDEN if view in document.shortcuts}
     if hidden:
         worst = max(hidden, key=lambda view: hidden[view].accuracy.value or 0.0)
@@ -218,8 +221,19 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     )
     if "steps" in rows and attack not in ONE_STEP:
         result.steps = int(rows["steps"].iloc[0])
+    if (drawn := _draws(rows, samples)) is not None:
+        result.draws = drawn
     _add_how_found(result, rows, was_right)
     return result
+
+
+def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> Draws | None:
+    """Of a model that answers at random, what one answer is worth and how often each is right; else None."""
+    if RIGHT_SHARE not in rows or not len(rows) or rows[RIGHT_SHARE].isna().any():
+        return None
+    bootstrap, shares = samples.over(rows["group"]), rows[RIGHT_SHARE].to_numpy(dtype=float)
+    one, each = (_share(bootstrap, bootstrap.means(values)) for values in (shares, shares == 1))
+    return Draws(count=JUDGED, one=one, each=each)
 
 
 def _add_how_found(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:

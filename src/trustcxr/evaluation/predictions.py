@@ -1,7 +1,8 @@
 """A run and a data set -> predictions -> metrics."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import input_gradients, side_by_side
+from trustcxr.evaluation import draws, input_gradients, side_by_side
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
@@ -27,7 +28,7 @@ from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
-from trustcxr.results.tables import CLEAN, Condition
+from trustcxr.results.tables import CLEAN, RIGHT_SHARE, Condition
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Options = dict[str, Any]  # of an attack, by name
 CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # an attack on some images
 PROBED = 128  # images whose input gradient is measured, about: enough to see whether there is any
+_DRAWN = 2_311_142_270  # and on: random states of the batches of a model that answers at random
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
 
 
@@ -49,11 +51,12 @@ class Version:
     broken_by: Sequence[str] | str = ""
     gradient: np.ndarray | float = np.nan
 
-    def table(self, about: pd.DataFrame, logits: np.ndarray) -> pd.DataFrame:
+    def table(self, about: pd.DataFrame, logits: np.ndarray, right_share: np.ndarray | None) -> pd.DataFrame:
         """Its rows of predictions.parquet; `about` is what is known of all images."""
         stated: dict[str, str | float] = dict(zip(_CONDITION, self.condition, strict=True))
         further = {"moved": self.moved, "broken_by": self.broken_by, "gradient": self.gradient}
-        return about.iloc[self.rows].assign(**stated, **further, logits=list(logits))
+        drawn = {} if right_share is None else {RIGHT_SHARE: right_share}
+        return about.iloc[self.rows].assign(**stated, **further, **drawn, logits=list(logits))
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class _Asked:
     corruptions: Sequence[tuple[str, int]]
     views: bool
     carry_out: CarryOut | None
+    clean: bool = True
+    random: bool = False
 
     @property
     def steps(self) -> int:
         """How many conditions a batch goes through, but for the views, which take no time."""
-        return 1 + sum(len(attack.epsilons) for attack in self.attacks) + len(self.corruptions)
+        return self.clean + sum(len(attack.epsilons) for attack in self.attacks) + len(self.corruptions)
 
     def pixels(self, raw: Tensor) -> Tensor:
         """Raw images as the model is given them: float32 in [0, 1] on its device."""
@@ -79,21 +84,30 @@ class _Asked:
 
     def predicted(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
         """The rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
-        images = self.pixels(raw)
-        if not number and self.attacks and is_randomised(self.run.model, images[:1]):
-            name = self.run.name
-            say(f"{name} answers at random: attack and judge see the same draw, so its robustness is flattered")
         found = []
-        for version in self._versions(number, images, labels, rows):
-            found.append(version.table(self.about, _logits(self.run, version.pixels)))
-            name, epsilon, _, severity = version.condition
-            if name not in VIEWS:
-                bar.advance(note=f"{name} {severity or epsilon:g}")
+        with self._drawn(number):
+            for version in self._versions(number, self.pixels(raw), labels, rows):
+                name, epsilon, _, severity = version.condition
+                judged = _judged(self.run, version.pixels, labels, at_worst=name == WORST_CASE)
+                found.append(version.table(self.about, *judged))
+                if name not in VIEWS:
+                    bar.advance(note=f"{name} {severity or epsilon:g}")
         return pd.concat(found, ignore_index=True)
+
+    @contextmanager
+    def _drawn(self, number: int) -> Iterator[None]:
+        """What a model that answers at random draws for this batch is always the same, also where work goes on."""
+        if not self.random:
+            yield
+            return
+        with attacks.undisturbed(self.run.model):
+            torch.manual_seed(_DRAWN + number)
+            yield
 
     def _versions(self, number: int, images: Tensor, labels: Tensor, rows: np.ndarray) -> Iterator[Version]:
         run, names = self.run, self.about["sample_id"].iloc[rows].tolist()
-        yield Version((CLEAN, 0.0, 0, 0), rows, images, gradient=self._gradients(images, labels, rows))
+        if self.clean:
+            yield Version((CLEAN, 0.0, 0, 0), rows, images, gradient=self._gradients(images, labels, rows))
         asked = labels.to(run.device), self.attacks
         yield from _attacked(run, rows, images, *asked, seed=number, carry_out=self.carry_out)
         yield from (Version(*version) for version in _corrupted(images, names, rows, self.corruptions))
@@ -115,6 +129,7 @@ def predict(
     *,
     corruptions: CorruptionsRecipe | None = None,
     views: bool = True,
+    clean: bool = True,
     batch_size: int = 64,
     carry_out: CarryOut | None = None,
     parts: Path | None = None,
@@ -124,13 +139,14 @@ def predict(
 
     Beside them: `moved`, how far the attack moved the image (largest change of a pixel); `broken_by`, of worst-case the
     attack that misled the model; `gradient`, of an even part of the clean images, where an attack by gradient is asked
-    for, the size of the input gradient.
+    for, the size of the input gradient; `right_share`, of a model that answers at random (`draws.OverDraws`), the share
+    of its draws that are right: its logits are their mean, but under worst-case those of the worst draw of each image.
 
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
     `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
     mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
     class, whose lungs they do not quite cover. For `lungs_on_another_film` the label is that of the lungs: a model that
-    relies on the background scores below chance.
+    relies on the background scores below chance. Without `clean` there are no rows of the images as they are.
 
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
@@ -139,9 +155,12 @@ def predict(
     """
     refuse_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
-    asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out)
+    asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean)
     batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
     first = asked.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
+    asked = replace(asked, random=is_randomised(run.model, first[:1]))
+    if asked.random and conditions and not isinstance(run.model, draws.OverDraws):  # whose judge draws anew
+        say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
     threads = side_by_side.threads_for(run.model, first, len(batches)) if at_once else 1
     with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * asked.steps) as bar:
 
@@ -258,15 +277,20 @@ def _loaded(folder: str, on: str) -> Run:
     return load_run(folder, on=on)
 
 
-def _logits(run: Run | Examined, images: torch.Tensor) -> np.ndarray:
-    """Logits (B, C) in float32; UserError where the model answers with NaN or infinity."""
+def _judged(
+    run: Run | Examined, images: Tensor, labels: Tensor, *, at_worst: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits (B, C) in float32, and of a model at random how often it is right, as `draws.judge` has it.
+
+    UserError where the model answers with NaN or infinity.
+    """
     with torch.inference_mode(), attacks.undisturbed(run.model):
-        logits = run.model(images).float()
+        logits, right_share = draws.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
         contract.check_finite(logits)
     except NotFiniteError as problem:
         raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured of it; train it again") from None
-    return logits.cpu().numpy()
+    return logits.cpu().numpy(), right_share
 
 
 def conditions(

@@ -3,7 +3,7 @@
 from trustcxr.catalogue import WORST_CASE, attack_said
 from trustcxr.report.study_folder import least
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.results.documents import AuditDocument, AuditPair, HandedIn, OperatingPoint
+from trustcxr.results.documents import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint
 from trustcxr.results.tables import CLEAN
 
 
@@ -44,12 +44,13 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
     what = "decisions on findings (each finding on each film)" if document.findings else "films"
     lines = [
         f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
-        f"class would have {percent(clean.constant_answer)}",
+        f"class would have {percent(clean.constant_answer)}{drawn_said(clean.draws)}",
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:
             name = attack_said(row.attack, row.steps)
-            lines.append(f"under {name} at epsilon {row.epsilon:g}, at most {with_interval(row.accuracy)} still are")
+            left = f"at most {with_interval(row.accuracy)} still are{drawn_said(row.draws)}"
+            lines.append(f"under {name} at epsilon {row.epsilon:g}, {left}")
     lines += [f"{handed_said(found)}" for found in document.handed_in]
     if mean := document.corruptions_mean:
         worst = least(document.corruptions)
@@ -59,6 +60,14 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
             f"of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average{at_worst}"
         )
     return tuple(lines)
+
+
+def drawn_said(found: Draws | None) -> str:
+    """Of a model that answers at random, what one answer is worth, and how often every one is right; else nothing."""
+    if found is None:
+        return ""
+    one, each = with_interval(found.one), with_interval(found.each)
+    return f" (it answers at random: one answer is right in {one}, every one of {found.count} in {each})"
 
 
 def handed_said(found: HandedIn) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, steps, severity
 CLEAN = "clean"
+RIGHT_SHARE = "right_share"  # the column with the share of draws that are right, of a model that answers at random
 FILMS = "data"  # the column with the fingerprint of the films that a row is of
 
 

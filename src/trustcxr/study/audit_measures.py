@@ -8,21 +8,21 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from trustcxr.attacks.adaptive import JUDGED
-from trustcxr.attacks.stand_ins import Attackable, look
+from trustcxr.attacks.stand_ins import look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import class_decisions, declared_findings, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door
+from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
-from trustcxr.results.tables import CLEAN, logits_of
+from trustcxr.results.tables import CLEAN, RIGHT_SHARE, logits_of
 from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 
@@ -122,18 +122,20 @@ def _aimed(
     for place in class_decisions.places(len(examined.classes)):
         name = examined.classes[place]
         decision = class_decisions.decision(door.model, place, thresholds[name])
-        carried = CarriedOut(decision, look(decision, films[:LOOKED_AT]), door.gradients, films, whole_climb=True)
+        traits = look(decision, films[:LOOKED_AT], random=door.random)
+        carried = CarriedOut(decision, traits, door.gradients, films, whole_climb=True)
         table = evaluation.predict(
             examined,
             whole.dataset,
             attacks,
             views=False,
+            clean=False,
             batch_size=exam.batch_size,
             carry_out=class_decisions.against(carried.ready(attacks), place),
             parts=parts / f"class{place}",
             at_once=whole.at_once,
         )
-        pieces.append(table[table["attack"] != CLEAN].assign(aimed_at=name))
+        pieces.append(table.assign(aimed_at=name))
     return pd.concat(pieces, ignore_index=True)
 
 
@@ -162,8 +164,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         table = findings.as_decisions(answers, name, place, threshold.value, by_film)
         if door.model is not None:
             decision = findings.Decision(door.model, place, threshold.value)
-            random = door.traits is not None and door.traits.random
-            judge = Attackable(decision, draws=JUDGED) if random else decision
+            judge = OverDraws(decision) if door.random else decision
             attacked = _attacked(whole, door, (decision, judge), labels, shown, parts / f"finding{place}")
             table = pd.concat([table, findings.marked(attacked, name)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
@@ -213,6 +214,7 @@ def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.Da
         parts=parts / "all",
         at_once=whole.at_once,
     )
+    table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # it is of the highest class, and there is none
     if held is None:
         return table, None, []
     return table, evaluation.predict(asked, held, views=False, at_once=whole.at_once), []
@@ -272,13 +274,14 @@ def _attacked(
     """
     decision, judge = seen
     exam, rows = whole.exam, np.flatnonzero(np.isfinite(labels))
-    traits = look(decision, shown[:LOOKED_AT])
+    traits = look(decision, shown[:LOOKED_AT], random=door.random)
     attacks = exam.attacks if door.gradients else exam.without_gradients
     table = evaluation.predict(
         Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
         findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
         attacks,
         views=False,
+        clean=not attacks,
         batch_size=exam.batch_size,
         carry_out=CarriedOut(decision, traits, door.gradients, shown, whole_climb=True).ready(attacks),
         parts=parts,

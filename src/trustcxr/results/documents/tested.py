@@ -17,8 +17,20 @@ class ClassResult(Document):
     n: int | None = None
 
 
+class Draws(Document):
+    """Of a model that answers at random: how many draws of each image, and how often they are right.
+
+    `one`: the mean over draws, which is what one answer is worth; `each`: the share of images on which every draw is
+    right. `accuracy` beside it is that of the mean of the draws' logits, under worst-case that of the worst draw.
+    """
+
+    count: int | None = None
+    one: Share = Share()
+    each: Share = Share()
+
+
 class Classification(Document):
-    """The unperturbed images of a split."""
+    """The unperturbed images of a split; `draws` where the model answers at random."""
 
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()
@@ -33,6 +45,7 @@ class Classification(Document):
     groups: int | None = None
     confusion: list[list[int]] = []
     per_class: Named[ClassResult] = {}
+    draws: Draws | None = None
 
 
 class Accuracy(Document):
@@ -76,7 +89,7 @@ class AttackResult(Tried):
     """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any.
 
     `unmoved`: the share of the images answered right that it left as they were; `broken_by`: of worst-case, how many
-    images each of its attacks broke.
+    images each of its attacks broke; `draws` where the model answers at random.
     """
 
     accuracy: Share = Share()
@@ -88,6 +101,7 @@ class AttackResult(Tried):
     steps: int | None = None
     unmoved: Number = None
     broken_by: dict[str, int] = {}
+    draws: Draws | None = None
 
 
 class CertifiedResult(Document):
