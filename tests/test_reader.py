@@ -208,8 +208,8 @@ def test_each_reader_has_an_order_of_their_own_that_stays(store: Store) -> None:
     orders = {reader.name: [tuple(store.slots(reader, film)) for film in range(4)] for reader in (one, other)}
     assert orders["R1"] != orders["R2"]
     assert all(sorted(slots) == [0, 1, 2] for slots in orders["R1"])
-    many = [tuple(store.slots(Reader(k, "", ""), 0)) for k in range(600)]
-    assert all(70 < many.count(slots) < 130 for slots in set(many))
+    many = [tuple(store.slots(Reader(k, "", ""), 0)) for k in range(6000)]
+    assert all(850 < many.count(slots) < 1150 for slots in set(many))
     assert len(set(many)) == 6
 
 
@@ -252,7 +252,7 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
 
     monkeypatch.setattr(module, "_open", refusing)
     other = store.readers()[1]
-    outline = {"kind": "outline", "points": [[k / 601, 1 - k / 607] for k in range(600)]}  # the largest that may be
+    outline = {"kind": "outline", "points": [[k / 601, 1 - k / 607] for k in range(6000)]}  # the largest that may be
     large = {"regions": [outline] * 20}
     with pytest.raises(UserError, match=why):
         store.save_mark(other, 0, Mark.model_validate(large))
