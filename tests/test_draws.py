@@ -121,6 +121,9 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     asked = {"attacks": ["worst-case"], "epsilons": [0.05]}
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
+    again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
+    assert again.handed_in[0].plain() == found.handed_in[0].plain()
+    assert again.attacks[0].plain() == found.attacks[0].plain()
     table = files.read_table(tmp_path / "out" / "predictions.parquet")
     rows = table[(table["attack"] == "worst-case").to_numpy()]
     theirs = rows[(rows["broken_by"] == "somebody").to_numpy()]

@@ -113,7 +113,7 @@ def row(name: str, said: AuditDocument) -> dict[str, object]:
         "network": name,
         **_share("clean", said.clean.accuracy),
         **_share("worst_case", worst),
-        **{name: None if share is None else share.value for name, share in _drawn(said).items()},
+        **{key: value for name, share in _drawn(said).items() for key, value in _share(name, share).items()},
         "n": said.clean.n,
         "withdrawn": said.withdrawn or "",
         "flagged": "; ".join(check.check for check in said.gate if check.passed is False),
@@ -147,7 +147,6 @@ def plainly(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) ->
 
 _NO_TWIN: dict[str, float | None] = {"twin": None, "twin_fresh": None}
 _DRAWN = ("clean_each", "clean_one", "worst_one")
-_NO_DRAWS = dict.fromkeys(_DRAWN)
 
 
 def known(name: str, bare: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -186,9 +185,8 @@ def twins_anew(table: pd.DataFrame, run: Path, data: Path, names: Sequence[str])
 
 def page(table: pd.DataFrame, data: str, run: str) -> list[str]:
     """The Markdown page of a table."""
-    for column, value in (
-        {"epsilon": EPSILON} | _NO_TWIN | _NO_DRAWS
-    ).items():  # a table of one epsilon, without twins, lacks them
+    # A table of one epsilon, without twins or without networks that answer at random, lacks these columns.
+    for column, value in ({"epsilon": EPSILON} | _NO_TWIN | dict.fromkeys(_DRAWN)).items():
         if column not in table:
             table = table.assign(**{column: value})
     table = table.astype({"flagged": object, "withdrawn": object}).fillna({"flagged": "", "withdrawn": ""})
@@ -260,7 +258,7 @@ def drawn(table: pd.DataFrame) -> str:
     """What one answer of those that answer at random is worth, and all of them, where that was measured."""
     random = table[table["worst_one"].notna()]
     return "; ".join(
-        f"{one['network']} {', '.join(f'{100 * one[key]:.1f}' for key in _DRAWN)}" for _, one in random.iterrows()
+        f"{one['network']} {', '.join(_percent(one, key) for key in _DRAWN)}" for _, one in random.iterrows()
     )
 
 
@@ -271,20 +269,21 @@ def fresh(table: pd.DataFrame) -> str:
     return _FRESH.format(draws=FewerNoises.draws, judged=JUDGED, fresh=said) if said else ""
 
 
+def _percent(one: pd.Series, key: str) -> str:
+    """A share of a row with its interval."""
+    if pd.isna(one[key]):
+        return "withdrawn"
+    return f"{100 * one[key]:.1f} [{100 * one[f'{key}_low']:.1f}, {100 * one[f'{key}_high']:.1f}]"
+
+
 def cells(table: pd.DataFrame) -> list[list[str]]:
     """The rows of the page's table."""
-
-    def percent(one: pd.Series, key: str) -> str:
-        if pd.isna(one[key]):
-            return "withdrawn"
-        return f"{100 * one[key]:.1f} [{100 * one[f'{key}_low']:.1f}, {100 * one[f'{key}_high']:.1f}]"
-
     lines = []
     for _, one in table.iterrows():
         over = 100 * (one["worst_case"] - _bare(table))
         gap = "-" if one["network"] == BARE or pd.isna(over) else f"{over:+.1f}"
         twin = "-" if pd.isna(one["twin"]) else f"{100 * one['twin']:.1f}"
-        shares = [percent(one, "clean"), f"{100 * one['plain_pgd']:.1f}", percent(one, "worst_case")]
+        shares = [_percent(one, "clean"), f"{100 * one['plain_pgd']:.1f}", _percent(one, "worst_case")]
         lines.append([one["network"], *shares, gap, twin, one["flagged"] or "nothing"])
     return lines
 

@@ -152,6 +152,7 @@ def _judged(
         batch = torch.stack(images[start : start + 64]).to(device)
         labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
         with torch.no_grad(), undisturbed(model):
+            torch.manual_seed(start)  # of a model that answers at random the same draws each time
             answer, share = judge(model, batch, labels, at_worst=True)
         logits.append(answer.cpu().numpy())
         shares += [] if share is None else [share]
