@@ -103,6 +103,7 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     one = f"{100 * worst['draws']['one']:.1f} %"
     assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
+    assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
 
 
 def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(

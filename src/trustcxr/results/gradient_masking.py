@@ -121,7 +121,8 @@ def sentence(verdict: Verdict) -> str:
 
 def _rows(document: RunDocument) -> list[AttackResult]:
     whole = [r for r in document.attacks if r.attack and r.epsilon is not None and r.accuracy.value is not None]
-    return [row for row in whole if is_linf(row.attack)]
+    # A model at random is judged under worst-case by the worst of its draws, else by their mean: these do not compare.
+    return [row for row in whole if is_linf(row.attack) and not (row.attack == WORST_CASE and row.draws)]
 
 
 def _clean(document: RunDocument) -> AttackResult:
