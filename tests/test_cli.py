@@ -307,6 +307,12 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
         ["explain", "gone", "--data", "."],
         ["certify", "gone", "--data", "."],
         ["predict", "gone", "."],
+        ["export", "gone", "--data", "."],
+        ["audit", "gone", "--data", ".", "--out", "audit"],
+        ["audit", "gone.yaml", "--data", "nowhere", "--out", "audit"],
+        ["study", "quick", "--data", "nowhere", "--out", "study"],
+        ["verify", "nowhere"],
+        ["compare", "nowhere", "nowhere"],
     ],
 )
 def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_path: Path) -> None:
@@ -321,7 +327,7 @@ def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_
             "except UserError as problem: print(problem, 'torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert "no such" in done.stdout, done.stdout
+        assert re.search(r"\bno (such|audit\.json here)", done.stdout), done.stdout
         assert done.stdout.endswith("False\n")
 
 

@@ -8,10 +8,17 @@ import typer
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import ATTACKS, NEEDS_SURROGATE
 from trustcxr.cli.options import Columns, Images, Json, Labels, label_map, listing, print_json
+from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
+from trustcxr.results import folders
 
 audits_app = typer.Typer()
 AUDITED = [name for name in ATTACKS if name not in NEEDS_SURROGATE]  # an audit has one model, and no surrogate
+
+
+def _audit_there(folder: Path) -> Path:
+    """The folder of an audit: refused at once where it is none, and not after the seconds that torch takes to load."""
+    return folders.check_audit(folder)
 
 
 @audits_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
@@ -48,6 +55,12 @@ def audit(
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
+    from trustcxr.recipes.exam import load_exam
+
+    load_exam().changed(tuple(attack or ()), tuple(epsilon or ()))  # refuses what is no attack, before what is missing
+    folders.check_model(model)
+    if Path(model).is_dir():
+        refuse_nowhere(data)
     from trustcxr.report import audit_page, audits
     from trustcxr.study.audit import audit as examine
 
@@ -74,8 +87,11 @@ def audit(
 
 @audits_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another, by the same protocol and data.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.", callback=_audit_there)],
+    second: Annotated[
+        Path,
+        typer.Argument(metavar="B", help="Folder of another, by the same protocol and data.", callback=_audit_there),
+    ],
     json: Json = False,
 ) -> None:
     """Two audits, paired image by image: what B has over A, with intervals and corrected tests."""

@@ -33,8 +33,9 @@ from trustcxr.cli.options import (
     settings,
     tracker,
 )
-from trustcxr.data.remote import refuse_nowhere
+from trustcxr.data.remote import is_address, refuse_nowhere
 from trustcxr.errors import UserError
+from trustcxr.results import folders
 from trustcxr.results.disk import refuse_missing
 
 runs_app = typer.Typer()
@@ -311,6 +312,10 @@ def export(
     json: Json = False,
 ) -> None:
     """A run as one file that others can run and `trustcxr audit` takes, held against the run before it is kept."""
+    if not is_address(run):
+        folders.check_run(Path(run))
+    if data is not None:
+        refuse_nowhere(data)
     from trustcxr.report import terminal
     from trustcxr.study import exporting
 

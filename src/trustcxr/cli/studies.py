@@ -10,7 +10,9 @@ import typer
 
 from trustcxr.about import NOTICE
 from trustcxr.cli.options import DATA, Json, Track, pairs, print_json, tracker
+from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
+from trustcxr.results import folders
 
 if TYPE_CHECKING:
     from trustcxr.recipes.study import StudyRecipe
@@ -35,6 +37,11 @@ Gpus = Annotated[
 Slurm = Annotated[
     list[str] | None, typer.Option("--slurm", help="Of slurm: an option of sbatch, such as partition=gpu; repeatable.")
 ]
+
+
+def _study_there(study: Path) -> Path:
+    """The folder of a finished study: refused at once where it is none."""
+    return folders.check_study(study)
 
 
 @studies_app.command(epilog="Example: trustcxr demo --out out/demo")
@@ -104,6 +111,7 @@ def study(
     if data is None or out is None:
         missing = "--data PATH" if data is None else "--out DIR"
         raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
+    refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr.study.protocol import Study
 
     whole = Study(chosen, data, out, where, check_data=check, kept=kept, devices=devices)
@@ -149,7 +157,7 @@ def status(
 
 @studies_app.command(epilog="Example: trustcxr verify out/quick")
 def verify(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.", callback=_study_there)],
     json: Json = False,
 ) -> None:
     """Compute every figure of a study again from its tables, and say which differ: then the exit code is 1."""

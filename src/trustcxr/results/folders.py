@@ -121,6 +121,27 @@ def check_begun(folder: Path) -> Path:
     return folder
 
 
+def check_model(model: str | Path) -> None:
+    """UserError where nothing is at the place of a model to examine: a run's folder, a model file, a model's own file.
+
+    What names code (module:function) or has a suffix of its own is left to whoever loads it.
+    """
+    path = Path(model)
+    if path.is_dir():
+        check_run(path)
+    elif path.suffix in (".yaml", ".yml") and not path.exists():
+        raise UserError(f"{model}: no such model file")
+    elif not (path.exists() or path.suffix or ":" in str(model)):
+        raise UserError(f"{model}: no such run folder, model file or model")
+
+
+def check_audit(folder: Path) -> Path:
+    """The folder itself; UserError where no audit was written into it."""
+    if not (folder / AUDIT_FILE).is_file():
+        raise UserError(f"{folder}: no {AUDIT_FILE} here; run `trustcxr audit` with this folder as --out first")
+    return folder
+
+
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = {"trustcxr": __version__, "python": platform.python_version()}

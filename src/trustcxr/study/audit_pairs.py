@@ -55,9 +55,7 @@ def _p_value(row: PairRow) -> float:
 
 
 def _audit(folder: Path) -> AuditDocument:
-    if not (folder / folders.AUDIT_FILE).is_file():
-        raise UserError(f"{folder}: no {folders.AUDIT_FILE} here; run `trustcxr audit` with this folder as --out first")
-    return read(AuditDocument, folder / folders.AUDIT_FILE)
+    return read(AuditDocument, folders.check_audit(folder) / folders.AUDIT_FILE)
 
 
 def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:

@@ -23,6 +23,7 @@ from trustcxr.models.adapters.declaration import (
     read_model_file,
 )
 from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, code_of, from_object, open_source
+from trustcxr.results import folders
 from trustcxr.results.documents import RunDocument, TrainingDocument
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def load(
         declared = read_model_file(Path(model))
         return _opened(declared.model_copy(update={"name": name or declared.name or Path(model).stem}), trust_code, on)
     where = f"load_model({model if isinstance(model, str | Path) else type(model).__name__})"
-    if isinstance(model, str | Path) and not Path(model).exists() and not (Path(model).suffix or ":" in str(model)):
-        raise UserError(f"{model}: no such run folder, model file or model")
+    if isinstance(model, str | Path) and not Path(model).is_dir():
+        folders.check_model(model)
     if classes is None:
         raise UserError(f"{where}: say its classes, in the order of its outputs: classes=[...]")
     said: dict[str, object] = {"kind": output, "classes": list(classes), "thresholds": None}
