@@ -80,9 +80,7 @@ def withdrawn(row: Mapping[str, Any]) -> str:
         return ""
     if path.suffix != ".csv":
         return "its cell says so" * (figure(row).text == "withdrawn")
-    line = _lines(_read(path), row)[0]
-    column = "its column is among those" * (row.get("column") in line.get("withdrawn_columns", "").split())
-    return line.get("withdrawn", "") or column
+    return _lines(_read(path), row)[0].get("withdrawn", "")
 
 
 def _lines(table: Sequence[Mapping[str, str]], row: Mapping[str, Any]) -> list[Mapping[str, str]]:

@@ -68,7 +68,6 @@ OVER_SEEDS = (
     "infection_given_lung_less_control",
     "lesion_effect",
 )
-WITHDRAWN = "withdrawn_columns"  # of the CSV file: figures that no longer stand, by name
 GOALS = {
     "worst_case": 0.60,
     "clean": 0.80,
@@ -411,24 +410,20 @@ def means_rows(table: pd.DataFrame) -> list[list[str]]:
     """Each recipe's mean over its seeds, from the rows of the CSV."""
     lines = []
     for _, one in table[table["run"].str.endswith(", mean")].iterrows():
-        met, cells, gone = goals_met(one), [], str(one.get(WITHDRAWN, "")).split()
+        met, cells = goals_met(one), []
         for measure in OVER_SEEDS:
             value, spread = one[measure], one[f"{measure}_spread"]
             cell = f"{value:.3f} ({spread:.3f})"
             if measure in ACCURACIES:
                 cell = f"{100 * value:.1f} ({100 * spread:.1f})"
-            cells.append("withdrawn" if measure in gone else f"**{cell}**" if met.get(measure) else cell)
+            cells.append(f"**{cell}**" if met.get(measure) else cell)
         lines.append([str(one["recipe"]), str(one["seeds"]), *cells, f"{sum(met.values())} of {len(met)}"])
     return lines
 
 
 def goals_met(one: pd.Series) -> dict[str, bool]:
-    """By measure whether a row reaches the goal; a difference or an effect must also be above 0 at its lower end.
-
-    What is withdrawn of the row reaches none.
-    """
-    gone = str(one.get(WITHDRAWN, "")).split()
-    met = {m: m not in gone and bool(one[m] <= goal if m in AT_MOST else one[m] >= goal) for m, goal in GOALS.items()}
+    """By measure whether a row reaches the goal; a difference or an effect must also be above 0 at its lower end."""
+    met = {m: bool(one[m] <= goal if m in AT_MOST else one[m] >= goal) for m, goal in GOALS.items()}
     return {m: yes and (m in ACCURACIES or bool(one[f"{m}_low"] > 0)) for m, yes in met.items()}
 
 
@@ -439,9 +434,7 @@ def nearest(table: pd.DataFrame) -> str:
     gaps = []
     for name, met in goals_met(best).items():
         gap = abs(best[name] - GOALS[name])
-        if name in str(best.get(WITHDRAWN, "")).split():
-            gaps.append(f"{words(name)}, which is withdrawn")
-        elif not met:
+        if not met:
             gaps.append(f"{words(name)} by " + (f"{100 * gap:.1f} points" if name in ACCURACIES else f"{gap:.3f}"))
     if not gaps:
         return f"All goals are met by {best['recipe']}."

@@ -94,7 +94,12 @@ def note(name: str, found: pd.DataFrame, text: str = "") -> str:
         lines = [f"{said(found)}; this page is of opening {which}."]
     else:
         lines = [f"The Test images of {mine['images'].iloc[0]} were opened {WORDS[len(mine)]} time for this page."]
-    lines += [f"Of this opening: {again}." for again in mine["again"] if again]
+    one = len(mine) == 1
+    lines += [
+        f"Of {'this opening' if one else f'opening {number}'}: {again}."
+        for number, again in zip(mine["number"], mine["again"], strict=True)
+        if again
+    ]
     if (stem := name.removesuffix(".md")) in withdrawn.PAGES:
         beside = [text, *(path.read_text(encoding="utf-8") for path in RESULTS.glob(f"{stem}*.csv"))]
         older = [told for sign, told in MENDED.items() if any(sign in one for one in beside)]
@@ -119,12 +124,13 @@ def rows(found: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         "not claimed: it cannot be mended on these images; it wants images that chose nothing",
     )
     folded = pd.read_csv(RESULTS / f"folds-{HOLDS_FIRST}.csv")
+    seeds = int(folded["seeds"].min())
     yield (
         "- new claims: five-fold cross-validation on Train and Val, three seeds, Test once",
         "none of it",
         f"three seeds and Test once for the pages certified-, lesions- and (one row) ceiling-{HOLDS_FIRST}.md, of "
         f"whose 711 films {IMAGES} had been opened before; cross-validation of {WORDS[len(folded)]} networks, "
-        f"{WORDS[folded['seeds'].min()]} seed: folds-{HOLDS_FIRST}.md",
+        f"{WORDS[seeds]} seed{'s' * (seeds > 1)}: folds-{HOLDS_FIRST}.md",
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.findings import elsewhere, lesions
+from benchmarks.findings import elsewhere
 from trustcxr.catalogue.saliency import CONTROLS, Method
 from trustcxr.report import markdown
 
@@ -51,13 +51,7 @@ OF_LESIONS = (
     " all gone are means over all films with a mask, the lesion effect over those with a counterpart: it is not their"
     " difference."
 )
-_OF_LESIONS = ("lesions-covidqu-midi.md", "lesions-val-covidqu-midi.md")
-_COLUMNS_OF_LESIONS = (
-    "infection_given_lung_less_control",
-    "infection_given_lung_less_control_low",
-    "infection_given_lung_less_control_spread",
-    "lesion_effect_inpaint",
-)
+_OF_LESIONS = "lesions-val-covidqu-midi.md"
 _ENDS = ("low", "high")
 _MASKED = re.compile(r" `masked`: the verdict on the gradients, whose reason stands in each run's metrics\.json\.")
 _EVERY = re.compile(r"^Every row with its figures is in (?P<file>\S+-comparisons\.csv)[.;:].*$", re.MULTILINE)
@@ -85,17 +79,12 @@ def texts() -> dict[Path, str]:
 
 
 def of_lesions() -> dict[Path, str]:
-    """The tables and pages of lesions, with what is withdrawn said, and taken out of the pages."""
-    path, page, before = (RESULTS / name for name in ("lesions-covidqu-midi.csv", *_OF_LESIONS))
-    first = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    table = first.assign(**{lesions.WITHDRAWN: " ".join(_COLUMNS_OF_LESIONS)})
-    text = "\n".join(lines_of_lesions(page.read_text(encoding="utf-8")))
-    for _, one in table[table["run"].str.endswith(", mean")].iterrows():
-        old = next(line for line in text.split("\n") if line.startswith(f"| {one['recipe']} |"))
-        text = text.replace(old, markdown.row(next(iter(lesions.means_rows(one.to_frame().T)))))
-    text = text.replace(lesions.nearest(first.drop(columns=lesions.WITHDRAWN, errors="ignore")), lesions.nearest(table))
-    others = "\n".join(lines_of_lesions(before.read_text(encoding="utf-8")))
-    return {path: table.to_csv(index=False), page: text, before: others}
+    """The page of lesions on validation, with what is withdrawn said, and taken out of its tables.
+
+    That of Test is of networks trained anew, and has all its figures again.
+    """
+    page = RESULTS / _OF_LESIONS
+    return {page: "\n".join(lines_of_lesions(page.read_text(encoding="utf-8")))}
 
 
 def lines_of_lesions(text: str) -> Iterator[str]:
