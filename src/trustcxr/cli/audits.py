@@ -1,5 +1,6 @@
 """Any model: `audit`; two of them: `compare`; many: `leaderboard`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -55,12 +56,7 @@ def audit(
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
-    from trustcxr.recipes.exam import load_exam
-
-    load_exam().changed(tuple(attack or ()), tuple(epsilon or ()))  # refuses what is no attack, before what is missing
-    folders.check_model(model)
-    if Path(model).is_dir():
-        refuse_nowhere(data)
+    _refuse_at_once(model, data, attack or (), epsilon or ())
     from trustcxr.report import audit_page, audits
     from trustcxr.study.audit import audit as examine
 
@@ -83,6 +79,16 @@ def audit(
         print(line)
     print(f"written to {out}\n{NOTICE}")
     return None
+
+
+def _refuse_at_once(model: str, data: Path, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
+    """UserError for no attack, no model, or no data for a run: said before what takes seconds to load."""
+    from trustcxr.recipes.exam import load_exam
+
+    load_exam().changed(tuple(attacks), tuple(epsilons))
+    folders.check_model(model)
+    if Path(model).is_dir():
+        refuse_nowhere(data)
 
 
 @audits_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")

@@ -108,14 +108,25 @@ def study(
     if dry_run:
         how = {"kept": kept, "devices": devices, "measured": measure, "again": again}
         return _dry_run(chosen, data, out, json=json, **how)
+    films, place = _places(recipe, data, out, at_once=devices == 1)
+    from trustcxr.study.protocol import Study
+
+    whole = Study(chosen, films, place, where, check_data=check, kept=kept, devices=devices)
+    return _finish_study(whole.run(), place, json=json)
+
+
+def _places(recipe: str, data: Path | None, out: Path | None, *, at_once: bool) -> tuple[Path, Path]:
+    """Where a study's films are and its results go; UserError where either is not said.
+
+    `at_once`: and where there are no films, before what takes seconds to load. On several devices it is asked first
+    whether they can share the recipe.
+    """
     if data is None or out is None:
         missing = "--data PATH" if data is None else "--out DIR"
         raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
-    refuse_nowhere(data)  # before what takes seconds to load
-    from trustcxr.study.protocol import Study
-
-    whole = Study(chosen, data, out, where, check_data=check, kept=kept, devices=devices)
-    return _finish_study(whole.run(), out, json=json)
+    if at_once:
+        refuse_nowhere(data)
+    return data, out
 
 
 def _check_timing(*, dry_run: bool, measure: bool, again: bool) -> None:
