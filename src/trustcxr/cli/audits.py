@@ -17,11 +17,6 @@ audits_app = typer.Typer()
 AUDITED = [name for name in ATTACKS if name not in NEEDS_SURROGATE]  # an audit has one model, and no surrogate
 
 
-def _audit_there(folder: Path) -> Path:
-    """The folder of an audit: refused at once where it is none, and not after the seconds that torch takes to load."""
-    return folders.check_audit(folder)
-
-
 @audits_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
 def audit(
     model: Annotated[
@@ -93,10 +88,12 @@ def _refuse_at_once(model: str, data: Path, attacks: Sequence[str], epsilons: Se
 
 @audits_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.", callback=_audit_there)],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.", callback=folders.check_audit)],
     second: Annotated[
         Path,
-        typer.Argument(metavar="B", help="Folder of another, by the same protocol and data.", callback=_audit_there),
+        typer.Argument(
+            metavar="B", help="Folder of another, by the same protocol and data.", callback=folders.check_audit
+        ),
     ],
     json: Json = False,
 ) -> None:

@@ -39,11 +39,6 @@ Slurm = Annotated[
 ]
 
 
-def _study_there(study: Path) -> Path:
-    """The folder of a finished study: refused at once where it is none."""
-    return folders.check_study(study)
-
-
 @studies_app.command(epilog="Example: trustcxr demo --out out/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
@@ -168,7 +163,9 @@ def status(
 
 @studies_app.command(epilog="Example: trustcxr verify out/quick")
 def verify(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.", callback=_study_there)],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.", callback=folders.check_study)
+    ],
     json: Json = False,
 ) -> None:
     """Compute every figure of a study again from its tables, and say which differ: then the exit code is 1."""
