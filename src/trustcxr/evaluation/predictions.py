@@ -284,7 +284,8 @@ def _judged(
 
     UserError where the model answers with NaN or infinity.
     """
-    with torch.inference_mode(), attacks.undisturbed(run.model):
+    # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+    with torch.no_grad(), attacks.undisturbed(run.model):
         logits, right_share = draws.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
         contract.check_finite(logits)
