@@ -17,9 +17,7 @@ def test_every_format_has_the_figures_of_the_run_on_real_films(
     monkeypatch.setenv(benchmark.NAMED, "")
     options = ["--model", "test_resnet", "--size", "32", "--epochs", "1", "--set", "model.weights=none"]
     run("train", "--data", covidqu, *options, "--out", tmp_path / "run")
-    films = benchmark.first_images(
-        covidqu, tmp_path / "films", load_run(tmp_path / "run", on="cpu"), count, split="Val"
-    )
+    films = benchmark.first_images(covidqu, tmp_path / "films", load_run(tmp_path / "run", on="cpu"), 10)
     found = benchmark.rows(tmp_path / "run", films, tmp_path / "out")
     assert [name for name, _, _ in found] == [
         "the run",
