@@ -1,52 +1,104 @@
 """A run's network in every format that an audit takes: has each audit the figures of the run's own?
 
-    python -m benchmarks.findings.audits RUN --data PATH --out DIR [--images N] [--validation]
+    python -m benchmarks.findings.audits RUN... --data PATH --out DIR [--images N] [--validation]
 
-Nothing is trained: RUN is a folder of `trustcxr train` of one timm network. It is written as torch.export program,
-TorchScript, ONNX, weights and `module:function`, and each is audited with FGSM, PGD and worst-case of exam-1;
-`--images` takes the first N images of each class, `--validation` those of validation in place of Test, which this need
-not open. Written: audits.md, a row a format, with its seconds and the largest difference from the run.
+Nothing is trained: RUN is a folder of `trustcxr train` of one timm network. Its weights are put into the network as
+others hold it (torchvision's where it has one of the name, else timm's), which takes RGB and ImageNet's normalisation.
+That is written as torch.export program, TorchScript, ONNX, weights and `module:function`, as one that answers with
+probabilities and one that wants [0, 255], and each is audited with FGSM, PGD and worst-case of exam-1; `--images` takes
+the first N images of each class, `--validation` those of validation in place of Test, which this need not open.
+Printed: a row a format, with the largest difference from the run. What an earlier start left in DIR is gone on with.
 """
 
 import argparse
 import os
-import shutil
-import time
+import re
 from pathlib import Path
 
+import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.evaluation.run import Run, load_run
+from trustcxr.report import markdown
 from trustcxr.results.documents import AuditDocument
 from trustcxr.study.audit import audit
 
 ATTACKS = ("fgsm", "pgd", "worst-case")
 CLEAN, ATTACKED = 1e-9, 0.005  # what an audit may differ by from that of the run
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+TORCHVISION = ("resnet18", "resnet50")  # whose layers torchvision names as timm does
 NAMED = "TRUSTCXR_BENCHMARK_RUN"  # the run that `network` loads
 
 
 def network() -> nn.Module:
-    """The run's network, for `python: benchmarks.findings.audits:network`."""
-    return load_run(os.environ[NAMED], on="cpu").model.net
+    """The network of RGB, for `python: benchmarks.findings.audits:network`."""
+    return of_rgb(load_run(os.environ[NAMED], on="cpu"))
+
+
+def of_rgb(run: Run) -> nn.Module:
+    """The run's network as others hold it: its first filters are spread over three channels, each with its own std."""
+    name, classes = run.trained_by.model.name, len(run.classes)
+    made = torchvision.models.get_model if name in TORCHVISION else timm.create_model
+    net = made(name, num_classes=classes)
+    state, wanted = run.model.net.state_dict(), net.state_dict()
+    (first,) = [key for key, value in state.items() if value.shape != wanted[key].shape]
+    spread = torch.tensor(STD)[:, None, None] / (3 * float(run.model.std))
+    net.load_state_dict(state | {first: state[first] * spread})
+    return net.eval()
+
+
+class Probabilities(nn.Module):
+    """A network that ends in a softmax."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images).softmax(1)
+
+
+class OfBytes(nn.Module):
+    """A network that wants grey levels from 0 to 255 and normalises them itself."""
+
+    def __init__(self, net: nn.Module, mean: list[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net((images / 255 - self.mean) / self.std)
+
+
+def _mean(run: Run) -> list[float]:
+    """ImageNet's mean of each channel; of a network with another mean of all three, so far beside it."""
+    return [round(value + float(run.model.mean) - sum(MEAN) / 3, 6) for value in MEAN]
 
 
 def as_weights(run: Run, out: Path, *, size: int | None = None) -> Path:
     """A model file of the run's weights alone, at its own side or another."""
     out.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.contiguous() for key, value in run.model.net.state_dict().items()}
-    save_file(weights, out / "net.safetensors")
-    return _model_file(run, out / "weights.yaml", f"source: net.safetensors\ntimm: {run.trained_by.model.name}", size)
+    save_file({key: value.contiguous() for key, value in of_rgb(run).state_dict().items()}, out / "net.safetensors")
+    return _model_file(
+        run, out / "weights.yaml", f"source: net.safetensors\ntimm: {run.trained_by.model.name}", size=size
+    )
 
 
-def _model_file(run: Run, path: Path, source: str, size: int | None = None) -> Path:
-    scale = f"mean: [{float(run.model.mean)!r}], std: [{float(run.model.std)!r}]"
+def _model_file(
+    run: Run, path: Path, source: str, scale: str = "", kind: str = "logits", size: int | None = None
+) -> Path:
+    scale = scale or f"mean: {_mean(run)}, std: {list(STD)}"
     path.write_text(
-        f"{source}\ninput: {{size: {size or run.size}, {scale}}}\n"
-        f"output: {{kind: logits, classes: [{', '.join(run.classes)}]}}\n"
+        f"{source}\ninput: {{size: {size or run.size}, channels: 3, {scale}}}\n"
+        f"output: {{kind: {kind}, classes: [{', '.join(run.classes)}]}}\n"
     )
     return path
 
@@ -54,19 +106,22 @@ def _model_file(run: Run, path: Path, source: str, size: int | None = None) -> P
 def written(run: Run, out: Path) -> dict[str, Path]:
     """A model file for each format, of the run's network without anything of ours around it."""
     out.mkdir(parents=True, exist_ok=True)
-    net, images = run.model.net.eval(), torch.rand(2, 1, run.size, run.size)
+    net, images = of_rgb(run), torch.rand(2, 3, run.size, run.size)
     batch = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(net, (images,), dynamic_shapes=batch), out / "net.pt2")
+    for name, kind in {"net": net, "softmax": Probabilities(net), "bytes": OfBytes(net, _mean(run))}.items():
+        torch.export.save(torch.export.export(kind.eval(), (images,), dynamic_shapes=batch), out / f"{name}.pt2")
     torch.jit.trace(net, images).save(str(out / "net.pt"))
     axes = {"x": {0: "batch"}}
     torch.onnx.export(net, (images,), out / "net.onnx", dynamo=False, input_names=["x"], dynamic_axes=axes)
     sources = {
-        "torch.export": "source: net.pt2",
-        "TorchScript": "source: net.pt",
-        "ONNX": "source: net.onnx",
-        "module:function": "python: benchmarks.findings.audits:network",
+        "torch.export": ("source: net.pt2", "", "logits"),
+        "TorchScript": ("source: net.pt", "", "logits"),
+        "ONNX": ("source: net.onnx", "", "logits"),
+        "module:function": ("python: benchmarks.findings.audits:network", "", "logits"),
+        "probabilities": ("source: softmax.pt2", "", "probabilities"),
+        "of 0 to 255": ("source: bytes.pt2", "range: [0, 255]", "logits"),
     }
-    files = {name: _model_file(run, out / f"{name.replace(':', '-')}.yaml", text) for name, text in sources.items()}
+    files = {name: _model_file(run, out / f"{name.replace(':', '-')}.yaml", *said) for name, said in sources.items()}
     return files | {"weights": as_weights(run, out)}
 
 
@@ -90,64 +145,80 @@ def first_images(data: Path, out: Path, run: Run, count: int | None, *, split: s
     return out
 
 
-def rows(run: Path, data: Path, out: Path, *, split: str | None = None) -> list[tuple[str, float, dict[str, float]]]:
-    """Of the run itself and of each format: name, seconds, figures."""
+def rows(run: Path, data: Path, out: Path, *, split: str | None = None) -> list[tuple[str, AuditDocument]]:
+    """Of the run itself and of each format: name, audit. What an earlier start left in `out` is gone on with."""
     os.environ[NAMED] = str(run.resolve())
     models = {"the run": run} | written(load_run(run, on="cpu"), out / "models")
-    found = []
-    for name, model in models.items():
-        folder, before = out / "audits" / name.replace(":", "-").replace(" ", "-"), time.perf_counter()
-        shutil.rmtree(folder, ignore_errors=True)
-        document = audit(model, data, folder, split=split, attacks=ATTACKS, trust_code=not model.is_dir())
-        found.append((name, time.perf_counter() - before, figures(document)))
-    return found
+    return [
+        (
+            name,
+            audit(
+                model,
+                data,
+                out / "audits" / re.sub(r"\W", "-", name),
+                split=split,
+                attacks=ATTACKS,
+                trust_code=not model.is_dir(),
+            ),
+        )
+        for name, model in models.items()
+    ]
 
 
-def differences(found: list[tuple[str, float, dict[str, float]]]) -> dict[str, tuple[float, float]]:
+def differences(found: list[tuple[str, AuditDocument]]) -> dict[str, tuple[float, float]]:
     """Of each format how far it is from the run at most: clean, and under attack."""
-    own = found[0][2]
+    own = figures(found[0][1])
     return {
         name: (
-            abs(other["clean"] - own["clean"]),
-            max(abs(other[key] - own[key]) for key in own if key != "clean"),
+            abs(figures(other)["clean"] - own["clean"]),
+            max(abs(figures(other)[key] - own[key]) for key in own if key != "clean"),
         )
-        for name, _, other in found[1:]
+        for name, other in found[1:]
     }
 
 
+def table(found: list[tuple[str, AuditDocument]]) -> str:
+    """The figures of each format in percent, and how far they are from the run's in points."""
+    apart, names = differences(found), list(figures(found[0][1]))
+    lines = [f"| format | {' | '.join(names)} | furthest from the run, clean | attacked |"]
+    lines += ["| --- |" + " --- |" * (len(names) + 2)]
+    for name, document in found:
+        attacked = (row.accuracy for row in document.attacks if row.accuracy.value is not None)
+        shown = [markdown.percent(share) for share in (document.clean.accuracy, *attacked)]
+        further = [f"{100 * value:.2f}" for value in apart[name]] if name in apart else ["", ""]
+        lines.append(f"| {' | '.join([name, *shown, *further])} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Measure, and write audits.md."""
+    """Measure, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, help="of each class; all unless said")
     parser.add_argument("--validation", action="store_true", help="the images of validation in place of Test's")
     asked = parser.parse_args()
-    run = load_run(asked.run, on="cpu")
-    splits = run.trained_by.data.splits
-    data, split = asked.data, str(splits.val if asked.validation else splits.test)
-    if asked.images:
-        data = first_images(asked.data, asked.out / "films", run, asked.images, split=split)
-    found = rows(asked.run, data, asked.out, split=None if asked.images else split)
-    apart = differences(found)
-    names = list(found[0][2])
-    lines = [f"| format | {' | '.join(names)} | seconds | furthest from the run, clean | attacked |"]
-    lines += ["| --- |" + " --- |" * (len(names) + 3)]
-    for name, seconds, values in found:
-        clean, attacked = apart.get(name, (0.0, 0.0))
-        shown = " | ".join(f"{values[key]:.4f}" for key in names)
-        lines.append(f"| {name} | {shown} | {seconds:.0f} | {clean:.4f} | {attacked:.4f} |")
-    films = "" if not asked.images else f"{asked.images} of each class of the "
-    flag = " --validation" if asked.validation else ""
-    title = (
-        f"# One network in every format that an audit takes\n\n`python -m benchmarks.findings.audits RUN --data "
-        f"{asked.data.name} --out DIR{flag}`; RUN: {run.trained_by.model.called} at {run.size} pixels. On {films}"
-        f"{'validation' if asked.validation else 'Test'} images, shares answered rightly by attack and epsilon. "
-        f"{NOTICE}\n\n"
+    parts = []
+    for folder in asked.runs:
+        run, out = load_run(folder, on="cpu"), asked.out / folder.name
+        splits = run.trained_by.data.splits
+        data, split = asked.data, str(splits.val if asked.validation else splits.test)
+        if asked.images:
+            data = first_images(asked.data, out / "films", run, asked.images, split=split)
+        found = rows(folder, data, out, split=None if asked.images else split)
+        called = f"{run.trained_by.model.called} at {run.size} pixels, {run.training}, seed {run.trained_by.seed}"
+        parts.append(f"## {called}\n\n{found[0][1].data.n} films.\n\n{table(found)}")
+    films = f"the first {asked.images} of each class of the " if asked.images else ""
+    flags = (f" --images {asked.images}" if asked.images else "") + (" --validation" if asked.validation else "")
+    print(
+        f"# One network in every format that an audit takes\n\n`python -m benchmarks.findings.audits RUN... --data "
+        f"{asked.data.name} --out DIR{flags}`. On {films}{'validation' if asked.validation else 'Test'} images of "
+        f"{asked.data.name}: percent answered rightly by attack and epsilon (L-infinity, pixel space), with 95 % "
+        f"intervals; points of difference from the run. The network of each file is torchvision's or timm's own, of "
+        f"RGB with ImageNet's normalisation, with the run's weights. {NOTICE}\n"
     )
-    (asked.out / "audits.md").write_text(title + "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print("\n".join(parts), end="")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Is the disease the reason for the answer? Runs held against lesion masks, by picture and by cause.
 
-    python -m benchmarks.findings.lesions RUN... --data covidqu-midi [--split Val]
+    python -m benchmarks.findings.lesions RUN... --data covidqu-midi [--split Val] [--map METHOD]
 
 For each run: accuracy, clean and in the worst case of several attacks, and with the lungs blacked out; where its map
 lies, beside every map that knows no model; and what removing or transplanting the lesion does to its answer. Runs of
@@ -86,9 +86,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="Test")
+    parser.add_argument("--map", action="append", default=[], help="a further map of each run, such as gradcam@-3")
     parser.add_argument("--note", default="", help="what the figures do not tell, such as what did not work")
     given = parser.parse_args()
-    found = [measured(folder, given.data, given.split) for folder in given.runs]
+    found = [measured(folder, given.data, given.split, given.map) for folder in given.runs]
     best = ceiling(given.runs[0], given.data, given.split)
     text = page(found, given.data.resolve().name, given.split, given.note, best) + trained_by(given.runs)
     print(text)
@@ -101,8 +102,8 @@ def main() -> None:
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def measured(folder: Path, path: Path, split: str) -> dict[str, Any]:
-    """Everything about one run on a split, from its folder where it was measured before."""
+def measured(folder: Path, path: Path, split: str, further: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything about one run on a split, with `further` maps beside its own; from its folder where it is there."""
     kept = folder / f"lesions-{path.resolve().name}-{split}.json"
     if kept.is_file():
         return files.read_json(kept)
@@ -121,7 +122,7 @@ def measured(folder: Path, path: Path, split: str) -> dict[str, Any]:
         "fills": list(trained.counterfactual_fills) if trained.counterfactuals else [],
         "images": len(data),
         "answers": answers,
-        "maps": maps(run, ill, labels, groups, margins.mean_mask(np.asarray(train.masks("infection")))),
+        "maps": maps(run, ill, labels, groups, margins.mean_mask(np.asarray(train.masks("infection"))), further),
         "causes": causes(run, ill, labels, groups),
         "transplants": transplants(run, data, ill, labels, groups),
     }
@@ -176,13 +177,15 @@ def batches(count: int) -> list[slice]:
 # --- measured --------------------------------------------------------------------------------------------------------
 
 
-def maps(run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor) -> dict[str, Any]:
+def maps(
+    run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor, further: Sequence[str] = ()
+) -> dict[str, Any]:
     """By method: its measures, what it has over each control, and how it ranks regions by what removing them does."""
     masks = margins.Lesions(ill.lesion, ill.lung)
     of_film = margins.film_controls(ill.images, ill.lung, mean)
     falls = torch.cat([lesions.causes(run.model, ill[part], labels[part]) for part in batches(len(labels))])
     found = {}
-    for name in own_methods(run):
+    for name in [*own_methods(run), *further]:
         activation = activation_of(run, name)
         wanted = [name, activation]
         parts = [methods.maps(run.model, ill.images[part], labels[part], wanted) for part in batches(len(labels))]
@@ -209,7 +212,8 @@ def own_methods(run: Run) -> list[str]:
 def activation_of(run: Run, method: str) -> str:
     """The control of a method: its layer without the gradient; of evidence, the features that it is read from."""
     if method != "evidence":
-        return "activation-smooth@gate" if method.endswith("@gate") else "activation"
+        _, at, layer = method.partition("@")
+        return "activation-smooth@gate" if layer == "gate" else f"activation{at}{layer}"
     net = run.model.net
     inside = "net.nets.0." if hasattr(net, "nets") else "net."
     return f"activation@{inside}body"
