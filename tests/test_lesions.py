@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -307,6 +308,81 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     assert len(shown.rows) == 4
     assert shown.rows[0][2].text == "healthy grey"
     assert shown.rows[0][8].value == pytest.approx(document[0]["effect"])
+
+
+def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
+    """An untrained network asked about phantoms, as a report does it."""
+    writing.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
+    data = load_dataset(tmp_path, split="Test", size=SIZE)
+    torch.manual_seed(0)
+    recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
+    run = Run(tmp_path, models.build("evidence-17x8", classes=3).eval(), data.classes, recipe)
+    return run, data, explained.of_run(run, data, **options)
+
+
+def test_a_sample_is_inpainted_attacked_and_put_into_healthy_films_too(tmp_path: Path) -> None:
+    run, data, table = _asked(tmp_path, sample=3, epsilon=0.02)
+    plain = table[(table["condition"] == "clean") & table["fill"].isin(explained.FILLS)]
+    pd.testing.assert_frame_equal(plain, explained.of_run(run, data))
+    drawn = table[table["fill"] == "inpaint"]
+    assert set(drawn["control"]) == set(explained.CONTROLS)
+    assert drawn["film"].nunique() == 3
+    assert set(drawn["film"]) < set(explained.with_lesions(data))
+
+    attacked = table[table["condition"] == "pgd"]
+    assert set(attacked["film"]) == set(drawn["film"])
+    assert set(attacked["epsilon"]) == {0.02}
+    rows = [table[(table["fill"] == "grey") & (table["condition"] == name)] for name in ("clean", "pgd")]
+    clean, pgd = (some.drop_duplicates("film").set_index("film")["before"] for some in rows)
+    assert (pgd < clean.loc[pgd.index]).all()
+
+    moved = table[table["fill"] == "transplant"]
+    assert len(moved) == moved["film"].nunique() == 3
+    assert {data.classes[label] for label in data.labels[moved["film"]]} == {"Normal"}
+    assert moved["effect"].to_numpy() == pytest.approx((moved["without"] - moved["beside"]).to_numpy())
+
+    document = explained.described(table, resamples=100)
+    told = [(row.condition, row.epsilon, row.fill, row.control, row.films) for row in document if row.fill != "mirror"]
+    assert ("pgd", 0.02, "grey", "lung", 3) in told
+    assert ("clean", 0.0, "transplant", "healthy patch", 3) in told
+    shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
+    assert len(shown.rows) == len(document) == 9
+    assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
+    assert "put into a healthy film" in [row[2].text for row in shown.rows]
+
+
+def test_the_patch_and_the_lesion_are_of_other_films_than_the_one_they_are_put_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data, _ = _asked(tmp_path)
+    given: list[Films] = []
+    monkeypatch.setattr(explained, "transplantation", lambda model, *films, **_: given.extend(films[:3]) or _nothing())
+    with pytest.raises(RuntimeError, match="far enough"):
+        explained.of_run(run, data, sample=4)
+    into, ill, well = given
+    assert not into.lesion.any()
+    assert not well.lesion.any()
+    assert ill.lesion.flatten(1).any(1).all()
+    assert not any(torch.equal(a, b) for a, b in zip(into.images, well.images, strict=True))
+
+
+def _nothing() -> pd.DataFrame:
+    raise RuntimeError("far enough")
+
+
+def test_without_the_library_nothing_is_inpainted_and_the_rest_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explained, "find_spec", lambda name: None)
+    _, _, table = _asked(tmp_path, sample=2)
+    assert set(table["fill"]) == {"grey", "mirror", "transplant"}
+    assert set(table["condition"]) == {"clean"}, "no epsilon, no attack"
+
+
+def test_a_table_of_an_earlier_version_is_of_films_as_they_are(tmp_path: Path) -> None:
+    _, _, table = _asked(tmp_path)
+    before = explained.described(table.drop(columns=["condition", "epsilon"]), resamples=100)
+    assert before == explained.described(table, resamples=100)
 
 
 def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:

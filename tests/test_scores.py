@@ -15,10 +15,11 @@ from trustcxr import attacks, corruptions, explain
 from trustcxr.catalogue import REFERENCES
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
+from trustcxr.data.lesions import Films
 from trustcxr.data.phantom import anatomy, writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
-from trustcxr.explain import examples, faithfulness, measures, methods, randomisation, scores, stability
+from trustcxr.explain import examples, faithfulness, lesions, measures, methods, randomisation, scores, stability
 from trustcxr.explain.summary import summarise
 from trustcxr.models import factory, feature_maps, zoo
 from trustcxr.recipes.run import RunRecipe
@@ -234,6 +235,24 @@ def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, bat
         condition = f"randomised:{stage.part}"
         same(column(table, ids[chosen], "randomised_ssim", condition=condition), stage.ssim)
     assert not table[(table["method"] == "random") & table["condition"].str.startswith("randomised:")].size
+
+
+def test_each_map_is_judged_by_what_filling_regions_does_to_the_answer(
+    table: pd.DataFrame, run: Any, batch: Any
+) -> None:
+    images, labels, infection, lung, ids = batch
+    rows = table[table["measure"] == "ranked_by_cause"]
+    assert set(rows["method"]) == {*METHODS, "random"}
+    chosen = np.isin(ids, list(set(rows["sample_id"])))
+    some, inside = images[chosen], lung[chosen] != 0
+    falls = lesions.causes(run.model, Films(some, inside, infection[chosen] != 0), labels[chosen])
+    own = lesions.ranked_by_cause(explain.grad_cam(run.model, some, labels[chosen]), falls)
+    same(column(table, ids[chosen], "ranked_by_cause"), torch.from_numpy(own))
+    told = rows[rows["method"] == "gradcam"].set_index("sample_id")["brightness"].reindex(ids[chosen])
+    assert told.to_numpy() == pytest.approx(lesions.ranked_by_cause(some[:, 0] * inside, falls), nan_ok=True)
+    part = summarise(table, images=9, resamples=100)["gradcam"]["faithfulness"]
+    assert part.figures["ranked_by_cause"].value == pytest.approx(np.nanmean(own))
+    assert part.figures["ranked_by_cause"].brightness == pytest.approx(np.nanmean(told))
 
 
 def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:

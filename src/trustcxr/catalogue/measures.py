@@ -190,6 +190,13 @@ MEASURES = by_name(
             beware="It is about the network, and not about the disease.",
         ),
         Measure(
+            "ranked_by_cause",
+            "ranks regions by cause",
+            compared=False,
+            about="Rank correlation, over cells of the lungs, of the map with what filling each does to the answer.",
+            beware="It is about the network: a map can rank its reasons well, and these be no disease.",
+        ),
+        Measure(
             "pointing_ceiling",
             "hit rate that its cells allow",
             "higher",

@@ -9,6 +9,8 @@ Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model only e
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,15 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from trustcxr import attacks
+from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.console import track
 from trustcxr.data import lesions
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
+from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.untouched import as_found
 from trustcxr.results.documents import LesionDocument
 from trustcxr.statistics import Bootstrap, interval, share_interval
@@ -33,7 +38,8 @@ if TYPE_CHECKING:
     from trustcxr.evaluation.run import Run
 
 CONTROLS = ("lung", "background")
-FILLS = ("grey", "mirror")  # of a report; inpainting, which needs an extra, is asked for by name
+FILLS = ("grey", "mirror")  # of a report, of every film
+INPAINTED = ("inpaint",)  # of a sample, where the extra that it needs is there
 TRANSPLANT = "transplant"
 SMALLEST = 0.1  # of the lesion that its congruent part must have for the film to count
 SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a lesion covers, for the table by size
@@ -167,32 +173,92 @@ def with_lesions(dataset: "Dataset") -> np.ndarray:
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
-def of_run(run: "Run", dataset: "Dataset", *, fills: Sequence[str] = FILLS, batch_size: int = 32) -> pd.DataFrame:
+def of_run(
+    run: "Run",
+    dataset: "Dataset",
+    *,
+    fills: Sequence[str] = FILLS,
+    batch_size: int = 32,
+    sample: int = 0,
+    epsilon: float = 0.0,
+) -> pd.DataFrame:
     """The table of lesions.parquet: `removal` of every film with a lesion, for its own class, with sample_id and group.
 
-    Empty, with no columns, where no film has a lesion mask.
+    Of `sample` films, drawn by a fixed seed, also: the lesion inpainted, where scikit-image is there; removed from the
+    film under PGD at `epsilon`; and put into a healthy film, each into another. Columns condition and epsilon say which
+    are attacked. Empty, with no columns, where no film has a lesion mask.
     """
-    rows, tables = with_lesions(dataset), []
-    for start in track(range(0, len(rows), batch_size), f"lesions of {run.name}"):
-        some = rows[start : start + batch_size]
-        labels = torch.from_numpy(dataset.labels[some]).to(run.device)
-        table = removal(run.model, films_of(dataset, some, run.device), labels, fills=fills)
-        chosen = some[table["film"].to_numpy()]
-        tables.append(table.assign(film=chosen, sample_id=dataset.sample_ids[chosen], group=dataset.groups[chosen]))
+    rows = with_lesions(dataset)
+    drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
+    jobs = [partial(_removed, run, dataset, some, fills) for some in _slices(rows, batch_size)]
+    if len(drawn) and find_spec("skimage") is not None:
+        jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in _slices(drawn, batch_size)]
+    if epsilon > 0:
+        jobs += [partial(_removed, run, dataset, some, FILLS[:1], epsilon) for some in _slices(drawn, batch_size)]
+    healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
+    count = min(len(drawn), len(healthy)) if len(healthy) > 1 else 0
+    trios = np.stack([healthy[:count], drawn[:count], np.roll(healthy, 1)[:count]], 1)
+    jobs += [partial(_put_in, run, dataset, some) for some in _slices(trios, batch_size)]
+    tables = [job() for job in track(jobs, f"lesions of {run.name}")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _healthy(run: "Run", dataset: "Dataset") -> np.ndarray:
+    """Rows of the films of the healthy class that have lungs and no lesion; none where no class is known as healthy."""
+    name = run.trained_by.training.healthy
+    if name not in run.classes or not {"lung", "infection"} <= set(dataset.mask_kinds):
+        return np.zeros(0, int)
+    well = (np.asarray(dataset.labels) == run.classes.index(name)) & dataset.has_mask("lung")
+    ill = set(with_lesions(dataset).tolist())
+    return np.array([row for row in np.flatnonzero(well) if row not in ill and dataset.masks("lung")[row].any()], int)
+
+
+def _removed(
+    run: "Run", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
+) -> pd.DataFrame:
+    """`removal` of some films, as they are or under PGD."""
+    labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
+    films = films_of(dataset, rows, run.device)
+    if epsilon > 0:
+        attacked = attacks.pgd(run.model, films.images, labels, epsilon=epsilon, steps=PGD_STEPS)
+        films = Films(attacked, films.lung, films.lesion)
+    table = removal(run.model, films, labels, fills=fills)
+    return _told(table, dataset, rows, USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon)
+
+
+def _put_in(run: "Run", dataset: "Dataset", trios: np.ndarray) -> pd.DataFrame:
+    """`transplantation`: rows of recipients, of donors of a lesion and of healthy donors, (N, 3)."""
+    into, ill, well = (films_of(dataset, rows, run.device) for rows in trios.T)
+    labels = torch.from_numpy(dataset.labels[trios[:, 1]]).to(run.device)
+    return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], CLEAN, 0.0)
+
+
+def _told(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, condition: str, epsilon: float) -> pd.DataFrame:
+    """With the films' places in the data set, their names and groups, and what was done to them before."""
+    film = rows[table["film"].to_numpy()]
+    about = {"film": film, "sample_id": dataset.sample_ids[film], "group": dataset.groups[film]}
+    return table.assign(**about, condition=condition, epsilon=epsilon)
 
 
 def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
     """The part "lesions" of metrics.json: for each fill and control the effect, what led to it, and it by size."""
     found = []
-    for (fill, control), rows in table.groupby(["fill", "control"], sort=False) if len(table) else ():
+    if len(table) and "condition" not in table:  # of an earlier version: of films as they are alone
+        table = table.assign(condition=CLEAN, epsilon=0.0)
+    about = ["condition", "epsilon", "fill", "control"]
+    for (condition, epsilon, fill, control), rows in table.groupby(about, sort=False) if len(table) else ():
         groups = rows["group"].to_numpy(dtype=str)
         # Of the films that the effect is of, so that it is their difference.
         told = rows[rows["effect"].notna()]
         means = {name: float(told[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
         sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
         effect = asdict(summed_up(rows, groups, resamples=resamples))
-        content = {"fill": str(fill), "control": str(control)} | means | effect | {"by_size": sizes}
+        content = {"condition": str(condition), "epsilon": epsilon, "fill": str(fill), "control": str(control)}
+        content |= means | effect | {"by_size": sizes}
         found.append(LesionDocument.model_validate(content))
     return found
 

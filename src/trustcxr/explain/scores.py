@@ -14,8 +14,9 @@ from trustcxr import attacks, corruptions
 from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 from trustcxr.console import Progress, say, track
 from trustcxr.data.batches import to_pixels
+from trustcxr.data.lesions import Films
 from trustcxr.errors import UserError
-from trustcxr.explain import controls, faithfulness, measures, randomisation
+from trustcxr.explain import controls, faithfulness, lesions, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.references import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.run import Run
 
+BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
 RANDOM = CONTROL  # scored always: what a method that knows nothing of the model has
 CASCADE = "randomised:"  # before the name of the part that was made random last
 _STEPS, _REMOVED = (
@@ -279,24 +281,32 @@ def _on_the_sample(
     controlled: Beside,
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
-    table = Rows(about(run, dataset, rows, _masks(dataset, rows, run.device)), controlled.cells.cells)
+    masks = _masks(dataset, rows, run.device)
+    table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
     clean, looks = methods_by_name.maps(run.model, images, labels, methods), looking(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
         for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
     known = faithfulness.ends(run.model, images, labels)
+    falls = lesions.causes(run.model, Films(images, masks.lung, masks.infection), labels)
+    bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
     for name, maps in clean.items():
         curves = {
             "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, known=known).area,
             "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, known=known).area,
             "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, known=known),
+            BY_CAUSE: _by_cause(maps, falls),
         }
-        table.add(name, CLEAN, curves)
+        table.add(name, CLEAN, curves, bright)
     for stage, values in randomisation.cascade(run.model, images, looks, labels):
         for name, found in values.items():
             table.add(name, CASCADE + stage, found)
     return pd.concat(table.tables, ignore_index=True)
+
+
+def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
+    return torch.from_numpy(lesions.ranked_by_cause(maps, falls))
 
 
 def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:

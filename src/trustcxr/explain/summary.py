@@ -11,7 +11,7 @@ from scipy import stats
 from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, RANDOMISED, REFERENCES, Method
 from trustcxr.explain import verdicts
 from trustcxr.explain.references import ACTIVATION, CEILING, DRAWS, SHARPENED, SPREAD
-from trustcxr.explain.scores import CASCADE, RANDOM
+from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.results import files
 from trustcxr.results.documents import (
@@ -32,7 +32,7 @@ COVERED = 0.95  # from this share of the lungs on, an infection mask tells no pl
 _DRAWS_BEFORE = 3  # networks with random weights of tables that do not say how far these lie from one another
 _SHARES = ("null_map_rate", "pointing_hit_rate")
 _NAMES = {"null_map": "null_map_rate"}
-_FAITHFUL = ("insertion", "deletion", "road")
+_FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
 _STABLE = ("stability_ssim", "stability_rank_correlation", "stability_top_tenth")
 _MOVED = ("artefact_energy", "artefact_gain")
 

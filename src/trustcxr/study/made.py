@@ -84,6 +84,11 @@ def saliency(options: ExplanationRecipe, *, tuned: bool) -> Made:
     return dict.fromkeys(scores.with_random(options.methods), how)
 
 
+def lesions(options: ExplanationRecipe) -> Made:
+    """How what becomes of the answer without the lesion is measured, beside on which masks."""
+    return {"sample": options.sample, "epsilon": options.epsilon}
+
+
 def masks(films: "Dataset") -> Made:
     """The masks that maps and lesions are held against: the films' fingerprint is of their pixels, not of these."""
     found = sha256()

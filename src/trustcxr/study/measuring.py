@@ -344,9 +344,10 @@ def _explaining(
     every = _counted(passes, count, lambda: explain(alone))
     both = _counted(passes, count, lambda: explain(alone.model_copy(update={"sample": count})))
     removed = _counted(passes, count, lambda: lesions.of_run(run, test))
+    sampled = _counted(passes, count, lambda: lesions.of_run(run, test, sample=count, epsilon=options.epsilon))
     tuned = _counted(passes, len(scores.annotated(val)), lambda: scores.tune(run, val, methods))
     share = len(options.methods) / len(methods)
-    drawn = _scaled(_combined(both, every, -1), share)
+    drawn = _combined(_scaled(_combined(both, every, -1), share), _combined(sampled, removed, -1), 1)
     return {
         "explain": _combined(_scaled(every, share), removed, 1),
         "sample": drawn.model_copy(update={"most": options.sample}),

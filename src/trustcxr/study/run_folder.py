@@ -121,11 +121,12 @@ class RunFolder:
         if not (once and there and not made.otherwise(known, wanted)):
             self._explain(path, films, options, val)
             made.note(self.place, path.name, known | wanted)
-        path = self.place / folders.LESIONS_FILE
-        same = path.is_file() and not made.otherwise(made.of(self.place, path.name), held_against)
+        path, wanted = self.place / folders.LESIONS_FILE, held_against | made.lesions(options)
+        same = path.is_file() and not made.otherwise(made.of(self.place, path.name), wanted)
         if not (once and same) and len(lesions.with_lesions(films)):
-            files.write_table(path, lesions.of_run(self.run, films))
-            made.note(self.place, path.name, held_against)
+            table = lesions.of_run(self.run, films, sample=options.sample, epsilon=options.epsilon)
+            files.write_table(path, table)
+            made.note(self.place, path.name, wanted)
 
     def prove(
         self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None, once: bool = False

@@ -6,7 +6,8 @@ from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, who
 from trustcxr.results.documents import LesionDocument, Share
 
 _FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted"}
-_CONTROLS = {"lung": "healthy lung", "background": "background"}
+_FILLS |= {"transplant": "put into a healthy film"}
+_CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
 
 
 def effects(runs: list[Run]) -> Table:
@@ -31,7 +32,7 @@ def by_size(runs: list[Run]) -> Table:
     rows = []
     for run in runs:
         for row in run.metrics.lesions:
-            if (row.fill, row.control) != ("grey", "lung"):
+            if (row.fill, row.control, row.condition) != ("grey", "lung", "clean"):
                 continue
             for part in row.by_size:
                 ends = [words.percent(end, 0) for end in (part.above, part.up_to)]
@@ -40,12 +41,19 @@ def by_size(runs: list[Run]) -> Table:
     return Table(["Model", "Defence", "Of the lungs", "Lesion effect", "n"], rows, heads=3)
 
 
+def _under(row: LesionDocument) -> str:
+    """The attack that the films were under before; empty for films as they are."""
+    if row.condition == "clean":
+        return ""
+    return f"under {words.attack(row.condition)}, epsilon {words.epsilon(row.epsilon)}"
+
+
 def _cells(row: LesionDocument) -> list[Cell]:
     low, high = row.effect.interval or (0.0, 0.0)
     note = "good" if low > 0 else "bad" if high < 0 else ""
     flips = f"control {words.percent(row.flipped_control, 0)}"
     return [
-        Cell(_FILLS.get(row.fill, words.DASH)),
+        Cell(_FILLS.get(row.fill, words.DASH), _under(row)),
         Cell(_CONTROLS.get(row.control, words.DASH)),
         *[plain(value) for value in (row.before, row.without, row.beside, row.whole)],
         gained(row.effect, note=note),

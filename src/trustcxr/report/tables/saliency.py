@@ -182,8 +182,9 @@ def changes(runs: list[Run]) -> Table:
 
 
 def faithfulness(runs: list[Run]) -> Table:
-    """Insertion, deletion and ROAD beside those of a random map on the same model, and what randomisation leaves."""
-    header = ["Model", "Defence", "Method", "Insertion", "Deletion (blurred)", "ROAD", "Left of the map after", "n"]
+    """Insertion, deletion, ROAD and rank by cause beside a map that knows less; what randomisation leaves."""
+    header = ["Model", "Defence", "Method", "Insertion", "Deletion (blurred)", "ROAD", "Ranks by cause"]
+    header += ["Left of the map after", "n"]
     rows = []
     for run, method, document in documents(runs, control=False):
         found = document.faithfulness
@@ -195,6 +196,8 @@ def faithfulness(runs: list[Run]) -> Table:
         for name in ("insertion", "deletion", "road"):
             beside = f"random {words.decimal(random.figure(name).value)}"
             cells.append(replace(plain(found.figure(name)), beside=beside))
+        cause = found.figure("ranked_by_cause")
+        cells.append(replace(plain(cause), beside=f"brightness {words.decimal(cause.brightness)}"))
         rows.append([*names(run, method), *cells, _randomised(document), whole(found.n)])
     return Table(header, rows, heads=3)
 

@@ -103,9 +103,13 @@ class LesionDocument(Document):
     """What removing the lesion does to the probability of the film's class, by one fill and control.
 
     `before`: as it is; `without`: the part of the lesion with a congruent counterpart removed, `share` of it; `beside`:
-    the counterpart removed instead; `whole`: all of the lesion removed. `effect` is `beside` less `without`.
+    the counterpart removed instead; `whole`: all of the lesion removed. `effect` is `beside` less `without`. Of fill
+    transplant: a healthy film before, with another's lesion, and with a healthy patch instead; `effect` is `without`
+    less `beside`. `condition`: clean, or the attack at `epsilon` that the film was under before.
     """
 
+    condition: str = "clean"
+    epsilon: Number = None
     fill: str = ""
     control: str = ""
     before: Number = None
