@@ -1,12 +1,13 @@
 """A table of scores in a model's place: whose films it leaves out, what its answers are worth, what they are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from test_audit_command import CLASSES, _short, greys  # noqa: F401
 from test_cli import run
@@ -14,6 +15,7 @@ from trustcxr.evaluation.given import load_model
 from trustcxr.models.adapters import describe_file
 from trustcxr.report import board
 from trustcxr.report.audits import sentences
+from trustcxr.results.documents import AuditDocument
 from trustcxr.study import audit as audits
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
@@ -78,6 +80,90 @@ def test_of_findings_only_films_with_a_score_are_counted(
     assert (document.data.n, document.data.total) == (33, 36)
     (ill,) = document.findings
     assert (ill.n, ill.positives, ill.unknown) == (33, 9, 0)
+
+
+QUARTERS = ("A", "B", "C", "D")
+
+
+def four(folder: Path, count: int) -> Path:
+    """`count` films of each of four classes; what is in them does not matter to scores."""
+    for k, name in enumerate(QUARTERS):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.full((16, 16), 60 * k + number, np.uint8)).save(folder / name / f"{name}{number}.png")
+    return folder
+
+
+def told(document: AuditDocument) -> tuple[bool | None, str]:
+    """What is said of the declaration."""
+    (found,) = [check for check in document.gate if check.check == "declaration"]
+    return found.passed, found.text
+
+
+def scores_of(header: Sequence[str], count: int, *, right: float = 1.0) -> dict[str, np.ndarray]:
+    """Scores under a header of films A to D: the answer is the true class where the header is `QUARTERS`."""
+    found = {}
+    for k, name in enumerate(QUARTERS):
+        for number in range(count):
+            said = k if number < right * count else (k + 1) % 4
+            found[f"{name}{number}.png"] = np.where(np.arange(4) == said, 0.7, 0.1)[[QUARTERS.index(h) for h in header]]
+    return found
+
+
+def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: Path) -> None:
+    films, scores = four(tmp_path / "films", 15), scores_of(QUARTERS, 15)
+    wrong = audits.audit(table(tmp_path / "a", scores, classes=["A", "C", "B", "D"]), films, tmp_path / "out" / "wrong")
+    assert wrong.clean.accuracy.value == 0.5
+    passed, text = told(wrong)
+    assert passed is False
+    assert text == (
+        "accuracy on 60 films is 50.0% as declared, and 100.0% with another declaration: write as names of columns in "
+        "scores.csv: B in place of C, C in place of B"
+    )
+    assert wrong.unreliable
+    assert text in wrong.because
+    # Another order in the model file changes nothing, for columns are found by their names; those names must change.
+    for name, head, classes, accuracy in (("same", "A,C,B,D", QUARTERS, 0.5), ("right", "A,B,C,D", QUARTERS, 1)):
+        model = table(tmp_path / name, scores, classes=list(classes))
+        file = model.parent / "scores.csv"
+        file.write_text(file.read_text().replace("image,A,B,C,D", f"image,{head}"))
+        found = audits.audit(model, films, tmp_path / "out" / name)
+        assert found.clean.accuracy.value == accuracy
+        assert told(found)[0] == (accuracy == 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "header", "right", "passed", "words"),
+    [
+        (15, QUARTERS, 0.8, True, "80.0% as declared; no other class order does better"),
+        (15, ("B", "D", "A", "C"), 0.8, True, "80.0% as declared; no other class order does better"),
+        (4, QUARTERS, 1, None, "16 films are too few to tell a wrong order of the classes"),
+    ],
+)
+def test_nothing_is_said_of_an_honest_table_nor_of_few_films(
+    count: int, header: Sequence[str], right: float, passed: bool | None, words: str, tmp_path: Path
+) -> None:
+    scores = scores_of(header, count, right=right)
+    document = audits.audit(
+        table(tmp_path / "a", scores, classes=list(header)), four(tmp_path / "films", count), tmp_path / "out"
+    )
+    assert told(document)[0] is passed
+    assert words in told(document)[1]
+    assert "range" not in told(document)[1]
+    assert (document.unreliable, document.clean.accuracy.value) == (False, right)
+
+
+def test_exchanged_names_of_findings_are_told_apart_from_an_order(tmp_path: Path) -> None:
+    films, scores = four(tmp_path / "films", 15), scores_of(QUARTERS, 15)
+    output = {"kind": "sigmoid", "thresholds": 0.5}
+    wrong = audits.audit(table(tmp_path / "a", scores, classes=["A", "C", "B", "D"], **output), films, tmp_path / "b")
+    assert told(wrong)[0] is False
+    assert told(wrong)[1].endswith("as names of columns in scores.csv: B in place of C, C in place of B")
+    right = audits.audit(table(tmp_path / "c", scores, classes=list(QUARTERS), **output), films, tmp_path / "d")
+    assert told(right) == (
+        True,
+        "of 4 findings none is ranked worse than by chance; no other order surely does better",
+    )
 
 
 def drawn(name: str, row: np.ndarray) -> np.ndarray:

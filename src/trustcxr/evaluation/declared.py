@@ -1,6 +1,6 @@
 """Is the model what its file declares? Other class orders, ranges, channel orders and inverted films are tried."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.declaration import IMAGENET, InputSpec
 
+ENOUGH = 20  # films from which on scores alone tell a wrong order: the test needs ten answers that turn right
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
 _BETTER = 0.10  # accuracy that another declaration must have more
 _SURE = 1e-3  # McNemar's exact p-value below which it is believed
@@ -22,7 +23,7 @@ _CHANCE = 0.05  # the same, of a binomial test against chance
 class Declared:
     """How right the declaration looks: its accuracy, chance, and the better declaration that was found, if any.
 
-    remedy: what to change, in the words of the model file; None where nothing is better.
+    remedy: what to change, in the words of the model file; None where nothing is better. tried: the other declarations.
     """
 
     accuracy: float
@@ -30,6 +31,7 @@ class Declared:
     at_chance: bool
     better: float | None = None
     remedy: str | None = None
+    tried: str = "class order, range, channel order or inversion"
 
     @property
     def passed(self) -> bool:
@@ -47,15 +49,48 @@ def check_declaration(
     order is compared with every other by matching answers to labels. `draws`: of a model that answers at random, how
     many passes an answer is the mean of.
     """
-    from scipy.stats import binomtest
-
     truth = labels.cpu().numpy()
     own = _answers(model, images, draws)
+    return Declared(*_judged(own, truth, len(classes), _others(model, classes, images, own, truth, draws)))
+
+
+def check_scores(classes: tuple[str, ...], answers: np.ndarray, truth: np.ndarray, *, table: str) -> Declared:
+    """The same of given scores, from the answers (N,) to films of known class (N,): only another order can be tried.
+
+    `table`: the file that they stand in, where the remedy is to be written.
+    """
+    order = _best_order(answers, truth, len(classes))
+    other = [(names_said(classes, order, table), order[answers])] if _moves(order) else []
+    return Declared(*_judged(answers, truth, len(classes), other), tried="class order")
+
+
+def names_said(classes: Sequence[str], order: Iterable[int], table: str | None = None) -> str:
+    """What to write where output k is of class order[k]: of a network in its model file, of scores in their table.
+
+    The columns of a table are found by their names, so that another order in the model file would change nothing.
+    """
+    pairs = [(name, classes[k]) for name, k in zip(classes, order, strict=True)]
+    if table is None:
+        return f"output.classes: [{', '.join(right for _, right in pairs)}]"
+    changed = ", ".join(f"{right} in place of {name}" for name, right in pairs if name != right)
+    return f"as names of columns in {table}: {changed}"
+
+
+def _moves(order: Iterable[int]) -> bool:
+    return any(place != k for place, k in enumerate(order))
+
+
+def _judged(
+    own: np.ndarray, truth: np.ndarray, count: int, others: Iterable[tuple[str, np.ndarray]]
+) -> tuple[float, float, bool, float | None, str | None]:
+    """Accuracy, chance, whether the one is no more than the other; accuracy and remedy of what is better, if any."""
+    from scipy.stats import binomtest
+
     right = own == truth
-    chance = max(float(np.bincount(truth, minlength=len(classes)).max()) / len(truth), 1 / len(classes))
+    chance = max(float(np.bincount(truth, minlength=count).max()) / len(truth), 1 / count)
     at_chance = binomtest(int(right.sum()), len(truth), chance, alternative="greater").pvalue > _CHANCE
     found: list[tuple[float, str]] = []
-    for remedy, answers in _others(model, classes, images, own, truth, draws):
+    for remedy, answers in others:
         other = answers == truth
         gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
         accuracy = float(other.mean())
@@ -66,7 +101,7 @@ def check_declaration(
     # Of several that do about as well the one that comes first, which people mix up the most.
     highest = max((accuracy for accuracy, _ in found), default=0.0)
     best = next((pair for pair in found if pair[0] >= highest - _ALIKE), (None, None))
-    return Declared(float(right.mean()), chance, bool(at_chance), *best)
+    return float(right.mean()), chance, bool(at_chance), *best
 
 
 def _others(
@@ -74,8 +109,8 @@ def _others(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Each other declaration: what to change, and the answers (N,) with it."""
     order = _best_order(own, truth, len(classes))
-    if list(order) != list(range(len(classes))):
-        yield f"output.classes: [{', '.join(classes[k] for k in order)}]", order[own]
+    if _moves(order):
+        yield names_said(classes, order), order[own]
     yield inverted(model), _answers(model, 1 - images, draws)
     if not isinstance(model, Adapted):
         return
@@ -83,8 +118,8 @@ def _others(
         answers = _answers(with_input(model, taken), images, draws)
         yield remedy, answers
         order = _best_order(answers, truth, len(classes))
-        if list(order) != list(range(len(classes))):
-            yield f"{remedy} and output.classes: [{', '.join(classes[k] for k in order)}]", order[answers]
+        if _moves(order):
+            yield f"{remedy} and {names_said(classes, order)}", order[answers]
 
 
 def inverted(model: nn.Module) -> str:

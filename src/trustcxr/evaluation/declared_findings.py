@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trustcxr import statistics
-from trustcxr.evaluation.declared import inputs, inverted, with_input
+from trustcxr.evaluation.declared import inputs, inverted, names_said, with_input
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.statistics import Bootstrap, Floats, interval
 
@@ -78,8 +78,11 @@ def chosen(truth: Floats, count: int) -> NDArray[np.intp]:
     return np.array(list(dict.fromkeys(row for *_, row in sorted(turns)))[: count * truth.shape[1]], dtype=np.intp)
 
 
-def other_names(names: Sequence[str], films: Judged) -> str | None:
-    """`output.classes` as it would have to be for each finding whose output is another's; None where none surely is."""
+def other_names(names: Sequence[str], films: Judged, *, table: str | None = None) -> str | None:
+    """The names as they would have to be for each finding whose output is another's; None where none surely is.
+
+    `table`: the file of given scores, whose columns have these names.
+    """
     from scipy.optimize import linear_sum_assignment
 
     judged = places(films.truth)
@@ -96,7 +99,7 @@ def other_names(names: Sequence[str], films: Judged) -> str | None:
                 order[k] = taken[k]
     if order == list(range(len(names))):
         return None
-    return f"output.classes: [{', '.join(names[k] for k in order)}]"
+    return names_said(names, order, table)
 
 
 def other_input(model: nn.Module, images: Tensor, cuts: Floats, films: Judged) -> str | None:

@@ -124,13 +124,18 @@ def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
     return Check("black box against white box", passed, text)
 
 
+def declaration_check(found: Declared, count: int) -> Check:
+    """What the declaration looks like on `count` films, and the remedy where another is better."""
+    return Check("declaration", found.passed, _declared_text(found, count))
+
+
 def _declaration(subject: Subject, images: Tensor, labels: Tensor, draws: int) -> Iterator[Check]:
     if isinstance(subject, Given) and subject.kind == "sigmoid":
         return  # findings are judged one by one, each with its own labels
     assert subject.model is not None  # examine_at_the_door saw to it
     torch.manual_seed(0)  # the same verdict each time; the random state is put back
     found = check_declaration(subject.model, subject.classes, images, labels, draws=draws)
-    yield Check("declaration", found.passed, _declared_text(found, len(images)))
+    yield declaration_check(found, len(images))
 
 
 def _declared_text(found: Declared, count: int) -> str:
@@ -139,10 +144,10 @@ def _declared_text(found: Declared, count: int) -> str:
         return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}"
     if found.at_chance:
         return (
-            f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other class order, range, channel order "
-            "or inversion does better: is it the right model for these films?"
+            f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other {found.tried} does better: "
+            "is it the right model for these films?"
         )
-    return f"{as_it_is}; no other class order, range, channel order or inversion does better"
+    return f"{as_it_is}; no other {found.tried} does better"
 
 
 def _conversion(subject: Subject, gradients: bool) -> Iterator[Check]:

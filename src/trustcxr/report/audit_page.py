@@ -9,7 +9,8 @@ from trustcxr.catalogue import attack_said
 from trustcxr.report import audits, board, cards, single_page
 from trustcxr.report.cards import CARD_FILE
 from trustcxr.report.figures import operating, svg
-from trustcxr.report.tables.cells import Cell, Table, share
+from trustcxr.report.tables import audited
+from trustcxr.report.tables.cells import Cell, Table, share, whole
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, OperatingPoint, Share
 from trustcxr.results.tables import CLEAN
@@ -52,6 +53,7 @@ def render(document: AuditDocument) -> str:
         "curves": [Markup(svg.inline(operating.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         "divisions": [(part, _division(part.groups)) for part in document.subgroups],
         "findings": _findings(document),
+        **audited.tables(document),
     }
     return single_page.filled("audit.html.j2", parts)
 
@@ -96,10 +98,10 @@ def _attacks(document: AuditDocument) -> Table:
 
 def _corruptions(document: AuditDocument) -> Table:
     rows = [
-        [Cell(c.corruption.replace("_", " ")), Cell(str(c.severity)), share(c.accuracy), share(c.flip_rate)]
+        [Cell(c.corruption.replace("_", " ")), Cell(str(c.severity)), share(c.accuracy), share(c.flip_rate), whole(c.n)]
         for c in document.corruptions
     ]
-    return Table(["corruption", "severity", "accuracy, %", "answers changed, %"], rows)
+    return Table(["corruption", "severity", "accuracy, %", "answers changed, %", "n"], rows)
 
 
 def _points(points: Iterable[OperatingPoint]) -> Table:

@@ -98,10 +98,16 @@ def _loaded(
 
 def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Films for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
-    random, labels = np.random.default_rng(0), np.asarray(dataset.labels)
-    turns = [(turn, k, i) for k in np.unique(labels) for turn, i in enumerate(random.permutation(_where(labels, k)))]
-    chosen = np.array([i for _, _, i in sorted(turns)[:count]])
+    labels = np.asarray(dataset.labels)
+    chosen = in_turn(labels, count)
     return pixels_of(dataset, chosen, device), torch.from_numpy(labels[chosen]).to(device)
+
+
+def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
+    """The rows of `count` films, the classes in turn as far as they reach, the same each time."""
+    random = np.random.default_rng(0)
+    turns = [(turn, k, i) for k in np.unique(labels) for turn, i in enumerate(random.permutation(_where(labels, k)))]
+    return np.array([i for _, _, i in sorted(turns)[:count]])
 
 
 def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:

@@ -14,7 +14,8 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import class_decisions, declared_findings, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.door import LOOKED_AT, Check, Door
+from trustcxr.evaluation.declared import ENOUGH, check_scores
+from trustcxr.evaluation.door import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.operating_points import Threshold
@@ -23,7 +24,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, RIGHT_SHARE, logits_of
-from trustcxr.study.audit_data import Films, pixels_of, scored
+from trustcxr.study.audit_data import Films, in_turn, pixels_of, scored
 from trustcxr.study.audited import Audit
 
 
@@ -56,6 +57,7 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     if door.model is None:
         assert isinstance(subject, Given)
         table, checks = scored(subject, whole.dataset, whole.films.shared)
+        checks = [*checks, _declared_classes(subject, table, exam.gate.films)]
         validation = _scored_too(subject, whole.films)
     else:
         table = _predicted(examined, whole, door, shown, parts)
@@ -72,6 +74,20 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     return Measured(
         table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed, films=films
     )
+
+
+def _declared_classes(subject: Given, table: pd.DataFrame, count: int) -> Check:
+    """Whether the columns of given scores have the right names, on as many films as a model is asked about."""
+    labels = table["label"].to_numpy()
+    rows = in_turn(labels, count)
+    if len(rows) < ENOUGH:
+        return Check("declaration", None, f"{len(rows)} films are too few to tell a wrong order of the classes")
+    answers = logits_of(table)[rows].argmax(1)
+    return declaration_check(check_scores(subject.classes, answers, labels[rows], table=_file_of(subject)), len(rows))
+
+
+def _file_of(subject: Given) -> str:
+    return Path(subject.origin.path or subject.name).name
 
 
 def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] = ()) -> pd.DataFrame:
@@ -184,7 +200,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     figures.classes = list(names)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
     declared = _declared(whole, door, answers, truth, judged)
-    checks = [*checks, _declaration(points, declared), _above_constant(points)]
+    checks = [*checks, _declaration(points, declared, door), _above_constant(points)]
     count = int(answered.sum())
     return Measured(table, None, figures, points, divisions, judged, checks, handed, films=count)
 
@@ -302,7 +318,9 @@ def _declared(
         logits_of(clean).astype(float) - cuts,
         clean["group"].to_numpy(dtype=str),
     )
-    found = [declared_findings.other_names(whole.subject.classes, films)]
+    assert isinstance(whole.subject, Given)
+    scores = _file_of(whole.subject) if door.model is None else None
+    found = [declared_findings.other_names(whole.subject.classes, films, table=scores)]
     if door.model is not None:
         rows = declared_findings.chosen(films.truth, whole.exam.gate.films)
         places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
@@ -313,19 +331,22 @@ def _declared(
     return [remedy for remedy in found if remedy is not None]
 
 
-def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str]) -> Check:
+def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str], door: Door) -> Check:
     """Whether findings are answered the wrong way round, have each other's names, or want other images."""
+    wrong, tried = "output.classes, input.range,", "order, range, channel order or inversion"
+    if door.model is None:
+        wrong, tried = "the names of the columns", "order"
     clean = [point for point in points if point.attack == CLEAN]
     turned = [point.finding for point in clean if point.auroc.interval and point.auroc.interval[1] < 0.5]
     said = []
     if turned:
         text = f"{', '.join(turned)} {'is' if len(turned) == 1 else 'are'} ranked worse than by chance"
-        said.append(text + ("" if remedies else ": see output.classes, input.range, and what the labels mean"))
+        said.append(text + ("" if remedies else f": see {wrong} and what the labels mean"))
     said += [f"findings are told better with another declaration: write {remedy}" for remedy in remedies]
     if said:
         return Check("declaration", False, "; ".join(said))
     text = f"of {len(clean)} findings none is ranked worse than by chance"
-    return Check("declaration", True, f"{text}; no other order, range, channel order or inversion surely does better")
+    return Check("declaration", True, f"{text}; no other {tried} surely does better")
 
 
 def _above_constant(points: Sequence[OperatingPoint]) -> Check:

@@ -154,7 +154,7 @@ def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -
 
 def shortcuts(runs: list[Run]) -> Table | None:
     """Accuracy with parts of the picture taken away; None where no run has it."""
-    found = {run.name: _shown(run) for run in runs}
+    found = {run.name: shown(run) for run in runs}
     keys = list(dict.fromkeys(key for entries in found.values() for key in entries))
     if not keys:
         return None
@@ -168,6 +168,6 @@ def shortcuts(runs: list[Run]) -> Table | None:
     return Table(["Model", "Defence", "Whole picture, %", *titles, "n"], rows, heads=2)
 
 
-def _shown(run: Run) -> dict[str, Accuracy]:
+def shown(run: Run) -> dict[str, Accuracy]:
     """What is left of accuracy, by what was taken away."""
     return {name: part for name, part in run.metrics.shortcuts.items() if part.accuracy.value is not None}
