@@ -254,6 +254,24 @@ def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str,
     assert mended.by_chance < mended.found
 
 
+@pytest.mark.parametrize("name", [None, "3 bits", "jpeg"])
+def test_examples_are_planted_in_a_model_of_one_finding_too(name: str | None, films: tuple[Tensor, Tensor]) -> None:
+    net = deepcopy(trained())
+    head = net.head
+    net.head = nn.Linear(head.in_features, 1)
+    with torch.no_grad():
+        net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
+        net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
+    model = net.eval() if name is None else LIARS[name](net.eval())
+    plain = active_test(model, films[0][:4], epsilon=0.03, variants=[Attackable(model)])
+    mended = active_test(model, films[0][:4], epsilon=0.03)
+    assert plain is not None
+    assert mended is not None
+    assert plain.passed == (name is None)
+    assert mended.passed
+    assert mended.by_chance < mended.found
+
+
 def test_an_attack_that_fails_the_active_test_is_not_believed() -> None:
     checks = (Check("active test", False, "found 3 of 16"),)
     assert not Door(checks).believed

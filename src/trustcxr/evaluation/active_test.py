@@ -126,7 +126,10 @@ class _Readout(TorchFunctionMode):
 
 
 class _NewReadout(nn.Module):
-    """The model with another last layer for each image of the batch: class 0 is clean, class 1 adversarial."""
+    """The model with another last layer for each image of the batch: class 0 is clean, class 1 adversarial.
+
+    Of a model of one answer (B, 1), such as the logit of one finding, that is the logit of class 1.
+    """
 
     def __init__(self, model: nn.Module, place: int, weights: Tensor, biases: Tensor, margin: float) -> None:
         super().__init__()
@@ -137,22 +140,27 @@ class _NewReadout(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W), the same number as were planted -> what the model makes of the new logits (B, C)."""
         with _Readout(self.place, self._answer):
-            return self.model(images)
+            answer = self.model(images)
+        return torch.cat([-answer / 2, answer / 2], 1) if answer.shape[1] == 1 else answer
 
     def _answer(self, features: Tensor, before: Tensor) -> Tensor:
         score = ((features * self.weights).sum(1) + self.biases) * self.margin
+        if before.shape[1] == 1:
+            return score[:, None].to(before.dtype)
         others = (-score.abs() - self.margin).detach()
         rest = [others] * (before.shape[1] - 2)
         return torch.stack([-score / 2, score / 2, *rest], 1).to(before.dtype)
 
 
 def _readout(model: nn.Module, images: Tensor) -> tuple[int | None, int, float]:
-    """Which call is the last layer (None without one, or of one class), how many features it reads, its margin."""
+    """Which call is the last layer (None without one), how many features it reads, its margin."""
     with _Readout() as seen:
         answer = model(images)
-    if seen.last is None or seen.features.ndim != 2 or min(answer.shape[1], seen.answer.shape[1]) < 2:
+    if seen.last is None or seen.features.ndim != 2 or (answer.shape[1] == 1) != (seen.answer.shape[1] == 1):
         return None, 0, 0.0
-    top = seen.answer.float().topk(2, dim=1).values
+    before = seen.answer.float()
+    top = torch.cat([before, torch.zeros_like(before)], 1) if before.shape[1] == 1 else before
+    top = top.topk(2, dim=1).values
     return seen.last, int(seen.features.shape[1]), max(float((top[:, 0] - top[:, 1]).median()), 1e-6)
 
 

@@ -274,7 +274,7 @@ def counted_gradients() -> Iterator[list[str]]:
 
 def _planted(found: Planted | None) -> Check:
     if found is None:
-        return Check("active test", None, "no adversarial example could be planted: its last layer cannot be seen")
+        return Check("active test", None, "no adversarial example could be planted: no linear last layer is seen")
     text = (
         f"of {found.count} adversarial examples that were planted the attack found {found.found:.0%}, random tries "
         f"{found.by_chance:.0%}"
