@@ -22,6 +22,7 @@ from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Subject
 from trustcxr.models.adapters import Adapted, Given
 from trustcxr.models.adapters.adapted import saturation
+from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import GateCheck
 
@@ -54,7 +55,7 @@ class Door:
 
     model: the given one or, where its answers are of another kind than declared, the same taken as what they are: judge
     on it what an attack finds. model and traits are None where only scores were given. gradients: whether attacks can
-    use any.
+    use any. subject: what was given, as it was examined: without a conversion that answers otherwise on films.
     """
 
     checks: tuple[Check, ...]
@@ -62,6 +63,7 @@ class Door:
     traits: Traits | None = None
     gradients: bool = True
     variants: tuple[Attackable, ...] = field(default=())
+    subject: Subject | None = None
 
     @property
     def random(self) -> bool:
@@ -85,7 +87,8 @@ def examine_at_the_door(
     """All checks that need no long attack, on films (N, 1, H, W) in [0, 1] of known class (N,).
 
     Some hundred films, the classes evenly among them, tell a wrong declaration; the first 32 serve the rest, and around
-    the first `planted` an adversarial example is planted. The model is left as it was found.
+    the first `planted` an adversarial example is planted. A conversion that does not answer on all films as the
+    original does is not asked again: the original is, without gradients. The model is left as it was found.
     """
     if subject.model is None:
         return Door(
@@ -93,13 +96,15 @@ def examine_at_the_door(
         )
     few = images[:LOOKED_AT]
     with undisturbed(subject.model), Progress(f"{subject.name}: the gate at the door", _PARTS) as bar:
+        subject, differ = held_on(subject, images) if isinstance(subject, Given) else (subject, None)
+        assert subject.model is not None
         kind, model = _kind(subject.model, few)
         traits = look(model, few)
         bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
         checks = [
             *_declaration(subject, images, labels, JUDGED if traits.random else 1),
-            *_conversion(subject, gradients),
+            *_conversion(subject, gradients, len(images), differ),
             _deterministic(traits),
             *([] if traits.random else _alone(model, few[:ALONE])),
             *kind,
@@ -113,7 +118,7 @@ def examine_at_the_door(
         if gradients:
             checks.append(_planted(active_test(model, few[:planted], epsilon=epsilon, traits=traits)))
         bar.advance()
-    return Door(tuple(checks), model, traits, gradients, variants)
+    return Door(tuple(checks), model, traits, gradients, variants, subject)
 
 
 def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
@@ -150,7 +155,7 @@ def _declared_text(found: Declared, count: int) -> str:
     return f"{as_it_is}; no other {found.tried} does better"
 
 
-def _conversion(subject: Subject, gradients: bool) -> Iterator[Check]:
+def _conversion(subject: Subject, gradients: bool, count: int, differ: float | None) -> Iterator[Check]:
     if isinstance(subject, Given) and subject.origin.gradients != "own":
         none = [note for note in subject.origin.notes if note.startswith("no gradients")]
         if none and gradients:
@@ -158,7 +163,9 @@ def _conversion(subject: Subject, gradients: bool) -> Iterator[Check]:
         elif none:
             yield Check("conversion", False, f"{none[0]}; robust accuracy can only be overestimated")
         else:
-            yield Check("conversion", True, "gradients come from a conversion that answers as the original does")
+            text = "gradients come from a conversion that answers as the original does"
+            text += "" if differ is None else f": on {count} films their answers are at most {differ:.1e} apart"
+            yield Check("conversion", True, text)
 
 
 def _deterministic(traits: Traits) -> Check:

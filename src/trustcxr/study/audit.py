@@ -102,7 +102,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     measured = examine(whole, door, shown, out / PARTS / key)
     document = AuditDocument.of(
         measured.figures,
-        model=AuditedModel.model_validate(about(subject)),
+        model=AuditedModel.model_validate(about(door.subject or subject)),
         protocol=exam.version,
         data=AuditedData(
             name=dataset.root.name,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.answers import InBatches
+from trustcxr.models.adapters.answers import InBatches, in_a_line, refused_images
 from trustcxr.models.adapters.declaration import (
     InputSpec,
     Kind,
@@ -22,7 +22,7 @@ from trustcxr.models.adapters.declaration import (
     check,
     read_model_file,
 )
-from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, code_of, from_object, open_source
+from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, code_of, from_object, no_gradients, open_source
 from trustcxr.results import folders
 from trustcxr.results.documents import RunDocument, TrainingDocument
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = (".csv", ".parquet")
-_PROBES = 2  # images that conversions are compared on
+_PROBES = 2  # images of noise that conversions are compared on at first
+_AT_ONCE = 32  # films that they are compared on at once, later
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Given:
     """A model that somebody gave us, as evaluation and explanation take it.
 
     model: pixel space -> logits, in evaluation mode; None where only its scores were given, in `predictions` (columns
-    sample_id and logits). kind: what the logits are of; of "sigmoid" one a finding, judged at `thresholds`.
+    sample_id and logits). kind: what the logits are of; of "sigmoid" one a finding, judged at `thresholds`. original:
+    where `model` is a conversion that has gradients, the same as its own runtime runs it, without.
     """
 
     model: Adapted | None
@@ -68,6 +70,7 @@ class Given:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
+    original: Adapted | None = None
 
     @property
     def device(self) -> torch.device:
@@ -169,8 +172,7 @@ def _table(declared: ModelFile) -> Given:
 
 
 def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device | str | None) -> Given:
-    net = found.net if found.batch is None else InBatches(found.net, found.batch)
-    model = Adapted(net, declared.input, declared.output).eval()
+    model = _adapted(found.net, found, declared)
     if on is not None and found.kind != "ONNX":
         model = model.to(on)
     gradients, notes = found.gradients, list(found.notes)
@@ -178,13 +180,26 @@ def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device |
         gradients = "none"
         notes.append("no gradients: its answers do not depend on the image in a way that torch can follow")
     # The weights of a file that is run operator by operator are buffers.
-    weights = sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in net.buffers())
+    weights = sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.net.buffers())
     origin = Origin(origin.kind, origin.path, origin.sha256, origin.bytes, weights or None, gradients, tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
     given = declared.output
     return Given(
-        model, given.classes, declared.input.size, name, origin, declared.input, given, reported=declared.reported
+        model,
+        given.classes,
+        declared.input.size,
+        name,
+        origin,
+        declared.input,
+        given,
+        reported=declared.reported,
+        original=None if found.original is None else _adapted(found.original, found, declared),
     )
+
+
+def _adapted(net: nn.Module, found: Found, declared: ModelFile) -> Adapted:
+    net = net if found.batch is None else InBatches(net, found.batch)
+    return Adapted(net, declared.input, declared.output).eval()
 
 
 def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
@@ -198,12 +213,35 @@ def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
     except UserError as problem:
         raise UserError(f"{origin.path or declared.python}: {problem}") from None
     except Exception as problem:  # whatever a foreign forward pass raises
-        why = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
-        raise UserError(
-            f"{origin.path or declared.python}: it does not take images of {declared.input.channels} channels and "
-            f"{size} pixels ({why}): see input.size and input.channels"
-        ) from None
+        where = str(origin.path or declared.python)
+        raise refused_images(where, declared.input.channels, size, problem) from None
     return bool(logits.requires_grad)
+
+
+def held_on(given: Given, films: Tensor) -> tuple[Given, float | None]:
+    """What was given, its conversion held against the original on films (N, 1, H, W), before it is believed.
+
+    Where they answer alike it is as it was, and the second value says how far apart they are; where they do not, or the
+    conversion fails, it is the original, which has no gradients, and a note says why.
+    Raises UserError where the original itself does not take the films.
+    """
+    from trustcxr.models.adapters.onnx_files import AGREE, apart, otherwise
+
+    model, original = given.model, given.original
+    if model is None or original is None:
+        return given, None
+    with torch.no_grad():
+        wanted = torch.cat([original.answers(part) for part in films.split(_AT_ONCE)])
+        try:
+            differ = apart(torch.cat([model.answers(part) for part in films.split(_AT_ONCE)]), wanted)
+            if differ <= AGREE:
+                return given, differ
+            why = otherwise(differ)
+        except Exception as problem:  # an operator that is used in a way that is not known
+            why = f"its conversion to torch fails ({in_a_line(problem)})"
+    note = no_gradients(f"on {len(films)} films {why}")
+    origin = replace(given.origin, gradients="none", notes=(note, *given.origin.notes))
+    return replace(given, model=original, original=None, origin=origin), None
 
 
 def _origin(declared: ModelFile, kind: str) -> Origin:

@@ -2,10 +2,12 @@
 
 onnxruntime's answers are what the file means. Gradients come from running the graph in torch (`onnx_operators`), and
 only where that gives onnxruntime's answers to within 1e-4; otherwise the net answers without gradients, and says so.
+Noise is a first sieve when a file is loaded; `loading.held_on` compares both again on films.
 """
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
+from trustcxr.models.adapters.answers import in_a_line
 from trustcxr.models.adapters.onnx_operators import OPERATORS, Attributes, Operator, Unknown
 from trustcxr.models.adapters.operators import Values
 
@@ -27,6 +30,7 @@ class OnnxNet(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.where = str(path)
         model = read_onnx(path)
         runtime = _needs("onnxruntime")
         options = runtime.SessionOptions()
@@ -37,7 +41,7 @@ class OnnxNet(nn.Module):
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as problem:
-            raise UserError(f"{path}: onnxruntime does not take it ({_line(problem)})") from None
+            raise UserError(f"{path}: onnxruntime does not take it ({in_a_line(problem)})") from None
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             raise UserError(f"{path}: it takes {len(inputs)} inputs; one is needed, the images")
@@ -51,34 +55,56 @@ class OnnxNet(nn.Module):
         self.output, self.outputs = self.session.get_outputs()[0].name, len(self.session.get_outputs())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images as the file wants them -> its first answer, without a gradient."""
+        """Images as the file wants them -> its first answer, without a gradient. UserError where it does not run."""
         given = images.detach().cpu().numpy().astype(self.dtype)
-        (answer,) = self.session.run([self.output], {self.input: given})
+        try:
+            (answer,) = self.session.run([self.output], {self.input: given})
+        except Exception as problem:
+            raise UserError(
+                f"{self.where}: onnxruntime fails on images {given.shape} ({in_a_line(problem)}): see input.size and "
+                "input.channels of the model file"
+            ) from None
         return torch.from_numpy(np.asarray(answer)).to(images.device)
 
 
-def load_onnx(path: Path, images: Tensor) -> "tuple[OnnxNet | ConvertedNet, int | None, str | None]":
-    """The file as a net with gradients, or, where the conversion fails or says something else, without.
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file as onnxruntime runs it, and converted to torch with gradients.
 
-    `images` are some as the file wants them, on which both are compared. The second value is the one size of batch that
-    it takes, or None; the third says why there are no gradients, or is None. A net's `outputs` are how many it has, of
-    which it gives the first.
+    converted: None where the conversion fails or answers otherwise, and `why` says so. batch: the one size of batch
+    that it takes, None for any.
     """
+
+    original: OnnxNet
+    batch: int | None
+    converted: "ConvertedNet | None" = None
+    why: str = ""
+
+
+def load_onnx(path: Path, images: Tensor) -> OnnxFile:
+    """The file, with its conversion where that answers alike on `images`, which are some as the file wants them."""
     real = OnnxNet(path)
     fixed = real.shape[0] if isinstance(real.shape[0], int) else None
     probe = images if fixed is None else images[:1].expand(fixed, -1, -1, -1)
     with torch.no_grad():
-        wanted = _run(real, probe, path)
+        wanted = real(probe)
     try:
         net = ConvertedNet(path).eval()
         with torch.no_grad():
-            found = net(probe)
-        apart = float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+            differ = apart(net(probe), wanted)
     except Exception as problem:  # an operator that is not known, or is used in a way that is not
-        return real, fixed, f"it cannot be converted to torch ({_line(problem)})"
-    if not apart <= AGREE:
-        return real, fixed, f"its conversion to torch answers otherwise (by {apart:.1e}, where {AGREE:.0e} is let pass)"
-    return net, fixed, None
+        return OnnxFile(real, fixed, why=f"it cannot be converted to torch ({in_a_line(problem)})")
+    return OnnxFile(real, fixed, why=otherwise(differ)) if not differ <= AGREE else OnnxFile(real, fixed, net)
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """By how much answers differ from those that are wanted at most, of the largest of these or of 1."""
+    return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+
+
+def otherwise(differ: float) -> str:
+    """Why a conversion whose answers are that far apart is not used."""
+    return f"its conversion to torch answers otherwise (by {differ:.1e}, where {AGREE:.0e} is let pass)"
 
 
 def read_onnx(path: Path) -> Any:
@@ -91,7 +117,7 @@ def read_onnx(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
         graphs = list(_graphs(model.graph))
     except Exception as problem:
-        raise UserError(f"{path}: not readable as ONNX ({_line(problem)})") from None
+        raise UserError(f"{path}: not readable as ONNX ({in_a_line(problem)})") from None
     if not model.graph.node:
         raise UserError(f"{path}: not readable as ONNX (no operator in it)")
     for opset in model.opset_import:
@@ -109,7 +135,7 @@ def read_onnx(path: Path) -> Any:
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except Exception as problem:
-        raise UserError(f"{path}: its external data cannot be read ({_line(problem)})") from None
+        raise UserError(f"{path}: its external data cannot be read ({in_a_line(problem)})") from None
     return model
 
 
@@ -167,16 +193,6 @@ def _attributes(node: Any, opset: int, onnx: Any) -> Attributes:
             value = value.decode()
         found[attribute.name] = value if isinstance(value, Tensor | str | int | float) else list(value)
     return found
-
-
-def _run(net: OnnxNet, images: Tensor, path: Path) -> Tensor:
-    try:
-        return net(images)
-    except Exception as problem:
-        raise UserError(
-            f"{path}: onnxruntime fails on images {tuple(images.shape)} ({_line(problem)}): see input.size and "
-            "input.channels of the model file"
-        ) from None
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -258,8 +274,3 @@ def _needs(package: str) -> Any:
         return import_module(package)
     except ImportError:
         raise UserError(f"ONNX files need {package}: pip install '.[onnx]'") from None
-
-
-def _line(problem: Exception) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return (lines or [type(problem).__name__])[0][:160]

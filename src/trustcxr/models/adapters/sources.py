@@ -27,7 +27,8 @@ class Found:
     """A network and how it was had.
 
     kind: "torch.export", "TorchScript", "ONNX", "weights", "python". gradients: "own", "converted" (a stand-in that
-    answers alike has them) or "none". batch: the one size of batch that it takes, None for any.
+    answers alike has them) or "none". batch: the one size of batch that it takes, None for any. original: of a network
+    whose gradients are converted, the one that the file is, without any.
     """
 
     net: nn.Module
@@ -35,6 +36,7 @@ class Found:
     gradients: Gradients = "own"
     batch: int | None = None
     notes: tuple[str, ...] = ()
+    original: nn.Module | None = None
 
 
 def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Found:
@@ -79,12 +81,18 @@ def _scripted(path: Path, probe: Tensor, trust_code: bool) -> Found:
 def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
     from trustcxr.models.adapters.onnx_files import load_onnx
 
-    net, batch, why = load_onnx(path, probe)
-    first = f"it has {net.outputs} outputs, of which the first was taken for its answer, and no other looked at"
-    notes = (first,) if net.outputs > 1 else ()
-    if why is None:
-        return Found(net, "ONNX", "converted", batch, notes)
-    return Found(net, "ONNX", "none", batch, (f"no gradients: {why}; attacks without gradients alone", *notes))
+    file = load_onnx(path, probe)
+    net, outputs = file.original, file.original.outputs
+    first = f"it has {outputs} outputs, of which the first was taken for its answer, and no other looked at"
+    notes = (first,) if outputs > 1 else ()
+    if file.converted is not None:
+        return Found(file.converted, "ONNX", "converted", file.batch, notes, original=net)
+    return Found(net, "ONNX", "none", file.batch, (no_gradients(file.why), *notes))
+
+
+def no_gradients(why: str) -> str:
+    """The note of a network that is attacked without gradients."""
+    return f"no gradients: {why}; attacks without gradients alone"
 
 
 def _weights(path: Path, declared: ModelFile) -> Found:

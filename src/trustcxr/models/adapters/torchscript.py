@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
+from trustcxr.models.adapters.answers import in_a_line, refused_images
 from trustcxr.models.adapters.archives import Archive, check_pickle
 from trustcxr.models.adapters.operators import Values, aten_operator, refused
 
@@ -38,7 +39,7 @@ def trusted(path: Path) -> nn.Module:
     try:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except Exception as problem:
-        raise UserError(f"{path}: not readable as TorchScript ({_first_line(problem)})") from None
+        raise UserError(f"{path}: not readable as TorchScript ({in_a_line(problem)})") from None
 
 
 class ScriptedNet(nn.Module):
@@ -53,7 +54,7 @@ class ScriptedNet(nn.Module):
             scripted.eval()
             graph = scripted.inlined_graph
         except Exception as problem:
-            raise UserError(f"{path}: not readable as TorchScript ({_first_line(problem)})") from None
+            raise UserError(f"{path}: not readable as TorchScript ({in_a_line(problem)})") from None
         self.scripted = scripted
         self._graph = graph
         self._calls: dict[str, Callable[..., Any]] = {}
@@ -72,25 +73,39 @@ class ScriptedNet(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """Images as the program wants them -> its answer, a tensor or a tuple."""
         if not self.seen_inside:
-            return self.scripted(images)
+            return self._answered(images)
         names = [i.debugName() for i in self._graph.inputs()]
         env: Values = dict(zip(names, [self.scripted, images, *self._defaults], strict=True))
         answers = self._run(self._graph, env)
         return answers[0] if len(answers) == 1 else tuple(answers)
 
     def compare(self, images: Tensor) -> bool:
-        """Whether the graph, run here, answers as torch's own runtime does; if not, that is used from now on."""
+        """Whether the graph, run here, answers as torch's own runtime does; if not, that is used from now on.
+
+        UserError where that runtime itself fails on these images, which are as they were declared.
+        """
         with torch.no_grad():
-            wanted = _tensor(self.scripted(images))
+            try:
+                wanted = _tensor(self.scripted(images))
+            except Exception as problem:  # a shape that it does not take, or an exception that is scripted
+                raise refused_images(self.where, images.shape[1], images.shape[-1], problem) from None
             try:
                 found = _tensor(self(images))
                 # A program that draws at random differs from itself.
                 self.seen_inside = torch.allclose(found, wanted, rtol=1e-4, atol=1e-4) or not torch.allclose(
                     _tensor(self.scripted(images)), wanted
                 )
-            except (RuntimeError, TypeError, AttributeError, KeyError, IndexError):  # a node that is not as we think
+            # A node that is not as we think.
+            except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, UserError, torch.jit.Error):
                 self.seen_inside = False
         return self.seen_inside
+
+    def _answered(self, images: Tensor) -> Any:
+        """What torch's own runtime answers."""
+        try:
+            return self.scripted(images)
+        except torch.jit.Error as problem:  # one that is scripted
+            raise UserError(f"{self.where}: the program refuses these images ({in_a_line(problem)})") from None
 
     def _look_through(self, block: Any) -> None:
         """Every node, before any of them is run."""
@@ -302,8 +317,3 @@ def _worked_out_at_once(part: ast.AST) -> Iterator[ast.AST]:
     if isinstance(part, ast.ClassDef):
         values = [field.value for field in part.body if isinstance(field, ast.Assign | ast.AnnAssign)]
     return (inner for value in values if value is not None for inner in ast.walk(value))
-
-
-def _first_line(problem: Exception) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return (lines or [type(problem).__name__])[0][:160]

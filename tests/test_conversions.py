@@ -1,0 +1,159 @@
+"""ONNX is attacked with gradients only where its conversion to torch answers on real films as onnxruntime does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from small_networks import SIDE, images_and_labels
+from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
+from test_cli import run
+from trustcxr.errors import UserError
+from trustcxr.evaluation.door import Door, examine_at_the_door
+from trustcxr.models.adapters import load, onnx_operators
+from trustcxr.models.adapters.loading import held_on
+from trustcxr.study.audit import audit
+
+pytest.importorskip("onnxruntime")
+
+
+class BrightAbove(nn.Module):
+    """Tells dark, grey and bright films by their mean; bright by how far it lies above 0.6, which no noise reaches."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean((2, 3))
+        return torch.cat([100 * (0.4 - mean), 0 * mean, 1000 * (mean - 0.6).relu()], 1)
+
+
+def written(folder: Path, side: int) -> Path:
+    path, images = folder / "net.onnx", torch.rand(2, 1, side, side)
+    torch.onnx.export(
+        BrightAbove().eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}}
+    )
+    return path
+
+
+@pytest.fixture
+def misread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that takes every Relu for nothing: right below the threshold, and so on noise."""
+    monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda inputs, attributes: inputs[0] * 0)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that knows a Relu of nothing alone."""
+
+    def relu(inputs: list[Any], attributes: Any) -> Tensor:
+        if inputs[0].max() > 0:
+            raise onnx_operators.Unknown("Relu of more than nothing")
+        return inputs[0].relu()
+
+    monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", relu)
+
+
+def films() -> tuple[Tensor, Tensor]:
+    """Films (30, 1, SIDE, SIDE) of three brightnesses, and their classes."""
+    labels = torch.arange(30) % 3
+    noise = 0.02 * torch.randn((30, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    return torch.tensor([0.3, 0.5, 0.7])[labels][:, None, None, None] + noise, labels
+
+
+def door(path: Path) -> Door:
+    return examine_at_the_door(load(path, classes=CLASSES, size=SIDE), *films(), epsilon=0.05, planted=4)
+
+
+def check(found: Door, name: str) -> Any:
+    return next(c for c in found.checks if c.check == name)
+
+
+def test_a_conversion_that_answers_alike_on_films_gives_gradients(tmp_path: Path) -> None:
+    found = door(written(tmp_path, SIDE))
+    assert found.gradients
+    assert check(found, "conversion").passed
+    assert "on 30 films their answers are at most" in check(found, "conversion").text
+    assert found.subject is not None
+    assert found.subject.origin.gradients == "converted"
+
+
+@pytest.mark.parametrize(("how", "why"), [("misread", "answers otherwise (by "), ("failing", "fails (Relu of more")])
+def test_a_conversion_that_is_right_on_noise_alone_gives_none(
+    how: str, why: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = written(tmp_path, SIDE)
+    request.getfixturevalue(how)
+    assert load(path, classes=CLASSES, size=SIDE).origin.gradients == "converted", "noise does not tell"
+    found = door(path)
+    assert not found.gradients
+    assert found.variants == ()
+    assert check(found, "conversion").passed is False
+    assert f"no gradients: on 30 films its conversion to torch {why}" in check(found, "conversion").text
+    assert check(found, "conversion").text.endswith("robust accuracy can only be overestimated")
+    assert found.subject is not None
+    assert found.subject.origin.gradients == "none"
+    images, _ = films()
+    assert found.judged is not None
+    assert torch.allclose(found.judged(images), BrightAbove()(images), atol=1e-4)
+    assert check(found, "declaration").text.startswith("accuracy on 30 films is 100.0%")
+
+
+def test_a_fixed_batch_is_compared_in_its_batches(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(BrightAbove().eval(), (torch.rand(4, 1, SIDE, SIDE),), path, dynamo=False)
+    given, differ = held_on(load(path, classes=CLASSES, size=SIDE), films()[0])
+    assert differ is not None
+    assert differ <= 1e-4
+    assert given.origin.gradients == "converted"
+    request.getfixturevalue("misread")
+    given, _ = held_on(load(path, classes=CLASSES, size=SIDE), films()[0])
+    assert given.model is not None
+    assert torch.allclose(given.model(films()[0]), BrightAbove()(films()[0]), atol=1e-4)
+
+
+def test_other_models_are_not_asked_twice() -> None:
+    images, _ = images_and_labels(4)
+    given = load(BrightAbove(), classes=CLASSES, size=SIDE)
+    assert held_on(given, images) == (given, None)
+
+
+def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    misread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_steps(monkeypatch)
+    written(tmp_path, 16)
+    model = tmp_path / "model.yaml"
+    model.write_text(f"source: net.onnx\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n")
+    printed = run("audit", model, "--data", greys, "--out", tmp_path / "audit").stdout
+    document = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    note = "no gradients: on 36 films its conversion to torch answers otherwise"
+    assert document["model"]["gradients"] == "none"
+    assert document["model"]["notes"][0].startswith(note)
+    assert printed.index(note) < printed.index("declaration")
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert page.index(note) < page.index("What may NOT be relied on")
+    assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
+    assert document["unreliable"]
+    assert "attacks without them can only overestimate" in document["because"]
+    # Films as they are have onnxruntime's answers: the conversion takes no film for a bright one.
+    table = pd.read_parquet(tmp_path / "audit" / "predictions.parquet")
+    clean = table[table["attack"] == "clean"]
+    assert document["clean"]["accuracy"] > 0.9
+    assert sum(np.argmax(logits) == 2 for logits in clean["logits"]) >= 10
+    assert audit(model, greys, tmp_path / "audit").examination == document["examination"], "and not examined twice"
+
+
+def test_films_that_onnxruntime_does_not_take_are_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = load(written(tmp_path, SIDE), classes=CLASSES, size=SIDE)
+    assert given.original is not None
+    monkeypatch.setattr(given.original.net, "input", "another")
+    with pytest.raises(UserError, match=r"net.onnx: onnxruntime fails on images \(30, 1, 20, 20\)"):
+        held_on(given, films()[0])

@@ -1,0 +1,71 @@
+"""TorchScript that fails on images as they were declared: one line, with what was declared and where to look."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foreign_models import CLASSES, SIDE, scripted, small, traced
+from test_audit_command import greys  # noqa: F401
+from test_cli import complaint
+from trustcxr.errors import UserError
+from trustcxr.models.adapters import load
+
+DECLARED = "it does not take images of 1 channel and 32 pixels"
+
+
+class Particular(nn.Module):
+    """Raises of itself what it does not like."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != 3:
+            raise ValueError("three channels,\nplease")
+        return images.mean((2, 3))
+
+
+class Dark(nn.Module):
+    """Takes noise, and no bright film."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if bool(images.mean() > 0.9):
+            raise ValueError("too bright")
+        return images.mean((2, 3)).expand(-1, 3)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("write", [traced, scripted])
+def test_other_channels_than_declared_are_said_in_a_line(write: object, trusted: bool, tmp_path: Path) -> None:
+    path = write(small(), tmp_path / "m.pt")  # type: ignore[operator]
+    with pytest.raises(UserError) as problem:
+        load(path, classes=CLASSES, size=SIDE, channels=1, trust_code=trusted)
+    said = str(problem.value)
+    assert said.startswith(f"{path}: {DECLARED} (Given groups=1, weight of size [16, 3, 3, 3]")
+    assert said.endswith("but got 1 channels instead): see input.size and input.channels")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_exception_that_is_scripted_is_said_in_a_line(trusted: bool, tmp_path: Path) -> None:
+    path = scripted(Particular(), tmp_path / "m.pt")
+    with pytest.raises(UserError, match=rf"m\.pt: {DECLARED} \(ValueError: three channels,\): see input\.size"):
+        load(path, classes=CLASSES, size=SIDE, channels=1, trust_code=trusted)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_exception_that_only_some_images_meet_is_said_in_a_line(inside: bool, tmp_path: Path) -> None:
+    given = load(scripted(Dark(), tmp_path / "m.pt"), classes=CLASSES, size=SIDE, channels=3)
+    assert given.model is not None
+    given.model.net.seen_inside = inside  # run here node by node, or by torch's own runtime
+    assert given.model(torch.rand(2, 1, SIDE, SIDE)).shape == (2, 3)
+    with pytest.raises(UserError, match=r"the program refuses these images.*too bright"):
+        given.model(torch.ones(2, 1, SIDE, SIDE))
+
+
+def test_an_audit_of_it_ends_with_one_line(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    traced(small(), tmp_path / "m.pt")
+    model = tmp_path / "model.yaml"
+    model.write_text(
+        f"source: m.pt\ninput: {{size: {SIDE}, channels: 1}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
+    )
+    assert DECLARED in complaint("audit", model, "--data", greys, "--out", tmp_path / "audit")
