@@ -16,7 +16,7 @@ from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditDocument, AuditedData, AuditedModel, read
+from trustcxr.results.documents import AuditDocument, AuditedModel, read
 from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import at_the_door, open_films
@@ -62,11 +62,20 @@ def audit(
     with holding(out):
         if path.is_file() and (before := read(AuditDocument, path)).examination == key:
             say(f"{out}: already examined")
-            return before
+            return _known_by_files(before, whole, path)
         document = _document(whole, out, key)
         files.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDocument:
+    """An earlier audit of the same pixels, with the checksum of the films' files as they are now, written if new."""
+    now = whole.data(before.data.n)
+    if now.files != before.data.files:
+        before.data = now
+        files.write_json(path, before)
+    return before
 
 
 def _refuse_another(out: Path, subject: Subject) -> None:
@@ -104,13 +113,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         measured.figures,
         model=AuditedModel.model_validate(about(subject)),
         protocol=exam.version,
-        data=AuditedData(
-            name=dataset.root.name,
-            fingerprint=dataset.fingerprint,
-            truth=whole.truth,
-            n=measured.films,
-            total=len(dataset),
-        ),
+        data=whole.data(measured.films),
         examination=key,
     )
     if dataset.notes:

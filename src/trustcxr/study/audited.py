@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
 from trustcxr.data.dataset import Dataset
@@ -17,7 +19,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditedModel
+from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 
 
@@ -61,6 +63,27 @@ class Audit:
         if not isinstance(self.subject, Given) or self.subject.kind != "sigmoid":
             return ""
         return sha256(findings.known(self.dataset.table, self.subject.classes).tobytes()).hexdigest()[:16]
+
+    @property
+    def truth_by_name(self) -> str:
+        """The same of films by their names and of findings by theirs, so that it is the same in any order."""
+        if not self.truth:
+            return ""
+        names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
+        known = findings.known(self.dataset.table, names)[order]
+        return sha256("\n".join(names).encode() + known.tobytes()).hexdigest()[:16]
+
+    def data(self, count: int | None) -> AuditedData:
+        """The images, as they stand under `data`; `count` of them have a score."""
+        return AuditedData(
+            name=self.dataset.root.name,
+            fingerprint=self.dataset.fingerprint,
+            files=self.dataset.files_fingerprint,
+            truth=self.truth,
+            truth_by_name=self.truth_by_name,
+            n=count,
+            total=len(self.dataset),
+        )
 
 
 def _known(dataset: Dataset) -> Iterator[bytes]:
