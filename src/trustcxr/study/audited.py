@@ -1,12 +1,14 @@
 """What an audit is of: the model, the films, the examination; and what is written of the model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
@@ -43,12 +45,23 @@ class Audit:
         return isinstance(self.subject, Run) or self.subject.origin.kind != "python"
 
     @property
+    def taught(self) -> Callable[[], Tensor] | None:
+        """Gets the training films that a surrogate learns from; None where there are none."""
+        found = self.films.taught
+        return None if found is None else partial(found.pixels, self.subject.device)
+
+    @property
     def key(self) -> str:
-        """A checksum of the model, of all that is known of the images examined and of validation, and of the exam."""
+        """A checksum of the model, of all that is known of the images examined and of validation, and of the exam.
+
+        Of the films that a surrogate may learn from by their pixels.
+        """
         content = [__version__, about(self.subject), self.dataset.fingerprint, self.exam.model_dump(mode="json")]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
         content += [] if self.handed is None else [files.checksum(self.handed.path)]
+        if (taught := self.films.taught) is not None:
+            content += [taught.training.film_sums[taught.rows].tolist()]
         found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
