@@ -320,6 +320,21 @@ def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(films
     assert films[0].shape[-1] == SIDE
 
 
+def test_a_surrogate_learns_from_the_films_that_it_is_given_for_that(
+    films: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Tensor] = []
+    monkeypatch.setattr("trustcxr.evaluation.carried_out.distil", lambda model, some, **_: learned.append(some))
+    model, others = trained(), images_and_labels(8, seed=77)[0]
+    traits = look(model, films[0])
+    for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):
+        carried = CarriedOut(model, traits, gradients, films[0], taught=taught)
+        assert carried.ready([AttackRecipe(name="worst-case")]).surrogate is None
+    assert len(learned) == 2, "of a network with its own gradients there is none"
+    assert learned[0] is others
+    assert learned[1] is films[0]
+
+
 def test_a_model_without_gradients_says_so_to_an_attack(films: tuple[Tensor, Tensor]) -> None:
     from trustcxr.errors import UserError
 

@@ -164,7 +164,7 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     for key, value, words in (
         ("protocol", None, "other options"),
         ("protocol", "exam-0", "examined by exam-1 and by exam-0"),
-        ("data", content["data"] | {"fingerprint": "0"}, "not the same images"),
+        ("data", content["data"] | {"fingerprint": "0", "files": "0"}, "not the same images"),
     ):
         files.write_json(bad / "audit.json", content | {key: value})
         assert words in complaint("compare", good, bad)

@@ -229,7 +229,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
     for name, change in {
         "own": {"protocol": None},
         "older": {"protocol": "exam-0"},
-        "elsewhere": {"data": content["data"] | {"fingerprint": "0"}},
+        "elsewhere": {"data": content["data"] | {"fingerprint": "0", "files": "0"}},
         "classes": {"classes": ["a", "b", "c"]},
     }.items():
         files.write_json(audits / name / "audit.json", content | change)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from trustcxr.data import sums
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
 from trustcxr.data.store import Store, open_store
@@ -119,6 +120,18 @@ class Dataset:
     def fingerprint(self) -> str:
         """What these samples are: their names, classes and pixels at this size, as 16 hexadecimal digits."""
         return _fingerprint(self.table, self.film_sums)
+
+    @cached_property
+    def files_fingerprint(self) -> str:
+        """What these samples are at any size: their names, classes and files' bytes, as 16 hexadecimal digits.
+
+        Empty where a file cannot be read, or the files are so large that to read them once more takes long.
+        """
+        found = sums.of_files([f"{self.root}/{path}" for path in self.table["path"]])
+        if found is None:
+            return ""
+        order = np.argsort(self.sample_ids)  # that of the table is by class, which another mapping of labels changes
+        return _fingerprint(self.table.iloc[order], np.array(found, dtype=str)[order])
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of every split of the data set, whichever of them this is."""

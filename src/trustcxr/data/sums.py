@@ -8,22 +8,24 @@ to be known. Stores from before these files get them when they are next opened.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
 from trustcxr.errors import CannotWrite
+from trustcxr.results.disk import open_regular
 from trustcxr.results.files import replacing, write_json
 
 FILMS_FILE, SUMS_FILE, INDEX_FILE = "films.b2", "sums.json", "index.json"
 _BYTES = 16
 _BLOCK = 2**24
 _KIND = "xxh3:"
+_CHEAP = 2**36  # bytes of files that are read a second time only to know them again: a few minutes of a disk
 
 
 class _Known(TypedDict, total=False):
@@ -84,6 +86,30 @@ def films(folder: Path, count: int, row_bytes: int) -> np.ndarray:
             temporary.write_bytes(content)
     digits = content[:-_BYTES].hex()
     return np.array([digits[at : at + 2 * _BYTES] for at in range(0, len(digits), 2 * _BYTES)], dtype=str)
+
+
+def of_files(paths: Sequence[str]) -> list[str] | None:
+    """SHA-256 of each file's bytes, in hexadecimal; None where one cannot be read, or all are too much to read twice.
+
+    Links are followed.
+    """
+    from joblib import cpu_count
+
+    try:
+        if sum(Path(path).stat().st_size for path in paths) > _CHEAP:
+            return None
+        with ThreadPoolExecutor(cpu_count()) as threads:
+            return list(threads.map(_of_file, paths))
+    except OSError:
+        return None
+
+
+def _of_file(path: str) -> str:
+    digest = sha256()
+    with open_regular(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _read(folder: Path) -> dict[str, _Known] | None:

@@ -1,6 +1,6 @@
 """Attacks as one given model needs them: as they stand, through stand-ins, over draws, or without any gradient."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -26,8 +26,9 @@ class CarriedOut:
 
     Where nothing stops gradients an attack is what it is for a run of ours; it looks for images on the model with
     BatchNorm folded away, and what it claims is confirmed on the model itself, else looked for there. `films` (N, 1, H,
-    W) are those that a surrogate learns from. `whole_climb`: a climb goes on where the answer is wrong already, so that
-    what is left of the ranking of films is seen too. What is found is judged on the model itself by whoever calls.
+    W) are those that this is tried on. `taught` gets the films that a surrogate learns from; None: it is those.
+    `whole_climb`: a climb goes on where the answer is wrong already, so that what is left of the ranking of films is
+    seen too. What is found is judged on the model itself by whoever calls.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class CarriedOut:
     gradients: bool
     films: Tensor
     whole_climb: bool = False
+    taught: Callable[[], Tensor] | None = None
 
     def ready(self, conditions: Iterable[AttackRecipe]) -> "CarriedOut":
         """Itself, with what these attacks need made: not later, by several threads at once."""
@@ -111,6 +113,12 @@ class CarriedOut:
     @cached_property
     def surrogate(self) -> nn.Module | None:
         """A network distilled from the model, where its own gradients are not enough."""
-        if self.gradients and not (self.traits.random or self.traits.needs_stand_ins):
+        if not needs_surrogate(self.traits, self.gradients):
             return None
-        return distil(self.model, self.films, scale=self.traits.scale)
+        films = self.films if self.taught is None else self.taught()
+        return distil(self.model, films, scale=self.traits.scale)
+
+
+def needs_surrogate(traits: Traits, gradients: bool) -> bool:
+    """Whether the model's own gradients are not enough for worst-case; `gradients`: whether attacks can use any."""
+    return not gradients or traits.random or traits.needs_stand_ins

@@ -56,7 +56,8 @@ def verdict(document: AuditDocument, checks: Sequence[Check], door: Door) -> tup
     reasons = [f"{check.check}: {check.text}" for check in checks if check.passed is False and check.check in _GRAVE]
     reasons += [*_by_chance(document), *(alarm.text for alarm in document.alarms if alarm.kind == "weak_attack")]
     if door.model is not None and not door.gradients:
-        reasons.append("it has no gradients: attacks without them can only overestimate robust accuracy")
+        told = "".join(f" ({check.text})" for check in checks if check.check == "surrogate")
+        reasons.append(f"it has no gradients: attacks without them can only overestimate robust accuracy{told}")
     elif door.traits is not None and door.traits.needs_stand_ins and door.traits.healed > 0.02:
         reasons.append(f"{door.traits.healed:.1%} of films have no gradient, even through stand-ins")
     return bool(reasons), "; ".join(reasons) or "nothing was found that speaks against these figures"

@@ -171,6 +171,8 @@ def pair_remarks(found: AuditPair) -> list[str]:
     lines = [f"The audit of {name} says that its figures may not be relied on" for name, bad in names if bad]
     if found.data.partial:
         lines.append(f"Compared on {found.data.images} images at most: one of them has no score of the others")
+    if found.same_pixels is False and len(found.rows) > 1:  # of scores alone there is nothing but the clean row
+        lines.append("The same films at different sizes: each model was attacked, and films corrupted, at its own size")
     if found.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
     return lines

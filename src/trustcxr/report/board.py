@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,9 +73,9 @@ def gather(folder: Path) -> Board:
     if not found:
         why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
         raise UserError(f"{folder}: no {folders.AUDIT_FILE} of a whole examination in it{why}")
-    chosen = Counter(_key(document) for _, document in found).most_common(1)[0][0]
-    kept = [(name, document) for name, document in found if _key(document) == chosen]
-    refused += [(name, _why(document, kept[0][1])) for name, document in found if _key(document) != chosen]
+    chosen = max((document for _, document in found), key=lambda one: sum(not _why(other, one) for _, other in found))
+    kept = [(name, document) for name, document in found if not _why(document, chosen)]
+    refused += [(name, why) for name, document in found if (why := _why(document, chosen))]
     kept.sort(key=lambda pair: _rank(pair[1]))
     first = kept[0][1]
     count = first.data.total or first.data.n or 0
@@ -89,22 +88,17 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
     return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
 
 
-def _key(document: AuditDocument) -> tuple[str | None, str, str, tuple[str, ...]]:
-    return document.protocol, document.data.fingerprint, document.data.truth, tuple(document.classes)
-
-
 def _why(document: AuditDocument, others: AuditDocument) -> str:
-    """Why an audit does not compare with the others."""
+    """Why an audit does not compare with the others; empty where it does."""
     if document.protocol != others.protocol:
         return f"examined by {document.protocol}, the others by {others.protocol}"
-    if document.classes != others.classes:
+    if not document.same_classes(others):
         return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
-    if document.data.fingerprint == others.data.fingerprint:
+    if not document.data.same_images(others.data):
+        return f"not the same images as the others {document.data.apart(others.data)}"
+    if not document.data.same_truth(others.data):
         return "not the same labels of findings as the others on these images"
-    return (
-        f"not the same images as the others ({document.data.name}, {document.data.n}; {others.data.name}, "
-        f"{others.data.n}), or not read at the same size"
-    )
+    return ""
 
 
 def attacked(document: RunDocument) -> AttackResult:

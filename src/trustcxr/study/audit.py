@@ -4,10 +4,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trustcxr.catalogue import WORST_CASE
 from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in, reliance
-from trustcxr.evaluation.door import Check, examine_at_the_door
+from trustcxr.evaluation.carried_out import needs_surrogate
+from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
@@ -16,7 +18,7 @@ from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditDocument, AuditedData, AuditedModel, read
+from trustcxr.results.documents import AuditDocument, AuditedModel, read
 from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import at_the_door, open_films
@@ -62,11 +64,20 @@ def audit(
     with holding(out):
         if path.is_file() and (before := read(AuditDocument, path)).examination == key:
             say(f"{out}: already examined")
-            return before
+            return _known_by_files(before, whole, path)
         document = _document(whole, out, key)
         files.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDocument:
+    """An earlier audit of the same pixels, with the checksum of the films' files as they are now, written if new."""
+    now = whole.data(before.data.n)
+    if now.files != before.data.files:
+        before.data = now
+        files.write_json(path, before)
+    return before
 
 
 def _refuse_another(out: Path, subject: Subject) -> None:
@@ -104,20 +115,14 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         measured.figures,
         model=AuditedModel.model_validate(about(door.subject or subject)),
         protocol=exam.version,
-        data=AuditedData(
-            name=dataset.root.name,
-            fingerprint=dataset.fingerprint,
-            truth=whole.truth,
-            n=measured.films,
-            total=len(dataset),
-        ),
+        data=whole.data(measured.films),
         examination=key,
     )
     if dataset.notes:
         document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
-    checks = [*door.checks, *_reading(subject), *measured.checks]
+    checks = [*door.checks, *_reading(subject), *_surrogate(whole, door, len(shown)), *measured.checks]
     reliance.withdraw(document, door)
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
@@ -128,6 +133,21 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     if measured.validation is not None:
         files.write_table(out / folders.VALIDATION_FILE, measured.validation)
     return document
+
+
+def _surrogate(whole: Audit, door: Door, shown: int) -> list[Check]:
+    """What a surrogate learned from, where one was made."""
+    asked = whole.exam.attacks if door.gradients else whole.exam.without_gradients
+    if door.traits is None or not any(attack.name == WORST_CASE for attack in asked):
+        return []
+    if not needs_surrogate(door.traits, door.gradients):
+        return []
+    text = "a surrogate, whose adversarial images are tried on the model, learned to answer as it does from "
+    if (taught := whole.films.taught) is not None:
+        text += f"{len(taught.rows)} films of the split {taught.training.split}, none of a patient who is examined"
+    else:
+        text += f"{shown} of the films that are examined, since these data have no training films of other patients"
+    return [Check("surrogate", True, text)]
 
 
 def _reading(subject: Subject) -> list[Check]:

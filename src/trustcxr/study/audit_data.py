@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +26,33 @@ from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN
 from trustcxr.study.films import manifest_of, report_skipped, say_reading
 
+TAUGHT = 256  # films of training that a surrogate learns from, at most
 _SURE = 2  # names that are one film's alone
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a surrogate learns from: `rows` of the training films, none of them examined, nor of a patient who is."""
+
+    training: Dataset
+    rows: np.ndarray
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The films, (N, 1, H, W) in [0, 1]."""
+        return pixels_of(self.training, self.rows, device)
 
 
 @dataclass(frozen=True)
 class Films:
     """`examined`, and `validation` where the data have such a split and the model was not trained on it too.
 
+    taught: films of training for a surrogate; None where the data have none, or there is no model to ask.
     shared: names that several films of the data have, of whichever split: their files', with and without the ending.
     """
 
     examined: Dataset
     validation: Dataset | None = None
+    taught: Taught | None = None
     shared: frozenset[str] = frozenset()
 
 
@@ -72,11 +88,26 @@ def open_films(
     examined = _loaded(manifest, wanted, subject, classes, resize, renamed)
     say_reading(examined, set())
     report_skipped(examined)
-    refit = isinstance(subject, Run) and subject.trained_by.training.refit
-    held = splits.val in manifest.splits or (undivided and {wanted, splits.val} <= SHARES.keys())
-    if wanted in (None, splits.val) or not held or refit:
-        return Films(examined, shared=_shared(manifest))
-    return Films(examined, _loaded(manifest, splits.val, subject, classes, resize, renamed), _shared(manifest))
+    validation = training = None
+    if _has(manifest, splits.val, wanted) and not (isinstance(subject, Run) and subject.trained_by.training.refit):
+        validation = _loaded(manifest, splits.val, subject, classes, resize, renamed)
+    if _has(manifest, splits.train, wanted) and subject.model is not None:
+        with suppress(UserError):  # no image of it is readable
+            training = _loaded(manifest, splits.train, subject, classes, resize, renamed)
+    return Films(examined, validation, None if training is None else _taught(training, examined), _shared(manifest))
+
+
+def _has(manifest: Manifest, split: str, examined: str | None) -> bool:
+    """Whether the data have this split beside the one that is examined; None: all of them are."""
+    divided = manifest.splits == (NO_SPLIT,) and {examined, split} <= SHARES.keys()
+    return examined not in (None, split) and (split in manifest.splits or divided)
+
+
+def _taught(training: Dataset, examined: Dataset) -> Taught | None:
+    """Training films for a surrogate: the classes in turn, the same each time; None where all are films examined."""
+    strange = ~np.isin(training.groups, examined.groups) & ~np.isin(training.film_sums, examined.film_sums)
+    rows = np.flatnonzero(strange)
+    return Taught(training, rows[in_turn(np.asarray(training.labels)[rows], TAUGHT)]) if len(rows) else None
 
 
 def trained_on(run: Run) -> str:

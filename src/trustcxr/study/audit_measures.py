@@ -115,7 +115,7 @@ def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, part
         attacks,
         corruptions=exam.corruptions,
         batch_size=exam.batch_size,
-        carry_out=CarriedOut(door.model, door.traits, door.gradients, films).ready(attacks),
+        carry_out=CarriedOut(door.model, door.traits, door.gradients, films, taught=whole.taught).ready(attacks),
         parts=parts,
         at_once=whole.at_once,
     )
@@ -139,7 +139,7 @@ def _aimed(
         name = examined.classes[place]
         decision = class_decisions.decision(door.model, place, thresholds[name])
         traits = look(decision, films[:LOOKED_AT], random=door.random)
-        carried = CarriedOut(decision, traits, door.gradients, films, whole_climb=True)
+        carried = CarriedOut(decision, traits, door.gradients, films, whole_climb=True, taught=whole.taught)
         table = evaluation.predict(
             examined,
             whole.dataset,
@@ -292,6 +292,7 @@ def _attacked(
     exam, rows = whole.exam, np.flatnonzero(np.isfinite(labels))
     traits = look(decision, shown[:LOOKED_AT], random=door.random)
     attacks = exam.attacks if door.gradients else exam.without_gradients
+    carried = CarriedOut(decision, traits, door.gradients, shown, whole_climb=True, taught=whole.taught)
     table = evaluation.predict(
         Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
         findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
@@ -299,7 +300,7 @@ def _attacked(
         views=False,
         clean=not attacks,
         batch_size=exam.batch_size,
-        carry_out=CarriedOut(decision, traits, door.gradients, shown, whole_climb=True).ready(attacks),
+        carry_out=carried.ready(attacks),
         parts=parts,
         at_once=whole.at_once,
     )

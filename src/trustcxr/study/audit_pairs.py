@@ -14,7 +14,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
 
     `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
     corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ.
-    Raises UserError, with the reason, unless both were examined by one protocol on the same images.
+    Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
+    Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes.
     """
     audits = [_audit(folder) for folder in (first, second)]
     _check(audits, (first, second))
@@ -44,6 +45,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         second=audits[1].model.name,
         protocol=audits[0].protocol,
         data=min((document.data for document in audits), key=lambda data: data.n or 0),
+        same_pixels=audits[0].data.fingerprint == audits[1].data.fingerprint,
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
         rows=rows,
@@ -67,12 +69,11 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
     pair = f"{where[0]} and {where[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
-    if one.classes != other.classes:
-        raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}, in that order")
-    if one.data.fingerprint != other.data.fingerprint:
+    if not one.same_classes(other):
+        raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}")
+    if not one.data.same_images(other.data):
         raise UserError(
-            f"{pair}: not the same images ({one.data.name}, {one.data.n}; {other.data.name}, {other.data.n}), or not "
-            "read at the same size; audit both on one data set and split"
+            f"{pair}: not the same images {one.data.apart(other.data)}; audit both on one data set and split"
         )
-    if one.data.truth != other.data.truth:
+    if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")

@@ -1,10 +1,14 @@
 """What an audit is of: the model, the films, the examination; and what is written of the model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
@@ -17,7 +21,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditedModel
+from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 
 
@@ -41,12 +45,23 @@ class Audit:
         return isinstance(self.subject, Run) or self.subject.origin.kind != "python"
 
     @property
+    def taught(self) -> Callable[[], Tensor] | None:
+        """Gets the training films that a surrogate learns from; None where there are none."""
+        found = self.films.taught
+        return None if found is None else partial(found.pixels, self.subject.device)
+
+    @property
     def key(self) -> str:
-        """A checksum of the model, of all that is known of the images examined and of validation, and of the exam."""
+        """A checksum of the model, of all that is known of the images examined and of validation, and of the exam.
+
+        Of the films that a surrogate may learn from by their pixels.
+        """
         content = [__version__, about(self.subject), self.dataset.fingerprint, self.exam.model_dump(mode="json")]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
         content += [] if self.handed is None else [files.checksum(self.handed.path)]
+        if (taught := self.films.taught) is not None:
+            content += [taught.training.film_sums[taught.rows].tolist()]
         found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -61,6 +76,27 @@ class Audit:
         if not isinstance(self.subject, Given) or self.subject.kind != "sigmoid":
             return ""
         return sha256(findings.known(self.dataset.table, self.subject.classes).tobytes()).hexdigest()[:16]
+
+    @property
+    def truth_by_name(self) -> str:
+        """The same of films by their names and of findings by theirs, so that it is the same in any order."""
+        if not self.truth:
+            return ""
+        names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
+        known = findings.known(self.dataset.table, names)[order]
+        return sha256("\n".join(names).encode() + known.tobytes()).hexdigest()[:16]
+
+    def data(self, count: int | None) -> AuditedData:
+        """The images, as they stand under `data`; `count` of them have a score."""
+        return AuditedData(
+            name=self.dataset.root.name,
+            fingerprint=self.dataset.fingerprint,
+            files=self.dataset.files_fingerprint,
+            truth=self.truth,
+            truth_by_name=self.truth_by_name,
+            n=count,
+            total=len(self.dataset),
+        )
 
 
 def _known(dataset: Dataset) -> Iterator[bytes]:

@@ -38,17 +38,41 @@ class AuditedModel(Document):
 
 
 class AuditedData(Document):
-    """The images that it was examined on; audits compare where `fingerprint` and `truth` agree.
+    """The images that it was examined on; audits compare where the images and what is known of findings are the same.
 
-    `fingerprint` is of names, classes and pixels; `truth`, of a model of findings, of what is known of each finding.
-    `n` images have a score, of the `total` that the data have.
+    `fingerprint` is of names, classes and pixels at the size that the model wants; `files` of names, classes and the
+    bytes of the films' files, so the same for a model of any size: empty where these could not be had cheaply, and in
+    audits from before it. `truth`, of a model of findings, is of what is known of each finding in the order of its
+    classes; `truth_by_name` of the same whatever their order. `n` images have a score, of the `total` that the data
+    have.
     """
 
     name: str = ""
     fingerprint: str = ""
+    files: str = ""
     truth: str = ""
+    truth_by_name: str = ""
     n: int | None = None
     total: int | None = None
+
+    def same_images(self, other: "AuditedData") -> bool:
+        """Whether these are those of another audit: by their files or, where one has no such checksum, their pixels."""
+        if self.files and other.files:
+            return self.files == other.files
+        return self.fingerprint == other.fingerprint
+
+    def same_truth(self, other: "AuditedData") -> bool:
+        """Whether of the same images the same is known of each finding."""
+        if self.truth_by_name and other.truth_by_name:
+            return self.truth_by_name == other.truth_by_name
+        return self.truth == other.truth
+
+    def apart(self, other: "AuditedData") -> str:
+        """Which images both are and why they are not the same, in words."""
+        which = f"({self.name}, {self.n}; {other.name}, {other.n})"
+        if self.files and other.files:
+            return f"{which}: their names, labels or files differ"
+        return f"{which}, or not read at the same size, and not both audits have a checksum of the films' files"
 
     @property
     def partial(self) -> bool:
@@ -81,6 +105,10 @@ class AuditDocument(RunDocument):
     findings: Records[Finding] = []
     handed_in: Records[HandedIn] = []
     examination: str = ""
+
+    def same_classes(self, other: "AuditDocument") -> bool:
+        """Whether it knows the classes of another one, in whichever order."""
+        return sorted(self.classes) == sorted(other.classes)
 
     @classmethod
     def of(

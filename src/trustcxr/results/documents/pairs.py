@@ -23,13 +23,15 @@ class PairRow(Document):
 class AuditPair(Document):
     """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
 
-    `data` as the audit has them of which fewer images have a score.
+    `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
+    same pixels; not where they want films of different sizes.
     """
 
     first: str = ""
     second: str = ""
     protocol: str | None = None
     data: AuditedData = AuditedData()
+    same_pixels: bool | None = None
     unreliable: list[bool] = []
     withdrawn: list[str] = []
     rows: Records[PairRow] = []

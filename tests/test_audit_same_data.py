@@ -1,0 +1,227 @@
+"""Two audits of one version on one data set compare, whatever size their models want and in whichever order they name
+the classes; audits of other films do not."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from test_audit_command import CLASSES, Brightness, _short, greys  # noqa: F401
+from test_audit_tables import table as scores_file
+from test_cli import complaint
+from trustcxr.data import load_dataset
+from trustcxr.report import board
+from trustcxr.report.audits import pair_remarks
+from trustcxr.results import files
+from trustcxr.results.documents import AuditDocument, AuditedData, read
+from trustcxr.study import audit as audits
+from trustcxr.study import audit_pairs
+
+ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
+
+
+def model_file(folder: Path, size: int = 16, order: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """A network that tells films by their mean, at a size and with its classes in an order."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.jit.trace(Brightness(order).eval(), torch.rand(2, 1, size, size)).save(str(folder / "net.pt"))
+    output = {"kind": "logits", "classes": [CLASSES[place] for place in order]}
+    content = {"source": "net.pt", "input": {"size": size}, "output": output}
+    (folder / "model.yaml").write_text(yaml.safe_dump(content))
+    return folder / "model.yaml"
+
+
+@pytest.fixture(scope="module")
+def first(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The audit of a network of 16 pixels."""
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        from test_audit_command import few_steps
+
+        few_steps(patch)
+        audits.audit(model_file(folder / "model"), greys, folder / "audit")
+    return folder / "audit"
+
+
+def changed(folder: Path, to: Path, **data: Any) -> Path:
+    """A copy of an audit with something else under `data`; without what is None."""
+    shutil.copytree(folder, to)
+    content = files.read_json(to / "audit.json")
+    about = {key: value for key, value in (content["data"] | data).items() if value is not None}
+    files.write_json(to / "audit.json", content | {"data": about})
+    return to
+
+
+def rows(one: Path, other: Path) -> dict[str, tuple[float | None, float | None, int | None]]:
+    return {row.measure: (row.first, row.second, row.n) for row in audit_pairs.compare(one, other, resamples=100).rows}
+
+
+def right(folder: Path) -> float:
+    """The share of films that are answered rightly, from the logits and the classes' names."""
+    document = files.read_json(folder / "audit.json")
+    table = files.read_table(folder / "predictions.parquet")
+    table = table[table["attack"] == "clean"]
+    answered = [document["classes"][place] for place in np.stack(table["logits"]).argmax(1)]
+    return float((np.array(answered) == table["class"].to_numpy()).mean())
+
+
+def test_models_of_two_sizes_compare_film_by_film(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    larger = audits.audit(model_file(tmp_path / "model", size=24), greys, tmp_path / "out" / "larger")
+    before = files.read_json(first / "audit.json")["data"]
+    assert before["fingerprint"] != larger.data.fingerprint
+    assert before["files"] == larger.data.files != ""
+    pair = audit_pairs.compare(first, tmp_path / "out" / "larger", resamples=100)
+    assert any("at different sizes" in line for line in pair_remarks(pair))
+    assert not pair_remarks(audit_pairs.compare(first, first, resamples=100))
+    found = rows(first, tmp_path / "out" / "larger")
+    assert set(ATTACKS) <= set(found)
+    assert found["clean accuracy"] == (right(first), right(tmp_path / "out" / "larger"), 36)
+    shutil.copytree(first, tmp_path / "out" / "smaller")
+    together = board.gather(tmp_path / "out")
+    assert {name for name, _ in together.entries} == {"larger", "smaller"}
+    assert not together.refused
+
+
+def test_the_order_of_the_classes_does_not_matter(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    turned, out = (2, 0, 1), tmp_path / "out"
+    audits.audit(model_file(tmp_path / "model", order=turned), greys, out / "turned")
+    shutil.copytree(first, out / "straight")
+    assert files.read_json(out / "turned" / "audit.json")["classes"] != list(CLASSES)
+    found = rows(out / "straight", out / "turned")["clean accuracy"]
+    assert found == (right(first), right(out / "turned"), 36)
+    assert found[0] == found[1] > 0.9
+    assert len(board.gather(out).entries) == 2
+
+
+def test_a_table_of_scores_compares_with_a_network_of_another_size(
+    first: Path,
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    names = [(k, f"{name}{number}.png") for k, name in enumerate(CLASSES) for number in range(12)]
+    likely = [np.where(np.arange(3) == (k + (n % 12 < 3)) % 3, 0.6, 0.2) for n, (k, _) in enumerate(names)]
+    table = pd.DataFrame(likely, columns=list(CLASSES)).assign(image=[name for _, name in names])
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    content = {"predictions": "scores.csv", "output": {"kind": "probabilities", "classes": list(CLASSES)}}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(content | {"input": {"size": 40}}))
+    document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "out" / "scores")
+    assert document.data.fingerprint != files.read_json(first / "audit.json")["data"]["fingerprint"]
+    assert rows(first, tmp_path / "out" / "scores") == {"clean accuracy": (right(first), 0.75, 36)}
+    shutil.copytree(first, tmp_path / "out" / "network")
+    assert len(board.gather(tmp_path / "out").entries) == 2
+
+
+def test_other_films_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    others = Path(shutil.copytree(greys, tmp_path / greys.name))
+    (others / "dark" / "dark0.png").write_bytes((others / "dark" / "dark1.png").read_bytes())
+    audits.audit(model_file(tmp_path / "model"), others, tmp_path / "out" / "others")
+    said = complaint("compare", first, tmp_path / "out" / "others")
+    assert "not the same images (films, 36; films, 36): their names, labels or files differ" in said
+    for name in ("one", "two"):
+        shutil.copytree(first, tmp_path / "out" / name)
+    found = board.gather(tmp_path / "out")
+    assert dict(found.refused)["others"].startswith("not the same images as the others (films, 36; films, 36): their")
+
+
+def listed(root: Path, to: Path, change: int | None = None) -> Path:
+    """A list of the films with one label changed, or none."""
+    lines = [(f"{root}/{name}/{name}{number}.png", name) for name in CLASSES for number in range(12)]
+    table = pd.DataFrame(lines, columns=["path", "class"])
+    if change is not None:
+        table.loc[change, "class"] = "bright"
+    to.mkdir(parents=True, exist_ok=True)
+    table.to_csv(to / "list.csv", index=False)
+    return to / "list.csv"
+
+
+def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "out"
+    for name, change in (("as it is", None), ("again", None), ("relabelled", 3)):
+        data = listed(greys, tmp_path / "lists" / ("b" if change else "a"), change)
+        audits.audit(model_file(tmp_path / "model", size=16 if name == "as it is" else 20), data, out / name)
+    assert rows(out / "as it is", out / "again")["clean accuracy"][2] == 36
+    assert "their names, labels or files differ" in complaint("compare", out / "as it is", out / "relabelled")
+    assert set(dict(board.gather(out).refused)) == {"relabelled"}
+
+
+def test_audits_from_before_the_checksum_of_files_compare_as_they_did(first: Path, tmp_path: Path) -> None:
+    old = changed(first, tmp_path / "old", files=None, truth_by_name=None)
+    assert rows(first, old)["clean accuracy"][2] == 36
+    other = changed(first, tmp_path / "other", files=None, fingerprint="0")
+    for pair in ((first, other), (old, other)):
+        said = complaint("compare", *pair)
+        assert "or not read at the same size, and not both audits have a checksum of the films' files" in said
+    assert files.read_json(old / "audit.json")["data"].keys() == {"name", "fingerprint", "truth", "n", "total"}
+
+
+def test_an_old_audit_that_is_asked_for_again_learns_the_checksum_of_files(
+    first: Path,
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old = changed(first, tmp_path / "old", files=None)
+    before = files.read_json(first / "audit.json")
+    found = audits.audit(first.parent / "model" / "model.yaml", greys, old)
+    assert "already examined" in capsys.readouterr().err
+    assert found.data.files == before["data"]["files"]
+    assert files.read_json(old / "audit.json") == before
+
+
+def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    random, out = np.random.default_rng(0), tmp_path / "out"
+    scores = {f"{name}{n}.png": random.random(2) for name in CLASSES for n in range(12)}
+    for size, names in ((16, ["dark", "bright"]), (24, ["bright", "dark"])):
+        turned = {name: row[:: 1 if size == 16 else -1] for name, row in scores.items()}
+        model = scores_file(tmp_path / str(size), turned, kind="sigmoid", classes=names, thresholds=0.5)
+        model.write_text(model.read_text().replace("size: 16", f"size: {size}"))
+        audits.audit(model, greys, out / str(size), labels={"dark": "dark", "bright": "bright", "grey": "Normal"})
+    documents = [read(AuditDocument, out / name / "audit.json") for name in ("16", "24")]
+    assert documents[0].data.truth != documents[1].data.truth
+    assert documents[0].data.truth_by_name == documents[1].data.truth_by_name != ""
+    found = rows(out / "16", out / "24")["clean accuracy"]
+    assert found[0] == found[1] == documents[0].clean.accuracy.value
+    assert found[2] == 72
+    assert len(board.gather(out).entries) == 2
+
+
+def test_what_is_known_of_findings_is_held_by_their_names_where_it_can_be() -> None:
+    one, other = (AuditDocument(classes=list(names)) for names in ("ab", "ba"))
+    one.data, other.data = (AuditedData(files="1", truth=truth, truth_by_name="x") for truth in ("1", "2"))
+    assert one.same_classes(other)
+    assert one.data.same_images(other.data)
+    assert one.data.same_truth(other.data)
+    other.data.truth_by_name = "y"
+    assert not one.data.same_truth(other.data)
+    other.data.truth_by_name, other.classes = "", ["a", "b", "b"]
+    assert not one.data.same_truth(other.data)
+    assert not one.same_classes(other)
+
+
+def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    linked = Path(shutil.copytree(greys, tmp_path / "linked"))
+    (linked / "dark" / "dark0.png").unlink()
+    (linked / "dark" / "dark0.png").symlink_to(greys / "dark" / "dark0.png")
+    whole = load_dataset(greys, size=16)
+    assert load_dataset(linked, size=16).files_fingerprint == whole.files_fingerprint
+    assert load_dataset(greys, size=24).files_fingerprint == whole.files_fingerprint
+    renamed = {"dark": "zz", "grey": "grey", "bright": "bright"}
+    assert load_dataset(greys, size=16, labels=renamed).files_fingerprint != whole.files_fingerprint
+
+
+def test_films_that_cannot_be_read_again_cheaply_have_no_such_checksum(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = Path(shutil.copytree(greys, tmp_path / "some"))
+    opened = load_dataset(some, size=16)
+    (some / "dark" / "dark0.png").unlink()
+    assert opened.files_fingerprint == ""
+    monkeypatch.setattr("trustcxr.data.sums._CHEAP", 100)
+    assert load_dataset(greys, size=16).files_fingerprint == ""

@@ -1,0 +1,177 @@
+"""What a surrogate of an audit learns from: films of the training split, and none of them is examined or of a patient
+who is; where there are none, films that are examined, which is said."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys, model_file  # noqa: F401
+from trustcxr.attacks.surrogate import SurrogateNet
+from trustcxr.evaluation import carried_out, predictions
+from trustcxr.evaluation.given import load_model
+from trustcxr.recipes.exam import load_exam
+from trustcxr.results import files
+from trustcxr.study import audit as audits
+from trustcxr.study import audit_data
+from trustcxr.study.audit_data import Films, open_films
+from trustcxr.study.audited import Audit
+
+SPLITS = {"Train": 20, "Val": 2, "Test": 8}  # films a class
+SHARED, COPIES = 3, 2  # of the training films of a class: those of patients of Test, and those that are films of Test
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Films of three greys in three splits; some for training are of patients, or are films, that are in Test too."""
+    root, random = tmp_path_factory.mktemp("listed"), np.random.default_rng(0)
+    rows = []
+    for name, grey in zip(CLASSES, GREYS, strict=True):
+        for split in reversed(SPLITS):  # Test is there to be copied
+            for number in range(SPLITS[split]):
+                file = f"{split}-{name}-{number}.png"
+                pixels = 255 * (grey + 0.04 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / file)
+                patient = f"{split}-{name}-{number // 2}"
+                if split == "Train" and number < SHARED:
+                    patient = f"Test-{name}-{number}"
+                elif split == "Train" and number < SHARED + COPIES:
+                    shutil.copy(root / f"Test-{name}-{number}.png", root / file)
+                rows.append({"path": file, "class": name, "split": split, "patient_id": patient})
+    pd.DataFrame(rows).to_csv(root / "list.csv", index=False)
+    return root / "list.csv"
+
+
+@pytest.fixture
+def without_gradients(tmp_path: Path) -> Path:
+    text = f"python: test_audit_command:blind\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
+    (tmp_path / "model.yaml").write_text(text)
+    return tmp_path / "model.yaml"
+
+
+def opened(model: Path, data: Path, split: str | None = None) -> Films:
+    return open_films(load_model(model, trust_code=True), data, split, None, None)
+
+
+def same_films(pixels: Tensor, others: np.ndarray) -> int:
+    """How many of the films (N, 1, H, W) in [0, 1] are among others (N, 1, H, W) in whole numbers."""
+    known = {film.tobytes() for film in np.asarray(others)}
+    return sum((film * 255).round().to(torch.uint8).numpy().tobytes() in known for film in pixels)
+
+
+def test_it_learns_from_training_films_of_other_patients(
+    without_gradients: Path, listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = opened(without_gradients, listed)
+    assert films.taught is not None
+    training, rows = films.taught.training, films.taught.rows
+    assert (films.examined.split, training.split) == ("Test", "Train")
+    assert len(rows) == len(set(rows)) == 3 * (SPLITS["Train"] - SHARED - COPIES)
+    assert not set(training.groups[rows]) & set(films.examined.groups)
+    pixels = films.taught.pixels(torch.device("cpu"))
+    assert same_films(pixels, training.images) == len(rows)
+    assert same_films(pixels, films.examined.images) == 0
+    monkeypatch.setattr(audit_data, "TAUGHT", 9)
+    few = [opened(without_gradients, listed).taught for _ in range(2)]
+    assert few[0] is not None
+    assert few[1] is not None
+    assert few[0].rows.tolist() == few[1].rows.tolist()
+    assert np.bincount(training.labels[few[0].rows]).tolist() == [3, 3, 3], "the classes evenly"
+
+
+def test_where_there_are_no_training_films_beside_those_examined_there_is_nothing_to_learn_from(
+    without_gradients: Path,
+    listed: Path,
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    assert opened(without_gradients, greys).taught is None, "all films are examined"
+    assert opened(without_gradients, listed, "Train").taught is None
+    divided = opened(without_gradients, greys, "Test").taught
+    assert divided is not None
+    assert divided.training.split == "Train"
+    table = pd.read_csv(listed, dtype=str)
+    shutil.copytree(listed.parent, tmp_path / "one")
+    table.assign(patient_id="one").to_csv(tmp_path / "one" / "list.csv", index=False)
+    assert opened(without_gradients, tmp_path / "one" / "list.csv").taught is None, "all are of one patient"
+    table[table["split"] == "Test"].to_csv(tmp_path / "one" / "list.csv", index=False)
+    assert opened(without_gradients, tmp_path / "one" / "list.csv").taught is None
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The films of every surrogate that is made."""
+    found: list[Tensor] = []
+
+    def distil(model: nn.Module, films: Tensor, **options: float) -> SurrogateNet:
+        found.append(films)
+        with torch.random.fork_rng():
+            torch.manual_seed(len(films))  # what it becomes hangs on its films
+            return SurrogateNet(3).eval()
+
+    monkeypatch.setattr(carried_out, "distil", distil)
+    return found
+
+
+def test_the_audit_says_what_the_surrogate_learned_from(
+    without_gradients: Path,
+    listed: Path,
+    greys: Path,  # noqa: F811
+    learned: list[Tensor],
+    tmp_path: Path,
+) -> None:
+    document = audits.audit(without_gradients, listed, tmp_path / "split", trust_code=True)
+    text = next(check.text for check in document.gate if check.check == "surrogate")
+    assert text.endswith("from 45 films of the split Train, none of a patient who is examined")
+    assert text in document.because
+    examined = opened(without_gradients, listed).examined
+    assert [len(films) for films in learned] == [45]
+    assert same_films(learned[0], examined.images) == 0
+    document = audits.audit(without_gradients, greys, tmp_path / "whole", trust_code=True)
+    text = next(check.text for check in document.gate if check.check == "surrogate")
+    assert "from 36 of the films that are examined, since these data have no training films" in text
+    assert text in document.because
+    assert [len(films) for films in learned] == [45, 36]
+    plain = audits.audit(model_file(tmp_path / "plain", Brightness()), listed, tmp_path / "honest", attacks=["fgsm"])
+    assert not [check for check in plain.gate if check.check == "surrogate"]
+    assert len(learned) == 2, "an honest network needs none"
+
+
+def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
+    without_gradients: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = audits.load_exam().model_copy(update={"batch_size": 12})
+    monkeypatch.setattr(audits, "load_exam", lambda: short)
+    real, cuts = predictions._attacked, []
+
+    def cut(*args: object, seed: int, **options: object) -> object:
+        if seed == 1 and not cuts:
+            cuts.append(seed)
+            raise KeyboardInterrupt
+        return real(*args, seed=seed, **options)
+
+    monkeypatch.setattr(predictions, "_attacked", cut)
+    with pytest.raises(KeyboardInterrupt):
+        audits.audit(without_gradients, listed, tmp_path / "cut", trust_code=True)
+    assert list((tmp_path / "cut").rglob("*.parquet"))
+    went_on = audits.audit(without_gradients, listed, tmp_path / "cut", trust_code=True)
+    whole = audits.audit(without_gradients, listed, tmp_path / "whole", trust_code=True)
+    assert went_on == whole
+    one, other = (files.read_table(tmp_path / name / "predictions.parquet") for name in ("cut", "whole"))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_other_training_films_are_another_examination(without_gradients: Path, listed: Path, tmp_path: Path) -> None:
+    def key(data: Path) -> str:
+        return Audit(load_model(without_gradients, trust_code=True), opened(without_gradients, data), load_exam()).key
+
+    changed = Path(shutil.copytree(listed.parent, tmp_path / "changed"))
+    before = key(listed)
+    assert key(changed / "list.csv") == before
+    shutil.copy(changed / "Val-dark-0.png", changed / "Train-dark-9.png")
+    assert key(changed / "list.csv") != before
