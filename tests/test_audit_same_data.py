@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
-from test_audit_command import CLASSES, Brightness, _short, greys  # noqa: F401
+from test_audit_command import CLASSES, Brightness, _short, few_steps, greys  # noqa: F401
 from test_audit_tables import table as scores_file
 from test_cli import complaint
 from trustcxr.data import load_dataset
+from trustcxr.errors import UserError
+from trustcxr.evaluation import handed_in
 from trustcxr.report import board
 from trustcxr.report.audits import pair_remarks
 from trustcxr.results import files
@@ -26,8 +30,6 @@ ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
 
 def model_file(folder: Path, size: int = 16, order: tuple[int, ...] = (0, 1, 2)) -> Path:
     """A network that tells films by their mean, at a size and with its classes in an order."""
-    import torch
-
     folder.mkdir(parents=True, exist_ok=True)
     torch.jit.trace(Brightness(order).eval(), torch.rand(2, 1, size, size)).save(str(folder / "net.pt"))
     output = {"kind": "logits", "classes": [CLASSES[place] for place in order]}
@@ -41,8 +43,6 @@ def first(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
     """The audit of a network of 16 pixels."""
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
-        from test_audit_command import few_steps
-
         few_steps(patch)
         audits.audit(model_file(folder / "model"), greys, folder / "audit")
     return folder / "audit"
@@ -126,6 +126,18 @@ def test_other_films_of_the_same_names_are_refused(first: Path, greys: Path, tmp
         shutil.copytree(first, tmp_path / "out" / name)
     found = board.gather(tmp_path / "out")
     assert dict(found.refused)["others"].startswith("not the same images as the others (films, 36; films, 36): their")
+
+
+def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_another(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    small, large = (load_dataset(greys, size=size) for size in (16, 24))
+    images = {str(small.sample_ids[0]): torch.from_numpy(np.array(small.images[0])).float() / 255}
+    save_file(images, str(tmp_path / "a.safetensors"), metadata={"epsilon": "0.1", "by": "somebody"})
+    assert handed_in.read(tmp_path / "a.safetensors", small).epsilon == 0.1
+    with pytest.raises(UserError, match=r"but the film is a float image \(1, 24, 24\)"):
+        handed_in.read(tmp_path / "a.safetensors", large)
 
 
 def listed(root: Path, to: Path, change: int | None = None) -> Path:
