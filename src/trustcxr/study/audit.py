@@ -7,9 +7,8 @@ from pathlib import Path
 from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in, reliance
-from trustcxr.evaluation.door import Check, examine_at_the_door
+from trustcxr.evaluation.door import examine_at_the_door
 from trustcxr.evaluation.given import Subject, load_model
-from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES
@@ -117,7 +116,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
-    checks = [*door.checks, *_reading(subject), *measured.checks]
+    checks = [*door.checks, *measured.checks]
     reliance.withdraw(document, door)
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
@@ -128,10 +127,3 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     if measured.validation is not None:
         files.write_table(out / folders.VALIDATION_FILE, measured.validation)
     return document
-
-
-def _reading(subject: Subject) -> list[Check]:
-    """What of the model file is not done as it says."""
-    if isinstance(subject, Run) or subject.model is None or subject.input.resize != "crop":
-        return []
-    return [Check("resize", None, "films were squeezed to a square here, not cropped")]
