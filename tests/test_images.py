@@ -258,7 +258,7 @@ def test_reduction_is_anti_aliased() -> None:
     assert np.abs(resize_image(checks, 16).astype(int) - 127).max() < 20
 
 
-@pytest.mark.parametrize("resize", ["squeeze", "pad"])
+@pytest.mark.parametrize("resize", ["squeeze", "pad", "crop"])
 def test_reading_at_a_size_is_reading_and_resizing(tmp_path: Path, resize: str) -> None:
     image = save(tmp_path / "x.png", Image.fromarray(GREY))
     assert np.array_equal(read_image_at(image, 9, resize), resize_image(GREY, 9, resize))

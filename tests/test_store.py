@@ -91,6 +91,19 @@ def test_aspect_ratio_is_squeezed_or_padded(films: Path, tmp_path: Path) -> None
         load_dataset(films, "Train", 40, cache=cache, resize="stretch")
 
 
+def test_the_middle_of_a_film_and_of_its_mask_is_cropped(films: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cropped = load_dataset(films, "Train", 30, cache=cache, resize="crop")
+    assert cropped.resize == "crop"
+    film, file = read_image(films / cropped.table["path"][0]), films / cropped.table["lung_mask"][0]
+    assert film.shape == (40, 30)
+    assert np.array_equal(cropped.images[0, 0], film[5:35])
+    assert np.array_equal(cropped.masks("lung")[0], read_mask(file)[5:35])
+    Image.open(file).resize((40, 40), Image.Resampling.NEAREST).save(file)  # of the same field, itself a square
+    again = load_dataset(films, "Train", 30, cache=cache, resize="crop")
+    assert (again.masks("lung")[0] == cropped.masks("lung")[0]).mean() > 0.85
+
+
 def test_a_changed_file_never_meets_the_old_store(films: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     before = load_dataset(films, "Train", 32, cache=cache)

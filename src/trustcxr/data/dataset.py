@@ -25,7 +25,7 @@ class Dataset:
         size: pixels of a side.
         root: the folder of the data.
         layout: how it was read.
-        resize: `squeeze` or `pad`: what became of the aspect ratio.
+        resize: `squeeze`, `pad` or `crop`: what became of the aspect ratio.
         notes: what reading it found worth saying.
         table: the manifest's rows, one a sample.
         skipped: DataFrame(sample_id, path, reason) of the split's unreadable images, which are left out.

@@ -30,7 +30,7 @@ from trustcxr.errors import CannotWrite, UserError, unknown
 from trustcxr.results.disk import megabytes
 from trustcxr.results.locks import sweep
 
-RESIZES = ("squeeze", "pad")
+RESIZES = ("squeeze", "pad", "crop")
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
 _WAITING, _GOOD, _BAD = 0, 1, 2
 _OF_BUILDING = "done.u8", "faults.jsonl", "compacting"  # files that a store needs while it is being built alone
@@ -88,10 +88,10 @@ def open_store(
     """The store of a manifest's images at `size` x `size` pixels, built first where it is not there yet.
 
     `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
-    number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, or
-    `pad` to one with black. `every`: each byte of a store is held against its checksum, not only files that were
-    changed since. A store that is damaged is said to be, and built again. Raises UserError where a file is gone, the
-    disk is full, or no image is readable.
+    number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, `pad`
+    to one with black, or `crop` to the largest in the middle. `every`: each byte of a store is held against its
+    checksum, not only files that were changed since. A store that is damaged is said to be, and built again. Raises
+    UserError where a file is gone, the disk is full, or no image is readable.
     """
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)

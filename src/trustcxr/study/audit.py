@@ -11,7 +11,6 @@ from trustcxr.evaluation import handed_in, reliance
 from trustcxr.evaluation.carried_out import needs_surrogate
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.given import Subject, load_model
-from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES
@@ -122,7 +121,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
-    checks = [*door.checks, *_reading(subject), *_surrogate(whole, door, len(shown)), *measured.checks]
+    checks = [*door.checks, *_surrogate(whole, door, len(shown)), *measured.checks]
     reliance.withdraw(document, door)
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
@@ -148,10 +147,3 @@ def _surrogate(whole: Audit, door: Door, shown: int) -> list[Check]:
     else:
         text += f"{shown} of the films that are examined, since these data have no training films of other patients"
     return [Check("surrogate", True, text)]
-
-
-def _reading(subject: Subject) -> list[Check]:
-    """What of the model file is not done as it says."""
-    if isinstance(subject, Run) or subject.model is None or subject.input.resize != "crop":
-        return []
-    return [Check("resize", None, "films were squeezed to a square here, not cropped")]

@@ -63,7 +63,7 @@ def open_films(
     labels: Mapping[str, str | None] | None,
     listing: Listing | None,
 ) -> Films:
-    """The data in the model's size and classes: the test split unless said, where there is one, else all.
+    """The data in the model's size, shape and classes: the test split unless said, where there is one, else all.
 
     Data without splits that a run was trained on are divided as they were then: its training films are not examined.
 
@@ -75,8 +75,8 @@ def open_films(
         recipe = subject.trained_by.data
         resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
         of_run = recipe.listing()
-    elif subject.input.resize == "pad":
-        resize = "pad"
+    else:
+        resize = subject.input.resize
     manifest = manifest_of(data, listing, of_run)
     classes: tuple[str, ...] | None = subject.classes
     if isinstance(subject, Given) and subject.kind == "sigmoid":

@@ -63,10 +63,11 @@ def read_image_at(path: str | Path, size: int, resize: str = "squeeze") -> np.nd
 def read_mask_at(path: str | Path, size: int, resize: str = "squeeze", *, film: str | Path | None = None) -> np.ndarray:
     """A mask file as the store holds it: `resize_mask(read_mask(path), size, resize)` without the copies.
 
-    `film`: the file that it is a mask of. One of another shape is of the same field, and is padded as that is.
+    `film`: the file that it is a mask of. One of another shape is of the same field, and is padded or cropped as that
+    is.
     """
     grey = _read(path)
-    if film is not None and resize == "pad" and grey.size != (of := _read(film).size):
+    if film is not None and resize != "squeeze" and grey.size != (of := _read(film).size):
         grey = grey.resize(of, Image.Resampling.NEAREST)
     return (np.asarray(_square(grey, size, resize, Image.Resampling.NEAREST)) >= _threshold(grey)).view(np.uint8)
 

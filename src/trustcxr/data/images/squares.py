@@ -1,11 +1,14 @@
-"""Images and masks as squares: squeezed, or padded."""
+"""Images and masks as squares: squeezed, padded, or their middle."""
 
 import numpy as np
 from PIL import Image
 
 
 def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
-    """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing. `pad` keeps the aspect ratio on black."""
+    """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing.
+
+    `pad` keeps the aspect ratio on black, `crop` by leaving out what lies beyond the largest square in the middle.
+    """
     return _resized(image, size, resize, Image.Resampling.BILINEAR)
 
 
@@ -15,7 +18,10 @@ def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndar
 
 
 def on_film(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
-    """Which rows and columns of a film's square of that size lie on the film itself, (H, W) before: not on padding."""
+    """Which rows and columns of a film's square of that size lie on the film itself, (H, W) before: not on padding.
+
+    Of `crop` all do, though they are not all of the film.
+    """
     if resize != "pad":
         return slice(None), slice(None)
     sides = [max(1, round(size * side / max(shape))) for side in shape]
@@ -34,4 +40,8 @@ def _square(image: Image.Image, size: int, resize: str, filter: Image.Resampling
         padded = Image.new("L", (side, side))
         padded.paste(image, ((side - width) // 2, (side - height) // 2))
         image = padded
+    elif resize == "crop" and height != width:
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
     return image if image.size == (size, size) else image.resize((size, size), filter)
