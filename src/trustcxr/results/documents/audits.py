@@ -56,10 +56,9 @@ class AuditedData(Document):
     total: int | None = None
 
     def same_images(self, other: "AuditedData") -> bool:
-        """Whether these are those of another audit: by their files or, where one has no such checksum, their pixels."""
-        if self.files and other.files:
-            return self.files == other.files
-        return self.fingerprint == other.fingerprint
+        """Whether these are those of another audit: by their files, or by their pixels at one size."""
+        by_files = bool(self.files) and self.files == other.files
+        return by_files or self.fingerprint == other.fingerprint
 
     def same_truth(self, other: "AuditedData") -> bool:
         """Whether of the same images the same is known of each finding."""
