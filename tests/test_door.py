@@ -235,6 +235,29 @@ def test_a_network_behind_numpy_is_attacked_through_it(films: tuple[Tensor, Tens
     assert "stand-ins give it some" in text(found, "conversion")
 
 
+class Searches(nn.Module):
+    """Answers by the noisy copy of the film that it is surest of; no gradient is computed."""
+
+    def __init__(self, net: nn.Module, copies: int) -> None:
+        super().__init__()
+        self.net, self.copies = net, copies
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.randn((self.copies, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+        answers = torch.stack([self.net((images + 0.05 * one).clamp(0, 1)) for one in noise])
+        best = answers.softmax(2).amax(2).argmax(0)
+        return answers[best, torch.arange(len(images))]
+
+
+def test_a_search_inside_is_said_and_one_pass_too(films: tuple[Tensor, Tensor]) -> None:
+    found = door(Searches(trained(), 8).eval(), films)
+    assert text(found, "one pass").startswith("its first layer runs 8 times for one film")
+    assert text(found, "no gradients used inside") == "it computes none while it answers"
+    once = door(Searches(trained(), 1).eval(), films)
+    assert text(once, "no gradients used inside") == "it answers in one forward pass"
+    assert "one pass" not in {check.check for check in once.checks}
+
+
 def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("image,COVID-19,Non-COVID,Normal\na,1,2,3\n")

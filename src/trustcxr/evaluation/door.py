@@ -5,13 +5,14 @@ place of logits, gradients that vanish, gradients used inside the model, black b
 active test: whether the attack finds an adversarial example that is sure to exist.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.catalogue import JUDGED
@@ -21,7 +22,7 @@ from trustcxr.evaluation.declared import Declared, check_declaration
 from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Subject
 from trustcxr.models.adapters import Adapted, Given
-from trustcxr.models.adapters.adapted import saturation
+from trustcxr.models.adapters.adapted import plain_name, saturation
 from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import GateCheck
@@ -33,6 +34,7 @@ LOOKED_AT = 32  # films on which gradients and draws are looked at
 ALONE = 8  # films whose answers beside each other are held against those of each alone
 BESIDE = 0.03  # by how much of themselves logits may move with the films beside: numbers of few bits move by less
 PLANTED = 16  # films around which an adversarial example is planted
+_WEIGHTED = {"conv2d", "linear"}  # layers whose second argument is a weight
 _PARTS = 3  # of the gate, that take their time: a look at its gradients, its declaration, planted examples
 
 
@@ -111,7 +113,7 @@ def examine_at_the_door(
             _gradients(traits),
             *_scale(traits),
             *_stopped(traits),
-            _uses_gradients(model, few),
+            *_inside(model, few),
         ]
         bar.advance(note="planted examples")
         variants = tuple(traits.variants(model)) if gradients else ()
@@ -246,14 +248,51 @@ def _stopped(traits: Traits) -> Iterator[Check]:
         yield Check("nothing stops gradients", False, f"gradients are stopped by {listed}: stand-ins let them through")
 
 
-def _uses_gradients(model: nn.Module, images: Tensor) -> Check:
+def _inside(model: nn.Module, images: Tensor) -> list[Check]:
+    """Whether it computes gradients while it answers, and whether it answers a film in more than one pass."""
     with counted_gradients() as calls, torch.enable_grad():
         model(images[:2])
-    scripted = any(getattr(module, "uses_gradient", False) for module in model.modules())
-    if calls or scripted:
+    name = "no gradients used inside"
+    if calls or any(getattr(module, "uses_gradient", False) for module in model.modules()):
         text = "it computes gradients while it answers, so an attack would have to be made for it: its figures flatter"
-        return Check("no gradients used inside", False, text)
-    return Check("no gradients used inside", True, "it answers in one forward pass")
+        return [Check(name, False, text)]
+    passes = _passes(model, images)
+    if passes <= 1:
+        said = "it answers in one forward pass" if passes else "it computes none while it answers"
+        return [Check(name, True, said)]
+    several = (
+        f"its first layer runs {passes} times for one film: it answers by several views of it, or searches for its "
+        "answer. Attacks go through all of them; of a search, one that were made for it may find more"
+    )
+    return [Check(name, True, "it computes none while it answers"), Check("one pass", None, several)]
+
+
+def _passes(model: nn.Module, images: Tensor) -> int:
+    """How often the first layer runs for a film, 0 where that is not seen; parts of a batch are of other films."""
+    counts = []
+    for films in (images[:2], images[:4]):
+        with Passes() as seen, torch.no_grad():
+            model(films)
+        counts.append(seen.count)
+    return counts[0] if counts[0] == counts[1] else (counts[1] - counts[0]) // 2
+
+
+class Passes(TorchFunctionMode):
+    """Counts how often the first layer with weights that runs inside is run: once a pass through the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: Tensor | None = None
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let the call through, and count it."""
+        if plain_name(func) in _WEIGHTED and len(args) > 1 and isinstance(args[1], Tensor):
+            self.first = args[1] if self.first is None else self.first
+            self.count += args[1] is self.first
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
