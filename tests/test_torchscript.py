@@ -62,6 +62,33 @@ def test_an_exception_that_only_some_images_meet_is_said_in_a_line(inside: bool,
         given.model(torch.ones(2, 1, SIDE, SIDE))
 
 
+class Counted(nn.Module):
+    """Writes down how many images it was traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIDE**2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.reshape(len(images), -1))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_trace_of_one_size_of_batch_takes_any(count: int, trusted: bool, tmp_path: Path) -> None:
+    net = Counted().eval()
+    torch.jit.trace(net, torch.rand(count, 1, SIDE, SIDE)).save(str(tmp_path / "m.pt"))
+    given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=trusted)
+    assert given.model is not None
+    assert given.model.batch == count
+    films = torch.rand(7, 1, SIDE, SIDE).requires_grad_(True)
+    answers = given.model(films)
+    assert torch.allclose(answers, net(films), atol=1e-5)
+    (slope,) = torch.autograd.grad(answers[:, 0].sum(), films)
+    assert torch.allclose(slope, net.layer.weight[0].reshape(1, 1, SIDE, SIDE).expand_as(slope), atol=1e-5)
+
+
 def test_an_audit_of_it_ends_with_one_line(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     traced(small(), tmp_path / "m.pt")
     model = tmp_path / "model.yaml"

@@ -72,10 +72,14 @@ def _scripted(path: Path, probe: Tensor, trust_code: bool) -> Found:
     if not torchscript.is_torchscript(path):
         raise UserError(f"{path}: not TorchScript; if it holds weights alone, say of which network with timm: NAME")
     if trust_code:
-        return Found(torchscript.trusted(path), "TorchScript", notes=("its code was trusted and not looked at",))
+        trusted, note = torchscript.trusted(path), "its code was trusted and not looked at"
+        return Found(trusted, "TorchScript", batch=torchscript.fixed_batch(trusted, probe), notes=(note,))
     net = torchscript.ScriptedNet(path)
-    notes = () if net.compare(probe) else ("its inside cannot be followed, so stopped gradients in it stay stopped",)
-    return Found(net, "TorchScript", notes=notes)
+    batch = torchscript.fixed_batch(net.scripted, probe)
+    probe = probe if batch is None else probe[:1].repeat(batch, 1, 1, 1)
+    inside = net.compare(probe)
+    notes = () if inside else ("its inside cannot be followed, so stopped gradients in it stay stopped",)
+    return Found(net, "TorchScript", batch=batch, notes=notes)
 
 
 def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:

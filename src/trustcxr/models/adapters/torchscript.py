@@ -19,6 +19,7 @@ from trustcxr.models.adapters.archives import Archive, check_pickle
 from trustcxr.models.adapters.operators import Values, aten_operator, refused
 
 _AT_ONCE = "it has code that runs as soon as the file is read; it was not read"
+_BATCHES = (1, 4, 8, 16, 32, 64)  # beside 2, of which a trace may take one alone
 _LOOPS = 10_000  # the most that a loop may turn for one batch
 Node = Any  # torch._C.Node has no public type
 
@@ -40,6 +41,25 @@ def trusted(path: Path) -> nn.Module:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except Exception as problem:
         raise UserError(f"{path}: not readable as TorchScript ({in_a_line(problem)})") from None
+
+
+def fixed_batch(program: Callable[[Tensor], Any], images: Tensor) -> int | None:
+    """The one size of batch that a program takes, as of a trace that wrote `len(images)` down; None for any.
+
+    None too where it takes none of the usual sizes: then it is not for their number that it fails.
+    """
+
+    def takes(count: int) -> bool:
+        try:
+            with torch.no_grad():
+                program(images[:1].repeat(count, 1, 1, 1))
+        except Exception:  # whatever it raises
+            return False
+        return True
+
+    if takes(2):
+        return None if takes(3) else 2
+    return next((count for count in _BATCHES if takes(count)), None)
 
 
 class ScriptedNet(nn.Module):
