@@ -30,6 +30,7 @@ from trustcxr.statistics import Bootstrap, interval, share_interval
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
+    from trustcxr.evaluation.given import Examined
     from trustcxr.evaluation.run import Run
 
 CONTROLS = ("lung", "background")
@@ -167,7 +168,9 @@ def with_lesions(dataset: "Dataset") -> np.ndarray:
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
-def of_run(run: "Run", dataset: "Dataset", *, fills: Sequence[str] = FILLS, batch_size: int = 32) -> pd.DataFrame:
+def of_run(
+    run: "Run | Examined", dataset: "Dataset", *, fills: Sequence[str] = FILLS, batch_size: int = 32
+) -> pd.DataFrame:
     """The table of lesions.parquet: `removal` of every film with a lesion, for its own class, with sample_id and group.
 
     Empty, with no columns, where no film has a lesion mask.
