@@ -11,7 +11,7 @@ class Saliency:
 
     `combine`: for a CAM, the function that makes a map of a layer's features and gradient, so that it can read any
     layer; with it alone, no `function` is needed. `control`: the method that shows that layer without the gradient.
-    Without `model` the map is the same for every model, and is itself a control.
+    Without `model` the map is the same for every model, and is itself a control. Without `gradients` it follows none.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Saliency:
     combine: str | None = None
     control: str | None = None
     model: bool = True
+    gradients: bool = True
 
 
 SALIENCY = by_name(
@@ -50,9 +51,9 @@ SALIENCY = by_name(
             "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "pixels:integrated_gradients"
         ),
         Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "pixels:smooth_grad"),
-        Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "pixels:occlusion"),
-        Saliency("random", "random map (control)", "", "controls:random_saliency", model=False),
-        Saliency("centre", "centre prior (control)", "", "controls:centre_saliency", model=False),
+        Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "pixels:occlusion", gradients=False),
+        Saliency("random", "random map (control)", "", "controls:random_saliency", model=False, gradients=False),
+        Saliency("centre", "centre prior (control)", "", "controls:centre_saliency", model=False, gradients=False),
     )
 )  # fmt: skip
 CONTROL = "random"  # the map that is always there

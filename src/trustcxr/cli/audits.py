@@ -8,7 +8,7 @@ import typer
 
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import ATTACKS, NEEDS_SURROGATE
-from trustcxr.cli.options import Columns, Images, Json, Labels, label_map, listing, print_json
+from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label_map, listing, print_json
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
@@ -31,7 +31,7 @@ def audit(
     epsilon: Annotated[
         list[float] | None, typer.Option(help="Other radii than the protocol's (L-infinity); repeatable.")
     ] = None,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Let the model file run its maker's code.")] = False,
+    trust_code: TrustCode = False,
     adversarial: Annotated[
         Path | None,
         typer.Option(help="Adversarial images (safetensors): the worse of theirs and ours counts."),

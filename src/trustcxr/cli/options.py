@@ -22,6 +22,18 @@ def _run_there(run: Path) -> Path:
     return run if run.is_dir() or is_address(run) else folders.check_run(run)
 
 
+def is_given(model: str) -> bool:
+    """Whether this is a file or code, as `trustcxr audit` takes them, and no run; UserError where nothing is there."""
+    path, described = Path(model), Path(model).suffix in (".yaml", ".yml")
+    if is_address(model) or path.is_dir() or not (path.exists() or described or ":" in model):
+        _run_there(path)
+        return False
+    from trustcxr.results import folders
+
+    folders.check_model(model)
+    return True
+
+
 DATA = typer.Option(
     "--data",
     help="Folder of X-rays (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
@@ -50,6 +62,7 @@ Track = Annotated[
     str | None,
     typer.Option(help="Also follow each epoch in tensorboard or mlflow; mlflow:URI is its server, else a SQLite file."),
 ]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Let the model file run its maker's code.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 # --- of train ---
 Defence = Annotated[

@@ -1,7 +1,9 @@
 """One trained model: `train`, `evaluate`, `explain`, `predict`, `export`, `push`, and the networks to choose from."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +29,8 @@ from trustcxr.cli.options import (
     Surrogate,
     Track,
     TrainingEpsilon,
+    TrustCode,
+    is_given,
     label_map,
     listing,
     print_json,
@@ -37,6 +41,9 @@ from trustcxr.data.remote import is_address, refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
 from trustcxr.results.disk import refuse_missing
+
+if TYPE_CHECKING:
+    from trustcxr.results.documents import RunDocument
 
 runs_app = typer.Typer()
 
@@ -116,7 +123,7 @@ def train(
     epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
 )
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to test on; the run's test split unless said.")] = None,
     attack: Attacks = None,
@@ -135,6 +142,9 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
+    if is_given(str(run)):
+        command = shlex.join(["trustcxr", "audit", str(run), "--data", str(data), "--out"])
+        raise UserError(f"{run}: no run's folder; any other model is examined by {command} DIR")
     if surrogate is None:  # else whether an attack takes it is said first
         refuse_nowhere(data)
     from trustcxr import report
@@ -215,10 +225,13 @@ def certify(
 
 @runs_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    run: RunFolder,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
     data: Data,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; of a run within its own unless said.")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help=SALIENCY_METHODS)] = None,
-    split: Annotated[str | None, typer.Option(help="Split to explain; the run's test split unless said.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to explain; the test split unless said.")] = None,
     epsilon: Annotated[
         float, typer.Option(help="Of the FGSM and PGD images against which stability is measured.")
     ] = 0.02,
@@ -229,17 +242,17 @@ def explain(
     sample: Annotated[
         int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
     ] = 32,
+    trust_code: TrustCode = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
-    """Saliency of a run, measured against the radiologists' masks, each measure beside chance."""
+    """Saliency of a run, or of what a model file names, against the radiologists' masks, each measure beside chance."""
+    given = is_given(model)
+    if given and out is None:
+        raise UserError(f"explain {model}: say --out DIR; see trustcxr explain --help")
     refuse_nowhere(data)  # before what takes seconds to load
-    from trustcxr import report
-    from trustcxr.report.terminal import saliency_remarks, saliency_rows
-    from trustcxr.study import run_folder
-
     options = {
         "methods": method,
         "epsilon": epsilon,
@@ -247,22 +260,32 @@ def explain(
         "severity": severity,
         "sample": sample,
     }
-    document, folder = run_folder.explain(
-        run,
-        data,
-        options={k: v for k, v in options.items() if v is not None},
-        split=split,
-        labels=label_map(label),
-        listing=listing(column, images),
-    )
-    if json:
-        return print_json(document)
+    typed: Mapping[str, Any] = {
+        "options": {k: v for k, v in options.items() if v is not None},
+        "split": split,
+        "labels": label_map(label),
+        "listing": listing(column, images),
+    }
+    if given and out is not None:
+        from trustcxr.study import explain_given
+
+        document, folder = explain_given.explain(model, data, out, trust_code=trust_code, **typed), out
+    else:
+        from trustcxr.study import run_folder
+
+        document, folder = run_folder.explain(Path(model), data, out=out, **typed)
+    return print_json(document) if json else _print_saliency(document, folder)
+
+
+def _print_saliency(document: "RunDocument", folder: Path) -> None:
+    from trustcxr import report
+    from trustcxr.report.terminal import saliency_remarks, saliency_rows
+
     for name, part in document.saliency.items():
         report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
         for line in saliency_remarks(part):
             print(f"  {line}")
     print(f"written to {folder}\n{NOTICE}")
-    return None
 
 
 @runs_app.command(epilog="Example: trustcxr predict out/run chest.png")

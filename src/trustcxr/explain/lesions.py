@@ -35,10 +35,12 @@ from trustcxr.statistics import Bootstrap, interval, share_interval
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
+    from trustcxr.evaluation.given import Examined
     from trustcxr.evaluation.run import Run
 
 CONTROLS = ("lung", "background")
 FILLS = ("grey", "mirror")  # of a report, of every film
+HEALTHY = "Normal"  # the class of healthy films, where no recipe says it
 INPAINTED = ("inpaint",)  # of a sample, where the extra that it needs is there
 TRANSPLANT = "transplant"
 SMALLEST = 0.1  # of the lesion that its congruent part must have for the film to count
@@ -174,7 +176,7 @@ def with_lesions(dataset: "Dataset") -> np.ndarray:
 
 
 def of_run(
-    run: "Run",
+    run: "Run | Examined",
     dataset: "Dataset",
     *,
     fills: Sequence[str] = FILLS,
@@ -207,9 +209,10 @@ def _slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _healthy(run: "Run", dataset: "Dataset") -> np.ndarray:
+def _healthy(run: "Run | Examined", dataset: "Dataset") -> np.ndarray:
     """Rows of the films of the healthy class that have lungs and no lesion; none where no class is known as healthy."""
-    name = run.trained_by.training.healthy
+    recipe = getattr(run, "trained_by", None)  # of a model that was given nobody knows how it was trained
+    name = HEALTHY if recipe is None else recipe.training.healthy
     if name not in run.classes or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     well = (np.asarray(dataset.labels) == run.classes.index(name)) & dataset.has_mask("lung")
@@ -218,7 +221,7 @@ def _healthy(run: "Run", dataset: "Dataset") -> np.ndarray:
 
 
 def _removed(
-    run: "Run", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
+    run: "Run | Examined", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
 ) -> pd.DataFrame:
     """`removal` of some films, as they are or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
@@ -230,7 +233,7 @@ def _removed(
     return _told(table, dataset, rows, USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon)
 
 
-def _put_in(run: "Run", dataset: "Dataset", trios: np.ndarray) -> pd.DataFrame:
+def _put_in(run: "Run | Examined", dataset: "Dataset", trios: np.ndarray) -> pd.DataFrame:
     """`transplantation`: rows of recipients, of donors of a lesion and of healthy donors, (N, 3)."""
     into, ill, well = (films_of(dataset, rows, run.device) for rows in trios.T)
     labels = torch.from_numpy(dataset.labels[trios[:, 1]]).to(run.device)

@@ -1,4 +1,4 @@
-"""A run and a data set -> saliency of every annotated image -> its measures, batch by batch: no map is kept."""
+"""A run or a given model, and a data set -> saliency of annotated images -> measures, by batch: no map is kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, lesions, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
+from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.explain.references import (
     ACTIVATION,
     CEILING,
@@ -43,6 +44,7 @@ from trustcxr.recipes.testing import ExplanationRecipe
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
+    from trustcxr.evaluation.given import Examined
     from trustcxr.evaluation.run import Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
@@ -111,7 +113,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
 
 
 def score(
-    run: "Run",
+    run: "Run | Examined",
     dataset: "Dataset",
     options: ExplanationRecipe | None = None,
     *,
@@ -127,24 +129,28 @@ def score(
 
 
 def batches(
-    run: "Run",
+    run: "Run | Examined",
     dataset: "Dataset",
     options: ExplanationRecipe | None = None,
     *,
     thresholds: Mapping[str, float] | None = None,
     batch_size: int = 32,
+    left_out: LeftOut = ALL_DONE,
 ) -> Iterator[pd.DataFrame]:
     """The table of `score` a batch of images at a time, so that memory does not grow with their number.
 
     First a drawn part of the annotated images, explained with random weights. Then all of them: measures against the
     masks on the clean and the FGSM image, and stability under FGSM and every corruption. Then a sample drawn by seed
-    (the same for every run): stability under PGD, faithfulness, sanity.
+    (the same for every run): stability under PGD, faithfulness, sanity. `left_out`: what the model does not allow.
     """
     options = options or ExplanationRecipe()
     methods = with_random(options.methods)
     check(run, methods)
     rows, levels = annotated(dataset), dict(thresholds or {})
     ways = changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
+    ways = [way for way in ways if not (left_out.attacks and way.attack)]
+    known = () if left_out.weights else tuple(methods)  # explained with random weights too
+    followed = () if left_out.cascade else known
     sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
     say_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
@@ -155,14 +161,14 @@ def batches(
 
         beside = Beside(
             OfCells(run.model, _images(run, dataset, rows[:1])[0], methods),
-            of_random_weights(run.model, rows, drawn, methods, levels),
+            of_random_weights(run.model, rows, drawn, known, levels),
         )
         for some in _slices(rows, batch_size):
             cheap = [way for way in ways if not way.dear]
             yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, beside)
             bar.advance(len(some))
         for some in _slices(sample, batch_size):
-            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside)
+            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside, followed)
             bar.advance(len(some))
 
 
@@ -174,7 +180,7 @@ def check_options(options: ExplanationRecipe) -> None:
         corruptions.get(name)
 
 
-def check(run: "Run", methods: Sequence[str]) -> None:
+def check(run: "Run | Examined", methods: Sequence[str]) -> None:
     """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
     for name in methods:
         base, layer = methods_by_name.parse(name)
@@ -198,7 +204,7 @@ def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _images(run: "Run", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _images(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
 
@@ -208,7 +214,7 @@ def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Masks:
     return Masks(*kinds)
 
 
-def about(run: "Run", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
+def about(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
     """Columns (B,) that say which image it is, and how much of the lungs its lesion covers."""
     true = np.array([run.classes[k] for k in dataset.labels[rows]])
     return {
@@ -221,14 +227,15 @@ def about(run: "Run", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dic
     }
 
 
-def predicted(run: "Run", images: Tensor) -> np.ndarray:
+def predicted(run: "Run | Examined", images: Tensor) -> np.ndarray:
     """Names of the classes that the model answers, (B,)."""
-    with torch.inference_mode(), attacks.undisturbed(run.model):
+    # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+    with torch.no_grad(), attacks.undisturbed(run.model):
         return np.array([run.classes[k] for k in run.model(images).argmax(1).cpu().numpy()])
 
 
 def _against_masks_and_stability(
-    run: "Run",
+    run: "Run | Examined",
     dataset: "Dataset",
     rows: np.ndarray,
     methods: Sequence[str],
@@ -273,12 +280,13 @@ def _against_masks_and_stability(
 
 
 def _on_the_sample(
-    run: "Run",
+    run: "Run | Examined",
     dataset: "Dataset",
     rows: np.ndarray,
     methods: Sequence[str],
     ways: Sequence[Change],
     controlled: Beside,
+    randomised: Sequence[str],
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
@@ -299,7 +307,7 @@ def _on_the_sample(
             BY_CAUSE: _by_cause(maps, falls),
         }
         table.add(name, CLEAN, curves, bright)
-    for stage, values in randomisation.cascade(run.model, images, looks, labels):
+    for stage, values in randomisation.cascade(run.model, images, looking(randomised), labels):
         for name, found in values.items():
             table.add(name, CASCADE + stage, found)
     return pd.concat(table.tables, ignore_index=True)
@@ -330,7 +338,9 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
     )
 
 
-def tune(run: "Run", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32) -> dict[str, float]:
+def tune(
+    run: "Run | Examined", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
+) -> dict[str, float]:
     """The threshold of each method's maps, and of the centre prior, with the best mean IoU on this (validation) split.
 
     As cheXlocalize does (Saporta et al. 2022). Empty where no image has an infection mask.

@@ -10,6 +10,7 @@ from trustcxr import attacks, corruptions
 from trustcxr.catalogue import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
+    from trustcxr.evaluation.given import Examined
     from trustcxr.evaluation.run import Run
 
 CLEAN = "clean"
@@ -33,8 +34,13 @@ class Change:
     severity: int = 0
     dear: bool = False
 
+    @property
+    def attack(self) -> bool:
+        """Whether it follows gradients of the model."""
+        return self.condition in USUAL_ATTACKS
 
-def changes(run: "Run", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
+
+def changes(run: "Run | Examined", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
     """FGSM and PGD at `epsilon`, then the corruptions and artefacts of these names ("all" for UNDER) at `severity`.
 
     Raises UserError for a name that is no corruption.

@@ -21,7 +21,7 @@ from trustcxr.results.documents import AuditDocument, AuditedModel, read
 from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import at_the_door, open_films
-from trustcxr.study.audited import Audit, about, is_another
+from trustcxr.study.audited import Audit, about, is_another, refuse_held
 
 PARTS = ".parts"  # rows of finished batches, until all are there
 
@@ -47,9 +47,7 @@ def audit(
     process writes to.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
-    if not Path(model).is_dir() and _is_bare(str(model)):
-        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
-    subject = load_model(model) if Path(model).is_dir() else load_model(model, trust_code=trust_code)
+    subject = open_model(model, trust_code=trust_code)
     _refuse_another(out, subject)
     films = open_films(subject, data, split, labels, listing)
     findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
@@ -79,17 +77,18 @@ def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDoc
     return before
 
 
+def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
+    """A run from its folder, else what a model file names; UserError for a model itself, without such a file."""
+    if Path(model).is_dir():
+        return load_model(model)
+    if _is_bare(str(model)):
+        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
+    return load_model(model, trust_code=trust_code)
+
+
 def _refuse_another(out: Path, subject: Subject) -> None:
     """UserError where `out` holds anything but an earlier audit of this model."""
-    held = {
-        "a run": folders.RUN_FILE,
-        "a study": folders.STUDY_FILE,
-        "the results of a study": folders.STUDY_RESULTS,
-        "results of a run": folders.METRICS_FILE,
-    }
-    for what, name in held.items():
-        if (out / name).exists():
-            raise UserError(f"{out}: holds {what}; choose another --out")
+    refuse_held(out, {"results of a run": folders.METRICS_FILE})
     path = out / folders.AUDIT_FILE
     if path.is_file() and is_another(before := read(AuditDocument, path).model, subject):
         raise UserError(f"{out}: holds the audit of another model, {before.name or before.path}; choose another --out")

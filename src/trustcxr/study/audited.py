@@ -1,7 +1,7 @@
 """What an audit is of: the model, the films, the examination; and what is written of the model."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -13,6 +13,7 @@ from torch import Tensor
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
 from trustcxr.data.dataset import Dataset
+from trustcxr.errors import UserError
 from trustcxr.evaluation import findings
 from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.handed_in import Images
@@ -110,6 +111,19 @@ def _known(dataset: Dataset) -> Iterator[bytes]:
 def about(subject: Subject) -> dict[str, object]:
     """The model, as it stands under `model`."""
     return {"name": subject.name, "reported": _reported(subject)} | asdict(_origin(subject))
+
+
+def refuse_held(out: Path, further: Mapping[str, str]) -> None:
+    """UserError where a folder for results holds a run or a study, or a `further` thing, known by its file."""
+    held = {
+        "a run": folders.RUN_FILE,
+        "a study": folders.STUDY_FILE,
+        "the results of a study": folders.STUDY_RESULTS,
+        **further,
+    }
+    for what, name in held.items():
+        if (out / name).exists():
+            raise UserError(f"{out}: holds {what}; choose another --out")
 
 
 def is_another(before: AuditedModel, subject: Subject) -> bool:

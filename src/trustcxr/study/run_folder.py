@@ -20,14 +20,14 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
-from trustcxr.explain import lesions, scores, summary
+from trustcxr.explain import scores
 from trustcxr.recipes.run import Listing, RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
 from trustcxr.results.locks import holding
-from trustcxr.study import beside, made, mending, preflight
+from trustcxr.study import beside, explaining, made, mending, preflight
 from trustcxr.study import films as tested
 from trustcxr.study.asked import corruptions_recipe, recipe
 from trustcxr.study.films import Source, report_skipped
@@ -110,23 +110,15 @@ class RunFolder:
         Where there is none, thresholds are those of the run's own saliency, if it was measured. Where films have lesion
         masks, also what becomes of the answer without the lesion.
         """
-        path = self.place / folders.SALIENCY_FILE
-        held_against, asked = made.masks(films), made.saliency(options, tuned=val is not None)
-        known, wanted = made.of(self.place, path.name), asked | held_against
-        if path.is_file() and made.otherwise(known, held_against):
-            say(f"{path}: was held against other masks: made again")
-            path.unlink()
-            known = {}
-        there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
-        if not (once and there and not made.otherwise(known, wanted)):
-            self._explain(path, films, options, val)
-            made.note(self.place, path.name, known | wanted)
-        path, wanted = self.place / folders.LESIONS_FILE, held_against | made.lesions(options)
-        same = path.is_file() and not made.otherwise(made.of(self.place, path.name), wanted)
-        if not (once and same) and len(lesions.with_lesions(films)):
-            table = lesions.of_run(self.run, films, sample=options.sample, epsilon=options.epsilon)
-            files.write_table(path, table)
-            made.note(self.place, path.name, wanted)
+        explaining.measure(
+            self.place,
+            self.run,
+            films,
+            options,
+            lambda: self._levels(options, val),
+            tuned=val is not None,
+            once=once,
+        )
 
     def prove(
         self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None, once: bool = False
@@ -146,10 +138,10 @@ class RunFolder:
         made.note(self.place, path.name, known | wanted)
         return table
 
-    def _explain(self, path: Path, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None") -> None:
-        levels = self._thresholds() if val is None else scores.tune(as_before_refit(self.run), val, options.methods)
-        batches = scores.batches(self.run, films, options, thresholds=levels)
-        files.write_batches(path, summary.with_before(batches, path, scores.with_random(options.methods)))
+    def _levels(self, options: ExplanationRecipe, val: "Dataset | None") -> dict[str, float]:
+        if val is None:
+            return self._thresholds()
+        return scores.tune(as_before_refit(self.run), val, options.methods)
 
     def describe(
         self,
@@ -352,19 +344,21 @@ def explain(
     split: str | None = None,
     labels: Mapping[str, str | None] | None = None,
     listing: Listing | None = None,
+    out: Path | None = None,
 ) -> tuple[RunDocument, Path]:
     """Saliency of a run measured on a data set; other methods measured there before are kept.
 
     The table is written a batch at a time. `options`: keys of ExplanationRecipe. Thresholds are tuned on the run's
-    validation split where this is its own data; on other data those that were tuned there before are used.
+    validation split where this is its own data; on other data those that were tuned there before are used. `out`: the
+    folder of the results, where it is not within the run's.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
     run, given = load_run(folder), Source(data, split, labels, listing)
     scores.check(run, wanted.methods)
     films = tested.load(run, given)
-    place = tested.place_of(run, films)
-    with holding(folder):
+    place = tested.place_of(run, films, out)
+    with holding(out or folder):
         own = _own(run, films, place)
         val = tested.validation_of(run, given, "no threshold is tuned") if own else None
         steps = _steps(run, place)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from trustcxr.errors import UserError
 from trustcxr.results import files
 from trustcxr.results.documents.answers import FamiliarityDocument, FilmAnswer
-from trustcxr.results.documents.audits import AuditDocument, AuditedData, AuditedModel, GateCheck
+from trustcxr.results.documents.audits import AuditDocument, AuditedData, GateCheck
 from trustcxr.results.documents.examined import Curve, Division, Finding, HandedIn, OperatingPoint, Subgroup
 from trustcxr.results.documents.explained import (
     Change,
@@ -25,6 +25,7 @@ from trustcxr.results.documents.explained import (
     Stratum,
 )
 from trustcxr.results.documents.exported import ExportDocument
+from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.judged import Alarm, Sign, Verdict
 from trustcxr.results.documents.pairs import AuditPair, PairRow
 from trustcxr.results.documents.plans import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost

@@ -1,8 +1,9 @@
 """audit.json: a model that was given, examined."""
 
 from trustcxr.results.documents.examined import Division, Finding, HandedIn, OperatingPoint
+from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.runs import RunDocument
-from trustcxr.results.flat import Document, Number, Records
+from trustcxr.results.flat import Document, Records
 
 
 class GateCheck(Document):
@@ -11,30 +12,6 @@ class GateCheck(Document):
     check: str = ""
     passed: bool | None = None
     text: str = ""
-
-
-class Reported(Document):
-    """What its makers say of a model; of a run the recipe says it."""
-
-    clean: Number = None
-    attacked: Number = None
-    threat_model: str = ""
-    training_data: str = ""
-    paper: str = ""
-
-
-class AuditedModel(Document):
-    """What was given: its kind, its file and checksum, whether its gradients are its own, what is worth saying."""
-
-    name: str = ""
-    kind: str = ""
-    path: str | None = None
-    sha256: str | None = None
-    bytes: int | None = None
-    parameters: int | None = None
-    gradients: str = ""
-    notes: list[str] = []
-    reported: Reported = Reported()
 
 
 class AuditedData(Document):
@@ -103,7 +80,6 @@ class AuditDocument(RunDocument):
     subgroups: Records[Division] = []
     findings: Records[Finding] = []
     handed_in: Records[HandedIn] = []
-    examination: str = ""
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Whether it knows the classes of another one, in whichever order."""

@@ -1,6 +1,7 @@
 """training.json and metrics.json: one trained run."""
 
 from trustcxr.results.documents.explained import LesionDocument, SaliencyDocument
+from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.judged import Alarm, Verdict
 from trustcxr.results.documents.tested import (
     Accuracies,
@@ -59,6 +60,7 @@ class RunDocument(Document):
     """metrics.json: one run on one split. In study.json `training` is beside it.
 
     `origin`: trained here, or given. `films`: the fingerprint of the images. `notes`: what a reader must know first.
+    `given`: of a model file what was given, `examination` a checksum of all that was examined and how.
     """
 
     version: int | None = None
@@ -91,3 +93,5 @@ class RunDocument(Document):
     drop_from_internal: Records[Drop] = []
     planted_shortcuts: Named[PlantedShortcut] = {}
     training: TrainingDocument = TrainingDocument()
+    given: AuditedModel = AuditedModel()
+    examination: str = ""

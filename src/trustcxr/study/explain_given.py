@@ -1,0 +1,107 @@
+"""`trustcxr explain` of a model file: what is measured of a run's maps, of any model, on the films of its audit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trustcxr.console import say
+from trustcxr.data.dataset import Dataset
+from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions as evaluation
+from trustcxr.evaluation.given import Examined
+from trustcxr.evaluation.summary import describe
+from trustcxr.explain import given, scores
+from trustcxr.models.adapters import Given
+from trustcxr.models.untouched import is_randomised
+from trustcxr.recipes.exam import load_exam
+from trustcxr.recipes.run import Listing
+from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import documents, files, folders
+from trustcxr.results.documents import AuditedModel, RunDocument
+from trustcxr.results.locks import holding
+from trustcxr.study import beside, explaining, made
+from trustcxr.study.audit import open_model
+from trustcxr.study.audit_data import at_the_door, open_films
+from trustcxr.study.audited import Audit, about, refuse_held
+
+
+def explain(
+    model: str | Path,
+    data: Path,
+    out: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    split: str | None = None,
+    labels: Mapping[str, str | None] | None = None,
+    listing: Listing | None = None,
+    trust_code: bool = False,
+) -> RunDocument:
+    """Saliency of what a model file names, measured on a data set: the document of metrics.json, written into `out`.
+
+    The films are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
+    `options`: keys of ExplanationRecipe. Other methods measured in `out` before are kept. Raises UserError for a model
+    that these methods cannot explain, films without masks, or an `out` that holds something else.
+    """
+    wanted = validate(ExplanationRecipe, dict(options or {}), "options")
+    scores.check_options(wanted)
+    subject = open_model(model, trust_code=trust_code)
+    assert isinstance(subject, Given)  # a run's folder goes to run_folder.explain
+    network = given.check(subject, wanted.methods)
+    run = Examined(subject.name, network, subject.classes, subject.device)
+    scores.check(run, wanted.methods)
+    refuse_held(out, {"an audit": folders.AUDIT_FILE})
+    films = open_films(subject, data, split, labels, listing)
+    scores.annotated(films.examined)
+    whole, held = Audit(subject, films, load_exam()), films.validation
+    with holding(out):
+        document = _begun(whole, run, out)
+        left_out = given.left_out(subject, network)
+        document.notes = [*_notes(subject, run, films.examined), *left_out.notes()]
+        for note in [*document.notes, *([] if held is not None else ["no threshold is tuned: no validation split"])]:
+            say(note)
+        explaining.measure(
+            out,
+            run,
+            films.examined,
+            wanted,
+            lambda: {} if held is None else scores.tune(run, held, wanted.methods),
+            tuned=held is not None,
+            left_out=left_out,
+        )
+        beside.describe(document, out, images=len(films.examined), resamples=made.RESAMPLES)
+        files.write_json(out / folders.METRICS_FILE, document)
+        made.note_metrics(out, document, made.RESAMPLES)
+        return document
+
+
+def _begun(whole: Audit, run: Examined, out: Path) -> RunDocument:
+    """metrics.json as it stands in `out`, else as films are without any map; UserError where it is of something else.
+
+    It is there before any map is, so that no map of another model or of other films is ever beside these.
+    """
+    path, key = out / folders.METRICS_FILE, whole.key
+    if path.is_file():
+        before = documents.read(RunDocument, path)
+        if before.examination != key:
+            what = (
+                f"results of {before.run or 'something else'} of which the model, the films or the version are others"
+            )
+            raise UserError(f"{out}: holds {what}; choose another --out")
+        return before
+    refuse_held(out, {"maps of which nothing is known": folders.SALIENCY_FILE})
+    table = evaluation.predict(run, whole.dataset, at_once=whole.at_once)
+    document = describe(run, table, resamples=made.RESAMPLES)
+    document.films, document.examination = whole.dataset.fingerprint, key
+    document.given = AuditedModel.model_validate(about(whole.subject))
+    files.write_table(out / folders.PREDICTIONS_FILE, table)
+    files.write_json(path, document)
+    return document
+
+
+def _notes(subject: Given, run: Examined, films: Dataset) -> list[str]:
+    """What a reader must know first: of the films as they were read, and of how the model answers."""
+    notes = [*films.notes]
+    if is_randomised(run.model, at_the_door(films, 1, run.device)[0]):
+        notes.append(f"{run.name} answers at random: each map is of one draw")
+    return notes

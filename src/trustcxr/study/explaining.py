@@ -1,0 +1,53 @@
+"""Saliency and removed lesions of a model on some films, as tables in a folder: of a run, and of any model alike."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trustcxr.console import say
+from trustcxr.evaluation.given import Examined
+from trustcxr.evaluation.run import Run
+from trustcxr.explain import lesions, scores, summary
+from trustcxr.explain.given import ALL_DONE, LeftOut
+from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.results import files, folders
+from trustcxr.study import made
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+
+def measure(
+    place: Path,
+    run: Run | Examined,
+    films: "Dataset",
+    options: ExplanationRecipe,
+    thresholds: Callable[[], Mapping[str, float]],
+    *,
+    tuned: bool,
+    once: bool = False,
+    left_out: LeftOut = ALL_DONE,
+) -> None:
+    """saliency.parquet in `place`, and, where films have lesion masks, lesions.parquet.
+
+    Other methods measured there before are kept. `thresholds` are asked for where maps are made; `tuned`: whether they
+    are of validation films. `once`: what is there, made in the same way, is not made again.
+    """
+    path = place / folders.SALIENCY_FILE
+    held_against, asked = made.masks(films), made.saliency(options, tuned=tuned)
+    known, wanted = made.of(place, path.name), asked | held_against
+    if path.is_file() and made.otherwise(known, held_against):
+        say(f"{path}: was held against other masks: made again")
+        path.unlink()
+        known = {}
+    there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
+    if not (once and there and not made.otherwise(known, wanted)):
+        batches = scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out)
+        files.write_batches(path, summary.with_before(batches, path, scores.with_random(options.methods)))
+        made.note(place, path.name, known | wanted)
+    path, wanted = place / folders.LESIONS_FILE, held_against | made.lesions(options)
+    same = path.is_file() and not made.otherwise(made.of(place, path.name), wanted)
+    if not (once and same) and len(lesions.with_lesions(films)):
+        epsilon = 0.0 if left_out.attacks else options.epsilon
+        files.write_table(path, lesions.of_run(run, films, sample=options.sample, epsilon=epsilon))
+        made.note(place, path.name, wanted)

@@ -1,0 +1,186 @@
+"""`trustcxr explain` of a model file: what is measured of a run's maps, of any model."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from foreign_models import CLASSES, SIDE, exported, small, traced
+from small_runs import untrained
+from test_cli import complaint, run
+from trustcxr.data.phantom import writing
+from trustcxr.evaluation.run import load_run
+from trustcxr.results import documents, files
+
+SIZE = 64  # at which the last map of the tests' network has more than one cell
+QUICK = ("--sample", 3, "--corruption", "jpeg")
+KEYS = ["sample_id", "method", "condition", "measure"]
+RGB = f"input: {{size: {SIDE}, channels: 3, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("given") / "films", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def own(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ours, explained."""
+    folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
+    content = files.read_yaml(folder / "run.yaml")
+    files.part(files.part(content, "recipe"), "data")["size"] = SIZE
+    files.write_yaml(folder / "run.yaml", content)
+    run("explain", folder, "--data", films, *QUICK)
+    return folder
+
+
+def model_file(folder: Path, source: str, about: str = RGB, kind: str = "logits", name: str = "model") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(f"{source}\n{about}\noutput: {{kind: {kind}, classes: [{', '.join(CLASSES)}]}}\n")
+    return path
+
+
+def of_run(own: Path) -> str:
+    """What a model file says of the images of a run."""
+    ours = load_run(own, on="cpu").model
+    return f"input: {{size: {SIZE}, mean: [{float(ours.mean)}], std: [{float(ours.std)}]}}"
+
+
+def tables(own: Path, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    first, second = (pd.read_parquet(place / "saliency.parquet").set_index(KEYS).sort_index() for place in (own, out))
+    return first, second
+
+
+def assert_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
+    """The same rows and figures, but for what rounding does to a normalisation that is reckoned in another order."""
+    assert first.index.equals(second.index)
+    assert list(first.columns) == list(second.columns)
+    for name, column in first.items():
+        if column.dtype.kind == "f":
+            np.testing.assert_allclose(second[name], column, atol=2e-3, err_msg=str(name))
+        else:
+            assert column.equals(second[name]), name
+
+
+def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: Path, tmp_path: Path) -> None:
+    (tmp_path / "of_a_run.py").write_text(
+        "from trustcxr.evaluation.run import load_run\n"
+        f"def network():\n    return load_run({str(own)!r}, on='cpu').model.net\n"
+    )
+    model, out = model_file(tmp_path, "python: of_a_run:network", of_run(own)), tmp_path / "out"
+    done = run("explain", model, "--data", films, "--out", out, "--trust-code", *QUICK)
+    assert_same(*tables(own, out))
+    removed = [files.read_table(place / "lesions.parquet") for place in (own, out)]
+    pd.testing.assert_frame_equal(*removed, atol=1e-4)
+    assert "model, gradcam: 6 annotated images" in done.stdout
+    assert "random weights: 5 networks on 6 images" in done.stdout
+    assert "Not for diagnosis" in done.stdout
+    document = documents.read(documents.RunDocument, out / "metrics.json")
+    assert (document.run, document.origin, document.classes) == ("model", "given", list(CLASSES))
+    assert (document.given.kind, document.given.path) == ("python", "of_a_run:network")
+    assert document.given.sha256
+    theirs = documents.read(documents.RunDocument, own / "metrics.json")
+    for name, part in theirs.saliency.items():
+        assert document.saliency[name].threshold == part.threshold
+        assert document.saliency[name].verdict[:30] == part.verdict[:30]
+    assert document.clean.accuracy.value == theirs.clean.accuracy.value
+    assert [row.fill for row in document.lesions] == [row.fill for row in theirs.lesions]
+
+
+def test_what_an_exported_file_does_not_allow_is_left_out_and_said(own: Path, films: Path, tmp_path: Path) -> None:
+    net, images = load_run(own, on="cpu").model.net, torch.rand(2, 1, SIZE, SIZE)
+    batch = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(net, (images,), dynamic_shapes=batch), tmp_path / "m.pt2")
+    model, out = model_file(tmp_path, "source: m.pt2", of_run(own)), tmp_path / "out"
+    done = run("explain", model, "--data", films, "--out", out, *QUICK, "--json")
+    first, second = tables(own, out)
+    assert first["randomised"].notna().any()
+    assert second["randomised"].isna().all()
+    random = first.index.get_level_values("condition").str.startswith("randomised:") | (
+        first.index.get_level_values("measure") == "random_network_ssim"
+    )
+    hidden = ["randomised", "randomised_spread"]
+    assert_same(first[~random].drop(columns=hidden), second.drop(columns=hidden))
+    document = json.loads(done.stdout)
+    assert document["saliency"]["gradcam"].get("verdict", "") == ""
+    (note,) = [note for note in document["notes"] if "random weights" in note]
+    assert note in done.stderr
+    assert document["given"]["kind"] == "torch.export"
+    # Another method on the same films is added; another model's are not put beside it.
+    more = ("--method", "integrated-gradients", "--sample", 0, "--corruption", "jpeg", "--json")
+    kept = json.loads(run("explain", model, "--data", films, "--out", out, *more).stdout)["saliency"]
+    assert list(kept) == ["gradcam", "layercam", "integrated-gradients", "random"]
+    assert kept["gradcam"] == document["saliency"]["gradcam"]
+    other = model_file(tmp_path, "source: m.pt2", f"input: {{size: {SIZE}}}", name="other")
+    assert "holds results of model" in complaint("explain", other, "--data", films, "--out", out)
+    assert "holds results of model" in complaint("explain", model, "--data", films, "--out", out, "--split", "Val")
+    assert f"{own}: holds a run" in complaint("explain", model, "--data", films, "--out", own)
+
+
+def test_a_function_without_gradients_is_explained_by_what_follows_none(films: Path, tmp_path: Path) -> None:
+    model, out = model_file(tmp_path, "python: foreign_models:scores"), tmp_path / "out"
+    typed = ("explain", model, "--data", films, "--out", out, "--trust-code")
+    refused = complaint(*typed)
+    assert "can follow no gradients in it, and gradcam and layercam cannot do without" in refused
+    assert refused.endswith("name methods that can: --method occlusion")
+    assert not out.exists()
+    document = json.loads(run(*typed, *QUICK, "--method", "occlusion", "--json").stdout)
+    assert [row["condition"] for row in document["saliency"]["occlusion"]["stability"]] == ["jpeg"]
+    assert any("stability under FGSM and PGD is not measured" in note for note in document["notes"])
+
+
+def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(films: Path, tmp_path: Path) -> None:
+    traced(small(), tmp_path / "m.pt")
+    model, out = model_file(tmp_path, "source: m.pt"), tmp_path / "out"
+    typed = ("explain", model, "--data", films, "--out", out, "--trust-code")  # then torch's own runtime has it
+    refused = complaint(*typed, "--method", "gradcam")
+    assert "torch sees no last feature map in it, which gradcam would read" in refused
+    assert "--method integrated-gradients or --method smoothgrad or --method occlusion" in refused
+    document = json.loads(run(*typed, *QUICK, "--method", "integrated-gradients", "--json").stdout)
+    part = document["saliency"]["integrated-gradients"]
+    assert part["n"] == part["random_weights"]["n"] == 6
+    assert "sanity" not in part or not part["sanity"]
+    assert any("made random part by part" in note for note in document["notes"])
+
+
+def test_what_cannot_be_explained_is_refused_in_one_line(films: Path, tmp_path: Path) -> None:
+    exported(small(), tmp_path / "m.pt2")
+    model, out = model_file(tmp_path, "source: m.pt2"), ("--out", tmp_path / "out")
+    data = ("--data", films)
+    assert complaint("explain", model, *data).endswith(f"explain {model}: say --out DIR; see trustcxr explain --help")
+    findings = model_file(tmp_path, "source: m.pt2", kind="sigmoid", name="findings")
+    assert "findings: has a sigmoid for each finding" in complaint("explain", findings, *data, *out)
+    (tmp_path / "scores.csv").write_text(f"id,{','.join(CLASSES)}\nfilm,1,0,0\n")
+    table = model_file(tmp_path, "predictions: scores.csv", "", name="table")
+    assert "only scores of table were given" in complaint("explain", table, *data, *out)
+    code = model_file(tmp_path, "python: foreign_models:a_network", name="code")
+    assert "give --trust-code" in complaint("explain", code, *data, *out)
+    assert "trustcxr audit" in complaint("explain", tmp_path / "m.pt2", *data, *out)
+    assert "no such model file" in complaint("explain", tmp_path / "gone.yaml", *data, *out)
+    assert "unknown layer 'layer9'" in complaint("explain", model, *data, *out, "--method", "layercam@layer9")
+    assert "unknown saliency method" in complaint("explain", model, *data, *out, "--method", "gradcm")
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_points_to_the_audit_with_the_command_written_out(films: Path, tmp_path: Path) -> None:
+    model = model_file(tmp_path, "source: m.pt2", name="their model")
+    refused = complaint("evaluate", model, "--data", films)
+    words = refused.removesuffix(" DIR")
+    assert shlex.split(words[words.index("trustcxr audit") :]) == [
+        *("trustcxr", "audit", str(model), "--data", str(films), "--out")
+    ]
+
+
+def test_a_run_is_explained_into_another_folder_where_one_is_named(own: Path, films: Path, tmp_path: Path) -> None:
+    before = (own / "saliency.parquet").read_bytes()
+    run("explain", own, "--data", films, *QUICK, "--method", "gradcam", "--out", tmp_path / "out")
+    assert (own / "saliency.parquet").read_bytes() == before
+    assert (tmp_path / "out" / "saliency.parquet").is_file()
+    told = " ".join(run("explain", "--help").stdout.split())
+    assert "MODEL" in told
+    assert "--out" in told
+    assert "--trust-code" in told
