@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from foreign_models import CLASSES, SIDE, exported, small, traced
+from foreign_models import CLASSES, IMAGENET, SIDE, exported, small, traced
 from small_runs import untrained
 from test_cli import complaint, run
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation.run import load_run
+from trustcxr.explain import given
+from trustcxr.models.adapters import load
 from trustcxr.results import documents, files
 
 SIZE = 64  # at which the last map of the tests' network has more than one cell
@@ -145,6 +148,25 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(fi
     assert part["n"] == part["random_weights"]["n"] == 6
     assert "sanity" not in part or not part["sanity"]
     assert any("made random part by part" in note for note in document["notes"])
+
+
+def test_of_torchscript_one_reason_is_said_and_it_is_the_right_one(tmp_path: Path) -> None:
+    traced(small(), tmp_path / "m.pt")
+    for trusted, part in ((False, "weights"), (True, "cascade")):
+        found = load(tmp_path / "m.pt", classes=CLASSES, trust_code=trusted, **IMAGENET)
+        left = given.left_out(found, given.check(found, ["occlusion"]))
+        assert left.notes() == [getattr(left, part)]
+
+
+def test_films_without_masks_are_refused_before_anything_is_written(films: Path, tmp_path: Path) -> None:
+    exported(small(), tmp_path / "m.pt2")
+    for number, film in enumerate(sorted(films.rglob("Test/*/images/*.png"))[:6]):
+        place = tmp_path / "plain" / CLASSES[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, place / f"{number}.png")
+    typed = ("explain", model_file(tmp_path, "source: m.pt2"), "--data", tmp_path / "plain", "--out", tmp_path / "out")
+    assert "no infection or lung masks here" in complaint(*typed)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_explained_is_refused_in_one_line(films: Path, tmp_path: Path) -> None:

@@ -76,6 +76,6 @@ def left_out(given: Given, model: Adapted) -> LeftOut:
         randomisation.random_network(model)
     except UserError as problem:
         weights = f"no map is held against random weights, so none is said to show what was learnt ({problem})"
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    if not weights and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         cascade = "maps are not followed as the network is made random part by part: TorchScript's own runtime runs it"
     return LeftOut(attacks, weights, cascade)
