@@ -113,7 +113,8 @@ def _answers(
     for first in range(0, len(rows), batch_size):
         part = slice(first, first + batch_size)
         pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
-        with torch.inference_mode(), attacks.undisturbed(run.model):
+        # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+        with torch.no_grad(), attacks.undisturbed(run.model):
             found.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
     return np.concatenate(found)
 
