@@ -54,9 +54,10 @@ def test_the_two_networks_that_most_people_hold_have_the_figures_of_the_run(
     assert [name for name, _ in found] == FORMATS
     assert all(benchmark.figures(other).keys() == own.keys() for _, other in found)
     assert 0 < own["worst-case 0.02"] < own["clean"]
+    one_film = 1 / found[0][1].clean.n  # may tip at rounding; of 201 it is half a point: results/audit-formats-*.md
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
-        assert attacked <= benchmark.ATTACKED, name
+        assert attacked <= one_film + 1e-9, name
 
 
 @pytest.mark.slow
