@@ -207,7 +207,8 @@ def main() -> None:
         if asked.images:
             data = first_images(asked.data, out / "films", run, asked.images, split=split)
         found = rows(folder, data, out, split=None if asked.images else split)
-        called = f"{run.trained_by.model.called} at {run.size} pixels, {run.trained_by.defence.name}, seed {run.trained_by.seed}"
+        recipe = run.trained_by
+        called = f"{recipe.model.called} at {run.size} pixels, {recipe.defence.name}, seed {recipe.seed}"
         parts.append(f"## {called}\n\n{found[0][1].data.n} films.\n\n{table(found)}")
     films = f"the first {asked.images} of each class of the " if asked.images else ""
     flags = (f" --images {asked.images}" if asked.images else "") + (" --validation" if asked.validation else "")
