@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels
 from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.door import Door, examine_at_the_door
 from trustcxr.models.adapters import load, onnx_operators
@@ -157,3 +159,22 @@ def test_films_that_onnxruntime_does_not_take_are_said_in_a_line(
     monkeypatch.setattr(given.original.net, "input", "another")
     with pytest.raises(UserError, match=r"net.onnx: onnxruntime fails on images \(30, 1, 20, 20\)"):
         held_on(given, films()[0])
+
+
+def test_explain_looks_at_films_too_before_it_believes_a_conversion(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    misread: None,
+) -> None:
+    films = writing.write(tmp_path / "films", {"Train": 1, "Test": 2}, size=64)
+    path = tmp_path / "model.yaml"
+    written(tmp_path, 64)
+    names = "COVID-19, Non-COVID, Normal"
+    path.write_text(f"source: net.onnx\ninput: {{size: 64}}\noutput: {{classes: [{names}]}}\n")
+    for image in films.rglob("Test/*/images/*.png"):  # bright, which noise is not
+        Image.fromarray(np.full((64, 64), 220, np.uint8)).save(image)
+    run("explain", path, "--data", films, "--out", tmp_path / "out", "--method", "occlusion", "--sample", 1)
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert np.stack(table[table["attack"] == "clean"]["logits"].tolist())[:, 2].min() > 100
+    notes = json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"]
+    assert any("stability under FGSM and PGD is not measured" in note for note in notes)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr.attacks.stand_ins import Attackable
+from trustcxr.errors import UserError
 from trustcxr.evaluation.active_test import active_test
-from trustcxr.evaluation.door import Check, Door, black_box_check, examine_at_the_door
+from trustcxr.evaluation.door import Check, Door, black_box_check, check_kind, examine_at_the_door
 from trustcxr.models.adapters import load
+from trustcxr.models.adapters.answers import InBatches
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
@@ -256,6 +258,34 @@ def test_a_search_inside_is_said_and_one_pass_too(films: tuple[Tensor, Tensor]) 
     once = door(Searches(trained(), 1).eval(), films)
     assert text(once, "no gradients used inside") == "it answers in one forward pass"
     assert "one pass" not in {check.check for check in once.checks}
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("kind", ["in batches of two", "with a normalised weight"])
+def test_passes_are_counted_of_whatever_a_film_goes_through(
+    kind: str, copies: int, films: tuple[Tensor, Tensor]
+) -> None:
+    net: nn.Module = Searches(deepcopy(trained()), copies).eval()
+    if kind == "in batches of two":
+        net = InBatches(net, 2)
+    else:
+        nn.utils.parametrizations.weight_norm(net.net.body[0])
+    found = door(net, films)
+    said = {check.check: check.text for check in found.checks}
+    if copies == 1:
+        assert "one pass" not in said
+    else:
+        assert said["one pass"].startswith(f"its first layer runs {copies} times for one film")
+
+
+def test_answers_of_another_kind_stop_an_explanation_before_it_begins(films: tuple[Tensor, Tensor]) -> None:
+    probable = load(nn.Sequential(trained(), nn.Softmax(1)).eval(), classes=CLASSES, size=SIDE)
+    assert probable.model is not None
+    with pytest.raises(UserError, match=r"mine: it answers with probabilities.* write output.kind: probabilities"):
+        check_kind(probable.model, films[0], "mine")
+    honest = load(trained(), classes=CLASSES, size=SIDE)
+    assert honest.model is not None
+    check_kind(honest.model, films[0], "mine")
 
 
 def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_path: Any) -> None:

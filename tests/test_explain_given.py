@@ -206,3 +206,17 @@ def test_a_run_is_explained_into_another_folder_where_one_is_named(own: Path, fi
     assert "MODEL" in told
     assert "--out" in told
     assert "--trust-code" in told
+
+
+def test_a_run_is_not_explained_into_the_folder_of_a_given_model_of_its_name(
+    own: Path, films: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "maps"
+    shutil.copytree(own / "evaluations" / next((own / "evaluations").iterdir()).name, out) if (
+        own / "evaluations"
+    ).is_dir() else shutil.copytree(own, out, ignore=shutil.ignore_patterns("run.yaml", "*.safetensors", "evaluations"))
+    content = files.read_json(out / "metrics.json")
+    files.write_json(out / "metrics.json", content | {"examination": "0123"})
+    assert "holds maps of a model that was given; choose another --out" in complaint(
+        "explain", own, "--data", films, "--out", out, *QUICK
+    )

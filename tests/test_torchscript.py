@@ -96,3 +96,23 @@ def test_an_audit_of_it_ends_with_one_line(greys: Path, tmp_path: Path) -> None:
         f"source: m.pt\ninput: {{size: {SIDE}, channels: 1}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
     )
     assert DECLARED in complaint("audit", model, "--data", greys, "--out", tmp_path / "audit")
+
+
+class InPairs(nn.Module):
+    """Traced on two images, it answers of any number as of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).view(int(images.shape[0]), 4, -1).mean(2))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_trace_that_answers_of_two_whatever_it_is_given_is_asked_of_two(trusted: bool, tmp_path: Path) -> None:
+    net = InPairs().eval()
+    given = load(traced(net, tmp_path / "m.pt"), classes=CLASSES, size=SIDE, channels=3, trust_code=trusted)
+    assert given.model is not None
+    images = torch.rand(5, 1, SIDE, SIDE)
+    torch.testing.assert_close(given.model(images), net(images.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)

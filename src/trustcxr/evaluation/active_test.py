@@ -8,7 +8,7 @@ find its way to the adversarial side says nothing about the model.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,15 +98,26 @@ def _as(variant: nn.Module, new: nn.Module) -> nn.Module:
     return new
 
 
+class _Place(NamedTuple):
+    """Which call is the last layer; of how many in each part, where a model works a batch off in parts (else 0)."""
+
+    call: int
+    every: int
+
+    def is_at(self, call: int) -> bool:
+        return (call % self.every if self.every else call) == self.call
+
+
 class _Readout(TorchFunctionMode):
     """Watches calls that make (B, C) from features (B, F); at `place` it hands the features to `change`."""
 
-    def __init__(self, place: int | None = None, change: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+    def __init__(self, place: _Place | None = None, change: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.place, self.change = place, change
         self.calls = 0
         self.last: int | None = None
-        self.features = self.answer = torch.empty(0)
+        self.parts: list[Tensor] = []  # the features of each part of a batch
+        self.answer = torch.empty(0)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -118,8 +129,9 @@ class _Readout(TorchFunctionMode):
         if where is None or not isinstance(result, Tensor) or result.ndim != 2 or len(args) <= where:
             return result
         self.last, self.calls = self.calls, self.calls + 1
-        if self.place is None or self.last == self.place:
-            self.features, self.answer = args[where], result
+        if self.place is None or self.place.is_at(self.last):
+            self.parts = [*([] if self.place is None else self.parts), args[where]]
+            self.answer = result
             if self.change is not None:
                 return self.change(args[where], result)
         return result
@@ -131,7 +143,7 @@ class _NewReadout(nn.Module):
     Of a model of one answer (B, 1), such as the logit of one finding, that is the logit of class 1.
     """
 
-    def __init__(self, model: nn.Module, place: int, weights: Tensor, biases: Tensor, margin: float) -> None:
+    def __init__(self, model: nn.Module, place: _Place, weights: Tensor, biases: Tensor, margin: float) -> None:
         super().__init__()
         self.model, self.place, self.margin = model, place, margin
         self.weights, self.biases = weights, biases  # (B, F), (B,)
@@ -139,12 +151,16 @@ class _NewReadout(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W), the same number as were planted -> what the model makes of the new logits (B, C)."""
+        self.done = 0  # rows of the batch, where the model works it off in parts
         with _Readout(self.place, self._answer):
             answer = self.model(images)
         return torch.cat([-answer / 2, answer / 2], 1) if answer.shape[1] == 1 else answer
 
     def _answer(self, features: Tensor, before: Tensor) -> Tensor:
-        score = ((features * self.weights).sum(1) + self.biases) * self.margin
+        # A last part that is not full is filled up, and what is answered of the rest is left out again.
+        rows = torch.arange(self.done, self.done + len(features)).clamp(max=len(self.weights) - 1)
+        self.done += len(features)
+        score = ((features * self.weights[rows]).sum(1) + self.biases[rows]) * self.margin
         if before.shape[1] == 1:
             return score[:, None].to(before.dtype)
         others = (-score.abs() - self.margin).detach()
@@ -152,16 +168,19 @@ class _NewReadout(nn.Module):
         return torch.stack([-score / 2, score / 2, *rest], 1).to(before.dtype)
 
 
-def _readout(model: nn.Module, images: Tensor) -> tuple[int | None, int, float]:
+def _readout(model: nn.Module, images: Tensor) -> tuple[_Place | None, int, float]:
     """Which call is the last layer (None without one), how many features it reads, its margin."""
+    size = getattr(model, "batch", None)
     with _Readout() as seen:
-        answer = model(images)
-    if seen.last is None or seen.features.ndim != 2 or (answer.shape[1] == 1) != (seen.answer.shape[1] == 1):
+        answer = model(images[:size])
+    features = seen.parts[-1] if seen.parts else torch.empty(0)
+    if seen.last is None or features.ndim != 2 or (answer.shape[1] == 1) != (seen.answer.shape[1] == 1):
         return None, 0, 0.0
     before = seen.answer.float()
     top = torch.cat([before, torch.zeros_like(before)], 1) if before.shape[1] == 1 else before
     top = top.topk(2, dim=1).values
-    return seen.last, int(seen.features.shape[1]), max(float((top[:, 0] - top[:, 1]).median()), 1e-6)
+    place = _Place(seen.last, 0 if size is None else seen.calls)
+    return place, int(features.shape[1]), max(float((top[:, 0] - top[:, 1]).median()), 1e-6)
 
 
 def _around(images: Tensor, epsilon: float, count: int, random: torch.Generator, *, corner: bool) -> Tensor:
@@ -171,7 +190,7 @@ def _around(images: Tensor, epsilon: float, count: int, random: torch.Generator,
     return (images[:, None] + epsilon * noise.to(images)).clamp(0, 1)
 
 
-def _features(model: nn.Module, place: int, images: Tensor, draws: int) -> Tensor:
+def _features(model: nn.Module, place: _Place, images: Tensor, draws: int) -> Tensor:
     """What the last layer reads of the images, (B, F), on average over draws."""
     total = torch.zeros(())
     for _ in range(draws):
@@ -179,14 +198,14 @@ def _features(model: nn.Module, place: int, images: Tensor, draws: int) -> Tenso
         for part in images.split(64):
             with _Readout(place) as seen:
                 model(part)
-            rows.append(seen.features.double())
+            rows.append(torch.cat(seen.parts)[: len(part)].double())
         total = total.to(rows[0]) + torch.cat(rows)
     return total / draws
 
 
 def _fit(
     model: nn.Module,
-    place: int,
+    place: _Place,
     image: Tensor,
     corner: Tensor,
     epsilon: float,

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.catalogue import JUDGED
 from trustcxr.console import Progress
+from trustcxr.errors import UserError
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
 from trustcxr.evaluation.declared import Declared, check_declaration
 from trustcxr.evaluation.draws import OverDraws
@@ -225,6 +226,13 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
     return [Check("logits", share <= SATURATED, text)], model
 
 
+def check_kind(model: nn.Module, images: Tensor, name: str) -> None:
+    """UserError where the answers on images (N, 1, H, W) are surely of another kind than was declared."""
+    for check in _kind(model, images[:LOOKED_AT])[0]:
+        if check.passed is False and "write output.kind" in check.text:
+            raise UserError(f"{name}: {check.text}")
+
+
 def _gradients(traits: Traits) -> Check:
     zero, broken = traits.zero_gradients, traits.broken_gradients
     if zero <= VANISHED and broken == 0:
@@ -269,12 +277,16 @@ def _inside(model: nn.Module, images: Tensor) -> list[Check]:
 
 def _passes(model: nn.Module, images: Tensor) -> int:
     """How often the first layer runs for a film, 0 where that is not seen; parts of a batch are of other films."""
-    counts = []
-    for films in (images[:2], images[:4]):
+
+    def count(films: Tensor) -> int:
         with Passes() as seen, torch.no_grad():
             model(films)
-        counts.append(seen.count)
-    return counts[0] if counts[0] == counts[1] else (counts[1] - counts[0]) // 2
+        return seen.count
+
+    if (size := getattr(model, "batch", None)) is not None:
+        return count(images[:size]) if len(images) >= size else 0
+    few, more = count(images[:2]), count(images[:4])
+    return few if few == more else (more - few) // 2
 
 
 class Passes(TorchFunctionMode):
@@ -290,8 +302,11 @@ class Passes(TorchFunctionMode):
     ) -> Any:
         """Let the call through, and count it."""
         if plain_name(func) in _WEIGHTED and len(args) > 1 and isinstance(args[1], Tensor):
-            self.first = args[1] if self.first is None else self.first
-            self.count += args[1] is self.first
+            weight = args[1]
+            self.first = weight if self.first is None else self.first
+            # A weight that is made anew for each call, as normalised ones are, is known by its shape.
+            made = not isinstance(weight, nn.Parameter) and weight.shape == self.first.shape
+            self.count += weight is self.first or made
         return func(*args, **(kwargs or {}))
 
 

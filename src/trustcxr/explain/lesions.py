@@ -101,10 +101,12 @@ def transplantation(
         ill = answer.to(lesions.transplanted(films, donors, region))
         well = answer.to(lesions.transplanted(films, others, region))
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
+        for some in (films, diseased, healthy):  # without lungs nobody knows where to, nor how grey
+            share = share.where(some.lung.flatten(1).any(1), torch.nan)
         cover = _cover(Films(films.images, films.lung, region))
         about = {"lesion": cover, "fill": TRANSPLANT, "control": "healthy patch", "share": share.cpu().numpy()}
         table = _compared(answer.before, ill, well, about)
-    return table.assign(effect=-table["effect"])
+    return table.assign(effect=-table["effect"], whole=np.nan, flipped_whole=np.nan)  # nothing was removed
 
 
 @dataclass

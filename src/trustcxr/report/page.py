@@ -228,6 +228,7 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
         "all_measures": saliency.measures(runs),
         "by_lesion": saliency.by_lesion(runs),
         "lesion_effects": lesions.effects(runs),
+        "lesions_sampled": lesions.sampled(runs),
         "lesion_effects_by_size": lesions.by_size(runs),
         "stability": saliency.stability(runs),
         "changes": saliency.changes(runs),

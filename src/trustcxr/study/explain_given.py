@@ -8,10 +8,12 @@ from trustcxr.console import say
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
+from trustcxr.evaluation.door import check_kind
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import given, scores
 from trustcxr.models.adapters import Given
+from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.run import Listing
@@ -24,6 +26,8 @@ from trustcxr.study import beside, explaining, made
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, refuse_held
+
+GATE = 120  # films on which a conversion is held against what it was made from
 
 
 def explain(
@@ -47,16 +51,18 @@ def explain(
     scores.check_options(wanted)
     subject = open_model(model, trust_code=trust_code)
     assert isinstance(subject, Given)  # a run's folder goes to run_folder.explain
-    network = given.check(subject, wanted.methods)
-    run = Examined(subject.name, network, subject.classes, subject.device)
-    scores.check(run, wanted.methods)
+    _explained(subject, wanted)
     refuse_held(out, {"an audit": folders.AUDIT_FILE})
     films = open_films(subject, data, split, labels, listing)
     scores.annotated(films.examined)
+    shown, _ = at_the_door(films.examined, GATE, subject.device)
+    subject, _ = held_on(subject, shown)
+    run = _explained(subject, wanted)
+    check_kind(run.model, shown, subject.name)
     whole, held = Audit(subject, films, load_exam()), films.validation
     with holding(out):
         document = _begun(whole, run, out)
-        left_out = given.left_out(subject, network)
+        left_out = given.left_out(subject, given.check(subject, wanted.methods))
         document.notes = [*_notes(subject, run, films.examined), *left_out.notes()]
         for note in [*document.notes, *([] if held is not None else ["no threshold is tuned: no validation split"])]:
             say(note)
@@ -73,6 +79,13 @@ def explain(
         files.write_json(out / folders.METRICS_FILE, document)
         made.note_metrics(out, document, made.RESAMPLES)
         return document
+
+
+def _explained(subject: Given, options: ExplanationRecipe) -> Examined:
+    """What was given as these methods explain it; UserError where they cannot."""
+    run = Examined(subject.name, given.check(subject, options.methods), subject.classes, subject.device)
+    scores.check(run, options.methods)
+    return run
 
 
 def _begun(whole: Audit, run: Examined, out: Path) -> RunDocument:

@@ -164,6 +164,7 @@ def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:
     held = {
         "results of a study": (out / folders.STUDY_FILE).is_file(),
         "an audit": (out / folders.AUDIT_FILE).is_file(),
+        "maps of a model that was given": metrics.is_file() and bool(documents.read(RunDocument, metrics).examination),
         "results of another run": another or ((out / folders.RUN_FILE).is_file() and not own),
         "results of other films": before.is_file() and not tables.same_films(files.read_table(before), films),
         "results of another run of that name, of other weights": not own and made.by_other_weights(out, run.folder),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.answers import in_a_line, refused_images
+from trustcxr.models.adapters.answers import in_a_line, refused_images, sole
 from trustcxr.models.adapters.archives import Archive, check_pickle
 from trustcxr.models.adapters.operators import Values, aten_operator, refused
 
@@ -52,10 +52,10 @@ def fixed_batch(program: Callable[[Tensor], Any], images: Tensor) -> int | None:
     def takes(count: int) -> bool:
         try:
             with torch.no_grad():
-                program(images[:1].repeat(count, 1, 1, 1))
+                answer = sole(program(images[:1].repeat(count, 1, 1, 1)))
         except Exception:  # whatever it raises
             return False
-        return True
+        return not isinstance(answer, Tensor) or answer.ndim == 0 or len(answer) == count
 
     if takes(2):
         return None if takes(3) else 2

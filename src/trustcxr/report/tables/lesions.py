@@ -27,6 +27,13 @@ def effects(runs: list[Run]) -> Table:
     return Table(header, rows, heads=4)
 
 
+def sampled(runs: list[Run]) -> bool:
+    """Whether anything was measured of a drawn sample alone."""
+    return any(
+        row.condition != "clean" or row.fill in ("inpaint", "transplant") for r in runs for row in r.metrics.lesions
+    )
+
+
 def by_size(runs: list[Run]) -> Table:
     """The lesion effect against healthy lung, filled with the healthy grey, by how much of the lungs it covers."""
     rows = []
