@@ -30,6 +30,7 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import lesions, margins, methods
 from trustcxr.models import evidence
 from trustcxr.models.lung_gate import LungGate
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.report import markdown
@@ -117,7 +118,7 @@ def measured(folder: Path, path: Path, split: str, further: Sequence[str] = ()) 
     say(f"{run.name}: maps and causes on {len(ill.images)} films with a lesion")
     trained = run.trained_by.training
     document = {
-        "run": run.name,
+        "run": called(run.trained_by),
         "training": run.training,
         "fills": list(trained.counterfactual_fills) if trained.counterfactuals else [],
         "images": len(data),
@@ -372,10 +373,16 @@ def page(
     return "\n".join(text) + "\n"
 
 
+def called(recipe: RunRecipe) -> str:
+    """The name of a run, which says by what it was guided where that is no evidence."""
+    on = recipe.training.guidance_on
+    return recipe.name if on == "evidence" else recipe.name.replace("-guided", f"-guided-on-{on}", 1)
+
+
 def trained_by(folders: Sequence[Path]) -> str:
     """The command of each recipe, for any seed."""
     recipes = [load_run(folder).trained_by for folder in folders]
-    said = {recipe.name.rsplit("-s", 1)[0]: command(recipe) for recipe in recipes}
+    said = {called(recipe).rsplit("-s", 1)[0]: command(recipe) for recipe in recipes}
     lines = [f"- `{name}`: `{typed}`" for name, typed in said.items()]
     return "\n".join(["\n## How they were trained\n", *lines]) + "\n"
 
