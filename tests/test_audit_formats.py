@@ -1,7 +1,5 @@
 """Real films: the audit of a network in each format has the figures of the run that it is of."""
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,35 +42,19 @@ def test_every_format_has_the_figures_of_the_run_on_real_films(
         assert attacked <= benchmark.ATTACKED, name
 
 
-@pytest.fixture(scope="module")
-def robust(covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def robust(network: str, data: Path, folder: Path) -> Path:
     """A network trained against FGSM, so that each attack leaves some films: where all are lost, all audits agree."""
-
-    @cache
-    def trained(network: str) -> Path:
-        folder = tmp_path_factory.mktemp("robust") / network
-        options = ["--model", network, "--size", "32", "--epochs", "6", "--set", "model.weights=none"]
-        options += ["--defence", "fgsm", "--set", "defence.ramp=0.7", "--set", "training.learning_rate=0.001"]
-        options += ["--set", "training.averaging=0.98", "--set", "training.balanced=true"]
-        run("train", "--data", covidqu, *options, "--out", folder)
-        return folder
-
-    return trained
+    options = ["--model", network, "--size", "32", "--epochs", "6", "--set", "model.weights=none"]
+    options += ["--defence", "fgsm", "--set", "defence.ramp=0.7", "--set", "training.learning_rate=0.001"]
+    options += ["--set", "training.averaging=0.98", "--set", "training.balanced=true"]
+    run("train", "--data", data, *options, "--out", folder)
+    return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["resnet18", "densenet121"])
-def test_the_two_networks_that_most_people_hold_have_the_figures_of_the_run(
-    network: str,
-    robust: Callable[[str], Path],
-    covidqu: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(benchmark.NAMED, "")
-    own_run = robust(network)
-    films = benchmark.first_images(covidqu, tmp_path / "films", load_run(own_run, on="cpu"), 10, split="Val")
-    found = benchmark.rows(own_run, films, tmp_path / "out")
+def every_format_has_the_figures_of(own_run: Path, data: Path, folder: Path, *, count: int) -> None:
+    """The audits of a run in each format, on the first films of each class of validation, hold together."""
+    films = benchmark.first_images(data, folder / "films", load_run(own_run, on="cpu"), count, split="Val")
+    found = benchmark.rows(own_run, films, folder / "out")
     own = benchmark.figures(found[0][1])
     assert [name for name, _ in found] == FORMATS
     assert all(benchmark.figures(other).keys() == own.keys() for _, other in found)
@@ -81,6 +63,19 @@ def test_the_two_networks_that_most_people_hold_have_the_figures_of_the_run(
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
         assert attacked <= one_film + 1e-9, name
+
+
+@pytest.fixture(scope="module")
+def resnet18(covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return robust("resnet18", covidqu, tmp_path_factory.mktemp("robust") / "run")
+
+
+@pytest.mark.slow
+def test_a_resnet18_has_the_figures_of_the_run_in_every_format(
+    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(benchmark.NAMED, "")
+    every_format_has_the_figures_of(resnet18, covidqu, tmp_path, count=10)
 
 
 class Findings(nn.Module):
@@ -120,13 +115,12 @@ def dropping() -> nn.Module:
 
 @pytest.mark.slow
 def test_fourteen_sigmoids_and_dropout_left_on_have_the_figures_of_the_run(
-    robust: Callable[[str], Path], covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own_run = robust("resnet18")
-    monkeypatch.setenv(benchmark.NAMED, str(own_run))
-    loaded = load_run(own_run, on="cpu")
+    monkeypatch.setenv(benchmark.NAMED, str(resnet18))
+    loaded = load_run(resnet18, on="cpu")
     films = benchmark.first_images(covidqu, tmp_path / "films", loaded, 10, split="Val")
-    bare = audit(own_run, films, tmp_path / "own", attacks=("pgd",), epsilons=(0.02,))
+    bare = audit(resnet18, films, tmp_path / "own", attacks=("pgd",), epsilons=(0.02,))
     wanted = f"input: {{size: 32, channels: 3, mean: {list(benchmark.MEAN)}, std: {list(benchmark.STD)}}}\n"
     names = [f"finding {k}" for k in range(14)]
     for name, kind, classes in (("findings", "sigmoid", names), ("dropping", "logits", loaded.classes)):
@@ -153,15 +147,3 @@ def test_fourteen_sigmoids_and_dropout_left_on_have_the_figures_of_the_run(
     assert found.clean.draws is not None
     assert other["clean"] == pytest.approx(own["clean"], abs=0.1)  # the mean of draws, of 30 films
     assert other["pgd 0.02"] == pytest.approx(own["pgd 0.02"], abs=0.1)
-
-
-@pytest.mark.slow
-def test_a_densenet_as_torchscript_is_judged_after_it_was_attacked(covidqu: Path, tmp_path: Path) -> None:
-    """Its graph is kept from the attacks, and once ended the audit in the middle."""
-    options = ["--model", "densenet121", "--size", "32", "--epochs", "1", "--set", "model.weights=none"]
-    run("train", "--data", covidqu, *options, "--out", tmp_path / "run")
-    loaded = load_run(tmp_path / "run", on="cpu")
-    films = benchmark.first_images(covidqu, tmp_path / "films", loaded, 4, split="Val")
-    model = benchmark.written(loaded, tmp_path / "models")["TorchScript"]
-    found = audit(model, films, tmp_path / "audit", attacks=benchmark.ATTACKS, trust_code=True)
-    assert {row.attack for row in found.attacks} == set(benchmark.ATTACKS)
