@@ -98,14 +98,14 @@ class Sigmoids(nn.Module):
 
 
 class DropoutLeftOn(nn.Module):
-    """Drops half of the answers' evidence, in evaluation too."""
+    """Drops some of the pixels, in evaluation too."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, share: float = 0.2) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.share = net, share
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(nn.functional.dropout(images, 0.2, training=True))
+        return self.net(nn.functional.dropout(images, self.share, training=True))
 
 
 class OpensAFile(nn.Module):

@@ -9,6 +9,7 @@ from benchmarks.findings import audits as benchmark
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from foreign_models import DropoutLeftOn
 from test_cli import run
 from trustcxr.evaluation.run import load_run
 from trustcxr.results import files
@@ -92,17 +93,6 @@ class Findings(nn.Module):
         return torch.cat([logits - torch.stack(others, 1), rest], 1).sigmoid()
 
 
-class DropsFilms(nn.Module):
-    """Dropout of a few pixels, left on."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(nn.functional.dropout(images, 0.002, training=True))
-
-
 def findings() -> nn.Module:
     """For `python: test_audit_formats:findings`."""
     return Findings(benchmark.network()).eval()
@@ -110,7 +100,7 @@ def findings() -> nn.Module:
 
 def dropping() -> nn.Module:
     """For `python: test_audit_formats:dropping`."""
-    return DropsFilms(benchmark.network()).eval()
+    return DropoutLeftOn(benchmark.network(), 0.002).eval()
 
 
 @pytest.mark.slow

@@ -52,17 +52,6 @@ def of_rgb(run: Run) -> nn.Module:
     return net.eval()
 
 
-class Probabilities(nn.Module):
-    """A network that ends in a softmax."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images).softmax(1)
-
-
 class OfBytes(nn.Module):
     """A network that wants grey levels from 0 to 255 and normalises them itself."""
 
@@ -108,7 +97,11 @@ def written(run: Run, out: Path) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     net, images = of_rgb(run), torch.rand(2, 3, run.size, run.size)
     batch = ({0: torch.export.Dim("batch")},)
-    for name, kind in {"net": net, "softmax": Probabilities(net), "bytes": OfBytes(net, _mean(run))}.items():
+    for name, kind in {
+        "net": net,
+        "softmax": nn.Sequential(net, nn.Softmax(1)),
+        "bytes": OfBytes(net, _mean(run)),
+    }.items():
         torch.export.save(torch.export.export(kind.eval(), (images,), dynamic_shapes=batch), out / f"{name}.pt2")
     torch.jit.trace(net, images).save(str(out / "net.pt"))
     axes = {"x": {0: "batch"}}

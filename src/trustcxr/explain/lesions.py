@@ -30,6 +30,7 @@ from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.untouched import as_found
+from trustcxr.recipes.training import TrainingRecipe
 from trustcxr.results.documents import LesionDocument
 from trustcxr.statistics import Bootstrap, interval, share_interval
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 CONTROLS = ("lung", "background")
 FILLS = ("grey", "mirror")  # of a report, of every film
-HEALTHY = "Normal"  # the class of healthy films, where no recipe says it
 INPAINTED = ("inpaint",)  # of a sample, where the extra that it needs is there
 TRANSPLANT = "transplant"
 SMALLEST = 0.1  # of the lesion that its congruent part must have for the film to count
@@ -194,27 +194,28 @@ def of_run(
     """
     rows = with_lesions(dataset)
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
-    jobs = [partial(_removed, run, dataset, some, fills) for some in _slices(rows, batch_size)]
+    jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
     if len(drawn) and find_spec("skimage") is not None:
-        jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in _slices(drawn, batch_size)]
+        jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in slices(drawn, batch_size)]
     if epsilon > 0:
-        jobs += [partial(_removed, run, dataset, some, FILLS[:1], epsilon) for some in _slices(drawn, batch_size)]
+        jobs += [partial(_removed, run, dataset, some, FILLS[:1], epsilon) for some in slices(drawn, batch_size)]
     healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     count = min(len(drawn), len(healthy)) if len(healthy) > 1 else 0
     trios = np.stack([healthy[:count], drawn[:count], np.roll(healthy, 1)[:count]], 1)
-    jobs += [partial(_put_in, run, dataset, some) for some in _slices(trios, batch_size)]
+    jobs += [partial(_put_in, run, dataset, some) for some in slices(trios, batch_size)]
     tables = [job() for job in track(jobs, f"lesions of {run.name}")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
+def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """The rows in order, so many at a time."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _healthy(run: "Run | Examined", dataset: "Dataset") -> np.ndarray:
     """Rows of the films of the healthy class that have lungs and no lesion; none where no class is known as healthy."""
     recipe = getattr(run, "trained_by", None)  # of a model that was given nobody knows how it was trained
-    name = HEALTHY if recipe is None else recipe.training.healthy
+    name = (TrainingRecipe() if recipe is None else recipe.training).healthy
     if name not in run.classes or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     well = (np.asarray(dataset.labels) == run.classes.index(name)) & dataset.has_mask("lung")

@@ -156,18 +156,18 @@ def batches(
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
 
         def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Masks]]:
-            for part in _slices(some, batch_size):
+            for part in lesions.slices(some, batch_size):
                 yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
 
         beside = Beside(
             OfCells(run.model, _images(run, dataset, rows[:1])[0], methods),
             of_random_weights(run.model, rows, drawn, known, levels),
         )
-        for some in _slices(rows, batch_size):
+        for some in lesions.slices(rows, batch_size):
             cheap = [way for way in ways if not way.dear]
             yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, beside)
             bar.advance(len(some))
-        for some in _slices(sample, batch_size):
+        for some in lesions.slices(sample, batch_size):
             yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside, followed)
             bar.advance(len(some))
 
@@ -198,10 +198,6 @@ def with_random(methods: Sequence[str]) -> tuple[str, ...]:
 def rows_of(table: pd.DataFrame, methods: Sequence[str] | None) -> pd.DataFrame:
     """The rows of saliency.parquet of these methods and of the random map; all where none are named."""
     return table if methods is None else table[table["method"].isin(with_random(methods))].reset_index(drop=True)
-
-
-def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _images(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -349,7 +345,7 @@ def tune(
     check(run, names)
     rows = np.flatnonzero(dataset.has_mask("infection"))
     totals: dict[str, np.ndarray] = {}
-    for some in track(list(_slices(rows, batch_size)), f"thresholds for the maps of {run.name}"):
+    for some in track(lesions.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
         images, labels = _images(run, dataset, some)
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
