@@ -242,6 +242,9 @@ def explain(
     sample: Annotated[
         int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
     ] = 32,
+    finding: Annotated[
+        str | None, typer.Option(help="Of a model with a sigmoid for each, the one explained, on films that have it.")
+    ] = None,
     trust_code: TrustCode = False,
     label: Labels = None,
     column: Columns = None,
@@ -252,6 +255,8 @@ def explain(
     given = is_given(model)
     if given and out is None:
         raise UserError(f"explain {model}: say --out DIR; see trustcxr explain --help")
+    if finding is not None and not given:
+        raise UserError(f"--finding {finding}: a run answers with one of its classes; leave it out")
     refuse_nowhere(data)  # before what takes seconds to load
     options = {
         "methods": method,
@@ -269,7 +274,8 @@ def explain(
     if given and out is not None:
         from trustcxr.study import explain_given
 
-        document, folder = explain_given.explain(model, data, out, trust_code=trust_code, **typed), out
+        typed = {**typed, "trust_code": trust_code, "finding": finding}
+        document, folder = explain_given.explain(model, data, out, **typed), out
     else:
         from trustcxr.study import run_folder
 

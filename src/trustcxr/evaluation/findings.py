@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.models.adapters.adapted import as_states
 from trustcxr.statistics import Floats
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ class Decision(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, 2)."""
-        logits = self.model(images)[:, self.place]
-        margin = (logits.double() - self.offset).to(logits.dtype)
-        return torch.stack([torch.zeros_like(margin), margin], dim=1)
+        return as_states(self.model(images), self.place, self.offset)
 
 
 def logit(probability: float) -> float:
@@ -90,7 +88,10 @@ def cut(threshold: float) -> float:
 
 
 class OneFinding:
-    """The films of which a finding is known, as a data set of two classes."""
+    """The films of which a finding is known, as a data set of two classes.
+
+    explained: bool (N,), the films that have it, of which maps are made. healthy: bool (N,), those that have nothing.
+    """
 
     def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
         self.whole, self.rows, self.labels = dataset, rows, labels.astype(np.int64)
@@ -99,6 +100,8 @@ class OneFinding:
         self.sample_ids, self.groups, self.splits = (
             getattr(dataset, name)[rows] for name in ("sample_ids", "groups", "splits")
         )
+        self.explained, self.mask_kinds = self.labels == 1, dataset.mask_kinds
+        self.healthy = ~self.explained & self.table["class"].str.strip().str.lower().isin(NOTHING).to_numpy()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,6 +109,27 @@ class OneFinding:
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The images at `indices`: uint8 (B, 1, size, size)."""
         return self.whole.batch(self.rows[np.asarray(indices)])
+
+    def masks(self, kind: str) -> "_Rows":
+        """Masks of a kind, as of the whole data set, of these films: (N, size, size), read where they are asked for."""
+        return _Rows(self.whole.masks(kind), self.rows)
+
+    def has_mask(self, kind: str) -> np.ndarray:
+        """bool (N,): whether a film has a readable mask of that kind (which may be empty)."""
+        return np.asarray(self.whole.has_mask(kind)[self.rows])
+
+
+class _Rows:
+    """Some rows of an array that is too large to copy."""
+
+    def __init__(self, values: np.ndarray, rows: np.ndarray) -> None:
+        self.values, self.rows = values, rows
+
+    def __getitem__(self, places: Any) -> Any:
+        return self.values[self.rows[places]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float, labels: Mapping[str, float]) -> Any:

@@ -41,11 +41,6 @@ def check(given: Given, methods: Sequence[str]) -> Adapted:
             f"{given.origin.path}: only scores of {name} were given, and a map is made by asking the model: give the "
             "model itself"
         )
-    if given.kind == "sigmoid":
-        raise UserError(
-            f"{name}: has a sigmoid for each finding, and maps are measured for the one class of each film; in Python "
-            "trustcxr.explain.method(NAME)(trustcxr.load_model(MODEL).model, images, finding) makes those of a finding"
-        )
     follow = [typed for typed in methods if SALIENCY[Method.parse(typed).base].gradients]
     if given.origin.gradients == "none" and follow:
         raise UserError(

@@ -177,6 +177,12 @@ def with_lesions(dataset: "Dataset") -> np.ndarray:
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
+def asked_of(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
+    """Of these rows those whose class a map can be of: all, or, of the films of one finding, those that have it."""
+    explained = getattr(dataset, "explained", None)
+    return rows if explained is None else rows[explained[rows]]
+
+
 def of_run(
     run: "Run | Examined",
     dataset: "Dataset",
@@ -192,7 +198,7 @@ def of_run(
     film under PGD at `epsilon`; and put into a healthy film, each into another. Columns condition and epsilon say which
     are attacked. Empty, with no columns, where no film has a lesion mask.
     """
-    rows = with_lesions(dataset)
+    rows = asked_of(dataset, with_lesions(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
     if len(drawn) and find_spec("skimage") is not None:
@@ -216,9 +222,12 @@ def _healthy(run: "Run | Examined", dataset: "Dataset") -> np.ndarray:
     """Rows of the films of the healthy class that have lungs and no lesion; none where no class is known as healthy."""
     recipe = getattr(run, "trained_by", None)  # of a model that was given nobody knows how it was trained
     name = (TrainingRecipe() if recipe is None else recipe.training).healthy
-    if name not in run.classes or not {"lung", "infection"} <= set(dataset.mask_kinds):
+    healthy = getattr(dataset, "healthy", None)  # of the films of one finding
+    if healthy is None:
+        healthy = np.asarray(dataset.labels) == (run.classes.index(name) if name in run.classes else -1)
+    if not healthy.any() or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
-    well = (np.asarray(dataset.labels) == run.classes.index(name)) & dataset.has_mask("lung")
+    well = healthy & dataset.has_mask("lung")
     ill = set(with_lesions(dataset).tolist())
     return np.array([row for row in np.flatnonzero(well) if row not in ill and dataset.masks("lung")[row].any()], int)
 

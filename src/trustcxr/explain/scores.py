@@ -103,9 +103,12 @@ def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: i
 
 
 def annotated(dataset: "Dataset") -> np.ndarray:
-    """Rows of the images with a non-empty infection mask; where the data has none, of those with a lung mask."""
+    """Rows of the images with a non-empty infection mask; where the data has none, of those with a lung mask.
+
+    Of the films of one finding only those that have it.
+    """
     for kind in ("infection", "lung"):
-        rows = np.flatnonzero(dataset.has_mask(kind))
+        rows = lesions.asked_of(dataset, np.flatnonzero(dataset.has_mask(kind)))
         rows = rows[[bool(dataset.masks(kind)[row].any()) for row in rows]] if len(rows) else rows
         if len(rows):
             return rows
@@ -343,7 +346,7 @@ def tune(
     """
     names = with_random(methods)
     check(run, names)
-    rows = np.flatnonzero(dataset.has_mask("infection"))
+    rows = lesions.asked_of(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
     for some in track(lesions.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
         images, labels = _images(run, dataset, some)
@@ -360,8 +363,9 @@ def tune(
 
 def say_masks(dataset: "Dataset", measured: int) -> None:
     """Say how many images have no mask, and how many masks are not as large as their image."""
-    if measured < len(dataset):
-        say(f"{len(dataset) - measured} of {len(dataset)} images have no mask to measure against and are left out")
+    images = len(lesions.asked_of(dataset, np.arange(len(dataset))))
+    if measured < images:
+        say(f"{images - measured} of {images} images have no mask to measure against and are left out")
     if other := masks_of_other_size(dataset):
         say(f"{other} masks are not of their image's size: resized by nearest neighbour")
 

@@ -162,14 +162,14 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
     truth = findings.known(whole.dataset.table, names)
-    held = _held(whole.films.validation, validation, names)
+    held = answers_known(whole.films.validation, validation, names)
     answered = np.isin(whole.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = _threshold(subject, place, held)
+        threshold = threshold_of(subject, place, held)
         labels = truth[:, place]
         found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
@@ -236,7 +236,7 @@ def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.Da
     return table, evaluation.predict(asked, held, views=False, at_once=whole.at_once), []
 
 
-def _held(
+def answers_known(
     validation: Dataset | None, answers: pd.DataFrame | None, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Logits of the validation images that have an answer, and what is known of each, both (N, F)."""
@@ -246,7 +246,8 @@ def _held(
     return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
 
 
-def _threshold(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None) -> Threshold:
+def threshold_of(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None) -> Threshold:
+    """A finding's operating point: that of the model file, else chosen on the validation images `held`, else 0.5."""
     given = subject.output.thresholds
     points = subject.output.operating_points
     assert points is not None  # of kind sigmoid

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from trustcxr.console import say
 from trustcxr.data.dataset import Dataset
@@ -12,7 +14,9 @@ from trustcxr.evaluation.door import check_kind
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import given, scores
+from trustcxr.explain.lesions import asked_of
 from trustcxr.models.adapters import Given
+from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.exam import load_exam
@@ -26,6 +30,7 @@ from trustcxr.study import beside, explaining, made
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, refuse_held
+from trustcxr.study.explained_finding import check_finding, of_finding
 
 GATE = 120  # films on which a conversion is held against what it was made from
 
@@ -40,42 +45,47 @@ def explain(
     labels: Mapping[str, str | None] | None = None,
     listing: Listing | None = None,
     trust_code: bool = False,
+    finding: str | None = None,
 ) -> RunDocument:
     """Saliency of what a model file names, measured on a data set: the document of metrics.json, written into `out`.
 
     The films are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
-    `options`: keys of ExplanationRecipe. Other methods measured in `out` before are kept. Raises UserError for a model
-    that these methods cannot explain, films without masks, or an `out` that holds something else.
+    `options`: keys of ExplanationRecipe. `finding`: of a model with a sigmoid for each the one to explain, on the films
+    that have it; the one that films with a lesion mask have unless said. Other methods measured in `out` before are
+    kept. Raises UserError for a model that these methods cannot explain, films without masks, or an `out` that holds
+    something else.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
     subject = open_model(model, trust_code=trust_code)
     assert isinstance(subject, Given)  # a run's folder goes to run_folder.explain
+    check_finding(subject, finding)
     _explained(subject, wanted)
     refuse_held(out, {"an audit": folders.AUDIT_FILE})
     films = open_films(subject, data, split, labels, listing)
     scores.annotated(films.examined)
     shown, _ = at_the_door(films.examined, GATE, subject.device)
     subject, _ = held_on(subject, shown)
-    run = _explained(subject, wanted)
-    check_kind(run.model, shown, subject.name)
-    whole, held = Audit(subject, films, load_exam()), films.validation
+    check_kind(_explained(subject, wanted).model, shown, subject.name)
+    asked = _asked(Audit(subject, films, load_exam()), _explained(subject, wanted), finding)
+    run, held = asked.run, asked.validation
     with holding(out):
-        document = _begun(whole, run, out)
+        document = _begun(asked, out)
         left_out = given.left_out(subject, given.check(subject, wanted.methods))
-        document.notes = [*_notes(subject, run, films.examined), *left_out.notes()]
+        document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
         for note in [*document.notes, *([] if held is not None else ["no threshold is tuned: no validation split"])]:
             say(note)
         explaining.measure(
             out,
             run,
-            films.examined,
+            asked.films,
             wanted,
             lambda: {} if held is None else scores.tune(run, held, wanted.methods),
             tuned=held is not None,
             left_out=left_out,
         )
-        beside.describe(document, out, images=len(films.examined), resamples=made.RESAMPLES)
+        images = len(asked_of(asked.films, np.arange(len(asked.films))))
+        beside.describe(document, out, images=images, resamples=made.RESAMPLES)
         files.write_json(out / folders.METRICS_FILE, document)
         made.note_metrics(out, document, made.RESAMPLES)
         return document
@@ -88,31 +98,58 @@ def _explained(subject: Given, options: ExplanationRecipe) -> Examined:
     return run
 
 
-def _begun(whole: Audit, run: Examined, out: Path) -> RunDocument:
+class _Asked(NamedTuple):
+    """What is explained: the model as it is asked, on these films; of a model of findings one of them."""
+
+    whole: Audit
+    run: Examined
+    films: Dataset
+    validation: Dataset | None
+    finding: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """A checksum of the model and the films, and the finding."""
+        return f"{self.whole.key}, {self.finding}" if self.finding else self.whole.key
+
+
+def _asked(whole: Audit, run: Examined, finding: str | None) -> _Asked:
+    subject, films = whole.subject, whole.films
+    assert isinstance(subject, Given)
+    if subject.kind != "sigmoid":
+        return _Asked(whole, run, films.examined, films.validation)
+    assert isinstance(run.model, Adapted)
+    one = of_finding(subject, run.model, films, finding, at_once=whole.at_once)
+    return _Asked(whole, one.run, one.films, one.validation, one.name, (one.note,))
+
+
+def _begun(asked: _Asked, out: Path) -> RunDocument:
     """metrics.json as it stands in `out`, else as films are without any map; UserError where it is of something else.
 
     It is there before any map is, so that no map of another model or of other films is ever beside these.
     """
-    path, key = out / folders.METRICS_FILE, whole.key
+    path, key, whole = out / folders.METRICS_FILE, asked.key, asked.whole
     if path.is_file():
         before = documents.read(RunDocument, path)
         if before.examination != key:
             what = (
-                f"results of {before.run or 'something else'} of which the model, the films or the version are others"
+                f"results of {before.run or 'something else'}, of which the model, the films, the finding or the "
+                "version are others"
             )
             raise UserError(f"{out}: holds {what}; choose another --out")
         return before
     refuse_held(out, {"maps of which nothing is known": folders.SALIENCY_FILE})
-    table = evaluation.predict(run, whole.dataset, at_once=whole.at_once)
-    document = describe(run, table, resamples=made.RESAMPLES)
-    document.films, document.examination = whole.dataset.fingerprint, key
+    table = evaluation.predict(asked.run, asked.films, views=not asked.finding, at_once=whole.at_once)
+    document = describe(asked.run, table, resamples=made.RESAMPLES)
+    document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.finding
     document.given = AuditedModel.model_validate(about(whole.subject))
     files.write_table(out / folders.PREDICTIONS_FILE, table)
     files.write_json(path, document)
     return document
 
 
-def _notes(subject: Given, run: Examined, films: Dataset) -> list[str]:
+def _notes(run: Examined, films: Dataset) -> list[str]:
     """What a reader must know first: of the films as they were read, and of how the model answers."""
     notes = [*films.notes]
     if is_randomised(run.model, at_the_door(films, 1, run.device)[0]):

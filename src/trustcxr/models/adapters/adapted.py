@@ -27,7 +27,8 @@ class Adapted(nn.Module):
     logits: where they were made by a softmax or sigmoid that torch can see, by what went into it; otherwise by their
     logarithm, clamped. Of kind sigmoid the logit of each finding is that of its own probability. The last feature map
     passes through `cam_layer`, an identity, once `find_cam_layer` has found it. `batch` is the one size of batch that
-    the network takes, None for any; then `cam_layer` is passed for the first batch alone.
+    the network takes, None for any; then `cam_layer` is passed for the first batch alone. `decided` is the finding, its
+    place and the logit from which it is there, that is all the module answers; None: it answers with all there are.
     """
 
     def __init__(self, net: nn.Module, taken: InputSpec, given: OutputSpec) -> None:
@@ -36,6 +37,7 @@ class Adapted(nn.Module):
         self.batch = net.size if isinstance(net, InBatches) else None
         self.cam_layer = nn.Identity()
         self.cam_place: int | None = None  # which call makes the last feature map
+        self.decided: tuple[int, float] | None = None
         scale, shift = _affine(taken)
         self.scale: Tensor
         self.shift: Tensor
@@ -53,7 +55,11 @@ class Adapted(nn.Module):
         return self._checked(self.net(self.prepare(images)), len(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
+        """Images (B, 1, H, W) in [0, 1] -> logits (B, C), or (B, 2) of one finding, absent and present."""
+        answer = self._logits(images)
+        return answer if self.decided is None else as_states(answer, *self.decided)
+
+    def _logits(self, images: Tensor) -> Tensor:
         given = self.prepare(images)
         with Watch(self.cam_layer, self.cam_place) as seen:
             answer = self.net(given)
@@ -70,6 +76,12 @@ class Adapted(nn.Module):
         """The same network, its answers taken as logits, probabilities or sigmoids."""
         other = copy(self)
         other.given = self.given.model_copy(update={"kind": kind})
+        return other
+
+    def of_finding(self, place: int, cut: float) -> "Adapted":
+        """The same network asked of one finding alone, which is there where its logit is above `cut`."""
+        other = copy(self)
+        other.decided = (place, cut)
         return other
 
     def find_cam_layer(self, images: Tensor) -> bool:
@@ -97,6 +109,13 @@ class Adapted(nn.Module):
     @property
     def _classes(self) -> int:
         return len(self.given.classes)
+
+
+def as_states(logits: Tensor, place: int, cut: float) -> Tensor:
+    """Logits (B, C) of findings -> those (B, 2) of one, absent and present: 0 and how far it is above its cut."""
+    asked = logits[:, place]
+    margin = (asked.double() - cut).to(asked.dtype)
+    return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
 class Watch(TorchFunctionMode):

@@ -60,7 +60,8 @@ class RunDocument(Document):
     """metrics.json: one run on one split. In study.json `training` is beside it.
 
     `origin`: trained here, or given. `films`: the fingerprint of the images. `notes`: what a reader must know first.
-    `given`: of a model file what was given, `examination` a checksum of all that was examined and how.
+    `given`: of a model file what was given, `examination` a checksum of all that was examined and how; `finding`: of a
+    model with a sigmoid for each the one that was explained.
     """
 
     version: int | None = None
@@ -95,3 +96,4 @@ class RunDocument(Document):
     training: TrainingDocument = TrainingDocument()
     given: AuditedModel = AuditedModel()
     examination: str = ""
+    finding: str = ""

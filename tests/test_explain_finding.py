@@ -1,0 +1,146 @@
+"""`trustcxr explain --finding` of a model with one sigmoid a finding: its maps, and its answer without the lesion."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foreign_models import CLASSES, Sigmoids, exported, small
+from test_cli import complaint, run
+from trustcxr.data.phantom import writing
+from trustcxr.evaluation import findings
+from trustcxr.explain import method
+from trustcxr.models.adapters import load
+from trustcxr.results import files
+
+SIZE = 64
+QUICK = ("--sample", 2, "--corruption", "jpeg", "--method", "gradcam")
+WHOLE = f"input: {{size: {SIZE}, channels: 3, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}"
+FINDINGS = ("Opacity", "Effusion", "Nodule")
+LABELS = ("--label", "COVID-19=Opacity", "--label", "Non-COVID=Effusion")
+
+
+class Bright(nn.Module):
+    """Says how bright the lungs' places are: a lesion, which is brighter than lung, makes it surer."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        middle = images[:, :1, SIZE // 4 : 3 * SIZE // 4].flatten(1).mean(1)
+        return torch.stack([20 * middle - 6, -middle, torch.zeros_like(middle)], 1)
+
+
+def bright() -> nn.Module:
+    """Of `python: test_explain_finding:bright`."""
+    return Sigmoids(Bright())
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writing.write(tmp_path_factory.mktemp("finding") / "films", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE)
+
+
+def model_file(folder: Path, source: str, kind: str, classes: tuple[str, ...], name: str, more: str = "") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(f"{source}\n{WHOLE}\noutput: {{kind: {kind}, classes: [{', '.join(classes)}]{more}}}\n")
+    return path
+
+
+def clean_rows(out: Path) -> pd.Series:
+    """Of each film with a lesion of the first class, what the map of it has against the masks."""
+    table = pd.read_parquet(out / "saliency.parquet")
+    table = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    table = table[~table["measure"].str.contains("random|tuned|insertion|deletion|road|cause")]
+    return table.set_index(["sample_id", "measure"])["value"].sort_index()
+
+
+def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_path: Path) -> None:
+    net = small()
+    exported(net, tmp_path / "classes.pt2")
+    exported(Sigmoids(net), tmp_path / "findings.pt2")
+    classes = model_file(tmp_path, "source: classes.pt2", "logits", CLASSES, "classes")
+    many = model_file(tmp_path, "source: findings.pt2", "sigmoid", FINDINGS, "many", ", thresholds: [0.3, 0.5, 0.5]")
+    run("explain", classes, "--data", films, "--out", tmp_path / "own", *QUICK)
+    typed = ("--data", films, "--out", tmp_path / "one", *QUICK, *LABELS, "--finding", "opacity", "--json")
+    done = run("explain", many, *typed)
+    document = json.loads(done.stdout)
+    assert document["finding"] == "Opacity"
+    assert document["run"] == "many, Opacity"
+    assert document["classes"] == ["absent", "present"]
+    assert document["saliency"]["gradcam"]["n"] == 4, "the films that have it, and no other"
+    first, second = clean_rows(tmp_path / "own"), clean_rows(tmp_path / "one")
+    assert len(second)
+    np.testing.assert_allclose(second, first.loc[second.index], atol=1e-4)
+    (note,) = [note for note in document["notes"] if "operating point" in note or "from 0.3 on" in note]
+    assert "Opacity is explained on the films that have it" in note
+    assert note in done.stderr
+    removed = pd.read_parquet(tmp_path / "one" / "lesions.parquet")
+    assert {"grey", "mirror", "transplant"} <= set(removed["fill"])
+    # The probability is counted from the operating point: at 0.3 of the model's own it is 0.5.
+    plain = load(tmp_path / "findings.pt2", classes=FINDINGS, output="sigmoid", **_rgb())
+    assert plain.model is not None
+    one = plain.model.of_finding(0, findings.cut(0.3))
+    images = torch.rand(2, 1, SIZE, SIZE)
+    with torch.no_grad():
+        logits = plain.model(images)[:, 0]
+        torch.testing.assert_close(one(images)[:, 1], logits - np.log(0.3 / 0.7).astype("float32"))
+        assert one(images)[:, 0].eq(0).all()
+    # Another finding in the same folder would stand beside maps that are not of it.
+    other = ("--data", films, "--out", tmp_path / "one", *QUICK, *LABELS, "--finding", "Effusion")
+    assert "of which the model, the films, the finding or the version are others" in complaint("explain", many, *other)
+
+
+def _rgb() -> dict[str, object]:
+    return {"size": SIZE, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def test_a_map_of_one_finding_is_that_of_its_logit(tmp_path: Path) -> None:
+    exported(Sigmoids(small()), tmp_path / "m.pt2")
+    model = load(tmp_path / "m.pt2", classes=FINDINGS, output="sigmoid", **_rgb()).model
+    assert model is not None
+    images = torch.rand(2, 1, SIZE, SIZE)
+    for name in ("gradcam", "layercam", "integrated-gradients"):
+        for place in range(3):
+            wanted = method(name)(model, images, place)
+            torch.testing.assert_close(method(name)(model.of_finding(place, 0.7), images, 1), wanted)
+
+
+def test_a_finding_that_is_read_off_the_lesion_falls_without_it(films: Path, tmp_path: Path) -> None:
+    model = model_file(tmp_path, "python: test_explain_finding:bright", "sigmoid", FINDINGS, "bright")
+    typed = ("--data", films, "--out", tmp_path / "out", "--trust-code", *QUICK[:4], "--method", "occlusion")
+    document = json.loads(
+        run("explain", model, *typed, "--finding", "Opacity", "--label", "COVID-19=Opacity", "--label",
+            "Non-COVID=Normal", "--json").stdout
+    )  # fmt: skip
+    effect = {(row["fill"], row["control"]): row for row in document["lesions"] if row["condition"] == "clean"}
+    assert effect["grey", "lung"]["effect"] > 0
+    assert effect["grey", "lung"]["films"] == 4
+    # Of this model's own choosing on validation: no operating point was declared.
+    assert any("chosen on validation" in note for note in document["notes"])
+
+
+def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path: Path) -> None:
+    exported(Sigmoids(small()), tmp_path / "m.pt2")
+    model, out = model_file(tmp_path, "source: m.pt2", "sigmoid", FINDINGS, "many"), ("--out", tmp_path / "out")
+    typed = ("explain", model, "--data", films, *out, *QUICK)
+    both = complaint(*typed, *LABELS)
+    assert both.endswith(
+        "many: has a sigmoid for each finding, and films with a mask have Opacity and Effusion: say which with "
+        "--finding NAME"
+    )
+    assert "no film with a mask is known to have any" in complaint(
+        *typed, "--label", "COVID-19=Normal", "--label", "Non-COVID=Normal"
+    )
+    assert "unknown finding 'Opacty': did you mean Opacity?" in complaint(*typed, *LABELS, "--finding", "Opacty")
+    assert "of no film it is known that it has Nodule" in complaint(*typed, *LABELS, "--finding", "Nodule")
+    exported(small(), tmp_path / "c.pt2")
+    classes = model_file(tmp_path, "source: c.pt2", "logits", CLASSES, "classes")
+    refused = complaint("explain", classes, "--data", films, *out, "--finding", "Opacity")
+    assert "--finding Opacity: classes answers with one of its classes" in refused
+    assert not (tmp_path / "out").exists()
+    # One alone that films with a mask have is meant.
+    alone = ("--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", "--json")
+    assert json.loads(run(*typed, *alone).stdout)["finding"] == "Opacity"
+    assert files.read_json(tmp_path / "out" / "metrics.json")["finding"] == "Opacity"
