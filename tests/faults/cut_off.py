@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fault_runner import LIMIT, Ended, call
+from fault_runner import LIMIT, LINES, Ended, call
 
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when", "took", "processor_seconds", "energy_kwh", "energy_method")
@@ -256,6 +256,27 @@ def _carry_out(
     if cut is not None and journal is not None:
         cut(journal)
     answer.send(call(words, 10 * LIMIT))  # on a machine that does much else, too
+
+
+def everywhere(cut: Cut, words: list[str], base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:
+    """Cut a command that writes to `place` off at each place that matches, once; where that was.
+
+    Whatever is left each time can be read.
+    """
+    starts, journal = Starts(place, temporary), Journal(base / f"{place.name}.journal", place, only)
+    for ended in starts.until_done(words, cut, journal):
+        at = journal.places()[-1]
+        if cut is killed:
+            assert ended is None, at
+        else:
+            assert ended is not None, at
+            assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
+            assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
+            assert left_over(place) == [], at
+        assert broken(place) == [], at
+    assert left_over(place) == []
+    assert list(temporary.iterdir()) == []
+    return journal.places()
 
 
 # --- what is left ----------------------------------------------------------------------------------------------------

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cut_off import Cut, Journal, Starts, bits, broken, elsewhere, fills, full, killed, left_over, noted
+from cut_off import Cut, Journal, Starts, bits, broken, elsewhere, everywhere, fills, full, killed, left_over, noted
 from fault_artefacts import RECIPE
-from fault_runner import LINES
 
 from trustcxr.data.phantom import writing
 
@@ -54,21 +53,8 @@ def study(base: Path, place: Path) -> list[str]:
 
 
 def cut_off_everywhere(cut: Cut, base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:
-    """Cut the study off at each place that matches, once; where that was. Whatever is left each time can be read."""
-    starts, journal = Starts(place, temporary), Journal(base / f"{place.name}.journal", place, only)
-    for ended in starts.until_done(study(base, place), cut, journal):
-        at = journal.places()[-1]
-        if cut is killed:
-            assert ended is None, at
-        else:
-            assert ended is not None, at
-            assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
-            assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
-            assert left_over(place) == [], at
-        assert broken(place) == [], at
-    assert left_over(place) == []
-    assert list(temporary.iterdir()) == []
-    return journal.places()
+    """Cut the study off at each place that matches, once; where that was."""
+    return everywhere(cut, study(base, place), base, place, temporary, only)
 
 
 def killed_at_random(base: Path, place: Path, temporary: Path, kills: int, whole: dict[str, str]) -> Counter[str]:

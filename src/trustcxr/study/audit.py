@@ -61,6 +61,7 @@ def audit(
     with holding(out):
         if path.is_file() and (before := read(AuditDocument, path)).examination == key:
             say(f"{out}: already examined")
+            shutil.rmtree(out / PARTS, ignore_errors=True)  # killed before they were removed
             return _known_by_files(before, whole, path)
         document = _document(whole, out, key)
         files.write_json(path, document)
