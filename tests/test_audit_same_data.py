@@ -237,3 +237,42 @@ def test_films_that_cannot_be_read_again_cheaply_have_no_such_checksum(
     assert opened.files_fingerprint == ""
     monkeypatch.setattr("trustcxr.data.sums._CHEAP", 100)
     assert load_dataset(greys, size=16).files_fingerprint == ""
+
+
+def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_handed_in(
+    first: Path, tmp_path: Path
+) -> None:
+    """Of the copy the worst case is all wrong: a lead that both interval and test call sure."""
+    other = Path(shutil.copytree(first, tmp_path / "other"))
+    table = files.read_table(other / "predictions.parquet")
+    wrong = [np.eye(3, dtype=np.float32)[(label + 1) % 3] for label in table["label"]]
+    worst = (table["attack"] == "worst-case").to_numpy()
+    logits = [w if yes else own for w, yes, own in zip(wrong, worst, table["logits"], strict=True)]
+    files.write_table(other / "predictions.parquet", table.assign(logits=logits))
+
+    def settled(one: Path, two: Path) -> bool:
+        (row,) = [r for r in audit_pairs.compare(one, two, resamples=200).rows if r.measure.startswith("worst-case")]
+        assert abs(row.difference.value or 0) > 0.5
+        return row.settled
+
+    assert settled(first, other)
+    assert settled(other, first)
+    content = files.read_json(other / "audit.json")
+    by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "accuracy": 0.0, "found_alone": 1, "missed": 0}
+    files.write_json(other / "audit.json", content | {"handed_in": [by]})
+    assert not settled(first, other), "the one attacked with less leads"
+    assert not settled(other, first)
+    pair = audit_pairs.compare(first, other, resamples=200)
+    assert pair.handed_in == [[], ["Ada"]]
+    (line,) = [line for line in pair_remarks(pair) if "handed in" in line]
+    assert line.startswith(f"The worst case of {pair.second} alone counts images that Ada handed in")
+    # The one that was attacked with more may lead: that is settled.
+    content = files.read_json(first / "audit.json")
+    better = Path(shutil.copytree(first, tmp_path / "better"))
+    files.write_json(better / "audit.json", content | {"handed_in": [by]})
+    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": []})
+    assert settled(better, other)
+    # Attacked alike: nothing to say.
+    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [by]})
+    assert settled(better, other)
+    assert not any("handed in" in line for line in pair_remarks(audit_pairs.compare(better, other, resamples=200)))

@@ -22,6 +22,23 @@ class GateRecipe(Strict):
     planted: int = Field(16, ge=1, description="adversarial examples that are planted")
 
 
+class EffortRecipe(Strict):
+    """How hard else is tried: what attacks of an audit take for themselves, whichever of them are asked for.
+
+    These numbers stand in the code where they are used, and a test holds both equal: whoever changes one there writes
+    another version of the examination.
+    """
+
+    threshold_steps: int = Field(10, ge=1, description="at most, of the climb against each class at its threshold")
+    longer: int = Field(10, ge=1, description="times the steps of a climb through stand-ins, on what a first one left")
+    climbs: int = Field(6, ge=1, description="such climbs, at most, while they help")
+    draws: int = Field(16, ge=1, description="by which a model that answers at random is judged")
+    surrogate_films: int = Field(256, ge=1, description="training films that a surrogate learns from, at most")
+    surrogate_steps: int = Field(300, ge=1, description="of its training")
+    planted_steps: int = Field(40, ge=1, description="of the attack that looks for planted examples")
+    planted_found: Fraction = Field(0.95, description="share of them that it must find")
+
+
 class ExamRecipe(Strict):
     """What a model is examined with. `without_gradients`: the attacks where the model has no gradients."""
 
@@ -30,6 +47,7 @@ class ExamRecipe(Strict):
     without_gradients: tuple[AttackRecipe, ...]
     corruptions: CorruptionsRecipe
     gate: GateRecipe = GateRecipe()
+    effort: EffortRecipe = EffortRecipe()
     batch_size: int = Field(64, ge=1)
     bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 

@@ -175,4 +175,11 @@ def pair_remarks(found: AuditPair) -> list[str]:
         lines.append("The same films at different sizes: each model was attacked, and films corrupted, at its own size")
     if found.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
+    handed = list(zip((found.first, found.second), found.handed_in, strict=False))
+    if len([by for _, by in handed if by]) == 1:
+        ((name, by),) = [(name, by) for name, by in handed if by]
+        lines.append(
+            f"The worst case of {name} alone counts images that {', '.join(dict.fromkeys(by))} handed in: the other "
+            "was attacked with less, and no lead of it there counts as settled"
+        )
     return lines

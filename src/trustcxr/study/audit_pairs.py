@@ -1,7 +1,9 @@
 """`trustcxr compare`: two audits of one examination on the same images, image by image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from trustcxr.catalogue import WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read
@@ -13,7 +15,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     """Accuracy of two audited models under each condition that both have, paired over images.
 
     `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
-    corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ.
+    corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ;
+    of the worst case not where the worse of the two alone was also attacked with images that somebody handed in.
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes.
     """
@@ -40,6 +43,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         ends = row.difference.interval
         row.p_corrected = float(corrected)
         row.settled = bool(corrected < LEVEL and ends is not None and not ends[0] <= 0 <= ends[1])
+        if row.measure.startswith(WORST_CASE) and attacked_more(audits) not in (None, _better(row)):
+            row.settled = False  # who was attacked less may owe its lead to that
     return AuditPair(
         first=audits[0].model.name,
         second=audits[1].model.name,
@@ -48,8 +53,19 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         same_pixels=audits[0].data.fingerprint == audits[1].data.fingerprint,
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
+        handed_in=[[found.by for found in document.handed_in] for document in audits],
         rows=rows,
     )
+
+
+def attacked_more(audits: Sequence[AuditDocument]) -> int | None:
+    """Which of two audits alone counts images that somebody handed in: its place, 0 or 1; None: both do, or none."""
+    handed = [bool(document.handed_in) for document in audits]
+    return handed.index(True) if sum(handed) == 1 else None
+
+
+def _better(row: PairRow) -> int:
+    return int((row.difference.value or 0.0) > 0)
 
 
 def _p_value(row: PairRow) -> float:

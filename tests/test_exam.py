@@ -1,0 +1,55 @@
+"""exam-1 is one recipe: what an audit tries is written there, and never changes under the same name."""
+
+import inspect
+
+import pytest
+
+from trustcxr.attacks import adaptive, surrogate
+from trustcxr.catalogue import JUDGED
+from trustcxr.errors import UserError
+from trustcxr.evaluation import active_test, class_decisions
+from trustcxr.recipes.exam import EffortRecipe, load_exam
+from trustcxr.study import audit_data
+
+
+def default(function: object, name: str) -> object:
+    return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
+
+
+def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
+    assert load_exam("exam-1").effort == EffortRecipe(
+        threshold_steps=class_decisions.STEPS,
+        longer=adaptive.LONGER,
+        climbs=adaptive.CLIMBS,
+        draws=JUDGED,
+        surrogate_films=audit_data.TAUGHT,
+        surrogate_steps=default(surrogate.distil, "steps"),
+        planted_steps=default(active_test.active_test, "steps"),
+        planted_found=active_test.ENOUGH,
+    )
+
+
+def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
+    """Its attacks, radii, budgets, corruptions and seeds (a batch's number is its seed), word for word."""
+    exam = load_exam("exam-1")
+    assert exam.version == "exam-1"
+    assert [(a.name, a.epsilons, a.steps, a.queries) for a in exam.attacks] == [
+        ("fgsm", (0.01, 0.02), None, None),
+        ("pgd", (0.01, 0.02), 20, None),
+        ("square", (0.02,), None, 100),
+        ("worst-case", (0.02,), 20, 50),
+    ]
+    assert [(a.name, a.epsilons, a.steps, a.queries) for a in exam.without_gradients] == [
+        ("square", (0.01, 0.02), None, 300),
+        ("worst-case", (0.02,), 20, 300),
+    ]
+    assert (exam.corruptions.names, exam.corruptions.severities) == ("all", (3,))
+    assert (exam.gate.films, exam.gate.epsilon, exam.gate.planted) == (120, 0.02, 16)
+    assert (exam.batch_size, exam.bootstrap) == (32, 2000)
+
+
+def test_other_options_are_no_version_of_it() -> None:
+    assert load_exam().changed(("pgd",), (0.01,)).version is None
+    assert load_exam().changed() == load_exam()
+    with pytest.raises(UserError, match="--attack transfer: an audit has no surrogate to attack in its place"):
+        load_exam().changed(("transfer",))
