@@ -80,6 +80,10 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     removed = [files.read_table(place / "lesions.parquet") for place in (own, out)]
     pd.testing.assert_frame_equal(*removed, atol=1e-4)
     assert "model, gradcam: 6 annotated images" in done.stdout
+    # In a terminal of 80 columns each measure has its value, and of the controls the best with its name.
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("infection auroc", "infection ap"))]
+    assert len(rows) == 3 * 2
+    assert all(any(name in row for name in ("brightness", "lung", "mean mask", "centre", "edges")) for row in rows)
     assert "random weights: 5 networks on 6 images" in done.stdout
     assert "Not for diagnosis" in done.stdout
     document = documents.read(documents.RunDocument, out / "metrics.json")
@@ -90,6 +94,7 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     for name, part in theirs.saliency.items():
         assert document.saliency[name].threshold == part.threshold
         assert document.saliency[name].verdict[:30] == part.verdict[:30]
+        assert (part.figures["infection_energy"].mean_mask or 0) > 0, "of the data's training films"
     assert document.clean.accuracy.value == theirs.clean.accuracy.value
     assert [row.fill for row in document.lesions] == [row.fill for row in theirs.lesions]
 

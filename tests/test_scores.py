@@ -554,3 +554,25 @@ def test_panels_hold_what_the_page_shows(run: Run, held_out: Any) -> None:
     np.testing.assert_allclose(arrays["saliency"], maps.numpy(), atol=1e-6)
     infection = torch.from_numpy(arrays["infection"])
     np.testing.assert_allclose(arrays["infection_energy"], measures.energy_inside(maps, infection), atol=1e-6)
+
+
+def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder: Path, held_out: Any) -> None:
+    from trustcxr.explain.margins import mean_mask
+
+    options = OPTIONS.model_copy(update={"methods": ("layercam",), "corruptions": (), "sample": 0})
+    mean = mean_mask(films(folder, "Train").masks("infection"))
+    table = pd.concat(scores.batches(run, held_out, options, mean_mask=mean))
+    clean = table[(table["method"] == "layercam") & (table["condition"] == "clean")]
+    rows = scores.annotated(held_out)
+    inside = torch.from_numpy(np.array(held_out.masks("lung")[rows])) > 0
+    lesion = torch.from_numpy(np.array(held_out.masks("infection")[rows])) > 0
+    lungs = inside.flatten(1).any(1)
+    expected = measures.energy_inside(mean * inside, lesion).masked_fill(~lungs, np.nan)
+    found = clean[clean["measure"] == "infection_energy"]["mean_mask"].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert clean[clean["measure"] == "infection_energy"]["mean_mask_as_sharp"].notna().any()
+    part = summarise(table, images=len(held_out), resamples=100)["layercam"]
+    assert part["infection_energy_mean_mask"] == pytest.approx(np.nanmean(found))
+    without = pd.concat(scores.batches(run, held_out, options))
+    assert without["mean_mask"].isna().all()
+    assert "infection_energy_mean_mask" not in summarise(without, images=len(held_out), resamples=100)["layercam"]

@@ -1,7 +1,7 @@
 """What a map must be better than before it says anything of the network: the measures of maps that know less.
 
-Chance, a prior for the centre, the lungs, the film's brightness and edges within them, a random map of as many cells,
-and the map of the same network with random weights.
+Chance, a prior for the centre, the lungs, the film's brightness and edges within them, the mean lesion mask of the
+training films, a random map of as many cells, and the map of the same network with random weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,8 @@ DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one networ
 CONTROLLED = 128  # images, drawn by seed, on which they are explained
 NOISE, ACTIVATION = "noise", "activation"
 SPREAD = "randomised_spread"  # column: how far the draws' means lie from one another, one standard deviation
-SHARPENED = tuple(name + SHARP for name in (CENTRE, "lung", "brightness", "edges", NOISE, ACTIVATION))
+MEAN_MASK = "mean_mask"
+SHARPENED = tuple(name + SHARP for name in (CENTRE, "lung", "brightness", "edges", MEAN_MASK, NOISE, ACTIVATION))
 SIMILARITY = "random_network_ssim"  # how like the map of the network with random weights is
 CEILING = "pointing_ceiling"  # the hit rate of an oracle that picks the best of a map's cells
 
@@ -86,11 +87,16 @@ def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
 
 
 class OfTheFilm:
-    """The figures of the centre prior, the lung mask, and the film's brightness (smoothed) and edges in the lungs."""
+    """The figures of the centre prior, the lung mask, and the film's brightness (smoothed) and edges in the lungs.
 
-    def __init__(self, images: Tensor, masks: Masks, thresholds: Mapping[str, float]) -> None:
+    Of `mean_mask` (H, W), the lesion masks of training films averaged, too, where it is known.
+    """
+
+    def __init__(
+        self, images: Tensor, masks: Masks, thresholds: Mapping[str, float], mean_mask: Tensor | None = None
+    ) -> None:
         centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
-        film = film_controls(images, masks.lung)
+        film = film_controls(images, masks.lung, mean_mask)
         self.masks = masks
         maps = {
             CENTRE: centre,
@@ -98,6 +104,8 @@ class OfTheFilm:
             "brightness": film["brightness-smooth"],
             "edges": film["edges-in-lungs"],
         }
+        if mean_mask is not None:
+            maps[MEAN_MASK] = film["mean-mask-in-lungs"]
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.figures = {
             name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))

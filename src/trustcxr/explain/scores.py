@@ -91,10 +91,14 @@ class Rows:
 
 
 class Beside(NamedTuple):
-    """What stands beside a method's figures and is not of the film: that of its cells, and of random weights."""
+    """What stands beside a method's figures and is not of the film: that of its cells, of random weights, of training.
+
+    mean_mask: the lesion masks of training films, averaged, (H, W); None where they are not known.
+    """
 
     cells: OfCells
     weights: OfRandomWeights
+    mean_mask: Tensor | None = None
 
 
 def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: int) -> np.ndarray:
@@ -139,12 +143,14 @@ def batches(
     thresholds: Mapping[str, float] | None = None,
     batch_size: int = 32,
     left_out: LeftOut = ALL_DONE,
+    mean_mask: Tensor | None = None,
 ) -> Iterator[pd.DataFrame]:
     """The table of `score` a batch of images at a time, so that memory does not grow with their number.
 
     First a drawn part of the annotated images, explained with random weights. Then all of them: measures against the
     masks on the clean and the FGSM image, and stability under FGSM and every corruption. Then a sample drawn by seed
     (the same for every run): stability under PGD, faithfulness, sanity. `left_out`: what the model does not allow.
+    `mean_mask`: the lesion masks of training films, averaged, (H, W), a map that looks at no film.
     """
     options = options or ExplanationRecipe()
     methods = with_random(options.methods)
@@ -165,6 +171,7 @@ def batches(
         beside = Beside(
             OfCells(run.model, _images(run, dataset, rows[:1])[0], methods),
             of_random_weights(run.model, rows, drawn, known, levels),
+            mean_mask,
         )
         for some in lesions.slices(rows, batch_size):
             cheap = [way for way in ways if not way.dear]
@@ -245,7 +252,8 @@ def _against_masks_and_stability(
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    of_film, of_cells = OfTheFilm(images, masks, thresholds), controlled.cells.drawn(images, masks)
+    of_film = OfTheFilm(images, masks, thresholds, controlled.mean_mask)
+    of_cells = controlled.cells.drawn(images, masks)
     clean = methods_by_name.maps(run.model, images, labels, methods)
     said = predicted(run, images)
     for name, maps in clean.items():

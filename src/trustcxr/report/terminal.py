@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import REFERENCES, USUAL_ATTACKS
+from trustcxr.catalogue import RANDOMISED, REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
@@ -16,6 +16,7 @@ from trustcxr.results.documents import (
     Drop,
     ExportDocument,
     FamiliarityDocument,
+    Figure,
     FilmAnswer,
     RunDocument,
     SaliencyDocument,
@@ -259,17 +260,30 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
 
 
 def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
-    """The saliency of one method as rows for the terminal."""
+    """The saliency of one method as rows for the terminal: of the maps that know no model the best alone.
+
+    All of them are in metrics.json and in the report.
+    """
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
     return [
         {
             "measure": name.replace("_", " "),
             "value": f"{_number(figure.value)} [{', '.join(map(_number, figure.ci))}]",
-            **{name: _number(figure.beside(name)) for name in REFERENCES},
+            "chance": _number(figure.chance),
+            "best control": _best_control(figure),
+            "random weights": _number(figure.randomised),
         }
         for name, figure in figures.items()
         if figure.ci is not None
     ]
+
+
+def _best_control(figure: Figure) -> str:
+    """The highest of what maps have that look at no model, and which it is; a dash where there is none."""
+    known = {name: figure.beside(name) for name in REFERENCES if name not in ("chance", RANDOMISED)}
+    told = {name: value for name, value in known.items() if value is not None}
+    best = max(told, key=lambda name: told[name], default="")
+    return f"{_number(told[best])} {best.replace('_', ' ')}" if best else "-"
 
 
 def saliency_remarks(part: SaliencyDocument) -> list[str]:

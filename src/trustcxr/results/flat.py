@@ -30,6 +30,7 @@ BESIDE = (
     "lung",
     "brightness",
     "edges",
+    "mean_mask",
     "noise",
     "randomised",
 )  # endings of keys beside a figure
@@ -103,6 +104,7 @@ class Figure(Share):
     lung: Number = None
     brightness: Number = None
     edges: Number = None
+    mean_mask: Number = None
     noise: Number = None
     randomised: Number = None
 
@@ -247,8 +249,9 @@ class Measured(Document):
 
 def _measure(key: str, content: Mapping[str, object]) -> tuple[str, str]:
     """The measure that a key is of, and which part: `infection_energy_given_lung` is a measure, not a lung mask's."""
-    base, _, ending = key.rpartition("_")
-    ends = ending in BESIDE and (base in content or ending == "ci")
+    ending = max((end for end in BESIDE if key.endswith(f"_{end}")), key=len, default="")
+    base = key.removesuffix(f"_{ending}")
+    ends = ending != "" and (base in content or ending == "ci")
     return (base, ending) if ends else (key, "value")
 
 

@@ -83,6 +83,7 @@ def explain(
             lambda: {} if held is None else scores.tune(run, held, wanted.methods),
             tuned=held is not None,
             left_out=left_out,
+            train=None if films.taught is None else films.taught.training,
         )
         images = len(asked_of(asked.films, np.arange(len(asked.films))))
         beside.describe(document, out, images=images, resamples=made.RESAMPLES)

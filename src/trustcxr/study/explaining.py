@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from trustcxr.console import say
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run
-from trustcxr.explain import lesions, scores, summary
+from trustcxr.explain import lesions, margins, scores, summary
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.results import files, folders
@@ -27,22 +29,25 @@ def measure(
     tuned: bool,
     once: bool = False,
     left_out: LeftOut = ALL_DONE,
+    train: "Dataset | None" = None,
 ) -> None:
     """saliency.parquet in `place`, and, where films have lesion masks, lesions.parquet.
 
     Other methods measured there before are kept. `thresholds` are asked for where maps are made; `tuned`: whether they
-    are of validation films. `once`: what is there, made in the same way, is not made again.
+    are of validation films. `once`: what is there, made in the same way, is not made again. `train`: training films,
+    whose lesion masks, averaged, a map must be better than.
     """
     path = place / folders.SALIENCY_FILE
     held_against, asked = made.masks(films), made.saliency(options, tuned=tuned)
-    known, wanted = made.of(place, path.name), asked | held_against
+    mean_mask = _mean_mask(train, films)
+    known, wanted = made.of(place, path.name), asked | held_against | made.mean_mask(mean_mask)
     if path.is_file() and made.otherwise(known, held_against):
         say(f"{path}: was held against other masks: made again")
         path.unlink()
         known = {}
     there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
     if not (once and there and not made.otherwise(known, wanted)):
-        batches = scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out)
+        batches = scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask)
         files.write_batches(path, summary.with_before(batches, path, scores.with_random(options.methods)))
         made.note(place, path.name, known | wanted)
     path, wanted = place / folders.LESIONS_FILE, held_against | made.lesions(options)
@@ -51,3 +56,11 @@ def measure(
         epsilon = 0.0 if left_out.attacks else options.epsilon
         files.write_table(path, lesions.of_run(run, films, sample=options.sample, epsilon=epsilon))
         made.note(place, path.name, wanted)
+
+
+def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
+    """The lesion masks of training films, averaged; None where there are none, or where they are what is explained."""
+    if train is None or train.split == getattr(films, "split", None) or "infection" not in train.mask_kinds:
+        return None
+    mean = margins.mean_mask(train.masks("infection"))
+    return mean if bool(mean.any()) else None

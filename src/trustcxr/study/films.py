@@ -1,6 +1,7 @@
 """Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,16 +35,20 @@ class Source:
 
 def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     """The data in the run's size and classes: `split`, else the one asked for, else the run's test split, else all."""
+    dataset = _read(run, source, split)
+    say_reading(dataset, source.told)
+    report_skipped(dataset)
+    return dataset
+
+
+def _read(run: Run, source: Source, split: str | None) -> "Dataset":
     recipe = run.trained_by.data
     manifest = manifest_of(source.data, source.listing, recipe.listing())
     test = recipe.splits.test
     own = manifest.root.name == _kept(run).get("root_name")
     wanted = split or source.split or (test if own or test in manifest.splits else None)
     labels = dict(source.labels or {}) or recipe.labels
-    dataset = load_dataset(manifest, wanted, run.size, classes=run.classes, resize=recipe.resize, labels=labels)
-    say_reading(dataset, source.told)
-    report_skipped(dataset)
-    return dataset
+    return load_dataset(manifest, wanted, run.size, classes=run.classes, resize=recipe.resize, labels=labels)
 
 
 def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | None = None) -> "Manifest":
@@ -126,6 +131,15 @@ def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
     except UserError as problem:
         say(f"{else_say}: {problem}")
         return None
+
+
+def training_of(run: Run, source: Source, films: "Dataset") -> "Dataset | None":
+    """The training films of the same data, whose lesion masks maps are held against; None where there are none."""
+    if "infection" not in films.mask_kinds:
+        return None
+    with suppress(UserError):
+        return _read(run, source, run.trained_by.data.splits.train)
+    return None
 
 
 def say_notes(run: Run, films: "Dataset") -> None:

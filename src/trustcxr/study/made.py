@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from trustcxr.certify.proofs import Effort
 from trustcxr.errors import UserError
 from trustcxr.explain import scores
@@ -97,6 +99,11 @@ def masks(films: "Dataset") -> Made:
         for mask in films.masks(kind):
             found.update(mask.tobytes())
     return {"masks": found.hexdigest()[:16]}
+
+
+def mean_mask(mean: Tensor | None) -> Made:
+    """The mean mask of the training films that maps are held against, where there is one."""
+    return {} if mean is None else {"mean_mask": sha256(mean.numpy().tobytes()).hexdigest()[:16]}
 
 
 def proofs(radii: Sequence[float], effort: Effort | None = None) -> Made:

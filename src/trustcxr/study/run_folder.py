@@ -103,12 +103,18 @@ class RunFolder:
         made.note(self.place, path.name, known | wanted)
 
     def explain(
-        self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, once: bool = False
+        self,
+        films: "Dataset",
+        options: ExplanationRecipe,
+        val: "Dataset | None",
+        *,
+        train: "Dataset | None" = None,
+        once: bool = False,
     ) -> None:
         """Saliency on `films`; other methods measured there before are kept. Thresholds are tuned on `val`.
 
-        Where there is none, thresholds are those of the run's own saliency, if it was measured. Where films have lesion
-        masks, also what becomes of the answer without the lesion.
+        Where there is none, thresholds are those of the run's own saliency, if it was measured. Maps are held against
+        the mean lesion mask of `train` too. Where films have such masks, also what becomes of the answer without it.
         """
         explaining.measure(
             self.place,
@@ -118,6 +124,7 @@ class RunFolder:
             lambda: self._levels(options, val),
             tuned=val is not None,
             once=once,
+            train=train,
         )
 
     def prove(
@@ -362,7 +369,7 @@ def explain(
         own = _own(run, films, place)
         val = tested.validation_of(run, given, "no threshold is tuned") if own else None
         steps = _steps(run, place)
-        steps.explain(films, wanted, val)
+        steps.explain(films, wanted, val, train=tested.training_of(run, given, films))
         metrics_file = place / folders.METRICS_FILE
         if not metrics_file.is_file():
             return _test(run, given, films, place, EvaluationRecipe()), place

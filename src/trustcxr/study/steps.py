@@ -126,7 +126,8 @@ def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
 def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test = study.films("test")
     if test.has_mask("infection").any() or test.has_mask("lung").any():
-        steps.explain(test, study.recipe.explanation, study.films("val"), once=True)
+        train = study.films("train")
+        steps.explain(test, study.recipe.explanation, study.films("val"), train=train, once=True)
 
 
 def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
