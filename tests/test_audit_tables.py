@@ -100,12 +100,15 @@ def told(document: AuditDocument) -> tuple[bool | None, str]:
     return found.passed, found.text
 
 
-def scores_of(header: Sequence[str], count: int, *, right: float = 1.0) -> dict[str, np.ndarray]:
-    """Scores under a header of films A to D: the answer is the true class where the header is `QUARTERS`."""
+def scores_of(header: Sequence[str], count: int, *, right: float = 1.0, beside: int = 1) -> dict[str, np.ndarray]:
+    """Scores under a header of films A to D: the answer is the true class where the header is `QUARTERS`.
+
+    So many are `right`; the others are of the class so many places `beside`.
+    """
     found = {}
     for k, name in enumerate(QUARTERS):
         for number in range(count):
-            said = k if number < right * count else (k + 1) % 4
+            said = k if number < right * count else (k + beside) % 4
             found[f"{name}{number}.png"] = np.where(np.arange(4) == said, 0.7, 0.1)[[QUARTERS.index(h) for h in header]]
     return found
 
@@ -135,8 +138,8 @@ def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: P
 @pytest.mark.parametrize(
     ("count", "header", "right", "passed", "words"),
     [
-        (15, QUARTERS, 0.8, True, "80.0% as declared; no other class order does better"),
-        (15, ("B", "D", "A", "C"), 0.8, True, "80.0% as declared; no other class order does better"),
+        (15, QUARTERS, 0.8, True, "80.0% as declared; no other class order surely does better"),
+        (15, ("B", "D", "A", "C"), 0.8, True, "80.0% as declared; no other class order surely does better"),
         (4, QUARTERS, 1, None, "16 films are too few to tell a wrong order of the classes"),
     ],
 )
@@ -236,3 +239,16 @@ def test_ids_keep_their_zeros(tmp_path: Path) -> None:
     assert list(given.predictions["sample_id"]) == ["00216", "1e3"]
     (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n00217,0.5,0.5\n")
     assert 'classes: ["low", "high"]' in describe_file(tmp_path / "scores.csv")
+
+
+def test_exchanged_columns_of_a_model_that_is_often_wrong_are_noticed_on_all_films(tmp_path: Path) -> None:
+    """The gate's 120 films would not tell."""
+    films, header = four(tmp_path / "films", 60), ("B", "A", "C", "D")
+    scores = scores_of(header, 60, right=0.55, beside=2)
+    document = audits.audit(table(tmp_path / "a", scores, classes=list(QUARTERS)), films, tmp_path / "out")
+    passed, text = told(document)
+    assert passed is False
+    assert text.startswith("accuracy on 240 films is ")
+    assert "write as names of columns in scores.csv: B in place of A, A in place of B" in text
+    assert text.endswith(", unless it takes the one for the other on these films")
+    assert document.unreliable

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ ENOUGH = 20  # films from which on scores alone tell a wrong order: the test nee
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
 _BETTER = 0.10  # accuracy that another declaration must have more
 _SURE = 1e-3  # McNemar's exact p-value below which it is believed
+_FAR_BETTER, _SURER = 0.15, 1e-5  # the same of one that is right on less than halfway from chance to all
 _ALIKE = 0.01  # accuracy by which two declarations may differ and be as good as each other
 _CHANCE = 0.05  # the same, of a binomial test against chance
 
@@ -23,7 +25,8 @@ _CHANCE = 0.05  # the same, of a binomial test against chance
 class Declared:
     """How right the declaration looks: its accuracy, chance, and the better declaration that was found, if any.
 
-    remedy: what to change, in the words of the model file; None where nothing is better. tried: the other declarations.
+    remedy: what to change, in the words of the model file; None where nothing is better. weak: it does better, but is
+    right on less than halfway from chance to all. tried: the other declarations.
     """
 
     accuracy: float
@@ -31,6 +34,7 @@ class Declared:
     at_chance: bool
     better: float | None = None
     remedy: str | None = None
+    weak: bool = False
     tried: str = "class order, range, channel order or inversion"
 
     @property
@@ -44,9 +48,10 @@ def check_declaration(
 ) -> Declared:
     """Compare the declaration with others on films (N, 1, H, W) in [0, 1] of known class, (N,).
 
-    Another is believed only where it is right on ten points more, surely so (McNemar's exact test), and right on more
-    than halfway from chance to all: a model that is merely bad on these films is not accused. The model's own class
-    order is compared with every other by matching answers to labels. `draws`: of a model that answers at random, how
+    Another is believed only where it is right on ten points more, surely so (McNemar's exact test). A model that is
+    merely bad on these films is not to be accused: where the other is right on less than halfway from chance to all, it
+    must do better by more and more surely, an order of the classes for each output that moves. The model's own order
+    is compared with every other by matching answers to labels. `draws`: of a model that answers at random, how
     many passes an answer is the mean of.
     """
     truth = labels.cpu().numpy()
@@ -54,13 +59,15 @@ def check_declaration(
     return Declared(*_judged(own, truth, len(classes), _others(model, classes, images, own, truth, draws)))
 
 
-def check_scores(classes: tuple[str, ...], answers: np.ndarray, truth: np.ndarray, *, table: str) -> Declared:
-    """The same of given scores, from the answers (N,) to films of known class (N,): only another order can be tried.
+def check_order(
+    classes: tuple[str, ...], answers: np.ndarray, truth: np.ndarray, *, table: str | None = None
+) -> Declared:
+    """The same from the answers (N,) to films of known class (N,) alone: only another order can be tried.
 
-    `table`: the file that they stand in, where the remedy is to be written.
+    `table`: of given scores the file that they stand in, where the remedy is to be written.
     """
     order = _best_order(answers, truth, len(classes))
-    other = [(names_said(classes, order, table), order[answers])] if _moves(order) else []
+    other = [_Other(names_said(classes, order, table), order[answers], order)] if _moves(order) else []
     return Declared(*_judged(answers, truth, len(classes), other), tried="class order")
 
 
@@ -80,46 +87,90 @@ def _moves(order: Iterable[int]) -> bool:
     return any(place != k for place, k in enumerate(order))
 
 
+class _Other(NamedTuple):
+    """Another declaration: what to change and the answers (N,) with it; where the order is another, that.
+
+    before: the answers in the order that is declared, where they are others than the model's as it is declared.
+    """
+
+    remedy: str
+    answers: np.ndarray
+    order: np.ndarray | None = None
+    before: np.ndarray | None = None
+
+
 def _judged(
-    own: np.ndarray, truth: np.ndarray, count: int, others: Iterable[tuple[str, np.ndarray]]
-) -> tuple[float, float, bool, float | None, str | None]:
-    """Accuracy, chance, whether the one is no more than the other; accuracy and remedy of what is better, if any."""
+    own: np.ndarray, truth: np.ndarray, count: int, others: Iterable[_Other]
+) -> tuple[float, float, bool, float | None, str | None, bool]:
+    """Accuracy, chance, whether the one is no more than the other; accuracy and remedy of what is better, if any.
+
+    Last, whether that is right on less than halfway from chance to all.
+    """
     from scipy.stats import binomtest
 
     right = own == truth
     chance = max(float(np.bincount(truth, minlength=count).max()) / len(truth), 1 / count)
     at_chance = binomtest(int(right.sum()), len(truth), chance, alternative="greater").pvalue > _CHANCE
-    found: list[tuple[float, str]] = []
-    for remedy, answers in others:
-        other = answers == truth
-        gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
-        accuracy = float(other.mean())
-        halfway = accuracy > chance + (1 - chance) / 2
-        surely = gained + lost > 0 and binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue < _SURE
-        if accuracy - right.mean() >= _BETTER and surely and halfway:
-            found.append((accuracy, remedy))
+    found = [
+        (float((other.answers == truth).mean()), other.remedy, weak)
+        for other, weak in _believed(own, truth, chance, others)
+    ]
     # Of several that do about as well the one that comes first, which people mix up the most.
-    highest = max((accuracy for accuracy, _ in found), default=0.0)
-    best = next((pair for pair in found if pair[0] >= highest - _ALIKE), (None, None))
+    highest = max((accuracy for accuracy, *_ in found), default=0.0)
+    best = next((one for one in found if one[0] >= highest - _ALIKE), (None, None, False))
     return float(right.mean()), chance, bool(at_chance), *best
+
+
+def _believed(
+    own: np.ndarray, truth: np.ndarray, chance: float, others: Iterable[_Other]
+) -> Iterator[tuple[_Other, bool]]:
+    """Those that surely do better, each with whether it is right on less than halfway from chance to all."""
+    right = own == truth
+    for other in others:
+        turned = other.answers == truth
+        gain, weak = float(turned.mean() - right.mean()), bool(turned.mean() <= chance + (1 - chance) / 2)
+        p_value = _p_value(int((turned & ~right).sum()), int((right & ~turned).sum()))
+        if not weak and gain >= _BETTER and p_value < _SURE:
+            yield other, weak
+        if weak and gain >= _FAR_BETTER and p_value < _SURER and _each_moves(other, own, truth):
+            yield other, weak
+
+
+def _p_value(more: int, less: int) -> float:
+    """Of so many of one kind beside so many of the other, were both as likely."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(more, more + less, 0.5, alternative="greater").pvalue) if more + less else 1.0
+
+
+def _each_moves(other: _Other, own: np.ndarray, truth: np.ndarray) -> bool:
+    """Whether each output that gets another class has surely answered films of that class, and not of its own.
+
+    One that answers hardly anything, or all films alike, says nothing of the order.
+    """
+    before = own if other.before is None else other.before
+    order = np.arange(0) if other.order is None else other.order
+    moved = [(k, int(c)) for k, c in enumerate(order) if k != c]
+    counts = [[int(((before == k) & (truth == whose)).sum()) for whose in (c, k)] for k, c in moved]
+    return all(_p_value(*pair) < _SURE for pair in counts)
 
 
 def _others(
     model: nn.Module, classes: tuple[str, ...], images: Tensor, own: np.ndarray, truth: np.ndarray, draws: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each other declaration: what to change, and the answers (N,) with it."""
+) -> Iterator[_Other]:
+    """Each other declaration."""
     order = _best_order(own, truth, len(classes))
     if _moves(order):
-        yield names_said(classes, order), order[own]
-    yield inverted(model), _answers(model, 1 - images, draws)
+        yield _Other(names_said(classes, order), order[own], order)
+    yield _Other(inverted(model), _answers(model, 1 - images, draws))
     if not isinstance(model, Adapted):
         return
     for remedy, taken in inputs(model.taken):
         answers = _answers(with_input(model, taken), images, draws)
-        yield remedy, answers
+        yield _Other(remedy, answers)
         order = _best_order(answers, truth, len(classes))
         if _moves(order):
-            yield f"{remedy} and {names_said(classes, order)}", order[answers]
+            yield _Other(f"{remedy} and {names_said(classes, order)}", order[answers], order, answers)
 
 
 def inverted(model: nn.Module) -> str:

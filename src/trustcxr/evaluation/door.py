@@ -149,13 +149,14 @@ def _declaration(subject: Subject, images: Tensor, labels: Tensor, draws: int) -
 def _declared_text(found: Declared, count: int) -> str:
     as_it_is = f"accuracy on {count} films is {found.accuracy:.1%} as declared"
     if found.remedy is not None:
-        return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}"
+        or_not = ", unless it takes the one for the other on these films" if found.weak else ""
+        return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}{or_not}"
     if found.at_chance:
         return (
-            f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other {found.tried} does better: "
+            f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other {found.tried} surely does better: "
             "is it the right model for these films?"
         )
-    return f"{as_it_is}; no other {found.tried} does better"
+    return f"{as_it_is}; no other {found.tried} surely does better"
 
 
 def _conversion(subject: Subject, gradients: bool, count: int, differ: float | None) -> Iterator[Check]:

@@ -121,7 +121,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
-    checks = [*door.checks, *_surrogate(whole, door, len(shown)), *measured.checks]
+    checks = _on_all_films([*door.checks, *_surrogate(whole, door, len(shown))], measured.checks)
     reliance.withdraw(document, door)
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
@@ -132,6 +132,17 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     if measured.validation is not None:
         files.write_table(out / folders.VALIDATION_FILE, measured.validation)
     return document
+
+
+def _on_all_films(asked: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
+    """The door's checks and those of all films: what the latter say of the declaration stands in place of the door's.
+
+    The door asks about some films, which may not tell an order of the classes; a remedy that it found stands.
+    """
+    later = any(check.check == "declaration" for check in measured)
+    remedied = any(check.check == "declaration" and "write " in check.text for check in asked)
+    kept = [check for check in asked if check.check != "declaration" or remedied or not later]
+    return [*kept, *(check for check in measured if check.check != "declaration" or not remedied)]
 
 
 def _surrogate(whole: Audit, door: Door, shown: int) -> list[Check]:

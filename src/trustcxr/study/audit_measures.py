@@ -14,17 +14,17 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import class_decisions, declared_findings, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.declared import ENOUGH, check_scores
+from trustcxr.evaluation.declared import ENOUGH, check_order
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.evaluation.draws import OverDraws
-from trustcxr.evaluation.given import Examined
+from trustcxr.evaluation.given import Examined, Subject
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, RIGHT_SHARE, logits_of
-from trustcxr.study.audit_data import Films, in_turn, pixels_of, scored
+from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 
 
@@ -57,10 +57,11 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     if door.model is None:
         assert isinstance(subject, Given)
         table, checks = scored(subject, whole.dataset, whole.films.shared)
-        checks = [*checks, _declared_classes(subject, table, exam.gate.films)]
+        checks = [*checks, _declared_classes(subject, table)]
         validation = _scored_too(subject, whole.films)
     else:
         table = _predicted(examined, whole, door, shown, parts)
+        checks = [check for check in [_declared_classes(subject, table)] if check.passed is False]
         held = whole.films.validation
         validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
     table, handed = _worse(whole, table, model)
@@ -76,14 +77,17 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     )
 
 
-def _declared_classes(subject: Given, table: pd.DataFrame, count: int) -> Check:
-    """Whether the columns of given scores have the right names, on as many films as a model is asked about."""
-    labels = table["label"].to_numpy()
-    rows = in_turn(labels, count)
-    if len(rows) < ENOUGH:
-        return Check("declaration", None, f"{len(rows)} films are too few to tell a wrong order of the classes")
-    answers = logits_of(table)[rows].argmax(1)
-    return declaration_check(check_scores(subject.classes, answers, labels[rows], table=_file_of(subject)), len(rows))
+def _declared_classes(subject: Subject, table: pd.DataFrame) -> Check:
+    """Whether the classes have their right names: on all films, for few do not tell it of a model that is often wrong.
+
+    The door has asked a model about some; of a table of scores this is all that can be asked.
+    """
+    clean = table[(table["attack"] == CLEAN).to_numpy()]
+    if len(clean) < ENOUGH:
+        return Check("declaration", None, f"{len(clean)} films are too few to tell a wrong order of the classes")
+    answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
+    file = _file_of(subject) if isinstance(subject, Given) and subject.model is None else None
+    return declaration_check(check_order(subject.classes, answers, labels, table=file), len(clean))
 
 
 def _file_of(subject: Given) -> str:

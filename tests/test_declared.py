@@ -1,0 +1,54 @@
+"""A wrong order of the classes is noticed of models that are often wrong too; none that is merely bad is accused."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from trustcxr.evaluation.declared import check_order
+
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+# The class answered, of 100 films of each true class.
+HONEST = {
+    "good": [[80, 15, 5], [15, 80, 5], [5, 5, 90]],
+    "often wrong": [[60, 25, 15], [25, 60, 15], [18, 17, 65]],
+    "one class for nearly all": [[5, 0, 95], [4, 1, 95], [0, 5, 95]],
+    "one class alone": [[0, 0, 100]] * 3,
+    "at chance": [[34, 33, 33], [33, 34, 33], [33, 33, 34]],
+    "one class taken for another": [[10, 85, 5], [10, 85, 5], [5, 5, 90]],
+    "a class never answered, the others mixed up": [[0, 60, 40], [0, 40, 60], [0, 45, 55]],
+}
+
+
+def films(confusion: list[list[int]], each: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Answers and true classes of so many films of each class."""
+    rows = [np.repeat(np.arange(3), np.array(row) * each // 100) for row in confusion]
+    truth = np.repeat(np.arange(3), [len(row) for row in rows])
+    return np.concatenate(rows), truth
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_no_honest_order_is_called_wrong(name: str) -> None:
+    found = check_order(CLASSES, *films(HONEST[name], 200))
+    assert found.remedy is None
+
+
+@pytest.mark.parametrize("name", ["good", "often wrong"])
+@pytest.mark.parametrize("order", [order for order in permutations(range(3)) if order != (0, 1, 2)])
+def test_every_wrong_order_is_noticed_with_the_right_one(name: str, order: tuple[int, ...]) -> None:
+    answers, truth = films(HONEST[name], 200)
+    declared = tuple(CLASSES[k] for k in order)  # output j is called declared[j], and is of CLASSES[j]
+    place = {name: k for k, name in enumerate(declared)}
+    known = np.array([place[CLASSES[k]] for k in truth])  # labels by the declared names
+    found = check_order(declared, answers, known)
+    assert found.accuracy == pytest.approx(float((answers == known).mean()))
+    assert found.remedy == f"output.classes: [{', '.join(CLASSES)}]"
+    assert found.better == pytest.approx(float((answers == truth).mean()))
+    assert found.weak is (name == "often wrong")
+    assert not found.passed
+
+
+def test_of_few_films_a_weak_models_order_is_not_said_to_be_wrong() -> None:
+    answers, truth = films(HONEST["often wrong"], 20)
+    swapped = np.array([1, 0, 2])[truth]
+    assert check_order(CLASSES, answers, swapped).remedy is None
