@@ -429,6 +429,20 @@ def test_films_of_another_size_are_resized_inside_with_a_gradient(net: nn.Module
     assert bool((images.grad != 0).any())
 
 
+@pytest.mark.parametrize(("size", "channels", "given"), [(48, 3, "3 x 48 x 48"), (SIDE, 1, f"1 x {SIDE} x {SIDE}")])
+def test_a_program_is_not_given_what_it_was_not_exported_for(
+    size: int, channels: int, given: str, net: nn.Module, tmp_path: Path
+) -> None:
+    """Run operator by operator a network that ends in a mean over its map would take any size."""
+    options = {"size": size, "channels": channels}
+    if channels == 3:
+        options |= {"mean": IMAGENET["mean"], "std": IMAGENET["std"]}
+    with pytest.raises(
+        UserError, match=f"exported for images of 3 x {SIDE} x {SIDE}, and is given {given}.*input.size"
+    ):
+        load(exported(net, tmp_path / "m.pt2"), classes=CLASSES, **options)
+
+
 def test_saliency_reads_the_last_feature_map_of_any_model(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
     from trustcxr.explain import grad_cam
 

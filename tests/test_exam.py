@@ -1,8 +1,10 @@
 """exam-1 is one recipe: what an audit tries is written there, and never changes under the same name."""
 
 import inspect
+from pathlib import Path
 
 import pytest
+import torch
 
 from trustcxr.attacks import adaptive, surrogate
 from trustcxr.catalogue import JUDGED
@@ -45,7 +47,28 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
     ]
     assert (exam.corruptions.names, exam.corruptions.severities) == ("all", (3,))
     assert (exam.gate.films, exam.gate.epsilon, exam.gate.planted) == (120, 0.02, 16)
-    assert (exam.batch_size, exam.bootstrap) == (32, 2000)
+    assert (exam.batch_size, exam.bootstrap, exam.seeds) == (32, 2000, "batch")
+
+
+def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from trustcxr.data import load_dataset
+    from trustcxr.data.phantom import writing
+    from trustcxr.evaluation import predictions
+    from trustcxr.evaluation.given import Examined
+    from trustcxr.recipes.testing import AttackRecipe
+
+    films = load_dataset(writing.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)).eval()
+    seeds = []
+
+    def carry_out(attack: AttackRecipe, images: torch.Tensor, *_: object) -> torch.Tensor:
+        seeds.append(_[-1]["seed"])  # type: ignore[index]
+        return images
+
+    asked = Examined("net", net, films.classes, torch.device("cpu"))
+    pgd = AttackRecipe(name="pgd", epsilons=(0.02,), steps=1)
+    predictions.predict(asked, films, [pgd], views=False, batch_size=4, carry_out=carry_out, at_once=False)
+    assert seeds == [0, 1, 2]
 
 
 def test_other_options_are_no_version_of_it() -> None:

@@ -1,7 +1,7 @@
 """The examination of a given model: one recipe with a version, so that two audits compare."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,9 @@ class ExamRecipe(Strict):
     corruptions: CorruptionsRecipe
     gate: GateRecipe = GateRecipe()
     effort: EffortRecipe = EffortRecipe()
+    seeds: Literal["batch"] = Field(
+        "batch", description="the number of a batch is the seed of its attacks, from 0; corruptions are drawn by name"
+    )
     batch_size: int = Field(64, ge=1)
     bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 

@@ -128,7 +128,15 @@ class ExportedNet(nn.Module):
         self._outputs = [_output_name(spec) for spec in signature["output_specs"] if "user_output" in spec]
 
     def forward(self, images: Tensor) -> Any:
-        """Images as the program wants them -> its answer, a tensor or a tuple."""
+        """Images as the program wants them -> its answer, a tensor or a tuple.
+
+        Raises ValueError for channels or a size that it was not exported for: run operator by operator it might take
+        them, and answer what nobody meant.
+        """
+        for given, side in zip(images.shape[1:], self.shape[1:], strict=False):
+            if side is not None and given != side:
+                wants, has = (" x ".join(map(str, shape)) for shape in (self.shape[1:], images.shape[1:]))
+                raise ValueError(f"it was exported for images of {wants}, and is given {has}")
         values: Values = {self._inputs[0]: images}
         values |= {name: getattr(self, own) for name, own in self._names.items()}
         for step in self._steps:
