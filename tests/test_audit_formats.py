@@ -1,5 +1,6 @@
 """Real films: the audit of a network in each format has the figures of the run that it is of."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from foreign_models import DropoutLeftOn
 from test_cli import run
+from trustcxr.evaluation.findings import Decision
 from trustcxr.evaluation.run import load_run
 from trustcxr.results import files
 from trustcxr.study.audit import audit
@@ -103,37 +105,80 @@ def dropping() -> nn.Module:
     return DropoutLeftOn(benchmark.network(), 0.002).eval()
 
 
+def first_finding() -> nn.Module:
+    """For `python: test_audit_formats:first_finding`: the first finding alone, as a network of two classes."""
+    return Decision(LogitsOf(benchmark.network()), 0, 0.5).eval()
+
+
+class LogitsOf(Findings):
+    """The same before the sigmoid."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).logit()
+
+
+def written(place: Path, name: str, kind: str, classes: Sequence[str], more: str = "") -> Path:
+    """A model file of a function of this module."""
+    path = place / f"{name}.yaml"
+    path.write_text(
+        f"python: test_audit_formats:{name}\n"
+        f"input: {{size: 32, channels: 3, mean: {list(benchmark.MEAN)}, std: {list(benchmark.STD)}}}\n"
+        f"output: {{kind: {kind}, classes: [{', '.join(classes)}]{more}}}\n"
+    )
+    return path
+
+
+ASKED = {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (0.02,), "trust_code": True}
+
+
 @pytest.mark.slow
-def test_fourteen_sigmoids_and_dropout_left_on_have_the_figures_of_the_run(
+def test_fourteen_sigmoids_have_the_figures_of_the_run(
     resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Clean those of its classes; under each attack those of a network whose two classes are whether it is there."""
     monkeypatch.setenv(benchmark.NAMED, str(resnet18))
     loaded = load_run(resnet18, on="cpu")
     films = benchmark.first_images(covidqu, tmp_path / "films", loaded, 10, split="Val")
-    bare = audit(resnet18, films, tmp_path / "own", attacks=("pgd",), epsilons=(0.02,))
-    wanted = f"input: {{size: 32, channels: 3, mean: {list(benchmark.MEAN)}, std: {list(benchmark.STD)}}}\n"
+    bare = audit(resnet18, films, tmp_path / "own", attacks=("fgsm",), epsilons=(0.02,))
+    assert bare.clean.n == 30
     names = [f"finding {k}" for k in range(14)]
-    for name, kind, classes in (("findings", "sigmoid", names), ("dropping", "logits", loaded.classes)):
-        about = (
-            f"python: test_audit_formats:{name}\n{wanted}output: {{kind: {kind}, classes: [{', '.join(classes)}]}}\n"
-        )
-        (tmp_path / f"{name}.yaml").write_text(about)
-    options = {"attacks": ("pgd",), "epsilons": (0.02,), "trust_code": True}
-
     labels = dict(zip(loaded.classes, names, strict=False))
-    found = audit(tmp_path / "findings.yaml", films, tmp_path / "many", labels=labels, **options)
+    many = written(tmp_path, "findings", "sigmoid", names, ", thresholds: 0.5")
+    found = audit(many, films, tmp_path / "many", labels=labels, **ASKED)
     assert [finding.name for finding in found.findings if finding.judged] == names[:3]
-    points = {(point.finding, point.attack): point.auroc.value for point in found.operating_points}
+    points = {(point.finding, point.attack): point for point in found.operating_points}
     table = files.read_table(tmp_path / "own" / "predictions.parquet")
     clean = table[table["attack"] == "clean"]
     shares = torch.tensor(np.stack(clean["logits"].tolist())).softmax(1).numpy()
     for k, name in enumerate(names[:3]):
-        assert points[name, "clean"] == pytest.approx(roc_auc_score(clean["label"] == k, shares[:, k]), abs=1e-6)
-        assert points[name, "pgd"] < points[name, "clean"]
+        auroc = points[name, "clean"].auroc.value
+        assert auroc == pytest.approx(roc_auc_score(clean["label"] == k, shares[:, k]), abs=1e-6)
 
-    found = audit(tmp_path / "dropping.yaml", films, tmp_path / "drops", **options)
+    states = {name: "present" if k == 0 else "absent" for k, name in enumerate(loaded.classes)}
+    one = written(tmp_path, "first_finding", "logits", ["absent", "present"])
+    other = benchmark.figures(audit(one, films, tmp_path / "one", labels=states, **ASKED))
+    assert other["clean"] > other["fgsm 0.02"] >= other["pgd 0.02"] >= other["worst-case 0.02"]
+    for condition, accuracy in other.items():
+        point = points[names[0], condition.split(" ")[0]]
+        right = point.sensitivity.value * point.positives + point.specificity.value * (point.n - point.positives)
+        one_film = 1 / 30 + 1e-9 if condition != "clean" else 1e-9  # may tip at rounding under attack
+        assert right / 30 == pytest.approx(accuracy, abs=one_film), condition
+
+
+@pytest.mark.slow
+def test_dropout_left_on_has_the_figures_of_the_run(
+    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dropout so slight that it changes no answer but those that hang in the balance: 2 of 30 films at most."""
+    monkeypatch.setenv(benchmark.NAMED, str(resnet18))
+    loaded = load_run(resnet18, on="cpu")
+    films = benchmark.first_images(covidqu, tmp_path / "films", loaded, 10, split="Val")
+    bare = benchmark.figures(audit(resnet18, films, tmp_path / "own", attacks=ASKED["attacks"], epsilons=(0.02,)))
+    found = audit(written(tmp_path, "dropping", "logits", loaded.classes), films, tmp_path / "drops", **ASKED)
     assert [check.passed for check in found.gate if check.check == "same answer twice"] == [False]
-    own, other = benchmark.figures(bare), benchmark.figures(found)
     assert found.clean.draws is not None
-    assert other["clean"] == pytest.approx(own["clean"], abs=0.1)  # the mean of draws, of 30 films
-    assert other["pgd 0.02"] == pytest.approx(own["pgd 0.02"], abs=0.1)
+    other = benchmark.figures(found)
+    for condition in ("clean", "fgsm 0.02", "pgd 0.02"):
+        assert other[condition] == pytest.approx(bare[condition], abs=2 / 30 + 1e-9), condition
+    # Under worst-case each of 16 draws must be right: what is left can be less than of the network without dropout.
+    assert other["worst-case 0.02"] <= bare["worst-case 0.02"] + 1e-9
