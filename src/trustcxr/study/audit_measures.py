@@ -68,7 +68,7 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     thresholds = operating_points.choose(validation, subject.classes)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
-    divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
+    divisions = _divisions(whole, table, subject.classes)
     figures = describe(examined, table, resamples=exam.bootstrap)
     films = int((table["attack"] == CLEAN).sum())
     return Measured(
@@ -94,6 +94,15 @@ def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] =
     """Predictions with the columns of the data that divide the films; of a model of findings not those of `answers`."""
     columns = subgroups.columns_of(dataset.table, answers).set_index(pd.Index(dataset.sample_ids))
     return table.join(columns, on="film" if "film" in table else "sample_id")
+
+
+def _divisions(
+    whole: Audit, table: pd.DataFrame, classes: tuple[str, ...], answers: Sequence[str] = ()
+) -> list[Division]:
+    """For whom it is bad, from predictions `with_columns`, with the columns that are left out, and why."""
+    without = subgroups.left_out(whole.dataset.table, answers)
+    clean = table[table["attack"] == CLEAN]
+    return subgroups.describe(clean, classes, without=without, resamples=whole.exam.bootstrap)
 
 
 def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
@@ -198,7 +207,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
-    divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
+    divisions = _divisions(whole, table, findings.STATES, names)
     declared = _declared(whole, door, answers, truth, judged)
     checks = [*checks, _declaration(points, declared, door), _above_constant(points)]
     count = int(answered.sum())
