@@ -70,6 +70,26 @@ def test_who_leaves_out_films_leads_no_board(
     assert "at most" not in run("compare", tmp_path / "out" / "whole", tmp_path / "out" / "whole").stdout
 
 
+def test_validation_images_that_are_examined_choose_no_threshold_and_that_is_said(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    lines = ["path,class,split"]
+    for k, name in enumerate(answers):
+        shade = name.rstrip(".png0123456789")
+        lines.append(f"{greys}/{shade}/{name},{shade},{'Test' if k % 3 else 'Val'}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    scores = {name: row[2:] for name, row in answers.items()}
+    model = table(tmp_path / "model", scores, kind="sigmoid", classes=["Ill"])
+    for split, origin in {
+        "Test": "chosen on validation images",
+        "Val": "taken for want of another: the model file has none, and validation images are the films looked at",
+    }.items():
+        document = audits.audit(model, tmp_path / "list.csv", tmp_path / split, split=split, labels=ILL)
+        assert document.findings[0].origin.startswith(origin)
+
+
 @pytest.mark.parametrize("kind", ["probabilities", "sigmoid"])
 def test_columns_that_are_not_judged_are_named_in_the_audit(
     greys: Path,  # noqa: F811
