@@ -1,6 +1,7 @@
 """For whom is a model bad? Groups by any column, small ones merged, the gap tested."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,7 +139,7 @@ def test_small_groups_are_merged_and_that_is_said() -> None:
     assert "no two groups have 20 films" in sex["text"]
 
 
-def judged(films: pd.DataFrame, wrong: "pd.Series[bool]") -> dict[str, Division]:
+def judged(films: pd.DataFrame, wrong: Any) -> dict[str, Division]:
     """What is said of each column of a data set's table, of a model that is wrong on these films alone."""
     names, labels = [str(i) for i in range(len(films))], pd.factorize(films["class"])[0]
     said = np.where(wrong, labels + 1, labels) % 3
@@ -163,6 +164,19 @@ def test_a_column_whose_groups_are_all_too_small_is_named_with_the_reason() -> N
     assert (scanner.groups, scanner.worst) == ([], "")
     assert "by scanner: no two groups have 20 films; too small to stand alone: s1 (15)" in scanner.text
     assert scanner.text.endswith(" and 6 more")
+
+
+def test_a_column_of_more_values_than_half_the_films_is_named_and_names_of_films_are_not() -> None:
+    films = pd.DataFrame({"class": ["a", "b", "c"] * 12, "scanner": [f"s{i % 20}" for i in range(36)]})
+    films["series"] = [str(1_000 + i % 24) for i in range(36)]
+    films = films.assign(file=[f"{i}.png" for i in range(36)], seed=[str(i * 7) for i in range(36)])
+    films["nearly"] = [f"n{i // 2 if i < 4 else i}" for i in range(36)]
+    found = judged(films, films.index > 30)
+    assert {name: division.text for name, division in found.items()} == {
+        "scanner": "by scanner: not judged, since it has 20 values on 36 films",
+        "series": "by series: not judged, since it has 24 values on 36 films",
+    }
+    assert not len(subgroups.columns_of(films).columns)
 
 
 def test_groups_of_which_none_can_stand_alone_correct_no_other_groups_test() -> None:
@@ -238,6 +252,8 @@ def test_the_columns_of_external_films(real_data: Path) -> None:
     distinct = {frozenset(part.index) for name in found for part in parts(films, found[name])}
     assert f"corrected for {len(distinct)} groups" in found["source"].text
     assert len(distinct) < sum(len(division.groups) for division in found.values())
+    assert found["original_height"].text == "by original_height: not judged, since it has 197 values on 325 films"
+    assert not {"sha256", "original_file"} & set(found), "names of films"
     for name in ("doi", "location", "url"):
         assert found[name].text.startswith(f"by {name}: no two groups have 20 films")
 

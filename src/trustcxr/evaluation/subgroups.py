@@ -23,6 +23,7 @@ OTHERS, UNKNOWN = "others", "unknown"
 PREFIX = "by_"  # of a column of the data in predictions.parquet
 _NOT_ASKED = ("sample_id", "path", "class", "split", "patient", "group", "label")
 _AGES = (0, 20, 40, 60, 80, 200)
+_NAMES = 0.9  # distinct values as a share of a column's known ones, beyond which they are names of films
 _NUMBERS = 0.9  # share of a column's known values that must be numbers for it to be cut into bands
 
 
@@ -31,9 +32,9 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
 
     `answers`: what the model is asked for, in either case: a column of that name is the truth, and no group of films.
 
-    Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films. A column that has
-    one value, or more values than half its films, divides nothing and is left out; so do whole numbers that are names,
-    as seeds and accession numbers are, and the columns of `left_out`.
+    Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films, but for whole
+    numbers of which most are of one film alone, as seeds and accession numbers are. A column that has one value, or one
+    of its own for nearly every film, as names have, divides nothing; nor do those of `left_out`.
     """
     import pandas as pd
 
@@ -43,16 +44,18 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
 
 
 def left_out(table: "pd.DataFrame", answers: Iterable[str] = ()) -> dict[str, str]:
-    """The columns that say the class again under another name, and why each is no division of the films.
+    """The columns that are no division of the films, and why: more values than half the films, or the class again.
 
-    Each of their values belongs to one class. Where all of them are too small to stand alone, and more than there are
-    classes, that is as good as chance, and what is said of the column is that they are small.
+    Of the class under another name each value belongs to one class. Where all of them are too small to stand alone, and
+    more than there are classes, that is as good as chance, and what is said of the column is that they are small.
     """
-    if "class" not in table:
-        return {}
     said = {}
     for name, values in _dividing(table, answers).items():
         known = values != UNKNOWN
+        if (count := values[known].nunique()) > len(table) / 2:
+            said[name] = f"not judged, since it has {count} values on {len(table)} films"
+        if name in said or "class" not in table:
+            continue
         sizes, belongs = values[known].value_counts(), table["class"][known].groupby(values[known]).nunique()
         classes = table["class"][known].nunique()
         if classes > 1 and belongs.max() == 1 and (sizes.max() >= SMALLEST or len(sizes) == classes):
@@ -70,7 +73,8 @@ def _dividing(table: "pd.DataFrame", answers: Iterable[str]) -> "dict[str, pd.Se
         if "class" in table and (said == table["class"]).all():
             continue
         values = _banded(str(name), said)
-        if 1 < values[values != UNKNOWN].nunique() <= len(table) / 2:
+        known = values[values != UNKNOWN]
+        if 1 < known.nunique() <= _NAMES * len(known):
             found[str(name)] = values
     return found
 
