@@ -165,6 +165,68 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     assert body.index("not attacked") < body.index("it never moves?")
 
 
+def handed(
+    folder: Path, name: str, left: float, *more: tuple[str, float, int], radii: tuple[float, ...] = (0.02,)
+) -> None:
+    """An audit of 40 films whose worst case leaves so much, of it counting images: by whom, epsilon, found alone."""
+    attacks = [{"attack": "worst-case", "epsilon": r, "accuracy": left, "n": 40, "steps": 20} for r in radii]
+    content = {
+        "protocol": "exam-1",
+        "classes": ["x", "y"],
+        "data": {"name": "films", "fingerprint": "1", "n": 40},
+        "model": {"name": name, "kind": "run"},
+        "clean": {"accuracy": 0.9, "n": 40},
+        "attacks": [*attacks, {"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": 0.8, "n": 40}],
+        "handed_in": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
+    }
+    files.write_json(folder / name / "audit.json", content)
+
+
+def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with_more(tmp_path: Path) -> None:
+    handed(tmp_path, "attacked", 0.4, ("Ada", 0.01, 10))  # by ours alone 0.65
+    handed(tmp_path, "plain", 0.6)
+    handed(tmp_path, "untouched", 0.5, ("Ada", 0.02, 0))
+    handed(tmp_path, "finding", 0.45, ("Ada (Edema)", 0.02, 1), ("Ada (Mass)", 0.02, 2))  # 0.525
+    handed(tmp_path, "unknown", 0.55, ("Bo", 0.01, 8), radii=(0.01, 0.02))  # counted at 0.01 alone
+    said = " ".join(run("leaderboard", tmp_path).stdout.split())
+    rows = {row["model"]: row for row in csv.DictReader((tmp_path / "leaderboard.csv").open())}
+    assert list(rows) == ["attacked", "plain", "unknown", "finding", "untouched"]
+    words = {
+        "attacked": "images handed in by Ada on 10 films misled it where ours did not; it is ranked by ours alone, "
+        "which leave 65.0%",
+        "finding": "images handed in by Ada (Edema) on 1 film and Ada (Mass) on 2 films misled it where ours did not; "
+        "it is ranked by ours alone, which leave 52.5%",
+        "unknown": "images handed in by Bo on 8 films misled it where ours did not; it is ranked with these, since the "
+        "audit does not tell what ours alone leave at this radius",
+    }
+    page = (tmp_path / "leaderboard.html").read_text().split("</script>")[1]
+    for name, text in words.items():
+        assert rows[name]["by"].endswith(f"; attacked with more than our own attacks: {text}")
+        assert f"{name}: attacked with more than our own attacks: {text}" in said
+        assert text in page
+    assert "of attacked, unknown, finding images that somebody handed in count" in page
+    assert [float(rows[name]["attacked"]) for name in rows] == [0.4, 0.6, 0.55, 0.45, 0.5]
+    for name in ("plain", "untouched"):
+        assert "attacked with more" not in rows[name]["by"]
+    found = {row["model"]: row for row in json.loads(run("leaderboard", tmp_path, "--json").stdout)["rows"]}
+    assert [found[name]["attacked_by_ours"] for name in rows] == [0.65, 0.6, None, 0.525, 0.5]
+    assert found["attacked"]["attacked_with_more"].endswith(words["attacked"])
+    assert found["plain"]["attacked_with_more"] == ""
+
+
+def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path: Path) -> None:
+    handed(tmp_path, "plain", 0.6)
+    handed(tmp_path, "withdrawn", 0.9, ("Ada", 0.02, 4))
+    path = tmp_path / "withdrawn" / "audit.json"
+    content = files.read_json(path)
+    content["attacks"][0]["accuracy"] = None  # so what stands on the board is what PGD leaves, without theirs
+    files.write_json(path, content)
+    page, _ = board.write(board.gather(tmp_path), tmp_path)
+    assert "handed in" not in page.read_text().split("</script>")[1]
+    assert board.remarks(board.gather(tmp_path)) == []
+    assert [name for name, _ in board.gather(tmp_path).entries] == ["withdrawn", "plain"]
+
+
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     content = files.read_json(audits / "bad" / "audit.json")
     model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}

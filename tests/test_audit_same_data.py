@@ -272,6 +272,18 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     files.write_json(better / "audit.json", content | {"handed_in": [by]})
     files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": []})
     assert settled(better, other)
+    # Images that find nothing alone changed no worst case: as if none had been handed in.
+    nothing = by | {"found_alone": 0, "missed": 36}
+    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [nothing]})
+    assert settled(first, other)
+    pair = audit_pairs.compare(first, other, resamples=200)
+    assert pair.handed_in == [[], []]
+    assert not any("handed in" in line for line in pair_remarks(pair))
+    more = files.read_json(other / "audit.json") | {"handed_in": [by]}
+    files.write_json(first / "audit.json", content | {"handed_in": [nothing]})
+    files.write_json(other / "audit.json", more)
+    assert not settled(first, other), "of the two one alone was attacked with more"
+    files.write_json(first / "audit.json", content)
     # Attacked alike: nothing to say.
     files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [by]})
     assert settled(better, other)

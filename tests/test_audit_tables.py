@@ -15,7 +15,7 @@ from trustcxr.evaluation.given import load_model
 from trustcxr.models.adapters import describe_file
 from trustcxr.report import board
 from trustcxr.report.audits import sentences
-from trustcxr.results.documents import AuditDocument
+from trustcxr.results.documents import AuditDocument, read
 from trustcxr.study import audit as audits
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
@@ -68,6 +68,56 @@ def test_who_leaves_out_films_leads_no_board(
         said = run("compare", *(tmp_path / "out" / name for name in pair)).stdout.splitlines()
         assert "Compared on 30 of 36 images at most" in "\n".join(said)
     assert "at most" not in run("compare", tmp_path / "out" / "whole", tmp_path / "out" / "whole").stdout
+
+
+def test_validation_images_that_are_examined_choose_no_threshold_and_that_is_said(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+) -> None:
+    lines = ["path,class,split"]
+    for k, name in enumerate(answers):
+        shade = name.rstrip(".png0123456789")
+        lines.append(f"{greys}/{shade}/{name},{shade},{'Test' if k % 3 else 'Val'}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    scores = {name: row[2:] for name, row in answers.items()}
+    model = table(tmp_path / "model", scores, kind="sigmoid", classes=["Ill"])
+    for split, origin in {
+        "Test": "chosen on validation images",
+        "Val": "taken for want of another: the model file has none, and validation images are the films looked at",
+    }.items():
+        document = audits.audit(model, tmp_path / "list.csv", tmp_path / split, split=split, labels=ILL)
+        assert document.findings[0].origin.startswith(origin)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "sigmoid"])
+def test_columns_that_are_not_judged_are_named_in_the_audit(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    answers: dict[str, np.ndarray],
+    kind: str,
+) -> None:
+    lines, many = ["path,class,ward,maker,scanner,diagnosis"], kind == "probabilities"
+    for k, name in enumerate(answers):
+        shade = name.rstrip(".png0123456789")
+        ward, said = "south" if k % 3 else "north", shade if many else ILL[shade]
+        lines.append(f"{greys}/{shade}/{name},{shade},{ward},{ward} and sons,s{k // 4},{said} film")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    scores = answers if many else {name: row[2:] for name, row in answers.items()}
+    model, out = table(tmp_path / "model", scores, **({} if many else ONE_FINDING)), tmp_path / "out"
+    labels = [] if many else [part for old, new in ILL.items() for part in ("--label", f"{old}={new}")]
+    run("audit", model, "--data", tmp_path / "list.csv", "--out", out, *labels)
+    document = read(AuditDocument, out / "audit.json")
+    maker, scanner, diagnosis = document.subgroups
+    assert (maker.column, maker.alike) == ("maker", ["ward"])
+    assert scanner.text.startswith("by scanner: no two groups have 20 films")
+    assert "by diagnosis: not judged, since each of its values belongs to one class" in diagnosis.text
+    card, page = (out / "model_card.md").read_text(), (out / "report.html").read_text()
+    for division in document.subgroups:
+        assert any(line.endswith(division.text) for line in sentences(document))
+        assert f"- {division.text}" in card
+        assert f"<h3>{division.column}</h3><p>{division.text}.</p>" in page
+    assert "- Factors: maker\n" in card
 
 
 def test_of_findings_only_films_with_a_score_are_counted(

@@ -121,6 +121,39 @@ def test_a_finding_that_is_read_off_the_lesion_falls_without_it(films: Path, tmp
     assert any("chosen on validation" in note for note in document["notes"])
 
 
+def notes_of(model: Path, films: Path, out: Path, *more: str) -> list[str]:
+    """What is said before the maps of Opacity, and that it was said at once."""
+    typed = ("--data", films, "--out", out, "--trust-code", *QUICK[:4], "--method", "occlusion", "--finding", "Opacity")
+    done = run("explain", model, *typed, "--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", *more, "--json")
+    notes: list[str] = json.loads(done.stdout)["notes"]
+    assert all(note in done.stderr for note in notes)
+    return [*notes, *(line for line in done.stderr.splitlines() if line.startswith("no threshold is tuned"))]
+
+
+def test_what_is_said_of_a_finding_before_its_maps(films: Path, tmp_path: Path) -> None:
+    """Of `bright` with its operating point at 1 but for a millionth: it says that no film has the finding."""
+    source, thresholds = "python: test_explain_finding:bright", ", thresholds: [0.999999, 0.5, 0.5]"
+    high = model_file(tmp_path, source, "sigmoid", FINDINGS, "high", thresholds)
+    notes = notes_of(high, films, tmp_path / "high")
+    assert "it counts as there from 0.999999 on, of the model file" in notes[0]
+    assert notes[1] == (
+        "Opacity is told no better than by one answer for all films: 66.7% are answered rightly, always absent would "
+        "be right in 66.7%; so its maps are of an answer that does not tell it"
+    )
+    # Chosen on validation, its answers are better than that.
+    chosen = model_file(tmp_path, source, "sigmoid", FINDINGS, "chosen")
+    notes = notes_of(chosen, films, tmp_path / "chosen")
+    table = pd.read_parquet(tmp_path / "chosen" / "predictions.parquet")
+    right = (np.stack(table["logits"]).argmax(1) == table["label"]).mean()
+    assert any("told no better" in note for note in notes) == (right <= 2 / 3)
+    # Where the validation images are those that are explained, nothing can be chosen on them.
+    (note, *others) = notes_of(chosen, films, tmp_path / "val", "--split", "Val")
+    assert note.split(", and probabilities")[0].endswith(
+        "from 0.5 on, taken for want of another: the model file has none, and validation images are the films looked at"
+    )
+    assert "no threshold is tuned: validation images are the films looked at" in others
+
+
 def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path: Path) -> None:
     exported(Sigmoids(small()), tmp_path / "m.pt2")
     model, out = model_file(tmp_path, "source: m.pt2", "sigmoid", FINDINGS, "many"), ("--out", tmp_path / "out")

@@ -14,7 +14,7 @@ from test_cli import complaint
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in
-from trustcxr.report import audit_page
+from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
 from trustcxr.results import files
 from trustcxr.study import audit as audits
@@ -59,6 +59,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     assert ours is not None
     assert theirs is not None
     assert theirs < ours - 0.5
+    assert board.by_ours(both) == board.by_ours(alone) == ours, "by which a leaderboard ranks both"
     found = both.handed_in[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone

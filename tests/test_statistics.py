@@ -425,3 +425,9 @@ def test_the_mean_of_shares_has_the_bootstraps_interval_unless_one_is_rare() -> 
     undefined = np.column_stack([shares(), np.full(501, np.nan)])
     wider = np.column_stack([of, np.zeros(240, bool)])
     assert statistics.mean_share_interval(bootstrap, undefined, wider) == [low, high]
+
+
+def test_a_probability_is_said_in_as_many_digits_as_tell_it_from_one() -> None:
+    values = {0.5: "0.5", 0.12345: "0.123", 0.999999: "0.999999", 0.9996: "0.9996", 1 - 1e-12: "0.999999999999"}
+    for value, said in (values | {1e-7: "1e-07", 0.0: "0", 1.0: "1"}).items():
+        assert statistics.probability_said(value) == said

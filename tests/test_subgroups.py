@@ -1,11 +1,16 @@
 """For whom is a model bad? Groups by any column, small ones merged, the gap tested."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from trustcxr.data import read_manifest
 from trustcxr.evaluation import subgroups
+from trustcxr.results.documents import Division
 from trustcxr.statistics import inside_against_outside
 
 
@@ -132,6 +137,133 @@ def test_small_groups_are_merged_and_that_is_said() -> None:
     sex = next(p for p in subgroups.describe(clean(24), ("a", "b"), resamples=100) if p["column"] == "sex")
     assert (sex["groups"], sex["worst"]) == ([], "")
     assert "no two groups have 20 films" in sex["text"]
+
+
+def judged(films: pd.DataFrame, wrong: Any) -> dict[str, Division]:
+    """What is said of each column of a data set's table, of a model that is wrong on these films alone."""
+    names, labels = [str(i) for i in range(len(films))], pd.factorize(films["class"])[0]
+    said = np.where(wrong, labels + 1, labels) % 3
+    rows = pd.DataFrame({"sample_id": names, "group": names, "label": labels, "logits": list(np.eye(3)[said])})
+    rows = pd.concat([rows, subgroups.columns_of(films.reset_index(drop=True))], axis=1)
+    found = subgroups.describe(rows, ("a", "b", "c"), without=subgroups.left_out(films), resamples=50)
+    return {division.column: division for division in found}
+
+
+def test_a_column_whose_groups_are_all_too_small_is_named_with_the_reason() -> None:
+    few = pd.DataFrame({"class": ["a", "b", "c"] * 12, "sex": ["F", "M"] * 18, "hospital": ["A"] * 20 + ["B"] * 16})
+    few = few.assign(age=[f"{i + 30}" for i in range(36)], scanner=[f"s{i // 4}" for i in range(36)])
+    found = judged(few, few["sex"] == "M")
+    assert set(found) == {"sex", "age", "scanner", "hospital"}
+    sizes = "F (18), M (18)"
+    assert found["sex"].text == f"by sex: no two groups have 20 films; too small to stand alone: {sizes}"
+    assert all(found[name].text.startswith(f"by {name}: no two groups have 20 films") for name in found)
+    many = pd.DataFrame({"class": ["a", "b", "c"] * 40, "scanner": [f"s{i}" for i in range(12) for _ in range(10)]})
+    many.loc[:4, "scanner"] = "s1"
+    scanner = judged(many, many["scanner"] == "s1")["scanner"]
+    assert scanner.merged["s1"] == 15
+    assert (scanner.groups, scanner.worst) == ([], "")
+    assert "by scanner: no two groups have 20 films; too small to stand alone: s1 (15)" in scanner.text
+    assert scanner.text.endswith(" and 6 more")
+
+
+def test_a_column_of_more_values_than_half_the_films_is_named_and_names_of_films_are_not() -> None:
+    films = pd.DataFrame({"class": ["a", "b", "c"] * 12, "scanner": [f"s{i % 20}" for i in range(36)]})
+    films["series"] = [str(1_000 + i % 24) for i in range(36)]
+    films = films.assign(file=[f"{i}.png" for i in range(36)], seed=[str(i * 7) for i in range(36)])
+    films["nearly"] = [f"n{i // 2 if i < 4 else i}" for i in range(36)]
+    found = judged(films, films.index > 30)
+    assert {name: division.text for name, division in found.items()} == {
+        "scanner": "by scanner: not judged, since it has 20 values on 36 films",
+        "series": "by series: not judged, since it has 24 values on 36 films",
+    }
+    assert not len(subgroups.columns_of(films).columns)
+
+
+def test_groups_of_which_none_can_stand_alone_correct_no_other_groups_test() -> None:
+    films = pd.DataFrame({"class": ["a", "b", "c"] * 40, "sex": ["F", "M"] * 60})
+    small = films.assign(scanner=[f"s{i // 10}" if i < 60 else "" for i in range(120)])
+    wrong = pd.Series(np.arange(120) % 8 == 1)
+    alone, beside = judged(films, wrong)["sex"], judged(small, wrong)
+    assert [group.p_corrected for group in beside["sex"].groups] == [group.p_corrected for group in alone.groups]
+    assert beside["scanner"].groups == []
+
+
+def test_the_class_under_another_name_is_no_group_and_that_is_said() -> None:
+    classes = ["COVID", "Pneumonia", "Normal"]
+    films = pd.DataFrame({"class": classes * 40, "sex": ["F", "M"] * 60})
+    finer = {"COVID": ["COVID-19"], "Pneumonia": ["SARS", "Klebsiella"], "Normal": ["No finding", "none"]}
+    films["diagnosis"] = [finer[name][i % len(finer[name])] for i, name in enumerate(films["class"])]
+    films["written"] = films["diagnosis"].where(films.index > 5, "")  # of some films nobody wrote it
+    films["severity"] = np.where(films["class"] == "COVID", np.where(films.index % 2, "mild", "severe"), "")
+    films["ward"] = films["diagnosis"].where(films.index != 0, "SARS")
+    found = judged(films, films["class"] == "COVID")
+    assert set(found) == {"sex", "diagnosis", "written", "severity", "ward"}
+    for name in ("diagnosis", "written"):
+        assert (found[name].groups, found[name].worst) == ([], "")
+        why = "not judged, since each of its values belongs to one class: it says the class again"
+        assert found[name].text == f"by {name}: {why}"
+        assert f"by_{name}" not in subgroups.columns_of(films)
+    assert found["severity"].groups, "it says more than the class"
+    assert found["ward"].worst == "COVID-19", "one value is of two classes"
+    # A few films in each of many groups are of one class by chance: what is said is that they are few.
+    films = pd.DataFrame({"class": np.repeat(classes, 40), "scanner": [f"s{i // 10}" for i in range(120)]})
+    assert "no two groups have 20 films" in judged(films, films["class"] == "COVID")["scanner"].text
+    # As many as there are classes are the classes, however few films there are.
+    films = films[::4].reset_index(drop=True).assign(code=lambda t: t["class"].str[0])
+    assert "it says the class again" in judged(films, films["class"] == "COVID")["code"].text
+
+
+def test_columns_that_divide_the_films_alike_are_judged_once() -> None:
+    films = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
+    alone = judged(films, films["source"] == "Y")["source"]
+    assert (alone.worst, alone.alike) == ("Y", [])
+    licences = {"X": "free", "Y": "not stated", "Z": ""}
+    films = films.assign(licence=films["source"].map(licences), maker=films["source"].str.lower() + " and sons")
+    found = judged(films, films["source"] == "Y")
+    assert set(found) == {"source"}
+    assert found["source"].alike == ["licence", "maker"]
+    assert found["source"].text.startswith("by source, and exactly alike by licence and maker: worst is Y with 0.0% ")
+    assert "corrected for 3 groups" in found["source"].text
+    assert [g.p_corrected for g in found["source"].groups] == [g.p_corrected for g in alone.groups]
+
+
+def test_a_group_of_the_same_films_is_corrected_for_once_and_said_to_be_the_same() -> None:
+    films = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
+    films["licence"] = ["free"] * 20 + ["paid"] * 20 + ["none"] * 50 + ["free"] * 30
+    found = judged(films, films["source"] == "Y")
+    assert "corrected for 5 groups" in found["source"].text
+    assert "these are the films of" not in found["source"].text
+    assert found["licence"].worst == "none"
+    assert "; these are the films of Y by source" in found["licence"].text
+    same = [next(g for g in found[c].groups if g.name == n) for c, n in (("source", "Y"), ("licence", "none"))]
+    assert same[0].p_corrected == same[1].p_corrected == pytest.approx(5 * (same[0].p_value or 0))
+
+
+def test_the_columns_of_external_films(real_data: Path) -> None:
+    """`finding` is the class in more words; one source is one licence, and all that its masks' makers are."""
+    films = read_manifest(real_data / "external-cxr").table.reset_index(drop=True)
+    openist = films["source"] == "pi-null-mezon/OpenIST"
+    found = judged(films, openist)
+    assert found["finding"].groups == []
+    assert "it says the class again" in found["finding"].text
+    assert found["source"].worst == "pi-null-mezon/OpenIST"
+    for name in ("licence", "lung_mask_origin"):
+        assert "; these are the films of pi-null-mezon/OpenIST by source" in found[name].text
+    distinct = {frozenset(part.index) for name in found for part in parts(films, found[name])}
+    assert f"corrected for {len(distinct)} groups" in found["source"].text
+    assert len(distinct) < sum(len(division.groups) for division in found.values())
+    assert found["original_height"].text == "by original_height: not judged, since it has 197 values on 325 films"
+    assert not {"sha256", "original_file"} & set(found), "names of films"
+    for name in ("doi", "location", "url"):
+        assert found[name].text.startswith(f"by {name}: no two groups have 20 films")
+
+
+def parts(films: pd.DataFrame, division: Division) -> list[pd.DataFrame]:
+    """The films of each group of a column of words, from the data set's own table."""
+    if not division.groups:
+        return []
+    values = films[division.column].fillna("").astype(str).replace("", subgroups.UNKNOWN)
+    return [part for _, part in films.groupby(values.replace(dict.fromkeys(division.merged, subgroups.OTHERS)))]
 
 
 def test_the_test_of_a_gap_holds_its_level_where_patients_have_several_films() -> None:

@@ -126,6 +126,8 @@ def leaderboard(
     if json:
         return print_json(board.plain(found))
     report.print_rows(f"{len(found.entries)} audits by {found.protocol} on {found.data}", board.shown(found))
+    for line in board.remarks(found):
+        print(line)
     for name, why in found.refused:
         print(f"not compared: {name}: {why}")
     return print(f"written to {page} and {table}\n{NOTICE}")

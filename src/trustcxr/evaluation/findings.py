@@ -174,9 +174,16 @@ def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def threshold_of(
-    name: str, given: float | None, validation: tuple[Floats, np.ndarray] | None, default: float
+    name: str,
+    given: float | None,
+    validation: tuple[Floats, np.ndarray] | None,
+    default: float,
+    unchosen: str = "no validation image has an answer",
 ) -> Threshold:
-    """A finding's operating point: the model file's, else chosen on validation (logits (N,), labels (N,)), else 0.5."""
+    """A finding's operating point: the model file's, else chosen on validation (logits (N,), labels (N,)), else 0.5.
+
+    `unchosen`: why there is no validation, in words.
+    """
     from trustcxr.evaluation import operating_points
 
     if given is not None:
@@ -186,5 +193,5 @@ def threshold_of(
         value = operating_points.chosen(1 / (1 + np.exp(-scores)), labels == 1)
         if value is not None and 0 < value < 1:
             return Threshold(value, operating_points.CHOSEN)
-    why = "no validation image has an answer" if validation is None else "validation images do not settle one"
+    why = unchosen if validation is None else "validation images do not settle one"
     return Threshold(default, f"taken for want of another: the model file has none, and {why}")

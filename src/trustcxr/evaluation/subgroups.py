@@ -1,6 +1,6 @@
 """Who is a model bad for? Films divided by any column of the data's table: hospital, view, sex, age, scanner."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ OTHERS, UNKNOWN = "others", "unknown"
 PREFIX = "by_"  # of a column of the data in predictions.parquet
 _NOT_ASKED = ("sample_id", "path", "class", "split", "patient", "group", "label")
 _AGES = (0, 20, 40, 60, 80, 200)
+_NAMES = 0.9  # distinct values as a share of a column's known ones, beyond which they are names of films
 _NUMBERS = 0.9  # share of a column's known values that must be numbers for it to be cut into bands
 
 
@@ -31,14 +32,40 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
 
     `answers`: what the model is asked for, in either case: a column of that name is the truth, and no group of films.
 
-    Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films. A column that has
-    one value, or one of its own for nearly every film, divides nothing and is left out; so do whole numbers that are
-    names, as seeds and accession numbers are, and the class by another name.
+    Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films, but for whole
+    numbers of which most are of one film alone, as seeds and accession numbers are. A column that has one value, or one
+    of its own for nearly every film, as names have, divides nothing; nor do those of `left_out`.
     """
     import pandas as pd
 
-    found: dict[str, Any] = {}
-    asked = {name.lower() for name in answers}
+    again = left_out(table, answers)
+    found = {PREFIX + name: values for name, values in _dividing(table, answers).items() if name not in again}
+    return pd.DataFrame(found, index=table.index)
+
+
+def left_out(table: "pd.DataFrame", answers: Iterable[str] = ()) -> dict[str, str]:
+    """The columns that are no division of the films, and why: more values than half the films, or the class again.
+
+    Of the class under another name each value belongs to one class. Where all of them are too small to stand alone, and
+    more than there are classes, that is as good as chance, and what is said of the column is that they are small.
+    """
+    said = {}
+    for name, values in _dividing(table, answers).items():
+        known = values != UNKNOWN
+        if (count := values[known].nunique()) > len(table) / 2:
+            said[name] = f"not judged, since it has {count} values on {len(table)} films"
+        if name in said or "class" not in table:
+            continue
+        sizes, belongs = values[known].value_counts(), table["class"][known].groupby(values[known]).nunique()
+        classes = table["class"][known].nunique()
+        if classes > 1 and belongs.max() == 1 and (sizes.max() >= SMALLEST or len(sizes) == classes):
+            said[name] = "not judged, since each of its values belongs to one class: it says the class again"
+    return said
+
+
+def _dividing(table: "pd.DataFrame", answers: Iterable[str]) -> "dict[str, pd.Series]":
+    """The values of every column that divides the films, as text and in bands."""
+    found, asked = {}, {name.lower() for name in answers}
     for name in table.columns:
         if name in _NOT_ASKED or str(name).endswith("_mask") or str(name).lower() in asked:
             continue
@@ -46,43 +73,65 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
         if "class" in table and (said == table["class"]).all():
             continue
         values = _banded(str(name), said)
-        sizes = values[values != UNKNOWN].value_counts()
-        if len(sizes) > 1 and (sizes >= min(SMALLEST, len(table) // 2)).any() and len(sizes) <= len(table) / 2:
-            found[PREFIX + str(name)] = values.to_numpy()
-    return pd.DataFrame(found, index=table.index)
+        known = values[values != UNKNOWN]
+        if 1 < known.nunique() <= _NAMES * len(known):
+            found[str(name)] = values
+    return found
 
 
-def describe(clean: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> list[Division]:
+def describe(
+    clean: "pd.DataFrame",
+    classes: tuple[str, ...],
+    *,
+    without: Mapping[str, str] | None = None,
+    resamples: int = 2000,
+) -> list[Division]:
     """The part "subgroups" of audit.json, from clean predictions with columns of `columns_of`.
 
     A group's gap is its accuracy less that of all other films of the column, with a test that permutes who is in the
-    group over whole patients, corrected (Holm 1979) for the groups of all columns together.
+    group over whole patients, corrected (Holm 1979) for the groups of all columns together; a group of the same films
+    counts once. Columns that divide the films exactly alike are one division. `without`: those of `left_out`.
     """
-    found = [_division(clean, column, classes, resamples) for column in map(str, clean) if column.startswith(PREFIX)]
+    alike: dict[bytes, list[str]] = {}
+    for column in (str(name) for name in clean if str(name).startswith(PREFIX)):
+        alike.setdefault(clean[column].fillna(UNKNOWN).factorize()[0].tobytes(), []).append(column)
+    found = [_division(clean, columns, classes, resamples) for columns in alike.values()]
     groups = [group for division in found for group in division["groups"]]
-    for group, corrected in zip(groups, holm([group["p_value"] for group in groups]), strict=True):
+    p_values = {group["who"]: group["p_value"] for group in groups}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    for group in groups:
         low, high = group["gap_ci"]
-        group |= {"p_corrected": float(corrected), "settled": bool(corrected < LEVEL and not low <= 0 <= high)}
+        p_value = float(corrected[group["who"]])
+        group |= {"p_corrected": p_value, "settled": bool(p_value < LEVEL and not low <= 0 <= high)}
+    first: dict[bytes, str] = {}
     for division in found:
-        division["text"] = _text(division, len(groups))
+        division["text"] = _text(division, len(p_values), first)
+        for group in division["groups"]:
+            first.setdefault(group.pop("who"), f"{group['name']} by {division['column']}")
+    found += [{"column": name, "text": f"by {name}: {why}"} for name, why in (without or {}).items()]
     return [Division.model_validate(division) for division in found]
 
 
-def _division(clean: "pd.DataFrame", column: str, classes: tuple[str, ...], resamples: int) -> dict[str, Any]:
+def _division(
+    clean: "pd.DataFrame", columns: Sequence[str], classes: tuple[str, ...], resamples: int
+) -> dict[str, Any]:
+    """The films divided by columns that do so alike; without groups where none of them can stand alone."""
     films = clean["film"] if "film" in clean else clean["sample_id"]
-    values, merged = _merged(clean[column].fillna(UNKNOWN).astype(str), films)
+    values, merged = _merged(clean[columns[0]].fillna(UNKNOWN).astype(str), films)
     samples, hits = Bootstraps(resamples=resamples), right(clean).astype(float)
     # Largest first, the leftovers last.
     names = sorted(values.unique(), key=lambda name: (name in (OTHERS, UNKNOWN), -int((values == name).sum()), name))
+    alone = any(films[values == name].nunique() >= SMALLEST for name in names if name not in (OTHERS, UNKNOWN))
     rows = []
-    for name in names if len(names) > 1 else ():
+    for name in names if alone and len(names) > 1 else ():
         inside = (values == name).to_numpy()
-        about = {"films": int(films[inside].nunique())}
+        about = {"films": int(films[inside].nunique()), "who": inside.tobytes()}
         rows.append(about | _group(clean, str(name), inside, hits, classes, samples))
     kept = _eligible(rows)
     lowest = min(kept, key=lambda row: row["accuracy"]) if len(kept) > 1 else None
     worst = lowest["name"] if lowest is not None and lowest["gap"] < 0 else ""
-    return {"column": column.removeprefix(PREFIX), "groups": rows, "worst": worst, "merged": merged, "text": ""}
+    column, *alike = (name.removeprefix(PREFIX) for name in columns)
+    return {"column": column, "alike": alike, "groups": rows, "worst": worst, "merged": merged}
 
 
 def _eligible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,21 +193,24 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     return bands
 
 
-def _text(division: dict[str, Any], tested: int) -> str:
-    """The division in a sentence."""
+def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> str:
+    """The division in a sentence. `first`: how groups of the same films are called in a division before this one."""
     rows = {row["name"]: row for row in division["groups"]}
-    said = f"by {division['column']}: "
+    alike = f", and exactly alike by {' and '.join(division['alike'])}" if division["alike"] else ""
+    said = f"by {division['column']}{alike}: "
     if not division["worst"]:
         few = len(_eligible(division["groups"])) < 2
         why = f"no two groups have {SMALLEST} films" if few else f"no group of {SMALLEST} films is below all others"
-        return said + why + _merged_said(division["merged"])
+        return said + why + _merged_said(division["merged"], bool(rows))
     worst = rows[division["worst"]]
     low, high = (f"{end:+.1%}" for end in worst["gap_ci"])
     said += f"worst is {worst['name']} with {worst['accuracy']:.1%} of {_count(worst)}, {worst['gap']:+.1%} "
     said += f"[{low}, {high}] against all others, "
     said += "settled" if worst["settled"] else "not settled"
     said += f" (p {worst['p_corrected']:.2g}, corrected for {tested} groups)"
-    return said + _merged_said(division["merged"])
+    if worst["who"] in first:
+        said += f"; these are the films of {first[worst['who']]}"
+    return said + _merged_said(division["merged"], bool(rows))
 
 
 def _count(row: dict[str, Any]) -> str:
@@ -166,9 +218,11 @@ def _count(row: dict[str, Any]) -> str:
     return f"{row['n']} films" if row["n"] == row["films"] else f"{row['n']} decisions on {row['films']} films"
 
 
-def _merged_said(merged: dict[str, int]) -> str:
+def _merged_said(merged: dict[str, int], judged: bool) -> str:
+    """Which groups were too small, and, where any is judged, what became of them."""
     if not merged:
         return ""
     names: Iterable[str] = (f"{name} ({n})" for name, n in list(merged.items())[:6])
     more = f" and {len(merged) - 6} more" if len(merged) > 6 else ""
-    return f"; too small to stand alone, taken together as {OTHERS}: {', '.join(names)}{more}"
+    together = f", taken together as {OTHERS}" if judged else ""
+    return f"; too small to stand alone{together}: {', '.join(names)}{more}"

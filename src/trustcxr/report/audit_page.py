@@ -14,6 +14,7 @@ from trustcxr.report.tables.cells import Cell, Table, share, whole
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, OperatingPoint, Share
 from trustcxr.results.tables import CLEAN
+from trustcxr.statistics import probability_said
 
 _DASH = "–"
 
@@ -109,7 +110,7 @@ def _points(points: Iterable[OperatingPoint]) -> Table:
         [
             Cell(p.finding),
             _films(p),
-            Cell(_DASH if p.threshold is None else f"{p.threshold:.3g}", p.origin, value=p.threshold),
+            Cell(_DASH if p.threshold is None else probability_said(p.threshold), p.origin, value=p.threshold),
             *(share(part) for part in (p.sensitivity, p.specificity)),
             *(_ratio(part) for part in (p.likelihood_positive, p.likelihood_negative)),
             *(share(part) for part in (p.auroc, p.average_precision, p.sensitivity_at_specificity)),

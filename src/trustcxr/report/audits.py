@@ -5,6 +5,7 @@ from trustcxr.report.study_folder import least
 from trustcxr.report.terminal import percent, with_interval
 from trustcxr.results.documents import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint
 from trustcxr.results.tables import CLEAN
+from trustcxr.statistics import probability_said
 
 
 def sentences(document: AuditDocument) -> list[str]:
@@ -112,7 +113,7 @@ def aimed_said(point: OperatingPoint) -> str:
 
 def at_threshold(point: OperatingPoint) -> str:
     """Where the line is drawn, and who drew it."""
-    return point.origin if point.threshold is None else f"from {point.threshold:.3g} on ({point.origin})"
+    return point.origin if point.threshold is None else f"from {probability_said(point.threshold)} on ({point.origin})"
 
 
 def rates(point: OperatingPoint) -> str:

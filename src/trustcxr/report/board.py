@@ -14,7 +14,7 @@ from trustcxr.report.tables import cells as cells_
 from trustcxr.report.terminal import percent
 from trustcxr.report.written import guarded
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, read
+from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 COLUMNS = (
@@ -83,8 +83,12 @@ def gather(folder: Path) -> Board:
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
-    """Most robust first; what was not attacked behind it, and behind all others what may not be relied on."""
-    left, clean = attacked(document).accuracy.value, document.clean.accuracy.value
+    """Most robust first; what was not attacked behind it, and behind all others what may not be relied on.
+
+    Most robust against our own attacks: nobody stands lower since images were handed in for it and not for others.
+    """
+    own, clean = by_ours(document), document.clean.accuracy.value
+    left = attacked(document).accuracy.value if own is None else own
     return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
 
 
@@ -110,6 +114,50 @@ def attacked(document: RunDocument) -> AttackResult:
     return least[0] if least else AttackResult()
 
 
+def by_ours(document: AuditDocument) -> float | None:
+    """What our own attacks leave, without images that somebody handed in; None where the audit does not tell.
+
+    It does at the smallest radius of worst-case that the images' own fits in: there they were counted.
+    """
+    worst = attacked(document)
+    value, more = worst.accuracy.value, _more(document)
+    if value is None or not more:
+        return value
+    radii = [row.epsilon or 0.0 for row in document.attacks if row.attack == WORST_CASE]
+    counted = [min(radius for radius in radii if radius >= (found.epsilon or 0.0) - 1e-9) for found in more]
+    if not worst.n or any(radius != worst.epsilon for radius in counted):
+        return None
+    return (round(value * worst.n) + sum(found.found_alone or 0 for found in more)) / worst.n
+
+
+def _more(document: AuditDocument) -> list[HandedIn]:
+    """Images handed in that made the worst case which stands on the board worse."""
+    worst = attacked(document)
+    if worst.attack != WORST_CASE:
+        return []
+    within = (worst.epsilon or 0.0) + 1e-9
+    return [found for found in document.misled_alone if (found.epsilon or 0.0) <= within]
+
+
+def with_more(document: AuditDocument) -> str:
+    """What it was attacked with beyond our own attacks, and by what it is ranked then; empty without any."""
+    more = _more(document)
+    if not more:
+        return ""
+    films = [f"{found.found_alone} {'film' if found.found_alone == 1 else 'films'}" for found in more]
+    who = " and ".join(f"{found.by} on {count}" for found, count in zip(more, films, strict=True))
+    said = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
+    own = by_ours(document)
+    if own is None:
+        return f"{said}; it is ranked with these, since the audit does not tell what ours alone leave at this radius"
+    return f"{said}; it is ranked by ours alone, which leave {percent(own)}"
+
+
+def remarks(board: Board) -> list[str]:
+    """Of each audit whose worst case counts images handed in, a line: whose, how many, and how it is ranked."""
+    return [f"{document.model.name}: {said}" for _, document in board.entries if (said := with_more(document))]
+
+
 def shares(document: AuditDocument) -> dict[str, Share]:
     """What was measured of one audit, by column."""
     mean, clean = document.corruptions_mean, document.clean
@@ -126,8 +174,7 @@ def row(name: str, document: AuditDocument) -> list[Cell]:
     """One audit's cells, in the order of COLUMNS."""
     said, worst = document.model.reported, attacked(document)
     by = f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}" if worst.epsilon is not None else "-"
-    theirs = [found for found in document.handed_in if found.found_alone]
-    by += "".join(f"; handed in by {found.by} ({found.found_alone})" for found in theirs)
+    by += f"; {more}" if (more := with_more(document)) else ""
     cells = {column: _share(share) for column, share in shares(document).items()} | {
         "model": _text(document.model.name),
         "unreliable": Cell(
@@ -187,6 +234,7 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
         found[column] = cell.value if isinstance(cell.value, float) else None if cell.text == "-" else cell.text
     for column, share in shares(document).items():
         found[f"{column}_ci"] = None if share.interval is None else list(share.interval)
+    found |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
     return found | {"unreliable": bool(document.unreliable), "because": _flag(document)}
 
 
@@ -226,7 +274,9 @@ def page(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
     for cells, line in zip(rows, lines, strict=True):
         if cells[_FLAG].value == "1":
             line[0] = replace(line[0], note="unreliable")
-    parts = {"board": board, "notice": NOTICE, "leaderboard": cells_.Table(list(COLUMNS), lines)}
+    handed = [document.model.name for _, document in board.entries if with_more(document)]
+    rows_shown = cells_.Table(list(COLUMNS), lines)
+    parts = {"board": board, "notice": NOTICE, "leaderboard": rows_shown, "handed_in": handed}
     return single_page.filled("board.html.j2", parts)
 
 

@@ -47,6 +47,7 @@ class Films:
     """`examined`, and `validation` where the data have such a split and the model was not trained on it too.
 
     taught: films of training for a surrogate; None where the data have none, or there is no model to ask.
+    of_validation: whether the films examined are the validation images themselves.
     shared: names that several films of the data have, of whichever split: their files', with and without the ending.
     """
 
@@ -54,6 +55,14 @@ class Films:
     validation: Dataset | None = None
     taught: Taught | None = None
     shared: frozenset[str] = frozenset()
+    of_validation: bool = False
+
+    @property
+    def unchosen(self) -> str:
+        """Why no threshold could be chosen on validation images, in words, where none of them has an answer."""
+        return (
+            "validation images are the films looked at" if self.of_validation else "no validation image has an answer"
+        )
 
 
 def open_films(
@@ -94,7 +103,8 @@ def open_films(
     if _has(manifest, splits.train, wanted) and subject.model is not None:
         with suppress(UserError):  # no image of it is readable
             training = _loaded(manifest, splits.train, subject, classes, resize, renamed)
-    return Films(examined, validation, None if training is None else _taught(training, examined), _shared(manifest))
+    taught = None if training is None else _taught(training, examined)
+    return Films(examined, validation, taught, _shared(manifest), of_validation=wanted == splits.val)
 
 
 def _has(manifest: Manifest, split: str, examined: str | None) -> bool:

@@ -69,7 +69,7 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     thresholds = operating_points.choose(validation, subject.classes)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
-    divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
+    divisions = _divisions(whole, table, subject.classes)
     figures = describe(examined, table, resamples=exam.bootstrap)
     films = int((table["attack"] == CLEAN).sum())
     return Measured(
@@ -98,6 +98,15 @@ def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] =
     """Predictions with the columns of the data that divide the films; of a model of findings not those of `answers`."""
     columns = subgroups.columns_of(dataset.table, answers).set_index(pd.Index(dataset.sample_ids))
     return table.join(columns, on="film" if "film" in table else "sample_id")
+
+
+def _divisions(
+    whole: Audit, table: pd.DataFrame, classes: tuple[str, ...], answers: Sequence[str] = ()
+) -> list[Division]:
+    """For whom it is bad, from predictions `with_columns`, with the columns that are left out, and why."""
+    without = subgroups.left_out(whole.dataset.table, answers)
+    clean = table[table["attack"] == CLEAN]
+    return subgroups.describe(clean, classes, without=without, resamples=whole.exam.bootstrap)
 
 
 def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
@@ -173,7 +182,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = threshold_of(subject, place, held)
+        threshold = threshold_of(subject, place, held, whole.films.unchosen)
         labels = truth[:, place]
         found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
@@ -202,7 +211,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
-    divisions = subgroups.describe(table[table["attack"] == CLEAN], findings.STATES, resamples=exam.bootstrap)
+    divisions = _divisions(whole, table, findings.STATES, names)
     declared = _declared(whole, door, answers, truth, judged)
     checks = [*checks, _declaration(points, declared, door), _above_constant(points)]
     count = int(answered.sum())
@@ -250,8 +259,11 @@ def answers_known(
     return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
 
 
-def threshold_of(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None) -> Threshold:
-    """A finding's operating point: that of the model file, else chosen on the validation images `held`, else 0.5."""
+def threshold_of(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None, unchosen: str) -> Threshold:
+    """A finding's operating point: that of the model file, else chosen on the validation images `held`, else 0.5.
+
+    `unchosen`: why there are no such images.
+    """
     given = subject.output.thresholds
     points = subject.output.operating_points
     assert points is not None  # of kind sigmoid
@@ -259,7 +271,8 @@ def threshold_of(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray]
     if held is not None:
         rows = np.isfinite(held[1][:, place])
         known = (held[0][rows, place], held[1][rows, place])
-    return findings.threshold_of(subject.classes[place], points[place] if given else None, known, points[place])
+    own = points[place] if given else None
+    return findings.threshold_of(subject.classes[place], own, known, points[place], unchosen)
 
 
 def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Finding:

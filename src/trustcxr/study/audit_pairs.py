@@ -16,7 +16,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
 
     `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
     corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ;
-    of the worst case not where the worse of the two alone was also attacked with images that somebody handed in.
+    of the worst case not where images that somebody handed in made that of the worse of the two alone what it is.
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes.
     """
@@ -53,14 +53,17 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         same_pixels=audits[0].data.fingerprint == audits[1].data.fingerprint,
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
-        handed_in=[[found.by for found in document.handed_in] for document in audits],
+        handed_in=[[found.by for found in document.misled_alone] for document in audits],
         rows=rows,
     )
 
 
 def attacked_more(audits: Sequence[AuditDocument]) -> int | None:
-    """Which of two audits alone counts images that somebody handed in: its place, 0 or 1; None: both do, or none."""
-    handed = [bool(document.handed_in) for document in audits]
+    """Of which of two audits alone images that somebody handed in changed the worst case: its place; None: both, none.
+
+    Images that mislead it only where our own attacks do too change nothing, so nobody was attacked with more.
+    """
+    handed = [bool(document.misled_alone) for document in audits]
     return handed.index(True) if sum(handed) == 1 else None
 
 

@@ -30,7 +30,7 @@ from trustcxr.study import beside, explaining, made
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, refuse_held
-from trustcxr.study.explained_finding import check_finding, of_finding
+from trustcxr.study.explained_finding import check_finding, no_better, of_finding
 
 GATE = 120  # films on which a conversion is held against what it was made from
 
@@ -73,7 +73,10 @@ def explain(
         document = _begun(asked, out)
         left_out = given.left_out(subject, given.check(subject, wanted.methods))
         document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
-        for note in [*document.notes, *([] if held is not None else ["no threshold is tuned: no validation split"])]:
+        if asked.finding:
+            document.notes[1:1] = no_better(asked.finding, asked.films, document)
+        untuned = "validation images are the films looked at" if films.of_validation else "no validation split"
+        for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             say(note)
         explaining.measure(
             out,

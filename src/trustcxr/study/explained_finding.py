@@ -18,6 +18,8 @@ from trustcxr.explain import scores
 from trustcxr.explain.lesions import asked_of
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.results.documents import RunDocument
+from trustcxr.statistics import probability_said
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import Films
 
@@ -60,11 +62,24 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
     asked = model.of_finding(place, findings.cut(threshold.value))
     run = Examined(f"{subject.name}, {name}", asked, findings.STATES, subject.device)
     held = None if films.validation is None else _known_of(films.validation, subject, place)
+    said = probability_said(threshold.value)
     note = (
-        f"{name} is explained on the films that have it; it counts as there from {threshold.value:.3g} on, "
+        f"{name} is explained on the films that have it; it counts as there from {said} on, "
         f"{threshold.origin}, and probabilities are counted from there: at it they are 0.5"
     )
     return OfFinding(name, run, seen, held, note)
+
+
+def no_better(name: str, films: Dataset, document: RunDocument) -> list[str]:
+    """That films as they are are told no better than by one answer for all, where that is so: maps show little then."""
+    right, constant = document.clean.accuracy.value, document.clean.constant_answer
+    if right is None or constant is None or right > constant:
+        return []
+    state = findings.STATES[int(np.mean(films.labels) > 0.5)]
+    return [
+        f"{name} is told no better than by one answer for all films: {right:.1%} are answered rightly, always {state} "
+        f"would be right in {constant:.1%}; so its maps are of an answer that does not tell it"
+    ]
 
 
 def _place(subject: Given, wanted: str) -> int:
@@ -97,4 +112,4 @@ def _threshold(subject: Given, model: Adapted, films: Films, place: int, *, at_o
         asked = Examined(subject.name, model, subject.classes, subject.device)
         answers = evaluation.predict(asked, films.validation, views=False, at_once=at_once)
         held = audit_measures.answers_known(films.validation, answers, subject.classes)
-    return audit_measures.threshold_of(subject, place, held)
+    return audit_measures.threshold_of(subject, place, held, films.unchosen)

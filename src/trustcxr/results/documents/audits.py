@@ -85,6 +85,11 @@ class AuditDocument(RunDocument):
         """Whether it knows the classes of another one, in whichever order."""
         return sorted(self.classes) == sorted(other.classes)
 
+    @property
+    def misled_alone(self) -> list[HandedIn]:
+        """Of what was handed in, that of which images mislead the model where our own attacks do not."""
+        return [found for found in self.handed_in if found.found_alone]
+
     @classmethod
     def of(
         cls, figures: RunDocument, *, model: AuditedModel, protocol: str | None, data: AuditedData, examination: str

@@ -68,9 +68,14 @@ class Subgroup(Document):
 
 
 class Division(Document):
-    """The films divided by a column of the data's table. `merged`: groups too small to stand alone, and their sizes."""
+    """The films divided by a column of the data's table. `merged`: groups too small to stand alone, and their sizes.
+
+    `alike`: other columns that divide the films exactly so. Without groups where there is nothing to judge: `text`
+    says why.
+    """
 
     column: str = ""
+    alike: list[str] = []
     groups: Records[Subgroup] = []
     worst: str = ""
     merged: dict[str, int] = {}

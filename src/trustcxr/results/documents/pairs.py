@@ -23,7 +23,7 @@ class PairRow(Document):
 class AuditPair(Document):
     """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
 
-    `handed_in`: of each, who handed in adversarial images that its worst case counts too.
+    `handed_in`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
     same pixels; not where they want films of different sizes.
     """
