@@ -3,9 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 Item = TypeVar("Item")
+_BAR_WIDTH = 12  # letters; in a narrow terminal it has to leave room for words
 _LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -44,20 +48,9 @@ class Progress:
 
         console = Console(stderr=True)
         if console.is_terminal and _listener is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("elapsed"),
-                TimeElapsedColumn(),
-                *((TextColumn("left"), TimeRemainingColumn()) if timed else ()),
-                TextColumn("{task.fields[note]}"),
-                console=console,
-                transient=True,
-            )
+            self._bar = Bar(*_columns(timed=timed), console=console, transient=True)
             self._task = self._bar.add_task(description, total=self.total, note="")
 
     def __enter__(self) -> "Progress":
@@ -96,6 +89,34 @@ class Progress:
             left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
             time_left = f", about {duration(left)} left" if self.timed else ""
             say(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
+
+
+def _columns(*, timed: bool) -> "list[ProgressColumn]":
+    """Of a bar; where the terminal is narrow its words and the bar itself are shortened, and no number is."""
+    from rich import progress
+    from rich.table import Column
+    from rich.text import Text
+
+    class Words(progress.ProgressColumn):
+        """Words of a task on one line, with an ellipsis where they are too long; markup in them is none."""
+
+        def __init__(self, of: Callable[[progress.Task], str]) -> None:
+            self.of = of
+            super().__init__()
+
+        def render(self, task: progress.Task) -> Text:
+            return Text(self.of(task), no_wrap=True, overflow="ellipsis")
+
+    kept = Column(no_wrap=True)
+    return [
+        Words(lambda task: task.description),
+        progress.BarColumn(_BAR_WIDTH),
+        progress.MofNCompleteColumn(table_column=kept),
+        progress.TextColumn("elapsed"),
+        progress.TimeElapsedColumn(table_column=kept.copy()),
+        *((progress.TextColumn("left"), progress.TimeRemainingColumn(table_column=kept.copy())) if timed else ()),
+        Words(lambda task: str(task.fields["note"])),
+    ]
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
