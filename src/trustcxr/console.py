@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -126,6 +126,39 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         for item in items:
             yield item
             bar.advance()
+
+
+class Stages:
+    """The stages of a long work: a line before each says which of how many it is.
+
+    plan: what each stage does, in their order, with its films where other stages do the same to theirs, else 0. Of
+    stages that do the same it is said what they and those behind them will take, once one of them was timed.
+    """
+
+    def __init__(self) -> None:
+        self.plan: Mapping[str, int] = {}
+        self._now: tuple[str, float] | None = None
+        self._films, self._seconds = 0, 0.0
+
+    def begin(self, what: str, *, timed: bool = True) -> None:
+        """Say which stage comes now; nothing of one that is not planned.
+
+        timed: False where some of it was done before, so that its seconds say little of the others.
+        """
+        now = time.monotonic()
+        if self._now is not None:
+            before, since = self._now
+            self._films, self._seconds = self._films + self.plan[before], self._seconds + now - since
+        self._now = None
+        if what not in self.plan:
+            return
+        place = list(self.plan).index(what)
+        films, left = self.plan[what], sum(list(self.plan.values())[place:])
+        known = films and self._films
+        about = f"; about {duration(self._seconds / self._films * left)} left in all" if known else ""
+        say(f"{place + 1} of {len(self.plan)}: {what}{about}")
+        if films and timed:
+            self._now = what, now
 
 
 def duration(seconds: float) -> str:
