@@ -634,6 +634,21 @@ def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Pat
     assert "says of itself author: x" in text
 
 
+def test_a_draft_asks_where_names_and_outputs_are_not_as_many(net: nn.Module, tmp_path: Path) -> None:
+    import onnx as library
+
+    path = onnx(net, tmp_path / "m.onnx")
+    model = library.load(path)
+    library.helper.set_model_props(model, {"classes": '["COVID-19", "Normal"]'})
+    library.save(model, path)
+    (line,) = (line for line in adapters.describe_file(path).splitlines() if "  classes:" in line)
+    asked = "# ? the file says 2 names and has 3 outputs: one name for each, in their order"
+    assert line == f'  classes: ["COVID-19", "Normal"]  {asked}'
+    assert asked in str(adapters.drafted(path)["questions"])
+    save_file({"w": torch.zeros(1, 4)}, tmp_path / "m.safetensors", metadata={"classes": "ill, well"})
+    assert "2 names and has 1 output: one" in adapters.describe_file(tmp_path / "m.safetensors")
+
+
 def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
     import timm
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmarks.findings import leaderboard as kept
 
 from browser import chromium, opened, sideways, violations
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
 from trustcxr.report import audit_page, board, study_folder, terminal
-from trustcxr.report.audits import hardest, sentences
+from trustcxr.report.audits import hardest, sentences, under_attack
 from trustcxr.report.tables import robustness
 from trustcxr.results import files
 from trustcxr.results.documents import AuditDocument, RunDocument, read
@@ -96,6 +97,26 @@ def test_what_was_not_measured_is_not_the_worst() -> None:
     assert hardest(document, "A") is None
 
 
+def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_attack_in_terminal_and_card() -> None:
+    about = {"finding": "ill", "origin": "validation", "threshold": 0.5, "auroc": 0.9, "auroc_ci": [0.8, 0.95]}
+    clean = {"attack": "clean", "sensitivity": 0.8, "specificity": 1.0, "likelihood_positive_ci": [9.5, None]}
+    worst = {"attack": "pgd", "epsilon": 0.02, "steps": 20, "sensitivity": 0.3, "specificity": 0.4}
+    points = [
+        clean | {"likelihood_positive": None, "likelihood_negative": 0.2, "likelihood_negative_ci": [0.1, 0.314159]},
+        worst | {"likelihood_positive": 0.5, "likelihood_positive_ci": [0.25, 0.75], "likelihood_negative": 1.75},
+        {"attack": "fgsm", "epsilon": 0.02, "sensitivity": 0.0, "specificity": 1.0, "likelihood_negative": 1.0},
+    ]
+    document, _ = understood(AuditDocument, {"operating_points": [about | point for point in points]})
+    as_it_is = "specificity 100.0% [-, -], LR+ ∞ [9.5, ∞], LR- 0.2 [0.1, 0.314], AUROC 90.0% [80.0%, 95.0%]"
+    attacked = "under PGD-20 at epsilon 0.02: sensitivity 30.0% [-, -], specificity 40.0% [-, -], LR+ 0.5 [0.25, 0.75]"
+    for told in ("\n".join(sentences(document)), audit_page.card(document)):
+        assert as_it_is in told
+        assert f"{attacked}, LR- 1.75, AUROC" in told
+    document.operating_points = document.operating_points[::2]
+    (line,) = under_attack(document, "ill")
+    assert "specificity 100.0% [-, -], LR- 1, AUROC" in line, "of 0 by 0 there is no ratio"
+
+
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
     document = read(AuditDocument, audits / "good" / "audit.json")
     document.unreliable, document.because = True, "the attack <b>failed</b>"
@@ -121,9 +142,12 @@ def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path
     assert "&#" not in text
 
 
-def test_the_leaderboard_has_reported_beside_measured(audits: Path) -> None:
+def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     said = run("leaderboard", audits).stdout
     assert "2 audits by exam-1" in said
+    assert re.search(r"model .* clean reported .* training data\b", said)
+    assert re.search(r"good .* 99\.0% .* greys\b", said)
     rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
     assert [row["model"] for row in rows] == ["good", "bad"]
     document = read(AuditDocument, audits / "good" / "audit.json")
@@ -139,6 +163,21 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path) -> None:
     assert "99.0%" in body
     assert "src=" not in page
     assert "aria-sort" in page
+
+
+def test_the_page_of_results_has_reported_beside_measured_too(audits: Path) -> None:
+    found = board.gather(audits)
+    _, table = board.write(found, audits)
+    lines = kept.page(found, table, "").splitlines()
+    head, _, good, _ = (line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
+    shown = dict(zip(head, good, strict=True))
+    assert (shown["clean reported"], shown["attacked reported"], shown["training data"]) == ("99.0", "90.0", "greys")
+
+
+def test_the_committed_page_is_that_of_its_table() -> None:
+    results = Path(__file__).resolve().parents[1] / "results"
+    page = (results / "leaderboard-covidqu-mini.md").read_text()
+    assert "\n".join(kept.rows(results / "leaderboard-covidqu-mini.csv")) in page
 
 
 def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_narrow_terminal(

@@ -233,6 +233,22 @@ def test_a_row_of_more_cells_than_columns_is_one_line(tmp_path: Path) -> None:
         read_manifest(tmp_path / "list.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the list has no columns and no rows"),
+        ("\n", "the list has no columns and no rows"),
+        ("path,class\n", r"the list has no rows below its header \(path, class\)"),
+        ("sample_id,path,class,split\n", r"the list has no rows below its header \(sample_id, path, class, split\)"),
+    ],
+)
+def test_an_empty_list_is_called_that(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    for columns in (None, {"path": "Image", "class": "Finding"}):
+        with pytest.raises(UserError, match=rf"list\.csv: {said}$"):
+            read_manifest(tmp_path / "list.csv", columns=columns)
+
+
 def test_a_word_that_is_none_of_ours_is_said_before_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,class\nx.png,a\n")
     with pytest.raises(UserError, match="unknown column 'pth': did you mean path"):

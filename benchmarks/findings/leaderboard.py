@@ -15,6 +15,7 @@ from pathlib import Path
 from trustcxr.report import board, markdown
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
+REPORTED = ("clean reported", "attacked reported")  # by the makers of a model
 SHOWN = ("clean", "attacked", "corrupted", "AUROC", "calibration error")
 
 
@@ -35,20 +36,32 @@ def main() -> None:
 
 def page(found: board.Board, table: Path, note: str) -> str:
     """The table with what it takes to read it."""
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    head = ["model", "threat model", *SHOWN, "least under", "unreliable"]
-    lines = [
-        [row["model"], row["threat model"], *(_cell(row, name) for name in SHOWN), row["by"], row["unreliable"]]
-        for row in rows
-    ]
     about = (
         f"`trustcxr audit RUN --data {found.data} --out DIR` of each, then `trustcxr leaderboard FOLDER`: {found.n}"
         f" Test images, by {found.protocol}. Percent but for AUROC, with 95 % intervals over patients or groups of "
-        "images. `attacked`: what the strongest attack leaves, an upper bound. Research software, not for diagnosis."
+        "images. `attacked`: what the strongest attack leaves, an upper bound; `reported`: what a model's makers say. "
+        "Research software, not for diagnosis."
     )
     title = f"# Audits of {found.data} by {found.protocol}"
-    return "\n".join([title, "", about, "", *markdown.table(head, lines), *(["", note] if note else []), ""])
+    return "\n".join([title, "", about, "", *rows(table), *(["", note] if note else []), ""])
+
+
+def rows(table: Path) -> list[str]:
+    """The table in Markdown, with what the makers report beside what is measured."""
+    with table.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    head = ["model", "threat model", "training data", *REPORTED, *SHOWN, "least under", "unreliable"]
+    lines = [
+        [
+            *(row[name] for name in head[:3]),
+            *(f"{100 * float(row[name]):.1f}" if row[name] else "-" for name in REPORTED),
+            *(_cell(row, name) for name in SHOWN),
+            row["by"],
+            row["unreliable"],
+        ]
+        for row in found
+    ]
+    return markdown.table(head, lines)
 
 
 def _cell(row: dict[str, str], name: str) -> str:

@@ -2,10 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 Item = TypeVar("Item")
+_BAR_WIDTH = 12  # letters; in a narrow terminal it has to leave room for words
 _LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -44,20 +48,9 @@ class Progress:
 
         console = Console(stderr=True)
         if console.is_terminal and _listener is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("elapsed"),
-                TimeElapsedColumn(),
-                *((TextColumn("left"), TimeRemainingColumn()) if timed else ()),
-                TextColumn("{task.fields[note]}"),
-                console=console,
-                transient=True,
-            )
+            self._bar = Bar(*_columns(timed=timed), console=console, transient=True)
             self._task = self._bar.add_task(description, total=self.total, note="")
 
     def __enter__(self) -> "Progress":
@@ -98,6 +91,34 @@ class Progress:
             say(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
 
 
+def _columns(*, timed: bool) -> "list[ProgressColumn]":
+    """Of a bar; where the terminal is narrow its words and the bar itself are shortened, and no number is."""
+    from rich import progress
+    from rich.table import Column
+    from rich.text import Text
+
+    class Words(progress.ProgressColumn):
+        """Words of a task on one line, with an ellipsis where they are too long; markup in them is none."""
+
+        def __init__(self, of: Callable[[progress.Task], str]) -> None:
+            self.of = of
+            super().__init__()
+
+        def render(self, task: progress.Task) -> Text:
+            return Text(self.of(task), no_wrap=True, overflow="ellipsis")
+
+    kept = Column(no_wrap=True)
+    return [
+        Words(lambda task: task.description),
+        progress.BarColumn(_BAR_WIDTH),
+        progress.MofNCompleteColumn(table_column=kept),
+        progress.TextColumn("elapsed"),
+        progress.TimeElapsedColumn(table_column=kept.copy()),
+        *((progress.TextColumn("left"), progress.TimeRemainingColumn(table_column=kept.copy())) if timed else ()),
+        Words(lambda task: str(task.fields["note"])),
+    ]
+
+
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items under a progress bar with the time left."""
     count = total if total is not None else len(items)  # type: ignore[arg-type]
@@ -105,6 +126,39 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         for item in items:
             yield item
             bar.advance()
+
+
+class Stages:
+    """The stages of a long work: a line before each says which of how many it is.
+
+    plan: what each stage does, in their order, with its films where other stages do the same to theirs, else 0. Of
+    stages that do the same it is said what they and those behind them will take, once one of them was timed.
+    """
+
+    def __init__(self) -> None:
+        self.plan: Mapping[str, int] = {}
+        self._now: tuple[str, float] | None = None
+        self._films, self._seconds = 0, 0.0
+
+    def begin(self, what: str, *, timed: bool = True) -> None:
+        """Say which stage comes now; nothing of one that is not planned.
+
+        timed: False where some of it was done before, so that its seconds say little of the others.
+        """
+        now = time.monotonic()
+        if self._now is not None:
+            before, since = self._now
+            self._films, self._seconds = self._films + self.plan[before], self._seconds + now - since
+        self._now = None
+        if what not in self.plan:
+            return
+        place = list(self.plan).index(what)
+        films, left = self.plan[what], sum(list(self.plan.values())[place:])
+        known = films and self._films
+        about = f"; about {duration(self._seconds / self._films * left)} left in all" if known else ""
+        say(f"{place + 1} of {len(self.plan)}: {what}{about}")
+        if films and timed:
+            self._now = what, now
 
 
 def duration(seconds: float) -> str:

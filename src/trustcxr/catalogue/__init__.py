@@ -8,6 +8,7 @@ path of the module where it stands in another package.
 from trustcxr.catalogue.attacks import (
     ATTACKED,
     ATTACKS,
+    AUDITED,
     BLACK_BOX,
     HEADLINE_ATTACKS,
     JUDGED,
@@ -59,6 +60,7 @@ __all__ = [
     "AGAINST_MASKS",
     "ATTACKED",
     "ATTACKS",
+    "AUDITED",
     "BACKGROUNDS",
     "BLACK_BOX",
     "CERTIFIED_COLOUR",

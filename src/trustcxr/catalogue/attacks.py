@@ -89,6 +89,7 @@ HEADLINE_ATTACKS = (*USUAL_ATTACKS, WORST_CASE)  # the first columns of tables, 
 ATTACKED = USUAL_ATTACKS[0]  # under it saliency must be stable
 ONE_STEP = tuple(a.name for a in ATTACKS.values() if a.steps == "one")
 NEEDS_SURROGATE = tuple(a.name for a in ATTACKS.values() if "surrogate" in a.options)
+AUDITED = tuple(name for name in ATTACKS if name not in NEEDS_SURROGATE)  # an audit has one model, and no surrogate
 BLACK_BOX = tuple(a.name for a in ATTACKS.values() if a.box == "black")
 
 

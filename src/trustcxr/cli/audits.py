@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import ATTACKS, NEEDS_SURROGATE
+from trustcxr.catalogue import AUDITED
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label_map, listing, print_json
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
 
 audits_app = typer.Typer()
-AUDITED = [name for name in ATTACKS if name not in NEEDS_SURROGATE]  # an audit has one model, and no surrogate
 
 
 @audits_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")

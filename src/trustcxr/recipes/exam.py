@@ -1,12 +1,13 @@
 """The examination of a given model: one recipe with a version, so that two audits compare."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from trustcxr.catalogue import ATTACKS, NEEDS_SURROGATE
-from trustcxr.errors import UserError
+from trustcxr.catalogue import AUDITED, NEEDS_SURROGATE
+from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import Fraction, Resamples, Strict, read, validate
 
@@ -61,9 +62,7 @@ class ExamRecipe(Strict):
         """
         if not attacks and not epsilons:
             return self
-        for name in (name for name in attacks if name in NEEDS_SURROGATE):
-            others = ", ".join(other for other in ATTACKS if other not in NEEDS_SURROGATE)
-            raise UserError(f"--attack {name}: an audit has no surrogate to attack in its place; choose of {others}")
+        _refuse(attacks, epsilons)
         content: dict[str, Any] = self.model_dump(mode="json") | {"version": None}
         for part in ("attacks", "without_gradients"):
             known = {attack["name"]: attack for attack in content[part]}
@@ -73,6 +72,18 @@ class ExamRecipe(Strict):
             for attack in content[part] if epsilons else []:
                 attack["epsilons"] = list(dict.fromkeys(epsilons))
         return validate(ExamRecipe, content, "--attack and --epsilon")
+
+
+def _refuse(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
+    """UserError for an attack that no audit has, or a radius within which nothing may be changed."""
+    for name in (name for name in attacks if name not in AUDITED):
+        if name in NEEDS_SURROGATE:
+            why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDITED)}"
+            raise UserError(f"--attack {name}: {why}")
+        raise UserError(f"--attack {name}: {unknown('attack', name, AUDITED)}")
+    for epsilon in (epsilon for epsilon in epsilons if not epsilon > 0):
+        why = "an attack needs a radius above 0; films as they are, without any attack, are examined as well"
+        raise UserError(f"--epsilon {epsilon:g}: {why}")
 
 
 def load_exam(version: str = NEWEST) -> ExamRecipe:

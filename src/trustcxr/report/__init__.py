@@ -10,7 +10,7 @@ from trustcxr.lazily import loader
 _NAMES = {
     "leaderboard": "trustcxr.report.terminal",
     "over_seeds": "trustcxr.report.terminal",
-    "print_rows": "trustcxr.report.terminal",
+    "print_rows": "trustcxr.report.columns",
     "readme_figure": "trustcxr.report.figures.pictures",
     "write": "trustcxr.report.page",
 }
@@ -24,9 +24,10 @@ __all__ = [
 __getattr__ = loader(__name__, _NAMES)
 
 if TYPE_CHECKING:
+    from trustcxr.report.columns import print_rows
     from trustcxr.report.figures.pictures import readme_figure
     from trustcxr.report.page import write
-    from trustcxr.report.terminal import leaderboard, over_seeds, print_rows
+    from trustcxr.report.terminal import leaderboard, over_seeds
 
 
 def __dir__() -> list[str]:

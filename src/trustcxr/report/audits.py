@@ -3,7 +3,7 @@
 from trustcxr.catalogue import WORST_CASE, attack_said
 from trustcxr.report.study_folder import least
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.results.documents import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint
+from trustcxr.results.documents import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint, Share
 from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import probability_said
 
@@ -81,16 +81,22 @@ def handed_said(found: HandedIn) -> str:
 
 
 def operating_sentences(document: AuditDocument) -> list[str]:
-    """Sensitivity and specificity of each class or finding, as films are and under the attack that leaves least."""
+    """Errors of both kinds of each class or finding, as films are and under the attack that leaves least."""
     lines = []
     for point in document.operating_points:
         if point.attack == CLEAN:
-            worst = hardest(document, point.finding)
-            lines.append(f"  {point.finding}, {at_threshold(point)}: {rates(point)}{_ratios(point)}")
-            if worst is not None:
-                under = f"{attack_said(worst.attack, worst.steps)} at epsilon {worst.epsilon:g}{aimed_said(worst)}"
-                lines.append(f"    under {under}: {rates(worst)}")
+            lines.append(f"  {point.finding}, {at_threshold(point)}: {rates(point)}")
+            lines += [f"    {line}" for line in under_attack(document, point.finding)]
     return ["At the operating point:", *lines] if lines else []
+
+
+def under_attack(document: AuditDocument, finding: str) -> list[str]:
+    """A sentence of the attack that leaves least of a finding, and what that is; none where nothing was measured."""
+    worst = hardest(document, finding)
+    if worst is None:
+        return []
+    name = attack_said(worst.attack, worst.steps)
+    return [f"under {name} at epsilon {worst.epsilon:g}{aimed_said(worst)}: {rates(worst)}"]
 
 
 def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
@@ -117,14 +123,29 @@ def at_threshold(point: OperatingPoint) -> str:
 
 
 def rates(point: OperatingPoint) -> str:
-    """Sensitivity, specificity and AUROC with their intervals, in words."""
+    """Sensitivity, specificity, likelihood ratios and AUROC with their intervals, in words."""
     parts = [("sensitivity", point.sensitivity), ("specificity", point.specificity), ("AUROC", point.auroc)]
-    return ", ".join(f"{name} {with_interval(share)}" for name, share in parts)
+    said = [f"{name} {with_interval(share)}" for name, share in parts]
+    return ", ".join([*said[:2], *_ratios(point), *said[2:]])
 
 
-def _ratios(point: OperatingPoint) -> str:
-    parts = [("+", point.likelihood_positive), ("-", point.likelihood_negative)]
-    return "".join(f", LR{sign} {share.value:.3g}" for sign, share in parts if share.value is not None)
+def _ratios(point: OperatingPoint) -> list[str]:
+    """Both likelihood ratios with their intervals; of those that are 0 by 0, or not in the document, nothing."""
+    found, noticed = point.sensitivity.value, point.specificity.value
+    if found is None or noticed is None:
+        return []
+    parts = [
+        ("LR+", point.likelihood_positive, found > 0 and noticed == 1),
+        ("LR-", point.likelihood_negative, found < 1 and noticed == 0),
+    ]
+    return [f"{name} {_ratio(ratio)}" for name, ratio, endless in parts if endless or ratio.value is not None]
+
+
+def _ratio(found: Share) -> str:
+    """A ratio with its interval; of either an end without limit is infinite."""
+    low, high = found.ci or (None, None)
+    inside = "" if low is None else f" [{low:.3g}, {'∞' if high is None else f'{high:.3g}'}]"
+    return ("∞" if found.value is None else f"{found.value:.3g}") + inside
 
 
 def not_relied_on(document: AuditDocument) -> tuple[str, ...]:

@@ -210,8 +210,9 @@ def _share(share: Share) -> Cell:
 
 
 def shown(board: Board) -> list[dict[str, object]]:
-    """The columns that a terminal has room for."""
-    kept = ("model", "unreliable", "clean", "attacked", "clean reported", "attacked reported", "threat model")
+    """The columns that a terminal shows."""
+    figures = ("clean", "attacked", "clean reported", "attacked reported")
+    kept = ("model", "unreliable", *figures, "threat model", "training data")
     rows = (dict(zip(COLUMNS, row(name, document), strict=True)) for name, document in board.entries)
     return [{column: cells[column].text for column in kept} for cells in rows]
 

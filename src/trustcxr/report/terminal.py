@@ -73,27 +73,6 @@ def over_seeds(study: StudyDocument) -> list[Mapping[str, str]]:
     return seeds.lines(study.over_seeds)
 
 
-def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows as a table on stdout; in a narrow terminal cells wrap between words, so that nothing is cut."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for name, value in rows[0].items():
-        text = isinstance(value, str) and not value[:1].isdigit()
-        longest = max(
-            len(word) for cell in (name, *(row[name] for row in rows)) for word in (str(cell).split() or [""])
-        )
-        # Where a row is too long, Rich takes from columns that may wrap: those with more than one word in a cell.
-        words_only = all(len(str(cell).split()) < 2 for cell in (name, *(row[name] for row in rows)))
-        table.add_column(
-            name, justify="left" if text else "right", overflow="fold", min_width=longest, no_wrap=words_only
-        )
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
-
-
 def exported(found: ExportDocument) -> list[str]:
     """What was written, and how near its answers are."""
     kind = f"ONNX, opset {found.opset}" if found.opset else "a program of torch.export"

@@ -19,7 +19,7 @@ from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, AuditedModel, read
 from trustcxr.results.locks import holding
-from trustcxr.study import audit_measures
+from trustcxr.study import audit_measures, audit_stages
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, is_another, refuse_held
 
@@ -105,8 +105,9 @@ def _is_bare(model: str) -> bool:
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
     shown, labels = at_the_door(dataset, exam.gate.films, subject.device)
-    say(f"{subject.name}: the gate at the door, on {len(shown)} images")
+    say(f"{subject.name}: {audit_stages.GATE}, on {len(shown)} images; what it finds says what follows")
     door = examine_at_the_door(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
+    whole.stages.plan = audit_stages.planned(whole, door)
     sigmoids = isinstance(subject, Given) and subject.kind == "sigmoid"
     examine = audit_measures.of_findings if sigmoids else audit_measures.classes
     measured = examine(whole, door, shown, out / PARTS / key)

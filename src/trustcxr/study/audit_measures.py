@@ -24,6 +24,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, RIGHT_SHARE, logits_of
+from trustcxr.study import audit_stages
 from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 
@@ -60,14 +61,17 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
         checks = [*checks, _declared_classes(subject, table)]
         validation = _scored_too(subject, whole.films)
     else:
+        whole.stages.begin(audit_stages.CONDITIONS)
         table = _predicted(examined, whole, door, shown, parts)
         checks = [check for check in [_declared_classes(subject, table)] if check.passed is False]
         held = whole.films.validation
+        whole.stages.begin(audit_stages.VALIDATION)
         validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
     thresholds = operating_points.choose(validation, subject.classes)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
+    whole.stages.begin(audit_stages.FIGURES)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = _divisions(whole, table, subject.classes)
     figures = describe(examined, table, resamples=exam.bootstrap)
@@ -149,7 +153,8 @@ def _aimed(
     if door.model is None or not attacks:
         return None
     for place in class_decisions.places(len(examined.classes)):
-        name = examined.classes[place]
+        name, kept = examined.classes[place], parts / f"class{place}"
+        whole.stages.begin(audit_stages.at_threshold(name), timed=not kept.exists())
         decision = class_decisions.decision(door.model, place, thresholds[name])
         traits = look(decision, films[:LOOKED_AT], random=door.random)
         carried = CarriedOut(decision, traits, door.gradients, films, whole_climb=True, taught=whole.taught)
@@ -161,7 +166,7 @@ def _aimed(
             clean=False,
             batch_size=exam.batch_size,
             carry_out=class_decisions.against(carried.ready(attacks), place),
-            parts=parts / f"class{place}",
+            parts=kept,
             at_once=whole.at_once,
         )
         pieces.append(table.assign(aimed_at=name))
@@ -194,7 +199,9 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         if door.model is not None:
             decision = findings.Decision(door.model, place, threshold.value)
             judge = OverDraws(decision) if door.random else decision
-            attacked = _attacked(whole, door, (decision, judge), labels, shown, parts / f"finding{place}")
+            kept = parts / f"finding{place}"
+            whole.stages.begin(audit_stages.at_threshold(name), timed=not kept.exists())
+            attacked = _attacked(whole, door, (decision, judge), labels, shown, kept)
             table = pd.concat([table, findings.marked(attacked, name)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
@@ -207,6 +214,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         )
     if whole.handed is not None and not handed:
         raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
+    whole.stages.begin(audit_stages.FIGURES)
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
@@ -234,6 +242,7 @@ def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.Da
         table, checks = scored(subject, whole.dataset, whole.films.shared)
         return table, _scored_too(subject, whole.films), checks
     asked = Examined(subject.name, door.judged or door.model, subject.classes, subject.device)
+    whole.stages.begin(audit_stages.WITHOUT_ATTACKS)
     table = evaluation.predict(
         asked,
         whole.dataset,
@@ -246,6 +255,7 @@ def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.Da
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # it is of the highest class, and there is none
     if held is None:
         return table, None, []
+    whole.stages.begin(audit_stages.VALIDATION)
     return table, evaluation.predict(asked, held, views=False, at_once=whole.at_once), []
 
 

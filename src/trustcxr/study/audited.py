@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
+from trustcxr.console import Stages
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import findings
@@ -28,12 +29,16 @@ from trustcxr.study.audit_data import Films, trained_on
 
 @dataclass(frozen=True)
 class Audit:
-    """What is examined: the model, the images, the examination, and the options that data were read with."""
+    """What is examined: the model, the images, the examination, and the options that data were read with.
+
+    stages: says before each stage which of how many it is.
+    """
 
     subject: Subject
     films: Films
     exam: ExamRecipe
     handed: Images | None = None
+    stages: Stages = field(default_factory=Stages, compare=False)
 
     @property
     def dataset(self) -> Dataset:

@@ -59,11 +59,14 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     beside which columns of the usual names are taken for the words that it leaves out; None: told from the header. A
     list without a class that has a column a finding (1, 0, -1 or blank) has as the class what a film has, `|` between
     several. `images` is the folder of the images (default: the list's own), searched by file name where a path is not
-    found as it stands. Raises UserError where columns or all images are missing.
+    found as it stands. Raises UserError where rows, columns or all images are missing.
     """
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         return None
     table = read_table(file)
+    if table.empty:
+        named = f"no rows below its header ({', '.join(map(str, table.columns))})"
+        raise UserError(f"{file}: the list has {named if len(table.columns) else 'no columns and no rows'}")
     ours = columns is None and set(NEEDED) <= set(map(str, table.columns))
     if ours and images is None:
         return from_table(_in_our_words(table), file)

@@ -205,11 +205,20 @@ def _text(d: Draft) -> str:
     supposed = d.supposed or "logits"
     lines.append(_line("kind", d.kind, supposed, f"{why}logits, probabilities, or sigmoid (one a finding)"))
     names = d.classes or [f"class {n + 1}" for n in range(d.outputs or 2)]
-    asked = "" if d.classes else "  # ? their names, in the order of its outputs"
-    lines.append(f"  classes: {json.dumps(names, ensure_ascii=False)}{asked}")
+    lines.append(f"  classes: {json.dumps(names, ensure_ascii=False)}{_about_names(d)}")
     if (d.kind or supposed) == "sigmoid":
         lines.append(f"  thresholds: {[0.5] * len(names)}  # ? the operating point of each")
     return "\n".join(lines) + "\n"
+
+
+def _about_names(d: Draft) -> str:
+    """The question behind the classes; none where the file itself names one for each output."""
+    if d.classes is None:
+        return "  # ? their names, in the order of its outputs"
+    if d.outputs in (None, len(d.classes)):
+        return ""
+    named, has = (f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((len(d.classes), "name"), (d.outputs, "output")))
+    return f"  # ? the file says {named} and has {has}: one name for each, in their order"
 
 
 def _on_one_line(text: str) -> str:
