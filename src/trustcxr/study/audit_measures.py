@@ -65,7 +65,8 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
         validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
-    thresholds = operating_points.choose(validation, subject.classes)
+    given = subject.output.thresholds if isinstance(subject, Given) else None
+    thresholds = operating_points.choose(validation, subject.classes, given)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = subgroups.describe(table[table["attack"] == CLEAN], subject.classes, resamples=exam.bootstrap)
@@ -314,7 +315,7 @@ def _declared(
     """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
     clean = answers[(answers["attack"] == CLEAN).to_numpy()]
     known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
-    cuts = np.array([findings.cut(found.threshold or 0.5) for found in about])
+    cuts = np.array([operating_points.cut(found.threshold or 0.5) for found in about])
     films = declared_findings.Judged(
         np.stack([known[name] for name in clean["sample_id"]]),
         logits_of(clean).astype(float) - cuts,
