@@ -127,14 +127,15 @@ def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float,
     rows, answers = table[truth.notna()].copy(), truth[truth.notna()].to_numpy().astype(int)
     margins = [float(logits[place]) - cut(threshold) for logits in rows["logits"]]
     pairs: Any = [np.array([0.0, margin], dtype=np.float32) for margin in margins]
-    return marked(rows.assign(logits=pairs, label=answers), name)
+    return marked(rows.assign(logits=pairs, label=answers), name, threshold)
 
 
-def marked(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
-    """Rows of one finding: with its name, what the film has of it, and sample ids of their own."""
+def marked(table: "pd.DataFrame", name: str, threshold: float) -> "pd.DataFrame":
+    """Rows of one finding: with its name and threshold, what the film has of it, and sample ids of their own."""
     states = [STATES[k] for k in table["label"]]
     films = table["sample_id"].astype(str)
-    return table.assign(finding=name, film=films, sample_id=films + "#" + name, **{"class": states})
+    about = {"finding": name, "threshold": threshold, "film": films, "class": states, "sample_id": films + "#" + name}
+    return table.assign(**about)  # type: ignore[arg-type]
 
 
 def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":

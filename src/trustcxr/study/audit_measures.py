@@ -183,7 +183,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             decision = findings.Decision(door.model, place, threshold.value)
             judge = OverDraws(decision) if door.random else decision
             attacked = _attacked(whole, door, (decision, judge), labels, shown, parts / f"finding{place}")
-            table = pd.concat([table, findings.marked(attacked, name)], ignore_index=True)
+            table = pd.concat([table, findings.marked(attacked, name, threshold.value)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
         points += operating_points.of_finding(findings.worst_scores(table), name, threshold, resamples=exam.bootstrap)
