@@ -7,18 +7,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from scipy import special
 from sklearn import metrics as sk
+from torch import Tensor, nn
 
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
-from trustcxr.evaluation import each_finding
+from trustcxr.catalogue import VIEWS
+from trustcxr.data import load_dataset
+from trustcxr.data.lungs import soften
+from trustcxr.data.phantom import writing
+from trustcxr.evaluation import each_finding, findings
+from trustcxr.evaluation.views import _views
 from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
 from trustcxr.report.terminal import percent
-from trustcxr.results import alarms
+from trustcxr.results import alarms, files
 from trustcxr.results.documents import AuditDocument, Classification, RunDocument, Share
 from trustcxr.study import audit as audits
 from trustcxr.study import audited as audited_
@@ -221,6 +228,96 @@ def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() ->
     areas = each_finding.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
     assert np.isfinite(areas).all(), "of twelve findings of one film each hardly any resample has them all"
     assert areas[0] == 1
+
+
+class TwoMeans(nn.Module):
+    """Two findings: that a film is bright, and that it is dark in its middle, from (B, 1, H, W), as probabilities."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        middle = images[:, :, 8:24, 8:24].mean((1, 2, 3))
+        return torch.sigmoid(torch.stack([40 * (images.mean((1, 2, 3)) - 0.35), 40 * (0.35 - middle)], dim=1))
+
+
+LABELS = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path, Path]:
+    """The audit of a network of two findings on films with lung masks, its folder, and the films."""
+    root = tmp_path_factory.mktemp("masked")
+    films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    torch.jit.trace(TwoMeans().eval(), torch.rand(2, 1, 32, 32)).save(str(root / "net.pt"))
+    output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
+    (root / "model.yaml").write_text(f"source: net.pt\ninput: {{size: 32}}\noutput: {output}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch)
+        document = audits.audit(root / "model.yaml", films, root / "audit", labels=LABELS)
+    return document, root / "audit", films
+
+
+def test_findings_are_asked_of_films_without_their_lungs(masked: tuple[AuditDocument, Path, Path]) -> None:
+    document, _, films = masked
+    data = load_dataset(films, "Test", 32)
+    assert set(document.shortcuts) == set(VIEWS)
+    black = torch.from_numpy(
+        np.where(np.array(data.masks("lung"))[:, None] > 0, 0, np.array(data.images) / 255)
+    ).float()
+    with torch.no_grad():
+        said = TwoMeans()(black).numpy()
+    classes = data.table["class"].to_numpy()
+    truth = np.stack([classes != "Normal", classes == "COVID-19"], axis=1)
+    right = (said >= np.array([0.6, 0.4])) == truth
+    found = document.shortcuts["lungs_blacked_out"]
+    assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
+    assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three films; severe: one of three"
+    assert document.without_lungs is not None
+    assert "What was shown" in audit_page.render(document)
+
+
+def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
+    masked: tuple[AuditDocument, Path, Path],
+) -> None:
+    """Beside the lungs it shows a film with the other answer, not just one of another class of the data."""
+    document, out, films = masked
+    data, table = load_dataset(films, "Test", 32), files.read_table(out / "predictions.parquet")
+    images = np.array(data.images)[:, 0] / 255
+    outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
+    for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
+        truth = data.table["class"].isin(has).to_numpy()
+        one = findings.OneFinding(data, np.arange(len(data)), truth.astype(float))
+        views = {key: view for (key, *_), _, view in _views(one, np.arange(len(data)), torch.tensor(images[:, None]))}
+        for place, view in enumerate(views["lungs_on_another_film"][:, 0].numpy()):
+            away = [np.abs(view - other)[outside[place]].sum() for other in images]
+            assert truth[int(np.argmin(away))] != truth[place], name
+        rows = table[(table["attack"] == "lungs_on_another_film") & (table["finding"] == name)]
+        assert dict(zip(rows["film"], rows["label"] == 1, strict=True)) == dict(
+            zip(data.sample_ids, truth, strict=True)
+        )
+    assert document.shortcuts["lungs_on_another_film"].n == 2 * len(data)
+
+
+def test_the_worst_case_counts_no_view_as_an_attack(masked: tuple[AuditDocument, Path, Path]) -> None:
+    rows = files.read_table(masked[1] / "predictions.parquet")
+    without = rows[~rows["attack"].isin(VIEWS)]
+    for name in ("Ill", "Severe"):
+        one, other = (findings.worst_scores(part[part["finding"] == name]) for part in (rows, without))
+        worst = one["attack"] == "worst-case"
+        assert worst.any()
+        assert np.array_equal(
+            np.stack(one["logits"][worst]), np.stack(other["logits"][other["attack"] == "worst-case"])
+        )
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_the_page_says_why_nothing_was_shown_without_lungs(
+    scores: bool, whole: tuple[AuditDocument, Path], tmp_path: Path
+) -> None:
+    document = whole[0].model_copy(deep=True)
+    if not scores:
+        document.model.kind = "TorchScript"
+    page = audit_page.render(document)
+    assert ("Not looked for: scores alone were given" in page) == scores
+    assert ("Not looked for: no film has a lung mask" in page) == (not scores)
 
 
 def test_an_audit_of_findings_from_before_is_made_anew(

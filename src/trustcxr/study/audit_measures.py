@@ -286,7 +286,9 @@ def _attacked(
     shown: Tensor,
     parts: Path,
 ) -> pd.DataFrame:
-    """Predictions of one finding's decision under every attack; climbs go on where the decision has turned.
+    """Predictions of one finding's decision under every attack, and on the views of films that have a lung mask.
+
+    Climbs go on where the decision has turned.
 
     `seen`: the decision as attacks see it, and as what they find is judged on it.
     """
@@ -299,7 +301,6 @@ def _attacked(
         Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
         findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
         attacks,
-        views=False,
         clean=not attacks,
         batch_size=exam.batch_size,
         carry_out=carried.ready(attacks),
