@@ -28,6 +28,7 @@ from trustcxr.report.terminal import percent
 from trustcxr.results import alarms, files
 from trustcxr.results.documents import AuditDocument, Classification, RunDocument, Share
 from trustcxr.study import audit as audits
+from trustcxr.study import audit_pairs
 from trustcxr.study import audited as audited_
 
 NAMES = ("Common", "Even", "Rare")
@@ -318,6 +319,36 @@ def test_the_page_says_why_nothing_was_shown_without_lungs(
     page = audit_page.render(document)
     assert ("Not looked for: scores alone were given" in page) == scores
     assert ("Not looked for: no film has a lung mask" in page) == (not scores)
+
+
+def test_two_models_compare_finding_by_finding(
+    known: pd.DataFrame, whole: tuple[AuditDocument, Path], tmp_path: Path
+) -> None:
+    audited(known, tmp_path, lambda row: np.array([row[0], 1 - row[1], row[2]]))
+    pair = audit_pairs.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
+    rows = {row.measure: row for row in pair.rows}
+    assert list(rows) == ["clean accuracy", *(f"clean accuracy, {name}" for name in NAMES)]
+    for (truth, _, said), name in zip(by_finding(known), NAMES, strict=True):
+        row = rows[f"clean accuracy, {name}"]
+        assert (row.first, row.n) == (pytest.approx((said == truth).mean()), len(truth))
+        assert row.settled == (name == "Even")
+        assert (row.difference.value == 0) == (name != "Even")
+    values = [row.p_value for row in pair.rows]
+    assert [row.p_corrected for row in pair.rows] == pytest.approx(statistics.holm(values))
+
+
+def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocument, Path, Path]) -> None:
+    document, out, _ = masked
+    rows = {row.measure: row for row in audit_pairs.compare(out, out, resamples=50).rows}
+    table = files.read_table(out / "predictions.parquet")
+    at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
+    for name in ("Ill", "Severe"):
+        own = at[at["finding"] == name]
+        left = (np.stack(own["logits"]).argmax(1) == own["label"]).mean()
+        assert rows[f"worst-case accuracy @0.02, {name}"].second == pytest.approx(left)
+        assert (rows[f"worst-case accuracy @0.02, {name}"].n, rows["worst-case accuracy @0.02"].n) == (24, 48)
+    assert not any(name.startswith(("fgsm", "pgd", "lungs")) and "," in name for name in rows)
+    assert document.protocol == "exam-1"
 
 
 def test_an_audit_of_findings_from_before_is_made_anew(
