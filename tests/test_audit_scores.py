@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from test_audit_tables import table
 from trustcxr.errors import UserError
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import CHOSEN
 from trustcxr.recipes import exam
 from trustcxr.results.documents import AuditDocument
@@ -72,3 +75,37 @@ def test_scores_of_validation_images_choose_the_thresholds(kind: str, films: Pat
     assert ill.threshold == (0.5 if kind == "sigmoid" else None)
     assert ill.sensitivity.value == 0
     assert kind != "sigmoid" or "no validation image has an answer" in ill.origin
+
+
+@pytest.mark.parametrize(("kind", "thresholds"), [("probabilities", [0.3]), ("logits", [0.3, 0.2, 0.6])])
+def test_a_class_is_judged_at_the_point_that_the_model_file_gives_it(
+    kind: str, thresholds: list[float], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    names, films = ("A", "B", "C"), tmp_path / "films"
+    scores = {}
+    for name in names:
+        (films / name).mkdir(parents=True)
+        for n in range(20):
+            Image.fromarray(random.integers(0, 255, (16, 16), dtype=np.uint8)).save(films / name / f"{name}{n}.png")
+            scores[f"{name}{n}.png"] = random.dirichlet([1 + 2 * (other == name) for other in names])
+    scores["A0.png"] = np.array([0.3, 0.2, 0.5])  # at the thresholds themselves
+    given = {key: np.log(row) + 1 if kind == "logits" else row for key, row in scores.items()}
+    model = table(tmp_path / "model", given, kind=kind, classes=list(names), thresholds=thresholds)
+    document = audits.audit(model, films, tmp_path / "audit")
+    truth = np.repeat(np.arange(3), 20)
+    ordered = np.stack([scores[f"{name}{n}.png"] for name in names for n in range(20)])
+    for place, (point, cut) in enumerate(
+        zip(document.operating_points, thresholds * (3 // len(thresholds)), strict=True)
+    ):
+        said = ordered[:, place] >= cut
+        assert (point.threshold, point.origin) == (cut, operating_points.GIVEN)
+        assert point.sensitivity.value == pytest.approx(said[truth == place].mean())
+        assert point.specificity.value == pytest.approx((~said[truth != place]).mean())
+    assert document.clean.accuracy.value == pytest.approx((ordered.argmax(1) == truth).mean()), "the highest class"
+
+
+def test_a_given_threshold_goes_before_validation() -> None:
+    held = pd.DataFrame({"label": [0, 1], "logits": [np.array([2.0, 0.0]), np.array([0.0, 2.0])]})
+    assert operating_points.choose(held, ("a", "b"), (0.4,))["b"].value == 0.4
+    assert operating_points.choose(held, ("a", "b"))["b"].origin == operating_points.CHOSEN

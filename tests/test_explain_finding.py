@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foreign_models import CLASSES, Sigmoids, exported, small
 from test_cli import complaint, run
 from trustcxr.data.phantom import writing
-from trustcxr.evaluation import findings
+from trustcxr.evaluation import operating_points
 from trustcxr.explain import method
 from trustcxr.models.adapters import load
 from trustcxr.results import files
@@ -81,7 +81,7 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_p
     # The probability is counted from the operating point: at 0.3 of the model's own it is 0.5.
     plain = load(tmp_path / "findings.pt2", classes=FINDINGS, output="sigmoid", **_rgb())
     assert plain.model is not None
-    one = plain.model.of_finding(0, findings.cut(0.3))
+    one = plain.model.of_finding(0, operating_points.cut(0.3))
     images = torch.rand(2, 1, SIZE, SIZE)
     with torch.no_grad():
         logits = plain.model(images)[:, 0]

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import catalogue, statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import metrics
+from trustcxr.evaluation import drops, metrics
 from trustcxr.results import alarms, files
 from trustcxr.results.documents import Alarm, RunDocument
 from trustcxr.results.tables import logits_of
@@ -361,7 +361,7 @@ def test_the_drop_from_internal_to_external() -> None:
         table(conditions={("pgd", 0.02, 20): 0.02, ("fgsm", 0.3, 1): 1}),
     )
     external = external[external["sample_id"].str.len() < 12]  # 100 images, and other ones
-    found = metrics.drop_from_internal(internal, external, resamples=400)
+    found = drops.from_internal(internal, external, resamples=400)
     assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found] == [
         ("clean", 0.0, None),
         ("pgd", 0.02, 20),

@@ -58,6 +58,10 @@ class Bootstrap:
         """How many groups these rows (N,) bool are of; without them, how many there are."""
         return self.weights.shape[1] if rows is None else len(np.unique(self.member[np.asarray(rows, dtype=bool)]))
 
+    def of(self, rows: ArrayLike) -> "Bootstrap":
+        """The same resamples of some of the rows, (N,) bool."""
+        return Bootstrap(self.weights, self.member[np.asarray(rows, dtype=bool)])
+
     def row_weights(self) -> NDArray[np.uint16]:
         """How often each row is in each resample: (R + 1, N)."""
         return self.weights.astype(np.uint16)[:, self.member]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
+from trustcxr.catalogue import VIEWS, WORST_CASE, is_linf
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.models.adapters.adapted import as_states
 from trustcxr.statistics import Floats
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 STATES = ("absent", "present")
 NOTHING = ("normal", "no finding", "none")  # labels of films that have none of the findings
-_ROUNDING = 2.0**-22  # of a probability or logit, as a share
 _SAID = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _SAID |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
@@ -71,20 +71,6 @@ class Decision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) in [0, 1] -> logits (B, 2)."""
         return as_states(self.model(images), self.place, self.offset)
-
-
-def logit(probability: float) -> float:
-    """The logit of a probability."""
-    return math.log(probability) - math.log1p(-probability)
-
-
-def cut(threshold: float) -> float:
-    """The logit above which a finding is there: below that of its threshold by what float32 rounds a probability by.
-
-    So a score that is the threshold counts as there, whichever way both were rounded.
-    """
-    below = logit(threshold * (1 - _ROUNDING))
-    return below - _ROUNDING * max(1.0, abs(below))
 
 
 class OneFinding:
@@ -141,14 +127,15 @@ def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float,
     rows, answers = table[truth.notna()].copy(), truth[truth.notna()].to_numpy().astype(int)
     margins = [float(logits[place]) - cut(threshold) for logits in rows["logits"]]
     pairs: Any = [np.array([0.0, margin], dtype=np.float32) for margin in margins]
-    return marked(rows.assign(logits=pairs, label=answers), name)
+    return marked(rows.assign(logits=pairs, label=answers), name, threshold)
 
 
-def marked(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
-    """Rows of one finding: with its name, what the film has of it, and sample ids of their own."""
+def marked(table: "pd.DataFrame", name: str, threshold: float) -> "pd.DataFrame":
+    """Rows of one finding: with its name and threshold, what the film has of it, and sample ids of their own."""
     states = [STATES[k] for k in table["label"]]
     films = table["sample_id"].astype(str)
-    return table.assign(finding=name, film=films, sample_id=films + "#" + name, **{"class": states})
+    about = {"finding": name, "threshold": threshold, "film": films, "class": states, "sample_id": films + "#" + name}
+    return table.assign(**about)  # type: ignore[arg-type]
 
 
 def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
@@ -157,12 +144,12 @@ def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
     An attack that stops once the decision has turned leaves a score just beyond the threshold; what the others drove
     further says how films rank under the worst of them.
     """
-    rows = attacked[(attacked["attack"] == "worst-case").to_numpy()]
+    rows = attacked[(attacked["attack"] == WORST_CASE).to_numpy()]
     if not len(rows):
         return attacked
     margin = attacked["logits"].map(lambda pair: float(pair[1]) - float(pair[0]))
     toward = margin.where(attacked["label"] == 1, -margin)
-    linf = (attacked["attack"] != "pgd-l2") & (attacked.get("severity", 0) == 0)
+    linf = attacked["attack"].map(is_linf) & ~attacked["attack"].isin(VIEWS) & (attacked.get("severity", 0) == 0)
     changed = attacked["logits"].copy()
     for epsilon in rows["epsilon"].unique():
         within = attacked[linf & (attacked["epsilon"] <= epsilon + 1e-9)]
@@ -184,14 +171,12 @@ def threshold_of(
 
     `unchosen`: why there is no validation, in words.
     """
-    from trustcxr.evaluation import operating_points
-
     if given is not None:
-        return Threshold(given, "of the model file")
+        return Threshold(given, GIVEN)
     if validation is not None:
         scores, labels = validation
-        value = operating_points.chosen(1 / (1 + np.exp(-scores)), labels == 1)
+        value = chosen(1 / (1 + np.exp(-scores)), labels == 1)
         if value is not None and 0 < value < 1:
-            return Threshold(value, operating_points.CHOSEN)
+            return Threshold(value, CHOSEN)
     why = unchosen if validation is None else "validation images do not settle one"
     return Threshold(default, f"taken for want of another: the model file has none, and {why}")

@@ -1,5 +1,6 @@
 """Predictions -> metrics: every number in metrics.json comes from a table, and can be computed from it again."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from trustcxr import statistics
 from trustcxr.catalogue import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import calibration
+from trustcxr.evaluation import calibration, each_finding
 from trustcxr.results.documents import (
     Accuracy,
     AttackResult,
@@ -17,7 +18,6 @@ from trustcxr.results.documents import (
     CorruptionResult,
     CorruptionsMean,
     Draws,
-    Drop,
     InputGradients,
     RunDocument,
     Share,
@@ -52,39 +52,106 @@ def classification(
     Raises NotFiniteError where a logit is NaN, which argmax would call the answer.
     """
     _check_numbers(logits)
-    count = len(classes)
     bootstrap = Bootstrap.over(groups, resamples=resamples)
-    predicted = logits.argmax(1)
-    cells = np.zeros((len(labels), count, count))
-    cells[np.arange(len(labels)), labels, predicted] = 1
+    cells, probabilities = _cells(logits, labels, len(classes)), statistics.softmax(logits)
     confusion = bootstrap.totals(cells)  # (R + 1, true, predicted)
-    figures = _from_confusion(confusion)
-    probabilities = statistics.softmax(logits)
-    weights = bootstrap.row_weights()
-    areas = np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
-    true, said = (answers[:, None] == np.arange(count) for answers in (labels, predicted))
+    told = _Told(
+        confusion[0],
+        _from_confusion(confusion) | {"auroc": _areas(probabilities, labels, bootstrap, len(classes))},
+        bootstrap.totals(calibration.calibration_bins(probabilities, labels)),
+        constant_answer(labels),
+    )
+    return _classified(bootstrap, told, cells, classes)
+
+
+def of_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: int = 2000) -> Classification:
+    """The same of decisions on findings, absent or present: accuracy of all of them, all else the mean over findings.
+
+    Of each finding by itself it is as above. Counts, and `confusion`, are of all decisions.
+    """
+    logits, labels = logits_of(clean), clean["label"].to_numpy(dtype=np.int64)
+    _check_numbers(logits)
+    bootstrap = Bootstrap.over(clean["group"], resamples=resamples)
+    cells = _cells(logits, labels, len(states))
+
+    def figures(rows: NDArray[np.bool_], part: Bootstrap) -> Floats:
+        found = _from_confusion(part.totals(cells[rows]))
+        return np.stack([found[name] for name in _OF_CLASSES], axis=1)
+
+    means = each_finding.mean_of(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
+    area = each_finding.auroc(clean, bootstrap)  # the same of both states
+    told = _Told(
+        cells.sum(0),
+        dict(zip(_OF_CLASSES, np.moveaxis(means, 1, 0), strict=True))
+        | {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)},
+        each_finding.calibration_totals(clean, bootstrap),
+        each_finding.constant_answer(clean),
+        len(each_finding.told_apart(clean)),
+    )
+    return _classified(bootstrap, told, cells, states)
+
+
+_OF_CLASSES = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is counted and measured: figures (R + 1,) or of each class (R + 1, C); of how many `findings` the means."""
+
+    confusion: Floats
+    figures: dict[str, Floats]
+    bins: Floats
+    constant: float
+    findings: int | None = None
+
+
+def _classified(bootstrap: Bootstrap, told: _Told, cells: Floats, classes: tuple[str, ...]) -> Classification:
+    """The document, with intervals; `cells` (N, C, C): of each row its class and its answer."""
+    figures, true, said = dict(told.figures), cells.sum(2) > 0, cells.sum(1) > 0
+    areas = figures["auroc"]
     shares = {"recall": true, "precision": said}
-    bins = bootstrap.totals(calibration.calibration_bins(probabilities, labels))
-    return Classification(
+    found = Classification(
         accuracy=_share(bootstrap, figures.pop("accuracy")),
         balanced_accuracy=_mean_share(bootstrap, figures["recall"], true),
-        **{f"{name}_macro": _figure(_macro(values)) for name, values in (figures | {"auroc": areas}).items()},
-        ece=_calibration_error(bins),
-        ece_plug_in=float(calibration.calibration_error(bins[0])),
-        constant_answer=constant_answer(labels),
-        n=len(labels),
+        **{f"{name}_macro": _figure(_macro(values)) for name, values in figures.items()},
+        ece=_calibration_error(told.bins),
+        ece_plug_in=float(calibration.calibration_error(told.bins[0])),
+        constant_answer=told.constant,
+        n=len(cells),
         groups=int(bootstrap.weights.shape[1]),
-        confusion=confusion[0].astype(int).tolist(),
+        confusion=told.confusion.astype(int).tolist(),
         per_class={
             label: ClassResult(
                 **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
                 f1=_figure(figures["f1"][:, k]),
-                auroc=Share(value=float(areas[0, k]), ci=area_interval(bootstrap, areas[:, k], labels == k)),
-                n=int((labels == k).sum()),
+                auroc=_area(bootstrap, areas[:, k], true[:, k], told.findings),
+                n=int(true[:, k].sum()),
             )
             for k, label in enumerate(classes)
         },
     )
+    if told.findings is not None:
+        found.findings = told.findings
+    return found
+
+
+def _cells(logits: Floats, labels: NDArray[np.int64], count: int) -> Floats:
+    """Of each row its class and its answer, (N, C, C)."""
+    cells = np.zeros((len(labels), count, count))
+    cells[np.arange(len(labels)), labels, logits.argmax(1)] = 1
+    return cells
+
+
+def _areas(probabilities: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap, count: int) -> Floats:
+    """The area under the ROC curve of each class against the rest, (R + 1, C)."""
+    weights = bootstrap.row_weights()
+    return np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
+
+
+def _area(bootstrap: Bootstrap, areas: Floats, positive: NDArray[np.bool_], findings: int | None) -> Share:
+    """One area with its interval; the mean of several `findings` has that of resamples alone."""
+    several = findings is not None and findings != 1
+    return _figure(areas) if several else Share(value=float(areas[0]), ci=area_interval(bootstrap, areas, positive))
 
 
 def _check_numbers(logits: Floats) -> None:
@@ -141,13 +208,12 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     _check_numbers(logits_of(predictions))
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
-    labels = clean["label"].to_numpy(dtype=np.int64)
     corrupted = severities(predictions) > 0
     attacked = ~corrupted & ~predictions["attack"].isin([CLEAN, *VIEWS])
     keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
     views = {view: predictions[predictions["attack"] == view] for view in VIEWS}
     document = RunDocument(
-        clean=classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples),
+        clean=_clean(clean, classes, resamples),
         by_source=by_column(clean, "source", samples),
         by_group={name: by_column(clean, name, samples) for name in GROUPINGS if clean.get(name) is not None},
         shortcuts={view: accuracy(rows, samples) for view, rows in views.items() if len(rows)},
@@ -167,6 +233,13 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     return document
 
 
+def _clean(clean: "pd.DataFrame", classes: tuple[str, ...], resamples: int) -> Classification:
+    if each_finding.are_in(clean):
+        return of_findings(clean, classes, resamples=resamples)
+    labels = clean["label"].to_numpy(dtype=np.int64)
+    return classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples)
+
+
 def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
     """On how many of the images answered right the gradient was measured, and the share where it is as good as none."""
     if "gradient" not in clean:
@@ -179,12 +252,43 @@ def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     """Of the rows of one condition: accuracy and balanced accuracy with their intervals, constant answer and n."""
     bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
+    findings = each_finding.are_in(rows)
     return Accuracy(
         accuracy=_share(bootstrap, bootstrap.means(right(rows))),
-        balanced_accuracy=balanced(bootstrap, right(rows), labels),
+        balanced_accuracy=_balanced_of_findings(bootstrap, rows)
+        if findings
+        else balanced(bootstrap, right(rows), labels),
         n=len(rows),
-        constant_answer=constant_answer(labels),
+        constant_answer=each_finding.constant_answer(rows) if findings else constant_answer(labels),
     )
+
+
+def _balanced_of_findings(bootstrap: Bootstrap, rows: "pd.DataFrame") -> Share:
+    """The mean over findings of the balanced accuracy of each."""
+    of_state = rows["label"].to_numpy()[:, None] == np.arange(2)
+    hits = of_state & right(rows)[:, None]
+
+    def recall(part: NDArray[np.bool_], among: Bootstrap) -> Floats:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(among.totals(hits[part]) / among.totals(of_state[part]))
+
+    return _mean_share(bootstrap, each_finding.mean_of(rows, bootstrap, recall, (2,)), of_state)
+
+
+def macro_auroc(rows: "pd.DataFrame", bootstrap: Bootstrap, count: int) -> Floats:
+    """The mean area under the ROC curve, of `count` classes against the rest or of the findings, (R + 1,)."""
+    if each_finding.are_in(rows):
+        return each_finding.auroc(rows, bootstrap)
+    scores, labels = statistics.softmax(logits_of(rows)), rows["label"].to_numpy(dtype=np.int64)
+    return _macro(_areas(scores, labels, bootstrap, count))
+
+
+def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
+    """Summed bins (R + 1, bins, 3) of the calibration error."""
+    if each_finding.are_in(rows):
+        return each_finding.calibration_totals(rows, bootstrap)
+    shares = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
+    return bootstrap.totals(shares)
 
 
 def balanced(bootstrap: Bootstrap, rows: NDArray[np.bool_], labels: NDArray[np.int64]) -> Share:
@@ -205,9 +309,8 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     """One attack at one epsilon. Its success is counted over the images that the model gets right as they are."""
     attack, own = str(rows["attack"].iloc[0]), right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
-    bins = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
     bootstrap = samples.over(rows["group"])
-    totals = bootstrap.totals(bins)
+    totals = calibration_totals(rows, bootstrap)
     found, broken = accuracy(rows, samples), bootstrap.means(np.where(was_right, ~own, np.nan))
     result = AttackResult(
         attack=attack,
@@ -283,37 +386,3 @@ def by_column(clean: "pd.DataFrame", column: str, samples: Bootstraps) -> dict[s
     if column not in clean or clean[column].fillna("").nunique() < 2:
         return {}
     return {str(name) or "unknown": accuracy(rows, samples) for name, rows in clean.groupby(clean[column].fillna(""))}
-
-
-def drop_from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000) -> list[Drop]:
-    """What accuracy is lost from the run's own test images to others, clean and under each attack that both have.
-
-    The samples are different images, so each is resampled by itself; the interval is that of the difference.
-    """
-    ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
-    found = []
-    for (attack, epsilon, steps), (here, there) in _in_both(internal, external).items():
-        within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
-        drop = Drop(
-            attack=attack,
-            epsilon=epsilon,
-            internal=float(within[0]),
-            external=float(outside[0]),
-            drop=_figure(within - outside),
-            n_internal=len(here),
-            n_external=len(there),
-        )
-        if attack not in (CLEAN, *ONE_STEP):
-            drop.steps = steps
-        found.append(drop)
-    return found
-
-
-def _in_both(first: "pd.DataFrame", second: "pd.DataFrame") -> dict[tuple[str, float, int], Any]:
-    """The rows of both tables under the same attack, epsilon and steps; clean first."""
-    parts = []
-    for table in (first, second):
-        kept = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]
-        parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in kept.groupby(["attack", "epsilon", "steps"])})
-    shared = sorted(set(parts[0]) & set(parts[1]), key=lambda key: (key[0] != CLEAN, key))
-    return {key: (parts[0][key], parts[1][key]) for key in shared}

@@ -4,12 +4,14 @@ Of each class against the rest, or of each finding: sensitivity, specificity and
 is given or was chosen on validation images, ROC and precision-recall, on films as they are and under attack.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from trustcxr import statistics
 from trustcxr.catalogue import ONE_STEP, VIEWS, WORST_CASE, is_linf
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 SPECIFICITY = 0.9  # at which sensitivity is read off the ROC curve
 CHOSEN = "chosen on validation images (Youden 1950)"
+GIVEN = "of the model file"
 HIGHEST = "the highest class is the answer"
+_ROUNDING = 2.0**-22  # of a probability or logit, as a share
 ANSWER, THRESHOLD = "answer", "threshold"  # what an attack was made against
 
 
@@ -36,6 +40,21 @@ class Threshold:
 
     value: float | None
     origin: str = HIGHEST
+
+    @property
+    def least(self) -> float | None:
+        """The least probability that reaches it: of one that was given, less what float32 rounds a probability by."""
+        return float(special.expit(cut(self.value))) if self.value and self.origin == GIVEN else self.value
+
+
+def cut(threshold: float) -> float:
+    """The logit from which on a score is above a threshold: below that by what float32 rounds a probability by.
+
+    So a score that is the threshold counts as above it, whichever way both were rounded.
+    """
+    lower = threshold * (1 - _ROUNDING)
+    below = math.log(lower) - math.log1p(-lower)
+    return below - _ROUNDING * max(1.0, abs(below))
 
 
 def chosen(scores: Floats, positive: NDArray[np.bool_]) -> float | None:
@@ -60,8 +79,16 @@ def probabilities(rows: "pd.DataFrame") -> Floats:
     return statistics.softmax(logits_of(rows))
 
 
-def choose(validation: "pd.DataFrame | None", classes: Sequence[str]) -> dict[str, Threshold]:
-    """A threshold for each class from predictions on validation images; the highest class where there are none."""
+def choose(
+    validation: "pd.DataFrame | None", classes: Sequence[str], given: Sequence[float] | None = None
+) -> dict[str, Threshold]:
+    """A threshold for each class: as `given` (one for all, or one each), else from predictions on validation images.
+
+    The highest class where there are none of either.
+    """
+    if given is not None:
+        values = given if len(given) > 1 else [*given] * len(classes)
+        return {name: Threshold(value, GIVEN) for name, value in zip(classes, values, strict=True)}
     if validation is None or not len(validation):
         return {name: Threshold(None) for name in classes}
     scores, labels = probabilities(validation), validation["label"].to_numpy()
@@ -87,7 +114,7 @@ def of_classes(
     known = predictions if aimed is None else pd.concat([predictions, aimed], ignore_index=True)
     found = []
     for k, name in enumerate(classes):
-        judge, threshold = _Judge(name, thresholds[name], resamples), thresholds[name].value
+        judge, threshold = _Judge(name, thresholds[name], resamples), thresholds[name].least
         for condition, rows in conditions(predictions):
             positive = rows["label"].to_numpy() == k
             if condition["attack"] == WORST_CASE:

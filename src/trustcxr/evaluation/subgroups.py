@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustcxr import statistics
-from trustcxr.evaluation import metrics
-from trustcxr.evaluation.calibration import calibration_bins, debiased_error
+from trustcxr.evaluation import each_finding, metrics
+from trustcxr.evaluation.calibration import debiased_error
 from trustcxr.results.documents import Division
-from trustcxr.results.tables import logits_of, right
+from trustcxr.results.tables import right
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval
 
 if TYPE_CHECKING:
@@ -145,12 +144,9 @@ def _group(
     part = clean[inside]
     found = {"name": name, "groups": int(part["group"].nunique())} | metrics.accuracy(part, samples).plain()
     bootstrap = Bootstrap.over(part["group"], resamples=samples.resamples)
-    scores, labels = statistics.softmax(logits_of(part)), part["label"].to_numpy(dtype=np.int64)
-    weights = bootstrap.row_weights()
-    areas = [statistics.auroc(scores[:, k], labels == k, weights) for k in range(len(classes))]
-    known = [area for area in areas if np.isfinite(area[0])]
-    macro = np.mean(known, axis=0) if known else np.full(2, np.nan)
-    error, ends = debiased_error(bootstrap.totals(calibration_bins(scores, labels)))
+    macro = metrics.macro_auroc(part, bootstrap, len(classes))
+    error, ends = debiased_error(metrics.calibration_totals(part, bootstrap))
+    found |= {"findings": len(each_finding.told_apart(part))} if each_finding.are_in(part) else {}
     found |= {"auroc_macro": float(macro[0]), "auroc_macro_ci": interval(macro), "ece": error, "ece_ci": ends}
     whole = samples.over(clean["group"])
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))

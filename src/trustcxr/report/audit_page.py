@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
-from trustcxr.report import audits, board, cards, single_page
+from trustcxr.report import audits, board, cards, single_page, words
 from trustcxr.report.cards import CARD_FILE
 from trustcxr.report.figures import operating, svg
 from trustcxr.report.tables import audited
@@ -146,7 +146,7 @@ def _division(groups: Iterable[object]) -> Table:
             share(g.gap),
             Cell(_DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
             Cell("yes" if g.settled else "not settled", note="bad" if g.settled else "quiet"),
-            Cell(str(g.n)),
+            Cell(str(g.n), "" if g.findings is None else f"AUROC of {words.plural(g.findings, 'finding')}"),
         ]
         for g in groups
         if isinstance(g, Subgroup)

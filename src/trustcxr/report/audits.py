@@ -42,10 +42,12 @@ def _gate(document: AuditDocument) -> list[str]:
 def relied_on(document: AuditDocument) -> tuple[str, ...]:
     """What accuracy is left as films are, under attack, and of films that went wrong."""
     clean = document.clean
-    what = "decisions on findings (each finding on each film)" if document.findings else "films"
+    what, common = "films", "the commonest class"
+    if document.findings:
+        what, common = "decisions on findings (each finding on each film)", "the commoner answer to each finding"
     lines = [
-        f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving the commonest "
-        f"class would have {percent(clean.constant_answer)}{drawn_said(clean.draws)}",
+        f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "
+        f"have {percent(clean.constant_answer)}{drawn_said(clean.draws)}",
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:

@@ -161,12 +161,13 @@ def remarks(board: Board) -> list[str]:
 def shares(document: AuditDocument) -> dict[str, Share]:
     """What was measured of one audit, by column."""
     mean, clean = document.corruptions_mean, document.clean
+    pooled = bool(document.findings) and clean.findings is None  # of audits from before, of no finding
     return {
         "clean": clean.accuracy,
         "attacked": attacked(document).accuracy,
         "corrupted": mean.accuracy if mean else Share(),
-        "AUROC": clean.auroc_macro,
-        "calibration error": clean.ece,
+        "AUROC": Share() if pooled else clean.auroc_macro,
+        "calibration error": Share() if pooled else clean.ece,
     }
 
 

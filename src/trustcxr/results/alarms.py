@@ -22,8 +22,13 @@ def of(document: RunDocument) -> list[Alarm]:
 
 
 def constant_answer(document: RunDocument) -> float | None:
-    """Accuracy of always answering with the commonest class of the clean images, from the confusion matrix or n."""
+    """Accuracy of always giving the commonest class of the clean images, of findings the commoner answer to each.
+
+    As measured, or in documents from before that from the confusion matrix or n.
+    """
     clean = document.clean
+    if clean.constant_answer is not None:
+        return clean.constant_answer
     sizes = [sum(row) for row in clean.confusion] or [part.n or 0 for part in clean.per_class.values()]
     return max(sizes) / sum(sizes) if sizes and sum(sizes) > 0 else None
 
@@ -60,8 +65,11 @@ def _constant(document: RunDocument) -> Iterator[Alarm]:
     if constant is None or accuracy.value is None or ends is None or ends[0] > constant:
         return
     figures = f"{accuracy.value:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
-    text = f"accuracy on clean images is {figures}, where one and the same answer to all of them has {constant:.1%}"
-    yield Alarm(kind=CONSTANT, text=f"{text}: no other figure of it says anything")
+    same, so = "one and the same answer to all of them", "no other figure of it says anything"
+    if document.clean.findings:  # of rare ones a useful answer is seldom as often right as "absent"
+        same, so = "the commoner answer to each finding", "that is at its thresholds, not how it ranks films"
+    text = f"accuracy on clean images is {figures}, where {same} has {constant:.1%}"
+    yield Alarm(kind=CONSTANT, text=f"{text}: {so}")
 
 
 def _overfitting(document: RunDocument) -> Iterator[Alarm]:

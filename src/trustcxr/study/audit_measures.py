@@ -69,7 +69,8 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
         validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
-    thresholds = operating_points.choose(validation, subject.classes)
+    given = subject.output.thresholds if isinstance(subject, Given) else None
+    thresholds = operating_points.choose(validation, subject.classes, given)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
     whole.stages.begin(audit_stages.FIGURES)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
@@ -202,7 +203,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             kept = parts / f"finding{place}"
             whole.stages.begin(audit_stages.at_threshold(name), timed=not kept.exists())
             attacked = _attacked(whole, door, (decision, judge), labels, shown, kept)
-            table = pd.concat([table, findings.marked(attacked, name)], ignore_index=True)
+            table = pd.concat([table, findings.marked(attacked, name, threshold.value)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
         points += operating_points.of_finding(findings.worst_scores(table), name, threshold, resamples=exam.bootstrap)
@@ -312,7 +313,9 @@ def _attacked(
     shown: Tensor,
     parts: Path,
 ) -> pd.DataFrame:
-    """Predictions of one finding's decision under every attack; climbs go on where the decision has turned.
+    """Predictions of one finding's decision under every attack, and on the views of films that have a lung mask.
+
+    Climbs go on where the decision has turned.
 
     `seen`: the decision as attacks see it, and as what they find is judged on it.
     """
@@ -325,7 +328,6 @@ def _attacked(
         Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
         findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
         attacks,
-        views=False,
         clean=not attacks,
         batch_size=exam.batch_size,
         carry_out=carried.ready(attacks),
@@ -341,7 +343,7 @@ def _declared(
     """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
     clean = answers[(answers["attack"] == CLEAN).to_numpy()]
     known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
-    cuts = np.array([findings.cut(found.threshold or 0.5) for found in about])
+    cuts = np.array([operating_points.cut(found.threshold or 0.5) for found in about])
     films = declared_findings.Judged(
         np.stack([known[name] for name in clean["sample_id"]]),
         logits_of(clean).astype(float) - cuts,

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import WORST_CASE
 from trustcxr.errors import UserError
-from trustcxr.results import folders
+from trustcxr.results import files, folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read
+from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import figures
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
@@ -17,6 +22,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
     corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ;
     of the worst case not where images that somebody handed in made that of the worse of the two alone what it is.
+    Of models of findings a row is of all decisions; behind it, as films are and under the worst case, one of each.
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes.
     """
@@ -24,21 +30,14 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
     tables = [figures(folder) for folder in (first, second)]
-    rows: list[PairRow] = []
+    each, rows = _decisions(audits, first), list[PairRow]()
     for key in [key for key in tables[0] if key in tables[1] and not key.method and key.measure not in gone]:
         shared = tables[0][key].index.intersection(tables[1][key].index)
         one, other = (table[key].loc[shared] for table in tables)
-        found = paired(one["value"], other["value"], one["group"], resamples=resamples)
-        rows.append(
-            PairRow(
-                measure=key.measure,
-                first=found.first,
-                second=found.second,
-                difference=Share(value=found.difference, ci=found.difference_ci),
-                p_value=found.p_value,
-                n=found.n,
-            )
-        )
+        rows.append(_row(key.measure, one, other, resamples))
+        for finding in each if key.measure.startswith((CLEAN, WORST_CASE)) else ():
+            own = shared.intersection(each[finding])
+            rows.append(_row(f"{key.measure}, {finding}", one.loc[own], other.loc[own], resamples))
     for row, corrected in zip(rows, holm([_p_value(row) for row in rows]), strict=True):
         ends = row.difference.interval
         row.p_corrected = float(corrected)
@@ -56,6 +55,30 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         handed_in=[[found.by for found in document.misled_alone] for document in audits],
         rows=rows,
     )
+
+
+def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: int) -> PairRow:
+    """Two tables of value and group of the same images, in a row that is not corrected yet."""
+    found = paired(one["value"], other["value"], one["group"], resamples=resamples)
+    return PairRow(
+        measure=measure,
+        first=found.first,
+        second=found.second,
+        difference=Share(value=found.difference, ci=found.difference_ci),
+        p_value=found.p_value,
+        n=found.n,
+    )
+
+
+def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:
+    """The sample ids of each finding that both models were judged on, in the first one's order; none of classes."""
+    judged = [[found.name for found in document.findings if found.judged] for document in audits]
+    both = [name for name in judged[0] if name in judged[1]]
+    if not both:
+        return {}
+    table = files.read_table(first / folders.PREDICTIONS_FILE)
+    ids = table[table["attack"] == CLEAN].set_index("sample_id")["finding"]
+    return {name: ids.index[ids == name] for name in both}
 
 
 def attacked_more(audits: Sequence[AuditDocument]) -> int | None:

@@ -26,6 +26,8 @@ from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 
+_FINDINGS = "figures of each finding, and views"  # audits of findings from before these are made anew
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -67,6 +69,7 @@ class Audit:
         content = [__version__, about(self.subject), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
+            content += [_FINDINGS] if self.subject.kind == "sigmoid" else []
         content += [] if self.handed is None else [files.checksum(self.handed.path)]
         if (taught := self.films.taught) is not None:
             content += [taught.training.film_sums[taught.rows].tolist()]

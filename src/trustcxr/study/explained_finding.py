@@ -10,7 +10,7 @@ import numpy as np
 
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation import findings
+from trustcxr.evaluation import findings, operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.operating_points import Threshold
@@ -59,7 +59,7 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
     scores.annotated(seen)
     threshold = _threshold(subject, model, films, place, at_once=at_once)
     assert threshold.value is not None
-    asked = model.of_finding(place, findings.cut(threshold.value))
+    asked = model.of_finding(place, operating_points.cut(threshold.value))
     run = Examined(f"{subject.name}, {name}", asked, findings.STATES, subject.device)
     held = None if films.validation is None else _known_of(films.validation, subject, place)
     said = probability_said(threshold.value)

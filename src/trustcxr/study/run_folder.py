@@ -15,7 +15,7 @@ from trustcxr.console import say
 from trustcxr.data import load_dataset, provenance
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
-from trustcxr.evaluation import certified, metrics
+from trustcxr.evaluation import certified, drops
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
@@ -182,7 +182,7 @@ class RunFolder:
             document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
         internal = self.folder / folders.PREDICTIONS_FILE
         if self.place != self.folder and internal.is_file():
-            document.drop_from_internal = metrics.drop_from_internal(files.read_table(internal), table)
+            document.drop_from_internal = drops.from_internal(files.read_table(internal), table)
         radii = None if only is None else only.radii()
         beside.describe(document, self.place, images=len(films), resamples=resamples, radii=radii, methods=methods)
         files.write_json(path, document)

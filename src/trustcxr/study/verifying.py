@@ -10,7 +10,7 @@ import pandas as pd
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import track
-from trustcxr.evaluation import metrics, summary
+from trustcxr.evaluation import drops, summary
 from trustcxr.evaluation.run import About
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
@@ -128,7 +128,7 @@ class _Tables:
         beside.describe(document, self.place, images=images, resamples=resamples, radii=radii, methods=methods)
         if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
             internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
-            document.drop_from_internal = metrics.drop_from_internal(internal, table)
+            document.drop_from_internal = drops.from_internal(internal, table)
         return document
 
     @cached_property

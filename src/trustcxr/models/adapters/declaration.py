@@ -85,7 +85,7 @@ class OutputSpec(Declared):
 
     kind: Kind = "logits"
     classes: tuple[Words, ...] = Field(min_length=1, description="names, in the order of the outputs")
-    thresholds: Numbers | None = Field(None, description="of kind sigmoid: the operating point of each finding")
+    thresholds: Numbers | None = Field(None, description="the operating point of each class or finding")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -94,8 +94,6 @@ class OutputSpec(Declared):
         if self.kind != "sigmoid" and len(self.classes) < 2:
             raise ValueError(f"kind {self.kind} needs two classes or more; one finding is of kind sigmoid")
         if self.thresholds is not None:
-            if self.kind != "sigmoid":
-                raise ValueError(f"thresholds are of kind sigmoid, not {self.kind}: its answer is the highest class")
             if len(self.thresholds) not in (1, len(self.classes)):
                 raise ValueError(
                     f"{len(self.thresholds)} thresholds for {len(self.classes)} classes: give 1 or as many"

@@ -49,13 +49,15 @@ class OperatingPoint(Document):
 class Subgroup(Document):
     """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm).
 
-    `n`: answers, of a model of findings several a film; `films`: those that they are of.
+    `n`: answers, of a model of findings several a film; `films`: those that they are of. `findings`: over how many of
+    these balanced accuracy and AUROC are means, those that some of the group's films have and some have not.
     """
 
     name: str = ""
     films: int | None = None
     n: int | None = None
     groups: int | None = None
+    findings: int | None = None
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()
     constant_answer: Number = None

@@ -30,7 +30,13 @@ class Draws(Document):
 
 
 class Classification(Document):
-    """The unperturbed images of a split; `draws` where the model answers at random."""
+    """The unperturbed images of a split; `draws` where the model answers at random.
+
+    `findings`: of a model with one sigmoid a finding, of how many findings there are films that have it and films that
+    have it not. Accuracy and counts are then of all decisions on findings, `constant_answer` is what the commonest
+    answer to each finding has, and every other figure is the mean over findings of that of each; calibration is that of
+    the probability as the model states it, wherever the threshold lies.
+    """
 
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()
@@ -46,10 +52,14 @@ class Classification(Document):
     confusion: list[list[int]] = []
     per_class: Named[ClassResult] = {}
     draws: Draws | None = None
+    findings: int | None = None
 
 
 class Accuracy(Document):
-    """How many images of one condition are answered rightly; `constant_answer`: what the commonest class has."""
+    """How many images of one condition are answered rightly; `constant_answer`: what the commonest class has.
+
+    Of findings that is what the commonest answer to each has, and `balanced_accuracy` is the mean over findings.
+    """
 
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()

@@ -1,0 +1,371 @@
+"""Audits of models with one sigmoid a finding: every figure is of each finding, held against scikit-learn's of each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import special
+from sklearn import metrics as sk
+from torch import Tensor, nn
+
+from test_audit_command import few_steps
+from test_audit_tables import table
+from trustcxr import statistics
+from trustcxr.catalogue import VIEWS
+from trustcxr.data import load_dataset
+from trustcxr.data.lungs import soften
+from trustcxr.data.phantom import writing
+from trustcxr.evaluation import each_finding, findings
+from trustcxr.evaluation.views import _views
+from trustcxr.report import audit_page, board
+from trustcxr.report.audits import sentences
+from trustcxr.report.terminal import percent
+from trustcxr.results import alarms, files
+from trustcxr.results.documents import AuditDocument, Classification, RunDocument, Share
+from trustcxr.study import audit as audits
+from trustcxr.study import audit_pairs
+from trustcxr.study import audited as audited_
+
+NAMES = ("Common", "Even", "Rare")
+THRESHOLDS = (0.7, 0.5, 0.2)
+PATIENTS = 90
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_steps(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """A list of films, two of each patient, that says of three unlike findings what is known, and each one's score."""
+    root, random = tmp_path_factory.mktemp("known"), np.random.default_rng(0)
+    count = 2 * PATIENTS
+    rows = pd.DataFrame({"path": [f"f{n}.png" for n in range(count)], "label": "film"})
+    rows["patient"] = [f"p{n // 2}" for n in range(count)]
+    rows["sex"] = np.where(np.arange(count) // 2 % 3 == 0, "F", "M")
+    for name, share, strength in zip(NAMES, (0.85, 0.5, 0.12), (0.4, 1.0, 2.0), strict=True):
+        there = np.repeat(random.random(PATIENTS) < share, 2)
+        logits = strength * (2 * there - 1) + random.standard_normal(count) + 3 * (share - 0.5)
+        rows[f"{name} score"] = 1 / (1 + np.exp(-logits))
+        rows[name] = np.where(random.random(count) < 0.15, "", there.astype(int).astype(str))
+    for path in rows["path"]:
+        Image.fromarray(random.integers(0, 255, (16, 16), dtype=np.uint8)).save(root / path)
+    kept = [name for name in rows if not str(name).endswith("score")]
+    rows[kept].to_csv(root / "list.csv", index=False)
+    rows.attrs["list"] = str(root / "list.csv")
+    return rows
+
+
+def audited(known: pd.DataFrame, out: Path, change: Callable[[Any], Any] = np.asarray) -> AuditDocument:
+    """The audit of the scores, after a change to each film's three."""
+    scores = known[[f"{name} score" for name in NAMES]].to_numpy()
+    said = {path: change(row) for path, row in zip(known["path"], scores, strict=True)}
+    model = table(out / "model", said, kind="sigmoid", classes=list(NAMES), thresholds=list(THRESHOLDS))
+    return audits.audit(model, Path(known.attrs["list"]), out / "audit")
+
+
+@pytest.fixture(scope="module")
+def whole(known: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path]:
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch)
+        return audited(known, out), out
+
+
+def by_finding(rows: pd.DataFrame) -> list[tuple[Any, Any, Any]]:
+    """Of each finding what is true of the films of which it is known, the scores, and what these say of it."""
+    found = []
+    for name, threshold in zip(NAMES, THRESHOLDS, strict=True):
+        there = rows[rows[name] != ""]
+        scores = there[f"{name} score"].to_numpy()
+        found.append((there[name].astype(int).to_numpy(), scores, scores >= threshold))
+    return found
+
+
+def constant(rows: pd.DataFrame) -> float:
+    counts = [np.bincount(truth) for truth, _, _ in by_finding(rows)]
+    return float(sum(c.max() for c in counts) / sum(c.sum() for c in counts))
+
+
+def test_every_figure_is_the_mean_of_those_of_the_findings(
+    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
+) -> None:
+    clean, parts = whole[0].clean, by_finding(known)
+    areas = [sk.roc_auc_score(truth, scores) for truth, scores, _ in parts]
+    assert clean.auroc_macro.value == pytest.approx(np.mean(areas))
+    points = [point.auroc.value for point in whole[0].operating_points]
+    assert points == pytest.approx(areas), "as they stand at the operating point"
+    above = [special.logit(scores) - special.logit(t) for (_, scores, _), t in zip(parts, THRESHOLDS, strict=True)]
+    pooled = sk.roc_auc_score(np.concatenate([truth for truth, _, _ in parts]), np.concatenate(above))
+    assert abs(pooled - np.mean(areas)) > 0.02, "another figure"
+    for found, measure in (
+        (clean.balanced_accuracy, sk.balanced_accuracy_score),
+        (clean.recall_macro, sk.balanced_accuracy_score),
+        (clean.f1_macro, lambda truth, said: sk.f1_score(truth, said, average="macro")),
+        (clean.precision_macro, lambda truth, said: sk.precision_score(truth, said, average="macro")),
+        (clean.per_class["present"].recall, sk.recall_score),
+        (clean.per_class["present"].precision, sk.precision_score),
+        (clean.per_class["present"].f1, sk.f1_score),
+        (clean.per_class["absent"].recall, lambda truth, said: sk.recall_score(truth, said, pos_label=0)),
+    ):
+        assert found.value == pytest.approx(np.mean([measure(truth, said) for truth, _, said in parts]))
+        assert found.interval is not None
+        assert found.interval[0] < found.value < found.interval[1]
+    assert clean.per_class["present"].auroc == clean.per_class["absent"].auroc == clean.auroc_macro
+    assert (clean.findings, clean.n) == (3, sum(len(truth) for truth, _, _ in parts))
+    right = sum(int((truth == said).sum()) for truth, _, said in parts)
+    assert clean.accuracy.value == pytest.approx(right / (clean.n or 0)), "a share of all decisions"
+    assert np.sum(clean.confusion) == clean.n
+
+
+def test_calibration_is_that_of_the_probability_as_it_is_stated(
+    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
+) -> None:
+    errors = []
+    for truth, scores, _ in by_finding(known):
+        sure, right = np.maximum(scores, 1 - scores), (scores >= 0.5) == truth
+        bins = np.clip(np.ceil(15 * sure), 1, 15)
+        errors.append(sum(abs((sure - right)[bins == k].sum()) for k in np.unique(bins)) / len(truth))
+    assert whole[0].clean.ece_plug_in == pytest.approx(np.mean(errors))
+    assert (whole[0].clean.ece.value or 0) < np.mean(errors), "without what chance alone makes of it"
+
+
+def test_the_interval_of_the_mean_is_over_patients(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:
+    random, found = np.random.default_rng(1), []
+    films = [rows for _, rows in known.groupby("patient")]
+    for _ in range(300):
+        drawn = pd.concat([films[k] for k in random.integers(len(films), size=len(films))])
+        found.append(np.mean([sk.roc_auc_score(truth, scores) for truth, scores, _ in by_finding(drawn)]))
+    assert whole[0].clean.groups == PATIENTS
+    assert whole[0].clean.auroc_macro.interval == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.02)
+
+
+def test_the_constant_answer_is_the_best_one_to_each_finding(
+    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
+) -> None:
+    document, out = whole
+    expected = constant(known)
+    assert document.clean.constant_answer == pytest.approx(expected)
+    assert expected > 0.7
+    said = f"always giving the commoner answer to each finding would have {percent(expected)}"
+    page = " ".join(audit_page.render(document).split())
+    assert said in "\n".join(sentences(document))
+    assert said in page
+    assert "the mean over 3 findings of what each has by itself" in page
+    assert alarms.constant_answer(document) == document.clean.constant_answer
+    entry = board.plain(board.gather(out))["rows"][0]  # type: ignore[index]
+    assert entry["AUROC"] == document.clean.auroc_macro.value
+
+
+def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: Path) -> None:
+    document = audited(known, tmp_path, lambda row: row[[0, 1, 1]])
+    low, high = document.clean.accuracy.interval or (0, 0)
+    assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
+    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == alarms.CONSTANT]
+    assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
+    assert not document.unreliable, "it ranks films of the findings"
+    assert high > low
+
+
+def test_documents_from_before_the_constant_was_kept_have_it_of_their_counts() -> None:
+    counts = [[5, 3], [1, 1]]
+    assert alarms.constant_answer(RunDocument(clean=Classification(confusion=counts))) == 0.8
+    assert alarms.constant_answer(RunDocument(clean=Classification(confusion=counts, constant_answer=0.9))) == 0.9
+
+
+def test_groups_of_films_have_the_mean_within_the_group(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:
+    (division,) = [division for division in whole[0].subgroups if division.column == "sex"]
+    assert {group.name for group in division.groups} == {"F", "M"}
+    for group in division.groups:
+        parts = by_finding(known[known["sex"] == group.name])
+        areas = [sk.roc_auc_score(truth, scores) for truth, scores, _ in parts]
+        assert group.auroc_macro.value == pytest.approx(np.mean(areas))
+        assert group.auroc_macro.interval is not None
+        balanced = [sk.balanced_accuracy_score(truth, said) for truth, _, said in parts]
+        assert group.balanced_accuracy.value == pytest.approx(np.mean(balanced))
+        assert group.constant_answer == pytest.approx(constant(known[known["sex"] == group.name]))
+        assert group.findings == 3
+    assert "AUROC of 3 findings" in audit_page.render(whole[0])
+
+
+def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
+    """Clean decisions on findings: their margins and what is true, a film and patient each."""
+    rows = [
+        {
+            "finding": name,
+            "threshold": 0.5,
+            "sample_id": f"{n}#{name}",
+            "group": str(n),
+            "label": label,
+            "margin": margin,
+        }
+        for name, (margins, labels) in parts.items()
+        for n, (margin, label) in enumerate(zip(margins, labels, strict=True))
+    ]
+    found = pd.DataFrame(rows)
+    return found.assign(logits=[np.array([0.0, margin]) for margin in found["margin"]], attack="clean", threshold=0.5)
+
+
+def test_a_finding_that_all_films_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
+    rows = decisions({"a": ([1, 2, 3, 0], [0, 0, 1, 1]), "b": ([-1, -1, -1, -1], [0, 0, 0, 0])})
+    bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
+    areas = each_finding.auroc(rows, bootstrap)
+    assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
+    assert len(each_finding.told_apart(rows)) == 1
+    assert each_finding.constant_answer(rows) == 6 / 8
+    alone = rows[rows["finding"] == "b"]
+    assert np.isnan(each_finding.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
+
+
+def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() -> None:
+    rare = {f"f{n}": ([float(k == n) for k in range(40)], [int(k == n) for k in range(40)]) for n in range(12)}
+    rows = decisions(rare)
+    areas = each_finding.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
+    assert np.isfinite(areas).all(), "of twelve findings of one film each hardly any resample has them all"
+    assert areas[0] == 1
+
+
+class TwoMeans(nn.Module):
+    """Two findings: that a film is bright, and that it is dark in its middle, from (B, 1, H, W), as probabilities."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        middle = images[:, :, 8:24, 8:24].mean((1, 2, 3))
+        return torch.sigmoid(torch.stack([40 * (images.mean((1, 2, 3)) - 0.35), 40 * (0.35 - middle)], dim=1))
+
+
+LABELS = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path, Path]:
+    """The audit of a network of two findings on films with lung masks, its folder, and the films."""
+    root = tmp_path_factory.mktemp("masked")
+    films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    torch.jit.trace(TwoMeans().eval(), torch.rand(2, 1, 32, 32)).save(str(root / "net.pt"))
+    output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
+    (root / "model.yaml").write_text(f"source: net.pt\ninput: {{size: 32}}\noutput: {output}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch)
+        document = audits.audit(root / "model.yaml", films, root / "audit", labels=LABELS)
+    return document, root / "audit", films
+
+
+def test_findings_are_asked_of_films_without_their_lungs(masked: tuple[AuditDocument, Path, Path]) -> None:
+    document, _, films = masked
+    data = load_dataset(films, "Test", 32)
+    assert set(document.shortcuts) == set(VIEWS)
+    black = torch.from_numpy(
+        np.where(np.array(data.masks("lung"))[:, None] > 0, 0, np.array(data.images) / 255)
+    ).float()
+    with torch.no_grad():
+        said = TwoMeans()(black).numpy()
+    classes = data.table["class"].to_numpy()
+    truth = np.stack([classes != "Normal", classes == "COVID-19"], axis=1)
+    right = (said >= np.array([0.6, 0.4])) == truth
+    found = document.shortcuts["lungs_blacked_out"]
+    assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
+    assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three films; severe: one of three"
+    assert document.without_lungs is not None
+    assert "What was shown" in audit_page.render(document)
+
+
+def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
+    masked: tuple[AuditDocument, Path, Path],
+) -> None:
+    """Beside the lungs it shows a film with the other answer, not just one of another class of the data."""
+    document, out, films = masked
+    data, table = load_dataset(films, "Test", 32), files.read_table(out / "predictions.parquet")
+    images = np.array(data.images)[:, 0] / 255
+    outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
+    for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
+        truth = data.table["class"].isin(has).to_numpy()
+        one = findings.OneFinding(data, np.arange(len(data)), truth.astype(float))
+        views = {key: view for (key, *_), _, view in _views(one, np.arange(len(data)), torch.tensor(images[:, None]))}
+        for place, view in enumerate(views["lungs_on_another_film"][:, 0].numpy()):
+            away = [np.abs(view - other)[outside[place]].sum() for other in images]
+            assert truth[int(np.argmin(away))] != truth[place], name
+        rows = table[(table["attack"] == "lungs_on_another_film") & (table["finding"] == name)]
+        assert dict(zip(rows["film"], rows["label"] == 1, strict=True)) == dict(
+            zip(data.sample_ids, truth, strict=True)
+        )
+    assert document.shortcuts["lungs_on_another_film"].n == 2 * len(data)
+
+
+def test_the_worst_case_counts_no_view_as_an_attack(masked: tuple[AuditDocument, Path, Path]) -> None:
+    rows = files.read_table(masked[1] / "predictions.parquet")
+    without = rows[~rows["attack"].isin(VIEWS)]
+    for name in ("Ill", "Severe"):
+        one, other = (findings.worst_scores(part[part["finding"] == name]) for part in (rows, without))
+        worst = one["attack"] == "worst-case"
+        assert worst.any()
+        assert np.array_equal(
+            np.stack(one["logits"][worst]), np.stack(other["logits"][other["attack"] == "worst-case"])
+        )
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_the_page_says_why_nothing_was_shown_without_lungs(
+    scores: bool, whole: tuple[AuditDocument, Path], tmp_path: Path
+) -> None:
+    document = whole[0].model_copy(deep=True)
+    if not scores:
+        document.model.kind = "TorchScript"
+    page = audit_page.render(document)
+    assert ("Not looked for: scores alone were given" in page) == scores
+    assert ("Not looked for: no film has a lung mask" in page) == (not scores)
+
+
+def test_two_models_compare_finding_by_finding(
+    known: pd.DataFrame, whole: tuple[AuditDocument, Path], tmp_path: Path
+) -> None:
+    audited(known, tmp_path, lambda row: np.array([row[0], 1 - row[1], row[2]]))
+    pair = audit_pairs.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
+    rows = {row.measure: row for row in pair.rows}
+    assert list(rows) == ["clean accuracy", *(f"clean accuracy, {name}" for name in NAMES)]
+    for (truth, _, said), name in zip(by_finding(known), NAMES, strict=True):
+        row = rows[f"clean accuracy, {name}"]
+        assert (row.first, row.n) == (pytest.approx((said == truth).mean()), len(truth))
+        assert row.settled == (name == "Even")
+        assert (row.difference.value == 0) == (name != "Even")
+    values = [row.p_value for row in pair.rows]
+    assert [row.p_corrected for row in pair.rows] == pytest.approx(statistics.holm(values))
+
+
+def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocument, Path, Path]) -> None:
+    document, out, _ = masked
+    rows = {row.measure: row for row in audit_pairs.compare(out, out, resamples=50).rows}
+    table = files.read_table(out / "predictions.parquet")
+    at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
+    for name in ("Ill", "Severe"):
+        own = at[at["finding"] == name]
+        left = (np.stack(own["logits"]).argmax(1) == own["label"]).mean()
+        assert rows[f"worst-case accuracy @0.02, {name}"].second == pytest.approx(left)
+        assert (rows[f"worst-case accuracy @0.02, {name}"].n, rows["worst-case accuracy @0.02"].n) == (24, 48)
+    assert not any(name.startswith(("fgsm", "pgd", "lungs")) and "," in name for name in rows)
+    assert document.protocol == "exam-1"
+
+
+def test_an_audit_of_findings_from_before_is_made_anew(
+    known: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(audited_, "_FINDINGS", "pooled")
+        audited(known, tmp_path)
+    audited(known, tmp_path)
+    assert "already examined" not in capsys.readouterr().err
+    audited(known, tmp_path)
+    assert "already examined" in capsys.readouterr().err
+
+
+def test_a_board_shows_no_figure_that_was_pooled(whole: tuple[AuditDocument, Path]) -> None:
+    before = whole[0].model_copy(deep=True)
+    before.clean.findings = None
+    assert board.shares(whole[0])["AUROC"].value is not None
+    assert board.shares(before)["AUROC"] == board.shares(before)["calibration error"] == Share()
+    assert "the mean over" not in audit_page.render(before)
