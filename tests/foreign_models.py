@@ -49,9 +49,9 @@ def normalised(images: Tensor) -> Tensor:
     return (images.repeat(1, 3, 1, 1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def exported(net: nn.Module, path: Path) -> Path:
+def exported(net: nn.Module, path: Path, side: int = SIDE) -> Path:
     batch = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(net, (torch.randn(2, 3, SIDE, SIDE),), dynamic_shapes=batch), path)
+    torch.export.save(torch.export.export(net, (torch.randn(2, 3, side, side),), dynamic_shapes=batch), path)
     return path
 
 

@@ -58,8 +58,8 @@ def clean_rows(out: Path) -> pd.Series:
 
 def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_path: Path) -> None:
     net = small()
-    exported(net, tmp_path / "classes.pt2")
-    exported(Sigmoids(net), tmp_path / "findings.pt2")
+    exported(net, tmp_path / "classes.pt2", SIZE)
+    exported(Sigmoids(net), tmp_path / "findings.pt2", SIZE)
     classes = model_file(tmp_path, "source: classes.pt2", "logits", CLASSES, "classes")
     many = model_file(tmp_path, "source: findings.pt2", "sigmoid", FINDINGS, "many", ", thresholds: [0.3, 0.5, 0.5]")
     run("explain", classes, "--data", films, "--out", tmp_path / "own", *QUICK)
@@ -97,7 +97,7 @@ def _rgb() -> dict[str, object]:
 
 
 def test_a_map_of_one_finding_is_that_of_its_logit(tmp_path: Path) -> None:
-    exported(Sigmoids(small()), tmp_path / "m.pt2")
+    exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
     model = load(tmp_path / "m.pt2", classes=FINDINGS, output="sigmoid", **_rgb()).model
     assert model is not None
     images = torch.rand(2, 1, SIZE, SIZE)
@@ -155,7 +155,7 @@ def test_what_is_said_of_a_finding_before_its_maps(films: Path, tmp_path: Path) 
 
 
 def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path: Path) -> None:
-    exported(Sigmoids(small()), tmp_path / "m.pt2")
+    exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
     model, out = model_file(tmp_path, "source: m.pt2", "sigmoid", FINDINGS, "many"), ("--out", tmp_path / "out")
     typed = ("explain", model, "--data", films, *out, *QUICK)
     both = complaint(*typed, *LABELS)
@@ -168,7 +168,7 @@ def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path
     )
     assert "unknown finding 'Opacty': did you mean Opacity?" in complaint(*typed, *LABELS, "--finding", "Opacty")
     assert "of no film it is known that it has Nodule" in complaint(*typed, *LABELS, "--finding", "Nodule")
-    exported(small(), tmp_path / "c.pt2")
+    exported(small(), tmp_path / "c.pt2", SIZE)
     classes = model_file(tmp_path, "source: c.pt2", "logits", CLASSES, "classes")
     refused = complaint("explain", classes, "--data", films, *out, "--finding", "Opacity")
     assert "--finding Opacity: classes answers with one of its classes" in refused
