@@ -332,3 +332,29 @@ def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -
     assert min(parts.values()) > 0
     assert examination.whole_of({"a": 6.0, examination.DOOR: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
     assert examination.whole_of({"a": 6.0, examination.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
+
+
+def test_a_wrong_order_that_the_gates_films_do_not_tell_is_noticed_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that is often wrong: its films are hardly brighter or darker than others."""
+    random, root = np.random.default_rng(0), tmp_path / "films"
+    for name, grey in zip(CLASSES, GREYS, strict=True):
+        (root / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = 255 * (grey + 0.2 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
+    short = audits.load_exam()
+    gate = short.gate.model_copy(update={"films": 24})
+    monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"gate": gate}))
+    right = audits.audit(model_file(tmp_path / "right", Brightness()), root, tmp_path / "a", attacks=["fgsm"])
+    (check,) = [check for check in right.gate if check.check == "declaration"]
+    assert check.passed
+    assert "on 24 films" in check.text
+    assert 0.5 < (right.clean.accuracy.value or 0) < 2 / 3
+    wrong = audits.audit(model_file(tmp_path / "wrong", Brightness((2, 1, 0))), root, tmp_path / "b", attacks=["fgsm"])
+    (check,) = [check for check in wrong.gate if check.check == "declaration"]
+    assert check.passed is False
+    assert "on 180 films" in check.text
+    assert "write output.classes: [bright, grey, dark], unless it takes the one for the other" in check.text
+    assert wrong.unreliable

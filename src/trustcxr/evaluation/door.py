@@ -31,6 +31,7 @@ from trustcxr.results.documents import GateCheck
 SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass
 STRONGER = 0.02  # accuracy that an attack without gradients may leave less than one with them
+REMEDY = "write"  # before what to write in the model file in place of what is there
 LOOKED_AT = 32  # films on which gradients and draws are looked at
 ALONE = 8  # films whose answers beside each other are held against those of each alone
 BESIDE = 0.03  # by how much of themselves logits may move with the films beside: numbers of few bits move by less
@@ -150,7 +151,7 @@ def _declared_text(found: Declared, count: int) -> str:
     as_it_is = f"accuracy on {count} films is {found.accuracy:.1%} as declared"
     if found.remedy is not None:
         or_not = ", unless it takes the one for the other on these films" if found.weak else ""
-        return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}{or_not}"
+        return f"{as_it_is}, and {found.better:.1%} with another declaration: {REMEDY} {found.remedy}{or_not}"
     if found.at_chance:
         return (
             f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other {found.tried} surely does better: "
