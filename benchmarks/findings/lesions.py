@@ -234,7 +234,8 @@ def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dic
         table = pd.concat(tables, ignore_index=True)
         table["film"] += table.pop("part")
         table["group"] = groups[table["film"].to_numpy()]
-        rows += [{"condition": condition} | found.plain() for found in lesions.described(table)]
+        table = table.assign(condition=condition, epsilon=EPSILON if condition == "pgd" else 0.0)
+        rows += [found.plain() for found in lesions.described(table)]
     return rows
 
 
@@ -374,9 +375,10 @@ def page(
 
 
 def called(recipe: RunRecipe) -> str:
-    """The name of a run, which says by what it was guided where that is no evidence."""
-    on = recipe.training.guidance_on
-    return recipe.name if on == "evidence" else recipe.name.replace("-guided", f"-guided-on-{on}", 1)
+    """The name of a run, which says by what it was guided where that is no evidence, and by which loss if not energy."""
+    on, loss = recipe.training.guidance_on, recipe.training.guidance_loss
+    said = ("" if on == "evidence" else f"-on-{on}") + ("" if loss == "energy" else f"-by-{loss}")
+    return recipe.name.replace("-guided", f"-guided{said}", 1)
 
 
 def trained_by(folders: Sequence[Path]) -> str:
