@@ -288,3 +288,20 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [by]})
     assert settled(better, other)
     assert not any("handed in" in line for line in pair_remarks(audit_pairs.compare(better, other, resamples=200)))
+
+
+def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on() -> None:
+    def audit(*handed: tuple[str, float, int]) -> AuditDocument:
+        rows = [{"by": by, "epsilon": epsilon, "n": 9, "found_alone": alone} for by, epsilon, alone in handed]
+        return AuditDocument.model_validate({"handed_in": rows})
+
+    names, plain = ("Edema", "Mass"), audit()
+    edema = audit(("Ada (Edema)", 0.02, 2), ("Ada (Mass)", 0.02, 0))
+    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.02, Edema", names) == 1
+    assert audit_pairs.attacked_more([edema, plain], "worst-case accuracy @0.02", names) == 0
+    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.02, Mass", names) is None
+    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.01, Edema", names) is None
+    assert audit_pairs.attacked_more([plain, edema], "clean accuracy, Edema", names) is None
+    mass = audit(("Bo (Mass)", 0.02, 1))
+    assert audit_pairs.attacked_more([mass, edema], "worst-case accuracy @0.02, Edema", names) == 1
+    assert audit_pairs.attacked_more([mass, edema], "worst-case accuracy @0.02", names) is None

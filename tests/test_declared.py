@@ -4,8 +4,10 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from trustcxr.evaluation.declared import check_order
+from trustcxr.evaluation.declared import check_declaration, check_order
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # The class answered, of 100 films of each true class.
@@ -52,3 +54,19 @@ def test_of_few_films_a_weak_models_order_is_not_said_to_be_wrong() -> None:
     answers, truth = films(HONEST["often wrong"], 20)
     swapped = np.array([1, 0, 2])[truth]
     assert check_order(CLASSES, answers, swapped).remedy is None
+
+
+class OneAnswer(nn.Module):
+    """Gives every film the same answer, and every inverted film the other."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.mean((1, 2, 3)) - 0.5
+        return torch.stack([-bright, bright], 1)
+
+
+def test_a_constant_answer_is_no_remedy_however_common_its_class() -> None:
+    labels = torch.cat([torch.zeros(95), torch.ones(25)]).long()
+    found = check_declaration(OneAnswer(), ("ill", "well"), torch.full((120, 1, 4, 4), 0.7), labels)
+    assert found.accuracy == pytest.approx(25 / 120)
+    assert found.at_chance
+    assert found.remedy is None

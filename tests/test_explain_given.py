@@ -227,3 +227,17 @@ def test_a_run_is_not_explained_into_the_folder_of_a_given_model_of_its_name(
     assert "holds maps of a model that was given; choose another --out" in complaint(
         "explain", own, "--data", films, "--out", out, *QUICK
     )
+
+
+def test_the_mean_mask_is_of_no_film_that_is_explained_and_of_no_such_patient(films: Path) -> None:
+    from trustcxr.data import load_dataset
+    from trustcxr.study.explaining import _mean_mask
+
+    train, whole = load_dataset(films, "Train", SIZE), load_dataset(films, None, SIZE)
+    test = load_dataset(films, "Test", SIZE)
+    mean = _mean_mask(train, test)
+    assert mean is not None
+    expected = np.asarray(train.masks("infection"))
+    torch.testing.assert_close(mean, torch.from_numpy(expected[expected.any((1, 2))].mean(0)).float())
+    assert _mean_mask(train, whole) is None, "all of them are explained"
+    assert _mean_mask(None, test) is None

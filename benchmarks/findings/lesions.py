@@ -375,7 +375,7 @@ def page(
 
 
 def called(recipe: RunRecipe) -> str:
-    """The name of a run, which says by what it was guided where that is no evidence, and by which loss if not energy."""
+    """The name of a run, which says what was guided where that is no evidence, and by which loss if not energy."""
     on, loss = recipe.training.guidance_on, recipe.training.guidance_loss
     said = ("" if on == "evidence" else f"-on-{on}") + ("" if loss == "energy" else f"-by-{loss}")
     return recipe.name.replace("-guided", f"-guided{said}", 1)

@@ -50,9 +50,9 @@ def check_declaration(
 
     Another is believed only where it is right on ten points more, surely so (McNemar's exact test). A model that is
     merely bad on these films is not to be accused: where the other is right on less than halfway from chance to all, it
-    must do better by more and more surely, an order of the classes for each output that moves. The model's own order
-    is compared with every other by matching answers to labels. `draws`: of a model that answers at random, how
-    many passes an answer is the mean of.
+    must be surely above chance and do better by more and more surely, an order for each output that moves. The model's
+    own order is compared with every other by matching answers to labels. `draws`: of a model that answers at random,
+    how many passes an answer is the mean of.
     """
     truth = labels.cpu().numpy()
     own = _answers(model, images, draws)
@@ -104,15 +104,13 @@ def _judged(
 ) -> tuple[float, float, bool, float | None, str | None, bool]:
     """Accuracy, chance, whether the one is no more than the other; accuracy and remedy of what is better, if any.
 
-    Last, whether that is right on less than halfway from chance to all.
+    Last, whether that is an order that is right on less than halfway from chance to all.
     """
-    from scipy.stats import binomtest
-
     right = own == truth
     chance = max(float(np.bincount(truth, minlength=count).max()) / len(truth), 1 / count)
-    at_chance = binomtest(int(right.sum()), len(truth), chance, alternative="greater").pvalue > _CHANCE
+    at_chance = _p_value(int(right.sum()), int((~right).sum()), chance) > _CHANCE
     found = [
-        (float((other.answers == truth).mean()), other.remedy, weak)
+        (float((other.answers == truth).mean()), other.remedy, weak and other.order is not None)
         for other, weak in _believed(own, truth, chance, others)
     ]
     # Of several that do about as well the one that comes first, which people mix up the most.
@@ -132,15 +130,16 @@ def _believed(
         p_value = _p_value(int((turned & ~right).sum()), int((right & ~turned).sum()))
         if not weak and gain >= _BETTER and p_value < _SURE:
             yield other, weak
-        if weak and gain >= _FAR_BETTER and p_value < _SURER and _each_moves(other, own, truth):
+        above = weak and _p_value(int(turned.sum()), int((~turned).sum()), chance) < _SURER
+        if above and gain >= _FAR_BETTER and p_value < _SURER and _each_moves(other, own, truth):
             yield other, weak
 
 
-def _p_value(more: int, less: int) -> float:
-    """Of so many of one kind beside so many of the other, were both as likely."""
+def _p_value(more: int, less: int, likely: float = 0.5) -> float:
+    """Of so many of one kind, or more, beside so many of the other, were the one so `likely`."""
     from scipy.stats import binomtest
 
-    return float(binomtest(more, more + less, 0.5, alternative="greater").pvalue) if more + less else 1.0
+    return float(binomtest(more, more + less, likely, alternative="greater").pvalue) if more + less else 1.0
 
 
 def _each_moves(other: _Other, own: np.ndarray, truth: np.ndarray) -> bool:

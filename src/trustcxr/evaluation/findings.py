@@ -96,6 +96,11 @@ class OneFinding:
         """The images at `indices`: uint8 (B, 1, size, size)."""
         return self.whole.batch(self.rows[np.asarray(indices)])
 
+    @property
+    def film_sums(self) -> np.ndarray:
+        """(N,) array of str: a checksum of each film's pixels."""
+        return np.asarray(self.whole.film_sums[self.rows])
+
     def masks(self, kind: str) -> "_Rows":
         """Masks of a kind, as of the whole data set, of these films: (N, size, size), read where they are asked for."""
         return _Rows(self.whole.masks(kind), self.rows)

@@ -58,7 +58,7 @@ def left_out(table: "pd.DataFrame", answers: Iterable[str] = ()) -> dict[str, st
         sizes, belongs = values[known].value_counts(), table["class"][known].groupby(values[known]).nunique()
         classes = table["class"][known].nunique()
         if classes > 1 and belongs.max() == 1 and (sizes.max() >= SMALLEST or len(sizes) == classes):
-            said[name] = "not judged, since each of its values belongs to one class: it says the class again"
+            said[name] = "not judged, since each of its values belongs to one class: a gap would be one between classes"
     return said
 
 

@@ -43,7 +43,7 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
     """What accuracy is left as films are, under attack, and of films that went wrong."""
     clean = document.clean
     what, common = "films", "the commonest class"
-    if document.findings:
+    if document.findings and clean.findings:  # of audits from before the constant is of all decisions together
         what, common = "decisions on findings (each finding on each film)", "the commoner answer to each finding"
     lines = [
         f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "

@@ -34,7 +34,7 @@ def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     for number, part in enumerate(_parts(columns, console.width)):
         if number:
             console.print()
-        console.print(_table("" if number else title, part, console.width))
+        console.print(_table("" if number else title, part, console.width, _of_first(columns, console.width)))
 
 
 def _column(name: str, values: Sequence[object]) -> _Column:
@@ -50,13 +50,13 @@ def _column(name: str, values: Sequence[object]) -> _Column:
 
 def _parts(columns: Sequence[_Column], width: int) -> Iterator[list[_Column]]:
     """The columns in as many tables as they need, the first column in each."""
-    first, others = columns[0], columns[1:]
-    part, taken = [first], _of_first(columns, width)
+    first, others, beginning = columns[0], columns[1:], _of_first(columns, width)
+    part, taken = [first], beginning
     for column in others:
         needed = _BETWEEN + column.least
         if len(part) > 1 and taken + needed > width:
             yield part
-            part, taken = [first], _of_first(columns, width)
+            part, taken = [first], beginning
         part.append(column)
         taken += needed
     yield part
@@ -70,9 +70,8 @@ def _of_first(columns: Sequence[_Column], width: int) -> int:
     return min(columns[0].least, max(width - _BETWEEN - beside, (width - _BETWEEN) // 2))
 
 
-def _widths(columns: Sequence[_Column], width: int) -> list[int]:
-    """What each column gets: its longest word, and what is left over where cells wrap most."""
-    first = _of_first(columns, width)
+def _widths(columns: Sequence[_Column], width: int, first: int) -> list[int]:
+    """What each column gets: its longest word, the first `first`, and what is left over where cells wrap most."""
     found = [first, *(min(column.least, max(width - _BETWEEN - first, 1)) for column in columns[1:])]
     for _ in range(width - sum(found) - _BETWEEN * (len(columns) - 1)):
         wanting = [place for place, column in enumerate(columns) if found[place] < column.widest]
@@ -82,13 +81,13 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     return found
 
 
-def _table(title: str, columns: Sequence[_Column], width: int) -> "Table":
+def _table(title: str, columns: Sequence[_Column], width: int, first: int) -> "Table":
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=escape(title) or None, title_justify="left", show_edge=False, pad_edge=False)
-    for column, wide in zip(columns, _widths(columns, width), strict=True):
+    for column, wide in zip(columns, _widths(columns, width, first), strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
         table.add_column(Text(column.name), justify=justify, overflow="fold", width=wide)
     for cells in zip(*(column.cells for column in columns), strict=True):

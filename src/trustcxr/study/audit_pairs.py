@@ -1,6 +1,6 @@
 """`trustcxr compare`: two audits of one examination on the same images, image by image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from trustcxr.study.comparison import figures
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ROUNDING = 1e-9  # of a radius
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
@@ -42,7 +44,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         ends = row.difference.interval
         row.p_corrected = float(corrected)
         row.settled = bool(corrected < LEVEL and ends is not None and not ends[0] <= 0 <= ends[1])
-        if row.measure.startswith(WORST_CASE) and attacked_more(audits) not in (None, _better(row)):
+        if attacked_more(audits, row.measure, each) not in (None, _better(row)):
             row.settled = False  # who was attacked less may owe its lead to that
     return AuditPair(
         first=audits[0].model.name,
@@ -81,12 +83,24 @@ def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.In
     return {name: ids.index[ids == name] for name in both}
 
 
-def attacked_more(audits: Sequence[AuditDocument]) -> int | None:
-    """Of which of two audits alone images that somebody handed in changed the worst case: its place; None: both, none.
+def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Iterable[str] = ()) -> int | None:
+    """Of which of two audits alone images that somebody handed in changed this row: its place; None: of both, or none.
 
-    Images that mislead it only where our own attacks do too change nothing, so nobody was attacked with more.
+    They count under the worst case from their radius on, and those for one of the `findings` in its own row. Images
+    that mislead a model only where our own attacks do too change nothing, so nobody was attacked with more.
     """
-    handed = [bool(document.misled_alone) for document in audits]
+    whole, _, finding = measure.partition(", ")
+    name, _, radius = whole.partition(" accuracy @")
+    if name != WORST_CASE:
+        return None
+    others = [f"({other})" for other in findings if other != finding] if finding else []
+    handed = [
+        any(
+            (found.epsilon or 0.0) <= float(radius) + _ROUNDING and not found.by.endswith(tuple(others))
+            for found in document.misled_alone
+        )
+        for document in audits
+    ]
     return handed.index(True) if sum(handed) == 1 else None
 
 

@@ -26,7 +26,7 @@ from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 
-_FINDINGS = "figures of each finding, and views"  # audits of findings from before these are made anew
+_REVISION = "each finding alone, classes on all films, columns said"  # audits from before are made anew
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,22 @@ class Audit:
 
     @property
     def key(self) -> str:
+        """A checksum of all that an audit is of: `identity`, and by which revision figures are reckoned and said."""
+        return self._checksum([_REVISION])
+
+    @property
+    def identity(self) -> str:
         """A checksum of the model, of all that is known of the images examined and of validation, and of the exam.
 
         Of the films that a surrogate may learn from by their pixels.
         """
-        # What stands in the code beside the recipe changes with the program's version, which is in the key.
+        return self._checksum([])
+
+    def _checksum(self, more: list[str]) -> str:
         exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds"})
-        content = [__version__, about(self.subject), self.dataset.fingerprint, exam]
+        content = [__version__, about(self.subject), self.dataset.fingerprint, exam, *more]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
-            content += [_FINDINGS] if self.subject.kind == "sigmoid" else []
         content += [] if self.handed is None else [files.checksum(self.handed.path)]
         if (taught := self.films.taught) is not None:
             content += [taught.training.film_sums[taught.rows].tolist()]

@@ -69,13 +69,15 @@ def explain(
     check_kind(_explained(subject, wanted).model, shown, subject.name)
     asked = _asked(Audit(subject, films, load_exam()), _explained(subject, wanted), finding)
     run, held = asked.run, asked.validation
+    if held is not None and not len(asked_of(held, np.flatnonzero(held.has_mask("infection")))):
+        held = None  # no threshold can be tuned on them
     with holding(out):
         document = _begun(asked, out)
         left_out = given.left_out(subject, given.check(subject, wanted.methods))
         document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
         if asked.finding:
             document.notes[1:1] = no_better(asked.finding, asked.films, document)
-        untuned = "validation images are the films looked at" if films.of_validation else "no validation split"
+        untuned = "validation images are the films looked at" if films.of_validation else "no validation film has masks"
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             say(note)
         explaining.measure(
@@ -115,7 +117,8 @@ class _Asked(NamedTuple):
     @property
     def key(self) -> str:
         """A checksum of the model and the films, and the finding."""
-        return f"{self.whole.key}, {self.finding}" if self.finding else self.whole.key
+        key = self.whole.identity
+        return f"{key}, {self.finding}" if self.finding else key
 
 
 def _asked(whole: Audit, run: Examined, finding: str | None) -> _Asked:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from trustcxr.console import say
@@ -37,10 +38,9 @@ def measure(
     are of validation films. `once`: what is there, made in the same way, is not made again. `train`: training films,
     whose lesion masks, averaged, a map must be better than.
     """
-    path = place / folders.SALIENCY_FILE
-    held_against, asked = made.masks(films), made.saliency(options, tuned=tuned)
-    mean_mask = _mean_mask(train, films)
-    known, wanted = made.of(place, path.name), asked | held_against | made.mean_mask(mean_mask)
+    path, mean_mask = place / folders.SALIENCY_FILE, _mean_mask(train, films)
+    held_against, asked = made.masks(films), made.saliency(options, tuned=tuned, mean_mask=mean_mask)
+    known, wanted = made.of(place, path.name), asked | held_against
     if path.is_file() and made.otherwise(known, held_against):
         say(f"{path}: was held against other masks: made again")
         path.unlink()
@@ -59,8 +59,9 @@ def measure(
 
 
 def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
-    """The lesion masks of training films, averaged; None where there are none, or where they are what is explained."""
-    if train is None or train.split == getattr(films, "split", None) or "infection" not in train.mask_kinds:
+    """The lesion masks of training films, averaged, but of those explained or of their patients; None without any."""
+    if train is None or "infection" not in train.mask_kinds:
         return None
-    mean = margins.mean_mask(train.masks("infection"))
-    return mean if bool(mean.any()) else None
+    others = ~np.isin(train.groups, films.groups) & ~np.isin(train.film_sums, films.film_sums)
+    mean = margins.mean_mask(train.masks("infection")[others]) if others.any() else None
+    return mean if mean is not None and bool(mean.any()) else None

@@ -61,7 +61,14 @@ def by_other_weights(place: Path, run: Path) -> bool:
 
 def otherwise(known: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
     """Whether something that is wanted is known to be made in another way."""
-    return any(key in known and known[key] != how for key, how in wanted.items())
+    return any(key in known and _differs(known[key], how) for key, how in wanted.items())
+
+
+def _differs(known: object, wanted: object) -> bool:
+    """Of a note of several parts those alone that it has: what an earlier version did not note is not another."""
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        return any(key in known and known[key] != how for key, how in wanted.items())
+    return known != wanted
 
 
 def predictions(options: EvaluationRecipe) -> Made:
@@ -80,9 +87,14 @@ def surrogate(folder: str | None) -> str | None:
     return folder if path is None or not path.is_file() else files.checksum(path)
 
 
-def saliency(options: ExplanationRecipe, *, tuned: bool) -> Made:
-    """How each method's maps are measured; `tuned`: with thresholds of the run's validation films."""
+def saliency(options: ExplanationRecipe, *, tuned: bool, mean_mask: Tensor | None = None) -> Made:
+    """How each method's maps are measured; `tuned`: with thresholds of the run's validation films.
+
+    `mean_mask`: of the training films, (H, W), which maps are held against too, where there is one.
+    """
     how = options.model_dump(mode="json", include={"epsilon", "corruptions", "severity", "sample"}) | {"tuned": tuned}
+    if mean_mask is not None:
+        how["mean_mask"] = sha256(mean_mask.numpy().tobytes()).hexdigest()[:16]
     return dict.fromkeys(scores.with_random(options.methods), how)
 
 
@@ -99,11 +111,6 @@ def masks(films: "Dataset") -> Made:
         for mask in films.masks(kind):
             found.update(mask.tobytes())
     return {"masks": found.hexdigest()[:16]}
-
-
-def mean_mask(mean: Tensor | None) -> Made:
-    """The mean mask of the training films that maps are held against, where there is one."""
-    return {} if mean is None else {"mean_mask": sha256(mean.numpy().tobytes()).hexdigest()[:16]}
 
 
 def proofs(radii: Sequence[float], effort: Effort | None = None) -> Made:
