@@ -6,10 +6,17 @@ from pathlib import Path
 import pytest
 
 from test_audit_command import CLASSES, Brightness, _short, greys, model_file  # noqa: F401
+from trustcxr import console
+from trustcxr.console import Stages
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_stages as stages
 
 ILL = {"dark": "Dark", "grey": "Dark|Bright", "bright": "Bright"}
+
+
+@pytest.fixture(autouse=True)
+def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stages, "QUIET", 0.0)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[tuple[int, int, str, bool]]:
@@ -50,3 +57,17 @@ def test_findings_that_are_judged_are_a_stage_each_and_of_scores_alone_nothing_i
     (tmp_path / "scores.yaml").write_text(text)
     audits.audit(tmp_path / "scores.yaml", greys, tmp_path / "scores")
     assert told(capsys) == []
+
+
+def test_where_nobody_watches_short_work_says_nothing(
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Stages, "QUIET", 3600.0)
+    audits.audit(model_file(tmp_path / "model", Brightness()), greys, tmp_path / "out", attacks=["fgsm"])
+    assert told(capsys) == []
+    monkeypatch.setattr(console, "watched", lambda: True)
+    audits.audit(model_file(tmp_path / "model", Brightness()), greys, tmp_path / "other", attacks=["fgsm"])
+    assert [stage[:2] for stage in told(capsys)] == [(2, 3), (3, 3)]

@@ -1,5 +1,6 @@
 """What a person sees while work goes on. Everything here goes to stderr, so that stdout stays for results."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,15 +129,25 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             bar.advance()
 
 
+def watched() -> bool:
+    """Whether there is a terminal that somebody may look at."""
+    return sys.stderr.isatty()
+
+
 class Stages:
     """The stages of a long work: a line before each says which of how many it is.
+
+    Where nobody watches, as in a pipe, nothing is said in the first QUIET seconds: short work needs no lines.
 
     plan: what each stage does, in their order, with its films where other stages do the same to theirs, else 0. Of
     stages that do the same it is said what they and those behind them will take, once one of them was timed.
     """
 
+    QUIET = 60.0
+
     def __init__(self) -> None:
         self.plan: Mapping[str, int] = {}
+        self._begun = time.monotonic()
         self._now: tuple[str, float] | None = None
         self._films, self._seconds = 0, 0.0
 
@@ -156,7 +167,8 @@ class Stages:
         films, left = self.plan[what], sum(list(self.plan.values())[place:])
         known = films and self._films
         about = f"; about {duration(self._seconds / self._films * left)} left in all" if known else ""
-        say(f"{place + 1} of {len(self.plan)}: {what}{about}")
+        if watched() or now - self._begun >= self.QUIET:
+            say(f"{place + 1} of {len(self.plan)}: {what}{about}")
         if films and timed:
             self._now = what, now
 

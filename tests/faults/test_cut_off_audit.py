@@ -1,4 +1,4 @@
-"""An audit that is killed, or meets a full disk, anywhere: the same command goes on and ends with the same bits."""
+"""An audit that is killed anywhere: the same command goes on and ends with the same bits."""
 
 import os
 import random
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cut_off import Cut, Starts, bits, broken, everywhere, fills, full, killed, left_over
+from cut_off import Starts, bits, broken, everywhere, killed, left_over
 
 from foreign_models import CLASSES, MEAN, SIDE, STD, exported, small
 from trustcxr.data.phantom import writing
@@ -51,15 +51,14 @@ def test_killed_after_a_batch_the_audit_goes_on_from_it(whole: dict[str, str], b
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("cut", [killed, full, fills])
-def test_cut_off_at_every_file_the_audit_ends_with_the_same_bits(
-    cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
+def test_killed_at_every_file_the_audit_ends_with_the_same_bits(
+    whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:
-    places = everywhere(
-        cut, audit(base, tmp_path / cut.__name__), base, tmp_path / cut.__name__, tmp_path / "temporary"
-    )
+    """Of disks that fill at every file of an audit see test_full_disk.py."""
+    place = tmp_path / "killed"
+    places = everywhere(killed, audit(base, place), base, place, tmp_path / "temporary")
     assert len(places) >= KILLS
-    assert bits(tmp_path / cut.__name__ / "out") == whole
+    assert bits(place / "out") == whole
 
 
 @pytest.mark.slow
