@@ -68,6 +68,7 @@ def test_each_stage_says_which_of_how_many_it_is_and_what_is_left_once_one_like_
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console, "watched", lambda: True)
     stages = Stages()
     stages.plan = {"every film": 0, "A": 10, "B": 30, "C": 20, "D": 20, "figures": 0}
     for what, timed, seconds in [
