@@ -132,18 +132,21 @@ def written(place: Path, name: str, kind: str, classes: Sequence[str], more: str
 ASKED = {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (0.02,), "trust_code": True}
 
 
-@pytest.mark.slow
-def test_fourteen_sigmoids_have_the_figures_of_the_run(
-    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Clean those of its classes; under each attack those of a network whose two classes are whether it is there."""
+@pytest.fixture
+def films(resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first films of each class of validation, for models of this module that hold the network of the run."""
     monkeypatch.setenv(benchmark.NAMED, str(resnet18))
-    loaded = load_run(resnet18, on="cpu")
-    films = benchmark.first_images(covidqu, tmp_path / "films", loaded, EACH, split="Val")
+    return benchmark.first_images(covidqu, tmp_path / "films", load_run(resnet18, on="cpu"), EACH, split="Val")
+
+
+@pytest.mark.slow
+def test_fourteen_sigmoids_have_the_figures_of_the_run(resnet18: Path, films: Path, tmp_path: Path) -> None:
+    """Clean those of its classes; under each attack those of a network whose two classes are whether it is there."""
+    classes = load_run(resnet18, on="cpu").classes
     bare = audit(resnet18, films, tmp_path / "own", attacks=("fgsm",), epsilons=(0.02,))
     assert bare.clean.n == 3 * EACH
     names = [f"finding {k}" for k in range(14)]
-    labels = dict(zip(loaded.classes, names, strict=False))
+    labels = dict(zip(classes, names, strict=False))
     many = written(tmp_path, "findings", "sigmoid", names, ", thresholds: 0.5")
     found = audit(many, films, tmp_path / "many", labels=labels, **ASKED)
     assert [finding.name for finding in found.findings if finding.judged] == names[:3]
@@ -155,7 +158,7 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
         auroc = points[name, "clean"].auroc.value
         assert auroc == pytest.approx(roc_auc_score(clean["label"] == k, shares[:, k]), abs=1e-6)
 
-    states = {name: "present" if k == 0 else "absent" for k, name in enumerate(loaded.classes)}
+    states = {name: "present" if k == 0 else "absent" for k, name in enumerate(classes)}
     one = written(tmp_path, "first_finding", "logits", ["absent", "present"])
     other = benchmark.figures(audit(one, films, tmp_path / "one", labels=states, **ASKED))
     assert other["clean"] > other["fgsm 0.02"] >= other["pgd 0.02"] >= other["worst-case 0.02"]
@@ -167,15 +170,11 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
 
 
 @pytest.mark.slow
-def test_dropout_left_on_has_the_figures_of_the_run(
-    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropout_left_on_has_the_figures_of_the_run(resnet18: Path, films: Path, tmp_path: Path) -> None:
     """A dropout so slight that it changes no answer but those that hang in the balance: 2 of 30 films at most."""
-    monkeypatch.setenv(benchmark.NAMED, str(resnet18))
-    loaded = load_run(resnet18, on="cpu")
-    films = benchmark.first_images(covidqu, tmp_path / "films", loaded, EACH, split="Val")
+    classes = load_run(resnet18, on="cpu").classes
     bare = benchmark.figures(audit(resnet18, films, tmp_path / "own", attacks=ASKED["attacks"], epsilons=(0.02,)))
-    found = audit(written(tmp_path, "dropping", "logits", loaded.classes), films, tmp_path / "drops", **ASKED)
+    found = audit(written(tmp_path, "dropping", "logits", classes), films, tmp_path / "drops", **ASKED)
     assert [check.passed for check in found.gate if check.check == "same answer twice"] == [False]
     assert found.clean.draws is not None
     other = benchmark.figures(found)

@@ -19,6 +19,7 @@ HONEST = {
     "at chance": [[34, 33, 33], [33, 34, 33], [33, 33, 34]],
     "one class taken for another": [[10, 85, 5], [10, 85, 5], [5, 5, 90]],
     "a class never answered, the others mixed up": [[0, 60, 40], [0, 40, 60], [0, 45, 55]],
+    "a class never answered, and taken for the next": [[0, 90, 10], [0, 20, 80], [0, 5, 95]],
 }
 
 

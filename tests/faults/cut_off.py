@@ -258,6 +258,14 @@ def _carry_out(
     answer.send(call(words, 10 * LIMIT))  # on a machine that does much else, too
 
 
+def uncut(words: list[str], place: Path, temporary: Path) -> dict[str, str]:
+    """What a command that writes to out in `place` writes where nothing cuts it off."""
+    ended = Starts(place, temporary).start(words).ended()
+    assert ended is not None
+    assert ended.code == 0, ended.text
+    return bits(place / "out")
+
+
 def everywhere(cut: Cut, words: list[str], base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:
     """Cut a command that writes to `place` off at each place that matches, once; where that was.
 

@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cut_off import Cut, Journal, Starts, bits, broken, elsewhere, everywhere, fills, full, killed, left_over, noted
+from cut_off import (
+    Cut,
+    Journal,
+    Starts,
+    bits,
+    broken,
+    elsewhere,
+    everywhere,
+    fills,
+    full,
+    killed,
+    left_over,
+    noted,
+    uncut,
+)
 from fault_artefacts import RECIPE
 
 from trustcxr.data.phantom import writing
@@ -33,10 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(base: Path) -> dict[str, str]:
     """What the study writes that nothing cuts off."""
-    ended = Starts(base / "whole", base / "temporary").start(study(base, base / "whole")).ended()
-    assert ended is not None
-    assert ended.code == 0, ended.text
-    return bits(base / "whole" / "out")
+    return uncut(study(base, base / "whole"), base / "whole", base / "temporary")
 
 
 @pytest.fixture

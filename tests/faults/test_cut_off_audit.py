@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cut_off import Starts, bits, broken, everywhere, killed, left_over
+from cut_off import Starts, bits, broken, everywhere, killed, left_over, uncut
 
 from foreign_models import CLASSES, MEAN, SIDE, STD, exported, small
 from trustcxr.data.phantom import writing
@@ -32,10 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(base: Path) -> dict[str, str]:
     """What exam-1 writes that nothing cuts off."""
-    ended = Starts(base / "whole", base / "temporary").start(audit(base, base / "whole")).ended()
-    assert ended is not None
-    assert ended.code == 0, ended.text
-    found = bits(base / "whole" / "out")
+    found = uncut(audit(base, base / "whole"), base / "whole", base / "temporary")
     assert {"audit.json", "predictions.parquet", "aimed.parquet", "report.html"} <= set(found)
     return found
 

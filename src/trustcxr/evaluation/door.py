@@ -31,7 +31,6 @@ from trustcxr.results.documents import GateCheck
 SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass
 STRONGER = 0.02  # accuracy that an attack without gradients may leave less than one with them
-REMEDY = "write"  # before what to write in the model file in place of what is there
 LOOKED_AT = 32  # films on which gradients and draws are looked at
 ALONE = 8  # films whose answers beside each other are held against those of each alone
 BESIDE = 0.03  # by how much of themselves logits may move with the films beside: numbers of few bits move by less
@@ -42,11 +41,15 @@ _PARTS = 3  # of the gate, that take their time: a look at its gradients, its de
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the gate. passed is None where it could not be made; `text` says what was seen, in a sentence."""
+    """One check of the gate. passed is None where it could not be made; `text` says what was seen, in a sentence.
+
+    remedied: it says what to write in the model file in place of what is there.
+    """
 
     check: str
     passed: bool | None
     text: str
+    remedied: bool = False
 
     def document(self) -> GateCheck:
         """As it stands in audit.json under `gate`."""
@@ -135,7 +138,7 @@ def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
 
 def declaration_check(found: Declared, count: int) -> Check:
     """What the declaration looks like on `count` films, and the remedy where another is better."""
-    return Check("declaration", found.passed, _declared_text(found, count))
+    return Check("declaration", found.passed, _declared_text(found, count), remedied=found.remedy is not None)
 
 
 def _declaration(subject: Subject, images: Tensor, labels: Tensor, draws: int) -> Iterator[Check]:
@@ -151,7 +154,7 @@ def _declared_text(found: Declared, count: int) -> str:
     as_it_is = f"accuracy on {count} films is {found.accuracy:.1%} as declared"
     if found.remedy is not None:
         or_not = ", unless it takes the one for the other on these films" if found.weak else ""
-        return f"{as_it_is}, and {found.better:.1%} with another declaration: {REMEDY} {found.remedy}{or_not}"
+        return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}{or_not}"
     if found.at_chance:
         return (
             f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other {found.tried} surely does better: "

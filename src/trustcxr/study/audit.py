@@ -9,7 +9,7 @@ from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in, reliance
 from trustcxr.evaluation.carried_out import needs_surrogate
-from trustcxr.evaluation.door import REMEDY, Check, Door, examine_at_the_door
+from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import TABLES
@@ -141,7 +141,7 @@ def _on_all_films(asked: Sequence[Check], measured: Sequence[Check]) -> list[Che
     The door asks about some films, which may not tell an order of the classes; a remedy that it found stands.
     """
     later = any(check.check == "declaration" for check in measured)
-    remedied = any(check.check == "declaration" and REMEDY in check.text for check in asked)
+    remedied = any(check.check == "declaration" and check.remedied for check in asked)
     kept = [check for check in asked if check.check != "declaration" or remedied or not later]
     return [*kept, *(check for check in measured if check.check != "declaration" or not remedied)]
 

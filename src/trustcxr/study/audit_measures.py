@@ -15,7 +15,7 @@ from trustcxr.evaluation import class_decisions, declared_findings, findings, ha
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.declared import ENOUGH, check_order
-from trustcxr.evaluation.door import LOOKED_AT, REMEDY, Check, Door, declaration_check
+from trustcxr.evaluation.door import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Examined, Subject
 from trustcxr.evaluation.operating_points import Threshold
@@ -63,7 +63,7 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
     else:
         whole.stages.begin(audit_stages.CONDITIONS)
         table = _predicted(examined, whole, door, shown, parts)
-        checks = [check for check in [_declared_classes(subject, table)] if REMEDY in check.text]
+        checks = [check for check in [_declared_classes(subject, table)] if check.remedied]
         held = whole.films.validation
         whole.stages.begin(audit_stages.VALIDATION)
         validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
