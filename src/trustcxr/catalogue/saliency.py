@@ -104,7 +104,7 @@ REFERENCES = {
     "lung": "lung mask",
     "brightness": "brightness in the lungs",
     "edges": "edges in the lungs",
-    "mean_mask": "mean mask of the training films, in the lungs",
+    "mean_mask": "mean training mask, in the lungs",
     "noise": "random map, same cells",
     RANDOMISED: "random weights",
 }
