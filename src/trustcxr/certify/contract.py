@@ -2,11 +2,12 @@
 
 A proof holds for every image of the box {x' : |x' - x| <= epsilon, 0 <= x' <= 1}, a ball of the attacks' pixel space.
 What is bounded is the model as it stands in evaluation, so BatchNorm is a scale and a shift of each channel; whatever
-is neither affine nor a ReLU is refused by name.
+is neither affine nor a ReLU is refused by name. Networks that answer together are one network whose every layer acts on
+each one's own channels, if they are alike.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
+from trustcxr.models.ensemble import Ensemble
 from trustcxr.models.plain import PixelScale
 
 Images = Callable[[Tensor], Tensor]
@@ -126,10 +128,53 @@ def _layer(name: str, module: nn.Module) -> list[Layer]:
         return [Affine(name, module, module, _terms(module))]
     if type(module) is PixelScale:
         return [Affine(name, module, lambda r: r / module.std, 2)]
+    if type(module) is Ensemble:
+        return _side_by_side(name, module)
     kind = type(module).__name__ + ("" if type(module) is not nn.Conv2d else f" padded with '{module.padding_mode}'")
     raise UserError(
         f"certify: layer '{name}' ({kind}) cannot be bounded; what can: Conv2d padded with zeros, Linear, BatchNorm, "
         "ReLU, AvgPool2d, AdaptiveAvgPool2d, Flatten, one after the other, as in the networks `plain...`"
+    )
+
+
+def _side_by_side(name: str, ensemble: Ensemble) -> list[Layer]:
+    """An ensemble: the image once for each network, their layers in step, and the mean of their logits."""
+    each = [
+        [x for part, module in _chain(net, f"{name}.{i}") for x in _layer(part, module)]
+        for i, net in enumerate(ensemble.nets)
+    ]
+    count, kinds = len(each), {tuple(type(x) for x in chain) for chain in each}
+    if len(kinds) > 1 or len(set(zip(ensemble.means, ensemble.stds, strict=True))) > 1:
+        raise UserError(
+            f"certify: the networks of the ensemble '{name}' are unlike, and bounded together can only be what is made "
+            "alike: several members of one network (model.members)"
+        )
+
+    def shared(images: Tensor) -> Tensor:
+        return torch.cat([images] * count, 1)
+
+    def mean(logits: Tensor) -> Tensor:
+        return torch.stack(logits.chunk(count, 1)).mean(0)
+
+    in_step = [_in_step(some) for some in zip(*each, strict=True)]
+    return [Affine(f"{name}.images", shared, shared, 1), *in_step, Affine(f"{name}.mean", mean, mean, count + 1)]
+
+
+def _in_step(some: Sequence[Layer]) -> Layer:
+    """One layer of each network, each on its own channels."""
+    affine = [x for x in some if isinstance(x, Affine)]
+    if not affine:
+        return some[0]
+
+    def apart(values: Tensor, wanted: Callable[[Affine], Images]) -> Tensor:
+        parts = values.chunk(len(affine), 1)
+        return torch.cat([wanted(x)(part) for x, part in zip(affine, parts, strict=True)], 1)
+
+    return Affine(
+        affine[0].name,
+        lambda x: apart(x, lambda layer: layer.apply),
+        lambda r: apart(r, lambda layer: layer.spread),
+        0 if not all(x.terms for x in affine) else max(x.terms for x in affine),
     )
 
 

@@ -45,6 +45,7 @@ class PlainNet(nn.Module):
             parts += [nn.Conv2d(channels, width, side, stride, (side - 1) // 2), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*parts)
+        self.num_features = channels
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(plain.grid),
             nn.Flatten(),
