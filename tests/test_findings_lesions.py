@@ -48,6 +48,28 @@ def test_seeds_of_one_recipe_have_their_mean_and_spread(monkeypatch: pytest.Monk
     assert (mean["clean"], mean["clean_spread"], mean["seeds"]) == (pytest.approx(0.75), pytest.approx(0.1), 2)
 
 
+def test_the_films_of_mini_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_all = GOOD | {"films": 245, "images": 711}
+    of_mini = of_all | {"clean": 0.5, "lesion_effect_low": -0.1, "films": 80, "images": 570}
+    rows = {True: {"run": "net-fgsm-s0"} | of_mini, False: {"run": "net-fgsm-s0"} | of_all}
+    monkeypatch.setattr(lesions, "row", lambda found: rows[found["mini"]])
+    assert lesions.of_mini_alone(lesions.with_means([{"mini": False}])) == []
+    table = lesions.with_means([{"mini": False}], [{"mini": True}])
+    assert (table["clean"] == GOOD["clean"]).all(), "the figures of all films stay"
+    text = "\n".join(lesions.of_mini_alone(table))
+    assert "The 570 films of covidqu-mini" in text
+    assert "the 80 with a congruent part" in text
+    assert "50.0 (0.0)" in text
+    met, met_alone = (lesions.means_rows(one)[0][-1] for one in (table, lesions.mini_alone(table)))
+    assert (met, met_alone) == ("6 of 6", "4 of 6"), "clean falls short, and the effect is not surely above 0"
+
+
+def test_films_of_mini_are_known_by_the_manifest() -> None:
+    table = pd.DataFrame({"in_mini": ["1", "0", "1"]})
+    assert lesions.of_mini(table).tolist() == [True, False, True]
+    assert lesions.of_mini(table.drop(columns="in_mini")).tolist() == [False] * 3
+
+
 def test_fills_that_training_used_are_told() -> None:
     runs = [
         {"run": "a", "fills": ["grey", "mirror"]},

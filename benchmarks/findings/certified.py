@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.findings.seeds import balanced, between, command, percent, summary
+from benchmarks.findings.seeds import balanced, beside, between, command, mini_alone, of_mini, percent, summary
 from trustcxr import attacks
 from trustcxr.catalogue import VIEWS
 from trustcxr.data import load_dataset
@@ -101,7 +101,7 @@ def attacked(run: Run, data: Dataset, open_rows: np.ndarray, epsilon: float) -> 
 
 def figures(tested: Sequence[Tested], data: Dataset) -> pd.DataFrame:
     """A row for each run and epsilon, and one for the mean of the seeds of a row, with intervals over groups."""
-    bootstrap, rows = Bootstrap.over(data.groups), []
+    bootstrap, mini, rows = Bootstrap.over(data.groups), of_mini(data.table), []
     for name in dict.fromkeys(each.row for each in tested):
         seeds = [each for each in tested if each.row == name]
         for epsilon in EPSILONS:
@@ -110,7 +110,8 @@ def figures(tested: Sequence[Tested], data: Dataset) -> pd.DataFrame:
             for run, seed, some in parts:
                 row: dict[str, object] = {"run": run, "seed": seed, "epsilon": epsilon}
                 held = [{name: each.held[name, epsilon] for name in MEASURES} for each in some]
-                rows.append(row | summary(held, MEASURES, data.labels, bootstrap))
+                row |= summary(held, MEASURES, data.labels, bootstrap)
+                rows.append(row | beside(held, MEASURES, data.labels, data.groups, mini))
     return pd.DataFrame(rows)
 
 
@@ -201,6 +202,7 @@ def page(given: argparse.Namespace, tested: list[Tested], table: pd.DataFrame, d
         "\n".join(bars),
         "## Each seed",
         lines(_accuracies(table[table["seed"] != "mean"])),
+        *_of_mini(means),
         "## Against the goal",
         "\n".join(_goal(means)),
         "## What such a network looks at",
@@ -233,6 +235,14 @@ def _accuracies(table: pd.DataFrame) -> list[list[str]]:
         gap, spread = percent(row["worst_case"] - row["certified"]), percent(row["certified_spread"])
         rows.append([row["run"], str(row["seeds"]), f"{row['epsilon']:g}", *shown, gap, *even, spread])
     return rows
+
+
+def _of_mini(means: pd.DataFrame) -> list[str]:
+    """The same of covidqu-mini's films, which are among them; nothing where there are none."""
+    if "mini_n" not in means:
+        return []
+    own = mini_alone(means)
+    return [f"## The {int(own['n'].iloc[0])} of covidqu-mini among them", lines(_accuracies(own))]
 
 
 def _goal(means: pd.DataFrame) -> list[str]:

@@ -5,13 +5,13 @@
 For each run: accuracy, clean and in the worst case of several attacks, and with the lungs blacked out; where its map
 lies, beside every map that knows no model; and what removing or transplanting the lesion does to its answer. Runs of
 one recipe under several seeds have a row for their mean. What is measured of a run is kept in its folder, so that test
-images are touched once. On Test, writes results/lesions-<data>.md
-and .csv; on another split it prints the page. No number is typed by hand.
+images are touched once; of covidqu-midi's Test also for those of its films alone that covidqu-mini has. On Test, writes
+results/lesions-<data>.md and .csv; on another split it prints the page. No number is typed by hand.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.findings.seeds import command
+from benchmarks.findings.seeds import command, mini_alone, of_mini
 from trustcxr import attacks
 from trustcxr.console import say
-from trustcxr.data import load_dataset
+from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.lesions import FILLS, Films
 from trustcxr.evaluation import metrics, predictions
 from trustcxr.evaluation.run import Run, load_run
@@ -92,24 +92,39 @@ def main() -> None:
     given = parser.parse_args()
     found = [measured(folder, given.data, given.split, given.map) for folder in given.runs]
     best = ceiling(given.runs[0], given.data, given.split)
-    text = page(found, given.data.resolve().name, given.split, given.note, best) + trained_by(given.runs)
+    mini = [measured(run, given.data, given.split, mini=True) for run in given.runs] if also(given) else []
+    text = page(found, given.data.resolve().name, given.split, given.note, best, mini) + trained_by(given.runs)
     print(text)
     if given.split == "Test":
         name = f"lesions-{given.data.resolve().name}"
-        table = with_means(found)
+        table = with_means(found, mini)
         ends = {name: part["mean"] for name, part in best.items() if name in table}
         table = pd.concat([table, pd.DataFrame([{"run": "segmenter", "seeds": 1} | ends])], ignore_index=True)
         table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def measured(folder: Path, path: Path, split: str, further: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything about one run on a split, with `further` maps beside its own; from its folder where it is there."""
-    kept = folder / f"lesions-{path.resolve().name}-{split}.json"
+def also(given: argparse.Namespace) -> bool:
+    """Whether covidqu-mini's films are told of apart: of Test, where they are among them."""
+    table = read_manifest(given.data).table
+    return given.split == "Test" and bool(of_mini(table[table["split"] == given.split]).any())
+
+
+def measured(
+    folder: Path, path: Path, split: str, further: Sequence[str] = (), *, mini: bool = False
+) -> dict[str, Any]:
+    """Everything about one run on a split, with `further` maps beside its own; from its folder where it is there.
+
+    With `mini` of those of the films alone that covidqu-mini has.
+    """
+    kept = folder / f"lesions-{path.resolve().name}-{split}{'-mini' if mini else ''}.json"
     if kept.is_file():
         return files.read_json(kept)
     run = load_run(folder)
-    data = load_dataset(path, split=split, **run.trained_by.data.reading())
+    manifest = read_manifest(path)
+    if mini:
+        manifest = replace(manifest, table=manifest.table[of_mini(manifest.table)].reset_index(drop=True))
+    data = load_dataset(manifest, split=split, **run.trained_by.data.reading())
     train = load_dataset(path, split=run.trained_by.data.splits.train, **run.trained_by.data.reading())
     say(f"{run.name}: accuracy on {len(data)} images of {split}")
     attack = [AttackRecipe(name="pgd", epsilons=(EPSILON,), steps=20), AttackRecipe.model_validate(WORST_CASE)]
@@ -266,18 +281,23 @@ def mean_of(values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
 # --- shown -----------------------------------------------------------------------------------------------------------
 
 
-def with_means(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def with_means(found: Sequence[dict[str, Any]], mini: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
     """A row for each run, then one for each recipe: the mean over its seeds of every figure, and the spread of some.
 
     Spread: the largest less the smallest. Ends of intervals are means of the seeds' ends, each over groups of films.
+    Of covidqu-mini's films alone, where they are given: what stands in the table of means, each column after `mini_`.
     """
     runs = pd.DataFrame([row(run) for run in found])
+    beside = pd.DataFrame([row(run) for run in mini])
+    told = [name for name in beside if str(name).removesuffix("_low") in OVER_SEEDS or name in ("films", "images")]
+    runs = runs.join(beside[told].add_prefix("mini_"))
     runs.insert(1, "recipe", runs["run"].str.replace(r"-s\d+$", "", regex=True))
     runs.insert(2, "seeds", 1)
     figures = runs.select_dtypes("number").columns.drop("seeds")
     rows = []
     for recipe, seeds in runs.groupby("recipe", sort=False):
-        mean = seeds[figures].mean().to_dict() | {f"{m}_spread": np.ptp(seeds[m].to_numpy()) for m in OVER_SEEDS}
+        spread = [name for name in figures if str(name).removeprefix("mini_") in OVER_SEEDS]
+        mean = seeds[figures].mean().to_dict() | {f"{m}_spread": np.ptp(seeds[m].to_numpy()) for m in spread}
         rows.append({"run": f"{recipe}, mean", "recipe": recipe, "seeds": len(seeds)} | mean)
     return pd.concat([runs, pd.DataFrame(rows)], ignore_index=True).round(4)  # as the CSV has them
 
@@ -330,10 +350,15 @@ def cause_of(found: dict[str, Any], fill: str, control: str, condition: str = "c
 
 
 def page(
-    found: Sequence[dict[str, Any]], data: str, split: str, note: str, ceiling: dict[str, Any] | None = None
+    found: Sequence[dict[str, Any]],
+    data: str,
+    split: str,
+    note: str,
+    ceiling: dict[str, Any] | None = None,
+    mini: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The page of results/: one table of accuracy, one of maps, one of causes, one by the size of the lesion."""
-    some, count, table = cause_of(found[0], *HEADLINE), found[0]["images"], with_means(found)
+    some, count, table = cause_of(found[0], *HEADLINE), found[0]["images"], with_means(found, mini)
     asked = f"--data {data}" + ("" if split == "Test" else f" --split {split}")
     text = [
         "# Is the disease the reason for the answer?\n",
@@ -349,6 +374,7 @@ def page(
         "films too, but for the commonest.\n",
         *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(table)),
         "\n" + nearest(table) + "\n",
+        *of_mini_alone(table),
         "## Answers\n",
         "Percent answered rightly, and in brackets the mean over classes (a constant answer has 33.3 there). Worst "
         "case: of APGD on two losses, FAB and Square, searched in bfloat16 and confirmed in float32.\n",
@@ -372,6 +398,20 @@ def page(
         ),
     ]
     return "\n".join(text) + "\n"
+
+
+def of_mini_alone(table: pd.DataFrame) -> list[str]:
+    """The table of means of covidqu-mini's films alone, from the rows of the CSV, where they are told of."""
+    if "mini_images" not in table:
+        return []
+    own = mini_alone(table)
+    return [
+        f"## The {int(own['images'].iloc[0])} films of covidqu-mini among them\n",
+        f"The same, measured on these alone; lesion effect: the {int(own['films'].iloc[0])} with a congruent part in "
+        "healthy lung.\n",
+        *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(own)),
+        "",
+    ]
 
 
 def called(recipe: RunRecipe) -> str:

@@ -71,6 +71,30 @@ def summary(seeds: Sequence[Held], measures: Sequence[str], labels: np.ndarray, 
     return row | {"seeds": len(seeds), "n": len(labels)}
 
 
+def of_mini(table: pd.DataFrame) -> np.ndarray:
+    """Which films of covidqu-midi are covidqu-mini's too (N,), as its manifest says; none of any other data."""
+    if "in_mini" not in table:
+        return np.zeros(len(table), dtype=bool)
+    return (table["in_mini"].astype(str) == "1").to_numpy()
+
+
+def mini_alone(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with its columns `mini_...` in the place of those that they stand beside."""
+    twice = [name for name in table if f"mini_{name}" in table]
+    return table.drop(columns=twice).rename(columns=lambda name: str(name).removeprefix("mini_"))
+
+
+def beside(
+    seeds: Sequence[Held], measures: Sequence[str], labels: np.ndarray, groups: np.ndarray, mini: np.ndarray
+) -> dict[str, object]:
+    """`summary` of covidqu-mini's films alone, each column after `mini_`; empty where there are none."""
+    if not mini.any():
+        return {}
+    alone = [{name: one[name][mini] for name in measures} for one in seeds]
+    of_these = summary(alone, measures, labels[mini], Bootstrap.over(groups[mini]))
+    return {f"mini_{name}": value for name, value in of_these.items() if name != "seeds"}
+
+
 def balanced(values: np.ndarray, labels: np.ndarray) -> float:
     """The mean over the classes of the mean of each."""
     return float(np.mean([values[labels == k].mean() for k in np.unique(labels)]))
