@@ -343,10 +343,11 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
     assert methods == {None, *looking}, "controls are compared with nothing"
 
 
-def test_every_cam_has_a_control_and_nothing_else_has() -> None:
+def test_every_cam_has_a_control_and_so_has_evidence() -> None:
     controls = {"activation", "activation-smooth"}
     cams = set(COMBINE) - controls
-    assert {name for name in METHODS if Method(name).control} == cams
+    assert {name for name in METHODS if Method(name).control} == cams | {"evidence"}
+    assert str(Method("evidence").control) == "evidence-features"
     assert {str(Method(name).control) for name in cams} == controls
     assert str(Method.parse("layercam-smooth@-2").control) == "activation-smooth@-2"
     assert str(Method.parse("gradcam").control) == "activation"

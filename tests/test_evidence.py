@@ -273,6 +273,19 @@ def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
     assert not torch.equal(known.pixels, after.pixels)
 
 
+def test_a_patch_taught_as_healthy_is_lung_of_both_films() -> None:
+    """A donor's chest wall is brighter than a lesion: put into a lung it would teach that a lesion is healthy."""
+    known = _known(24)
+    known.lung[2::6, :, :, 8:18] = 0  # some healthy films have narrower lungs, and wall where lesions lie
+    known.pixels[2::6, :, :, 8:18] = 0.9
+    for seed in range(8):
+        random = torch.Generator().manual_seed(seed)
+        after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=random)
+        assert after.edited is not None
+        well = (after.labels == 2) & (known.labels == 2)
+        assert (after.pixels - known.pixels)[well].max() < 0.1, seed
+
+
 def test_a_film_without_lungs_stays_as_it_is() -> None:
     """Its lesion has nothing to be filled with: black would teach that a hole is healthy."""
     known = _known(24)

@@ -83,6 +83,45 @@ def test_a_step_down_the_loss_moves_the_map_onto_the_lesion(on: str, layer: int,
     assert before.item() - after.item() == pytest.approx(1e-4, rel=0.3), "as its gradient in the weights foretold"
 
 
+class Faint(nn.Module):
+    """Answers by weights on the mean of a film and of its negative: with weights below 0 Grad-CAM is so everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cam_layer, self.net = nn.Identity(), nn.Linear(2, 3, bias=False)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.cam_layer(nn.functional.avg_pool2d(self.gain * torch.cat([images, 1 - images], 1), 4))
+        return self.net(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("loss", ["energy", "l1"])
+def test_a_map_that_is_nowhere_positive_is_brought_back_at_the_lesion(loss: str) -> None:
+    known = _known()
+    model = Faint().train()
+    with torch.no_grad():
+        model.net.weight.fill_(-1.0)  # Grad-CAM of all classes is below 0 everywhere
+    found = _pass(model, known, "cam")
+    assert (guidance.explained(found, known) < 0).all()
+    assert torch.autograd.grad(guidance.guidance(found, known, loss=loss), model.net.weight)[0].abs().max() == 0
+    rate = torch.optim.SGD(model.parameters(), lr=0.2)
+    for _ in range(20):
+        rate.zero_grad()
+        guidance.guidance(_pass(model, known, "cam"), known, loss=loss, depth=guidance.DEPTH).backward()
+        rate.step()
+    shown = guidance.explained(_pass(model, known, "cam"), known)[:2]
+    assert (shown > 0).flatten(1).any(1).all(), "both films with a lesion have a map again"
+
+
+def test_a_map_that_has_a_positive_part_does_not_feel_the_depth() -> None:
+    model, known = _in_training(), _known()
+    alone, both = (
+        guidance.guidance(_pass(model, known, "gradients"), known, depth=depth).item() for depth in (0.0, 1.0)
+    )
+    assert alone == both
+
+
 @pytest.mark.parametrize("on", ["cam", "gradients"])
 def test_a_film_without_a_lesion_is_unguided(on: str) -> None:
     model, known = _in_training(), _known()
@@ -207,11 +246,12 @@ def test_every_step_of_training_is_guided_as_the_recipe_says(
     train, val = films
     asked, real = [], guidance.guidance
 
-    def spied(found: Pass, known: Known, *, loss: str) -> Tensor:
+    def spied(found: Pass, known: Known, *, loss: str, depth: float) -> Tensor:
         assert len(found.read) >= len(known.labels) == len(known.pixels)
         assert found.model.training
         asked.append((found.on, loss, tuple(found.read.shape[2:]), bool(known.ill().any())))
-        return real(found, known, loss=loss)
+        assert depth > 0, "maps that have gone out are brought back"
+        return real(found, known, loss=loss, depth=depth)
 
     monkeypatch.setattr(guidance, "guidance", spied)
     keys = {"guidance": 0.5, "guidance_on": "cam", "guidance_layer": -3, "guidance_loss": "l1"}

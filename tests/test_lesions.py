@@ -83,9 +83,76 @@ def test_a_model_that_reads_the_marker_has_none() -> None:
     films = _films("COVID-19")
     assert (_marker_reader()(films.images).softmax(1)[:, 0] > 0.9).all(), "it does answer, by the letter"
     table = explained.removal(_marker_reader(), films, 0, fills=("grey", "mirror"))
+    for control in explained.CONTROLS:
+        rows = table[table["control"] == control]
+        assert rows["effect"].max() < 0.01, "an edge of the lungs may lie under the letter"
+        assert rows["flipped"].max() == 0
     lung = table[table["control"] == "lung"]
-    assert lung["effect"].abs().max() < 0.01, "an edge of the lungs may lie under the letter"
-    assert lung["flipped"].max() == 0
+    assert lung["effect"].abs().max() < 0.01
+
+
+def test_the_background_takes_on_the_very_change_of_the_lesion() -> None:
+    films, seen = _films("COVID-19"), []
+    films = Films(torch.where(films.lung[:, None], films.images, 0.5), films.lung, films.lesion)  # nothing is cut
+    model = _marker_reader()
+    model.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    explained.removal(model, films, 0, fills=("grey",))
+    before, *_, gone, other = (seen[k] for k in (0, 1, 2, 3, 5, 6))  # as it is; whole, part and control, twice
+    pair = explained.pairs(films)["background"]
+    there, here = (((after - before).abs() > 1e-3)[:, 0] for after in (other, gone))
+    assert there[pair.control].float().mean() > 0.9
+    sizes = [(after - before).abs().sum((1, 2, 3)) for after in (gone, other)]
+    assert (sizes[1] <= sizes[0] + 1e-3).all(), "less where the soft edge leaves the film"
+    assert sizes[1].sum() > 0.97 * sizes[0].sum()
+    assert not (here & there & pair.control & pair.lesion).any()
+
+
+def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
+    generator = torch.Generator().manual_seed(3)
+    lesion = torch.rand(40, 12, 14, generator=generator) > 0.9
+    allowed = torch.zeros_like(lesion)
+    allowed[:, 2:9, 8:] = True
+    pair = lesions.congruent(lesion, allowed)
+    assert {flip for flip, _, _ in pair.moves} == {False, True}, "some are mirrored"
+    field = torch.rand(40, 12, 14, generator=generator)
+    assert torch.equal(pair.carried(pair.lesion) & pair.control, pair.control)
+    assert torch.equal(pair.carried(field * pair.lesion), pair.carried(field) * pair.control)
+    assert torch.equal(pair.carried_back(pair.carried(field) * pair.control) * pair.lesion, field * pair.lesion)
+
+
+def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
+    films, seen = _films("COVID-19"), []
+    asked = explained.lesions.removed
+
+    def spied(*given: Tensor, fill: str, only: Tensor | None = None) -> Tensor:
+        seen.append((given[1], only))
+        return asked(*given, fill=fill, only=only)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explained.lesions, "removed", spied)
+        explained.removal(_lesion_reader(), films, 0, fills=("mirror",))
+    pair = explained.pairs(films)["lung"]
+    (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])
+    assert torch.equal(part, pair.lesion)
+    assert torch.equal(control, pair.control)
+    _, usable = lesions.mirrored(films.images, films.lung, films.lesion)
+    assert (at_part & part).flatten(1).sum(1).tolist() == (at_control & control).flatten(1).sum(1).tolist()
+    assert not (at_part & ~usable).any()
+    assert not (at_control & control & ~usable).any()
+    assert (at_part & part).any()
+
+
+def test_drawn_greys_are_of_healthy_lung_and_the_same_whatever_stands_beside() -> None:
+    films = _films("COVID-19")
+    whole = lesions.drawn(films.images, films.lesion, films.lung, films.lesion)
+    one = films[[4]]
+    assert torch.equal(whole[4:5], lesions.drawn(one.images, one.lesion, one.lung, one.lesion))
+    healthy = one.images[0, 0][one.lung[0] & ~one.lesion[0]]
+    assert torch.isin(whole[4], healthy).all()
+    assert whole[4].mean() == pytest.approx(healthy.mean().item(), abs=0.02)
+    assert whole[4].std() == pytest.approx(healthy.std().item(), abs=0.02)
+    full = lesions.drawn(films.images, films.lung, films.lung, films.lung)
+    assert torch.equal(full, lesions.grey(films.images, films.lung, films.lung, films.lung)), "none is left to draw"
 
 
 def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() -> None:

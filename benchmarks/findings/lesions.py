@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.findings.seeds import command, mini_alone, of_mini
 from trustcxr import attacks
+from trustcxr.catalogue import Method
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.lesions import FILLS, Films
@@ -99,6 +100,7 @@ def main() -> None:
         name = f"lesions-{given.data.resolve().name}"
         table = with_means(found, mini)
         ends = {name: part["mean"] for name, part in best.items() if name in table}
+        ends |= {f"{name}_less_control": best[name]["less_control"]["difference"] for name in list(ends)}
         table = pd.concat([table, pd.DataFrame([{"run": "segmenter", "seeds": 1} | ends])], ignore_index=True)
         table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
@@ -147,8 +149,11 @@ def measured(
 
 
 def ceiling(folder: Path, path: Path, split: str) -> dict[str, Any]:
-    """What a segmenter that was trained on the same masks would have as a map; from the run's folder where it is."""
-    place = folder / f"segmenter-{path.resolve().name}-{split}.json"
+    """What a segmenter that was trained on the same masks would have as a map; from the run's folder where it is.
+
+    By measure its mean and `less_control`, what it has over the control that comes closest, as sharp as itself.
+    """
+    place = folder / f"segmenter-beside-{path.resolve().name}-{split}.json"
     if not place.is_file():
         run = load_run(folder)
         reading = run.trained_by.data.reading()
@@ -160,8 +165,15 @@ def ceiling(folder: Path, path: Path, split: str) -> dict[str, Any]:
         ill, _, groups = annotated(run, data)
         with torch.no_grad():
             found = segmenter.eval().logits(ill.images.cpu()).sigmoid()[:, 0] * ill.lung.cpu()
-        within = margins.measured(found, margins.Lesions(ill.lesion.cpu(), ill.lung.cpu()))
-        files.write_json(place, {name: mean_of(values, groups) for name, values in within.items()})
+        masks = margins.Lesions(ill.lesion.cpu(), ill.lung.cpu())
+        mean = margins.mean_mask(np.asarray(train.masks("infection")))
+        within, controls = margins.measured(found, masks), margins.film_controls(ill.images.cpu(), ill.lung.cpu(), mean)
+        beside = {margins.CHANCE: margins.by_chance(masks)} | margins.beside(controls, masks, found)
+        table = {"margins": margins.margins(within, beside, groups).to_dict("records")}
+        files.write_json(
+            place,
+            {name: mean_of(values, groups) | {"less_control": closest(table, name)} for name, values in within.items()},
+        )
     return files.read_json(place)
 
 
@@ -202,7 +214,7 @@ def maps(
     falls = torch.cat([lesions.causes(run.model, ill[part], labels[part]) for part in batches(len(labels))])
     found = {}
     for name in [*own_methods(run), *further]:
-        activation = activation_of(run, name)
+        activation = activation_of(name)
         wanted = [name, activation]
         parts = [methods.maps(run.model, ill.images[part], labels[part], wanted) for part in batches(len(labels))]
         shown, plain = (torch.cat([part[one] for part in parts]) for one in wanted)
@@ -225,14 +237,9 @@ def own_methods(run: Run) -> list[str]:
     return [name for name in TRIED if has[name]]
 
 
-def activation_of(run: Run, method: str) -> str:
+def activation_of(method: str) -> str:
     """The control of a method: its layer without the gradient; of evidence, the features that it is read from."""
-    if method != "evidence":
-        _, at, layer = method.partition("@")
-        return "activation-smooth@gate" if layer == "gate" else f"activation{at}{layer}"
-    net = run.model.net
-    inside = "net.nets.0." if hasattr(net, "nets") else "net."
-    return f"activation@{inside}body"
+    return str(Method.parse(method).control or "activation")
 
 
 def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dict[str, Any]]:
@@ -259,7 +266,9 @@ def transplants(run: Run, data: "Dataset", ill: Films, labels: Tensor, groups: n
     healthy = np.flatnonzero(data.labels == run.classes.index(run.trained_by.training.healthy))
     random = np.random.default_rng(0)
     donors = torch.from_numpy(random.integers(len(labels), size=len(healthy))).to(run.device)
-    others = np.roll(random.permutation(healthy), 1)
+    order = random.permutation(len(healthy))
+    others = np.empty_like(healthy)
+    others[order] = healthy[np.roll(order, 1)]  # of a film never that film itself
     tables = []
     for part in batches(len(healthy)):
         giver = lesions.films_of(data, others[part], run.device)
@@ -433,12 +442,15 @@ def segmented(ceiling: dict[str, Any]) -> list[str]:
     """What a map could have at best, in a sentence."""
     said = []
     for name in ("hit_rate", "infection_given_lung"):
-        low, high = ceiling[name]["ci"]
-        said.append(f"{words(name)} {ceiling[name]['mean']:.3f} [{low:.3f}, {high:.3f}]")
+        (low, high), over = ceiling[name]["ci"], ceiling[name]["less_control"]
+        said.append(
+            f"{words(name)} {ceiling[name]['mean']:.3f} [{low:.3f}, {high:.3f}], less control "
+            f"{over['difference']:+.3f} [{over['low']:.3f}, {over['high']:.3f}] ({over['control']})"
+        )
     return [
         "\nFor comparison, a segmenter that was trained on the same masks and answers nothing (a small U-Net, one "
-        f"seed, its map within the lungs): {', '.join(said)}. Its energy is not held "
-        "against maps as sharp. People, by the reader study, have not been measured."
+        f"seed, its map within the lungs): {'; '.join(said)}. Its controls are those that look at the film or at "
+        "nothing. People, by the reader study, have not been measured."
     ]
 
 

@@ -10,7 +10,8 @@ class Saliency:
     """One saliency method.
 
     `combine`: for a CAM, the function that makes a map of a layer's features and gradient, so that it can read any
-    layer; with it alone, no `function` is needed. `control`: the method that shows that layer without the gradient.
+    layer; with it alone, no `function` is needed. `control`: the method that shows that layer without the gradient, or
+    what the answer is read from without the answer.
     Without `model` the map is the same for every model, and is itself a control. Without `gradients` it follows none.
     """
 
@@ -46,7 +47,13 @@ SALIENCY = by_name(
             "activation-smooth", "activation, smoothed (control)", "", "cam:smooth_activation_map",
             "cam:_activation_map",
         ),
-        Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map"),
+        Saliency(
+            "evidence", "evidence, summed to the answer", "", "evidence:evidence_map", control="evidence-features"
+        ),
+        Saliency(
+            "evidence-features", "what the evidence is read from (control)", "", "evidence:features_map",
+            gradients=False,
+        ),
         Saliency(
             "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "pixels:integrated_gradients"
         ),
@@ -78,7 +85,7 @@ class Method:
 
     @property
     def control(self) -> "Method | None":
-        """What the method's own layer shows without the gradient; None for what is no CAM."""
+        """What the method's own layer shows without the answer; None for what reads no layer."""
         entry = SALIENCY.get(self.base)
         return Method(entry.control, self.layer) if entry and entry.control else None
 

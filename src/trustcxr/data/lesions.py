@@ -23,11 +23,26 @@ class Pair:
     """A part of each lesion and its control: the same shape moved, maybe mirrored, to where there is no lesion.
 
     lesion, control (B, H, W) bool, of one area. `share` (B,): of the whole lesion that the part is; NaN without one.
+    moves: of each film whether its part is mirrored, then how far it is moved down and to the right.
     """
 
     lesion: Tensor
     control: Tensor
     share: Tensor
+    moves: tuple[tuple[bool, int, int], ...] = ()
+
+    def carried(self, fields: Tensor) -> Tensor:
+        """What lies at each lesion in fields (B, H, W), moved to its control as the part is; 0 where nothing comes."""
+        moved = [_shifted(f.flip(1) if flip else f, *by) for f, (flip, *by) in zip(fields, self.moves, strict=True)]
+        return torch.stack(moved) if moved else fields
+
+    def carried_back(self, fields: Tensor) -> Tensor:
+        """What lies at each control, moved to its lesion."""
+        moved = []
+        for field, (flip, down, right) in zip(fields, self.moves, strict=True):
+            back = _shifted(field, -down, -right)
+            moved.append(back.flip(1) if flip else back)
+        return torch.stack(moved) if moved else fields
 
 
 def healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
@@ -52,14 +67,15 @@ def congruent(lesion: Tensor, allowed: Tensor) -> Pair:
     falls outside is left out on both sides, so that the two differ in place alone. Parts are empty where nothing fits.
     """
     free = allowed & ~lesion
-    parts = [_counterpart(one, other) for one, other in zip(lesion, free, strict=True)]
-    found = [torch.stack(side) if parts else lesion for side in zip(*parts, strict=True)] or [lesion, lesion]
-    share = found[0].flatten(1).sum(1) / lesion.flatten(1).sum(1)
-    return Pair(found[0], found[1], share)
+    found = [_counterpart(one, other) for one, other in zip(lesion, free, strict=True)]
+    parts = torch.stack([part for part, _, _ in found]) if found else lesion
+    controls = torch.stack([control for _, control, _ in found]) if found else lesion
+    share = parts.flatten(1).sum(1) / lesion.flatten(1).sum(1)
+    return Pair(parts, controls, share, tuple(move for _, _, move in found))
 
 
-def _counterpart(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of one lesion (H, W) that fits into `free` (H, W) after the best move, and where it then is."""
+def _counterpart(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor, tuple[bool, int, int]]:
+    """The part of one lesion (H, W) that fits into `free` (H, W) after the best move, where that is, and the move."""
     height, width = lesion.shape
     size = (2 * height, 2 * width)  # so that nothing comes in again at the other side
     shapes = torch.stack([lesion, lesion.flip(1)]).float()
@@ -70,7 +86,7 @@ def _counterpart(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     down, right = place // size[1], place % size[1]
     control = _shifted(shapes[mirrored] > 0, down, right) & free
     part = _shifted(control, -down, -right)
-    return (part.flip(1) if mirrored else part), control
+    return (part.flip(1) if mirrored else part), control, (bool(mirrored), down, right)
 
 
 def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
@@ -89,6 +105,12 @@ def grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor
 
 def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """The film mirrored about the middle of its lungs; the healthy grey where that is no lung or the lesion itself."""
+    values, usable = mirrored(images, lung, lesion)
+    return torch.where(usable[:, None], values, grey(images, region, lung, lesion))
+
+
+def mirrored(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
+    """The film mirrored about the middle of its lungs (B, 1, H, W), and where that is healthy lung (B, H, W) bool."""
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     middle = (lung.sum(1) * columns).sum(1) / lung.flatten(1).sum(1).clamp(min=1)
@@ -96,7 +118,7 @@ def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tens
     inside = ((source >= 0) & (source < width))[:, None, :]
     source = source.clamp(0, width - 1)[:, None, :].expand_as(lung)
     usable = (lung & ~lesion).gather(2, source) & inside
-    return torch.where(usable[:, None], images[:, 0].gather(2, source)[:, None], grey(images, region, lung, lesion))
+    return images[:, 0].gather(2, source)[:, None], usable
 
 
 def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
@@ -116,6 +138,22 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
             found = inpaint_biharmonic(image.double().cpu().numpy(), hole.cpu().numpy())
             image.copy_(torch.from_numpy(found))
     return filled.clamp(0, 1)
+
+
+def drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Greys of the film's own healthy lung, drawn at random for each pixel: as bright and as varied, and no tissue.
+
+    No fill that training may use is like it (`TAUGHT`). One pattern for every film, so that it does not hang on which
+    films stand beside it; the healthy grey where the lesion leaves less than HEALTHY of the lungs.
+    """
+    free = (lung & ~lesion).flatten(1)
+    count = free.sum(1, keepdim=True)
+    order = torch.where(free, images[:, 0].flatten(1), torch.inf).sort(1).values
+    generator = torch.Generator().manual_seed(0)
+    places = torch.rand(images[0].numel(), generator=generator).to(images.device)
+    greys = order.gather(1, (places * count).long().clamp(max=order.shape[1] - 1))
+    enough = count >= HEALTHY * lung.flatten(1).sum(1, keepdim=True).clamp(min=1)
+    return torch.where(enough.view(-1, 1, 1, 1), greys.view_as(images), grey(images, region, lung, lesion))
 
 
 def surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
@@ -140,20 +178,25 @@ def _pulled(sums: Tensor, known: Tensor) -> Tensor:
 
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint}  # of which effects are told
+FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint, "drawn": drawn}  # effects are told of
 TAUGHT: dict[str, Fill] = {"grey": grey, "mirror": mirror, "surroundings": surroundings}  # training may use these
 
 
-def removed(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor, *, fill: str = "grey") -> Tensor:
+def removed(
+    images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor, *, fill: str = "grey", only: Tensor | None = None
+) -> Tensor:
     """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS or TAUGHT.
 
     `lung` and `lesion` say what is healthy. A region may be the lesion, a part of it, or its control. An empty one
-    leaves its image as it is. UserError for an unknown fill.
+    leaves its image as it is. Outside `only` (B, H, W), where it is given, the fill gives way to the healthy grey.
+    UserError for an unknown fill.
     """
     if fill not in (known := FILLS | TAUGHT):
         raise unknown("fill", fill, known)
-    weight = edge(region)
-    return images * (1 - weight) + known[fill](images, region, lung, lesion) * weight
+    weight, values = edge(region), known[fill](images, region, lung, lesion)
+    if only is not None:
+        values = torch.where(only[:, None], values, grey(images, region, lung, lesion))
+    return images * (1 - weight) + values * weight
 
 
 def edge(region: Tensor) -> Tensor:

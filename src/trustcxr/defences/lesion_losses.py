@@ -113,11 +113,12 @@ def _partly_removed(known: Known, rows: Tensor, healthy: int, fill: str, generat
 
 def _transplanted(known: Known, into: Tensor, donors: Tensor, *, patch: Tensor) -> Known:
     """What `donors` have where the lesions of `patch` lie, put into other films; a lesion takes its label along."""
-    films, giver = known.films(into), known.films(donors)
-    region = lesions.moved_onto(known.films(patch), films.lung).lesion & films.lung
+    films = known.films(into)
+    giver = lesions.moved_onto(known.films(donors), films.lung)
+    region = lesions.moved_onto(known.films(patch), films.lung).lesion & films.lung & giver.lung
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    pixels[into] = lesions.transplanted(films, lesions.moved_onto(giver, films.lung), region)
-    carried = region & lesions.moved_onto(giver, films.lung).lesion
+    pixels[into] = lesions.transplanted(films, giver, region)
+    carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)
     labels[into] = torch.where(ill, known.labels[donors], known.labels[into])

@@ -99,7 +99,9 @@ def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, T
     own, brightness = found[name], controls.brightness_map(pixels, cells or (run.size, run.size))
     less = {"the film's own brightness": brightness}
     if control is not None:
-        less["the same layer without the answer's gradient"] = found[str(control)]
+        cam = control.base.startswith("activation")
+        label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
+        less[label] = found[str(control)]
     beside = [Beside(label, other[0], float(controls.likeness(own, other))) for label, other in less.items()]
     return Map(name, own[0].float(), cells, beside)
 

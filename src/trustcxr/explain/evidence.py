@@ -1,6 +1,8 @@
 """The map of a network whose answer is a sum over its map: nothing is estimated, it is the answer's own arithmetic."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,45 @@ def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     """
     found, classes = _found(model, x, target)
     return to_saliency(found[torch.arange(len(found), device=x.device), classes], x.shape[-2], x.shape[-1])
+
+
+def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """The control for `evidence_map`: the features that the evidence is read from, summed where they are positive.
+
+    What is left of the map without the answer: `target` is checked, and changes nothing. All else as `evidence_map`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("evidence-33", classes=3).eval()
+    >>> tx.explain.method("evidence-features")(model, torch.rand(2, 1, 64, 64)).shape
+    torch.Size([2, 64, 64])
+    """
+    check_images(x)
+    check_evidence(model)
+    net = getattr(model, "net", model)
+    heads = [one.head for one in getattr(net, "nets", [net])]
+    with ExitStack() as hooked:
+        seen = [hooked.enter_context(_what_enters(head)) for head in heads]
+        with as_found(model, x.device), torch.no_grad():
+            target_classes(target, model(x))
+    features = torch.cat([found[-1] for found in seen], 1).float()
+    return to_saliency(features.clamp(min=0).sum(1), x.shape[-2], x.shape[-1])
+
+
+@contextmanager
+def _what_enters(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """What the layer is given by this thread, pass by pass."""
+    seen: list[Tensor] = []
+    caller = threading.get_ident()
+
+    def note(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == caller:  # not where the same model is at work in another thread
+            seen.append(given[0])
+
+    hook = layer.register_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:

@@ -1,8 +1,10 @@
 """Does the answer depend on the disease? Films without their lesion, and with another's, each beside its control.
 
 A map shows where a model might look; this asks what it answers when the lesion is not there. The lesion effect is the
-fall of the class's probability when the lesion is removed, less the fall when as much healthy lung (or background) of
-the same shape is changed alike: what a mere edit does to the model is in both, and goes.
+fall of the class's probability when the lesion is removed, less the fall when as much healthy lung of the same shape is
+filled alike: what a mere edit does to the model is in both, and goes. The background control is weaker: as much of the
+film outside the lungs takes on the very same change, grey by grey, which says what that much change does elsewhere; a
+model that reads the texture of lungs has an effect beside it and none beside lung.
 
 Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model only ever sees the edited pixels, no mask.
 """
@@ -65,10 +67,9 @@ def removal(
         tables = []
         for control, pair in pairs(films).items():
             for fill in fills:
-                without, beside, whole = (
-                    answer.to(lesions.removed(films.images, region, films.lung, films.lesion, fill=fill))
-                    for region in (pair.lesion, pair.control, films.lesion)
-                )
+                gone, other = _changed(films, pair, fill, alike=control == "lung")
+                whole = answer.to(lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill))
+                without, beside = answer.to(gone), answer.to(other)
                 share = pair.share.where(films.lung.flatten(1).any(1), torch.nan).cpu().numpy()
                 about = {"lesion": _cover(films), "fill": fill, "control": control, "share": share}
                 tables.append(_compared(answer.before, without, beside, about, whole=whole))
@@ -81,6 +82,23 @@ def pairs(films: Films) -> dict[str, Pair]:
         "lung": lesions.congruent(films.lesion, films.lung),
         "background": lesions.congruent(films.lesion, ~films.lung),
     }
+
+
+def _changed(films: Films, pair: Pair, fill: str, *, alike: bool) -> tuple[Tensor, Tensor]:
+    """Films without the lesion's part, and with the control changed instead: filled `alike`, or by the same change.
+
+    Mirrored lung is taken where the part and its control both have it: the other side of a control is often the lesion.
+    """
+    only = None
+    if fill == "mirror" and alike:
+        _, usable = lesions.mirrored(films.images, films.lung, films.lesion)
+        only = usable & pair.carried_back(usable)
+    gone = lesions.removed(films.images, pair.lesion, films.lung, films.lesion, fill=fill, only=only)
+    if alike:
+        only = None if only is None else pair.carried(only)
+        return gone, lesions.removed(films.images, pair.control, films.lung, films.lesion, fill=fill, only=only)
+    change = pair.carried((gone - films.images)[:, 0] * (lesions.edge(pair.lesion) > 0)[:, 0])
+    return gone, (films.images + change[:, None]).clamp(0, 1)
 
 
 def transplantation(

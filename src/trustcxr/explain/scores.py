@@ -84,7 +84,7 @@ class Rows:
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
         columns["measure"] = np.repeat(list(found), count)
         columns["value"] = _stacked(found, found, count)
-        for name in (*REFERENCES, SPREAD, *SHARPENED):
+        for name in (*REFERENCES, SPREAD, ACTIVATION, *SHARPENED):
             columns[name] = _stacked(found, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
@@ -196,7 +196,7 @@ def check(run: "Run | Examined", methods: Sequence[str]) -> None:
         base, layer = methods_by_name.parse(name)
         if layer is not None:
             feature_maps.find_layer(run.model, layer)
-        if base == "evidence":
+        if base.startswith("evidence"):
             check_evidence(run.model)
 
 
@@ -254,8 +254,9 @@ def _against_masks_and_stability(
     table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
     of_film = OfTheFilm(images, masks, thresholds, controlled.mean_mask)
     of_cells = controlled.cells.drawn(images, masks)
-    clean = methods_by_name.maps(run.model, images, labels, methods)
-    said = predicted(run, images)
+    alone = {name: str(control) for name in methods if (control := Method.parse(name).control)}
+    shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
+    clean, said = {name: shown[name] for name in methods}, predicted(run, images)
     for name, maps in clean.items():
         level, random = thresholds.get(name), controlled.weights.measured(name, rows)
         alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
@@ -263,8 +264,10 @@ def _against_masks_and_stability(
         beside = of_film.as_sharp(values) | of_cells.as_sharp(name, values)
         beside |= {"chance": by_chance(maps, masks, level), RANDOMISED: random}
         beside[SPREAD] = controlled.weights.spread_of(name, random)
-        if (control := clean.get(str(Method.parse(name).control))) is not None:
-            beside[ACTIVATION + SHARP] = AsSharp(control, masks).energies(values)
+        if name in alone:
+            plain = shown[alone[name]]
+            beside[ACTIVATION] = against_masks(plain, masks, thresholds.get(alone[name]))
+            beside[ACTIVATION + SHARP] = AsSharp(plain, masks).energies(values)
         beside["chance"] |= {CEILING: beside["chance"][HIT_RATE]}
         found = against_masks(maps, masks, level) | controlled.cells.ceiling(name, masks) | alike
         table.add(name, CLEAN, found, beside, predicted=said, threshold=level or np.nan)

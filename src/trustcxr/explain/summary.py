@@ -135,7 +135,10 @@ def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dic
 
 
 def with_activation(table: pd.DataFrame, method: str) -> pd.DataFrame:
-    """The rows of a method, with what the activation of its very layer has on the clean images, where that is known."""
+    """The rows of a method, with what the activation of its very layer has on the clean images.
+
+    Of tables of earlier versions: where that was asked for as a method; later ones have it in a column.
+    """
     rows = table[table["method"] == method]
     control = table[(table["method"] == str(Method.parse(method).control)) & (table["condition"] == CLEAN)]
     if control.empty:

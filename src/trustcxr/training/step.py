@@ -233,7 +233,8 @@ class TrainingStep(pl.LightningModule):
             counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied films
             loss = loss + counts_for * beside.confusion_loss()
         if seen and known is not None:
-            loss = loss + training.guidance * guidance.guidance(seen[-1], known, loss=training.guidance_loss)
+            apart = guidance.guidance(seen[-1], known, loss=training.guidance_loss, depth=guidance.DEPTH)
+            loss = loss + training.guidance * apart
         return loss, logits
 
     def _counterfactual(self, known: Known, healthy: int) -> Known:

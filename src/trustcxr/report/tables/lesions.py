@@ -5,7 +5,7 @@ from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, whole
 from trustcxr.results.documents import LesionDocument, Share
 
-_FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted"}
+_FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
 _FILLS |= {"transplant": "put into a healthy film"}
 _CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
 
@@ -58,6 +58,8 @@ def _under(row: LesionDocument) -> str:
 def _cells(row: LesionDocument) -> list[Cell]:
     low, high = row.effect.interval or (0.0, 0.0)
     note = "good" if low > 0 else "bad" if high < 0 else ""
+    if row.control == "background":  # whoever reads the texture of lungs has an effect beside it
+        note = ""
     flips = f"control {words.percent(row.flipped_control, 0)}"
     return [
         Cell(_FILLS.get(row.fill, words.DASH), _under(row)),
