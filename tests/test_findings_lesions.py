@@ -1,5 +1,6 @@
 """What the page of lesions computes over seeds, and what it says of its goals."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from benchmarks.findings import lesions
@@ -7,7 +8,7 @@ from benchmarks.findings import lesions
 GOOD = {"worst_case": 0.65, "clean": 0.85, "lungs_blacked_out": 0.3, "hit_rate": 0.95}
 GOOD |= {"hit_rate_less_control": 0.12, "hit_rate_less_control_low": 0.05, "lesion_effect": 0.3}
 GOOD |= {"infection_given_lung_less_control": 0.1, "infection_given_lung_less_control_low": 0.02}
-GOOD |= {"lesion_effect_low": 0.2}
+GOOD |= {"lesion_effect_low": 0.2, "lesion_effect_drawn": 0.25, "lesion_effect_drawn_low": 0.1}
 
 
 def means(**changes: float) -> pd.DataFrame:
@@ -26,7 +27,13 @@ def test_all_goals_are_met_or_what_is_missed_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("measure", "value"),
-    [("lungs_blacked_out", 0.41), ("hit_rate_less_control_low", 0.0), ("lesion_effect_low", -0.01)],
+    [
+        ("lungs_blacked_out", 0.41),
+        ("hit_rate_less_control_low", 0.0),
+        ("lesion_effect_low", -0.01),
+        ("lesion_effect_drawn", 0.19),
+        ("lesion_effect_drawn_low", -0.01),
+    ],
 )
 def test_a_goal_that_only_seems_met_is_missed(measure: str, value: float) -> None:
     assert sum(lesions.goals_met(means(**{measure: value}).iloc[0]).values()) == 5
@@ -36,6 +43,15 @@ def test_the_nearest_is_the_one_that_meets_most_and_of_these_the_most_robust() -
     table = pd.concat([means(worst_case=0.1, clean=0.9), means(worst_case=0.4), means(worst_case=0.59, clean=0.7)])
     table["recipe"] = ["fragile", "middle", "robust"]
     assert "The nearest, middle," in lesions.nearest(table)
+
+
+def test_an_effect_by_the_taught_fill_alone_and_a_withheld_hit_rate_are_said() -> None:
+    said = lesions.nearest(means(lesion_effect_drawn=0.12))
+    assert "misses by drawn greys lesion effect by 0.080" in said
+    gone = means(hit_rate=np.nan, hit_rate_less_control=np.nan, hit_rate_less_control_low=np.nan)
+    assert "hit rate, less control, which is withheld" in lesions.nearest(gone)
+    assert lesions.means_rows(gone)[0].count("withheld") == 2
+    assert lesions.means_rows(gone)[0][-1] == "5 of 6"
 
 
 def test_seeds_of_one_recipe_have_their_mean_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
