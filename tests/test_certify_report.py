@@ -47,6 +47,14 @@ def test_the_terminal_says_the_same_and_passes_over_what_was_withdrawn() -> None
     assert (row["lowest under attack"], row["attack"]) == ("", "")
 
 
+def test_in_the_terminal_proof_and_attack_are_one_bar() -> None:
+    (row,) = terminal.certified_rows(run([ENTRY], ATTACKS).metrics)
+    assert row["from proof to attack"] == "█" * 12 + "▒" * 1 + "░" * 3 + "·" * 4
+    (row,) = terminal.certified_rows(run([ENTRY]).metrics)
+    assert row["from proof to attack"] == "█" * 12 + "▒" * 4 + "·" * 4, "open up to what is right without an attack"
+    assert table.bar(0.5, 0.4, 0.9) == table.bar(0.5, 0.5, 0.9), "an attack never leaves less than is proved"
+
+
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
     (gap,) = table.gaps([run([ENTRY], ATTACKS)])
     assert [(start, end) for start, end, _ in figure.parts(gap)] == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]

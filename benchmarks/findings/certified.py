@@ -25,6 +25,7 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation import certified, predictions
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.report import markdown
+from trustcxr.report.tables.certified import BAR, bar
 from trustcxr.results import files
 from trustcxr.results.tables import CLEAN, logits_of
 from trustcxr.statistics import Bootstrap
@@ -163,10 +164,10 @@ def shifted(tested: Sequence[Tested], data: Dataset) -> list[list[str]]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def bar(row: pd.Series, width: int = 40) -> str:
+def drawn(row: pd.Series) -> str:
     """Proved, open and lost as one line of text, from 0 to 100 %."""
-    ends = [round(width * float(row[name])) for name in ("certified", "worst_case", "clean")]
-    return "█" * ends[0] + "▒" * (ends[1] - ends[0]) + "░" * (ends[2] - ends[1]) + "·" * (width - ends[2])
+    proved, attacked, clean = (float(row[name]) for name in ("certified", "worst_case", "clean"))
+    return bar(proved, attacked, clean, width=40)
 
 
 def lines(rows: Sequence[Sequence[str]]) -> str:
@@ -190,7 +191,7 @@ def page(given: argparse.Namespace, tested: list[Tested], table: pd.DataFrame, d
     commonest = percent(np.bincount(data.labels).max() / len(data))
     said = {"data": data.root.name, "out": f"results/{given.out.name}", "count": len(data), "split": given.split}
     means = table[table["seed"] == "mean"]
-    bars = [f"    {r['run']} at {r['epsilon']:<6g} {bar(r)}" for _, r in means.iterrows()]
+    bars = [f"    {r['run']} at {r['epsilon']:<6g} {drawn(r)}" for _, r in means.iterrows()]
     parts = [
         "# What no attack can take",
         _HEAD.format(**said, size=data.size, commonest=commonest).replace("\n", " "),
@@ -198,7 +199,7 @@ def page(given: argparse.Namespace, tested: list[Tested], table: pd.DataFrame, d
         "\n".join(_training([each for each in tested if each.row == name]) for name in means["run"].unique()),
         "## Certified accuracy",
         lines(_accuracies(means)),
-        "Proved █, open ▒, lost under attack ░, wrong without one ·:",
+        f"{BAR[0].upper()}{BAR[1:]}:",
         "\n".join(bars),
         "## Each seed",
         lines(_accuracies(table[table["seed"] != "mean"])),

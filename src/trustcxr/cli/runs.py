@@ -203,6 +203,7 @@ def certify(
     refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.proofs import effort
+    from trustcxr.report.tables.certified import BAR
     from trustcxr.report.terminal import certified_rows
     from trustcxr.study import run_folder
 
@@ -219,7 +220,7 @@ def certify(
         return print_json(document)
     count = document.certified[0].n
     report.print_rows(f"{document.run} on {document.split} ({count} images): proved", certified_rows(document))
-    print(f"written to {folder}\n{NOTICE}")
+    print(f"From proof to attack: {BAR}\nwritten to {folder}\n{NOTICE}")
     return None
 
 

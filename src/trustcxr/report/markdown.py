@@ -17,6 +17,7 @@ from trustcxr.report.figures.accuracy import radii
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import seeds
 from trustcxr.report.tables.cells import Cell
+from trustcxr.report.tables.certified import BAR, bar, gaps
 from trustcxr.results import files
 from trustcxr.results.documents import (
     Accuracy,
@@ -174,7 +175,8 @@ def _front(found: StudyFolder, runs: list[Run]) -> Iterator[str]:
 def robustness(runs: Sequence[Run], epsilon: float | None) -> list[str]:
     """One line a run: clean, attacks at one epsilon, what is proved there, corruptions, views, what it cost."""
     attacks, proved = ranking.attacks_at(runs, epsilon), any(_proof(run, epsilon) for run in runs)
-    head = ["run", "epochs", "minutes", "clean", *attacks.values(), *(["certified"] if proved else [])]
+    head = ["run", "epochs", "minutes", "clean", *attacks.values()]
+    head += ["certified", f"from proof to attack ({BAR})"] if proved else []
     head += ["failing gradients", "corruptions, mean", "lungs hidden, at worst", words.measure(OTHER_FILM)]
     lines = []
     for run in runs:
@@ -189,7 +191,7 @@ def robustness(runs: Sequence[Run], epsilon: float | None) -> list[str]:
                 spent,
                 percent(run.clean.accuracy),
                 *(percent(run.attacked(name, epsilon).accuracy) for name in attacks),
-                *([percent(proof.accuracy) if proof else ""] if proved else []),
+                *([percent(proof.accuracy) if proof else "", _bar(run, epsilon)] if proved else []),
                 _verdict(run),
                 percent(mean.accuracy) if mean else "",
                 _without_lungs(run),
@@ -201,6 +203,12 @@ def robustness(runs: Sequence[Run], epsilon: float | None) -> list[str]:
 
 def _proof(run: Run, epsilon: float | None) -> CertifiedResult | None:
     return next((entry for entry in run.metrics.certified if entry.at(epsilon)), None)
+
+
+def _bar(run: Run, epsilon: float | None) -> str:
+    """Proof and attack at one epsilon as one bar of text; empty where nothing was proved there."""
+    found = [gap for gap in gaps([run]) if gap.entry.at(epsilon)]
+    return bar(found[0].certified, found[0].attacked, run.clean.accuracy.value or found[0].certified) if found else ""
 
 
 def _verdict(run: Run) -> str:

@@ -9,6 +9,7 @@ from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
 from trustcxr.report.tables import seeds
+from trustcxr.report.tables.certified import bar
 from trustcxr.results import gradient_masking
 from trustcxr.results.documents import (
     Accuracy,
@@ -224,6 +225,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
     """What is proved, beside the lowest accuracy that an attack leaves at the same epsilon, for the terminal."""
     lines, run = [], Run(document, Path(), [])
     for entry in document.certified:
+        proved, clean = entry.accuracy.value, run.clean.accuracy.value
         lowest = run.strongest(entry.epsilon)
         attacked = lowest.accuracy.value is not None
         lines.append(
@@ -233,6 +235,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
                 "balanced": percent(entry.balanced_accuracy.value),
                 "lowest under attack": with_interval(lowest.accuracy) if attacked else "",
                 "attack": words.attack(lowest.attack) if attacked else "",
+                "from proof to attack": "" if proved is None else bar(proved, lowest.accuracy.value, clean or proved),
             }
         )
     return lines

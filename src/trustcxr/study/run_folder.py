@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from trustcxr.catalogue import USUAL_ATTACKS
+from trustcxr.catalogue import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
@@ -319,7 +319,7 @@ def certify(
     """Prove which answers of a run cannot change within epsilon: certified.parquet, and `certified` in metrics.json.
 
     Other epsilons that were certified there before are kept. Where the run was not evaluated on these images yet, that
-    is done first, so that accuracy under attack stands beside.
+    is done first, the worst case of several attacks at each epsilon too, so that what attacks leave stands beside.
     Raises UserError, naming the layer, where the model cannot be bounded.
     """
     from trustcxr.attacks.contract import check_epsilon
@@ -334,7 +334,7 @@ def certify(
         resamples = made.resamples_of(place)
         table = _steps(run, place).prove(films, radii, effort=effort)
         if not (place / folders.METRICS_FILE).is_file():
-            options = EvaluationRecipe(attacks=evaluation.conditions(USUAL_ATTACKS, radii))
+            options = EvaluationRecipe(attacks=evaluation.conditions(HEADLINE_ATTACKS, radii))
             return _test(run, given, films, place, options), place
         document = documents.read(RunDocument, place / folders.METRICS_FILE)
         document.certified = certified.describe(table, resamples=resamples)

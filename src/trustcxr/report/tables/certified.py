@@ -24,6 +24,17 @@ class Gap:
         return self.lowest.accuracy.value
 
 
+BAR = "proved █, open ▒, lost under attack ░, wrong without one ·"
+
+
+def bar(certified: float, attacked: float | None, clean: float, width: int = 20) -> str:
+    """Proof and attack as one line of text from 0 to 1: shares of one, `attacked` None where nothing was tried."""
+    top = max(clean, certified)
+    held = top if attacked is None else min(max(attacked, certified), top)
+    ends = [round(width * share) for share in (certified, held, top)]
+    return "█" * ends[0] + "▒" * (ends[1] - ends[0]) + "░" * (ends[2] - ends[1]) + "·" * (width - ends[2])
+
+
 def gaps(runs: list[Run]) -> list[Gap]:
     """Every run and epsilon that was certified, runs in their order."""
     found = []
