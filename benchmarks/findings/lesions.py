@@ -10,8 +10,8 @@ results/lesions-<data>.md and .csv; on another split it prints the page. No numb
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from benchmarks.findings.seeds import command, mini_alone, of_mini
 from trustcxr import attacks
 from trustcxr.catalogue import Method
 from trustcxr.console import say
-from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data import load_dataset
 from trustcxr.data.lesions import FILLS, Films
 from trustcxr.evaluation import metrics, predictions
 from trustcxr.evaluation.run import Run, load_run
@@ -97,9 +97,9 @@ def main() -> None:
     parser.add_argument("--map", action="append", default=[], help="a further map of each run, such as gradcam@-3")
     parser.add_argument("--note", default="", help="what the figures do not tell, such as what did not work")
     given = parser.parse_args()
-    found = [measured(folder, given.data, given.split, given.map) for folder in given.runs]
+    both = [measured(folder, given.data, given.split, given.map) for folder in given.runs]
+    found, mini = [one["all"] for one in both], [one["mini"] for one in both if "mini" in one]
     best = ceiling(given.runs[0], given.data, given.split)
-    mini = [measured(run, given.data, given.split, mini=True) for run in given.runs] if also(given) else []
     text = page(found, given.data.resolve().name, given.split, given.note, best, mini) + trained_by(given.runs)
     print(text)
     if given.split == "Test":
@@ -112,44 +112,41 @@ def main() -> None:
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def also(given: argparse.Namespace) -> bool:
-    """Whether covidqu-mini's films are told of apart: of Test, where they are among them."""
-    table = read_manifest(given.data).table
-    return given.split == "Test" and bool(of_mini(table[table["split"] == given.split]).any())
-
-
-def measured(
-    folder: Path, path: Path, split: str, further: Sequence[str] = (), *, mini: bool = False
-) -> dict[str, Any]:
+def measured(folder: Path, path: Path, split: str, further: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Everything about one run on a split, with `further` maps beside its own; from its folder where it is there.
 
-    With `mini` of those of the films alone that covidqu-mini has.
+    By which films: "all", and of a Test with films of covidqu-mini also these alone, "mini".
     """
-    kept = folder / f"lesions-{path.resolve().name}-{split}{'-mini' if mini else ''}.json"
+    kept = folder / f"lesions-by-films-{path.resolve().name}-{split}.json"
     if kept.is_file():
         return files.read_json(kept)
     run = load_run(folder)
-    manifest = read_manifest(path)
-    if mini:
-        manifest = replace(manifest, table=manifest.table[of_mini(manifest.table)].reset_index(drop=True))
-    data = load_dataset(manifest, split=split, **run.trained_by.data.reading())
+    data = load_dataset(path, split=split, **run.trained_by.data.reading())
     train = load_dataset(path, split=run.trained_by.data.splits.train, **run.trained_by.data.reading())
+    mini = of_mini(data.table) & (split == "Test")
+    chosen = {"all": np.ones(len(data), dtype=bool)} | ({"mini": mini} if mini.any() else {})
     say(f"{run.name}: accuracy on {len(data)} images of {split}")
     attack = [AttackRecipe(name="pgd", epsilons=(EPSILON,), steps=20), AttackRecipe.model_validate(WORST_CASE)]
-    answers = accuracies(predictions.predict(run, data, attack), run.classes)
+    table = predictions.predict(run, data, attack)
+    rows = lesions.with_lesions(data)
     ill, labels, groups = annotated(run, data)
+    some = {name: np.flatnonzero(films[rows]) for name, films in chosen.items()}
     say(f"{run.name}: maps and causes on {len(ill.images)} films with a lesion")
+    shown = maps(run, ill, labels, groups, margins.mean_mask(np.asarray(train.masks("infection"))), some, further)
+    because, put_in = causes(run, ill, labels, groups, some), transplants(run, data, ill, labels, chosen)
     trained = run.trained_by.training
-    document = {
+    about = {
         "run": called(run.trained_by),
         "training": run.training,
         "fills": list(trained.counterfactual_fills) if trained.counterfactuals else [],
         "guided": guided_map(run),
-        "images": len(data),
-        "answers": answers,
-        "maps": maps(run, ill, labels, groups, margins.mean_mask(np.asarray(train.masks("infection"))), further),
-        "causes": causes(run, ill, labels, groups),
-        "transplants": transplants(run, data, ill, labels, groups),
+    }
+    document = {
+        name: about
+        | {"images": int(films.sum())}
+        | {"answers": accuracies(table[table["sample_id"].isin(data.sample_ids[films])], run.classes)}
+        | {"maps": shown[name], "causes": because[name], "transplants": put_in[name]}
+        for name, films in chosen.items()
     }
     files.write_json(kept, document)
     return document
@@ -213,29 +210,36 @@ def batches(count: int) -> list[slice]:
 
 
 def maps(
-    run: Run, ill: Films, labels: Tensor, groups: np.ndarray, mean: Tensor, further: Sequence[str] = ()
-) -> dict[str, Any]:
-    """By method: its measures, what it has over each control, and how it ranks regions by what removing them does."""
-    masks = margins.Lesions(ill.lesion, ill.lung)
+    run: Run,
+    ill: Films,
+    labels: Tensor,
+    groups: np.ndarray,
+    mean: Tensor,
+    some: Mapping[str, np.ndarray],
+    further: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Of `some` of the films, by method: its measures, what it has over each control, how it ranks regions by cause."""
     of_film = margins.film_controls(ill.images, ill.lung, mean)
     falls = torch.cat([lesions.causes(run.model, ill[part], labels[part]) for part in batches(len(labels))])
-    found = {}
+    bright = lesions.ranked_by_cause(ill.images[:, 0] * ill.lung, falls)
+    found: dict[str, dict[str, Any]] = {which: {} for which in some}
     for name in [*own_methods(run), *further]:
-        activation = activation_of(name)
-        wanted = [name, activation]
+        wanted = [name, activation_of(name)]
         parts = [methods.maps(run.model, ill.images[part], labels[part], wanted) for part in batches(len(labels))]
         shown, plain = (torch.cat([part[one] for part in parts]) for one in wanted)
-        controls = of_film | {"activation": plain}
-        beside = {margins.CHANCE: margins.by_chance(masks)} | margins.beside(controls, masks, shown)
-        table = margins.margins(margins.measured(shown, masks), beside, groups)
-        ranked = lesions.ranked_by_cause(shown, falls)
-        found[name] = {
-            "margins": table.to_dict("records"),
-            "null": float(measures.null_map(shown).float().mean()),
-            "withheld": withheld(run, name, masks, ill.images),
-            "by_cause": mean_of(ranked, groups),
-            "brightness_by_cause": mean_of(lesions.ranked_by_cause(ill.images[:, 0] * ill.lung, falls), groups),
-        }
+        controls, ranked = of_film | {"activation": plain}, lesions.ranked_by_cause(shown, falls)
+        for which, rows in some.items():
+            masks = margins.Lesions(ill.lesion[rows], ill.lung[rows])
+            these = {control: values[rows] for control, values in controls.items()}
+            beside = {margins.CHANCE: margins.by_chance(masks)} | margins.beside(these, masks, shown[rows])
+            table = margins.margins(margins.measured(shown[rows], masks), beside, groups[rows])
+            found[which][name] = {
+                "margins": table.to_dict("records"),
+                "null": float(measures.null_map(shown[rows]).float().mean()),
+                "withheld": withheld(run, name, masks, ill.images),
+                "by_cause": mean_of(ranked[rows], groups[rows]),
+                "brightness_by_cause": mean_of(bright[rows], groups[rows]),
+            }
     return found
 
 
@@ -270,9 +274,11 @@ def activation_of(method: str) -> str:
     return str(Method.parse(method).control or "activation")
 
 
-def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dict[str, Any]]:
-    """The lesion effect by fill and control, on films as they are and under attack."""
-    rows = []
+def causes(
+    run: Run, ill: Films, labels: Tensor, groups: np.ndarray, picked: Mapping[str, np.ndarray]
+) -> dict[str, list[dict[str, Any]]]:
+    """Of the films `picked` the lesion effect by fill and control, on films as they are and under attack."""
+    found: dict[str, list[dict[str, Any]]] = {which: [] for which in picked}
     for condition in ("clean", "pgd"):
         tables = []
         for number, part in enumerate(batches(len(labels))):
@@ -285,12 +291,15 @@ def causes(run: Run, ill: Films, labels: Tensor, groups: np.ndarray) -> list[dic
         table["film"] += table.pop("part")
         table["group"] = groups[table["film"].to_numpy()]
         table = table.assign(condition=condition, epsilon=EPSILON if condition == "pgd" else 0.0)
-        rows += [found.plain() for found in lesions.described(table)]
-    return rows
+        for which, rows in picked.items():
+            found[which] += [each.plain() for each in lesions.described(table[table["film"].isin(rows)])]
+    return found
 
 
-def transplants(run: Run, data: "Dataset", ill: Films, labels: Tensor, groups: np.ndarray) -> dict[str, Any]:
-    """What a lesion adds to healthy films, each from another donor, drawn by a fixed seed."""
+def transplants(
+    run: Run, data: "Dataset", ill: Films, labels: Tensor, chosen: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """What a lesion adds to healthy films, each from another donor, drawn by a fixed seed; of the `chosen` ones."""
     healthy = np.flatnonzero(data.labels == run.classes.index(run.trained_by.training.healthy))
     random = np.random.default_rng(0)
     donors = torch.from_numpy(random.integers(len(labels), size=len(healthy))).to(run.device)
@@ -302,9 +311,12 @@ def transplants(run: Run, data: "Dataset", ill: Films, labels: Tensor, groups: n
         giver = lesions.films_of(data, others[part], run.device)
         into, lesion = lesions.films_of(data, healthy[part], run.device), ill[donors[part]]
         tables.append(lesions.transplantation(run.model, into, lesion, giver, labels[donors[part]]))
-    table = pd.concat(tables, ignore_index=True).assign(film=np.arange(len(healthy)))
-    means = {k: float(table[k].mean()) for k in ("before", "without", "beside")}
-    return means | asdict(lesions.summed_up(table, data.groups[healthy]))
+    table, found = pd.concat(tables, ignore_index=True).assign(film=np.arange(len(healthy))), {}
+    for which, films in chosen.items():
+        some = table[films[healthy]]
+        means = {k: float(some[k].mean()) for k in ("before", "without", "beside")}
+        found[which] = means | asdict(lesions.summed_up(some, data.groups[healthy][films[healthy]]))
+    return found
 
 
 def mean_of(values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
