@@ -260,6 +260,11 @@ def test_what_is_withdrawn_of_lesions_stands_on_no_page() -> None:
     """That of Test was measured anew; of validation the networks are gone."""
     text = (RESULTS / "lesions-val-covidqu-midi.md").read_text(encoding="utf-8")
     assert text.count(withdrawn.OF_LESIONS) == 1
+    for name in ("lesions-val-covidqu-midi.md", "lesions-val-later-covidqu-midi.md"):
+        page = (RESULTS / name).read_text(encoding="utf-8")
+        assert page.count(withdrawn.OF_CAUSES) == 1
+        assert list(withdrawn.lines_of_lesions(page, withdrawn.OF_CAUSES)) == page.split("\n")
+        assert page.count("| withdrawn |") >= 2
     assert list(withdrawn.lines_of_lesions(text)) == text.split("\n")
     table, page = (RESULTS / f"lesions-covidqu-midi{end}" for end in (".csv", ".md"))
     assert "| withdrawn" not in page.read_text(encoding="utf-8")
