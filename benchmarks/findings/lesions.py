@@ -425,7 +425,7 @@ def page(
         "Accuracies in percent; in brackets the spread, the largest less the smallest of the seeds. Bold: the goal is "
         f"met ({asked_for()}). Lungs blacked out: in black alone, and the goal is met by one answer for all "
         "films too, but for the commonest.\n",
-        *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(table)),
+        *markdown.table(["network", "seeds", *map(words, told_of(table)), "goals met"], means_rows(table)),
         "\n" + nearest(table) + "\n",
         *of_mini_alone(table),
         "## Answers\n",
@@ -472,7 +472,7 @@ def of_mini_alone(table: pd.DataFrame) -> list[str]:
         f"## The {int(own['images'].iloc[0])} films of covidqu-mini among them\n",
         f"The same, measured on these alone; lesion effect: the {int(own['films'].iloc[0])} with a congruent part in "
         "healthy lung.\n",
-        *markdown.table(["network", "seeds", *map(words, OVER_SEEDS), "goals met"], means_rows(own)),
+        *markdown.table(["network", "seeds", *map(words, told_of(own)), "goals met"], means_rows(own)),
         "",
     ]
 
@@ -529,12 +529,17 @@ def asked_for() -> str:
     )
 
 
+def told_of(table: pd.DataFrame) -> list[str]:
+    """What a table of means tells of: of one that was made before greys were drawn, without these."""
+    return [measure for measure in OVER_SEEDS if measure in table]
+
+
 def means_rows(table: pd.DataFrame) -> list[list[str]]:
     """Each recipe's mean over its seeds, from the rows of the CSV."""
     lines = []
     for _, one in table[table["run"].str.endswith(", mean")].iterrows():
         met, cells = goals_met(one), []
-        for measure in OVER_SEEDS:
+        for measure in told_of(table):
             value, spread = one[measure], one[f"{measure}_spread"]
             cell = "withheld" if np.isnan(value) else f"{value:.3f} ({spread:.3f})"
             if measure in ACCURACIES:
@@ -551,6 +556,8 @@ def goals_met(one: pd.Series) -> dict[str, bool]:
     """
     met = {m: bool(one[m] <= goal if m in AT_MOST else one[m] >= goal) for m, goal in GOALS.items()}
     met = {m: yes and (m in ACCURACIES or bool(one[f"{m}_low"] > 0)) for m, yes in met.items()}
+    if "lesion_effect_drawn" not in one:
+        return met
     unseen = one["lesion_effect_drawn"] >= GOALS["lesion_effect"] and one["lesion_effect_drawn_low"] > 0
     return met | {"lesion_effect": met["lesion_effect"] and bool(unseen)}
 
