@@ -568,7 +568,8 @@ def nearest(table: pd.DataFrame) -> str:
     best = max(means, key=lambda one: (sum(goals_met(one).values()), one["worst_case"]))
     gaps = []
     for name, met in goals_met(best).items():
-        unseen = name == "lesion_effect" and best[name] >= GOALS[name]  # reached by the fill that training knew alone
+        # Reached by the fill that training knew alone.
+        unseen = name == "lesion_effect" and "lesion_effect_drawn" in best and best[name] >= GOALS[name]
         gap = abs(best["lesion_effect_drawn" if unseen else name] - GOALS[name])
         if np.isnan(gap):
             gaps.append(f"{words(name)}, which is withheld")
