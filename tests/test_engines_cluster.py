@@ -20,7 +20,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files
 from trustcxr.study import engines
-from trustcxr.study.engines import Asked, Failure, Needs, Task
+from trustcxr.study.engines import Asked, Failure, Needs, Task, failures
 from trustcxr.study.engines.slurm import SlurmEngine
 from trustcxr.study.protocol import Study
 
@@ -204,6 +204,7 @@ def test_a_job_that_is_preempted_is_queued_again_and_one_that_dies_fails_alone(
     assert outcomes[:4] == [None, Failure("wrong", "train: cannot be done")] * 2
     assert "its job" in str(outcomes[4])
     assert "ended without a result" in str(outcomes[4])
+    assert "ended without a result" in str(failures.reason(tmp_path / "runs" / "killed")), "recorded for it"
     assert [line.split()[:2] for line in (tmp_path / "log").read_text().splitlines()] == [["a", "train"], ["a", "test"]]
 
 

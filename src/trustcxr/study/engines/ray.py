@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trustcxr.console import Progress
-from trustcxr.study.engines import ray_cluster
-from trustcxr.study.engines.contract import Failure, Needs, Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines import failures, ray_cluster
+from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 
@@ -54,4 +54,4 @@ def _outcome(ray: Any, ready: Any, task: Task) -> Outcome:
         found: Outcome = ray.get(ready)
         return found
     except ray.exceptions.RayError as problem:  # a node or a process that was lost once too often
-        return Failure(task.run, f"{task.step}: lost {RETRIES + 1} times: {ray_cluster.reason(problem)}")
+        return failures.lost(task, f"lost {RETRIES + 1} times: {ray_cluster.reason(problem)}")

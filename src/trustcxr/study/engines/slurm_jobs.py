@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trustcxr.errors import UserError
-from trustcxr.study.engines.contract import Failure, Needs, Outcome, Task
+from trustcxr.study.engines import failures
+from trustcxr.study.engines.contract import Needs, Outcome, Task
 
 FOLDER = ".slurm"  # in the study's: what each job was given, what it said, and its outcome
 _HOURS, _TIMES = 24, 20  # that a job may take, and how often it may need as many again
@@ -38,4 +39,4 @@ def outcome(job: Any, task: Task) -> Outcome:
         return found
     except (FailedJobError, UncompletedJobError):
         ended = f"its job {job.job_id} ended without a result (killed, or out of memory?); see {job.paths.stderr}"
-        return Failure(task.run, f"{task.step}: {ended}")
+        return failures.lost(task, ended)
