@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from trustcxr.console import Progress
-from trustcxr.study.engines import slurm_jobs
+from trustcxr.study.engines import slurm_jobs, slurm_queue
 from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
 
 
@@ -25,6 +25,8 @@ class SlurmEngine:
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""
         order = Order(tasks)
+        for study in {task.study for task in tasks}:
+            slurm_queue.wait_for_earlier(study / slurm_jobs.FOLDER)
         with Progress("runs on SLURM", len(tasks), timed=False) as bar:
             while places := list(iter(order.next, None)):  # the next step of every run
                 executor = slurm_jobs.executor(tasks[places[0]], self.needs, **self.asked)
