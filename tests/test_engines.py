@@ -124,6 +124,9 @@ def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_pat
     """Any engine will do: this one does the tasks of the runs backwards, each run's own in order."""
 
     class Backwards:
+        def preflight(self, study: Path) -> None:
+            pass
+
         def map(self, work: object, tasks: list[Task], after: object = None) -> list[Failure | None]:
             order = sorted(range(len(tasks)), key=lambda k: tasks[k].run, reverse=True)
             engines.LocalEngine().map(work, [tasks[k] for k in order])  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from engine_work import held_until_told, note, taken_away_once
+from test_cli import complaint
 from test_engines import bits, small
+from test_study import RECIPE
 from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files
-from trustcxr.study import engines
+from trustcxr.study import engines, protocol
 from trustcxr.study.engines import Asked, Failure, Needs, Task, failures, slurm_queue
 from trustcxr.study.engines.slurm import SlurmEngine
 from trustcxr.study.protocol import Study
@@ -86,6 +88,77 @@ def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
         pytest.skip("there is SLURM here")
     with pytest.raises(UserError, match="SLURM cannot be used from here"):
         engines.get("slurm").map(note, [Task(tmp_path, "a", "train")])
+
+
+@pytest.fixture
+def refused(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What the command says of an engine that cannot be used: before a film is read, and with nothing written."""
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("films are read")
+
+    monkeypatch.setattr(protocol, "load_dataset", never)
+    files.write_yaml(tmp_path / "small.yaml", RECIPE)
+    out = tmp_path / "out"
+
+    def refuse(*options: object) -> str:
+        said = complaint("study", tmp_path / "small.yaml", "--data", films, "--out", out, *options)
+        assert not out.exists()
+        return said
+
+    return refuse
+
+
+def test_an_engine_that_cannot_be_used_is_said_before_films_are_read(refused: Callable[..., str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    assert f"--ray-address {nobody}: no Ray cluster answers" in refused("--engine", "ray", "--ray-address", nobody)
+    if shutil.which("srun") is None:
+        assert "SLURM cannot be used from here" in refused("--engine", "slurm")
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_is_said_before_films_are_read(refused: Callable[..., str]) -> None:
+    """Of one that is started for the study, and ends with the answer."""
+    pytest.importorskip("ray")
+    assert "no node has 4096 cores and 0 cards for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
+
+
+@pytest.fixture
+def beside_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where SLURM seems to be."""
+    pytest.importorskip("submitit")
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("beside_slurm")
+@pytest.mark.parametrize(
+    ("gpus", "options", "asked", "said"),
+    [
+        (None, {}, None, True),
+        (None, {"partition": "gpu"}, None, True),
+        (None, {"gres": "gpu:1"}, None, False),
+        (0.0, {}, 0, False),
+        (0.5, {}, 1, False),
+    ],
+)
+def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
+    gpus: float | None,
+    options: dict[str, str],
+    asked: int | None,
+    said: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = engines.get("slurm", asked=Asked(needs=Needs(gpus=gpus), slurm=options))
+    engine.preflight(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert ("SLURM is asked for no card" in capsys.readouterr().err) == said
+    assert isinstance(engine, SlurmEngine)
+    assert engine.executor(tmp_path, "train").parameters.get("gpus_per_node") == asked, "nothing where nothing is said"
 
 
 def test_films_at_an_address_are_brought_once_and_whole(
@@ -279,7 +352,7 @@ def test_ctrl_c_while_jobs_of_an_earlier_start_are_waited_for_cancels_them(
 
     monkeypatch.setattr(slurm_queue, "time", SimpleNamespace(sleep=cut_off))
     with pytest.raises(KeyboardInterrupt):
-        slurm_queue.wait_for_earlier(killed_start / ".slurm")
+        slurm_queue.wait_for_earlier([Task(killed_start, "a", "train")])
     jobs = {path.name.partition("_")[0] for path in killed_start.glob(".slurm/*_submitted.pkl")}
     assert set((killed_start / "cancelled").read_text().split()) == jobs
 

@@ -359,6 +359,9 @@ class Placing:
     def __init__(self, source: Path, failing: set[str]) -> None:
         self.source, self.failing = source, failing
 
+    def preflight(self, study: Path) -> None:
+        pass
+
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         for task in tasks:
             if task.step == "train" and task.run not in self.failing:
@@ -389,6 +392,9 @@ class Refusing:
 
     def __init__(self) -> None:
         self.asked: list[set[str]] = []
+
+    def preflight(self, study: Path) -> None:
+        pass
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         self.asked.append({task.run for task in tasks})

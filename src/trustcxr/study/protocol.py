@@ -79,6 +79,7 @@ class Study:
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
+        self.engine.preflight(self.folder)
         preflight.recipe(self.recipe, self.folder, self.devices)
         with holding(self.folder):
             return self._carry_out()

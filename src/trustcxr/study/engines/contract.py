@@ -43,7 +43,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one task is given: cores, and cards (a share where several fit on one; None: one where there are any)."""
+    """What one task is given: cores, and cards (a share where several fit on one).
+
+    Where no cards are said: one if the cluster has any on Ray; on SLURM what its nodes give unasked, often none.
+    """
 
     cpus: int = 1
     gpus: float | None = None
@@ -56,6 +59,10 @@ Outcomes = list[Failure | None]
 
 class Engine(Protocol):
     """Does the same work for many tasks."""
+
+    def preflight(self, study: Path) -> None:
+        """UserError where it cannot be used as it was asked; before films are read, and nothing is written for it."""
+        ...
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = ...) -> Outcomes:
         """What became of every task, in their order: None where it was done.
