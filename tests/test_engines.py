@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,8 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files, locks
 from trustcxr.study import engines
-from trustcxr.study.engines import Engine, Failure, Task
+from trustcxr.study.engines import Engine, Failure, Task, failures
+from trustcxr.study.engines import ray as of_ray
 from trustcxr.study.protocol import Study
 
 BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "saliency.parquet", "metrics.json")
@@ -73,6 +75,30 @@ def test_a_process_that_is_killed_fails_its_task_alone(tmp_path: Path) -> None:
     assert "ended with code -9" in str(outcomes[0])
 
 
+def test_what_a_process_that_is_killed_was_at_is_recorded_at_once(tmp_path: Path) -> None:
+    recorded: list[str | None] = []
+    tasks = named(tmp_path, ("killed", "train"), ("killed", "test"), ("a", "train"), ("a", "test"))
+    engines.get("local", 2).map(note, tasks, lambda: recorded.append(failures.reason(tmp_path / "runs" / "killed")))
+    assert len(recorded) == 3
+    assert recorded[-1] is not None
+    assert recorded[-1].startswith("train: its process ended with code -9")
+
+
+def test_a_task_whose_node_was_lost_once_too_often_is_recorded_at_once(tmp_path: Path) -> None:
+    """By Ray's own error, without its cluster."""
+
+    class Lost(Exception):
+        pass
+
+    def get(_: object) -> None:
+        raise Lost("the node is gone\nwith much detail")
+
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=Lost))
+    outcome = of_ray._outcome(ray, None, Task(tmp_path, "a", "test"))
+    assert outcome == Failure("a", "test: lost 4 times: Lost: the node is gone")
+    assert failures.reason(tmp_path / "runs" / "a") == "test: lost 4 times: Lost: the node is gone"
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_disk_that_is_full_stops_all(jobs: int, tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match="no space"):
@@ -98,6 +124,9 @@ def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_pat
     """Any engine will do: this one does the tasks of the runs backwards, each run's own in order."""
 
     class Backwards:
+        def preflight(self, study: Path) -> None:
+            pass
+
         def map(self, work: object, tasks: list[Task], after: object = None) -> list[Failure | None]:
             order = sorted(range(len(tasks)), key=lambda k: tasks[k].run, reverse=True)
             engines.LocalEngine().map(work, [tasks[k] for k in order])  # type: ignore[arg-type]

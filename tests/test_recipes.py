@@ -128,6 +128,12 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"models": [3]}, ["key 'models.0'", "not 3"]),
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": []}]}}, ["attacks.0.epsilons'", "at least 1"]),
         (
+            {"evaluation": {"corruptions": []}},
+            ["'evaluation.corruptions': expected keys with values (names, severities), or the key left out, not []"],
+        ),
+        ({"models": ["vgg16", 3]}, ["key 'models.1': expected keys with values (name, label, weights, ", "), not 3"]),
+        ({"defences": {}}, ["key 'defences': expected a list, not {}"]),
+        (
             {"evaluation": {"bootstrap": 100_000_000_000}},
             ["key 'evaluation.bootstrap'", "less than or equal to 100000"],
         ),

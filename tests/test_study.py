@@ -24,7 +24,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.tables import logits_of
-from trustcxr.study import engines, protocol, steps
+from trustcxr.study import engines, protocol, standing, steps
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.contract import Outcomes, Work
 from trustcxr.study.protocol import Study
@@ -292,6 +292,57 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
     assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
 
+def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_step_is_done(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = Path(shutil.copytree(done, tmp_path / "out")), {"fails": True}
+    failure = out / "runs" / FIRST / "failure.json"
+
+    def faulty(*_: object) -> None:
+        if asked["fails"]:
+            raise ZeroDivisionError("of\nnothing")
+
+    monkeypatch.setitem(steps.STEPS, "test", faulty)
+    with pytest.raises(ZeroDivisionError):
+        steps.carry_out(Task(out, FIRST, "test"))
+    assert files.read_json(failure)["reason"] == "test: ZeroDivisionError: of nothing"
+    steps.carry_out(Task(out, FIRST, "train"))
+    assert failure.is_file(), "an earlier step that is done says nothing of a later one"
+    asked["fails"] = False
+    steps.carry_out(Task(out, FIRST, "test"))
+    assert not failure.exists()
+    (out / "study.yaml").rename(out / "elsewhere.yaml")
+    with pytest.raises(UserError):
+        steps.carry_out(Task(out, FIRST, "test"))
+    assert "study.yaml" in files.read_json(failure)["reason"], "before the step has begun too"
+
+
+def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed_keeps_its_cause(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` reads files alone, so that another terminal sees what is seen here."""
+    real, out, seen = loop.fit, tmp_path / "out", dict[str, tuple[str, str]]()
+
+    def fit(recipe: RunRecipe, *rest: Any, **options: Any) -> object:
+        if recipe.name == FIRST and not seen:
+            raise NotFiniteError("a loss that is no number")
+        if recipe.name == SECOND:
+            found = {one.run: (one.state, one.reason) for one in standing.status(out).runs}
+            seen[FIRST] = found[FIRST]
+            if found[FIRST][0] == "failed":
+                raise KeyboardInterrupt  # as good as killed: nothing is done after it
+        return real(recipe, *rest, **options)
+
+    monkeypatch.setattr(loop, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        Study(tiny(), films, out, engines.get("local")).run()
+    assert seen == {FIRST: ("failed", "train: a loss that is no number")}
+    (kept,) = [one for one in standing.status(out).runs if one.run == FIRST]
+    assert (kept.state, kept.reason) == seen[FIRST]
+    assert Study(tiny(), films, out, engines.get("local")).run().failures == []
+    assert seen == {FIRST: ("done", "")}, "it is tried again, and then its failure is no longer there"
+
+
 def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +358,9 @@ class Placing:
 
     def __init__(self, source: Path, failing: set[str]) -> None:
         self.source, self.failing = source, failing
+
+    def preflight(self, study: Path) -> None:
+        pass
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         for task in tasks:
@@ -338,6 +392,9 @@ class Refusing:
 
     def __init__(self) -> None:
         self.asked: list[set[str]] = []
+
+    def preflight(self, study: Path) -> None:
+        pass
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         self.asked.append({task.run for task in tasks})

@@ -32,7 +32,10 @@ RayAddress = Annotated[
 ]
 Cpus = Annotated[int, typer.Option(help="Of ray and slurm: cores that each run needs.")]
 Gpus = Annotated[
-    float | None, typer.Option(help="Of ray and slurm: cards that each run needs; 0.5 lets two share one.")
+    float | None,
+    typer.Option(
+        help="Of ray and slurm: cards that a run needs; 0.5 lets two share one. SLURM is asked for none unless said."
+    ),
 ]
 Slurm = Annotated[
     list[str] | None, typer.Option("--slurm", help="Of slurm: an option of sbatch, such as partition=gpu; repeatable.")

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trustcxr import renamed
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import parse_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resamples = Annotated[int, Field(ge=100, le=100_000)]  # each holds a number for every patient at once
@@ -61,7 +64,7 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
         if first["type"] == "literal_error" and len(words := re.findall(r"'([^']*)'", first["ctx"]["expected"])) > 1:
             raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
-        raise UserError(f"{where}: key '{key}': {first['msg']}, not {first['input']!r}{more}") from None
+        raise UserError(f"{where}: key '{key}': {_expected(kind, first)}, not {first['input']!r}{more}") from None
 
 
 def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:
@@ -87,13 +90,31 @@ def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, obj
     return result
 
 
+def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
+    """What a key may hold, also where pydantic says it in Python's words."""
+    if fault["type"] == "tuple_type":
+        return "expected a list"
+    if fault["type"] != "model_type":
+        return fault["msg"]
+    *parents, last = fault["loc"]
+    field = _recipe_at(kind, parents).model_fields.get(str(last))
+    left_out = "" if field is None or field.is_required() else ", or the key left out"
+    return f"expected keys with values ({', '.join(_siblings(kind, (*fault['loc'], '')))}){left_out}"
+
+
 def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
     """The valid keys beside the wrong one at `location`."""
-    at: Any = kind
-    for part in location[:-1]:
+    at = _recipe_at(kind, location[:-1])
+    yield from (*at.model_fields, *getattr(at, "short", ()))
+
+
+def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:
+    """The part of a recipe that the key at `location` holds."""
+    at = kind
+    for part in location:
         if isinstance(part, str) and part in at.model_fields:
             at = model_in(at.model_fields[part].annotation) or at
-    yield from (*at.model_fields, *getattr(at, "short", ()))
+    return at
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

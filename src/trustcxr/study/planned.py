@@ -5,13 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, locks
 from trustcxr.results.documents import RunPlan, StudyDocument
+from trustcxr.study.engines import failures
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,8 @@ def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPla
     plan.step = missing[0]
     if (holder := locks.holder(folder)) is not None:
         return plan.model_copy(update={"state": "running", "holder": holder})
-    if (folder / folders.FAILURE_FILE).is_file():
-        with suppress(UserError):  # damaged: it failed, and why is not known
-            plan.reason = str(files.read_document(folder / folders.FAILURE_FILE).get("reason", ""))
-        return plan.model_copy(update={"state": "failed"})
+    if (reason := failures.reason(folder)) is not None:
+        return plan.model_copy(update={"state": "failed", "reason": reason})
     return plan
 
 

@@ -29,7 +29,6 @@ from trustcxr.results.documents import (
 )
 from trustcxr.results.folders import (
     DATA_FILE,
-    FAILURE_FILE,
     METRICS_FILE,
     PANELS_FILE,
     SALIENCY_FILE,
@@ -43,10 +42,10 @@ from trustcxr.results.folders import (
 from trustcxr.results.locks import holding
 from trustcxr.study import comparison, data_check, finished, planned, preflight, seeds
 from trustcxr.study.choice import ranked
-from trustcxr.study.engines import Engine, Failure, Task
+from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data
-from trustcxr.study.steps import carry_out, record
+from trustcxr.study.steps import carry_out
 from trustcxr.study.watching import watched
 from trustcxr.training.provenance import hardware, source
 
@@ -80,6 +79,7 @@ class Study:
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
+        self.engine.preflight(self.folder)
         preflight.recipe(self.recipe, self.folder, self.devices)
         with holding(self.folder):
             return self._carry_out()
@@ -160,19 +160,20 @@ class Study:
     def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
         """Have the engine do every step of these runs, one run after another, so that what is done early is whole.
 
-        A run that fails is recorded, and left out of what is given back.
+        A run that fails was recorded as it did, and is left out of what is given back.
         """
         tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
         with watched(self.recipe, self.folder, self.kept):
             outcomes = self.engine.map(carry_out, tasks, self._after)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
-            path = self._run_folder(run) / FAILURE_FILE
-            if run.name in failed:
-                self.failures.append(failed[run.name])
-                record(path.parent, failed[run.name])
-            else:
-                path.unlink(missing_ok=True)
+            folder, failure = self._run_folder(run), failed.get(run.name)
+            if failure is None:
+                failures.forget(folder)
+                continue
+            self.failures.append(failure)
+            if failures.reason(folder) != failure.reason:  # an engine of somebody's own, that told it here alone
+                failures.record(folder, failure)
         return [run for run in runs if run.name not in failed]
 
     def _after(self) -> None:

@@ -1,9 +1,7 @@
 """One step of one run of a study, from the study's folder alone: what an engine carries out, in whatever process."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +15,10 @@ from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
-from trustcxr.results.folders import DATA_FILE, FAILURE_FILE, STUDY_FILE
+from trustcxr.results.folders import DATA_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
 from trustcxr.study import costs, finished, mending
-from trustcxr.study.engines import Failure, Task
+from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.study.run_folder import RunFolder
 from trustcxr.training.cards import Cards
 
@@ -80,27 +78,25 @@ def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
 def carry_out(task: Task) -> None:
     """Do one step of one run; nothing where an earlier start has done it, or the run was finished elsewhere.
 
-    Raises CannotWrite where the disk refuses; the run's failure.json then says so, if there is room for that.
+    Whatever it raises is in the run's failure.json by then, CannotWrite too if there is room for that.
     """
+    try:
+        _carry_out(task)
+    except Exception as problem:
+        failures.record(failures.folder_of(task), Failure.of(task, problem))
+        raise
+    failures.over(task)
+
+
+def _carry_out(task: Task) -> None:
     study = StudyFolder.read(task.study, task.devices)
     run = study.run(task.run)
     folder = study.run_folder(run)
     if finished.is_finished(folder):
         return finished.check(folder, run)
     with holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
-        try:
-            STEPS[task.step](study, run, RunFolder(folder))
-        except CannotWrite as problem:
-            with suppress(CannotWrite):
-                record(folder, Failure(task.run, f"{task.step}: {problem}"))
-            raise
+        STEPS[task.step](study, run, RunFolder(folder))
     return None
-
-
-def record(folder: Path, failure: Failure) -> None:
-    """Write why a run could not be worked on into its folder; the study takes it away once it could."""
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    files.write_json(folder / FAILURE_FILE, {"run": failure.name, "reason": failure.reason, "when": when})
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:

@@ -30,10 +30,23 @@ class Failure:
     name: str
     reason: str
 
+    @classmethod
+    def of(cls, task: Task, problem: Exception) -> "Failure":
+        """What a task raised, as it is told: what a person can mend in words alone, any other with its type."""
+        said = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        if isinstance(problem, UserError):
+            said = str(problem)
+        elif out_of_memory(problem):
+            said = OUT_OF_MEMORY
+        return cls(task.run, f"{task.step}: {said}")
+
 
 @dataclass(frozen=True)
 class Needs:
-    """What one task is given: cores, and cards (a share where several fit on one; None: one where there are any)."""
+    """What one task is given: cores, and cards (a share where several fit on one).
+
+    Where no cards are said: one if the cluster has any on Ray; on SLURM what its nodes give unasked, often none.
+    """
 
     cpus: int = 1
     gpus: float | None = None
@@ -47,11 +60,16 @@ Outcomes = list[Failure | None]
 class Engine(Protocol):
     """Does the same work for many tasks."""
 
+    def preflight(self, study: Path) -> None:
+        """UserError where it cannot be used as it was asked; before films are read, and nothing is written for it."""
+        ...
+
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = ...) -> Outcomes:
         """What became of every task, in their order: None where it was done.
 
         The tasks of one run are done in the order given; what follows one that failed is not tried, and has its
         Failure. `after` is called here after every task. Raises CannotWrite where the disk refuses, which stops all.
+        `work` records what it raises (`failures.record`); an engine at once what it lost (`failures.lost`).
         """
         ...
 
@@ -62,15 +80,12 @@ def attempt(work: Work, task: Task) -> Failure | None:
         work(task)
     except CannotWrite:
         raise
-    except UserError as problem:
-        say(f"{task.run}: {problem}")
-        return Failure(task.run, f"{task.step}: {problem}")
     except Exception as problem:  # one run's fault must not lose a study of 27
-        if out_of_memory(problem):
-            say(f"{task.run}: {OUT_OF_MEMORY}")
-            return Failure(task.run, f"{task.step}: {OUT_OF_MEMORY}")
-        say(traceback.format_exc().rstrip())
-        return Failure(task.run, f"{task.step}: {type(problem).__name__}: {' '.join(str(problem).split())}")
+        failure = Failure.of(task, problem)
+        told_plainly = isinstance(problem, UserError) or out_of_memory(problem)
+        said = f"{task.run}: {failure.reason.removeprefix(f'{task.step}: ')}"
+        say(said if told_plainly else traceback.format_exc().rstrip())
+        return failure
     return None
 
 

@@ -1,6 +1,7 @@
 """Runs one after another in this process."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from trustcxr.console import say
 from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work, attempt
@@ -8,6 +9,9 @@ from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work, attem
 
 class LocalEngine:
     """One task after another in this process, each with all the cores and the accelerator."""
+
+    def preflight(self, study: Path) -> None:
+        """Nothing: this process is here."""
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""

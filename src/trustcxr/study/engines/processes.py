@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 
 from trustcxr.console import Progress, say
 from trustcxr.study.engines.contract import Order, Outcomes, Task, Work
@@ -17,6 +18,9 @@ class ProcessesEngine:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+
+    def preflight(self, study: Path) -> None:
+        """Nothing: this machine is here."""
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""

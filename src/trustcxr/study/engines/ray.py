@@ -1,11 +1,12 @@
 """Runs on the nodes of a Ray cluster, a Ray Core task a step; what is done is in the files, and nowhere else."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from trustcxr.console import Progress
-from trustcxr.study.engines import ray_cluster
-from trustcxr.study.engines.contract import Failure, Needs, Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines import failures, ray_cluster
+from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 
@@ -15,6 +16,11 @@ class RayEngine:
 
     def __init__(self, needs: Needs, *, jobs: int | None = None, address: str | None = None) -> None:
         self.needs, self.jobs, self.address = needs, jobs, address
+
+    def preflight(self, study: Path) -> None:
+        """UserError where no cluster answers or can be started, or no node of it has what a run needs."""
+        with ray_cluster.connected(self.address) as ray:
+            ray_cluster.room(ray, self.needs)
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""
@@ -27,7 +33,7 @@ class RayEngine:
             Progress("runs on the cluster", len(tasks), timed=False) as bar,
         ):
             needs = ray_cluster.check(ray, tasks[0].study, self.needs)
-            do = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(_do)
+            do = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(ray_cluster.do)
             try:
                 while order.left or busy:
                     while (self.jobs is None or len(busy) < self.jobs) and (place := order.next()) is not None:
@@ -43,15 +49,9 @@ class RayEngine:
         return order.outcomes()
 
 
-def _do(work: Work, task: Task, threads: int) -> Outcome:
-    """On a node: do one task."""
-    ray_cluster.speak_plainly()
-    return told(work, task, threads)
-
-
 def _outcome(ray: Any, ready: Any, task: Task) -> Outcome:
     try:
         found: Outcome = ray.get(ready)
         return found
     except ray.exceptions.RayError as problem:  # a node or a process that was lost once too often
-        return Failure(task.run, f"{task.step}: lost {RETRIES + 1} times: {ray_cluster.reason(problem)}")
+        return failures.lost(task, f"lost {RETRIES + 1} times: {ray_cluster.reason(problem)}")

@@ -17,7 +17,7 @@ from trustcxr import console
 from trustcxr.data import remote
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
-from trustcxr.study.engines.contract import Needs
+from trustcxr.study.engines.contract import Needs, Outcome, Task, Work, told
 
 _WAIT = 10.0  # seconds that an address has to answer
 _NODE_WAIT = 180.0  # seconds that a node has to start a process
@@ -70,15 +70,25 @@ def _join(ray: Any, address: str) -> None:
         raise UserError(f"--ray-address {address}: no Ray cluster to be joined ({reason(problem)}); {hint}") from None
 
 
-def check(ray: Any, study: Path, needs: Needs) -> Needs:
-    """What each task is given. UserError where no node has that, or where one does not see the study or its films."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+def room(ray: Any, needs: Needs) -> Needs:
+    """What each task is given. UserError where no node has that."""
+    nodes = _nodes(ray)
     gpus = max(node["Resources"].get("GPU", 0.0) for node in nodes)
     needs = replace(needs, gpus=min(1.0, gpus) if needs.gpus is None else needs.gpus)
     rooms = [(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes]
     if not any(cpus >= needs.cpus and gpus >= (needs.gpus or 0) for cpus, gpus in rooms):
         have = "; ".join(f"{cpus:g} cores, {gpus:g} cards" for cpus, gpus in sorted(set(rooms)))
         raise UserError(f"no node has {needs.cpus} cores and {needs.gpus:g} cards for a run; there is {have}")
+    return needs
+
+
+def _nodes(ray: Any) -> list[Any]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def check(ray: Any, study: Path, needs: Needs) -> Needs:
+    """As `room`; UserError also where a node does not see the study or its films."""
+    needs, nodes = room(ray, needs), _nodes(ray)
     mark = secrets.token_hex(8)
     with files.replacing(study / _MARK) as temporary:
         temporary.write_text(mark)
@@ -118,9 +128,10 @@ def _look(study: Path, mark: str) -> tuple[str, dict[str, str]]:
     return "", folders.versions()
 
 
-def speak_plainly() -> None:
-    """On a node: lines go to stderr, which Ray brings to whoever started the study; no bars."""
+def do(work: Work, task: Task, threads: int) -> Outcome:
+    """On a node: do one task. Lines go to stderr, which Ray brings to whoever started the study; no bars."""
     console.tell(lambda text: print(text, file=sys.stderr, flush=True))
+    return told(work, task, threads)
 
 
 def reason(problem: BaseException) -> str:

@@ -1,17 +1,13 @@
 """Runs as jobs of SLURM through submitit: one array job a step; one that is preempted is queued again and goes on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from trustcxr.console import Progress
-from trustcxr.study.engines import slurm_jobs
+from trustcxr.study.engines import slurm_jobs, slurm_queue
 from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
-
-
-class _Asked(TypedDict):
-    jobs: int | None
-    options: Mapping[str, str]
-    cluster: str
 
 
 class SlurmEngine:
@@ -20,14 +16,21 @@ class SlurmEngine:
     def __init__(
         self, needs: Needs, *, jobs: int | None = None, options: Mapping[str, str] = {}, cluster: str = "slurm"
     ) -> None:
-        self.needs, self.asked = needs, _Asked(jobs=jobs, options=options, cluster=cluster)
+        self.needs, self.options = needs, options
+        self.executor = partial(slurm_jobs.executor, needs=needs, jobs=jobs, options=options, cluster=cluster)
+
+    def preflight(self, study: Path) -> None:
+        """UserError where SLURM or submitit is not here, or an option is not sbatch's; says where no card is asked."""
+        self.executor(study, "preflight")
+        slurm_jobs.say_without_cards(self.needs, self.options)
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""
         order = Order(tasks)
+        slurm_queue.wait_for_earlier(tasks)
         with Progress("runs on SLURM", len(tasks), timed=False) as bar:
             while places := list(iter(order.next, None)):  # the next step of every run
-                executor = slurm_jobs.executor(tasks[places[0]], self.needs, **self.asked)
+                executor = self.executor(tasks[places[0]].study, tasks[places[0]].step)
                 array = executor.map_array(_Step(work, self.needs.cpus), [tasks[p] for p in places])
                 try:
                     for place, job in zip(places, array, strict=True):
@@ -35,9 +38,8 @@ class SlurmEngine:
                         after()
                         bar.advance(settled, note=f"{tasks[place].step} {tasks[place].run}")
                 finally:
-                    for job in array:
-                        if not job.done():
-                            job.cancel()
+                    for job in (job for job in array if not job.done()):
+                        job.cancel()
         return order.outcomes()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from trustcxr import console
 from trustcxr.data.workers import end_with_parent
-from trustcxr.study.engines.contract import Failure, Outcome, Task, Work, told
+from trustcxr.study.engines import failures
+from trustcxr.study.engines.contract import Outcome, Task, Work, told
 
 # What the steps of a run import, and what takes long to: once for all processes that are forked.
 IMPORTED: tuple[str, ...] = (
@@ -54,9 +55,9 @@ class Worker:
         except (EOFError, OSError):
             self.process.join()
             ended = f"its process ended with code {self.process.exitcode} (killed, or out of memory?)"
-            self.outcome, self.alive = Failure(self.task.run, f"{self.task.step}: {ended}"), False
+            self.outcome, self.alive = (failure := failures.lost(self.task, ended)), False
             self.task = None
-            return [f"{self.outcome.name}: {self.outcome.reason}"]
+            return [f"{failure.name}: {failure.reason}"]
         if kind == "say":
             return [content]
         self.outcome = content
