@@ -268,7 +268,7 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    then, today = files._plain(before), files._plain(now)
+    then, today = files.plain(before), files.plain(now)
     return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
 
 
