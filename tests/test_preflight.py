@@ -56,6 +56,16 @@ def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> No
         preflight._network(moved.models[0], 32, trained=False)
 
 
+def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) -> None:
+    moved = [NETWORK | {"weights": "gone.safetensors"}]
+    for name in ("standard", "fgsm"):
+        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+    alone = study(models=moved, seeds=[0])
+    assert preflight._trained(alone, alone.models[0], tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        preflight.names(study(models=moved, seeds=[0, 1]), tmp_path)
+
+
 def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) -> None:
     save_file({"something.else": np.zeros(3, np.float32)}, tmp_path / "alien.safetensors")
     alien = NETWORK | {"weights": str(tmp_path / "alien.safetensors")}

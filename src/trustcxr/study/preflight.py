@@ -79,8 +79,10 @@ def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
 
 def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> bool:
     """Whether all runs of a network are trained in a study's folder."""
-    places = [] if folder is None else [folder / "runs" / run.name for run in _ways(study, model)]
-    return bool(places) and all((place / folders.TRAINING_FILE).is_file() for place in places)
+    if folder is None:
+        return False
+    every = (run for seed in study.seeds for run in _ways(study, model, seed))
+    return all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in every)
 
 
 def _weights_are_there(model: ModelRecipe) -> None:
@@ -128,9 +130,10 @@ def masks(study: StudyRecipe, train: "Dataset") -> None:
                 )
 
 
-def _ways(study: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
-    """The runs of one network, of one seed."""
-    return [run_recipe(study, model, defence, study.seeds[0]) for defence in (DefenceRecipe(), *study.defences)]
+def _ways(study: StudyRecipe, model: ModelRecipe, seed: int | None = None) -> list[RunRecipe]:
+    """The runs of one network, of one seed, the first unless said."""
+    seed = study.seeds[0] if seed is None else seed
+    return [run_recipe(study, model, defence, seed) for defence in (DefenceRecipe(), *study.defences)]
 
 
 def classes(datasets: Mapping[str, "Dataset"]) -> None:
