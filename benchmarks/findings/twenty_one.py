@@ -63,6 +63,9 @@ def lines(kept: Path) -> Iterator[str]:
         "`trustcxr study twenty-one --data covidqu-midi --out out/twenty-one --kept results/twenty-one`, then "
         f"`python -m benchmarks.findings.twenty_one`. {NOTICE}",
         "",
+        "`trustcxr verify` cannot compute these figures again: of a finished run a few small files are kept here, with "
+        "what was found and its intervals, and no predictions. It can where the study itself is, in `out/twenty-one`.",
+        "",
     )
     if not runs:
         yield from ("**No run is finished yet, and nothing can be read off this page but what it will cost.**", "")
