@@ -351,6 +351,23 @@ def test_a_run_of_one_stretch_says_nothing_of_stretches(films: tuple[Any, Any], 
         assert "one and the same" not in cards.card(tmp_path / place)
 
 
+@pytest.mark.usefixtures("rising")
+def test_a_run_that_an_earlier_version_began_goes_on_and_what_it_did_not_note_is_said(
+    films: tuple[Any, Any], tmp_path: Path
+) -> None:
+    loop.fit(recipe(), *films, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(), *films, tmp_path / "old")
+    about = files.read_yaml(tmp_path / "old" / "run.yaml")
+    files.write_yaml(tmp_path / "old" / "run.yaml", {k: v for k, v in about.items() if k not in ("hardware", "source")})
+    loop.fit(recipe(), *films, tmp_path / "old")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "old"))
+    assert load_run(tmp_path / "old").name == f"{MODEL}-standard-s0"
+    assert "from epoch 1 with processor not noted" in stretches.told(tmp_path / "old")
+
+
 def test_epochs_that_are_trained_anew_are_of_who_trained_them(films: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
