@@ -67,16 +67,16 @@ def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) ->
 
 
 def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     methods = {"methods": ["gradcam", "gradcam@-2", "occlusion"]}
-    preflight.recipe(study(data={"size": 32}, explanation=methods), tmp_path)
+    preflight.maps(study(data={"size": 32}, explanation=methods))
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("no map of test_resnet by gradcam: at 32 pixels what is read there has one cell")
     assert said.endswith("as in gradcam@-2")
     for quiet in ({"size": 96}, {"size": 32}):
         shown = methods if quiet["size"] == 96 else {"methods": ["gradcam@-2", "occlusion"]}
-        preflight.recipe(study(data=quiet, explanation=shown), tmp_path)
+        preflight.maps(study(data=quiet, explanation=shown))
         assert capsys.readouterr().err == ""
 
 

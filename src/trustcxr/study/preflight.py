@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
     """UserError for what nobody knows or what is not there: defences, attacks' sources, weights, layers, methods.
-
-    What would be explained by maps of one cell is said.
     `folder` is the study's: the weights of a network that is trained there already are not asked for again. `devices`:
     cards that share each training, which some ways of training refuse.
     """
@@ -36,7 +34,6 @@ def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
             _layers(run, study.explanation.methods)
             if run.defence.certifies:
                 _can_be_bounded(run)
-    _say_one_cell(study)
 
 
 def names(study: StudyRecipe, folder: Path | None) -> None:
@@ -124,7 +121,7 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
         raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
 
 
-def _say_one_cell(study: StudyRecipe) -> None:
+def maps(study: StudyRecipe) -> None:
     """Say of which networks a CAM that is asked for reads a single cell at this size: such a map is a null map."""
     found: dict[tuple[str, ...], list[str]] = {}
     for model in study.models:
