@@ -14,7 +14,8 @@ from test_study import tiny
 from trustcxr.data.batches import BatchRows, augment
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
-from trustcxr.results import files
+from trustcxr.report import cards as report_cards
+from trustcxr.results import files, stretches
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 from trustcxr.training import cards, loop, monitor
@@ -138,10 +139,36 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     )
     first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
     assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
+    for place in ("halved", "a"):
+        assert files.read_json(tmp_path / place / "training.json")["parts"] == 4
+        assert files.read_yaml(tmp_path / place / "run.yaml")["split_batches"] == {"parts": 4}
+        assert "- Batches: worked off in 4 parts\n" in report_cards.card(tmp_path / place)
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
     with pytest.raises(UserError, match="not even one image fits in memory"):
         loop.fit(how, *films, tmp_path / "never")
+
+
+def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TrainingStep._on
+
+    def on(self: TrainingStep, part: slice, pixels: Tensor, *rest: Any) -> Any:
+        if self.global_step == 4 and len(pixels) > 8:  # three steps an epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, part, pixels, *rest)
+
+    monkeypatch.setattr(TrainingStep, "_on", on)
+    found = loop.fit(recipe("fgsm"), *films, tmp_path)
+    assert (found.parts, found.world, found.strategy) == (2, None, None)
+    listed = stretches.of(files.read_yaml(tmp_path / "run.yaml"))
+    assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
+    said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
+    assert stretches.told(tmp_path) == said
+    card = report_cards.card(tmp_path)
+    assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
+    assert f"- Not trained on one and the same: {said}\n" in card
 
 
 def test_processor_seconds_are_those_of_all_processes(
@@ -214,6 +241,11 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     for column in first.columns.drop("seconds"):
         assert second[column][0] == pytest.approx(first[column][0], abs=1e-4), column
     assert found[0].steps == found[1].steps
+    assert not {"parts", "world", "strategy"} & set(files.read_json(tmp_path / "1" / "training.json"))
+    said = files.read_json(tmp_path / "2" / "training.json")
+    assert (said["world"], said["strategy"], said.get("parts")) == (2, "ddp", None)
+    assert files.read_yaml(tmp_path / "2" / "run.yaml")["split_batches"] == {"world": 2, "strategy": "ddp"}
+    assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.card(tmp_path / "2")
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
 
 

@@ -112,6 +112,26 @@ def test_a_dry_run_counts_what_was_finished_elsewhere_and_refuses_what_the_study
         assert said in complaint(*words, option, value)
 
 
+def test_what_is_kept_grows_with_the_seeds_of_its_study(tmp_path: Path) -> None:
+    kept, grown, asked = tmp_path / "kept", Path(shutil.copytree(OLD, tmp_path / "grown")), tmp_path / "recipe.yaml"
+    finished.keep(OLD, kept)
+    content = files.read_yaml(OLD / "study.yaml")
+    (seed,) = content["recipe"]["seeds"]
+    content["recipe"]["seeds"] = [seed, seed + 1]
+    files.write_yaml(asked, content["recipe"])
+    words = ("study", asked, "--dry-run", "--no-measure", "--json")
+    listed = json.loads(run(*words, "--kept", kept, "--out", OLD).stdout)["runs"]
+    assert {(one["run"], one["state"]) for one in listed if one["seed"] == seed} >= {(ROBUST, "done")}
+    assert {one["state"] for one in listed if one["seed"] != seed} == {"waiting"}
+    files.write_yaml(grown / "study.yaml", content)
+    assert finished.keep(grown, kept) == []
+    assert files.read_yaml(kept / "study.yaml") == content
+    with pytest.raises(UserError, match="holds runs of another recipe"):
+        finished.keep(OLD, kept)
+    said = complaint("study", *words[1:-1], "--out", grown, "--seeds", 1)
+    assert f"holds this study with 2 seeds ({seed}, {seed + 1}), and 1 seed ({seed}) would be fewer" in said
+
+
 def small(**changes: object) -> StudyRecipe:
     models = [{"name": "test_resnet", "label": label, "weights": "none"} for label in LABELS]
     return tiny(models=models, explanation=EXPLANATION, **changes)

@@ -43,6 +43,18 @@ def cells(text: str, row: str) -> dict[str, str]:
     return dict(zip(*split, strict=True))
 
 
+def test_a_map_of_one_cell_has_no_figures_and_is_named(study: Path, tmp_path: Path) -> None:
+    runs = json.loads((study / "study.json").read_text())["runs"]
+    saliency = runs[0]["saliency"] | {"gradcam": runs[0]["saliency"]["gradcam"] | {"cells": "1 x 1"}}
+    text = markdown.render(study_folder.read(changed(study, tmp_path / "one-cell", saliency=saliency)))
+    grad_cam = text.split("(`gradcam`)")[1].split("###")[0]
+    first, second = (cells(grad_cam, run["run"]) for run in runs[:2])
+    assert first["infection energy"] == first["pointing hit rate"] == "no map (one cell)"
+    assert "no map (one cell)" not in second.values()
+    assert f"\n\nNo map: {runs[0]['run']}. What Grad-CAM reads there has one cell" in grad_cam
+    assert "No map" not in markdown.render(study_folder.read(study))
+
+
 def test_the_page_has_the_figures_of_study_json(study: Path, tmp_path: Path) -> None:
     page, figures, comparisons = markdown.write(study, out=tmp_path, name="a")
     assert [path.name for path in (page, figures, comparisons)] == ["a.md", "a.csv", "a-comparisons.csv"]

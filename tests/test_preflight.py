@@ -56,6 +56,30 @@ def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> No
         preflight._network(moved.models[0], 32, trained=False)
 
 
+def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) -> None:
+    moved = [NETWORK | {"weights": "gone.safetensors"}]
+    for name in ("standard", "fgsm"):
+        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+    alone = study(models=moved, seeds=[0])
+    assert preflight._trained(alone, alone.models[0], tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        preflight.names(study(models=moved, seeds=[0, 1]), tmp_path)
+
+
+def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    methods = {"methods": ["gradcam", "gradcam@-2", "occlusion"]}
+    preflight.maps(study(data={"size": 32}, explanation=methods))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("no map of test_resnet by gradcam: at 32 pixels what is read there has one cell")
+    assert said.endswith("as in gradcam@-2")
+    for quiet in ({"size": 96}, {"size": 32}):
+        shown = methods if quiet["size"] == 96 else {"methods": ["gradcam@-2", "occlusion"]}
+        preflight.maps(study(data=quiet, explanation=shown))
+        assert capsys.readouterr().err == ""
+
+
 def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) -> None:
     save_file({"something.else": np.zeros(3, np.float32)}, tmp_path / "alien.safetensors")
     alien = NETWORK | {"weights": str(tmp_path / "alien.safetensors")}

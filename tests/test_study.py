@@ -23,11 +23,13 @@ from trustcxr.recipes import validation
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
+from trustcxr.results.documents import Ranked
 from trustcxr.results.tables import logits_of
-from trustcxr.study import engines, protocol, standing, steps
+from trustcxr.study import choice, engines, protocol, standing, steps
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.contract import Outcomes, Work
 from trustcxr.study.protocol import Study
+from trustcxr.study.verifying import verify
 from trustcxr.training import loop
 
 RECIPE = {
@@ -181,6 +183,66 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
 def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -> None:
     with pytest.raises(UserError, match=r"another study: recipe\.training\.epochs was \d+, is \d+"):
         Study(tiny(training={"epochs": 2, "batch_size": 12}), films, done, engines.get("local")).run()
+
+
+def test_a_study_grows_by_seeds_in_its_own_folder(
+    done: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "tiny"))
+    before = {path: path.read_bytes() for path in out.glob("runs/*/*.*") if path.suffix in (".safetensors", ".parquet")}
+    trained: list[str] = []
+    real, local = loop.fit, engines.get("local")
+
+    def fit(recipe: RunRecipe, *rest: Any, **options: Any) -> object:
+        trained.append(recipe.name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(recipe, *rest, **options)
+
+    monkeypatch.setattr(loop, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        Study(tiny(seeds=[0, 1]), films, out, local).run()
+    said = capsys.readouterr().err
+    assert "it has grown from 1 seed (0) to 2 seeds (0, 1): runs that are finished stay" in said
+    assert said.count("no map of test_efficientnet, test_resnet by gradcam, layercam: at 32") == 1
+    states = {one.run: one.state for one in standing.status(out).runs}
+    assert (states[FIRST], states["test_resnet-standard-s1"]) == ("done", "waiting")
+    assert "if chosen" in states.values(), "what was chosen by one seed is open again"
+    document = Study(tiny(seeds=[0, 1]), films, out, local).run()
+    assert "it has grown" not in capsys.readouterr().err
+    assert all(name.endswith("-s1") or "fgsm" in name for name in trained), "what is finished stays"
+    assert {path: path.read_bytes() for path in before} == before
+    assert {run.run for run in document.runs} >= {FIRST, SECOND, FIRST[:-1] + "1", SECOND[:-1] + "1"}
+    assert sorted(row.n or 0 for row in document.over_seeds[0].figures)[0] == 2
+    assert {one.state for one in standing.status(out).runs} == {"done"}
+    assert "Over seeds" in report.write(out).read_text(encoding="utf-8")
+    found = verify(out)
+    assert (found.differences, found.unchecked) == ([], [])
+    study_yaml = (out / "study.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"with 2 seeds \(0, 1\), and 1 seed \(0\) would be fewer: ask for as many"):
+        Study(tiny(), films, out, local).run()
+    for keys in ({"seeds": [1, 2]}, {"seeds": [0, 1, 2], "training": {"epochs": 2, "batch_size": 12}}):
+        with pytest.raises(UserError, match="holds another study: recipe"):
+            Study(tiny(**keys), films, out, local).run()
+    assert (out / "study.yaml").read_bytes() == study_yaml
+
+
+@pytest.mark.slow
+def test_robust_runs_that_more_seeds_no_longer_choose_are_named_and_left_out(
+    done: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "tiny"))
+    (was,) = [run.parent.name for run in out.glob("runs/*-fgsm-*/metrics.json")]
+    real = choice.ranked
+
+    def other(*given: Any) -> list[Ranked]:
+        return [row.model_copy(update={"chosen": not row.chosen}) for row in real(*given)]
+
+    monkeypatch.setattr(protocol, "ranked", other)
+    document = Study(tiny(seeds=[0, 1]), films, out, engines.get("local")).run()
+    assert f"no longer chosen, by all seeds together: {was}; kept, and out of" in capsys.readouterr().err
+    assert was not in {run.run for run in document.runs}
+    assert (out / "runs" / was / "metrics.json").is_file()
 
 
 def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

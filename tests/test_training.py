@@ -24,9 +24,11 @@ from trustcxr.models import classifier, factory
 from trustcxr.models.weights import load_weights, save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
-from trustcxr.results.documents import TrainingDocument
+from trustcxr.report import cards
+from trustcxr.results import files, folders, stretches
+from trustcxr.results.documents import Hardware, TrainingDocument
 from trustcxr.training import loop, monitor
+from trustcxr.training import provenance as origins
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
 
@@ -289,6 +291,118 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
     assert loop.fit(recipe(), *films, tmp_path / "run")["epochs"] == 2
     assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
+
+
+# --- what it was trained on ------------------------------------------------------------------------------------------
+
+
+def on_another_machine(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(folders, "versions", lambda: {"trustcxr": "1", "torch": "2.10"})
+    patch.setattr(origins, "hardware", lambda: Hardware(processor="Another", cores=64, accelerator="none"))
+    patch.setattr(origins, "source", lambda: {"commit": "abcdef0123", "changed": False})
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
+    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        on_another_machine(patch)
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(epochs=3), *films, tmp_path)
+        assert "stretches" not in files.read_yaml(tmp_path / "run.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 7)  # once more, in the third epoch, and gone on with on the same: no stretch of its own
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(epochs=3), *films, tmp_path)
+    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
+    about = files.read_yaml(tmp_path / "run.yaml")
+    first, second = stretches.of(about)
+    assert (first["from_epoch"], second["from_epoch"]) == (0, 1)
+    assert first["versions"] == {"trustcxr": "1", "torch": "2.10"}
+    assert files.part(first, "hardware")["processor"] == "Another"
+    assert files.part(first, "source")["commit"] == "abcdef0123"
+    for key in ("versions", "hardware", "source"):
+        assert second[key] == about[key], "the last is what a run of one stretch says"
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "not trained on one and the same" in line)
+    told = re.search(r"from epoch 1 with (.*); from epoch 2 with (.*)", line)
+    assert told is not None
+    assert "torch 2.10" in told[1]
+    assert "processor Another" in told[1]
+    assert "commit abcdef0" in told[1]
+    assert f"torch {folders.versions()['torch']}" in told[2]
+    assert "batches" not in line, "what is alike is not said"
+    card = cards.card(tmp_path)
+    assert f"- Not trained on one and the same: {told[0]}" in card
+    assert f"of training on Another, then {origins.processor()}" in card
+    assert load_run(tmp_path).training == summary
+
+
+def test_a_run_of_one_stretch_says_nothing_of_stretches(films: tuple[Any, Any], tmp_path: Path) -> None:
+    for place, cut in (("whole", -1), ("parts", 4)):
+        with pytest.MonkeyPatch.context() as patch:
+            cut_at(patch, cut)
+            if cut > 0:
+                with pytest.raises(PowerCut):
+                    loop.fit(recipe(), *films, tmp_path / place)
+        loop.fit(recipe(), *films, tmp_path / place)
+        about = files.read_yaml(tmp_path / place / "run.yaml")
+        assert list(about)[-5:] == ["versions", "hardware", "source", "checksums", "took"]
+        assert "one and the same" not in cards.card(tmp_path / place)
+
+
+@pytest.mark.usefixtures("rising")
+def test_a_run_that_an_earlier_version_began_goes_on_and_what_it_did_not_note_is_said(
+    films: tuple[Any, Any], tmp_path: Path
+) -> None:
+    loop.fit(recipe(), *films, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(), *films, tmp_path / "old")
+    about = files.read_yaml(tmp_path / "old" / "run.yaml")
+    files.write_yaml(tmp_path / "old" / "run.yaml", {k: v for k, v in about.items() if k not in ("hardware", "source")})
+    loop.fit(recipe(), *films, tmp_path / "old")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "old"))
+    assert load_run(tmp_path / "old").name == f"{MODEL}-standard-s0"
+    assert "from epoch 1 with processor not noted" in stretches.told(tmp_path / "old")
+
+
+def test_epochs_that_are_trained_anew_are_of_who_trained_them(films: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        on_another_machine(patch)
+        cut_at(patch, 2)  # no checkpoint yet
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(), *films, tmp_path)
+    loop.fit(recipe(), *films, tmp_path)
+    (alone,) = stretches.of(files.read_yaml(tmp_path / "run.yaml"))
+    assert files.part(alone, "versions") == folders.versions()
+
+
+def test_who_only_ends_a_training_has_not_trained_it(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        on_another_machine(patch)
+        patch.setattr(loop, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(), *films, tmp_path)
+    loop.fit(recipe(), *films, tmp_path)
+    about = files.read_yaml(tmp_path / "run.yaml")
+    assert "stretches" not in about
+    assert files.part(about, "hardware")["processor"] == "Another"
+
+
+def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        on_another_machine(patch)
+        patch.setattr(loop, "RefitMonitor", lambda *_: (_ for _ in ()).throw(PowerCut))
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(refit=True), *films, tmp_path)
+    loop.fit(recipe(refit=True), *films, tmp_path)
+    assert "stretches" not in files.read_yaml(tmp_path / "run.yaml")
+    said = stretches.told(tmp_path)
+    assert re.search(r"^for validation from epoch 1 with .*torch 2\.10.*; once more from epoch 1 with ", said)
 
 
 # --- when training stops ---------------------------------------------------------------------------------------------

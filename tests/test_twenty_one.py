@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.findings import twenty_one
 
-from trustcxr.recipes.study import load_study
+from trustcxr.recipes.study import SHIPPED, load_study
 from trustcxr.results import files
 from trustcxr.results.documents import Classification, Share
 from trustcxr.study import finished, planned
@@ -28,6 +28,30 @@ def test_what_is_finished_and_what_is_missing_is_said(tmp_path: Path) -> None:
     figure = f"{100 * said['clean']['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     assert any(line.startswith("| test_resnet-fgsm-s0 |") and figure in line for line in page.splitlines())
     assert "Research software. Not for diagnosis." in page
+
+
+def test_where_the_last_map_is_of_one_cell_no_figure_is_made_of_it() -> None:
+    page = twenty_one.KEPT.with_suffix(".md").read_text(encoding="utf-8")
+    grad_cam = page.split("### Grad-CAM (`gradcam`)")[1].split("###")[0]
+    one_cell = ["inceptionv3-standard-s0", "inceptionresnetv2-standard-s0"]
+    for run in one_cell:
+        (row,) = (line for line in grad_cam.splitlines() if line.startswith(f"| {run} |"))
+        figures = row.strip("|").split(" | ")[1:]
+        assert set(figures[:-2]) == {"no map (one cell)"}
+        assert figures[-2].startswith("1.000"), "and every map a null map"
+    assert grad_cam.count("no map (one cell)") == 2 * 10
+    assert f"No map: {', '.join(one_cell)}. What Grad-CAM reads there has one cell" in grad_cam
+    text = (SHIPPED / "twenty-one.yaml").read_text(encoding="utf-8")
+    assert "still has a map" not in text
+    assert "The last map of InceptionV3 and of InceptionResNetV2 has\n# one cell there" in text
+
+
+def test_a_comment_is_no_part_of_what_a_recipe_is_known_by(tmp_path: Path) -> None:
+    bare = tmp_path / "twenty-one.yaml"
+    lines = (SHIPPED / "twenty-one.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    bare.write_text("".join(line for line in lines if not line.lstrip().startswith("#")))
+    assert load_study(bare) == load_study("twenty-one")
+    finished.refuse_another(twenty_one.KEPT, load_study(bare), None)
 
 
 def test_how_little_was_learnt_is_said() -> None:

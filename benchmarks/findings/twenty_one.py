@@ -19,7 +19,7 @@ from trustcxr.about import NOTICE
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.report import markdown, words
 from trustcxr.report.study_folder import Run
-from trustcxr.results import documents, files, folders
+from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.documents import Classification, CostDocument, RunDocument, StudyPlan, TrainingDocument
 from trustcxr.study import finished, planned, standing
 from trustcxr.study.choice import ranked
@@ -62,6 +62,9 @@ def lines(kept: Path) -> Iterator[str]:
     yield from (
         "`trustcxr study twenty-one --data covidqu-midi --out out/twenty-one --kept results/twenty-one`, then "
         f"`python -m benchmarks.findings.twenty_one`. {NOTICE}",
+        "",
+        "`trustcxr verify` cannot compute these figures again: of a finished run a few small files are kept here, with "
+        "what was found and its intervals, and no predictions. It can where the study itself is, in `out/twenty-one`.",
         "",
     )
     if not runs:
@@ -180,10 +183,9 @@ def cost(kept: Path, runs: Sequence[RunRecipe], plan: StudyPlan) -> Iterator[str
             continue
         content = files.read_yaml(kept / "runs" / run.name / folders.RUN_FILE)
         training = documents.read(TrainingDocument, kept / "runs" / run.name / folders.TRAINING_FILE)
-        commit = str(files.part(content, "source").get("commit", ""))[:7]
         spent = "" if training.processor_seconds is None else f"{training.processor_seconds / 60:.1f}"
-        machine = str(files.part(content, "hardware").get("processor", ""))
-        rows.append([run.name, step, str(training.epochs), spent, machine, commit])
+        came = (", then ".join(found) for found in (stretches.machines(content), stretches.commits(content)))
+        rows.append([run.name, step, str(training.epochs), spent, *came])
     yield from ("## What it costs", "")
     if plan.least is not None and plan.most is not None:
         hours = " to ".join(dict.fromkeys(f"{seconds / 3600:.0f}" for seconds in (plan.least, plan.most)))

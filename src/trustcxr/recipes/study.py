@@ -82,6 +82,31 @@ def untracked(study: StudyRecipe) -> StudyRecipe:
     return study.model_copy(update={"training": study.training.untracked()})
 
 
+def grows(before: StudyRecipe, now: StudyRecipe) -> bool:
+    """Whether `now` is the study of before with more seeds, and alike in everything else."""
+    more = set(before.seeds) < set(now.seeds)
+    return more and untracked(before).model_copy(update={"seeds": now.seeds}) == untracked(now)
+
+
+def refuse_fewer_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
+    """UserError where `now` is the study of before, in that folder, with fewer seeds."""
+    if grows(now, before):
+        raise UserError(
+            f"{folder}: holds this study with {_seeds(before)}, and {_seeds(now)} would be fewer: ask for as many, or "
+            "choose another --out"
+        )
+
+
+def growth(before: StudyRecipe, now: StudyRecipe) -> str:
+    """In words, by which seeds a study has grown."""
+    return f"from {_seeds(before)} to {_seeds(now)}"
+
+
+def _seeds(study: StudyRecipe) -> str:
+    count = len(study.seeds)
+    return f"{count} seed{'s' * (count > 1)} ({', '.join(map(str, study.seeds))})"
+
+
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(p.stem for p in SHIPPED.glob("*.yaml"))

@@ -11,7 +11,7 @@ from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
 from trustcxr.report import board, methods, words
 from trustcxr.report.single_page import environment
-from trustcxr.results import documents, files, folders
+from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.documents import AttackResult, RunDocument, Share, TrainingDocument
 
 CARD_FILE = "model_card.md"
@@ -58,6 +58,9 @@ def card(run: Path) -> str:
             seconds=words.seconds(training.seconds),
             source=files.part(content, "source"),
             hardware=files.part(content, "hardware"),
+            machines=stretches.machines(content),
+            stretches=stretches.told(run),
+            split=stretches.split_told(training.parts, training.world, training.strategy),
         )
     )
     return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + as_markdown(body)

@@ -82,18 +82,19 @@ def write_json(path: Path, content: Any) -> None:
 
 def to_json(content: Any) -> str:
     """A JSON document without NaN."""
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON and YAML have it: documents, arrays and tuples as mappings, lists and numbers."""
     if hasattr(value, "plain"):  # a document
-        return _plain(value.plain())
+        return plain(value.plain())
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "tolist"):  # numpy arrays and scalars
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     return value
@@ -121,7 +122,7 @@ def read_document(path: Path) -> dict[str, object]:
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write one YAML document."""
-    text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True).encode("utf-8")
+    text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True).encode("utf-8")
     with replacing(path, needed=len(text)) as temporary:
         temporary.write_bytes(text)
 

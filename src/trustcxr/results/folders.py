@@ -95,6 +95,11 @@ def check_study(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
     if not (folder / STUDY_RESULTS).is_file():
+        if _is_kept(folder):
+            raise UserError(
+                f"{folder}: holds what --kept keeps of finished runs, their figures without predictions, from which "
+                f"nothing can be computed again: give the study's own --out; trustcxr status {folder} says what is done"
+            )
         hint = (
             "started but not finished: run the same `trustcxr study` again"
             if (folder / STUDY_FILE).is_file()
@@ -102,6 +107,13 @@ def check_study(folder: Path) -> Path:
         )
         raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint}")
     return folder
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a folder is one that a study keeps the small files of its runs in: it says not where the films are."""
+    runs = [path.parent for path in folder.glob(f"runs/*/{VALIDATED_FILE}")]
+    there = (folder / STUDY_FILE).is_file() and not (folder / DATA_FILE).is_file()
+    return there and bool(runs) and not any((run / PREDICTIONS_FILE).is_file() for run in runs)
 
 
 def read_study(folder: Path) -> dict[str, object]:

@@ -7,7 +7,7 @@ from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import NO_SPLIT, SHARES
 from trustcxr.errors import UserError
-from trustcxr.recipes.study import StudyRecipe, untracked
+from trustcxr.recipes.study import StudyRecipe, grows, refuse_fewer_seeds, untracked
 from trustcxr.results import files, folders
 from trustcxr.results.documents import StudyPlan
 from trustcxr.study import finished, planned, standing
@@ -32,8 +32,8 @@ def dry_run(
     seconds each, but for those that were timed on this machine before, unless `again`.
     """
     begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
-    if begun is not None and untracked(planned.recipe_of(begun)) != untracked(recipe):
-        raise UserError(f"{out}: holds a study of another recipe; choose another --out, or see trustcxr status {out}")
+    if begun is not None:
+        _refuse_another(begun, recipe)
     from trustcxr.study import preflight
 
     preflight.names(recipe, begun)
@@ -51,6 +51,15 @@ def dry_run(
         if out is not None:
             files.write_json(out / COST_FILE, costs)
     return standing.plan(recipe, begun or out, costs, kept)
+
+
+def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
+    before = planned.recipe_of(begun)
+    refuse_fewer_seeds(before, recipe, begun)
+    if untracked(before) != untracked(recipe) and not grows(before, recipe):
+        raise UserError(
+            f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {begun}"
+        )
 
 
 def counted(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int], str]:

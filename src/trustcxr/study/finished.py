@@ -14,7 +14,7 @@ from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, untracked
+from trustcxr.recipes.study import StudyRecipe, grows, untracked
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import VERSION, RunDocument
@@ -49,8 +49,9 @@ def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     What `place` holds of another study, or of other films, is refused with a UserError.
     """
     content = folders.read_study(study)
-    refuse_another(place, _recipe(content, study), content)
-    if not (place / folders.STUDY_FILE).is_file():
+    recipe = _recipe(content, study)
+    refuse_another(place, recipe, content)
+    if not (place / folders.STUDY_FILE).is_file() or grows(_recipe(folders.read_study(place), place), recipe):
         files.write_yaml(place / folders.STUDY_FILE, content)
     found = []
     for metrics_file in sorted(study.glob(f"runs/*/{folders.METRICS_FILE}")):
@@ -161,12 +162,13 @@ def _validated(run: Path) -> RunDocument:
 def refuse_another(place: Path, recipe: StudyRecipe, study: Mapping[str, object] | None) -> None:
     """UserError where `place` keeps runs of another recipe, or on other films than those of a `study` (its study.yaml).
 
-    Of a study that was not begun the films are not known.
+    A recipe that has more seeds is no other. Of a study that was not begun the films are not known.
     """
     if not (place / folders.STUDY_FILE).is_file():
         return
     kept = folders.read_study(place)
-    if untracked(_recipe(kept, place)) != untracked(recipe):
+    before = _recipe(kept, place)
+    if untracked(before) != untracked(recipe) and not grows(before, recipe):
         raise UserError(f"{place}: holds runs of another recipe; name another folder")
     if study is not None and kept.get("fingerprint") != study.get("fingerprint"):
         raise UserError(f"{place}: holds runs on other films; name another folder")

@@ -51,7 +51,7 @@ def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe], 
     if study is None and kept is None:
         return None
     said = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS) if study is not None else None
-    if said is not None and said.selection.ranking:
+    if said is not None and said.selection.ranking and _is_of(said, recipe):
         return {row.model for row in said.selection.ranking if row.chosen}
     from trustcxr.study.choice import ranked
     from trustcxr.study.finished import is_validated, place_of
@@ -63,6 +63,12 @@ def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe], 
     classes = files.read_yaml(pairs[0][1] / folders.RUN_FILE).get("classes")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
     return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}
+
+
+def _is_of(said: StudyDocument, recipe: StudyRecipe) -> bool:
+    """Whether a study.json is of all seeds of a recipe, and not from before the study grew."""
+    seeds = said.recipe.get("seeds")
+    return not isinstance(seeds, list) or set(seeds) == set(recipe.seeds)
 
 
 def standing(run: RunRecipe, folder: Path, *, described: bool = False) -> RunPlan:

@@ -1,12 +1,15 @@
 """What would fail only after hours of training is said before it: names, files, weights, layers, classes."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trustcxr.catalogue import Method
+from trustcxr.console import say
 from trustcxr.errors import UserError, nearest
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
 def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
     """UserError for what nobody knows or what is not there: defences, attacks' sources, weights, layers, methods.
-
     `folder` is the study's: the weights of a network that is trained there already are not asked for again. `devices`:
     cards that share each training, which some ways of training refuse.
     """
@@ -79,8 +81,10 @@ def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
 
 def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> bool:
     """Whether all runs of a network are trained in a study's folder."""
-    places = [] if folder is None else [folder / "runs" / run.name for run in _ways(study, model)]
-    return bool(places) and all((place / folders.TRAINING_FILE).is_file() for place in places)
+    if folder is None:
+        return False
+    every = (run for seed in study.seeds for run in _ways(study, model, seed))
+    return all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in every)
 
 
 def _weights_are_there(model: ModelRecipe) -> None:
@@ -117,6 +121,37 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
         raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
 
 
+def maps(study: StudyRecipe) -> None:
+    """Say of which networks a CAM that is asked for reads a single cell at this size: such a map is a null map."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for model in study.models:
+        if flat := _of_one_cell(study, model):
+            found.setdefault(flat, []).append(model.called)
+    for flat, who in found.items():
+        say(
+            f"no map of {', '.join(who)} by {', '.join(flat)}: at {study.data.size} pixels what is read there has one "
+            "cell, the same everywhere; a larger data.size has more, and so has an earlier layer, as in "
+            f"{Method.parse(flat[0]).base}@-2"
+        )
+
+
+def _of_one_cell(study: StudyRecipe, model: ModelRecipe) -> tuple[str, ...]:
+    """The CAMs that a study asks for whose map of a network has one cell."""
+    import torch
+
+    from trustcxr.explain import methods
+    from trustcxr.models import factory
+
+    cams = [name for name in study.explanation.methods if Method.parse(name).base in methods.COMBINE]
+    one, size = _ways(study, model)[0], study.data.size
+    for device in ("meta", "cpu") if cams else ():  # shapes alone, but for a layer that needs values to go on
+        with suppress(Exception), torch.device(device), torch.no_grad():  # a network that cannot is refused elsewhere
+            net = factory.build(one.model.name, classes=2, **one.network_options()).eval()
+            image = torch.zeros(1, 1, size, size)
+            return tuple(name for name in cams if methods.cells(net, image, name) == (1, 1))
+    return ()
+
+
 def masks(study: StudyRecipe, train: "Dataset") -> None:
     """UserError where a run of a study learns from masks of lungs or lesions, and no training film has one."""
     for run in (run for model in study.models for run in _ways(study, model)):
@@ -128,9 +163,10 @@ def masks(study: StudyRecipe, train: "Dataset") -> None:
                 )
 
 
-def _ways(study: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
-    """The runs of one network, of one seed."""
-    return [run_recipe(study, model, defence, study.seeds[0]) for defence in (DefenceRecipe(), *study.defences)]
+def _ways(study: StudyRecipe, model: ModelRecipe, seed: int | None = None) -> list[RunRecipe]:
+    """The runs of one network, of one seed, the first unless said."""
+    seed = study.seeds[0] if seed is None else seed
+    return [run_recipe(study, model, defence, seed) for defence in (DefenceRecipe(), *study.defences)]
 
 
 def classes(datasets: Mapping[str, "Dataset"]) -> None:

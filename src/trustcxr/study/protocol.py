@@ -14,7 +14,7 @@ from trustcxr.console import duration, say
 from trustcxr.data import load_dataset, provenance, remote
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, run_recipe, untracked
+from trustcxr.recipes.study import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files
@@ -31,6 +31,7 @@ from trustcxr.results.folders import (
     DATA_FILE,
     METRICS_FILE,
     PANELS_FILE,
+    RUN_FILE,
     SALIENCY_FILE,
     STEP_FILES,
     STUDY_FILE,
@@ -88,6 +89,7 @@ class Study:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
+        preflight.maps(self.recipe)
         if self.kept is not None:
             finished.bring(self.kept, self.folder)
         if self.check_data:
@@ -103,6 +105,7 @@ class Study:
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         if not every:
+            self._say_passed_over([run for run in trained if run.model.called not in chosen])
             done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
         self._show(done)
         document = self._document(done, ranking, datasets, self._seconds())
@@ -113,30 +116,42 @@ class Study:
         """The robust runs of the networks and seeds of these standard ones."""
         return [run_recipe(self.recipe, b.model, d, b.seed) for d in self.recipe.defences for b in baselines]
 
+    def _say_passed_over(self, baselines: list[RunRecipe]) -> None:
+        """Say which robust runs are of networks that were chosen when there were fewer seeds, and are no longer."""
+        if left := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
+            say(f"no longer chosen, by all seeds together: {', '.join(left)}; kept, and out of the study's figures")
+
     def _claim_folder(self) -> None:
-        path = self.folder / STUDY_FILE
-        content = {
+        content: dict[str, object] = {
             "data": self.data.resolve().name,
             "fingerprint": provenance.whole(self.datasets["train"]),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        defining = content | {"recipe": untracked(self.recipe).model_dump(mode="json")}
-        if path.is_file():
-            before = read_study(self.folder)
-            with suppress(UserError):  # keys that are new since then have their default
-                kept = validate(StudyRecipe, before.get("recipe") or {}, str(path))
-                before["recipe"] = untracked(kept).model_dump(mode="json")
-            films = before.pop("fingerprint", None)
-            now = {key: value for key, value in defining.items() if key != "fingerprint"}
-            if films is not None:  # what the films are counts, and not what their folder is called
-                before["data"] = now["data"]
-            if changed := _differences(before, now):
-                raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
-            if films not in (None, content["fingerprint"]):
-                raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
-            say(f"going on with the study in {self.folder}")
-        files.write_yaml(path, content)
+        if (self.folder / STUDY_FILE).is_file():
+            self._take_up(content)
+        files.write_yaml(self.folder / STUDY_FILE, content)
         files.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
+
+    def _take_up(self, content: dict[str, object]) -> None:
+        """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
+        before, kept = read_study(self.folder), self.recipe
+        with suppress(UserError):  # keys that are new since then have their default
+            kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
+            before["recipe"] = untracked(kept).model_dump(mode="json")
+        refuse_fewer_seeds(kept, self.recipe, self.folder)
+        now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
+        if grown := grows(kept, self.recipe):
+            before["recipe"] = now["recipe"]
+        films = before.pop("fingerprint", None)
+        if films is not None:  # what the films are counts, and not what their folder is called
+            before["data"] = now["data"]
+        if changed := _differences(before, now):
+            raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
+        if films not in (None, content["fingerprint"]):
+            raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
+        say(f"going on with the study in {self.folder}")
+        if grown:
+            say(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -269,7 +284,7 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    then, today = files._plain(before), files._plain(now)
+    then, today = files.plain(before), files.plain(now)
     return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
 
 

@@ -50,6 +50,11 @@ class Cards:
             return int(os.environ[name])
         return int(os.environ.get("NODE_RANK", 0)) * self.devices + int(os.environ.get("LOCAL_RANK", 0))
 
+    def split_batches(self) -> dict[str, int | str]:
+        """How each batch is split, as run.yaml has it; empty where it is whole."""
+        found: dict[str, int | str] = {} if self.parts == 1 else {"parts": self.parts}
+        return found if self.world == 1 else found | {"world": self.world, "strategy": self.strategy}
+
     def check(self, recipe: RunRecipe, images: int) -> None:
         """UserError for what cannot be trained so."""
         if self.devices < 1 or self.nodes < 1:

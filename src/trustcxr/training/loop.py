@@ -22,7 +22,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.results import documents, files, folders
+from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.documents import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, memory, precision, tracking
 from trustcxr.training import provenance as origins
@@ -86,7 +86,7 @@ def _fit_part(
         return _fit(recipe, train, Monitor(folder, val, recipe, cards), start_from)
     both, first = Joined(train, val), folder / folders.BEFORE_REFIT
     if cards.rank == 0:
-        _write_recipe(folder, recipe, both, start_from)
+        _write_recipe(folder, recipe, both, start_from, cards, None)
     if not (first / folders.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
@@ -101,11 +101,13 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.cards.rank == 0:
-        _write_recipe(folder, recipe, train, start_from)
+        provenance.refuse_other_films(folder, train)
+    before = checkpoint.read(folder)
+    if monitor.cards.rank == 0:
+        _write_recipe(folder, recipe, train, start_from, monitor.cards, monitor.done(before))
     torch.manual_seed(recipe.seed)
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
-    before = checkpoint.read(folder)
     model = _network(recipe, train, lungs, start_from, resumed=before is not None)
     if before is not None and monitor.take_up_if_ended(before):
         steps = int(before["global_step"])  # cut off after its last epoch: only what follows that is still to do
@@ -261,6 +263,7 @@ def _finish(
     content = files.read_yaml(folder / folders.RUN_FILE)
     content["checksums"] = folders.checksums(folder, content["classes"])
     summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
+    summary = summary.model_copy(update=stretches.split_of(folder))
     summary.energy_kwh, summary.energy_method = origins.energy(
         summary.processor_seconds or 0.0, summary.seconds or 0.0, monitor.cards.world
     )
@@ -283,6 +286,8 @@ def _finish(
     files.write_json(folder / folders.TRAINING_FILE, summary)
     checkpoint.remove(folder)
     say(f"trained {recipe.name}{monitor.sentence()}")
+    if differing := stretches.told(folder):
+        say(f"{recipe.name}: not trained on one and the same: {differing}")
     return summary
 
 
@@ -292,24 +297,28 @@ def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     return len(labels) / (classes * counts.clamp(min=1)).float()
 
 
-def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", start: Path | None) -> None:
-    """run.yaml, and the films that it is trained on; UserError where the folder holds a training on other films."""
+def _write_recipe(
+    folder: Path, recipe: RunRecipe, train: "Dataset | Joined", start: Path | None, cards: Cards, done: int | None
+) -> None:
+    """run.yaml, and the films that it is trained on; UserError where the folder holds a training on other films.
+
+    `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     provenance.refuse_other_films(folder, train)
-    content = {
+    content: dict[str, object] = {
         "name": recipe.name,
         "background": recipe.background,
         "classes": list(train.classes),
         "recipe": recipe.model_dump(mode="json"),
         "data": provenance.of(train),
         "started_from": start.name if start else None,
-        "versions": folders.versions(),
-        "hardware": origins.hardware(),
-        "source": origins.source(),
     }
+    path = folder / folders.RUN_FILE
+    content |= stretches.gone_on(files.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
     if not (folder / folders.FILMS_FILE).is_file():
         files.write_table(folder / folders.FILMS_FILE, provenance.films(train))
-    files.write_yaml(folder / folders.RUN_FILE, content)
+    files.write_yaml(path, content)
 
 
 @contextmanager

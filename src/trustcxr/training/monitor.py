@@ -83,6 +83,12 @@ class Monitor(pl.Callback):
         self.load_state_dict(state)
         return True
 
+    def done(self, kept: dict[str, Any] | None) -> int | None:
+        """Epochs of this training that stand in a checkpoint; None where it had ended, and none is left to do."""
+        state = (kept or {}).get("callbacks", {}).get(self.state_key) or {}
+        epochs = len(state.get("history", ()))
+        return None if epochs >= self.epochs or state.get("stopped", "epochs") != "epochs" else epochs
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
         self._started, self._worked = time.monotonic(), time.process_time()

@@ -10,12 +10,21 @@ from pathlib import Path
 import torch
 
 from trustcxr.errors import UserError
+from trustcxr.results import folders
 from trustcxr.results.documents import Hardware
+from trustcxr.training.cards import Cards
 
 # Stated, not measured: what one busy core of a server's processor draws with its share of memory and cooling, and what
 # an accelerator at work draws. A laboratory that knows its own says them in these variables.
 WATTS = {"TRUSTCXR_WATTS_A_CORE": 10.0, "TRUSTCXR_WATTS_ACCELERATOR": 350.0}
 _ROOM = 5  # seconds that git is given
+
+
+def now(cards: Cards) -> dict[str, object]:
+    """What a training runs on now, as run.yaml has it."""
+    found: dict[str, object] = {"versions": folders.versions(), "hardware": hardware(), "source": source()}
+    split = cards.split_batches()
+    return found | ({"split_batches": split} if split else {})
 
 
 def hardware() -> Hardware:

@@ -32,7 +32,9 @@ class TrainingDocument(Document):
 
     `best_value` of `monitor` is under an attack, or proved, at `epsilon`; without it, on images as they are.
     `processor_seconds` of all cores together; `energy_kwh` is an estimate, `energy_method` how it was made. `precision`
-    is what was computed in, `precision_asked` what the recipe asks for: other where the machine could not.
+    is what was computed in, `precision_asked` what the recipe asks for: other where the machine could not. `world`
+    processes shared each batch by `strategy`, and each worked its share off in `parts`: the most, where that changed;
+    missing where no batch was split.
     """
 
     version: int | None = None
@@ -42,6 +44,9 @@ class TrainingDocument(Document):
     best_epoch: int | None = None
     seconds: Number = None
     processor_seconds: Number = None
+    parts: int | None = None
+    world: int | None = None
+    strategy: str | None = None
     energy_kwh: Number = None
     energy_method: str = ""
     monitor: str = ""
