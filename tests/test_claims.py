@@ -134,7 +134,7 @@ def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
     named |= {Path(where).name for claim in REGISTER for where in claim["in"]}
     lists = {"claims.md", "trials-certified-covidqu-midi.md", "lungs-covidqu-mini-comparisons.csv"}
     lists |= {"lungs-without-refit-covidqu-mini-comparisons.csv"}
-    lists |= {"lesions-val-covidqu-midi.md"}  # of validation, without a sentence
+    lists |= {"lesions-val-covidqu-midi.md", "lesions-val-later-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"lesions-covidqu-midi.csv", "lesions-covidqu-midi.md"}  # a test below holds them together
     lists |= {"folds-covidqu-midi.md"}  # a test below holds it and its table together
     lists |= {"trials-ceiling-covidqu-midi.md"}  # of validation, without a sentence
@@ -260,7 +260,7 @@ def test_what_is_withdrawn_of_lesions_stands_on_no_page() -> None:
     """That of Test was measured anew; of validation the networks are gone."""
     text = (RESULTS / "lesions-val-covidqu-midi.md").read_text(encoding="utf-8")
     assert text.count(withdrawn.OF_LESIONS) == 1
-    for name in ("lesions-val-covidqu-midi.md", "lesions-val-later-covidqu-midi.md"):
+    for name in (f"lesions-val{which}-covidqu-midi.md" for which in ("", "-later", "-alone-together")):
         page = (RESULTS / name).read_text(encoding="utf-8")
         assert page.count(withdrawn.OF_CAUSES) == 1
         assert list(withdrawn.lines_of_lesions(page, withdrawn.OF_CAUSES)) == page.split("\n")
