@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 MADE_FILE = ".made.json"
+_CONTROLS = 2  # since the background takes on the lesion's very change, and every map has its layer's activation beside
 RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
 _TABLES = (folders.PREDICTIONS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
 
@@ -92,7 +93,8 @@ def saliency(options: ExplanationRecipe, *, tuned: bool, mean_mask: Tensor | Non
 
     `mean_mask`: of the training films, (H, W), which maps are held against too, where there is one.
     """
-    how = options.model_dump(mode="json", include={"epsilon", "corruptions", "severity", "sample"}) | {"tuned": tuned}
+    how = options.model_dump(mode="json", include={"epsilon", "corruptions", "severity", "sample"})
+    how |= {"tuned": tuned, "controls": _CONTROLS}
     if mean_mask is not None:
         how["mean_mask"] = sha256(mean_mask.numpy().tobytes()).hexdigest()[:16]
     return dict.fromkeys(scores.with_random(options.methods), how)
@@ -100,7 +102,7 @@ def saliency(options: ExplanationRecipe, *, tuned: bool, mean_mask: Tensor | Non
 
 def lesions(options: ExplanationRecipe) -> Made:
     """How what becomes of the answer without the lesion is measured, beside on which masks."""
-    return {"sample": options.sample, "epsilon": options.epsilon}
+    return {"sample": options.sample, "epsilon": options.epsilon, "controls": _CONTROLS}
 
 
 def masks(films: "Dataset") -> Made:
