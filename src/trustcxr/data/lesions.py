@@ -247,10 +247,11 @@ def transplanted(films: Films, donors: Films, region: Tensor) -> Tensor:
     """What the donors have in `region` (B, H, W) put into the films, soft at its edge and matched in grey.
 
     Matched: by the difference of the two healthy greys, so that the patch is as much brighter than healthy lung there
-    as it was at home. The donors lie as `moved_onto` leaves them. What falls outside the films' lungs is not put in.
+    as it was at home. The donors lie as `moved_onto` leaves them. What falls outside the lungs of either film is not
+    put in, at the soft edge neither: beside a lung lies chest wall, brighter than a lesion.
     """
     step = _healthy(films) - _healthy(donors)
-    weight = edge(region & films.lung) * films.lung[:, None]
+    weight = edge(region & films.lung & donors.lung) * (films.lung & donors.lung)[:, None]
     return (films.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
 
 

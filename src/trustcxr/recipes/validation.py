@@ -64,7 +64,8 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
         if first["type"] == "literal_error" and len(words := re.findall(r"'([^']*)'", first["ctx"]["expected"])) > 1:
             raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
-        raise UserError(f"{where}: key '{key}': {_expected(kind, first)}, not {first['input']!r}{more}") from None
+        at = f"key '{key}': " if key else ""
+        raise UserError(f"{where}: {at}{_expected(kind, first)}, not {first['input']!r}{more}") from None
 
 
 def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:
@@ -96,6 +97,8 @@ def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
         return "expected a list"
     if fault["type"] != "model_type":
         return fault["msg"]
+    if not fault["loc"]:
+        return f"expected keys with values ({', '.join(_siblings(kind, ('',)))})"
     *parents, last = fault["loc"]
     field = _recipe_at(kind, parents).model_fields.get(str(last))
     left_out = "" if field is None or field.is_required() else ", or the key left out"
