@@ -107,7 +107,11 @@ KEPT = (
 )
 # Files below tests/ whose slow tests take minutes, dearest first.
 FIRST = (
+    "test_audit_densenet.py",
     "faults/test_faults.py",
+    "faults/test_cut_off_audit.py",
+    "test_audit_liars.py",
+    "test_audit_formats.py",
     "test_engines_cluster.py",
     "faults/test_cut_off.py",
     "faults/test_full_disk.py",
