@@ -64,6 +64,11 @@ def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
     assert table["proved"].any()
 
 
+def test_a_run_that_was_not_evaluated_is_held_against_the_worst_case_at_each_radius(run: Path) -> None:
+    attacked = [(a["attack"], a["epsilon"]) for a in files.read_json(run / "metrics.json")["attacks"]]
+    assert {epsilon for attack, epsilon in attacked if attack == "worst-case"} == {0.002, 0.01}
+
+
 def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Path, films: Path) -> None:
     before = files.read_json(run / "metrics.json")["certified"]
     document, _ = run_folder.certify(run, films, epsilons=[0.005])

@@ -143,6 +143,22 @@ def test_names_are_read_in_any_case_and_others_refused() -> None:
         models.build("evidence-33", classes=3, weights="imagenet")
 
 
+@pytest.mark.parametrize("name", ["evidence-33x16", "evidence-full", "evidence-17+evidence-25"])
+def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tensor) -> None:
+    model, read = _model(name), []
+    nets = getattr(model.net, "nets", [model.net])
+    hooks = [net.head.register_forward_pre_hook(lambda _module, given: read.append(given[0])) for net in nets]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    expected = to_saliency(torch.cat(read, 1).clamp(min=0).sum(1), SIZE, SIZE)
+    shown = [explain.method("evidence-features")(model, images, target) for target in (0, 2)]
+    assert torch.allclose(shown[0], expected, atol=1e-6)
+    assert torch.equal(*shown), "it does not ask for a class"
+    with pytest.raises(UserError, match="evidence networks"):
+        explain.method("evidence-features")(models.build("resnet10t", classes=3).eval(), images, 0)
+
+
 # --- lesion masks in training ----------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,7 @@ def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) ->
 
 
 def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     methods = {"methods": ["gradcam", "gradcam@-2", "occlusion"]}
@@ -78,6 +79,10 @@ def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
         shown = methods if quiet["size"] == 96 else {"methods": ["gradcam@-2", "occlusion"]}
         preflight.maps(study(data=quiet, explanation=shown))
         assert capsys.readouterr().err == ""
+    for name in ("standard", "fgsm"):
+        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+    preflight.maps(study(data={"size": 32}, explanation=methods), tmp_path)
+    assert capsys.readouterr().err == "", "it is trained: it was said before"
 
 
 def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
-from trustcxr.catalogue import REFERENCES
+from trustcxr.catalogue import HIT_RATE, REFERENCES
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films
@@ -554,6 +554,21 @@ def test_panels_hold_what_the_page_shows(run: Run, held_out: Any) -> None:
     np.testing.assert_allclose(arrays["saliency"], maps.numpy(), atol=1e-6)
     infection = torch.from_numpy(arrays["infection"])
     np.testing.assert_allclose(arrays["infection_energy"], measures.energy_inside(maps, infection), atol=1e-6)
+
+
+def test_what_a_layer_shows_without_the_answer_stands_beside_its_map_unasked(
+    run: Run, held_out: Any, table: Any
+) -> None:
+    assert "activation" not in set(table["method"])
+    asked = ExplanationRecipe(methods=(*METHODS, "activation"), corruptions=(), sample=0)
+    own = pd.concat(scores.batches(run, held_out, asked))
+    own = own[(own["method"] == "activation") & (own["condition"] == "clean")]
+    beside = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    for measure in ("infection_energy", HIT_RATE):
+        values = own[own["measure"] == measure].set_index("sample_id")["value"]
+        found = beside[beside["measure"] == measure].set_index("sample_id")["activation"]
+        assert found.notna().any()
+        pd.testing.assert_series_equal(found, values.loc[found.index], check_names=False)
 
 
 def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder: Path, held_out: Any) -> None:

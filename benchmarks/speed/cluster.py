@@ -9,6 +9,7 @@ printed beside the ratio, since with other work on the machine the ratio says no
 import argparse
 import logging
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 GOAL = 1.7
 _PAGE = """# Two Ray nodes against one
 
-`python -m benchmarks.speed.cluster --out results/ray-two-nodes.md`: `resnet10t` at 64 pixels on synthetic films, a node
-a core of this machine, nothing else running. Research software. Not for diagnosis."""
+`python -m benchmarks.speed.cluster {typed}`: `resnet10t` at 64 pixels on synthetic films, a node a core of this
+machine, nothing else running. Research software. Not for diagnosis."""
 
 
 def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
@@ -93,8 +94,9 @@ def main() -> None:
     ]
     print("\n".join(said))
     if given.out:
+        page = _PAGE.format(typed=" ".join(sys.argv[1:]))
         lines = "\n".join(f"    {line}" for line in said)
-        given.out.write_text(f"{_PAGE}\n\n{lines}\n", encoding="utf-8")
+        given.out.write_text(f"{page}\n\n{lines}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

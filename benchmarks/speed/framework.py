@@ -17,6 +17,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -49,8 +50,8 @@ _SAID: list[str] = []
 MOST_TRAINING, MOST_EVALUATION = 1.05, 1.1
 _PAGE = """# What the framework costs
 
-`python -m benchmarks.speed.framework --out results/framework-cost.md`, on synthetic films, one thread, nothing else
-running. Research software. Not for diagnosis."""
+`python -m benchmarks.speed.framework {typed}`, on synthetic films, one thread, nothing else running. Research
+software. Not for diagnosis."""
 REAL = {"covidqu-midi": 3616, "COVID-QU-Ex": 21_709}
 
 
@@ -264,8 +265,9 @@ def main() -> None:
         report_training(paired(how, train, val, Path(work) / "run")[1:], given.batch)
         report_evaluation(evaluation(Path(work) / "run", test, given.rounds), len(test))
     if given.out:
+        page = _PAGE.format(typed=" ".join(sys.argv[1:]))
         lines = "\n".join(f"    {line}" for line in _SAID)
-        given.out.write_text(f"{_PAGE}\n\n{lines}\n", encoding="utf-8")
+        given.out.write_text(f"{page}\n\n{lines}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,17 +81,7 @@ def check_evidence(model: nn.Module) -> None:
 def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     check_images(x)
     check_evidence(model)
-    seen: list[Tensor] = []
-    caller = threading.get_ident()
-
-    def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        if threading.get_ident() == caller:  # not where the same model is at work in another thread
-            seen.append(output)
-
-    hook = model.cam_layer.register_forward_hook(note)  # type: ignore[union-attr]
-    try:
-        with as_found(model, x.device), torch.no_grad():
-            logits = model(x)
-    finally:
-        hook.remove()
+    place: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
+    with _what_enters(place) as seen, as_found(model, x.device), torch.no_grad():
+        logits = model(x)
     return evidence.per_class(model, seen[-1]).float(), target_classes(target, logits)

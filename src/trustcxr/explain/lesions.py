@@ -97,7 +97,7 @@ def _changed(films: Films, pair: Pair, fill: str, *, alike: bool) -> tuple[Tenso
     if alike:
         only = None if only is None else pair.carried(only)
         return gone, lesions.removed(films.images, pair.control, films.lung, films.lesion, fill=fill, only=only)
-    change = pair.carried((gone - films.images)[:, 0] * (lesions.edge(pair.lesion) > 0)[:, 0])
+    change = pair.carried((gone - films.images)[:, 0])
     return gone, (films.images + change[:, None]).clamp(0, 1)
 
 

@@ -121,10 +121,13 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
         raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
 
 
-def maps(study: StudyRecipe) -> None:
-    """Say of which networks a CAM that is asked for reads a single cell at this size: such a map is a null map."""
+def maps(study: StudyRecipe, folder: Path | None = None) -> None:
+    """Say of which networks a CAM that is asked for reads a single cell at this size: such a map is a null map.
+
+    Of those that are trained in the study's folder it was said when they were not.
+    """
     found: dict[tuple[str, ...], list[str]] = {}
-    for model in study.models:
+    for model in (model for model in study.models if not _trained(study, model, folder)):
         if flat := _of_one_cell(study, model):
             found.setdefault(flat, []).append(model.called)
     for flat, who in found.items():

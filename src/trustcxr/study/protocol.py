@@ -89,7 +89,7 @@ class Study:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
-        preflight.maps(self.recipe)
+        preflight.maps(self.recipe, self.folder)
         if self.kept is not None:
             finished.bring(self.kept, self.folder)
         if self.check_data:
