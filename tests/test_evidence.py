@@ -143,7 +143,9 @@ def test_names_are_read_in_any_case_and_others_refused() -> None:
         models.build("evidence-33", classes=3, weights="imagenet")
 
 
-@pytest.mark.parametrize("name", ["evidence-33x16", "evidence-full", "evidence-17+evidence-25"])
+@pytest.mark.parametrize(
+    "name", ["evidence-33x16", "evidence-bcosx16", "evidence-resnet10tx16", "evidence-17+evidence-25"]
+)
 def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tensor) -> None:
     model, read = _model(name), []
     nets = getattr(model.net, "nets", [model.net])
