@@ -119,6 +119,16 @@ def test_logits_are_those_of_the_attacked_images(run: Run, held_out: Any, table:
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+def test_gradients_are_measured_of_an_even_part_of_the_films_and_of_no_more_than_said(
+    run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = predictions.conditions(["fgsm"], [0.01])
+    for most, rows in ((8, range(0, 21, 3)), (10, range(0, 21, 3)), (11, range(0, 21, 2)), (128, range(21))):
+        monkeypatch.setattr(predictions, "PROBED", most)
+        clean = part(predictions.predict(run, held_out, plan, views=False, batch_size=8), "clean")
+        assert np.flatnonzero(clean["gradient"].notna()).tolist() == list(rows), most
+
+
 def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]

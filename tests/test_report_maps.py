@@ -112,6 +112,25 @@ def test_the_terminal_says_it() -> None:
     assert terminal.saliency_remarks(SaliencyDocument()) == []
 
 
+def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path) -> None:
+    why = "no map: what is read has one cell, so that it is the same everywhere"
+    flat = {"n": 30, "cells": "1 x 1", "withheld": why, "null_map_rate": 1.0, "pointing_hit_rate": None}
+    document = json.loads((study / "study.json").read_text())
+    first = document["runs"][0]
+    first["saliency"]["gradcam"] = flat
+    (study / "runs" / first["run"] / "metrics.json").write_text(json.dumps(first))
+    (study / "study.json").write_text(json.dumps(document))
+    runs = study_folder.read(study).runs
+    rows = [row for row in saliency.measures(runs).rows if row[2].text == "Grad-CAM" and row[0].text == runs[0].model]
+    mine = [row for row in rows if row[1].text == runs[0].defence]
+    assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
+    cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
+    assert [cell.text for cell in cells if cell.small == why] == ["–"]
+    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
+    page = report.write(study).read_text(encoding="utf-8")
+    assert page.count(why) == page.lower().count(why) >= 3  # its row, what it shows, the first table
+
+
 def test_a_part_of_networks_side_by_side_is_named_by_its_place() -> None:
     assert words.part("net.layer4") == "layer4"
     assert words.part("net.nets.0.fc + net.nets.1.fc") == "0.fc + 1.fc"

@@ -299,6 +299,20 @@ def test_the_random_map_beside_a_cam_has_its_cells(table: pd.DataFrame, folder: 
     np.testing.assert_allclose(energy["noise"], wanted, atol=1e-6)
 
 
+def test_a_map_of_one_cell_has_no_figures_and_says_why(table: pd.DataFrame) -> None:
+    whole = summarise(table, images=72, resamples=100)
+    flat = table.assign(cells=table["cells"].mask(table["method"] == "gradcam", "1 x 1"))
+    found = summarise(flat, images=72, resamples=100)
+    part = found.pop("gradcam")
+    assert part.withheld == "no map: what is read has one cell, so that it is the same everywhere"
+    assert {name for name, figure in part.figures.items() if figure.value is not None} == {"null_map_rate"}
+    assert (part.n, part.without_mask, part.cells) == (whole["gradcam"].n, whole["gradcam"].without_mask, "1 x 1")
+    assert (part.beyond, part.verdict, part.stability) == ([], "", [])
+    assert part.faithfulness is part.random_weights is None
+    whole.pop("gradcam")
+    assert {name: other.plain() for name, other in found.items()} == {name: o.plain() for name, o in whole.items()}
+
+
 def test_a_map_whose_best_cell_hits_less_than_chance_has_no_hit_rate(table: pd.DataFrame) -> None:
     part = summarise(table, images=72, resamples=100)["gradcam"]
     assert "pointing_hit_rate" in part

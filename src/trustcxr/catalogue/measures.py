@@ -296,6 +296,7 @@ MEASURES = by_name(
     )
 )
 HIT_RATE = "pointing_hit_rate"  # withheld of a map whose cells are too few to hit
+ONE_CELL = "1 x 1"  # of a map that is the same everywhere, which has no figures
 # By these a map may be said to show something, in the order in which they are told.
 TOLD_OF_MAPS = (HIT_RATE, "infection_energy", "infection_energy_given_lung")
 AGAINST_MASKS = tuple(m.name for m in MEASURES.values() if m.function)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Options = dict[str, Any]  # of an attack, by name
 CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # an attack on some images
-PROBED = 128  # images whose input gradient is measured, about: enough to see whether there is any
+PROBED = 128  # images whose input gradient is measured, at most: enough to see whether there is any
 _DRAWN = 2_311_142_270  # and on: random states of the batches of a model that answers at random
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
 
@@ -118,7 +118,7 @@ class _Asked:
         """The size of the input gradient on an even part of the images, where an attack by gradient is asked for."""
         if all(attack.name in BLACK_BOX for attack in self.attacks):
             return np.nan
-        probed = torch.from_numpy(rows % max(1, len(self.dataset) // PROBED) == 0)
+        probed = torch.from_numpy(rows % max(1, -(-len(self.dataset) // PROBED)) == 0)
         return input_gradients.sizes(self.run.model, images, labels, probed)
 
 

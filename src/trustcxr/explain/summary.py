@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, RANDOMISED, REFERENCES, Method
+from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, ONE_CELL, RANDOMISED, REFERENCES, Method
 from trustcxr.explain import verdicts
 from trustcxr.explain.references import ACTIVATION, CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
@@ -28,6 +28,7 @@ from trustcxr.results.documents import (
 )
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 
+NO_MAP = "no map: what is read has one cell, so that it is the same everywhere"
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
 _DRAWS_BEFORE = 3  # networks with random weights of tables that do not say how far these lie from one another
 _SHARES = ("null_map_rate", "pointing_hit_rate")
@@ -127,7 +128,7 @@ def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dic
     of those among them that the model gets right; "by_lesion": by how much of the lungs the lesion covers; "perturbed":
     of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is withheld is null. `images` is how
     many there were in all; those without a mask are left out and counted. Methods stand as they were asked for, the
-    random map last.
+    random map last. A map of one cell has no figures, but how often it is the same everywhere.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
@@ -159,7 +160,10 @@ def cannot_hit(rows: pd.DataFrame) -> str:
 
 
 def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
-    if withheld := cannot_hit(rows):
+    cells = str(rows["cells"].fillna("").iloc[0]) if "cells" in rows else ""
+    if cells == ONE_CELL:
+        withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
+    elif withheld := cannot_hit(rows):
         rows = rows[rows["measure"] != HIT_RATE]
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
     stable = perturbed["measure"].isin(_STABLE)
@@ -170,7 +174,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         target="label",
         n=_images(clean),
         without_mask=images - _images(clean),
-        cells=str(rows["cells"].fillna("").iloc[0]) if "cells" in rows else "",
+        cells=cells,
         withheld=withheld,
         beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), ACTIVATION, *SHARPENED]),
         correct=Measures(figures=counts.means(right), n=_images(right)),

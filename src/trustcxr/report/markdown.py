@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, RANDOMISED, REFERENCES
+from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, ONE_CELL, RANDOMISED, REFERENCES
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import StudyRecipe, load_study, shipped, untracked, with_seeds
 from trustcxr.recipes.validation import validate
@@ -36,7 +36,7 @@ _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 OTHER_FILM = "lungs_on_another_film"
 Beyond = Mapping[str, Sequence[BeyondControl]]  # by run
 _MEASURES = (*AGAINST_MASKS, "null_map_rate")
-_ONE_CELL, _NO_MAP = "1 x 1", "no map (one cell)"
+_NO_MAP = "no map (one cell)"
 _GAINED = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_ap", "lung_energy")
 _REFIT = (
     "Epochs: those on the training images, in which validation chose the best one, + those of a training anew on "
@@ -312,7 +312,7 @@ def _of_method(runs: Sequence[Run], method: str) -> list[str]:
     parts = {run.name: run.saliency_methods()[method] for run in runs if method in run.saliency_methods()}
     names = [name for name in _MEASURES if any(part.figure(name).value is not None for part in parts.values())]
     lines = [[run, *(_figure(part, name) for name in names), words.count(part.n)] for run, part in parts.items()]
-    first = next((part for part in parts.values() if part.cells != _ONE_CELL), next(iter(parts.values())))
+    first = next((part for part in parts.values() if part.cells != ONE_CELL), next(iter(parts.values())))
     for reference, said in REFERENCES.items():
         if reference == RANDOMISED:
             continue
@@ -324,7 +324,7 @@ def _of_method(runs: Sequence[Run], method: str) -> list[str]:
         if part.random_weights and any(value is not None for value in beside):
             shares = (decimal(Share(value=value)) for value in beside)
             lines.append([f"*{run}, random weights*", *shares, words.count(part.random_weights.n)])
-    without = list(_without_map(method, [run for run, part in parts.items() if part.cells == _ONE_CELL]))
+    without = list(_without_map(method, [run for run, part in parts.items() if part.cells == ONE_CELL]))
     told = [f"- {run}: {'; '.join(found)}" for run, part in parts.items() if (found := _told(part))]
     under = [line for block in (without, told) if block for line in ("", *block)]
     return [*table(["run", *map(words.measure, names), "n"], lines), *under]
@@ -332,7 +332,7 @@ def _of_method(runs: Sequence[Run], method: str) -> list[str]:
 
 def _figure(part: SaliencyDocument, name: str) -> str:
     """A figure of a map; what is measured of one that cannot differ from place to place is none."""
-    return _NO_MAP if part.cells == _ONE_CELL and name in AGAINST_MASKS else decimal(part.figure(name))
+    return _NO_MAP if part.cells == ONE_CELL and name in AGAINST_MASKS else decimal(part.figure(name))
 
 
 def _without_map(method: str, runs: Sequence[str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import RANDOMISED, REFERENCES, USUAL_ATTACKS
+from trustcxr.catalogue import ONE_CELL, RANDOMISED, REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
@@ -274,7 +274,7 @@ def saliency_remarks(part: SaliencyDocument) -> list[str]:
     if control := part.random_weights:
         lines.append(f"random weights: {control.draws} networks on {control.n} images")
     if part.withheld:
-        lines.append(f"hit rate -: {part.withheld}")
+        lines.append(part.withheld if part.cells == ONE_CELL else f"hit rate -: {part.withheld}")
     lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []
     return [*lines, *([f"ALARM: {part.survives}"] if part.survives else [])]
 

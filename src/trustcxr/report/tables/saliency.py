@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, REFERENCES, USUAL_ATTACKS, control_said
+from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, control_said
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import main_method
@@ -76,8 +76,9 @@ def _void(figure: Figure) -> Cell:
 
 
 def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -> list[Cell]:
-    """A dash in the place of a hit rate, with its reason."""
-    row = [*names(run, method), Cell(words.measure(HIT_RATE)), Cell(words.DASH, document.withheld, note="quiet")]
+    """A dash in the place of a hit rate, or of all figures of a map of one cell, with its reason."""
+    measure = "every measure" if document.cells == ONE_CELL else words.measure(HIT_RATE)
+    row = [*names(run, method), Cell(measure), Cell(words.DASH, document.withheld, note="quiet")]
     return [*row, *[Cell(words.DASH) for _ in range(columns - len(row) - 1)], whole(document.n)]
 
 
