@@ -8,10 +8,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from trustcxr import load_run
-from trustcxr.certify import contract, crown, ibp
+from trustcxr.certify import Effort, contract, crown, ibp
 from trustcxr.cli import app
+from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
+from trustcxr.evaluation import certified
+from trustcxr.evaluation.run import Run
 from trustcxr.models import factory
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.ensemble import Ensemble
@@ -79,6 +82,22 @@ def test_no_image_of_the_ball_has_a_smaller_margin(bound: object) -> None:
         said = torch.cat([model(points), model(worst)]).double().unflatten(0, (4_001, 2))
     margins = said.gather(2, labels.expand(4_001, 2)[..., None]) - said
     assert (margins >= least - 1e-6).all()
+
+
+def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def noted(*given: object, neurons: int, **options: object) -> Tensor:
+        asked.append(neurons)
+        return least(*given, neurons=neurons, **options)  # type: ignore[arg-type]
+
+    least = crown.least_margins
+    monkeypatch.setattr(crown, "least_margins", noted)
+    films = load_dataset(writing.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
+    for members in (1, 3):
+        run = Run(Path("run"), together(members), tuple(films.classes), None)
+        certified.prove(run, films, [0.3], effort=Effort(neurons=128))
+    assert asked == [128, 384]
 
 
 def test_the_allowance_for_rounding_covers_float32() -> None:

@@ -47,9 +47,10 @@ class Tested:
 
     @property
     def row(self) -> str:
-        """What its seeds share: network, training, radius."""
+        """What its seeds share: networks, training, radius."""
         made = self.run.trained_by
-        return f"{made.model.name}-{made.defence.name}-{made.defence.epsilon:g}"
+        together = f"{made.model.members} x " if made.model.members > 1 else ""
+        return f"{together}{made.model.name}-{made.defence.name}-{made.defence.epsilon:g}"
 
 
 def main() -> None:

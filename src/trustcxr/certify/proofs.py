@@ -1,7 +1,7 @@
 """Which answers no image within epsilon can change: intervals first, CROWN for what they leave open."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,13 +19,17 @@ class Effort:
 
     Attributes:
         crown: whether CROWN is tried where intervals prove nothing.
-        neurons: ReLUs with at most so many inputs are bounded by CROWN too.
+        neurons: ReLUs with at most so many inputs, in each of networks that answer together, are bounded by CROWN too.
         steps: gradients in CROWN's slopes.
     """
 
     crown: bool = True
     neurons: int = NEURONS
     steps: int = STEPS
+
+    def over(self, networks: int) -> "Effort":
+        """The same for so many networks that are bounded as one."""
+        return replace(self, neurons=self.neurons * networks)
 
 
 def effort(method: str, *, neurons: int = NEURONS, steps: int = STEPS) -> Effort:

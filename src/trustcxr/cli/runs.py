@@ -193,7 +193,7 @@ def certify(
         str, typer.Option(help="ibp: intervals alone. crown: CROWN too where they prove nothing.")
     ] = "crown",
     steps: Annotated[int, typer.Option(help="Gradients in CROWN's slopes, for tighter bounds.")] = 10,
-    neurons: Annotated[int, typer.Option(help="CROWN bounds layers of at most so many ReLUs too.")] = 256,
+    neurons: Annotated[int, typer.Option(help="CROWN bounds layers of at most so many ReLUs a network too.")] = 256,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,

@@ -38,6 +38,7 @@ def prove(
     Raises UserError, naming the layer, where the model cannot be bounded.
     """
     layers, known, pieces = contract.exact(run.model), about_images(dataset), []
+    effort = (effort or Effort()).over(len(run.model.members()))
     batches = loader(dataset, 16)
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
         for raw, _, places in batches:
@@ -45,7 +46,7 @@ def prove(
             with torch.no_grad(), undisturbed(run.model):
                 said = run.model(images).argmax(1)
             for epsilon in epsilons:
-                margin = least_margins(layers, images, said, epsilon, effort or Effort()).cpu().numpy()
+                margin = least_margins(layers, images, said, epsilon, effort).cpu().numpy()
                 pieces.append(_rows(rows, said.cpu().numpy(), epsilon, margin))
                 bar.advance(note=f"epsilon {epsilon:g}")
     return pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
