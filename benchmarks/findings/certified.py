@@ -179,7 +179,7 @@ def lines(rows: Sequence[Sequence[str]]) -> str:
 
 _HEAD = """\
 `python -m benchmarks.findings.certified RUN... --data {data} --out {out}`; research software, not for diagnosis.
-{count} {split} images of {data}, opened once for each run in the table, {size} pixels; the commonest class has
+{count} {split} images of {data}, opened for each run in the table, {size} pixels; the commonest class has
 {commonest} % of them.
 Certified: the answer is right and proved the same for every image within epsilon (L-infinity, greys in [0, 1]), by
 intervals, else by CROWN, with an allowance for float32. Worst case: what the attacks of `worst-case` leave; they were
