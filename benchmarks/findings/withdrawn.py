@@ -60,14 +60,7 @@ OF_CAUSES = (
     "their pixels), as training is mended since too."
 )
 _OF_LESIONS = "lesions-val-covidqu-midi.md"
-OF_EMPTY = (
-    "**Not to be read as figures of maps.** Grad-CAM of `resnet10t` has 2 x 2 cells at 48 pixels, of which the best "
-    "would hit less often than chance: its hit rates say nothing, nor what is said of goals by them. The maps at stage "
-    "-3 that were guided on CAM are empty in most films, as the losses have no gradient once a map has no positive "
-    "part: their figures are of empty maps. The code withholds the first, counts the second, and gives them a gradient."
-)
-_ALONE = "lesions-val-alone-together-covidqu-midi.md"
-_OF_CAUSES = (_OF_LESIONS, "lesions-val-later-covidqu-midi.md", _ALONE)
+_OF_CAUSES = (_OF_LESIONS, "lesions-val-later-covidqu-midi.md")
 _ENDS = ("low", "high")
 _MASKED = re.compile(r" `masked`: the verdict on the gradients, whose reason stands in each run's metrics\.json\.")
 _EVERY = re.compile(r"^Every row with its figures is in (?P<file>\S+-comparisons\.csv)[.;:].*$", re.MULTILINE)
@@ -102,8 +95,6 @@ def of_lesions() -> dict[Path, str]:
     texts = {name: (RESULTS / name).read_text(encoding="utf-8") for name in _OF_CAUSES}
     texts[_OF_LESIONS] = "\n".join(lines_of_lesions(texts[_OF_LESIONS]))
     texts = {name: "\n".join(lines_of_lesions(text, OF_CAUSES)) for name, text in texts.items()}
-    if OF_EMPTY not in texts[_ALONE]:
-        texts[_ALONE] = texts[_ALONE].replace(OF_CAUSES, f"{OF_CAUSES}\n\n{OF_EMPTY}", 1)
     return {RESULTS / name: text for name, text in texts.items()}
 
 
