@@ -167,9 +167,13 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     quick = ("--sample", 2, "--corruption", "jpeg", "--corruption", "letters")
     document = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)
     assert list(document["saliency"]) == ["gradcam", "layercam", "random"]
-    part = document["saliency"]["gradcam"]
-    assert part["n"] == 10
-    assert part["without_mask"] == 5
+    flat = document["saliency"]["gradcam"]
+    assert (flat["n"], flat["without_mask"], flat["cells"]) == (10, 5, "1 x 1")
+    assert flat["withheld"].startswith("no map: what is read has one cell")
+    assert "infection_energy" not in flat
+    found = json.loads(run("explain", trained, "--data", films, "--method", "gradcam@-3", *quick, "--json").stdout)
+    part = found["saliency"]["gradcam@-3"]
+    assert (part["n"], part["without_mask"]) == (10, 5)
     for measure in ("infection_energy", "infection_iou", "infection_iou_tuned", "pointing_hit_rate", "lung_energy"):
         assert 0 <= part[measure] <= 1
         assert 0 <= part[f"{measure}_chance"] < 1
@@ -178,24 +182,24 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     stability = part["stability_ssim"]  # None where every map is null: there is nothing to compare
     assert part["null_map_rate"] == 1 if stability is None else -1 <= stability <= 1
     table = pd.read_parquet(trained / "saliency.parquet")
-    of_gradcam = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
+    of_gradcam = table[(table["method"] == "gradcam@-3") & (table["condition"] == "clean")]
     energy = of_gradcam[of_gradcam["measure"] == "infection_energy"]["value"]
     assert part["infection_energy"] == pytest.approx(energy.mean())
     assert [row["condition"] for row in part["stability"]] == ["fgsm", "jpeg", "letters", "pgd"]
     more = run("explain", trained, "--data", films, "--method", "layercam@-2", *quick).stdout
     assert "layercam@-2: 10 annotated images" in more
     kept = json.loads((trained / "metrics.json").read_text())["saliency"]
-    assert list(kept) == ["gradcam", "layercam", "layercam@-2", "random"]
-    assert kept["gradcam"] == part
+    assert list(kept) == ["gradcam", "layercam", "gradcam@-3", "layercam@-2", "random"]
+    assert (kept["gradcam"], kept["gradcam@-3"]) == (flat, part)
 
 
 def test_explain_on_other_data_uses_the_thresholds_of_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
-    quick = ("--sample", 0, "--corruption", "jpeg", "--method", "gradcam")
-    own = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)["saliency"]["gradcam"]
+    quick = ("--sample", 0, "--corruption", "jpeg", "--method", "gradcam@-3")
+    own = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)["saliency"]["gradcam@-3"]
     other = writing.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=64, seed=5)
     found = json.loads(run("explain", trained, "--data", other, "--split", "Test", *quick, "--json").stdout)
-    assert found["saliency"]["gradcam"]["threshold"] == own["threshold"]
-    assert found["saliency"]["gradcam"]["n"] == 6
+    assert found["saliency"]["gradcam@-3"]["threshold"] == own["threshold"] > 0
+    assert found["saliency"]["gradcam@-3"]["n"] == 6
 
 
 def test_explain_refuses_what_is_not_there(trained: Path, films: Path) -> None:

@@ -78,7 +78,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
         grown.save(mask)
     after = again(study, other)["runs"][0]
     assert after["clean"] == first["clean"], "the films are the same"
-    before, now = (one["saliency"]["gradcam"]["infection_energy_chance"] for one in (first, after))
+    before, now = (one["saliency"]["random"]["infection_energy_chance"] for one in (first, after))
     assert now > before, "what an even map has"
     assert after["lesions"] != first["lesions"]
     fresh = tmp_path / "fresh"
