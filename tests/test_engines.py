@@ -30,7 +30,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(**changes: object) -> object:
     """A study of two networks and one defence that takes seconds."""
-    explanation = {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1}
+    explanation = {"methods": ["layercam@-3"], "corruptions": [], "sample": 0, "panels": 1}
     return tiny(**({"explanation": explanation} | changes))
 
 

@@ -28,7 +28,7 @@ def asked() -> StudyRecipe:
         models=[{"name": "test_resnet", "weights": "none"}],
         defences=[],
         evaluation={"attacks": ATTACKS, "bootstrap": 100},
-        explanation={"methods": ["gradcam"], "corruptions": ["jpeg"], "sample": 2, "panels": 1},
+        explanation={"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sample": 2, "panels": 1},
     )
 
 
@@ -78,7 +78,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
         grown.save(mask)
     after = again(study, other)["runs"][0]
     assert after["clean"] == first["clean"], "the films are the same"
-    before, now = (one["saliency"]["random"]["infection_energy_chance"] for one in (first, after))
+    before, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
     assert now > before, "what an even map has"
     assert after["lesions"] != first["lesions"]
     fresh = tmp_path / "fresh"
@@ -91,7 +91,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        (explain, {"methods": ["gradcam"], "epsilon": 0.3, "severity": 5, "corruptions": ["letters"], "sample": 4}),
+        (explain, {"methods": ["gradcam@-3"], "epsilon": 0.3, "severity": 5, "corruptions": ["letters"], "sample": 4}),
         (explain, {"methods": ["random"], "sample": 0, "corruptions": ["jpeg"]}),
         (explain, {"methods": ["layercam"], "corruptions": ["jpeg"], "sample": 2}),
         (evaluate, {"attacks": ["fgsm", "pgd"], "epsilons": [0.02], "steps": 2}),

@@ -113,7 +113,7 @@ def test_the_terminal_says_it() -> None:
 
 
 def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path) -> None:
-    why = "no map: what is read has one cell, so that it is the same everywhere"
+    why = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
     flat = {"n": 30, "cells": "1 x 1", "withheld": why, "null_map_rate": 1.0, "pointing_hit_rate": None}
     document = json.loads((study / "study.json").read_text())
     first = document["runs"][0]

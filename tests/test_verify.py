@@ -143,7 +143,7 @@ def test_every_figure_of_a_study_of_today_agrees(done: Path) -> None:
         ("study.json", ("over_seeds", 0, "figures", 0, "deviation")),
         ("study.json", ("selection", "ranking", 0, "value")),
         (f"{ROBUST}/metrics.json", ("attacks", 1, "accuracy")),
-        (f"{ROBUST}/metrics.json", ("saliency", "random", "infection_energy")),
+        (f"{ROBUST}/metrics.json", ("saliency", "layercam@-3", "infection_energy")),
         (f"{ROBUST}/training.json", ("best_value",)),
     ],
 )

@@ -271,6 +271,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of evaluation")
     parser.add_argument("--out", type=Path, help="a Markdown file for what is printed")
     given = parser.parse_args()
+    if given.epochs < 2:
+        parser.error("--epochs: at least 2, as the first warms up what both have and is left out")
     torch.set_num_threads(1)
     console.tell(lambda _: None)
     with tempfile.TemporaryDirectory() as work:

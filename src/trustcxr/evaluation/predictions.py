@@ -1,5 +1,6 @@
 """A run and a data set -> predictions -> metrics."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -118,7 +119,7 @@ class _Asked:
         """The size of the input gradient on an even part of the images, where an attack by gradient is asked for."""
         if all(attack.name in BLACK_BOX for attack in self.attacks):
             return np.nan
-        probed = torch.from_numpy(rows % max(1, -(-len(self.dataset) // PROBED)) == 0)
+        probed = torch.from_numpy(rows % math.ceil(len(self.dataset) / PROBED) == 0)
         return input_gradients.sizes(self.run.model, images, labels, probed)
 
 

@@ -28,7 +28,7 @@ from trustcxr.results.documents import (
 )
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 
-NO_MAP = "no map: what is read has one cell, so that it is the same everywhere"
+_NO_MAP = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
 _DRAWS_BEFORE = 3  # networks with random weights of tables that do not say how far these lie from one another
 _SHARES = ("null_map_rate", "pointing_hit_rate")
@@ -162,7 +162,7 @@ def cannot_hit(rows: pd.DataFrame) -> str:
 def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
     cells = str(rows["cells"].fillna("").iloc[0]) if "cells" in rows else ""
     if cells == ONE_CELL:
-        withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
+        withheld, rows = _NO_MAP, rows[rows["measure"] == "null_map"]
     elif withheld := cannot_hit(rows):
         rows = rows[rows["measure"] != HIT_RATE]
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]

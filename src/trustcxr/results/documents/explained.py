@@ -63,7 +63,8 @@ class RandomWeights(Document):
 class SaliencyDocument(Measures):
     """One saliency method against the masks: its own figures are those on the clean images.
 
-    `cells`: rows and columns of a CAM, "2 x 2"; `withheld`: why the hit rate is null. `shows`: the measures by which
+    `cells`: rows and columns of a CAM, "2 x 2"; `withheld`: why the hit rate is null, or all figures are of
+    a map of one cell. `shows`: the measures by which
     the map is above its other controls and above random weights; `verdict`: that in a sentence. `survives`: what is
     left of the map with random weights, where that voids it; `void`: the measures that it voids.
     """
