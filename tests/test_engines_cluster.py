@@ -125,6 +125,24 @@ def test_more_than_the_cluster_has_is_said_before_films_are_read(refused: Callab
     assert "no node has 4096 cores and 0 cards for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
 
 
+@pytest.mark.slow
+def test_a_cluster_started_for_a_study_is_started_once_and_ends_with_its_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)  # where its processes find `note`
+    begun, start = [], ray.init
+    monkeypatch.setattr(ray, "init", lambda *a, **k: (begun.append(a), start(*a, **k)))
+    engine = engines.get("ray", jobs=1)
+    engine.preflight(tmp_path)
+    for name in "ab":
+        assert engine.map(note, [Task(tmp_path, name, "train")]) == [None]
+    assert begun == [("local",)]
+    assert ray.is_initialized()
+    del engine
+    assert not ray.is_initialized()
+
+
 @pytest.fixture
 def beside_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where SLURM seems to be."""

@@ -145,6 +145,17 @@ def test_summary_tells_runs_of_one_defence_apart_by_their_background() -> None:
     assert "0.300 with fgsm (background gate) (difference" in summary._one_comparison(_read(Comparison, row))
 
 
+def test_an_interval_below_0_of_which_nothing_is_claimed_has_its_reason_beside_it() -> None:
+    row = {"model": "m", "standard": 0.1, "robust": 0.09, "difference": -0.007}
+    row |= {"difference_ci": [-0.011, -0.002], "p_value": 0.004, "p_corrected": 0.088, "comparisons": 22, "n": 64}
+    told = summary._one_comparison(_read(Comparison, row)).replace("\u00a0", " ")
+    assert told.endswith("no difference is shown among 22 comparisons (p corrected for their number = 0.09).")
+    told = summary._one_comparison(_read(Comparison, row | {"p_corrected": 0.03}))
+    assert told.endswith(": it fell.")
+    row["difference_ci"] = [-0.015, 0.001]
+    assert summary._one_comparison(_read(Comparison, row)).endswith(": no difference is shown.")
+
+
 def test_what_an_epoch_was_chosen_by_stands_with_its_epsilon() -> None:
     ways = (
         ({"monitor": "val_pgd_accuracy", "epsilon": 0.02}, "validation PGD accuracy at 0.02"),

@@ -286,6 +286,9 @@ def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:
 
 def _one_comparison(row: Comparison) -> str:
     found = {"higher": "it rose", "lower": "it fell", "not settled": "no difference is shown"}[row.outcome]
+    if row.undone_by_correction:
+        among = f" among {words.plural(row.comparisons, 'comparison')}" if row.comparisons else ""
+        found += f"{among} (p corrected for their number =\u00a0{words.p_value(row.p_corrected)})"
     inside = words.between(row.difference.interval, reveal=True)
     interval = f", 95\u00a0% CI {inside}" if inside else ""
     p_value = words.p_value(row.p_value)

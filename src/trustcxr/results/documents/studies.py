@@ -37,10 +37,17 @@ class Comparison(Document):
     @property
     def outcome(self) -> Literal["higher", "lower", "not settled"]:
         """Which way the interval and the test, corrected for the number of comparisons, agree that it went."""
-        ends, corrected = self.difference.interval, self.p_corrected
-        if ends is None or ends[0] <= 0 <= ends[1] or (corrected is not None and corrected >= LEVEL):
+        ends = self.difference.interval
+        if ends is None or ends[0] <= 0 <= ends[1] or self.undone_by_correction:
             return "not settled"
         return "higher" if ends[0] > 0 else "lower"
+
+    @property
+    def undone_by_correction(self) -> bool:
+        """Whether the interval leaves 0 out, and the test, corrected for the number of comparisons, shows nothing."""
+        ends, corrected = self.difference.interval, self.p_corrected
+        leaves_out = ends is not None and not ends[0] <= 0 <= ends[1]
+        return leaves_out and corrected is not None and corrected >= LEVEL
 
     @property
     def side(self) -> Literal["better", "worse"] | None:

@@ -1,6 +1,8 @@
 """Runs on the nodes of a Ray cluster, a Ray Core task a step; what is done is in the files, and nowhere else."""
 
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ class RayEngine:
         self.needs, self.jobs, self.address = needs, jobs, address
 
     def preflight(self, study: Path) -> None:
-        """UserError where no cluster answers or can be started, or no node of it has what a run needs."""
-        with ray_cluster.connected(self.address) as ray:
-            ray_cluster.room(ray, self.needs)
+        """UserError where no cluster answers or can be started, or no node of it has what a run needs.
+
+        One that is started here takes seconds to come up: it is kept for what follows, and ends with the engine.
+        """
+        with ExitStack() as joined:
+            ray_cluster.room(joined.enter_context(ray_cluster.connected(self.address)), self.needs)
+            if self.address is None:
+                weakref.finalize(self, joined.pop_all().close)
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """What became of every task, in their order: None where it was done."""
