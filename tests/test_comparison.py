@@ -343,6 +343,21 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
     assert methods == {None, *looking}, "controls are compared with nothing"
 
 
+def test_the_activation_beside_a_cam_is_its_control_though_nobody_asked_for_it(tmp_path: Path) -> None:
+    value = np.random.default_rng(3).random(IMAGES) * 0.5
+    asked = [saliency(value, "gradcam").assign(activation=value - 0.1, cells="3 x 3"), saliency(value, "random")]
+    one_cell = saliency(value, "layercam").assign(activation=value - 0.1, cells="1 x 1")
+    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
+    standard, robust = (
+        make_run(tmp_path, name, clean, saliency=pd.concat([*asked, one_cell])) for name in ("standard", "fgsm")
+    )
+    (found,) = comparison.beyond_activation(robust, resamples=200)
+    assert (found["method"], found["measure"], found["n"]) == ("gradcam", "infection_iou", IMAGES)
+    assert found["difference"] == pytest.approx(0.1)
+    methods = {row["method"] for row in comparison.standard_against_robust([standard, robust], resamples=100)}
+    assert methods == {None, "gradcam"}, "a map of one cell is the same everywhere: there is nothing to compare"
+
+
 def test_every_cam_has_a_control_and_so_has_evidence() -> None:
     controls = {"activation", "activation-smooth"}
     cams = set(COMBINE) - controls

@@ -30,6 +30,7 @@ def said(shows: bool) -> dict[str, Any]:
     found |= {"withheld": WITHHELD, "pointing_ceiling": 0.089, "pointing_ceiling_ci": [0.08, 0.1]}
     found |= {"pointing_ceiling_chance": 0.132, "random_network_ssim": 0.41, "random_network_ssim_ci": [0.4, 0.42]}
     found |= {"infection_energy_randomised": 0.12, "infection_energy_noise": 0.11}
+    found |= {"infection_energy_activation": 0.19}
     return found | {"random_weights": {"n": 30, "draws": 3, "leads": leads(0.1 if shows else 0.001)}}
 
 
@@ -79,6 +80,7 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
     assert void[4].beside == "void: survives randomising the network"
     assert void[4].note == "bad"
     assert sound[table.header.index("Random weights")].value == 0.12
+    assert sound[table.header.index("The layer’s activation")].value == 0.19
     over = table.header.index("Over random weights")
     assert (sound[over].note, void[over].note) == ("good", "")
     hit = row_of(table, 0, "pointing hit rate")
@@ -96,6 +98,10 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert "Heatmaps that survive randomising the network" in page
     text = "\n".join(markdown.localisation(study_folder.read(study).runs))
     assert "random weights* |" in text
+    rows = [line for line in text.splitlines() if "the layer’s activation* |" in line]
+    assert len(rows) == 2, "each network has its own"
+    assert all("0.190" in line for line in rows)
+    assert page.count("control 0.190") == 2
     assert f"2 x 2 cells; {WITHHELD}; {ABOVE}" in text
     assert SURVIVES in text
 

@@ -569,6 +569,11 @@ def test_what_a_layer_shows_without_the_answer_stands_beside_its_map_unasked(
         found = beside[beside["measure"] == measure].set_index("sample_id")["activation"]
         assert found.notna().any()
         pd.testing.assert_series_equal(found, values.loc[found.index], check_names=False)
+    part = summarise(table, images=72, resamples=100)["gradcam"]
+    energies = own[own["measure"] == "infection_energy"].set_index("sample_id")["value"]
+    of_map = beside[beside["measure"] == "infection_energy"].set_index("sample_id")["value"]
+    shown = energies.loc[of_map.dropna().index]
+    assert part.figure("infection_energy").activation == pytest.approx(shown.mean())
 
 
 def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder: Path, held_out: Any) -> None:

@@ -69,9 +69,15 @@ def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_
         "attacks": [{"attack": "pgd", "epsilon": 0.02, "success_rate": 0.5, "success_rate_ci": [0.4, 0.6], "ece": 0.1}],
         "corruptions": [{"corruption": "jpeg", "severity": 3, "flip_rate": 0.1, "flip_rate_ci": [0.0, 0.2]}],
         "certified": [{"epsilon": 0.01, "proved": 0.1, "proved_ci": [0.0, 0.2], "accuracy_ci": [0.0, 0.2]}],
+        "saliency": {"layercam@stages.1": {"infection_energy": 0.2, "infection_energy_activation": 0.15}},
     }
     now["attacks"][0]["ece_ci"] = [0.0, 0.2]
-    before = {name: [{k: v for k, v in row.items() if k[-3:] != "_ci"} for row in rows] for name, rows in now.items()}
+    before = {
+        name: [{k: v for k, v in row.items() if k[-3:] != "_ci"} for row in rows]
+        for name, rows in now.items()
+        if isinstance(rows, list)
+    }
+    before["saliency"] = {"layercam@stages.1": {"infection_energy": 0.2}}
 
     def differing(said: object) -> set[str]:
         document = VerifiedDocument(differences=[], unchecked=[])
@@ -80,7 +86,9 @@ def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_
 
     assert differing(before) == {"certified[0.01].accuracy_ci"}
     before["attacks"][0]["success_rate_ci"] = [0.3, 0.6]
-    assert differing(before) == {"certified[0.01].accuracy_ci", "attacks[pgd 0.02].success_rate_ci[0]"}
+    before["saliency"]["layercam@stages.1"]["infection_energy_activation"] = 0.3
+    changed = {"attacks[pgd 0.02].success_rate_ci[0]", "saliency.layercam@stages.1.infection_energy_activation"}
+    assert differing(before) == {"certified[0.01].accuracy_ci", *changed}
 
 
 def test_a_changed_figure_of_a_training_is_found_and_a_missing_history_is_said(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from trustcxr.catalogue.measures import (
     direction,
 )
 from trustcxr.catalogue.saliency import (
+    ACTIVATION,
     CONTROL,
     CONTROLS,
     RANDOMISED,
@@ -58,6 +59,7 @@ from trustcxr.catalogue.saliency import (
 )
 
 __all__ = [
+    "ACTIVATION",
     "AGAINST_MASKS",
     "ATTACKED",
     "ATTACKS",

@@ -101,9 +101,10 @@ class Method:
         return (entry.label if entry else self.base) + ("" if self.layer is None else f" @ {self.layer}")
 
 
-# Beside every figure of a map against masks: what maps have that know less, by their name in tables. The last is the
-# method itself on the network with random weights, a lung gate as it is trained.
-RANDOMISED = "randomised"
+# Beside every figure of a map against masks: what maps have that know less, by their name in tables. The last two are
+# of the network: what the map's own layer shows without the answer (of a CAM its activation without the gradient), and
+# the method itself on the network with random weights, a lung gate as it is trained.
+ACTIVATION, RANDOMISED = "activation", "randomised"
 SHARP = "_as_sharp"  # after a reference's name: the same order of pixels with the values of the map beside it
 REFERENCES = {
     "chance": "chance",
@@ -113,6 +114,7 @@ REFERENCES = {
     "edges": "edges in the lungs",
     "mean_mask": "mean training mask, in the lungs",
     "noise": "random map, same cells",
+    ACTIVATION: "the layer’s activation",
     RANDOMISED: "random weights",
 }
 
@@ -120,5 +122,5 @@ REFERENCES = {
 def control_said(name: str) -> str:
     """What a map is held against, by its name in a lead."""
     bare = name.removesuffix(SHARP)
-    said = REFERENCES.get(bare, "the layer’s activation" if bare == "activation" else bare)
+    said = REFERENCES.get(bare, bare)
     return said if bare == name else f"{said}, as sharp as the map"

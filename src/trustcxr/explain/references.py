@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.catalogue import MEASURES, SALIENCY, SHARP, Measure, Method
+from trustcxr.catalogue import ACTIVATION, MEASURES, SALIENCY, SHARP, Measure, Method
 from trustcxr.explain import controls, measures, methods, randomisation
 from trustcxr.explain.margins import film_controls
 
 CENTRE = "centre"
 DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one network is one draw
 CONTROLLED = 128  # images, drawn by seed, on which they are explained
-NOISE, ACTIVATION = "noise", "activation"
+NOISE = "noise"
 SPREAD = "randomised_spread"  # column: how far the draws' means lie from one another, one standard deviation
 MEAN_MASK = "mean_mask"
 SHARPENED = tuple(name + SHARP for name in (CENTRE, "lung", "brightness", "edges", MEAN_MASK, NOISE, ACTIVATION))

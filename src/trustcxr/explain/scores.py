@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
+from trustcxr.catalogue import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 from trustcxr.console import Progress, say, track
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films
@@ -21,7 +21,6 @@ from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.explain.references import (
-    ACTIVATION,
     CEILING,
     CENTRE,
     SHARPENED,
@@ -84,7 +83,7 @@ class Rows:
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
         columns["measure"] = np.repeat(list(found), count)
         columns["value"] = _stacked(found, found, count)
-        for name in (*REFERENCES, SPREAD, ACTIVATION, *SHARPENED):
+        for name in (*REFERENCES, SPREAD, *SHARPENED):
             columns[name] = _stacked(found, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))

@@ -8,9 +8,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from trustcxr.catalogue import AGAINST_MASKS, HIT_RATE, ONE_CELL, RANDOMISED, REFERENCES, Method
+from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, HIT_RATE, ONE_CELL, RANDOMISED, REFERENCES, Method
 from trustcxr.explain import verdicts
-from trustcxr.explain.references import ACTIVATION, CEILING, DRAWS, SHARPENED, SPREAD
+from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.results import files
@@ -149,6 +149,11 @@ def with_activation(table: pd.DataFrame, method: str) -> pd.DataFrame:
     return rows.assign(**{ACTIVATION: np.where(rows["condition"] == CLEAN, known.reindex(keys).to_numpy(), np.nan)})
 
 
+def cells_of(rows: pd.DataFrame) -> str:
+    """Rows and columns of a method's map, "3 x 3"; empty where it has none, and of tables of earlier versions."""
+    return str(rows["cells"].fillna("").iloc[0]) if "cells" in rows and len(rows) else ""
+
+
 def cannot_hit(rows: pd.DataFrame) -> str:
     """Why a method has no hit rate: the best of its cells hits less often than chance. Empty where it has one."""
     ceiling = rows[(rows["measure"] == CEILING) & (rows["condition"] == CLEAN)]
@@ -160,7 +165,7 @@ def cannot_hit(rows: pd.DataFrame) -> str:
 
 
 def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
-    cells = str(rows["cells"].fillna("").iloc[0]) if "cells" in rows else ""
+    cells = cells_of(rows)
     if cells == ONE_CELL:
         withheld, rows = _NO_MAP, rows[rows["measure"] == "null_map"]
     elif withheld := cannot_hit(rows):
@@ -176,7 +181,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         without_mask=images - _images(clean),
         cells=cells,
         withheld=withheld,
-        beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), ACTIVATION, *SHARPENED]),
+        beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), *SHARPENED]),
         correct=Measures(figures=counts.means(right), n=_images(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import AGAINST_MASKS, LUNGS_HIDDEN, ONE_CELL, RANDOMISED, REFERENCES
+from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, LUNGS_HIDDEN, ONE_CELL, RANDOMISED, REFERENCES
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import StudyRecipe, load_study, shipped, untracked, with_seeds
 from trustcxr.recipes.validation import validate
@@ -300,8 +300,8 @@ def localisation(runs: Sequence[Run]) -> Iterator[str]:
     yield (
         "Images with an infection mask, the class of the label explained; means with 95 % intervals over patients or "
         "groups of images. Below each method what maps have that look at no model: chance of an even map, a Gaussian "
-        "in the middle, the mask of the lungs as if it were the map; and what the same network has with random "
-        "weights. Of energy given lung, the energy inside the lungs is the whole."
+        "in the middle, the mask of the lungs as if it were the map; then what each network's layer shows without the "
+        "answer, and what it has with random weights. Of energy given lung, the energy in the lungs is the whole."
     )
     for method in methods:
         yield from ("", f"### {words.method(method)} (`{method}`)", "", *_of_method(runs, method))
@@ -314,16 +314,17 @@ def _of_method(runs: Sequence[Run], method: str) -> list[str]:
     lines = [[run, *(_figure(part, name) for name in names), words.count(part.n)] for run, part in parts.items()]
     first = next((part for part in parts.values() if part.cells != ONE_CELL), next(iter(parts.values())))
     for reference, said in REFERENCES.items():
-        if reference == RANDOMISED:
+        if reference in (ACTIVATION, RANDOMISED):
             continue
         beside = [first.figure(name).beside(reference) for name in names]
         if any(value is not None for value in beside):
             lines.append([f"*{said}*", *(decimal(Share(value=value)) for value in beside), ""])
     for run, part in parts.items():
-        beside = [part.figure(name).randomised for name in names]
-        if part.random_weights and any(value is not None for value in beside):
-            shares = (decimal(Share(value=value)) for value in beside)
-            lines.append([f"*{run}, random weights*", *shares, words.count(part.random_weights.n)])
+        for reference, n in ((ACTIVATION, part.n), (RANDOMISED, part.random_weights and part.random_weights.n)):
+            beside = [part.figure(name).beside(reference) for name in names]
+            if n and any(value is not None for value in beside):
+                shares = (decimal(Share(value=value)) for value in beside)
+                lines.append([f"*{run}, {REFERENCES[reference]}*", *shares, words.count(n)])
     without = list(_without_map(method, [run for run, part in parts.items() if part.cells == ONE_CELL]))
     told = [f"- {run}: {'; '.join(found)}" for run, part in parts.items() if (found := _told(part))]
     under = [line for block in (without, told) if block for line in ("", *block)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from trustcxr.catalogue import ATTACKS, Method
+from trustcxr.catalogue import ATTACKS, HIT_RATE, Method
 from trustcxr.report import words
 from trustcxr.report.ranking import (
     Headline,
@@ -239,17 +239,19 @@ def _by_the_others(study: StudyDocument, main: list[Comparison]) -> str:
 def _beside_activation(runs: list[Run]) -> str:
     """What the layer that the heatmap reads shows without the network: a heatmap that is no better says little."""
     told = []
-    for run in runs:
+    for run in (run for run in runs if run.saliency_methods()):
         methods = run.saliency_methods()
         main = main_method(methods)
-        alone = methods.get(str(Method.parse(main).control))
-        if alone is not None:
-            pairs = [
-                f"{name} {_measured(methods[main].figure(key))}, control {_measured(alone.figure(key))}"
-                for key, name in ((_ENERGY, "energy"), ("pointing_hit_rate", "hit rate"))
-            ]
-            told.append(f"{run.label}: {'; '.join(pairs)}")
-    return f"Beside the control, the layer’s activation without the network: {'. '.join(told)}." if told else ""
+        alone, pairs = methods.get(str(Method.parse(main).control)), []
+        for key, name in ((_ENERGY, "energy"), (HIT_RATE, "hit rate")):
+            found = methods[main].figure(key)
+            control = Figure(value=found.activation) if alone is None else alone.figure(key)
+            if control.value is not None:
+                pairs.append(f"{name} {_measured(found)}, control {_measured(control)}")
+        told += [f"{run.label}: {'; '.join(pairs)}"] if pairs else []
+    if not told or len(told) > _FEW:
+        return ""  # of many runs each has it in the table of its map
+    return f"Beside the control, the layer’s activation without the network: {'. '.join(told)}."
 
 
 def above_controls(runs: list[Run]) -> str:

@@ -242,7 +242,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
 
 
 def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
-    """The saliency of one method as rows for the terminal: of the maps that know no model the best alone.
+    """The saliency of one method as rows for the terminal: of what it is held against the best control alone.
 
     All of them are in metrics.json and in the report.
     """
@@ -261,7 +261,7 @@ def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
 
 
 def _best_control(figure: Figure) -> str:
-    """The highest of what maps have that look at no model, and which it is; a dash where there is none."""
+    """The highest of what stands beside it but chance and random weights, and which; a dash where there is none."""
     known = {name: figure.beside(name) for name in REFERENCES if name not in ("chance", RANDOMISED)}
     told = {name: value for name, value in known.items() if value is not None}
     best = max(told, key=lambda name: told[name], default="")

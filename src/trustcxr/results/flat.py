@@ -32,6 +32,7 @@ BESIDE = (
     "edges",
     "mean_mask",
     "noise",
+    "activation",
     "randomised",
 )  # endings of keys beside a figure
 
@@ -97,7 +98,10 @@ class Share(BaseModel):
 
 
 class Figure(Share):
-    """A measure of saliency beside what it must be better than: chance, maps that look at no model, random weights."""
+    """A measure of saliency beside what it must be better than.
+
+    Chance, maps that look at no model, the activation of its own layer, and the network with random weights.
+    """
 
     chance: Number = None
     centre: Number = None
@@ -106,6 +110,7 @@ class Figure(Share):
     edges: Number = None
     mean_mask: Number = None
     noise: Number = None
+    activation: Number = None
     randomised: Number = None
 
     def beside(self, reference: str) -> float | None:

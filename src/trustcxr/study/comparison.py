@@ -1,6 +1,6 @@
 """Standard against robust, paired over the same images: measure by measure, corrected for how many were compared."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.catalogue import (
+    ACTIVATION,
     AGAINST_MASKS,
     ATTACKED,
     BACKGROUNDS,
@@ -16,12 +17,13 @@ from trustcxr.catalogue import (
     HIGHER_IS_BETTER,
     HIT_RATE,
     LOWER_IS_BETTER,
+    ONE_CELL,
     VIEWS,
     Method,
     direction,
 )
 from trustcxr.explain.scores import rows_of
-from trustcxr.explain.summary import cannot_hit, means_over_severities, over_changes
+from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes, with_activation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
@@ -89,26 +91,25 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondCont
     A row for each measure against the masks: method, control, their means, the difference with its bootstrap interval
     over groups, the test's p-value corrected (Holm 1979) for all rows, n. Empty where no such control was measured.
     """
-    tables = figures(folder)
     found: list[BeyondControl] = []
-    for key, own in tables.items():
-        control = Key(key.measure, str(Method.parse(key.method).control))
-        if key.measure not in AGAINST_MASKS or control not in tables:
-            continue
-        shared = own.index.intersection(tables[control].index)
-        with_gradient, without = own.loc[shared], tables[control].loc[shared]
-        result = paired(without["value"], with_gradient["value"], without["group"], resamples=resamples)
-        found.append(
-            BeyondControl(
-                method=key.method,
-                measure=key.measure,
-                control=result.first,
-                value=result.second,
-                difference=Share(value=result.difference, ci=result.difference_ci),
-                n=result.n,
-                p_value=result.p_value,
+    table = files.read_table(folder / SALIENCY_FILE)
+    for method, rows in _maps(table):
+        rows = with_activation(table, method).loc[rows.index]
+        known = rows[rows["condition"] == CLEAN].dropna(subset=[ACTIVATION]) if ACTIVATION in rows else rows[:0]
+        for measure in [name for name in AGAINST_MASKS if (known["measure"] == name).any()]:
+            own = known[known["measure"] == measure]
+            result = paired(own[ACTIVATION], own["value"], own["group"], resamples=resamples)
+            found.append(
+                BeyondControl(
+                    method=method,
+                    measure=measure,
+                    control=result.first,
+                    value=result.second,
+                    difference=Share(value=result.difference, ci=result.difference_ci),
+                    n=result.n,
+                    p_value=result.p_value,
+                )
             )
-        )
     for row, corrected in zip(found, holm([_p_value(row) for row in found]), strict=True):
         row.p_corrected = _known(corrected)
     return found
@@ -206,16 +207,20 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     return tables
 
 
+def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each method but the random one; of no map of one cell, and without a hit rate that no cell allows."""
+    for method, rows in table[table["method"] != CONTROL].groupby("method", sort=False):
+        if cells_of(rows) != ONE_CELL:
+            yield str(method), rows[rows["measure"] != HIT_RATE] if cannot_hit(rows) else rows
+
+
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
-    for method in [name for name in dict.fromkeys(table["method"]) if name != CONTROL]:
-        rows = table[table["method"] == method]
+    for method, rows in _maps(table):
         stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == ATTACKED)
         kept = rows[(rows["condition"] == CLEAN) | stability]
         named = {str(measure): means_over_severities(some) for measure, some in kept.groupby("measure", sort=False)}
         if "severity" in rows:
             named |= over_changes(rows)
-        if cannot_hit(rows):
-            named.pop(HIT_RATE, None)
         tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
     return tables

@@ -25,11 +25,11 @@ _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
 # Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
 # results/statistics-before-after.md. Of such a study these are not held against what is computed today.
 _SINCE = re.compile(r"_ci\b|\bece(_scaled)?\b|\bmasking\b|\balarms\b|\bcomparisons\b")
-# Intervals that were not kept before: where a document has none, there is nothing to hold against today's.
+# What was not kept before: where a document has none, there is nothing to hold against today's.
 _LATER = re.compile(
     r"^(attacks\[.*\]\.(success_rate|ece)|corruptions\[.*\]\.flip_rate"
     r"|certified\[.*\]\.(proved|balanced_accuracy))_ci$"
-    r"|^lesions\[.*\]\.(condition|epsilon)$"
+    r"|^lesions\[.*\]\.(condition|epsilon)$|^saliency\..*_activation$"
 )
 
 
