@@ -149,6 +149,24 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
         loop.fit(how, *films, tmp_path / "never")
 
 
+@pytest.mark.parametrize(("name", "nodes"), [("TORCHELASTIC_RUN_ID", 1), ("MASTER_ADDR", 2)])
+def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not_fit(
+    name: str, nodes: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for variable in (name, "MASTER_PORT", "NODE_RANK", "RANK"):
+        monkeypatch.setenv(variable, "0")
+    monkeypatch.setattr(loop, "_fit_part", no_room)
+    how = recipe("fgsm", batch_size=8)
+    cards = Cards(devices=2 if nodes == 1 else 1, nodes=nodes)
+    with pytest.raises(
+        UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
+    ):
+        loop.fit(how, *films, tmp_path, cards=cards)
+
+
 def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

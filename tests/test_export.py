@@ -81,6 +81,16 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_answers_not_a_number_is_not_kept(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program agrees, and what was written of it does not."""
+    monkeypatch.setattr(exports, "OnnxNet", lambda _: lambda images: torch.full((len(images), 3), torch.nan))
+    with pytest.raises(UserError, match="not written: its answers differ from the run's by nan"):
+        exports.export(plain, "onnx", tmp_path / "run.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_formats_and_endings_are_one_line(plain: Path, tmp_path: Path) -> None:
     assert "did you mean onnx" in complaint("export", plain, "--format", "onx", "--out", tmp_path / "run.onnx")
     assert "ends in .onnx" in complaint("export", plain, "--out", tmp_path / "run.pt2")

@@ -11,7 +11,7 @@ from test_cli import complaint, run
 from test_study import tiny
 from trustcxr import report
 from trustcxr.data.phantom import writing
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
@@ -90,6 +90,34 @@ def test_what_is_damaged_where_it_is_kept_is_not_brought_and_is_kept_anew(tmp_pa
     assert finished.keep(OLD, kept) == [ROBUST]
     assert (kept / "runs" / ROBUST / "metrics.json").read_bytes() == whole
     assert finished.bring(kept, study) == [ROBUST]
+
+
+def test_a_run_that_was_measured_again_is_kept_again(tmp_path: Path) -> None:
+    kept, study = tmp_path / "kept", Path(shutil.copytree(OLD, tmp_path / "study"))
+    metrics, small_one = study / "runs" / ROBUST / "metrics.json", kept / "runs" / ROBUST / "metrics.json"
+    own = metrics.read_text()
+    metrics.write_text(json.dumps(json.loads(own) | {"attacks": []}))  # as `evaluate` of that run leaves it
+    finished.keep(study, kept)
+    assert "attacks" not in files.read_json(small_one)
+    metrics.write_text(own)
+    assert finished.keep(study, kept) == [ROBUST]
+    assert files.read_json(small_one)["attacks"]
+    with open(study / "runs" / ROBUST / "history.csv", "a") as file:
+        file.write("")
+    assert finished.keep(study, kept) == []
+
+
+def test_a_full_disk_where_runs_are_kept_is_said_once_and_stops_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise CannotWrite(f"no space left ({len(told)} MB are free)")
+
+    told: set[str] = set()
+    monkeypatch.setattr(finished, "keep", full)
+    for _ in range(3):
+        finished.keep_if_possible(OLD, tmp_path, told)
+    assert capsys.readouterr().err.count("finished runs are not kept for now: no space left") == 1
 
 
 def test_a_dry_run_counts_what_was_finished_elsewhere_and_refuses_what_the_study_would(tmp_path: Path) -> None:

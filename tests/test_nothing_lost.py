@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from small_runs import PowerCut, cut_at, made_up, make_films, make_old, recipe, same, weights
 from trustcxr.data import load_dataset
@@ -98,6 +99,46 @@ def test_one_flipped_bit_in_a_checkpoint_is_said_and_training_starts_anew(
     if name == "last.ckpt":
         assert "training starts anew" in capsys.readouterr().err
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_cut_off_between_an_epochs_two_files_the_best_weights_before_are_still_there(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch is better, and its checkpoint is not written; trained again, with other bits, it is worse."""
+    saved: list[int] = []
+    save = checkpoint.WholeCheckpoints.save_checkpoint
+
+    def once(self: Any, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        saved.append(1)
+        if len(saved) == 2:
+            raise PowerCut
+        save(self, content, path, storage_options)
+
+    made_up(monkeypatch, [(0.5,), (0.9,)])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.WholeCheckpoints, "save_checkpoint", once)
+        with pytest.raises(PowerCut):
+            loop.fit(recipe(), *films, tmp_path / "parts")
+    kept = tmp_path / "parts" / "checkpoint"
+    first, later = load_file(kept / checkpoint.BEST), load_file(kept / checkpoint.NEXT)
+    assert not same(first, later)
+    made_up(monkeypatch, [(0.4,)])
+    again = loop.fit(recipe(), *films, tmp_path / "parts")
+    assert (again.best_epoch, again.best_value, again.epochs) == (0, 0.5, 2)
+    assert same(first, weights(tmp_path / "parts"))
+
+
+def test_a_checkpoint_that_cannot_be_read_for_now_is_left(
+    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(films, tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    for problem, why in ((OSError(116, "Stale file handle"), "Stale file handle"), (MemoryError(), "out of memory")):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.torch, "load", lambda *_, p=problem, **__: (_ for _ in ()).throw(p))
+            with pytest.raises(UserError, match=rf"cannot be read now \({why}\); it was left as it is"):
+                checkpoint.read(tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
 
 
 def test_killed_after_its_early_stop_a_run_does_not_train_on(

@@ -21,6 +21,7 @@ from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.results import files, folders, locks
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
 from trustcxr.study import costs, data_check, engines, planned, standing, watching
+from trustcxr.study.engines import Task, failures
 from trustcxr.study.protocol import Study
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
@@ -71,6 +72,16 @@ def test_a_process_that_was_killed_holds_nothing(begun: Path) -> None:
     assert states(begun)[ROBUST] == "waiting"
     held_by(begun / "runs" / ROBUST, gone.pid, host="elsewhere")
     assert states(begun)[ROBUST] == "running", "of another machine its word is taken"
+
+
+def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_on(begun: Path) -> None:
+    task = Task(begun, ROBUST, "explain")
+    held_by(begun / "runs" / ROBUST, 4711, host="node-7")
+    failures.lost(task, "lost 4 times")
+    assert states(begun)[ROBUST] == "failed"
+    held_by(begun / "runs" / ROBUST, os.getpid())
+    failures.lost(task, "lost 4 times")
+    assert states(begun)[ROBUST] == "running"
 
 
 def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: Path) -> None:

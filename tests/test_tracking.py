@@ -1,5 +1,7 @@
 """A training followed in TensorBoard or MLflow: the same run, each epoch's figures there too; and what a run took."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,25 @@ def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, A
     history = files.read_table(tmp_path / "tracked" / "history.csv")
     seen = [point.value for point in events.Scalars("val_accuracy")]
     assert seen == pytest.approx(history["val_accuracy"].tolist())
+
+
+@pytest.mark.slow
+def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
+    folders = [tmp_path / "runs" / name for name in "ab"]
+    files.write_yaml(tmp_path / "study.yaml", {})
+    begin = (
+        "import sys; from pathlib import Path; from small_runs import recipe; from trustcxr.training import tracking\n"
+    )
+    begin += "tracking.logger(recipe(track='mlflow'), Path(sys.argv[1]))"
+    for folder in folders:
+        folder.mkdir(parents=True)
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))}
+    begun = [
+        subprocess.Popen([sys.executable, "-c", begin, folder], env=here, stderr=subprocess.PIPE) for folder in folders
+    ]
+    said = [each.communicate()[1] for each in begun]
+    assert [each.returncode for each in begun] == [0, 0], said
+    assert len({files.read_json(folder / tracking.TRACKED_FILE)["run"] for folder in folders}) == 2
 
 
 @pytest.mark.slow

@@ -105,6 +105,15 @@ def test_a_changed_figure_of_a_training_is_found_and_a_missing_history_is_said(t
     assert line.startswith(f"runs/{name}/history.csv is missing")
 
 
+def test_a_study_of_which_no_table_is_left_does_not_agree(tmp_path: Path) -> None:
+    study = Path(shutil.copytree(OLD, tmp_path / "study"))
+    for table in study.rglob("*.parquet"):
+        table.unlink()
+    done = run("verify", study, expect=1)
+    assert "of no run could the figures be computed again" in done.stdout
+    assert "agree" not in done.stdout
+
+
 def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
     assert "no such study folder" in complaint("verify", tmp_path / "gone")
     assert "no study.json here" in complaint("verify", tmp_path)

@@ -64,11 +64,14 @@ def main() -> None:
     given = parser.parse_args()
     runs = [load_run(folder, on="cpu") for folder in given.runs]
     reading = runs[0].trained_by.data.reading()
-    home, there = load_dataset(given.data, split=given.split, **reading), load_dataset(given.external, **reading)
-    hospitals = hospitals_of(there)
+    sizes = dict.fromkeys(run.size for run in runs)
+    homes = {size: load_dataset(given.data, split=given.split, **reading | {"size": size}) for size in sizes}
+    theres = {size: load_dataset(given.external, **reading | {"size": size}) for size in sizes}
     at_home, plain, adapted = [], [], []
     for run in runs:
-        name, seed = row_name(run), str(run.trained_by.seed)
+        home, there = homes[run.size], theres[run.size]
+        hospitals = hospitals_of(there)
+        name, seed = row_name(run) + (f", {run.size} pixels" if len(sizes) > 1 else ""), str(run.trained_by.seed)
         files_of = f"{name}-s{seed}".replace(" ", "")
         at_home.append(Tested(name, seed, run, held(kept(run, home, given.out / f"{files_of}-home.parquet", ()), home)))
         found = held(kept(run, there, given.out / f"{files_of}-there.parquet", ATTACK), there)
@@ -130,7 +133,8 @@ def summed_up(at_home: Sequence[Tested], elsewhere: Sequence[Tested]) -> list[Fa
             np.mean([each.held[one] for each in part], axis=0)
             for part, one in ((home, "clean"), (seeds, "clean"), (seeds, "pgd"))
         ]
-        found.append(Fall(name, seeds[0].run.trained_by.defence.attacks, len(seeds), *means))
+        defence = seeds[0].run.trained_by.defence
+        found.append(Fall(name, defence.attacks or defence.certifies, len(seeds), *means))
     return found
 
 

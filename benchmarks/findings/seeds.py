@@ -124,7 +124,8 @@ def row_name(run: Run) -> str:
 def way(run: Run) -> str:
     """The network and how it was trained, whatever the films."""
     recipe = run.trained_by
-    said = [recipe.name.rsplit("-s", 1)[0]]
+    together = f"{recipe.model.members} x " if recipe.model.members > 1 else ""
+    said = [together + recipe.name.rsplit("-s", 1)[0]]
     if recipe.defence.weight_perturbation:
         said.append(f"AWP {recipe.defence.weight_perturbation:g}")
     if recipe.training.augment.crop_shift:

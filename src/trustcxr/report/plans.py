@@ -104,8 +104,12 @@ def verified(found: VerifiedDocument) -> Iterator[str]:
         yield f"DIFFERS {one.file}: {one.key}: said {one.said}, computed {one.computed}"
     for line in found.unchecked:
         yield f"not checked: {line}"
+    if not found.runs and not found.differences:
+        yield f"{found.study}: of no run could the figures be computed again"
+        return
     count = f"{found.figures:,} figures of {found.files} files computed again"
-    yield f"{found.study}: {count}: " + (f"{len(found.differences)} differ" if found.differences else "all agree")
+    agree = "these agree, and the rest was not checked" if found.unchecked else "all agree"
+    yield f"{found.study}: {count}: " + (f"{len(found.differences)} differ" if found.differences else agree)
 
 
 def prunable(found: PruneDocument) -> list[dict[str, str]]:

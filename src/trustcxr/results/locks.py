@@ -99,6 +99,14 @@ def holder(folder: Path) -> str | None:
     return None if found is None or (here and not _lives(int(str(found["pid"])))) else _holder(folder)
 
 
+def abandoned(folder: Path) -> None:
+    """Take away what a process that is lost had said of itself in a folder; not what one that lives here says."""
+    found = _said(folder)
+    if found is not None and not (found["host"] == platform.node() and _lives(int(str(found["pid"])))):
+        with suppress(OSError):
+            (folder / HOLDER_FILE).unlink(missing_ok=True)
+
+
 def _holder(folder: Path) -> str:
     found = _said(folder)
     return f"process {found['pid']} on {found['host']} since {found['since']}" if found else "another process"

@@ -112,7 +112,7 @@ def _apart(run: Run, given: Given, path: Path, images: Tensor, kind: str) -> flo
     nets += [OnnxNet(path)] if kind == "onnx" else []
     with torch.no_grad():
         answers = [answer for net in nets for answer in (net(images), torch.cat([net(film[None]) for film in images]))]
-    return max(float((answer - wanted).abs().max()) for answer in answers) / scale
+    return float(torch.stack([(answer - wanted).abs().max() for answer in answers]).max()) / scale  # of NaN too
 
 
 def _model_file(run: Run, out: Path) -> dict[str, object]:

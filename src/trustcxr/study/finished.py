@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.console import say
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, grows, untracked
@@ -42,7 +42,7 @@ def check(run: Path, recipe: RunRecipe) -> None:
 
 
 def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
-    """Put the small files of every finished run of a study into `place`, where they are not yet; names of these runs.
+    """Put the small files of every finished run of a study into `place`, where it has no such; names of these runs.
 
     Of metrics.json the figures of all films are kept, to six digits, and not those of parts of them. A run of which a
     file is missing or damaged is left out, which is said once for each cause in `told`.
@@ -56,20 +56,40 @@ def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     found = []
     for metrics_file in sorted(study.glob(f"runs/*/{folders.METRICS_FILE}")):
         run, kept = metrics_file.parent, place / "runs" / metrics_file.parent.name
-        if _lost(kept, folders.VALIDATED_FILE) is None or not (run / folders.VALIDATION_FILE).is_file():
+        if not (run / folders.VALIDATION_FILE).is_file():
             continue
         if (why := _lost(run, folders.VALIDATION_FILE)) is not None:
             _say_once(f"{run}: {why}, so the run is not kept in {place} yet", told)
-        else:
+            continue
+        small = _in_small(documents.read(RunDocument, metrics_file).plain())
+        said = json.dumps(small, separators=(",", ":"), allow_nan=False)
+        if not _is_kept(run, kept, said):
             files.write_json(kept / folders.VALIDATED_FILE, _validated(run))
             for name in _SMALL[:-1]:
                 with files.replacing(kept / name) as temporary:
                     shutil.copyfile(run / name, temporary)
-            said = _in_small(documents.read(RunDocument, metrics_file).plain())
             with files.replacing(kept / folders.METRICS_FILE) as temporary:  # last: where it is, the others are
-                temporary.write_text(json.dumps(said, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
+                temporary.write_text(said + "\n", encoding="utf-8")
             found.append(run.name)
     return found
+
+
+def keep_if_possible(study: Path, place: Path, told: set[str]) -> None:
+    """As `keep`; that the disk of `place` refuses is said once, and no reason to stop a study that is on another."""
+    try:
+        keep(study, place, told)
+    except CannotWrite as problem:
+        if "disk" not in told:  # once, however much is free by then
+            say(f"finished runs are not kept for now: {problem}")
+        told.add("disk")
+
+
+def _is_kept(run: Path, kept: Path, said: str) -> bool:
+    """Whether what is kept of a run is whole, and the run as it is: trained or measured again, it is kept again."""
+    if _lost(kept, folders.VALIDATED_FILE) is not None:
+        return False
+    same = all((run / name).read_bytes() == (kept / name).read_bytes() for name in _SMALL[:-1])
+    return same and (kept / folders.METRICS_FILE).read_text(encoding="utf-8").strip() == said
 
 
 def bring(place: Path, study: Path) -> list[str]:

@@ -195,7 +195,7 @@ class Study:
         """After every task: time is counted, and what is finished is put where it is kept."""
         self._seconds()
         if self.kept is not None:
-            finished.keep(self.folder, self.kept, self._told)
+            finished.keep_if_possible(self.folder, self.kept, self._told)
 
     def _seconds(self) -> float:
         """Time worked on this study, also before it was last cut off."""

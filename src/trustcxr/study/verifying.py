@@ -46,6 +46,7 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
         folder=str(folder),
         notice=NOTICE,
         written_by=str(stored.get("trustcxr", "")),
+        runs=0,
         figures=0,
         files=0,
         differences=[],
@@ -67,6 +68,7 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
             found.unchecked.append(run)
             continue
         again[run.folder] = run.document(recipe)
+        found.runs += 1
         _hold(found, f"{folders.STUDY_RESULTS}: {said.get('run')}", said, _parts(again[run.folder]), old)
         _own(found, run, again[run.folder], recipe, old)
     _whole(found, stored, recipe, again, old)

@@ -50,6 +50,11 @@ class Cards:
             return int(os.environ[name])
         return int(os.environ.get("NODE_RANK", 0)) * self.devices + int(os.environ.get("LOCAL_RANK", 0))
 
+    @property
+    def apart(self) -> bool:
+        """Whether some were started by another than this one, which cannot have them work in smaller parts."""
+        return self.world > 1 and (self.nodes > 1 or _is_torchrun() or _is_srun())
+
     def split_batches(self) -> dict[str, int | str]:
         """How each batch is split, as run.yaml has it; empty where it is whole."""
         found: dict[str, int | str] = {} if self.parts == 1 else {"parts": self.parts}

@@ -10,9 +10,11 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from trustcxr.console import say
+from trustcxr.errors import UserError
 from trustcxr.results import files
 
 FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
+NEXT = "next.safetensors"  # better weights that the last checkpoint does not know of yet
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -26,14 +28,15 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write `checkpoint` to `path`, whole or not at all."""
         content = io.BytesIO()  # torch's own writer falls over a disk that fills, with a traceback
         torch.save(checkpoint, content)
-        with files.replacing(Path(path)) as temporary:
+        with files.replacing(Path(path), needed=content.getbuffer().nbytes) as temporary:
             temporary.write_bytes(content.getbuffer())
 
 
 def read(run: Path) -> dict[str, Any] | None:
     """The last checkpoint of a run; None where there is none, or it cannot be read, which is said, and it is removed.
 
-    Nothing is unpickled, and every byte is held against the checksums within the file.
+    Nothing is unpickled, and every byte is held against the checksums within the file. UserError where it may be whole
+    and cannot be read now, as where a network's disk is away.
     """
     path = run / FOLDER / LAST
     if not path.is_file():
@@ -44,11 +47,31 @@ def read(run: Path) -> dict[str, Any] | None:
                 raise ValueError(f"{broken} is damaged")
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return found
+    except (OSError, MemoryError) as problem:
+        why = getattr(problem, "strerror", None) or "out of memory"
+        raise UserError(
+            f"{path}: cannot be read now ({why}); it was left as it is. If it stays so, delete {path.parent}, and "
+            "training starts anew"
+        ) from None
     except Exception as problem:
         remove(run)
         reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
         say(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
         return None
+
+
+def settle(run: Path, best_sum: str) -> None:
+    """Of two weights keep those that the last checkpoint speaks of, by their checksum, as the best.
+
+    Better weights are written beside the best ones, which they follow once a checkpoint knows of them: were the run cut
+    off in between, that epoch would be trained again, maybe with other bits, and be none that is kept.
+    """
+    later = run / FOLDER / NEXT
+    if later.is_file():
+        if files.checksum(later) == best_sum:
+            later.replace(run / FOLDER / BEST)
+        else:
+            later.unlink()
 
 
 def remove(run: Path) -> None:

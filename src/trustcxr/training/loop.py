@@ -71,6 +71,9 @@ def fit(
                 raise
             if cards.parts >= largest:
                 raise UserError(f"{recipe.name}: not even one image fits in memory; lower data.size") from None
+            if cards.apart:  # no process can tell those on other machines, or that srun or torchrun started
+                advice = f"start all of them again with --set training.accumulate={2 * cards.parts}"
+                raise UserError(f"{recipe.name}: a batch does not fit in memory; {advice}") from None
         cards = replace(cards, parts=2 * cards.parts)
         torch.cuda.empty_cache()
         say(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
@@ -254,6 +257,7 @@ def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
 def _finish(
     folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
 ) -> TrainingDocument:
+    checkpoint.settle(folder, monitor.best_sum)
     best = folder / checkpoint.FOLDER / checkpoint.BEST
     if monitor.best_sum not in ("", files.checksum(best)):
         checkpoint.remove(folder)

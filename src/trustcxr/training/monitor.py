@@ -90,7 +90,9 @@ class Monitor(pl.Callback):
         return None if epochs >= self.epochs or state.get("stopped", "epochs") != "epochs" else epochs
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Start the clock."""
+        """Start the clock; the checkpoint of the epoch before is written by now."""
+        if self.cards.rank == 0:
+            checkpoint.settle(self.folder, self.best_sum)
         self._started, self._worked = time.monotonic(), time.process_time()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -122,9 +124,9 @@ class Monitor(pl.Callback):
         if score > self.best["score"]:
             self.best.update(epoch=row["epoch"], score=score, value=row[self.monitor])
             if self.cards.rank == 0:
-                best = self.folder / checkpoint.FOLDER / checkpoint.BEST
-                save_weights(module.candidate(), best)
-                self.best_sum = files.checksum(best)
+                better = self.folder / checkpoint.FOLDER / checkpoint.NEXT
+                save_weights(module.candidate(), better)
+                self.best_sum = files.checksum(better)
         elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
             self.stopped = "early"
             trainer.should_stop = True

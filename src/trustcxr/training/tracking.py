@@ -96,6 +96,7 @@ def _tensorboard(name: str, folder: Path) -> Logger:
 
 
 def _mlflow(name: str, folder: Path, recipe: RunRecipe) -> Logger:
+    from filelock import FileLock
     from pytorch_lightning.loggers import MLFlowLogger
 
     place = home(folder).resolve()
@@ -104,14 +105,15 @@ def _mlflow(name: str, folder: Path, recipe: RunRecipe) -> Logger:
     kept = folder / TRACKED_FILE
     before = files.read_document(kept) if kept.is_file() else {}
     again = str(before["run"]) if before.get("uri") == uri and "run" in before else None
-    made = MLFlowLogger(
-        experiment_name=place.name,
-        run_name=name,
-        tracking_uri=uri,
-        artifact_location=None if recipe.training.tracking_uri else (place / "mlflow").as_uri(),
-        run_id=again,
-    )
-    files.write_json(kept, {"uri": uri, "run": made.run_id})
+    with FileLock(place / ".mlflow.lock"):  # runs that begin at once would both make the tables of a new database
+        made = MLFlowLogger(
+            experiment_name=place.name,
+            run_name=name,
+            tracking_uri=uri,
+            artifact_location=None if recipe.training.tracking_uri else (place / "mlflow").as_uri(),
+            run_id=again,
+        )
+        files.write_json(kept, {"uri": uri, "run": made.run_id})
     return made
 
 

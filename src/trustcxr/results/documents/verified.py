@@ -15,7 +15,7 @@ class Difference(Document):
 
 
 class VerifiedDocument(Document):
-    """`figures`: how many were computed again; `differences`: those that differ.
+    """`figures`: how many were computed again, of so many `runs`; `differences`: those that differ.
 
     `unchecked`: what could not be computed, and why.
     """
@@ -24,6 +24,7 @@ class VerifiedDocument(Document):
     folder: str = ""
     notice: str = ""
     written_by: str = ""
+    runs: int = 0
     figures: int = 0
     files: int = 0
     differences: Records[Difference] = []
@@ -31,5 +32,5 @@ class VerifiedDocument(Document):
 
     @property
     def agrees(self) -> bool:
-        """Whether every figure that was computed again is as it was said."""
-        return not self.differences
+        """Whether figures of runs were computed again, and every one is as it was said."""
+        return self.runs > 0 and not self.differences

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files
+from trustcxr.results import files, locks
 from trustcxr.results.folders import FAILURE_FILE
 from trustcxr.study.engines.contract import Failure, Task
 
@@ -23,9 +23,13 @@ def record(folder: Path, failure: Failure) -> None:
 
 
 def lost(task: Task, how: str) -> Failure:
-    """The failure of a task whose process, job or node is gone and could not record it: recorded for it."""
+    """The failure of a task whose process, job or node is gone and could not record it: recorded for it.
+
+    Nor could it take its name from the run's folder, where it would be said to work on.
+    """
     failure = Failure(task.run, f"{task.step}: {how}")
     record(folder_of(task), failure)
+    locks.abandoned(folder_of(task))
     return failure
 
 
