@@ -271,6 +271,17 @@ def test_one_run_that_fails_does_not_lose_the_study(
     assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0"]
     assert document["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
+    left = shutil.copytree(out, tmp_path / "left")
+    without = Study(tiny(models=models[:1]), films, left, engines.get("local")).run()
+    assert [row["model"] for row in without["selection"]["ranking"]] == ["test_efficientnet"]
+    assert [(one["run"], one["reason"]) for one in without["selection"]["left_out"]] == [
+        ("test_resnet-standard-s0", "train: a loss that is no number")
+    ]
+    assert len(without["runs"]) == 2, "its robust run is no longer waited for"
+    told = "Left out, as they could not be finished: test_resnet-standard-s0 (train: a loss that is no number)"
+    assert told in report.write(left).read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="test_efficientnet-standard-s0 was finished, and counts in this study"):
+        Study(tiny(models=models[1:]), films, out, engines.get("local")).run()
     done = [p for p in out.glob("runs/test_efficientnet-standard-s0/*") if p.is_file() and p.name != "panels.npz"]
     stamps = {p: p.stat().st_mtime_ns for p in done}
     again = Study(tiny(models=models), films, out, engines.get("local")).run()

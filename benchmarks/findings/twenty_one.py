@@ -64,7 +64,8 @@ def lines(kept: Path) -> Iterator[str]:
         f"`python -m benchmarks.findings.twenty_one`. {NOTICE}",
         "",
         "`trustcxr verify` cannot compute these figures again: of a finished run a few small files are kept here, with "
-        "what was found and its intervals, and no predictions. It can where the study itself is, in `out/twenty-one`.",
+        "what was found and its intervals, and no predictions. It can of those runs that were tested where the study "
+        "itself is, in `out/twenty-one`.",
         "",
     )
     if not runs:
@@ -143,6 +144,7 @@ def on_validation(kept: Path, runs: planned.Planned) -> Iterator[str]:
     ]
     yield from ("## On validation", "", *near_constant({row.model: said[row.model] for row in order}))
     yield from (*markdown.table(["network", "accuracy", "balanced", "chosen"], rows), "")
+    yield from arithmetic(kept, there)
     if whole:
         least = min(row.value or 0.0 for row in order if row.chosen)
         near = [
@@ -152,6 +154,21 @@ def on_validation(kept: Path, runs: planned.Planned) -> Iterator[str]:
         ]
         yield from (
             f"Passed over, though their interval reaches the last that was chosen: {', '.join(near) or 'none'}.",
+            "",
+        )
+
+
+def arithmetic(kept: Path, runs: Sequence[RunRecipe]) -> Iterator[str]:
+    """In what precision the networks were trained, where that is not one and the same."""
+    used: dict[str, list[str]] = {}
+    for run in runs:
+        training = documents.read(TrainingDocument, kept / "runs" / run.name / folders.TRAINING_FILE)
+        used.setdefault(training.precision or "not noted", []).append(run.model.called)
+    if len(used) > 1:
+        told = "; ".join(f"in {name} {', '.join(models)}" for name, models in used.items())
+        yield from (
+            f"**This order, and the choice, mix two arithmetics**, as the machines that trained them could: {told}. "
+            "What that alone would move was not measured.",
             "",
         )
 
@@ -179,13 +196,13 @@ def cost(kept: Path, runs: Sequence[RunRecipe], plan: StudyPlan) -> Iterator[str
         way = costs.ways.get(kind(run)) if costs else None
         step = "" if way is None or way.step is None else f"{way.step:.2f}"
         if not _is_done(kept, run):
-            rows.append([run.name, step, "", "", "", ""])
+            rows.append([run.name, step, "", "", "", "", ""])
             continue
         content = files.read_yaml(kept / "runs" / run.name / folders.RUN_FILE)
         training = documents.read(TrainingDocument, kept / "runs" / run.name / folders.TRAINING_FILE)
         spent = "" if training.processor_seconds is None else f"{training.processor_seconds / 60:.1f}"
         came = (", then ".join(found) for found in (stretches.machines(content), stretches.commits(content)))
-        rows.append([run.name, step, str(training.epochs), spent, *came])
+        rows.append([run.name, step, str(training.epochs), spent, training.precision or "", *came])
     yield from ("## What it costs", "")
     if plan.least is not None and plan.most is not None:
         hours = " to ".join(dict.fromkeys(f"{seconds / 3600:.0f}" for seconds in (plan.least, plan.most)))
@@ -197,7 +214,7 @@ def cost(kept: Path, runs: Sequence[RunRecipe], plan: StudyPlan) -> Iterator[str
             f"{'; '.join(costs.notes)}.",
             "",
         )
-    yield from markdown.table(["run", "a step", "epochs", "training", "processor", "commit"], rows)
+    yield from markdown.table(["run", "a step", "epochs", "training", "precision", "processor", "commit"], rows)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,13 @@ def grows(before: StudyRecipe, now: StudyRecipe) -> bool:
     return more and untracked(before).model_copy(update={"seeds": now.seeds}) == untracked(now)
 
 
+def drops(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
+    """The networks that `now` leaves out of the study of before; none where they differ in anything else too."""
+    kept = tuple(model for model in before.models if model in now.models)
+    alike = untracked(before).model_copy(update={"models": kept}) == untracked(now)
+    return [model for model in before.models if model not in now.models] if alike else []
+
+
 def refuse_fewer_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
     """UserError where `now` is the study of before, in that folder, with fewer seeds."""
     if grows(now, before):

@@ -300,8 +300,8 @@ def localisation(runs: Sequence[Run]) -> Iterator[str]:
     yield (
         "Images with an infection mask, the class of the label explained; means with 95 % intervals over patients or "
         "groups of images. Below each method what maps have that look at no model: chance of an even map, a Gaussian "
-        "in the middle, the mask of the lungs as if it were the map; then what each network's layer shows without the "
-        "answer, and what it has with random weights. Of energy given lung, the energy in the lungs is the whole."
+        "in the middle, the mask of the lungs as if it were the map; then, where measured, what each network's layer "
+        "shows without the answer, and what it has with random weights. Of energy given lung, the lungs' is the whole."
     )
     for method in methods:
         yield from ("", f"### {words.method(method)} (`{method}`)", "", *_of_method(runs, method))

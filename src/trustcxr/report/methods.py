@@ -7,7 +7,7 @@ from trustcxr.recipes.training import Augment
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.summary import Point
-from trustcxr.results import files
+from trustcxr.results import files, stretches
 from trustcxr.results.documents import StudyDocument
 
 _TRAINING = {
@@ -74,7 +74,7 @@ def paragraphs(study: StudyDocument, runs: list[Run]) -> list[Point]:
         "Attacks and corruptions": _attacks(study, runs),
         "Heatmaps": _heatmaps(study, runs),
         "Statistics": _statistics(study, runs),
-        "Software and hardware": _machine(study),
+        "Software and hardware": _machine(study, runs),
     }
     return [Point(lead, text) for lead, text in parts.items() if text]
 
@@ -294,7 +294,7 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
     return text + (f" Seeds: {words.listed(map(str, seeds))}." if seeds else "")
 
 
-def _machine(study: StudyDocument) -> str:
+def _machine(study: StudyDocument, runs: list[Run]) -> str:
     names = {name: said for name, said in study.versions.items() if name.lower() != "trustcxr"}
     with_them = f" with {', '.join(f'{name} {said}' for name, said in names.items())}" if names else ""
     text = f"TrustCXR {study.trustcxr}{with_them}" if study.trustcxr else ""
@@ -303,6 +303,8 @@ def _machine(study: StudyDocument) -> str:
     where = ", ".join(part for part in on if part)
     text += f", on {where}" if text and where else where
     text += f"; {words.seconds(study.seconds)} in all" if text and study.seconds else ""
+    others = stretches.elsewhere([run.folder for run in runs], hardware.processor, study.source)
+    text += "".join(f"; that is the last start, and {name.lower()} {said}" for name, said in others.items() if text)
     return f"{text}." if text else ""
 
 

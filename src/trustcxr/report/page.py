@@ -24,7 +24,7 @@ from trustcxr.report.tables import (
     saliency,
     seeds,
 )
-from trustcxr.results import files, folders
+from trustcxr.results import files, folders, stretches
 from trustcxr.results.documents import DataDescription, Document, StudyDocument
 
 if TYPE_CHECKING:
@@ -265,9 +265,15 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
         "training": provenance.training(runs),
         "refit": any(run.metrics.training.refit for run in runs),
         "selection": provenance.selection(study),
-        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.",
+        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.{_left_out(study)}",
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True) if study.recipe else "",
     }
+
+
+def _left_out(study: StudyDocument) -> str:
+    """Networks that were meant to be among them, and could not be trained."""
+    told = "; ".join(f"{run.run} ({run.reason or 'why is not known'})" for run in study.selection.left_out)
+    return f" Left out, as they could not be finished: {told}." if told else ""
 
 
 def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
@@ -275,6 +281,7 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
+    yield from stretches.elsewhere([run.folder for run in runs], study.hardware.processor, study.source).items()
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:

@@ -4,10 +4,13 @@ A run.yaml of one stretch says it once (`versions`, `hardware`, `source`, and `s
 one of several lists them all under `stretches`, each with the epoch that it begins with, and says the last once more.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
+from trustcxr.errors import UserError
 from trustcxr.results import files, folders
 
 Stretch = dict[str, object]
@@ -75,6 +78,23 @@ def commits(run: Mapping[str, object]) -> list[str]:
     """The commits that it was trained from, shortened, in their order, each once; empty where none was noted."""
     named = (files.part(one, "source").get("commit") for one in of(run))
     return list(dict.fromkeys(str(name)[:7] for name in named if name))
+
+
+def elsewhere(runs: Sequence[Path], processor: str | None, source: Mapping[str, object] | None) -> dict[str, str]:
+    """Where and from what a study's runs were trained, each with how many; empty where all were as its last start."""
+    noted = []
+    for run in runs:
+        with suppress(UserError, OSError):  # damaged, or not there: it says nothing
+            noted.append(files.read_yaml(run / folders.RUN_FILE))
+    found = {}
+    for name, of_run, own in (
+        ("Runs were trained on", machines, processor),
+        ("Runs were trained from", commits, str((source or {}).get("commit", ""))[:7]),
+    ):
+        counts = Counter(", then ".join(of_run(content)) or _UNKNOWN for content in noted)
+        if set(counts) - {own, _UNKNOWN}:
+            found[name] = ", ".join(f"{said} ({count})" for said, count in counts.most_common())
+    return found
 
 
 def split_told(parts: int | None, world: int | None, strategy: str | None) -> str:

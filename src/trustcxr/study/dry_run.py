@@ -56,7 +56,9 @@ def dry_run(
 def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
     before = planned.recipe_of(begun)
     refuse_fewer_seeds(before, recipe, begun)
-    if untracked(before) != untracked(recipe) and not grows(before, recipe):
+    if untracked(before) != untracked(recipe) and not (
+        grows(before, recipe) or finished.left_out(begun, before, recipe)
+    ):
         raise UserError(
             f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {begun}"
         )

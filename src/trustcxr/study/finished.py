@@ -14,7 +14,8 @@ from trustcxr.console import say
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, grows, untracked
+from trustcxr.recipes.study import StudyRecipe, drops, grows, run_recipe, untracked
+from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import VERSION, RunDocument
@@ -27,6 +28,17 @@ _SMALL = (folders.RUN_FILE, folders.TRAINING_FILE, folders.HISTORY_FILE, folders
 def is_finished(run: Path) -> bool:
     """Whether a run's figures are all that is here of it."""
     return (run / folders.VALIDATED_FILE).is_file() and not (run / folders.WEIGHTS_FILE).is_file()
+
+
+def left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
+    """The standard runs that a recipe leaves out of the study of before, none of which could be finished.
+
+    UserError where one was: a network is not left out for what it did.
+    """
+    names = [run_recipe(before, m, DefenceRecipe(), seed).name for m in drops(before, now) for seed in before.seeds]
+    if whole := [name for name in names if is_validated(study / "runs" / name)]:
+        raise UserError(f"{study}: {', '.join(whole)} was finished, and counts in this study; choose another --out")
+    return names
 
 
 def is_validated(run: Path) -> bool:
@@ -188,7 +200,7 @@ def refuse_another(place: Path, recipe: StudyRecipe, study: Mapping[str, object]
         return
     kept = folders.read_study(place)
     before = _recipe(kept, place)
-    if untracked(before) != untracked(recipe) and not grows(before, recipe):
+    if untracked(before) != untracked(recipe) and not (grows(before, recipe) or left_out(place, before, recipe)):
         raise UserError(f"{place}: holds runs of another recipe; name another folder")
     if study is not None and kept.get("fingerprint") != study.get("fingerprint"):
         raise UserError(f"{place}: holds runs on other films; name another folder")

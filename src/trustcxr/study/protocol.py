@@ -29,6 +29,7 @@ from trustcxr.results.documents import (
 )
 from trustcxr.results.folders import (
     DATA_FILE,
+    FAILURE_FILE,
     METRICS_FILE,
     PANELS_FILE,
     RUN_FILE,
@@ -140,7 +141,8 @@ class Study:
             before["recipe"] = untracked(kept).model_dump(mode="json")
         refuse_fewer_seeds(kept, self.recipe, self.folder)
         now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
-        if grown := grows(kept, self.recipe):
+        without = finished.left_out(self.folder, kept, self.recipe)
+        if (grown := grows(kept, self.recipe)) or without:
             before["recipe"] = now["recipe"]
         films = before.pop("fingerprint", None)
         if films is not None:  # what the films are counts, and not what their folder is called
@@ -152,6 +154,8 @@ class Study:
         say(f"going on with the study in {self.folder}")
         if grown:
             say(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
+        if without:
+            say(f"left out by the recipe, none of them finished: {', '.join(without)}; the study says so")
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -225,6 +229,13 @@ class Study:
         say(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
         return ranking
 
+    def _left_out(self) -> list[FailedRun]:
+        """Standard runs that were begun, could not be finished, and are no longer in the recipe; and why."""
+        names = [run.name for run in planned.runs(self.recipe, None).certain]
+        begun = sorted(path.parent for path in self.folder.glob(f"runs/*-standard-s*/{FAILURE_FILE}"))
+        some = [run for run in begun if run.name not in names and not finished.is_validated(run)]
+        return [FailedRun(run=run.name, reason=failures.reason(run) or "") for run in some]
+
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""
         from trustcxr.evaluation.run import load_run
@@ -263,7 +274,11 @@ class Study:
             recipe=recipe.model_dump(mode="json"),
             classes=list(datasets["test"].classes),
             selection=Selection(
-                split=recipe.data.splits.val, by=recipe.selection.by, count=recipe.selection.count, ranking=ranking
+                split=recipe.data.splits.val,
+                by=recipe.selection.by,
+                count=recipe.selection.count,
+                ranking=ranking,
+                left_out=self._left_out(),
             ),
             runs=tested,
             over_seeds=seeds.over_seeds(tested),

@@ -102,15 +102,6 @@ class Ranked(Document):
     chosen: bool = False
 
 
-class Selection(Document):
-    """Which networks were chosen for robust training, on which split, by what."""
-
-    split: str = ""
-    by: str = ""
-    count: int | None = None
-    ranking: Records[Ranked] = []
-
-
 class DataDescription(Document):
     """The data as they were read: images by split and class, masks and groups by split."""
 
@@ -170,6 +161,19 @@ class FailedRun(Document):
 
     run: str = ""
     reason: str = ""
+
+
+class Selection(Document):
+    """Which networks were chosen for robust training, on which split, by what.
+
+    `left_out`: standard runs that could not be finished, and that the recipe no longer has.
+    """
+
+    split: str = ""
+    by: str = ""
+    count: int | None = None
+    ranking: Records[Ranked] = []
+    left_out: Records[FailedRun] = []
 
 
 class StudyDocument(Document):
