@@ -276,3 +276,11 @@ def test_what_is_withdrawn_of_lesions_stands_on_no_page() -> None:
         .all(None)
     )
     assert not [name for name in found if "withdrawn" in name]
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("*.md")), ids=lambda page: page.name)
+def test_the_command_of_a_page_has_only_options_that_its_module_takes(page: Path) -> None:
+    for module, typed in re.findall(r"`python -m (benchmarks\.[\w.]+)([^`]*)`", page.read_text(encoding="utf-8")):
+        place = RESULTS.parent / Path(*module.split(".")).with_suffix(".py")
+        taken = set(re.findall(r"\"(--[\w-]+)\"", place.read_text(encoding="utf-8")))
+        assert set(re.findall(r"--[\w-]+", typed)) <= taken, f"{page.name}: {module}"

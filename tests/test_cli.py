@@ -301,7 +301,41 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     assert "did you mean epochs" in unknown_key
     recipe.write_text("name: [mine\n")
     assert "not readable as YAML" in complaint("study", recipe, "--data", films, "--out", out)
+    recipe.write_text("mine\n")
+    assert "trustcxr recipe quick prints a recipe" in complaint("study", recipe, "--data", films, "--out", out)
+    assert "beside a +" in complaint("train", "--data", films, "--model", "resnet10t+", "--out", out)
     assert not out.exists()
+
+
+def test_what_is_typed_wrongly_is_said_with_the_option_that_mends_it(
+    trained: Path, films: Path, tmp_path: Path
+) -> None:
+    """What a message advises is what the command line takes."""
+    evaluated = "evaluate", trained, "--data"
+    listed = tmp_path / "list.csv"
+    film = next(films.rglob("Test/Normal/images/*.png"))
+    listed.write_text(f"path,class,split\n{film},well,Test\n{film.with_stem('gone')},well,Test\n")
+    assert "--label 'well=CLASS' or --label 'well='" in complaint(*evaluated, listed, "--label", "ill=Normal")
+    assert "did you mean Normal? map the labels, as by --label 'Norml=CLASS'" in complaint(
+        *evaluated, listed, "--label", "well=Norml"
+    )
+    listed.write_text(f"one,two\n{film},well\n")
+    assert "(--column path='Image Index' ...)" in complaint(*evaluated, listed)
+    listed.write_text("path,class\ngone.png,well\n")
+    assert "give the folder of the images (--images)" in complaint(*evaluated, listed)
+    assert "needs a surrogate (--surrogate)" in complaint(*evaluated, films, "--attack", "transfer")
+    too_much = complaint(*evaluated, films, "--corruption", "all", "--severity", "9")
+    assert "expected a number less than or equal to 5, not 9" in too_much
+    assert "expected a valid integer, not 'many'" in complaint(
+        "train", "--data", films, "--model", "test_resnet", "--out", tmp_path / "run", "--set", "training.epochs=many"
+    )
+    assert complaint("audit", tmp_path / "gone.onnx", "--data", films, "--out", tmp_path / "audit").endswith(
+        "gone.onnx: no such file"
+    )
+    assert "holds the films; choose another --out" in complaint("audit", trained, "--data", films, "--out", films)
+    assert not list(films.glob("*.json"))
+    assert "pictures are named one by one" in complaint("predict", trained, film.parent)
+    assert "per-class" in complaint("data", "phantom", tmp_path / "phantom", "--per-class", "0")
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,8 @@ def test_names_of_training_films_stay_here_and_a_full_disk_is_said(
 
 
 def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path) -> None:
+    said = run("push", plain, tmp_path / "owner" / "name").stdout
+    assert f"(a folder of this machine; for a hub write hf://{tmp_path / 'owner' / 'name'})" in said
     place = tmp_path / "shared" / "robust"
     run("push", plain, place)
     assert tx.load_run(place, on="cpu").name == "test_resnet-fgsm-s0"

@@ -269,8 +269,8 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
         f"strict: of collections that COVID-QU-Ex did not draw from. Parts of fewer than {FEW} films are left out.",
         "",
         *markdown.table(
-            ["network", "films", "n", "at home", "elsewhere", "fall"],
-            [cells(row) for _, row in ways[ways["films"] != "all"].iterrows()],
+            ["network", "films", "n", "at home", "elsewhere", "fall", "mean over classes", "constant answer"],
+            [part_cells(row) for _, row in ways[ways["films"] != "all"].iterrows()],
         ),
         "",
         "## What could not be tried",
@@ -301,6 +301,11 @@ def cells(row: pd.Series) -> list[str]:
     """Name, part and shares."""
     shares = [between(row, key) for key in ("at_home", "elsewhere", "fall")]
     return [str(row["run"]), str(row["films"]), str(row["n"]), *shares]
+
+
+def part_cells(row: pd.Series) -> list[str]:
+    """The same, with what one answer for all of the part has, and the mean over the classes that it is of."""
+    return [*cells(row), percent(row["balanced_elsewhere"]), percent(row["constant"])]
 
 
 def all_cells(row: pd.Series) -> list[str]:

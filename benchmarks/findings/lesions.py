@@ -433,8 +433,9 @@ def page(
         "case: of APGD on two losses, FAB and Square, searched in bfloat16 and confirmed in float32.\n",
         *markdown.table(["run", "clean", "PGD-20", "worst case", "lungs blacked out"], [answers_row(f) for f in found]),
         "\n## Where the map lies\n",
-        "Less control: less the map without a model that comes closest, on the same films, with its name. Empty: maps "
-        "without a positive part, which hit nothing.\n",
+        "Less control: less the control that comes closest, a map without a model or what the network's own layer "
+        "shows, on the same films, with its name; not less the same network with random weights, which was not "
+        "measured here. Empty: maps without a positive part, which hit nothing.\n",
         *markdown.table(
             [
                 "run",

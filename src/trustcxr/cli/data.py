@@ -8,7 +8,11 @@ import typer
 from trustcxr.about import NOTICE
 from trustcxr.cli.options import Columns, Images, Json, listing, print_json
 
-data_app = typer.Typer(help="Look at data, make some, or bring it here.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at data, make some, or bring it here.",
+    epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html",
+    no_args_is_help=True,
+)
 
 
 @data_app.command(
@@ -65,7 +69,7 @@ def data_download(
 def data_phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, in COVID-QU-Ex's layout.")],
     per_class: Annotated[
-        int, typer.Option(help="Training images of each class; a quarter as many to validate, a third to test.")
+        int, typer.Option(min=1, help="Training images of each class; a quarter as many to validate, a third to test.")
     ] = 100,
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same films.")] = 0,

@@ -368,4 +368,5 @@ def push(
     from trustcxr.report import cards
 
     where = hub.push(run, place, cards.card(run), private=not public)
-    print(f'{run} is at {where}; tx.load_run("{where}") loads it\n{NOTICE}')
+    kind = "" if place.startswith("hf://") else f" (a folder of this machine; for a hub write hf://{place})"
+    print(f'{run} is at {where}{kind}; tx.load_run("{where}") loads it\n{NOTICE}')

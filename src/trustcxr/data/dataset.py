@@ -256,7 +256,8 @@ def load_dataset(
     if strange:
         raise UserError(
             f"{manifest.root}: classes {', '.join(manifest.classes)} do not match the expected "
-            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; map the labels"
+            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; {nearest(strange[0], classes or ())}"
+            f"map the labels, as by --label '{strange[0]}=CLASS'"
         )
     store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)

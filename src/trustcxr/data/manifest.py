@@ -112,7 +112,8 @@ class Manifest:
         if unmapped:
             raise UserError(
                 f"{self.root}: no label mapping for {', '.join(repr(c) for c in unmapped)} "
-                f"(mapped: {', '.join(map(str, labels)) or 'none'}); map each to a class, or to null to leave it out"
+                f"(mapped: {', '.join(map(str, labels)) or 'none'}); map each to a class, or leave it out: "
+                f"--label '{unmapped[0]}=CLASS' or --label '{unmapped[0]}=', in a recipe CLASS or null"
                 + (f"; {', '.join(map(repr, strange))} is no class of these data" if strange else "")
             )
         renamed = self.table["class"].map(lambda c: labels.get(c, c))

@@ -91,7 +91,9 @@ def _of_folder(folder: Path) -> Found:
                 found.left_out.append(FilmAnswer(image=str(path), left_out=why))
     if others:
         said = "1 file that is" if others == 1 else f"{others} files that are"
-        found.left_out.append(FilmAnswer(image=str(folder), left_out=f"{said} not DICOM"))
+        found.left_out.append(
+            FilmAnswer(image=str(folder), left_out=f"{said} not DICOM (pictures are named one by one)")
+        )
     return found
 
 

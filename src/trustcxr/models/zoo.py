@@ -39,6 +39,8 @@ PAPER_MODELS: dict[str, str] = {
 
 def architectures(name: str) -> list[str]:
     """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is an ensemble of both."""
+    if not all(part.strip() for part in networks(name)):
+        raise UserError(f"'{name}': the name of a network is missing beside a +")
     return [architecture(part) for part in networks(name)]
 
 

@@ -50,7 +50,9 @@ class AttackRecipe(Strict):
                 takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
                 raise ValueError(f"{self.name} has no option '{option}'; {takes}")
         if "surrogate" in taken and self.surrogate is None:
-            raise ValueError(f"{self.name} needs a surrogate: the folder of the run that the images are made against")
+            raise ValueError(
+                f"{self.name} needs a surrogate (--surrogate): the folder of the run that the images are made against"
+            )
         if self.entry.norm == "linf" and any(e > 1 for e in self.epsilons):
             raise ValueError(f"epsilon of {self.name} is an L-infinity radius in pixel space: at most 1")
         return self

@@ -44,7 +44,8 @@ Model = TypeVar("Model", bound=Strict)
 
 def read(kind: type[Model], path: Path) -> Model:
     """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
-    return validate(kind, read_yaml(path, what="recipe file"), str(path))
+    advice = "trustcxr recipe quick prints a recipe to start from"
+    return validate(kind, read_yaml(path, what="recipe file", advice=advice), str(path))
 
 
 def validate(kind: type[Model], content: object, where: str) -> Model:
@@ -96,7 +97,10 @@ def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
     if fault["type"] == "tuple_type":
         return "expected a list"
     if fault["type"] != "model_type":
-        return fault["msg"]
+        said = fault["msg"].split(", unable to parse")[0]
+        return re.sub(r"^Input should be (?=less|greater)", "expected a number ", said).replace(
+            "Input should be", "expected"
+        )
     if not fault["loc"]:
         return f"expected keys with values ({', '.join(_siblings(kind, ('',)))})"
     *parents, last = fault["loc"]

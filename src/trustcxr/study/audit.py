@@ -48,6 +48,8 @@ def audit(
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
+    if out.exists() and Path(data).exists() and out.samefile(data):
+        raise UserError(f"{out}: holds the films; choose another --out")
     _refuse_another(out, subject)
     films = open_films(subject, data, split, labels, listing)
     findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
@@ -82,6 +84,8 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     """A run from its folder, else what a model file names; UserError for a model itself, without such a file."""
     if Path(model).is_dir():
         return load_model(model)
+    if Path(model).suffix in (*SUFFIXES, *TABLES) and not Path(model).exists():
+        raise UserError(f"{model}: no such file")
     if _is_bare(str(model)):
         raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
     return load_model(model, trust_code=trust_code)

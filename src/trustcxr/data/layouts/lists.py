@@ -163,8 +163,8 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     if "path" not in usual or ("class" not in usual and not finding_columns.findings(table, usual.values())):
         raise UserError(
             f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
-            "give a column mapping, such as path: 'Image Index', class: 'Finding Labels', or columns of 1 and 0 that "
-            "are called by their findings"
+            "give a column mapping, such as path: 'Image Index', class: 'Finding Labels' (--column path='Image Index' "
+            "...), or columns of 1 and 0 that are called by their findings"
         )
     return usual
 
@@ -198,7 +198,7 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
             said, again = (_as(one.get(word), word) for one in (before, record))
             raise UserError(f"{file}: {row['path']} is listed {said} and {again}")
     if not records:
-        some = f"{absent[0]} is not in {base}; give the folder of the images" if absent else "no row"
+        some = f"{absent[0]} is not in {base}; give the folder of the images (--images)" if absent else "no row"
         raise UserError(f"{file}: none of its images was found: {some}")
     if absent:
         notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
