@@ -55,13 +55,7 @@ def demo(
 
 @studies_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
 def study(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A YAML file, or one that ships: quick, paper, demo, twenty-one, ...; trustcxr recipe lists them.",
-        ),
-    ],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or one that `trustcxr recipe` lists.")],
     data: Annotated[Path | None, DATA] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.")] = None,
     engine: Annotated[str, typer.Option(help="Where it runs: local, ray or slurm.")] = "local",
