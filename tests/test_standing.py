@@ -20,7 +20,7 @@ from trustcxr import console
 from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.results import files, folders, locks
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
-from trustcxr.study import costs, data_check, engines, planned, standing, watching
+from trustcxr.study import costs, data_check, engines, planned, standing, steps, watching
 from trustcxr.study.engines import Task, failures
 from trustcxr.study.protocol import Study
 
@@ -70,8 +70,26 @@ def test_a_process_that_was_killed_holds_nothing(begun: Path) -> None:
     gone.wait()
     held_by(begun / "runs" / ROBUST, gone.pid)
     assert states(begun)[ROBUST] == "waiting"
+    assert locks.was_killed(begun / "runs" / ROBUST)
     held_by(begun / "runs" / ROBUST, gone.pid, host="elsewhere")
     assert states(begun)[ROBUST] == "running", "of another machine its word is taken"
+    assert not locks.was_killed(begun / "runs" / ROBUST)
+
+
+def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
+    begun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody else can: what is killed says nothing."""
+    done: list[str] = []
+    monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
+    files.write_yaml(begun / ".data.yaml", {"path": "films"})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    held_by(begun / "runs" / ROBUST, gone.pid)
+    for _ in range(2):
+        steps.carry_out(Task(begun, ROBUST, "explain"))
+    assert done == [ROBUST, ROBUST]
+    assert capsys.readouterr().err.count(f"{ROBUST}: whoever worked on it before was killed") == 1
 
 
 def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_on(begun: Path) -> None:

@@ -94,15 +94,19 @@ def holder(folder: Path) -> str | None:
 
     What a process that was killed left behind is seen through on its own machine, and taken for its word elsewhere.
     """
+    return None if _said(folder) is None or was_killed(folder) else _holder(folder)
+
+
+def was_killed(folder: Path) -> bool:
+    """Whether a process of this machine began to work in a folder, and is gone without having ended that."""
     found = _said(folder)
-    here = found is not None and found["host"] == platform.node()
-    return None if found is None or (here and not _lives(int(str(found["pid"])))) else _holder(folder)
+    return found is not None and found["host"] == platform.node() and not _lives(int(str(found["pid"])))
 
 
 def abandoned(folder: Path) -> None:
     """Take away what a process that is lost had said of itself in a folder; not what one that lives here says."""
     found = _said(folder)
-    if found is not None and not (found["host"] == platform.node() and _lives(int(str(found["pid"])))):
+    if found is not None and (found["host"] != platform.node() or was_killed(folder)):
         with suppress(OSError):
             (folder / HOLDER_FILE).unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.results import files, folders, locks
 from trustcxr.results.folders import DATA_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
 from trustcxr.study import costs, finished, mending
@@ -94,6 +94,8 @@ def _carry_out(task: Task) -> None:
     folder = study.run_folder(run)
     if finished.is_finished(folder):
         return finished.check(folder, run)
+    if locks.was_killed(folder):
+        say(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
     with holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
     return None
