@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine_work import held_until_told, note, taken_away_once
+from engine_work import held_on_its_node, held_until_told, note, taken_away_once
 from test_cli import complaint
 from test_engines import bits, small
 from test_study import RECIPE
@@ -261,6 +261,30 @@ def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_pat
     with pytest.raises(UserError, match="cannot see the films in /no/such/films"):
         on(cluster).map(note, [Task(tmp_path, "a", "train")])
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.slow
+def test_what_a_node_was_at_when_it_was_lost_is_done_again_on_another(cluster: Any, tmp_path: Path) -> None:
+    begun, spare = tmp_path / "begun", cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+
+    def lines() -> list[list[str]]:
+        return [line.split() for line in begun.read_text().splitlines()] if begun.is_file() else []
+
+    def lose() -> None:
+        while not (there := [run for run, node in lines() if node == spare.node_id]):
+            time.sleep(0.05)
+        cluster.remove_node(spare, allow_graceful=False)
+        for run in set("abc") - set(there):
+            (tmp_path / f"go-{run}").touch()
+        while len([run for run, _ in lines() if run in there]) < 2:  # it is begun once more
+            time.sleep(0.05)
+        (tmp_path / f"go-{there[0]}").touch()
+
+    threading.Thread(target=lose, daemon=True).start()
+    outcomes = on(cluster).map(held_on_its_node, [Task(tmp_path, run, "train") for run in "abc"])
+    assert outcomes == [None] * 3
+    (lost,) = [run for run, node in lines() if node == spare.node_id]
+    assert len({node for run, node in lines() if run == lost}) == 2
 
 
 @pytest.mark.slow
