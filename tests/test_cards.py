@@ -149,6 +149,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
         loop.fit(how, *films, tmp_path / "never")
 
 
+def test_a_run_that_was_begun_goes_on_in_more_parts(films: tuple[Any, Any], tmp_path: Path) -> None:
+    """As is advised where a batch does not fit and nobody can halve it."""
+    loop.fit(recipe("fgsm", epochs=1), *films, tmp_path)
+    folder = run_folder.RunFolder(tmp_path)
+    folder.refuse_another(recipe("fgsm", epochs=1, accumulate=2))
+    with pytest.raises(UserError, match="another run"):
+        folder.refuse_another(recipe("fgsm", epochs=1, batch_size=8))
+
+
 @pytest.mark.parametrize(("name", "nodes"), [("TORCHELASTIC_RUN_ID", 1), ("MASTER_ADDR", 2)])
 def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not_fit(
     name: str, nodes: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

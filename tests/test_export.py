@@ -239,9 +239,11 @@ def test_names_of_training_films_stay_here_and_a_full_disk_is_said(
         tx.load_run("hf://lab/robust")
 
 
-def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path) -> None:
+def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = run("push", plain, tmp_path / "owner" / "name").stdout
-    assert f"(a folder of this machine; for a hub write hf://{tmp_path / 'owner' / 'name'})" in said
+    assert f"is at {tmp_path / 'owner' / 'name'} (a folder of this machine); " in said
+    monkeypatch.chdir(tmp_path)
+    assert "for a hub write hf://lab/robust)" in run("push", plain, "lab/robust").stdout
     place = tmp_path / "shared" / "robust"
     run("push", plain, place)
     assert tx.load_run(place, on="cpu").name == "test_resnet-fgsm-s0"

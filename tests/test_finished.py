@@ -1,5 +1,6 @@
 """Runs that were finished on a machine that is gone: a few small files, and a study goes on from them."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -98,13 +99,36 @@ def test_a_run_that_was_measured_again_is_kept_again(tmp_path: Path) -> None:
     own = metrics.read_text()
     metrics.write_text(json.dumps(json.loads(own) | {"attacks": []}))  # as `evaluate` of that run leaves it
     finished.keep(study, kept)
-    assert "attacks" not in files.read_json(small_one)
+    assert files.read_json(small_one)["attacks"] == []
     metrics.write_text(own)
     assert finished.keep(study, kept) == [ROBUST]
     assert files.read_json(small_one)["attacks"]
-    with open(study / "runs" / ROBUST / "history.csv", "a") as file:
-        file.write("")
     assert finished.keep(study, kept) == []
+    history = study / "runs" / ROBUST / "history.csv"
+    history.write_text(history.read_text() + history.read_text().splitlines()[-1] + "\n")  # trained again
+    assert finished.keep(study, kept) == [ROBUST]
+    assert (kept / "runs" / ROBUST / "history.csv").read_bytes() == history.read_bytes()
+
+
+def test_what_is_kept_again_is_never_of_two_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full half-way: neither the old nor the new is taken for whole."""
+    kept, study = tmp_path / "kept", Path(shutil.copytree(OLD, tmp_path / "study"))
+    finished.keep(study, kept)
+    content = files.read_json(study / "runs" / ROBUST / "training.json") | {"best_epoch": 99}
+    files.write_json(study / "runs" / ROBUST / "training.json", content)
+    real = shutil.copyfile
+
+    def full(source: Path, to: Path) -> None:
+        if Path(source).name == "history.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, to)
+
+    monkeypatch.setattr(finished.shutil, "copyfile", full)
+    finished.keep_if_possible(study, kept, set())
+    assert not (kept / "runs" / ROBUST / "metrics.json").exists()
+    monkeypatch.setattr(finished.shutil, "copyfile", real)
+    assert finished.keep(study, kept) == [ROBUST]
+    assert files.read_json(kept / "runs" / ROBUST / "training.json")["best_epoch"] == 99
 
 
 def test_a_full_disk_where_runs_are_kept_is_said_once_and_stops_no_study(

@@ -133,12 +133,21 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_left(
 ) -> None:
     cut(films, tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
-    for problem, why in ((OSError(116, "Stale file handle"), "Stale file handle"), (MemoryError(), "out of memory")):
+    no_room = RuntimeError("unable to mmap 160 bytes from file <last.ckpt>: Cannot allocate memory (12)")
+    for problem, why in (
+        (OSError(116, "Stale file handle"), "Stale file handle"),
+        (MemoryError(), "out of memory"),
+        (no_room, "out of memory"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint.torch, "load", lambda *_, p=problem, **__: (_ for _ in ()).throw(p))
             with pytest.raises(UserError, match=rf"cannot be read now \({why}\); it was left as it is"):
                 checkpoint.read(tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
+    with monkeypatch.context() as patch:  # as a place in a damaged file may be that is in none
+        patch.setattr(checkpoint.torch, "load", lambda *_, **__: (_ for _ in ()).throw(OSError(22, "Invalid argument")))
+        assert checkpoint.read(tmp_path) is None
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_killed_after_its_early_stop_a_run_does_not_train_on(

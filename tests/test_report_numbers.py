@@ -152,6 +152,8 @@ def test_an_interval_below_0_of_which_nothing_is_claimed_has_its_reason_beside_i
     assert told.endswith("no difference is shown among 22 comparisons (p corrected for their number = 0.09).")
     told = summary._one_comparison(_read(Comparison, row | {"p_corrected": 0.03}))
     assert told.endswith(": it fell.")
+    told = summary._one_comparison(_read(Comparison, row | {"p_value": 0.06, "p_corrected": 0.06, "comparisons": 1}))
+    assert told.endswith(": no difference is shown."), "nothing is corrected where there is one"
     row["difference_ci"] = [-0.015, 0.001]
     assert summary._one_comparison(_read(Comparison, row)).endswith(": no difference is shown.")
 

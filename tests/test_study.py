@@ -43,7 +43,13 @@ RECIPE = {
         "attacks": [{"name": "fgsm", "epsilons": [0.01, 0.02]}, {"name": "pgd", "epsilons": [0.02], "steps": 2}],
         "bootstrap": 100,
     },
-    "explanation": {"corruptions": ["jpeg", "letters"], "sample": 2, "panels": 2},
+    # The last map has one cell at 32 pixels, and no figures; the one before it has some.
+    "explanation": {
+        "methods": ["gradcam", "layercam", "layercam@-2"],
+        "corruptions": ["jpeg", "letters"],
+        "sample": 2,
+        "panels": 2,
+    },
 }
 
 FIRST, SECOND = "test_efficientnet-standard-s0", "test_resnet-standard-s0"
@@ -278,9 +284,11 @@ def test_one_run_that_fails_does_not_lose_the_study(
         ("test_resnet-standard-s0", "train: a loss that is no number")
     ]
     assert len(without["runs"]) == 2, "its robust run is no longer waited for"
-    told = "Left out, as they could not be finished: test_resnet-standard-s0 (train: a loss that is no number)"
+    told = (
+        "Left out of the study, as they could not be trained: test_resnet-standard-s0 (train: a loss that is no number)"
+    )
     assert told in report.write(left).read_text(encoding="utf-8")
-    with pytest.raises(UserError, match="test_efficientnet-standard-s0 was finished, and counts in this study"):
+    with pytest.raises(UserError, match="test_efficientnet-standard-s0: trained, and so counted in this study"):
         Study(tiny(models=models[1:]), films, out, engines.get("local")).run()
     done = [p for p in out.glob("runs/test_efficientnet-standard-s0/*") if p.is_file() and p.name != "panels.npz"]
     stamps = {p: p.stat().st_mtime_ns for p in done}

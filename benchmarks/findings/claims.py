@@ -11,6 +11,7 @@ import ast
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,11 @@ def _is(cell: str, wanted: object) -> bool:
     return bool(re.fullmatch(text[1:], cell)) if text.startswith("~") else cell == text
 
 
+def _rounded(value: float, digits: int) -> str:
+    """As it is rounded by hand: 0.0265 to 0.027, and not to what its binary digits are nearest to."""
+    return str(Decimal(repr(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
 def _of_table(table: Sequence[Mapping[str, str]], row: Mapping[str, Any]) -> Figure:
     found = _lines(table, row)
     if row.get("count"):
@@ -105,7 +111,7 @@ def _of_table(table: Sequence[Mapping[str, str]], row: Mapping[str, Any]) -> Fig
     value, (low, high) = float(line[column]), _interval(line, column)
     hundred = column in PERCENT or line.get("measure") in PERCENT
     digits = 0 if value.is_integer() and low is None else 3
-    shown = [f"{100 * x:.1f}" if hundred else f"{x:.{digits}f}" for x in (value, low, high) if x is not None]
+    shown = [f"{100 * x:.1f}" if hundred else _rounded(x, digits) for x in (value, low, high) if x is not None]
     ends = f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else ""
     return Figure(value, low, high, f"{shown[0]}{' %' if hundred else ''}{ends}")
 

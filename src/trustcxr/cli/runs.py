@@ -368,5 +368,6 @@ def push(
     from trustcxr.report import cards
 
     where = hub.push(run, place, cards.card(run), private=not public)
-    kind = "" if place.startswith("hf://") else f" (a folder of this machine; for a hub write hf://{place})"
+    a_hub = f"; for a hub write hf://{place}" if place.count("/") == 1 and not place.startswith(("/", ".")) else ""
+    kind = "" if hub.is_address(place) else f" (a folder of this machine{a_hub})"
     print(f'{run} is at {where}{kind}; tx.load_run("{where}") loads it\n{NOTICE}')

@@ -101,8 +101,15 @@ class RunRecipe(Strict):
         return self.training.background
 
     def same_as(self, other: "RunRecipe") -> bool:
-        """Whether both make the same run, wherever it is followed."""
-        one, two = (each.model_copy(update={"training": each.training.untracked()}) for each in (self, other))
+        """Whether both make the same run, wherever it is followed, in however many parts its batches are worked off.
+
+        Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml.
+        """
+        alike = (each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other))
+        one, two = (
+            self.model_copy(update={"training": next(alike)}),
+            other.model_copy(update={"training": next(alike)}),
+        )
         return one == two
 
     def network_options(self) -> NetworkOptions:

@@ -265,15 +265,16 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
         "training": provenance.training(runs),
         "refit": any(run.metrics.training.refit for run in runs),
         "selection": provenance.selection(study),
-        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.{_left_out(study)}",
+        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.",
+        "left_out": _left_out(study),
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True) if study.recipe else "",
     }
 
 
 def _left_out(study: StudyDocument) -> str:
-    """Networks that were meant to be among them, and could not be trained."""
+    """Networks that were meant to be among them, and could not be trained; empty where there are none."""
     told = "; ".join(f"{run.run} ({run.reason or 'why is not known'})" for run in study.selection.left_out)
-    return f" Left out, as they could not be finished: {told}." if told else ""
+    return f"Left out of the study, as they could not be trained: {told}." if told else ""
 
 
 def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
@@ -281,7 +282,8 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
-    yield from stretches.elsewhere([run.folder for run in runs], study.hardware.processor, study.source).items()
+    found = stretches.elsewhere([run.folder for run in runs], dict(study.hardware.items()), study.source)
+    yield from ((f"Runs were trained {name}", said) for name, said in found.items())
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:

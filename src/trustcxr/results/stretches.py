@@ -76,25 +76,39 @@ def machines(run: Mapping[str, object]) -> list[str]:
 
 def commits(run: Mapping[str, object]) -> list[str]:
     """The commits that it was trained from, shortened, in their order, each once; empty where none was noted."""
-    named = (files.part(one, "source").get("commit") for one in of(run))
-    return list(dict.fromkeys(str(name)[:7] for name in named if name))
+    return list(dict.fromkeys(name for one in of(run) if (name := _commit(one))))
 
 
-def elsewhere(runs: Sequence[Path], processor: str | None, source: Mapping[str, object] | None) -> dict[str, str]:
-    """Where and from what a study's runs were trained, each with how many; empty where all were as its last start."""
+def elsewhere(
+    runs: Sequence[Path], hardware: Mapping[str, object], source: Mapping[str, object] | None
+) -> dict[str, str]:
+    """On what and from what a study's runs were trained, each with how many; empty where all were as its last start.
+
+    Of a run with a refit that of both trainings counts. A run that says nothing, or is damaged, tells nothing.
+    """
     noted = []
     for run in runs:
-        with suppress(UserError, OSError):  # damaged, or not there: it says nothing
-            noted.append(files.read_yaml(run / folders.RUN_FILE))
+        with suppress(UserError, OSError):
+            noted.append([one for _, one in _both(run)])
     found = {}
-    for name, of_run, own in (
-        ("Runs were trained on", machines, processor),
-        ("Runs were trained from", commits, str((source or {}).get("commit", ""))[:7]),
-    ):
-        counts = Counter(", then ".join(of_run(content)) or _UNKNOWN for content in noted)
-        if set(counts) - {own, _UNKNOWN}:
-            found[name] = ", ".join(f"{said} ({count})" for said, count in counts.most_common())
+    own = {"hardware": dict(hardware), "source": dict(source or {})}
+    for name, label in (("on", _machine), ("from", _commit)):
+        told = (dict.fromkeys(text for one in of_run if (text := label(one))) for of_run in noted)
+        counts = Counter(", then ".join(each) or _UNKNOWN for each in told)
+        if set(counts) - {label(own), _UNKNOWN}:
+            found[name] = ", ".join(f"{said} ({count})" for said, count in sorted(counts.items()))
     return found
+
+
+def _machine(stretch: Mapping[str, object]) -> str:
+    """Processor, and accelerator where there is one."""
+    hardware = files.part(stretch, "hardware")
+    named = (hardware.get("processor"), hardware.get("accelerator"))
+    return " with ".join(str(name) for name in named if name not in (None, "", "none"))
+
+
+def _commit(stretch: Mapping[str, object]) -> str:
+    return str(files.part(stretch, "source").get("commit") or "")[:7]
 
 
 def split_told(parts: int | None, world: int | None, strategy: str | None) -> str:

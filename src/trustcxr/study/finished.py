@@ -8,6 +8,7 @@ it; what a study says of it is what was written when it was whole.
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from trustcxr.console import say
@@ -31,14 +32,16 @@ def is_finished(run: Path) -> bool:
 
 
 def left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
-    """The standard runs that a recipe leaves out of the study of before, none of which could be finished.
+    """The standard runs of the networks that a recipe leaves out of the study of before, none of them trained.
 
-    UserError where one was: a network is not left out for what it did.
+    UserError where a run of theirs was trained to the end: a network is not left out for what it did.
     """
-    names = [run_recipe(before, m, DefenceRecipe(), seed).name for m in drops(before, now) for seed in before.seeds]
-    if whole := [name for name in names if is_validated(study / "runs" / name)]:
-        raise UserError(f"{study}: {', '.join(whole)} was finished, and counts in this study; choose another --out")
-    return names
+    ways, dropped = (DefenceRecipe(), *before.defences), drops(before, now)
+    names = [run_recipe(before, m, way, seed).name for way in ways for m in dropped for seed in before.seeds]
+    trained = [name for name in names if (study / "runs" / name / folders.TRAINING_FILE).is_file()]
+    if trained:
+        raise UserError(f"{study}: {', '.join(trained)}: trained, and so counted in this study; choose another --out")
+    return names[: len(dropped) * len(before.seeds)]
 
 
 def is_validated(run: Path) -> bool:
@@ -63,7 +66,8 @@ def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
     content = folders.read_study(study)
     recipe = _recipe(content, study)
     refuse_another(place, recipe, content)
-    if not (place / folders.STUDY_FILE).is_file() or grows(_recipe(folders.read_study(place), place), recipe):
+    there = (place / folders.STUDY_FILE).is_file()
+    if not there or untracked(_recipe(folders.read_study(place), place)) != untracked(recipe):
         files.write_yaml(place / folders.STUDY_FILE, content)
     found = []
     for metrics_file in sorted(study.glob(f"runs/*/{folders.METRICS_FILE}")):
@@ -76,6 +80,8 @@ def keep(study: Path, place: Path, told: set[str] | None = None) -> list[str]:
         small = _in_small(documents.read(RunDocument, metrics_file).plain())
         said = json.dumps(small, separators=(",", ":"), allow_nan=False)
         if not _is_kept(run, kept, said):
+            with suppress(OSError):  # without it nothing here is taken, until all of it is of one measurement
+                (kept / folders.METRICS_FILE).unlink(missing_ok=True)
             files.write_json(kept / folders.VALIDATED_FILE, _validated(run))
             for name in _SMALL[:-1]:
                 with files.replacing(kept / name) as temporary:

@@ -29,7 +29,6 @@ from trustcxr.results.documents import (
 )
 from trustcxr.results.folders import (
     DATA_FILE,
-    FAILURE_FILE,
     METRICS_FILE,
     PANELS_FILE,
     RUN_FILE,
@@ -55,6 +54,9 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
+
+
+LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recipe no longer has, and why not
 
 
 class Study:
@@ -136,6 +138,8 @@ class Study:
     def _take_up(self, content: dict[str, object]) -> None:
         """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
         before, kept = read_study(self.folder), self.recipe
+        left_out = files.part(before, LEFT_OUT)
+        before.pop(LEFT_OUT, None)
         with suppress(UserError):  # keys that are new since then have their default
             kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
             before["recipe"] = untracked(kept).model_dump(mode="json")
@@ -155,7 +159,10 @@ class Study:
         if grown:
             say(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
         if without:
-            say(f"left out by the recipe, none of them finished: {', '.join(without)}; the study says so")
+            say(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
+        left_out |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
+        if left_out:
+            content[LEFT_OUT] = left_out
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -230,11 +237,9 @@ class Study:
         return ranking
 
     def _left_out(self) -> list[FailedRun]:
-        """Standard runs that were begun, could not be finished, and are no longer in the recipe; and why."""
-        names = [run.name for run in planned.runs(self.recipe, None).certain]
-        begun = sorted(path.parent for path in self.folder.glob(f"runs/*-standard-s*/{FAILURE_FILE}"))
-        some = [run for run in begun if run.name not in names and not finished.is_validated(run)]
-        return [FailedRun(run=run.name, reason=failures.reason(run) or "") for run in some]
+        """Standard runs of networks that the recipe had, that could not be trained, and that it has no longer; why."""
+        said = files.part(read_study(self.folder), LEFT_OUT)
+        return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""

@@ -1,6 +1,8 @@
 """The checkpoint of a training: written in the run's own folder, whole or not at all; a damaged one is not used."""
 
+import errno
 import io
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from trustcxr.console import say
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, out_of_memory
 from trustcxr.results import files
 
 FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
@@ -47,17 +49,27 @@ def read(run: Path) -> dict[str, Any] | None:
                 raise ValueError(f"{broken} is damaged")
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return found
-    except (OSError, MemoryError) as problem:
-        why = getattr(problem, "strerror", None) or "out of memory"
-        raise UserError(
-            f"{path}: cannot be read now ({why}); it was left as it is. If it stays so, delete {path.parent}, and "
-            "training starts anew"
-        ) from None
     except Exception as problem:
+        if (why := _for_now(problem)) is not None:
+            raise UserError(
+                f"{path}: cannot be read now ({why}); it was left as it is. If it stays so, delete {path.parent}, and "
+                "training starts anew"
+            ) from None
         remove(run)
         reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
         say(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
         return None
+
+
+def _for_now(problem: Exception) -> str | None:
+    """Why a checkpoint that may be whole cannot be read; None where it is damaged, or no checkpoint.
+
+    A place that cannot be in a file is how a damaged one may look, too.
+    """
+    if out_of_memory(problem) or "unable to mmap" in str(problem):
+        return "out of memory"
+    number = problem.errno if isinstance(problem, OSError) else None
+    return None if number in (None, errno.EINVAL) else os.strerror(number)
 
 
 def settle(run: Path, best_sum: str) -> None:

@@ -5,7 +5,7 @@ the single run; or to the server at `tracking_uri`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from trustcxr.training.monitor import Monitor
 TRACKED_FILE = ".tracked.json"  # in a run's folder: the run of MLflow that a training which was cut off goes on with
 _NEEDS = "pip install '.[track]'"
 _LONGEST = 250  # characters of a value, as MLflow takes them
+_WAIT = 120.0  # seconds for another run to have made the database
 
 
 def logger(recipe: RunRecipe, folder: Path) -> Logger | None:
@@ -96,7 +97,6 @@ def _tensorboard(name: str, folder: Path) -> Logger:
 
 
 def _mlflow(name: str, folder: Path, recipe: RunRecipe) -> Logger:
-    from filelock import FileLock
     from pytorch_lightning.loggers import MLFlowLogger
 
     place = home(folder).resolve()
@@ -105,7 +105,7 @@ def _mlflow(name: str, folder: Path, recipe: RunRecipe) -> Logger:
     kept = folder / TRACKED_FILE
     before = files.read_document(kept) if kept.is_file() else {}
     again = str(before["run"]) if before.get("uri") == uri and "run" in before else None
-    with FileLock(place / ".mlflow.lock"):  # runs that begin at once would both make the tables of a new database
+    with _alone(place) if not recipe.training.tracking_uri else nullcontext():
         made = MLFlowLogger(
             experiment_name=place.name,
             run_name=name,
@@ -115,6 +115,20 @@ def _mlflow(name: str, folder: Path, recipe: RunRecipe) -> Logger:
         )
         files.write_json(kept, {"uri": uri, "run": made.run_id})
     return made
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One at a time, where the disk knows locks: two would both make the tables of a new database."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(place / ".mlflow.lock")
+    with suppress(Timeout, NotImplementedError):  # of a disk that knows no locks, or a process that hangs
+        lock.acquire(timeout=_WAIT)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

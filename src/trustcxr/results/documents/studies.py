@@ -38,16 +38,23 @@ class Comparison(Document):
     def outcome(self) -> Literal["higher", "lower", "not settled"]:
         """Which way the interval and the test, corrected for the number of comparisons, agree that it went."""
         ends = self.difference.interval
-        if ends is None or ends[0] <= 0 <= ends[1] or self.undone_by_correction:
+        if ends is None or not self._leaves_out_0 or not self._test_shows:
             return "not settled"
         return "higher" if ends[0] > 0 else "lower"
 
     @property
     def undone_by_correction(self) -> bool:
-        """Whether the interval leaves 0 out, and the test, corrected for the number of comparisons, shows nothing."""
-        ends, corrected = self.difference.interval, self.p_corrected
-        leaves_out = ends is not None and not ends[0] <= 0 <= ends[1]
-        return leaves_out and corrected is not None and corrected >= LEVEL
+        """Whether interval and test alone would show it, and the test, corrected for all comparisons, does not."""
+        return not self._test_shows and self.p_value is not None and self.p_value < LEVEL and self._leaves_out_0
+
+    @property
+    def _leaves_out_0(self) -> bool:
+        ends = self.difference.interval
+        return ends is not None and not ends[0] <= 0 <= ends[1]
+
+    @property
+    def _test_shows(self) -> bool:
+        return self.p_corrected is None or self.p_corrected < LEVEL
 
     @property
     def side(self) -> Literal["better", "worse"] | None:
