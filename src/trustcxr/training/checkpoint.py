@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from trustcxr.console import say
 from trustcxr.errors import UserError, out_of_memory
 from trustcxr.results import files
+from trustcxr.results.disk import writing
 
 FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
 NEXT = "next.safetensors"  # better weights that the last checkpoint does not know of yet
@@ -80,10 +81,11 @@ def settle(run: Path, best_sum: str) -> None:
     """
     later = run / FOLDER / NEXT
     if later.is_file():
-        if files.checksum(later) == best_sum:
-            later.replace(run / FOLDER / BEST)
-        else:
-            later.unlink()
+        with writing(run / FOLDER / BEST):
+            if files.checksum(later) == best_sum:
+                later.replace(run / FOLDER / BEST)
+            else:
+                later.unlink()
 
 
 def remove(run: Path) -> None:
