@@ -261,11 +261,10 @@ def _goal(means: pd.DataFrame) -> list[str]:
             short = goal - float(best[name])
             verdict = f"short by {percent(short)} points" if short > 0 else "reached"
             asked = f"- {name} at least {percent(goal)} % at {epsilon:g}"
-            even = [f"as mean over the classes {percent(best[f'balanced_{name}'])}"]
-            even += (
-                [f"on covidqu-mini's {best['mini_n']:.0f} {percent(best[f'mini_{name}'])}"] if "mini_n" in best else []
-            )
-            said.append(f"{asked}: {percent(best[name])} by `{best['run']}`, {verdict}; {', '.join(even)}.")
+            even = f"as mean over the classes {percent(best[f'balanced_{name}'])}"
+            if "mini_n" in best:
+                even += f", on covidqu-mini's {best['mini_n']:.0f} {percent(best[f'mini_{name}'])}"
+            said.append(f"{asked}: {percent(best[name])} by `{best['run']}`, {verdict}; {even}.")
     return said
 
 

@@ -105,12 +105,8 @@ class RunRecipe(Strict):
 
         Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml.
         """
-        alike = (each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other))
-        one, two = (
-            self.model_copy(update={"training": next(alike)}),
-            other.model_copy(update={"training": next(alike)}),
-        )
-        return one == two
+        trainings = [each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other)]
+        return trainings[0] == trainings[1] and self == other.model_copy(update={"training": self.training})
 
     def network_options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights."""
