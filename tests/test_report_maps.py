@@ -9,6 +9,7 @@ import pytest
 from study_fixture import make_study
 from trustcxr import report
 from trustcxr.report import markdown, study_folder, terminal, words
+from trustcxr.report.rows import figures
 from trustcxr.report.tables import leaderboard, saliency
 from trustcxr.results.documents import SaliencyDocument
 
@@ -118,9 +119,12 @@ def test_the_terminal_says_it() -> None:
     assert terminal.saliency_remarks(SaliencyDocument()) == []
 
 
-def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path) -> None:
+@pytest.mark.parametrize("earlier", [False, True], ids=["of now", "an earlier version had figures"])
+def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path, *, earlier: bool) -> None:
     why = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
-    flat = {"n": 30, "cells": "1 x 1", "withheld": why, "null_map_rate": 1.0, "pointing_hit_rate": None}
+    flat: dict[str, object] = {"n": 30, "cells": "1 x 1", "null_map_rate": 1.0, "null_map_rate_ci": [0.9, 1.0]}
+    zero = {"infection_energy": 0.0, "infection_energy_ci": [0.0, 0.0], "pointing_hit_rate": 0.0}
+    flat |= zero | {"verdict": "says nothing"} if earlier else {"withheld": why, "pointing_hit_rate": None}
     document = json.loads((study / "study.json").read_text())
     first = document["runs"][0]
     first["saliency"]["gradcam"] = flat
@@ -132,7 +136,8 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
     cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
-    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
+    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat).of_a_map()) == ["1 x 1 cells", why]
+    assert [row[5] for row in figures(runs) if (row[0], row[2]) == (runs[0].name, "gradcam")] == ["null_map_rate"]
     page = report.write(study).read_text(encoding="utf-8")
     assert page.count(why) == page.lower().count(why) >= 3  # its row, what it shows, the first table
 

@@ -1,10 +1,12 @@
-"""results/twenty-one.md: written from what is kept of each finished run, and nothing else; what is missing is named."""
+"""results/twenty-one-covidqu-midi.md: from what is kept of each finished run alone; what is missing is named."""
 
 from pathlib import Path
 
+import pandas as pd
 from benchmarks.findings import twenty_one
 
 from trustcxr.recipes.study import SHIPPED, load_study
+from trustcxr.report import rows
 from trustcxr.results import files
 from trustcxr.results.documents import Classification, Share
 from trustcxr.study import finished, planned
@@ -13,9 +15,22 @@ OLD = Path(__file__).parent / "studies" / "v0.1"
 
 
 def test_the_page_is_what_its_files_say() -> None:
-    page = twenty_one.KEPT.with_suffix(".md").read_text(encoding="utf-8")
+    page = twenty_one.PAGE.read_text(encoding="utf-8")
     assert page == "\n".join(twenty_one.lines(twenty_one.KEPT)) + "\n"
     assert planned.recipe_of(twenty_one.KEPT) == load_study("twenty-one")
+
+
+def test_every_figure_of_every_finished_run_stands_in_the_table(tmp_path: Path) -> None:
+    table = twenty_one.PAGE.with_suffix(".csv")
+    runs = list(twenty_one.with_validation(twenty_one.KEPT))
+    assert table.read_bytes() == rows.write_figures(runs, tmp_path / "again.csv").read_bytes()
+    figures = pd.read_csv(table)
+    assert set(figures["split"]) == {"Val", "Test"}
+    assert set(figures["run"]) == {folder.name for folder in (twenty_one.KEPT / "runs").iterdir()}
+    worst = figures[figures["condition"] == "worst-case"]
+    assert worst["run"].is_unique
+    assert worst[["value", "low", "high"]].notna().all(axis=None)
+    assert len(worst) == figures["run"].nunique()
 
 
 def test_what_is_finished_and_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -31,16 +46,18 @@ def test_what_is_finished_and_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_where_the_last_map_is_of_one_cell_no_figure_is_made_of_it() -> None:
-    page = twenty_one.KEPT.with_suffix(".md").read_text(encoding="utf-8")
+    page = twenty_one.PAGE.read_text(encoding="utf-8")
     grad_cam = page.split("### Grad-CAM (`gradcam`)")[1].split("###")[0]
-    one_cell = ["inceptionv3-standard-s0", "inceptionresnetv2-standard-s0"]
+    one_cell = ["inceptionv3-standard-s0", "inceptionresnetv2-standard-s0", "inceptionresnetv2-fgsm-s0"]
     for run in one_cell:
         (row,) = (line for line in grad_cam.splitlines() if line.startswith(f"| {run} |"))
         figures = row.strip("|").split(" | ")[1:]
         assert set(figures[:-2]) == {"no map (one cell)"}
         assert figures[-2].startswith("1.000"), "and every map a null map"
-    assert grad_cam.count("no map (one cell)") == 2 * 10
+    assert grad_cam.count("no map (one cell)") == 3 * 10
     assert f"No map: {', '.join(one_cell)}. What Grad-CAM reads there has one cell" in grad_cam
+    figures = pd.read_csv(twenty_one.PAGE.with_suffix(".csv")).query("condition == 'gradcam'")
+    assert set(figures.loc[figures["run"].isin(one_cell), "measure"]) == {"null_map_rate"}
     text = (SHIPPED / "twenty-one.yaml").read_text(encoding="utf-8")
     assert "still has a map" not in text
     assert "The last map of InceptionV3 and of InceptionResNetV2 has\n# one cell there" in text

@@ -1,11 +1,12 @@
-"""Write results/twenty-one.md: the 21 networks, as far as they were carried out, from a few small files of each run.
+"""Write results/twenty-one-covidqu-midi.{md,csv}: the 21 networks, as far as they were carried out.
 
     trustcxr study twenty-one --data covidqu-midi --out out/twenty-one --kept results/twenty-one
     python -m benchmarks.findings.twenty_one [STUDY]
 
-The study takes a day of one core, and may be stopped and gone on with, also on another machine: what is finished stands
-in results/twenty-one/, and the page is written from there alone, at any time, with what is missing by name. STUDY: a
-study that was begun without `--kept`, whose finished runs are put there first. No number is typed by hand.
+The study takes a day of one core, and may be stopped and gone on with, also on another machine: a few small files of
+each finished run stand in results/twenty-one/. Page and table are written from there alone, at any time, with what is
+missing by name. STUDY: one that was begun without `--kept`, whose finished runs are put there first. No number is
+typed by hand.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.findings import notes
 from trustcxr.about import NOTICE
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.report import markdown, words
+from trustcxr.report.rows import write_figures
 from trustcxr.report.study_folder import Run
 from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.documents import Classification, CostDocument, RunDocument, StudyPlan, TrainingDocument
@@ -27,6 +29,7 @@ from trustcxr.study.costs import COST_FILE, kind
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 KEPT = RESULTS / "twenty-one"
+PAGE = RESULTS / "twenty-one-covidqu-midi.md"
 EPSILON = 0.02
 NEAR = 0.15  # of accuracy above a constant answer: less is said to be little
 _PAPER = (
@@ -45,9 +48,9 @@ def main() -> None:
         print(f"put into {KEPT}: {', '.join(finished.keep(given.study, KEPT)) or 'nothing new'}")
         if (given.study / COST_FILE).is_file():
             files.write_json(KEPT / COST_FILE, documents.read(CostDocument, given.study / COST_FILE))
-    page = KEPT.with_suffix(".md")
-    page.write_text("\n".join(lines(KEPT)) + "\n", encoding="utf-8")
-    print(page)
+    PAGE.write_text("\n".join(lines(KEPT)) + "\n", encoding="utf-8")
+    print(PAGE)
+    print(write_figures(list(with_validation(KEPT)), PAGE.with_suffix(".csv")))
 
 
 def lines(kept: Path) -> Iterator[str]:
@@ -56,12 +59,14 @@ def lines(kept: Path) -> Iterator[str]:
     planned_runs = planned.runs(recipe, kept)
     runs = [read(kept, run) for run in planned_runs.certain if (kept / "runs" / run.name).is_dir()]
     in_all = len(planned_runs.certain) + planned_runs.to_choose * len(recipe.defences) * len(recipe.seeds)
-    yield from (f"# {recipe.title}: {len(runs)} of {in_all} runs so far", "")
+    carried_out = f"all {in_all} runs" if len(runs) == in_all else f"{len(runs)} of {in_all} runs so far"
+    yield from (f"# {recipe.title}: {carried_out}", "")
     if kept == KEPT and runs:
-        yield from (notes.note(KEPT.with_suffix(".md").name, notes.openings()), "")
+        yield from (notes.note(PAGE.name, notes.openings()), "")
     yield from (
         "`trustcxr study twenty-one --data covidqu-midi --out out/twenty-one --kept results/twenty-one`, then "
-        f"`python -m benchmarks.findings.twenty_one`. {NOTICE}",
+        f"`python -m benchmarks.findings.twenty_one`. Every figure with its interval, those of validation "
+        f"too, stands in `{PAGE.with_suffix('.csv').name}`. {NOTICE}",
         "",
         "`trustcxr verify` cannot compute these figures again: of a finished run a few small files are kept here, with "
         "what was found and its intervals, and no predictions. It can of those runs that were tested where the study "
@@ -104,6 +109,14 @@ def read(kept: Path, run: RunRecipe) -> Run:
     document = documents.read(RunDocument, folder / folders.METRICS_FILE)
     document.training = documents.read(TrainingDocument, folder / folders.TRAINING_FILE)
     return Run(document, folder, [])
+
+
+def with_validation(kept: Path) -> Iterator[Run]:
+    """The finished runs, each by its figures on test, then by those on validation."""
+    for run in planned.runs(planned.recipe_of(kept), kept).certain:
+        if _is_done(kept, run):
+            yield read(kept, run)
+            yield Run(documents.read(RunDocument, _validated(kept, run)), kept / "runs" / run.name, [])
 
 
 def _is_done(kept: Path, run: RunRecipe) -> bool:
@@ -204,7 +217,7 @@ def cost(kept: Path, runs: Sequence[RunRecipe], plan: StudyPlan) -> Iterator[str
         came = (", then ".join(found) for found in (stretches.machines(content), stretches.commits(content)))
         rows.append([run.name, step, str(training.epochs), spent, training.precision or "", *came])
     yield from ("## What it costs", "")
-    if plan.least is not None and plan.most is not None:
+    if plan.least is not None and plan.most is not None and any(not _is_done(kept, run) for run in runs):
         hours = " to ".join(dict.fromkeys(f"{seconds / 3600:.0f}" for seconds in (plan.least, plan.most)))
         yield from (f"What is missing takes at most {hours} hours of one core, by which networks are chosen.", "")
     if costs is not None:

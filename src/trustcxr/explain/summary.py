@@ -8,7 +8,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, HIT_RATE, ONE_CELL, RANDOMISED, REFERENCES, Method
+from trustcxr.catalogue import (
+    ACTIVATION,
+    AGAINST_MASKS,
+    HIT_RATE,
+    NO_MAP,
+    NULL_MAPS,
+    ONE_CELL,
+    RANDOMISED,
+    REFERENCES,
+    Method,
+)
 from trustcxr.explain import verdicts
 from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
@@ -28,11 +38,10 @@ from trustcxr.results.documents import (
 )
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 
-_NO_MAP = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
 _DRAWS_BEFORE = 3  # networks with random weights of tables that do not say how far these lie from one another
-_SHARES = ("null_map_rate", "pointing_hit_rate")
-_NAMES = {"null_map": "null_map_rate"}
+_SHARES = (NULL_MAPS, "pointing_hit_rate")
+_NAMES = {"null_map": NULL_MAPS}
 _FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
 _STABLE = ("stability_ssim", "stability_rank_correlation", "stability_top_tenth")
 _MOVED = ("artefact_energy", "artefact_gain")
@@ -167,7 +176,7 @@ def cannot_hit(rows: pd.DataFrame) -> str:
 def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
     cells = cells_of(rows)
     if cells == ONE_CELL:
-        withheld, rows = _NO_MAP, rows[rows["measure"] == "null_map"]
+        withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
     elif withheld := cannot_hit(rows):
         rows = rows[rows["measure"] != HIT_RATE]
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]

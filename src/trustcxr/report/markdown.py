@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, LUNGS_HIDDEN, ONE_CELL, RANDOMISED, REFERENCES
+from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, LUNGS_HIDDEN, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import StudyRecipe, load_study, shipped, untracked, with_seeds
 from trustcxr.recipes.validation import validate
@@ -35,7 +35,7 @@ from trustcxr.results.tables import CLEAN
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 OTHER_FILM = "lungs_on_another_film"
 Beyond = Mapping[str, Sequence[BeyondControl]]  # by run
-_MEASURES = (*AGAINST_MASKS, "null_map_rate")
+_MEASURES = (*AGAINST_MASKS, NULL_MAPS)
 _NO_MAP = "no map (one cell)"
 _GAINED = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_ap", "lung_energy")
 _REFIT = (

@@ -38,7 +38,8 @@ Steps = int | None | Literal["any"]
 class Run:
     """One trained model of a study: its metrics document, and the tables of its folder, read when asked for.
 
-    A document that another judge of gradients wrote (version 0.1) is judged anew, by the one there is.
+    A document that another judge of gradients wrote (version 0.1) is judged anew, by the one there is; figures that
+    an earlier version has of a map of one cell are left out.
     """
 
     metrics: RunDocument
@@ -48,7 +49,7 @@ class Run:
     qualifier: str = ""  # label, background and seed, where they tell two runs apart
 
     def __post_init__(self) -> None:
-        self.metrics = judged(self.metrics)
+        self.metrics = _of_maps(judged(self.metrics))
 
     def alarmed(self, kind: str) -> bool:
         """Whether it has an alarm of this kind."""
@@ -158,7 +159,7 @@ class Run:
             name = file.parent.name
             document = self._read(f"evaluations/{name}/{file.name}", lambda path: documents.read(RunDocument, path))
             if document is not None:
-                found[name] = document
+                found[name] = _of_maps(document)
         return found
 
     def predictions(self) -> "pd.DataFrame | None":
@@ -194,6 +195,12 @@ def least(entries: Sequence[_A]) -> _A | None:
     """The entry of lowest accuracy, of those that have one: what was withdrawn is not the worst."""
     known = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
     return min(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def _of_maps(document: RunDocument) -> RunDocument:
+    return document.model_copy(
+        update={"saliency": {method: part.of_a_map() for method, part in document.saliency.items()}}
+    )
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":

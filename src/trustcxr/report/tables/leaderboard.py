@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trustcxr.catalogue import CONTROL, HIT_RATE, USUAL_ATTACKS
+from trustcxr.catalogue import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
 from trustcxr.report.study_folder import Run
@@ -109,7 +109,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                     Cell(words.method(method), _condition(part, document)),
                     *[_explained(document, part, name, counts[name]) for name in _EXPLANATION],
                     plain(part.figure("stability_ssim")),
-                    share(part.figure("null_map_rate").value),
+                    share(part.figure(NULL_MAPS).value),
                     replace(whole(part.n), small=left_out),
                 ]
             )

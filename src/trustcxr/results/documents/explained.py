@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from trustcxr.catalogue import NO_MAP, NULL_MAPS, ONE_CELL
 from trustcxr.results.flat import Document, Measured, Number, Records, Share
 
 
@@ -87,6 +88,14 @@ class SaliencyDocument(Measures):
     faithfulness: Measures | None = None
     sanity: Records[Stage] = []
     perturbed: Perturbed | None = None
+
+    def of_a_map(self) -> "SaliencyDocument":
+        """Itself; of a map of one cell no more than how often it is null, though an earlier version told more."""
+        if self.cells != ONE_CELL:
+            return self
+        kept = {name: getattr(self, name) for name in ("target", "cells", "n", "without_mask")}
+        figures = {name: figure for name, figure in self.figures.items() if name == NULL_MAPS}
+        return SaliencyDocument(**kept, withheld=self.withheld or NO_MAP, figures=figures)
 
 
 class LesionSize(Document):
