@@ -1,5 +1,6 @@
 """What the pages of the ceiling and of other hospitals are computed by."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,53 @@ def test_what_is_right_stands_in_the_order_of_the_films() -> None:
     }
 
 
+def _run(number: int, **said: Any) -> Run:
+    """An untrained network of these weights, whose recipe says this too."""
+    torch.manual_seed(number)
+    model = models.build("plain3", classes=2).eval()
+    content = {"model": {"name": "plain3", "weights": "none"}, "data": {"size": 32}, "seed": number} | said
+    return Run(Path(f"run-{number}"), model, ("COVID-19", "Normal"), RunRecipe.model_validate(content))
+
+
+def test_predictions_are_kept_by_the_weights_and_not_by_the_name(tmp_path: Path) -> None:
+    phantom.write(tmp_path / "films", {"Train": 6, "Val": 6, "Test": 12}, size=32, seed=0)
+    data = load_dataset(tmp_path / "films", split="Test", size=32)
+    place = tmp_path / "kept" / "net, gains 0.7-s0.parquet"
+    first, other = (seeds.kept(_run(number), data, place, ()) for number in range(2))
+    assert not np.allclose(np.stack(first["logits"]), np.stack(other["logits"])), "another run of the same name"
+    assert first.equals(seeds.kept(_run(0), data, place, ()))
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_runs_of_one_row_are_of_one_recipe() -> None:
+    brighter = {"training": {"augment": {"brightness": 0.2}}}
+    alike = [seeds.Tested("net", str(number), _run(number), {}) for number in range(2)]
+    assert list(seeds.by_row(alike)) == ["net"], "two seeds"
+    said = r"net: run-2 is of another recipe than run-0 \(set training.augment.brightness=0.2\): name what differs"
+    with pytest.raises(UserError, match=said):
+        seeds.by_row([*alike, seeds.Tested("net", "0", _run(2, **brighter), {})])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"defence": {"name": "fgsm", "epsilon": 0.03}}, "trained at epsilon 0.03"),
+        ({"defence": {"name": "fgsm", "epsilon": 0.02}}, ""),
+        ({"training": {"augment": {"brightness": 0.2}}}, "brightness changed by up to 0.2 and contrast by 0"),
+        ({"training": {"augment": {"scale": 0.2}}}, "turned, moved and scaled by up to 10 degrees, 0.05 and 0.2"),
+        ({"training": {"label_smoothing": 0.1}}, "label smoothing 0.1"),
+        ({"training": {"balanced": False}}, "classes as often as they are"),
+        ({"training": {"averaging": 0.0}}, "weights not averaged"),
+    ],
+)
+def test_a_row_names_what_sets_its_runs_apart(said: dict[str, Any], told: str) -> None:
+    usual = {"averaging": 0.99, "balanced": True} | {**said.get("training", {})}
+    usual["augment"] = {"brightness": 0.0, "contrast": 0.0} | usual.get("augment", {})
+    run = _run(0, **said | {"training": usual})
+    name = run.trained_by.name.rsplit("-s", 1)[0]
+    assert seeds.way(run) == ", ".join(part for part in (name, told) if part)
+
+
 # --- folds -----------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +323,7 @@ def test_films_of_all_folds_are_pooled_in_one_order(tmp_path: Path, monkeypatch:
     text = "\n".join(folds.page(pd.DataFrame([row]), "films", {}, {}))
     assert "10 films" in text
     assert "50.0 to 100.0" in text
-    with pytest.raises(UserError, match=r"evidence-17x8-standard, seed 0: no run of fold-2\.csv"):
+    with pytest.raises(UserError, match=f"{re.escape(seeds.way(runs[0]))}, seed 0: no run of fold-2.csv"):
         folds.pool(runs[:-1], tmp_path)
     with pytest.raises(UserError, match="trained on films that are no list"):
         folds.pool([_fold_run(tmp_path, "covidqu-midi")], tmp_path)

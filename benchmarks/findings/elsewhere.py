@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.findings.seeds import Tested, between, by_row, command, held, kept, percent, row_name
+from benchmarks.findings.seeds import Tested, between, by_row, command, held, kept, of_weights, percent, row_name
 from trustcxr import attacks
 from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset
@@ -96,6 +96,7 @@ def hospitals_of(there: Dataset) -> np.ndarray:
 
 def adapted_to(run: Run, there: Dataset, hospitals: np.ndarray, place: Path) -> dict[str, np.ndarray]:
     """What a run answers rightly of each film, with the BatchNorm statistics of the films of the film's hospital."""
+    place = of_weights(run, place)
     if not place.is_file():
         table = pd.DataFrame({"clean": np.zeros(len(there), dtype=bool), "pgd": False})
         images, labels = to_pixels(torch.from_numpy(np.array(there.images))), torch.from_numpy(there.labels)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from trustcxr.data.dataset import Dataset
+from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import RunRecipe
@@ -16,6 +18,8 @@ from trustcxr.results import files, folders
 from trustcxr.results.tables import right
 from trustcxr.statistics import Bootstrap, share_interval
 
+EPSILON = 0.02
+WIDE = 0.1  # a scale beyond that of most of these networks, and beyond the recipe's own, is told
 Held = Mapping[str, np.ndarray]  # by measure, whether each film is answered rightly, (N,)
 
 
@@ -30,12 +34,21 @@ class Tested:
 
 
 def kept(run: Run, data: Dataset, place: Path, conditions: Iterable[AttackRecipe]) -> pd.DataFrame:
-    """Predictions of a run, from `place` where they were made before: images are opened once."""
+    """Predictions of a run, from `place` (and its weights) where they were made before: images are opened once."""
+    place = of_weights(run, place)
     if not place.is_file():
         table = predictions.predict(run, data, tuple(conditions), views=False)
         place.parent.mkdir(parents=True, exist_ok=True)
         files.write_table(place, table)
     return files.read_table(place)
+
+
+def of_weights(run: Run, place: Path) -> Path:
+    """`place` with what tells these weights from others in its name: two runs may be called alike."""
+    found = sha256()
+    for name, values in sorted(run.model.state_dict().items()):
+        found.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
+    return place.with_stem(f"{place.stem}-{found.hexdigest()[:12]}")
 
 
 def held(table: pd.DataFrame, data: Dataset) -> dict[str, np.ndarray]:
@@ -48,10 +61,18 @@ def held(table: pd.DataFrame, data: Dataset) -> dict[str, np.ndarray]:
 
 
 def by_row(tested: Sequence[Tested]) -> dict[str, list[Tested]]:
-    """The runs of each row, in the order in which rows first appear."""
+    """The runs of each row, in the order in which rows first appear; UserError where they are not of one recipe."""
     found: dict[str, list[Tested]] = {}
     for each in tested:
         found.setdefault(each.name, []).append(each)
+    for name, runs in found.items():
+        recipes = [command(one.run.recipe) for one in runs if one.run.recipe is not None]
+        for one, recipe in zip(runs, recipes, strict=False):
+            if other := set(recipe.split(" --")) ^ set(recipes[0].split(" --")):
+                raise UserError(
+                    f"{name}: {one.run.folder} is of another recipe than {runs[0].run.folder} "
+                    f"({', '.join(sorted(other))}): name what differs in benchmarks.findings.seeds.way"
+                )
     return found
 
 
@@ -134,7 +155,24 @@ def way(run: Run) -> str:
         said.append(f"gains of frequencies up to exp({recipe.training.augment.spectrum:g})")
     if recipe.model.local_contrast:
         said.append(f"local contrast of {recipe.model.local_contrast} pixels")
-    return ", ".join(said)
+    return ", ".join([*said, *_told(recipe)])
+
+
+def _told(recipe: RunRecipe) -> Iterator[str]:
+    """What differs from how most of these networks were trained."""
+    changes = recipe.training.augment
+    if recipe.defence.attacks and recipe.defence.epsilon != EPSILON:
+        yield f"trained at epsilon {recipe.defence.epsilon:g}"
+    if changes.brightness or changes.contrast:
+        yield f"brightness changed by up to {changes.brightness:g} and contrast by {changes.contrast:g}"
+    if changes.scale > WIDE:
+        yield f"turned, moved and scaled by up to {changes.rotation:g} degrees, {changes.shift:g} and {changes.scale:g}"
+    if recipe.training.label_smoothing:
+        yield f"label smoothing {recipe.training.label_smoothing:g}"
+    if not recipe.training.balanced:
+        yield "classes as often as they are"
+    if not recipe.training.averaging:
+        yield "weights not averaged"
 
 
 def images_of(run: Run) -> int:
