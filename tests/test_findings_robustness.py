@@ -181,6 +181,7 @@ def test_a_curve_over_films_finds_the_law_that_made_it() -> None:
         {
             "run": [f"net-fgsm, 30 epochs of {count} films" for count in counts],
             "trained_on": counts,
+            "seeds": 3,
             "clean": 0.5 + 0.03 * np.log2(counts / 452),
             "worst_case": 0.8 - 4 / np.sqrt(counts),
         }
@@ -260,6 +261,43 @@ def test_a_row_names_what_sets_its_runs_apart(said: dict[str, Any], told: str) -
     run = _run(0, **said | {"training": usual})
     name = run.trained_by.name.rsplit("-s", 1)[0]
     assert seeds.way(run) == ", ".join(part for part in (name, told) if part)
+
+
+def test_rows_of_an_earlier_opening_stay_with_their_commands_but_for_what_is_measured_anew(tmp_path: Path) -> None:
+    page = (
+        "# A page\n\n- `a`: not this one\n\n## How they were trained\n\n- `a`, 2 minutes: `train a`\n- `b`: `old b`\n"
+    )
+    (tmp_path / "page.md").write_text(page)
+    pd.DataFrame({"row": ["a", "a", "b"], "clean": [0.1, 0.2, 0.3]}).to_csv(tmp_path / "page.csv", index=False)
+    new = pd.DataFrame({"row": ["b"], "clean": [0.4], "mini_clean": [0.5]})
+    table, trained = seeds.with_earlier(new, ["- `b`: `new b`"], tmp_path / "page.md", "row")
+    assert table[["row", "clean"]].to_numpy().tolist() == [["a", 0.1], ["a", 0.2], ["b", 0.4]]
+    assert trained == ["- `a`, 2 minutes: `train a`", "- `b`: `new b`"]
+
+
+def test_the_films_of_covidqu_mini_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "images_of", lambda run: 4)
+    data = films([0, 0, 1, 1])
+    data.table["in_mini"] = ["1", "0", "1", "0"]
+    answers = {name: np.array([True, False, True, True]) for name in ceiling.MEASURES}
+    table = ceiling.figures([seeds.Tested("net", "0", _run(0), answers)], data, {})
+    mean = table[table["seed"] == "mean"].iloc[0]
+    assert (mean["clean"], mean["mini_clean"], mean["mini_n"]) == (0.75, 1.0, 2)
+    without = table.assign(run="before", mini_n=np.nan)
+    text = "\n".join(ceiling.page(pd.concat([table, without]), "films", "Test", []))
+    mini = text.split("## The 2 films of covidqu-mini among them")[1].split("\n## ")[0]
+    assert "| net | 32 | 1 | 100.0" in mini
+    assert "Not told apart, of an earlier opening: before." in mini
+    assert "covidqu-mini among them" not in "\n".join(ceiling.page(without, "films", "Test", []))
+
+
+def test_a_fall_from_the_films_of_covidqu_mini_at_home_stands_beside() -> None:
+    home, there = films([0, 0, 1, 1]), films([0, 1])
+    home.table["in_mini"] = ["1", "0", "1", "0"]
+    row = elsewhere.row_of(way("a", [1, 0, 1, 1], [1, 0]), "all", np.ones(2, bool), home, there)
+    assert (row["at_home"], row["mini_at_home"]) == (pytest.approx(0.75), pytest.approx(1.0))
+    assert (row["fall"], row["mini_fall"]) == (pytest.approx(0.25), pytest.approx(0.5))
+    assert "mini_fall" not in elsewhere.row_of(way("a", [1, 1], [1, 0]), "all", np.ones(2, bool), films([0, 1]), there)
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,19 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.findings.seeds import Tested, between, by_row, command, held, kept, of_weights, percent, row_name
+from benchmarks.findings.seeds import (
+    Tested,
+    between,
+    by_row,
+    command,
+    held,
+    kept,
+    of_mini,
+    of_weights,
+    percent,
+    row_name,
+    with_earlier,
+)
 from trustcxr import attacks
 from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset
@@ -61,6 +73,7 @@ def main() -> None:
     parser.add_argument("--external", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", default="Test")
+    parser.add_argument("--keep-rows", action="store_true", help="what stands on the page and is not measured anew")
     given = parser.parse_args()
     runs = [load_run(folder, on="cpu") for folder in given.runs]
     reading = runs[0].trained_by.data.reading()
@@ -82,11 +95,14 @@ def main() -> None:
     ways = summed_up(at_home, [*plain, *adapted])
     table = figures(ways, home, there)
     opened = f"{len(home)} {given.split} images of {given.data.name}"
-    text = "\n".join(page(table, given.data.name, given.external.name, opened, recipes(at_home))) + "\n"
+    place, trained = RESULTS / f"elsewhere-{given.external.name}.md", recipes(at_home)
+    if given.keep_rows:
+        table, trained = with_earlier(table, trained, place, "run")
+    text = "\n".join(page(table, given.data.name, given.external.name, opened, trained)) + "\n"
     print(text)
     if given.split == "Test":
-        files.write_table(RESULTS / f"elsewhere-{given.external.name}.csv", table)
-        (RESULTS / f"elsewhere-{given.external.name}.md").write_text(text, encoding="utf-8")
+        files.write_table(place.with_suffix(".csv"), table)
+        place.write_text(text, encoding="utf-8")
 
 
 def hospitals_of(there: Dataset) -> np.ndarray:
@@ -198,7 +214,11 @@ def row_of(way: Fall, name: str, part: np.ndarray, home: Dataset, there: Dataset
         for k, right in zip(np.flatnonzero(shares), homes, strict=True)
     )
     found = own.means(way.clean[part])
-    falls = expected - found
+    mini = of_mini(home.table)
+    by_mini = sum(
+        shares[k] * recalls(others, right, (home.labels == k) & mini)
+        for k, right in zip(np.flatnonzero(shares), homes, strict=True)
+    )
     row: dict[str, object] = {
         "run": way.name,
         "films": name,
@@ -209,7 +229,8 @@ def row_of(way: Fall, name: str, part: np.ndarray, home: Dataset, there: Dataset
     for key, values in (
         ("at_home", expected),
         ("elsewhere", found),
-        ("fall", falls),
+        ("fall", expected - found),
+        *((("mini_at_home", by_mini), ("mini_fall", by_mini - found)) if mini.any() else ()),
         ("pgd", own.means(way.pgd[part])),
     ):
         row[key] = float(values[0])
@@ -233,6 +254,8 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
     table = table.assign(corrected=table.get("corrected", "")).fillna({"chosen": "", "corrected": ""})
     chosen = table[table["run"].str.endswith(IN_TURN)]
     ways = table[~table["run"].str.endswith(IN_TURN)]
+    mini = ["fall, of mini"] if "mini_fall" in table else []
+    of_these = " Of mini: from what covidqu-mini's own films have at home." if mini else ""
     return [
         "# Films of other collections",
         "",
@@ -242,7 +265,7 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
         "data name them, and those that COVID-QU-Ex drew from too are `not strict` below; percent answered "
         "rightly, no attack unless said; means over seeds, 95 % intervals over groups of images of both. "
         "At home: what the network has on films of the same classes in the same shares, as most "
-        "hospitals sent one class alone; the fall is that less what it has there. PGD-20 at "
+        f"hospitals sent one class alone; the fall is that less what it has there.{of_these} PGD-20 at "
         f"{EPSILON:g}, L-infinity. A constant answer has {percent(table['constant'].iloc[0])} on all.",
         "",
         *goal(chosen),
@@ -253,15 +276,15 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
         "reported on that one.",
         "",
         *markdown.table(
-            ["which", "films", "n", "at home", "elsewhere", "fall", "chosen"],
-            [[*cells(row), str(row["chosen"])] for _, row in chosen.iterrows()],
+            ["which", "films", "n", "at home", "elsewhere", "fall", *mini, "chosen"],
+            [[*cells(row), *fall_of_mini(row), str(row["chosen"])] for _, row in chosen.iterrows()],
         ),
         "",
         *(line for text in chosen["corrected"].unique() if text for line in (text, "")),
         "## Every way, all films",
         "",
         *markdown.table(
-            ["network", "seeds", "at home", "elsewhere", "mean over classes", "fall", "PGD-20"],
+            ["network", "seeds", "at home", "elsewhere", "mean over classes", "fall", *mini, "PGD-20"],
             [all_cells(row) for _, row in ways[ways["films"] == "all"].iterrows()],
         ),
         "",
@@ -313,7 +336,15 @@ def all_cells(row: pd.Series) -> list[str]:
     """A way on all films."""
     first, second = between(row, "at_home"), between(row, "elsewhere")
     even = percent(row["balanced_elsewhere"])
-    return [str(row["run"]), str(row["seeds"]), first, second, even, between(row, "fall"), between(row, "pgd")]
+    falls = between(row, "fall"), *fall_of_mini(row)
+    return [str(row["run"]), str(row["seeds"]), first, second, even, *falls, between(row, "pgd")]
+
+
+def fall_of_mini(row: pd.Series) -> list[str]:
+    """The fall from covidqu-mini's own films; empty where they were not told apart, no cell where of no row."""
+    if "mini_fall" not in row:
+        return []
+    return ["" if pd.isna(row["mini_fall"]) else between(row, "mini_fall")]
 
 
 def recipes(tested: Sequence[Tested]) -> list[str]:
