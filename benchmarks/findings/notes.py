@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 FIRST, HOLDS_FIRST, IMAGES = "covidqu-mini", "covidqu-midi", 570  # the larger data hold the smaller one's Test images
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")  # fmt: skip
+         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+         "twenty-one", "twenty-two", "twenty-three", "twenty-four", "twenty-five")  # fmt: skip
 NOTICE = "not for diagnosis."
 PART = re.compile(r"<!-- openings -->.*?<!-- /openings -->", re.DOTALL)
 # What the versions that wrote these pages reckoned otherwise, by what stands in a page or in a file beside it. What of

@@ -137,7 +137,7 @@ def of_other_hospitals() -> dict[Path, str]:
 def put_together(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the rows of all hospitals, each by the network that was chosen for it, as the mean of theirs."""
     table = table.assign(corrected=table.get("corrected", ""))
-    table["corrected"] = table["corrected"].fillna("").astype(object)
+    table["corrected"] = table["corrected"].astype(object).fillna("")
     for _, rows in table[table["run"].str.endswith(elsewhere.IN_TURN)].groupby("run"):
         whole, parts = rows[rows["films"] == "all"].iloc[0], rows[rows["films"] != "all"]
         if parts["n"].sum() != whole["n"]:
