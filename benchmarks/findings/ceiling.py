@@ -192,7 +192,8 @@ def page(table: pd.DataFrame, data: str, split: str, trained: Sequence[str]) -> 
         f"({ATTACKS[-1].steps} steps, {ATTACKS[-1].queries} queries), "
         "confirmed in float32: no attack that is known here takes more, another may. In brackets the mean over classes "
         "(a constant answer has 33.3 there). A step: of training, in standard steps of that network, timed in turn on "
-        "one thread. Chosen on validation (`trials-ceiling-covidqu-midi.md`).",
+        "one thread. How single networks are trained was chosen on validation (`trials-ceiling-covidqu-midi.md`); "
+        "which of them answer together was not.",
         "",
         *markdown.table([*HEAD], [cells(row) for _, row in means.iterrows()]),
         "",
