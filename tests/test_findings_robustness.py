@@ -272,6 +272,7 @@ def test_rows_of_an_earlier_opening_stay_with_their_commands_but_for_what_is_mea
     new = pd.DataFrame({"row": ["b"], "clean": [0.4], "mini_clean": [0.5]})
     table, trained = seeds.with_earlier(new, ["- `b`: `new b`"], tmp_path / "page.md", "row")
     assert table[["row", "clean"]].to_numpy().tolist() == [["a", 0.1], ["a", 0.2], ["b", 0.4]]
+    assert table["earlier"].tolist() == [True, True, False]
     assert trained == ["- `a`, 2 minutes: `train a`", "- `b`: `new b`"]
 
 
@@ -295,8 +296,8 @@ def test_the_films_of_covidqu_mini_are_told_apart(monkeypatch: pytest.MonkeyPatc
 def test_a_goal_that_an_earlier_opening_had_missed_is_reached_at_the_second_time() -> None:
     one = {"networks": 1, "standard_steps": 1.4, "clean": 0.9, "worst_case_low": 0.65}
     rows = [
-        one | {"run": "old", "worst_case": 0.64, "mini_n": np.nan},
-        one | {"run": "new", "worst_case": 0.67, "mini_n": 5},
+        one | {"run": "old", "worst_case": 0.64, "earlier": True},
+        one | {"run": "new", "worst_case": 0.67, "earlier": False},
     ]
     (_, said) = ceiling.goals(pd.DataFrame(rows))
     assert said.endswith(

@@ -259,9 +259,9 @@ def goals(means: pd.DataFrame) -> list[str]:
 def second_time(one: pd.Series, ones: pd.DataFrame) -> str:
     """That a network of an earlier opening had missed the goal, where one had, and that the interval holds it."""
     least = ONE_NETWORK[0]
-    earlier = ones[ones["mini_n"].isna() & (ones["worst_case"] < least)] if "mini_n" in ones else ones[:0]
+    earlier = ones[ones["earlier"] & (ones["worst_case"] < least)] if "earlier" in ones else ones[:0]
     said = ""
-    if len(earlier) and not pd.isna(one["mini_n"]):
+    if len(earlier) and not one["earlier"]:
         before = earlier.sort_values("worst_case").iloc[-1]
         said = f" At the second time of asking: {before['run']} had missed it on these images before."
     return said + f" Its interval holds {percent(least)}." * bool(one["worst_case_low"] < least)

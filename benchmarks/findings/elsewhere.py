@@ -256,8 +256,8 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
     ways = table[~table["run"].str.endswith(IN_TURN)]
     mini = ["fall, of mini"] if "mini_fall" in table else []
     of_these = " Of mini: from what covidqu-mini's own films have at home." if mini else ""
-    if mini and ways["mini_fall"].isna().any():
-        of_these += " Rows without it are of an earlier opening, and were no part of the choice."
+    if "earlier" in ways and (before := ways.loc[ways["earlier"], "run"].unique()).size:
+        of_these += f" Of an earlier opening, and no part of the choice: {'; '.join(before)}."
     return [
         "# Films of other collections",
         "",

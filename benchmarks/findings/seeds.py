@@ -135,12 +135,16 @@ def between(row: Mapping[str, object] | pd.Series, measure: str) -> str:
 
 
 def with_earlier(table: pd.DataFrame, trained: list[str], place: Path, by: str) -> tuple[pd.DataFrame, list[str]]:
-    """Table and commands with those of `place` (.csv, .md) before them, but for rows whose `by` is measured anew."""
+    """Table and commands with those of `place` (.csv, .md) before them, but for rows whose `by` is measured anew.
+
+    The column `earlier` says which rows these are.
+    """
     earlier = pd.read_csv(place.with_suffix(".csv"))
     earlier = earlier[~earlier[by].isin(table[by])]
     page = place.with_suffix(".md").read_text(encoding="utf-8").split("## How they were trained")[1]
     commands = [line for line in page.splitlines() if line.startswith("- `") and line.split("`")[1] in set(earlier[by])]
-    return pd.concat([earlier, table], ignore_index=True), [*commands, *trained]
+    rows = [earlier.assign(earlier=True), table.assign(earlier=False)]
+    return pd.concat(rows, ignore_index=True), [*commands, *trained]
 
 
 # --- what a run is called, and how it is made again -------------------------------------------------------------------
