@@ -318,8 +318,8 @@ def goal(chosen: pd.DataFrame) -> list[str]:
     gap = float(row["fall"]) - GOAL
     verdict = f"{percent(gap)} points too many" if gap > 0 else "reached"
     return [
-        f"**Fall of the robust networks on hospitals that chose nothing: {between(row, 'fall')} points, of at most "
-        f"{percent(GOAL)} asked ({verdict}).**"
+        "**Fall of the robust networks, for each hospital the way that is best on the others: "
+        f"{between(row, 'fall')} points, of at most {percent(GOAL)} asked ({verdict}).**"
     ]
 
 
