@@ -20,6 +20,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions as explained
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import ModelRecipe
+from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
 from trustcxr.results import differences
@@ -363,7 +364,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
         assert rows["film"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
     whole = explained.removal(
-        model, explained.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
+        model, lesions.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
     )
     first = whole[(whole["fill"] == "mirror") & (whole["control"] == "lung")]["effect"].to_numpy()
     ours = table[(table["fill"] == "mirror") & (table["control"] == "lung")]["effect"].to_numpy()
@@ -399,15 +400,19 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_films_too(tmp_path:
     assert set(drawn["film"]) < set(explained.with_lesions(data))
 
     attacked = table[table["condition"] == "pgd"]
-    assert set(attacked["film"]) == set(drawn["film"])
+    assert set(attacked.loc[attacked["fill"] == "grey", "film"]) == set(drawn["film"])
     assert set(attacked["epsilon"]) == {0.02}
     rows = [table[(table["fill"] == "grey") & (table["condition"] == name)] for name in ("clean", "pgd")]
     clean, pgd = (some.drop_duplicates("film").set_index("film")["before"] for some in rows)
     assert (pgd < clean.loc[pgd.index]).all()
 
-    moved = table[table["fill"] == "transplant"]
+    assert set(attacked["fill"]) == {*explained.FILLS, "transplant"}
+    moved = table[(table["fill"] == "transplant") & (table["condition"] == "clean")]
     assert len(moved) == moved["film"].nunique() == 3
     assert {data.classes[label] for label in data.labels[moved["film"]]} == {"Normal"}
+    under = table[(table["fill"] == "transplant") & (table["condition"] == "pgd")]
+    assert under["film"].tolist() == moved["film"].tolist()
+    assert (under["before"].to_numpy() > moved["before"].to_numpy()).all(), "attacked away from Normal"
     assert moved["effect"].to_numpy() == pytest.approx((moved["without"] - moved["beside"]).to_numpy())
 
     document = explained.described(table, resamples=100)
@@ -415,7 +420,8 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_films_too(tmp_path:
     assert ("pgd", 0.02, "grey", "lung", 3) in told
     assert ("clean", 0.0, "transplant", "healthy patch", 3) in told
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
-    assert len(shown.rows) == len(document) == 9
+    assert ("pgd", 0.02, "transplant", "healthy patch", 3) in told
+    assert len(shown.rows) == len(document) == 12
     assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
     assert "put into a healthy film" in [row[2].text for row in shown.rows]
 
@@ -491,3 +497,23 @@ def test_means_are_of_the_films_that_the_effect_is_of() -> None:
     assert (found.films, found.left_out) == (1, 1)
     assert found.effect.value == pytest.approx(0.6)
     assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)
+
+
+def test_what_the_lesion_does_is_printed_beside_its_control() -> None:
+    row = {"fill": "grey", "control": "lung", "before": 0.6, "without": 0.4, "beside": 0.58, "films": 1200}
+    found = {**row, "effect": 0.18, "effect_ci": [0.1, 0.26]}
+    under = {**found, "condition": "pgd", "epsilon": 0.02, "effect": -0.01, "effect_ci": None}
+    first, second = terminal.lesion_rows(RunDocument(lesions=[found, under]))
+    assert first == {
+        "filled with": "healthy grey",
+        "control": "healthy lung",
+        "film": "clean",
+        "before": "0.600",
+        "lesion gone": "0.400",
+        "control gone": "0.580",
+        "lesion effect": "+0.180 0.100 to 0.260",
+        "n": "1,200",
+    }
+    assert second["film"] == "pgd at 0.02"
+    assert second["lesion effect"].startswith("−0.010")
+    assert terminal.lesion_rows(RunDocument()) == []

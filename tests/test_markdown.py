@@ -55,6 +55,48 @@ def test_a_map_of_one_cell_has_no_figures_and_is_named(study: Path, tmp_path: Pa
     assert "No map" not in markdown.render(study_folder.read(study))
 
 
+LESION = {"condition": "pgd", "epsilon": 0.02, "fill": "mirror", "control": "lung", "before": 0.61, "without": 0.4}
+LESION |= {"beside": 0.6, "whole": 0.2, "share": 0.5, "effect": 0.2, "effect_ci": [0.1, 0.3], "flipped": 0.3}
+LESION |= {"flipped_ci": [0.2, 0.4], "flipped_control": 0.1, "films": 40, "left_out": 3}
+SIZE = {"above": 0.25, "up_to": 0.5, "films": 12, "effect": 0.123, "low": 0.05, "high": 0.19}
+
+
+def test_what_removing_the_lesion_does_is_on_the_page_and_in_the_csv(study: Path, tmp_path: Path) -> None:
+    first = LESION | {"condition": "clean", "epsilon": 0.0, "fill": "grey", "by_size": [SIZE]}
+    folder = changed(study, tmp_path / "lesions", lesions=[first, LESION])
+    page, figures, _ = markdown.write(folder, out=tmp_path)
+    text = page.read_text(encoding="utf-8")
+    asked = text.split("## Is the lesion the reason?")[1].split("\n## ")[0]
+    rows = [line for line in asked.splitlines() if line.startswith("| ResNet18")]
+    assert "| healthy grey | healthy lung | 0.610 | 0.400 | 0.600 | 0.200 | +0.200 (0.100 to 0.300) |" in rows[0]
+    assert "mirrored lung (under PGD, epsilon 0.02)" in rows[1]
+    assert "25\u00a0% to 50\u00a0%" in rows[2]
+    assert "0.123" in rows[2]
+    assert "Is the lesion the reason?" not in markdown.render(study_folder.read(study)), "nothing was measured"
+    with figures.open(encoding="utf-8") as file:
+        found = {row["measure"]: row for row in csv.DictReader(file) if row["measure"].startswith("lesion_effect")}
+    assert set(found) == {"lesion_effect_grey_lung", "lesion_effect_mirror_lung"}
+    mirror = found["lesion_effect_mirror_lung"]
+    assert [mirror[key] for key in ("condition", "epsilon", "value", "low", "high", "n")] == [
+        "pgd", "0.02", "0.2", "0.1", "0.3", "40",
+    ]  # fmt: skip
+
+
+def test_how_a_map_ranks_regions_by_cause_stands_beside_it(study: Path, tmp_path: Path) -> None:
+    saliency = json.loads((study / "study.json").read_text())["runs"][0]["saliency"]
+    cause = {"n": 64, "ranked_by_cause": 0.31, "ranked_by_cause_ci": [0.2, 0.4], "ranked_by_cause_brightness": 0.05}
+    saliency["gradcam"] |= {"faithfulness": (saliency["gradcam"].get("faithfulness") or {}) | cause}
+    page, figures, _ = markdown.write(changed(study, tmp_path / "cause", saliency=saliency), out=tmp_path)
+    text = page.read_text(encoding="utf-8")
+    run = json.loads((study / "study.json").read_text())["runs"][0]["run"]
+    grad_cam = text[text.index("### Grad-CAM") :]
+    assert cells(grad_cam, run)["ranks regions by cause"] == "0.310 [0.200, 0.400], n 64"
+    assert cells(grad_cam, "*brightness in the lungs*")["ranks regions by cause"] == "0.050"
+    with figures.open(encoding="utf-8") as file:
+        found = [row for row in csv.DictReader(file) if row["measure"] == "ranked_by_cause" and row["run"] == run]
+    assert [(row["condition"], row["value"], row["n"]) for row in found] == [("gradcam", "0.31", "64")]
+
+
 def test_the_page_has_the_figures_of_study_json(study: Path, tmp_path: Path) -> None:
     page, figures, comparisons = markdown.write(study, out=tmp_path, name="a")
     assert [path.name for path in (page, figures, comparisons)] == ["a.md", "a.csv", "a-comparisons.csv"]

@@ -25,7 +25,7 @@ from trustcxr import attacks
 from trustcxr.catalogue import Method
 from trustcxr.console import say
 from trustcxr.data import load_dataset
-from trustcxr.data.lesions import FILLS, Films
+from trustcxr.data.lesions import FILLS, Films, films_of
 from trustcxr.evaluation import metrics, predictions
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import lesions, margins, measures, methods
@@ -195,7 +195,7 @@ def annotated(run: Run, data: "Dataset") -> tuple[Films, Tensor, np.ndarray]:
     """The films with a lesion mask, their labels and their groups."""
     rows = lesions.with_lesions(data)
     return (
-        lesions.films_of(data, rows, run.device),
+        films_of(data, rows, run.device),
         torch.from_numpy(data.labels[rows]).to(run.device),
         data.groups[rows],
     )
@@ -308,8 +308,8 @@ def transplants(
     others[order] = healthy[np.roll(order, 1)]  # of a film never that film itself
     tables = []
     for part in batches(len(healthy)):
-        giver = lesions.films_of(data, others[part], run.device)
-        into, lesion = lesions.films_of(data, healthy[part], run.device), ill[donors[part]]
+        giver = films_of(data, others[part], run.device)
+        into, lesion = films_of(data, healthy[part], run.device), ill[donors[part]]
         tables.append(lesions.transplantation(run.model, into, lesion, giver, labels[donors[part]]))
     table, found = pd.concat(tables, ignore_index=True).assign(film=np.arange(len(healthy))), {}
     for which, films in chosen.items():

@@ -286,12 +286,14 @@ def explain(
 
 def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
-    from trustcxr.report.terminal import saliency_remarks, saliency_rows
+    from trustcxr.report.terminal import lesion_rows, saliency_remarks, saliency_rows
 
     for name, part in document.saliency.items():
         report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
         for line in saliency_remarks(part):
             print(f"  {line}")
+    if removed := lesion_rows(document):
+        report.print_rows("Probability of the film's class without its lesion, beside as much of a control", removed)
     print(f"written to {folder}\n{NOTICE}")
 
 

@@ -6,12 +6,18 @@ at its edge, so that no outline is drawn, and the control of a change is the sam
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
 
 EDGE = 0.02  # of the side: how far outside a region its change fades out
 HEALTHY = 0.05  # of the lungs must be free of the lesion for their mean grey to be taken as the healthy one
@@ -229,6 +235,13 @@ class Films:
     def __getitem__(self, rows: Tensor | slice | list[int]) -> "Films":
         """Some of them."""
         return Films(self.images[rows], self.lung[rows], self.lesion[rows])
+
+
+def films_of(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Films:
+    """Some films of a data set, with their masks."""
+    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
+    masks = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) > 0 for kind in ("lung", "infection"))
+    return Films(images, *masks)
 
 
 def moved_onto(donors: Films, lung: Tensor) -> Films:

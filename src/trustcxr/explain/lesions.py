@@ -26,7 +26,6 @@ from trustcxr import attacks
 from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.console import track
 from trustcxr.data import lesions
-from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
@@ -181,13 +180,6 @@ def _cover(films: Films) -> np.ndarray:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def films_of(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Films:
-    """Some films of a data set, with their masks."""
-    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
-    masks = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) > 0 for kind in ("lung", "infection"))
-    return Films(images, *masks)
-
-
 def with_lesions(dataset: "Dataset") -> np.ndarray:
     """Rows of the films whose lesion mask is not empty; none where the data has no such masks."""
     if not {"lung", "infection"} <= set(dataset.mask_kinds):
@@ -213,8 +205,8 @@ def of_run(
     """The table of lesions.parquet: `removal` of every film with a lesion, for its own class, with sample_id and group.
 
     Of `sample` films, drawn by a fixed seed, also: the lesion inpainted, where scikit-image is there; removed from the
-    film under PGD at `epsilon`; and put into a healthy film, each into another. Columns condition and epsilon say which
-    are attacked. Empty, with no columns, where no film has a lesion mask.
+    film under PGD at `epsilon`; and put into a healthy film, each into another, as it is and under PGD. Columns
+    condition and epsilon say which are attacked. Empty, with no columns, where no film has a lesion mask.
     """
     rows = asked_of(dataset, with_lesions(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
@@ -222,11 +214,12 @@ def of_run(
     if len(drawn) and find_spec("skimage") is not None:
         jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in slices(drawn, batch_size)]
     if epsilon > 0:
-        jobs += [partial(_removed, run, dataset, some, FILLS[:1], epsilon) for some in slices(drawn, batch_size)]
+        jobs += [partial(_removed, run, dataset, some, FILLS, epsilon) for some in slices(drawn, batch_size)]
     healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     count = min(len(drawn), len(healthy)) if len(healthy) > 1 else 0
     trios = np.stack([healthy[:count], drawn[:count], np.roll(healthy, 1)[:count]], 1)
-    jobs += [partial(_put_in, run, dataset, some) for some in slices(trios, batch_size)]
+    for radius in dict.fromkeys((0.0, epsilon)):
+        jobs += [partial(_put_in, run, dataset, some, radius) for some in slices(trios, batch_size)]
     tables = [job() for job in track(jobs, f"lesions of {run.name}")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -255,26 +248,33 @@ def _removed(
 ) -> pd.DataFrame:
     """`removal` of some films, as they are or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
-    films = films_of(dataset, rows, run.device)
-    if epsilon > 0:
-        attacked = attacks.pgd(run.model, films.images, labels, epsilon=epsilon, steps=PGD_STEPS)
-        films = Films(attacked, films.lung, films.lesion)
-    table = removal(run.model, films, labels, fills=fills)
-    return _told(table, dataset, rows, USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon)
+    films = attacked(run.model, lesions.films_of(dataset, rows, run.device), labels, epsilon)
+    return _told(removal(run.model, films, labels, fills=fills), dataset, rows, epsilon)
 
 
-def _put_in(run: "Run | Examined", dataset: "Dataset", trios: np.ndarray) -> pd.DataFrame:
-    """`transplantation`: rows of recipients, of donors of a lesion and of healthy donors, (N, 3)."""
-    into, ill, well = (films_of(dataset, rows, run.device) for rows in trios.T)
-    labels = torch.from_numpy(dataset.labels[trios[:, 1]]).to(run.device)
-    return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], CLEAN, 0.0)
+def _put_in(run: "Run | Examined", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
+    """`transplantation`: rows of recipients, of donors of a lesion and of healthy donors, (N, 3).
+
+    Under PGD it is the recipient that was attacked before, away from its own class; lesion and patch are as they are.
+    """
+    into, ill, well = (lesions.films_of(dataset, rows, run.device) for rows in trios.T)
+    own, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
+    into = attacked(run.model, into, own, epsilon)
+    return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
 
 
-def _told(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, condition: str, epsilon: float) -> pd.DataFrame:
+def attacked(model: nn.Module, films: Films, labels: Tensor, epsilon: float) -> Films:
+    """Films under PGD at `epsilon`, away from `labels` (B,); themselves at 0."""
+    if epsilon <= 0:
+        return films
+    return Films(attacks.pgd(model, films.images, labels, epsilon=epsilon, steps=PGD_STEPS), films.lung, films.lesion)
+
+
+def _told(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: float) -> pd.DataFrame:
     """With the films' places in the data set, their names and groups, and what was done to them before."""
     film = rows[table["film"].to_numpy()]
     about = {"film": film, "sample_id": dataset.sample_ids[film], "group": dataset.groups[film]}
-    return table.assign(**about, condition=condition, epsilon=epsilon)
+    return table.assign(**about, condition=USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon=epsilon)
 
 
 def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:

@@ -3,41 +3,34 @@
 No number is made here: each is read from study.json and the documents beside it, with its interval and its count.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trustcxr.about import NOTICE
-from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, LUNGS_HIDDEN, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES
+from trustcxr.catalogue import LUNGS_HIDDEN
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import StudyRecipe, load_study, shipped, untracked, with_seeds
 from trustcxr.recipes.validation import validate
 from trustcxr.report import alarms, answers, methods, ranking, rows, words
 from trustcxr.report.figures.accuracy import radii
+from trustcxr.report.markdown_cells import cell_of, decimal, percent, row, table
+from trustcxr.report.markdown_maps import MEASURES, Beyond, localisation, removed_lesions, what_is_added
 from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import seeds
-from trustcxr.report.tables.cells import Cell
 from trustcxr.report.tables.certified import BAR, bar, gaps
 from trustcxr.results import files
 from trustcxr.results.documents import (
     Accuracy,
-    BeyondControl,
     CertifiedResult,
     DataCheck,
     Drop,
-    SaliencyDocument,
-    Share,
     StudyDocument,
 )
 from trustcxr.results.folders import STUDY_FILE
 from trustcxr.results.tables import CLEAN
 
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 OTHER_FILM = "lungs_on_another_film"
-Beyond = Mapping[str, Sequence[BeyondControl]]  # by run
-_MEASURES = (*AGAINST_MASKS, NULL_MAPS)
-_NO_MAP = "no map (one cell)"
-_GAINED = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_ap", "lung_energy")
+__all__ = ["MEASURES", "Beyond", "compared", "decimal", "localisation", "percent", "render", "row", "table", "write"]
 _REFIT = (
     "Epochs: those on the training images, in which validation chose the best one, + those of a training anew on "
     "training and validation images together, to the epoch chosen. What is tested is the latter; what is chosen or "
@@ -79,42 +72,10 @@ def render(found: StudyFolder, beyond: Beyond | None = None, note: str = "") -> 
     parts += over_seeds(study)
     for name in dict.fromkeys(name for run in runs for name in run.evaluations):
         parts += [f"## Data from elsewhere: {name}", "", *elsewhere(runs, name, largest), ""]
-    parts += [*localisation(runs), *_beyond(runs, beyond or {}), *compared(study)]
+    parts += [*localisation(runs), *removed_lesions(runs), *what_is_added(runs, beyond or {}), *compared(study)]
     for section in (list(_checked(found.check)), list(_methods(study, runs))):
         parts += [*([""] if parts[-1] else []), *section]
     return "\n".join(parts).rstrip("\n") + "\n"
-
-
-# --- cells and rows --------------------------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of Markdown: the header, its rule, the lines."""
-    return [row(cells) for cells in (header, ["---"] * len(header), *lines)]
-
-
-def row(cells: Sequence[str]) -> str:
-    """One row of Markdown; what would end a cell or the row, or begin a tag of HTML, is escaped."""
-    inside = (_TAG.sub("&lt;", text).replace("|", "\\|").replace("\n", " ") for text in cells)
-    return f"| {' | '.join(inside)} |"
-
-
-def percent(share: Share, digits: int = 1) -> str:
-    """A share with its interval, in percent: 82.3 [79.0, 85.3]; empty where it was not measured."""
-    if share.value is None:
-        return ""
-    inside = share.interval
-    ends = f" [{', '.join(f'{100 * end:.{digits}f}' for end in inside)}]" if inside else ""
-    return f"{100 * share.value:.{digits}f}{ends}"
-
-
-def decimal(share: Share, *, signed: bool = False) -> str:
-    """A figure with its interval: 0.123 [0.100, 0.150]; empty where it was not measured."""
-    if share.value is None:
-        return ""
-    sign, inside = "+" if signed else "", share.interval
-    ends = f" [{', '.join(f'{end:{sign}.3f}' for end in inside)}]" if inside else ""
-    return f"{share.value:{sign}.3f}{ends}"
 
 
 # --- parts of the page -----------------------------------------------------------------------------------------------
@@ -271,11 +232,7 @@ def over_seeds(study: StudyDocument) -> list[str]:
     found = seeds.over_seeds(study)
     if found is None:
         return []
-    return ["## Over seeds", "", *table(found.header, [[_cell(cell) for cell in line] for line in found.rows]), ""]
-
-
-def _cell(cell: Cell) -> str:
-    return f"{cell.text} ({cell.small})" if cell.small else cell.text
+    return ["## Over seeds", "", *table(found.header, [[cell_of(cell) for cell in line] for line in found.rows]), ""]
 
 
 def elsewhere(runs: Sequence[Run], name: str, epsilon: float | None) -> list[str]:
@@ -289,85 +246,6 @@ def elsewhere(runs: Sequence[Run], name: str, epsilon: float | None) -> list[str
         attacked = (percent(run.attacked(attack, epsilon).accuracy) for attack in attacks)
         lines.append([own, percent(run.clean.accuracy), words.count(run.clean.n), percent(drop.drop), *attacked])
     return table(head + [f"{said} {words.epsilon(epsilon)}" for said in attacks.values()], lines)
-
-
-def localisation(runs: Sequence[Run]) -> Iterator[str]:
-    """For each saliency method one line a run: the measures against the masks, under them chance and the controls."""
-    methods = list(dict.fromkeys(method for run in runs for method in run.saliency_methods()))
-    if not methods:
-        return
-    yield from ("## Saliency against the radiologists' masks", "")
-    yield (
-        "Images with an infection mask, the class of the label explained; means with 95 % intervals over patients or "
-        "groups of images. Below each method what maps have that look at no model: chance of an even map, a Gaussian "
-        "in the middle, the mask of the lungs as if it were the map; then, where measured, what each network's layer "
-        "shows without the answer, and what it has with random weights. Of energy given lung, the lungs' is the whole."
-    )
-    for method in methods:
-        yield from ("", f"### {words.method(method)} (`{method}`)", "", *_of_method(runs, method))
-    yield ""
-
-
-def _of_method(runs: Sequence[Run], method: str) -> list[str]:
-    parts = {run.name: run.saliency_methods()[method] for run in runs if method in run.saliency_methods()}
-    names = [name for name in _MEASURES if any(part.figure(name).value is not None for part in parts.values())]
-    lines = [[run, *(_figure(part, name) for name in names), words.count(part.n)] for run, part in parts.items()]
-    first = next((part for part in parts.values() if part.cells != ONE_CELL), next(iter(parts.values())))
-    for reference, said in REFERENCES.items():
-        if reference in (ACTIVATION, RANDOMISED):
-            continue
-        beside = [first.figure(name).beside(reference) for name in names]
-        if any(value is not None for value in beside):
-            lines.append([f"*{said}*", *(decimal(Share(value=value)) for value in beside), ""])
-    for run, part in parts.items():
-        for reference, n in ((ACTIVATION, part.n), (RANDOMISED, part.random_weights and part.random_weights.n)):
-            beside = [part.figure(name).beside(reference) for name in names]
-            if n and any(value is not None for value in beside):
-                shares = (decimal(Share(value=value)) for value in beside)
-                lines.append([f"*{run}, {REFERENCES[reference]}*", *shares, words.count(n)])
-    without = list(_without_map(method, [run for run, part in parts.items() if part.cells == ONE_CELL]))
-    told = [f"- {run}: {'; '.join(found)}" for run, part in parts.items() if (found := _told(part))]
-    under = [line for block in (without, told) if block for line in ("", *block)]
-    return [*table(["run", *map(words.measure, names), "n"], lines), *under]
-
-
-def _figure(part: SaliencyDocument, name: str) -> str:
-    """A figure of a map; what is measured of one that cannot differ from place to place is none."""
-    return _NO_MAP if part.cells == ONE_CELL and name in AGAINST_MASKS else decimal(part.figure(name))
-
-
-def _without_map(method: str, runs: Sequence[str]) -> Iterator[str]:
-    if runs:
-        yield (
-            f"No map: {', '.join(runs)}. What {words.method(method)} reads there has one cell, so that the map is the "
-            "same everywhere, a null map, and no figure says where the network looks."
-        )
-
-
-def _told(part: SaliencyDocument) -> list[str]:
-    """What a map may be said to show, and why it has no hit rate."""
-    cells = [f"{part.cells} cells"] if part.cells else []
-    return [*cells, *(text for text in (part.withheld, part.verdict, part.survives) if text)] if part.verdict else []
-
-
-def _beyond(runs: Sequence[Run], beyond: Beyond) -> Iterator[str]:
-    """What each CAM shows beyond the activation of its own layer, image by image; nothing where that is no row."""
-    lines = []
-    for run in runs:
-        found = beyond.get(run.name, ())
-        for method in dict.fromkeys(row.method for row in found):
-            by_name = {row.measure: row.difference for row in found if row.method == method}
-            gained = (decimal(by_name.get(name, Share()), signed=True) for name in _GAINED)
-            lines.append([run.name, words.method(method), *gained])
-    if lines:
-        yield from ("## Beyond the film's own brightness", "")
-        yield (
-            "A CAM multiplies the gradient by what its layer lets through, and that alone, the control `activation` of "
-            "the same layer, may lie on opacities, being bright. This is the map less its control on the same images, "
-            "with a 95 % interval over patients or groups of images: what the network adds. Where the interval reaches "
-            "0, nothing is shown."
-        )
-        yield from ("", *table(["run", "method", *map(words.measure, _GAINED)], lines), "")
 
 
 def _checked(check: DataCheck | None) -> Iterator[str]:
@@ -388,10 +266,10 @@ def _methods(study: StudyDocument, runs: Sequence[Run]) -> Iterator[str]:
 def compared(study: StudyDocument) -> Iterator[str]:
     """Every comparison of a robust run, or one with another background, with its standard run: a sentence each."""
     groups: dict[str, list[str]] = {}
-    for row in study.comparisons:
-        if row.verdict and (row.method is None or row.measure in _MEASURES):
-            who = f"{row.model}: {row.background} background, {row.label or row.defence}, against standard"
-            groups.setdefault(who, []).append(f"- {row.verdict}")
+    for each in study.comparisons:
+        if each.verdict and (each.method is None or each.measure in MEASURES):
+            who = f"{each.model}: {each.background} background, {each.label or each.defence}, against standard"
+            groups.setdefault(who, []).append(f"- {each.verdict}")
     if not groups:
         return
     yield from ("## Standard against the others, image by image", "")

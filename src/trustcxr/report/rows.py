@@ -7,7 +7,7 @@ from pathlib import Path
 from trustcxr.report.study_folder import Run
 from trustcxr.report.written import guarded
 from trustcxr.results import files
-from trustcxr.results.documents import Comparison, RunDocument, Share
+from trustcxr.results.documents import Comparison, Measures, RunDocument, Share
 from trustcxr.results.tables import CLEAN
 
 HEAD = ("run", "split", "condition", "epsilon", "effort", "measure", "value", "low", "high", "chance", "n")
@@ -43,9 +43,13 @@ def of_document(document: RunDocument) -> Iterator[Row]:
     for drop in document.drop_from_internal:
         yield _row(drop.attack, drop.epsilon, drop.steps, "drop", drop.drop, drop.n_external)
     for method, saliency in document.saliency.items():
-        for name, figure in saliency.figures.items():
-            if figure.ci is not None:
-                yield _row(method, 0, "", name, figure, saliency.n, figure.chance)
+        for told in (saliency, saliency.faithfulness or Measures()):
+            for name, figure in told.figures.items():
+                if figure.ci is not None:
+                    yield _row(method, 0, "", name, figure, told.n, figure.chance)
+    for lesion in document.lesions:
+        kind = f"lesion_effect_{lesion.fill}_{lesion.control}".replace(" ", "_")
+        yield _row(lesion.condition, lesion.epsilon, "", kind, lesion.effect, lesion.films)
 
 
 def _row(

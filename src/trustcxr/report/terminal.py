@@ -8,7 +8,7 @@ from trustcxr.catalogue import ONE_CELL, RANDOMISED, REFERENCES, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
-from trustcxr.report.tables import seeds
+from trustcxr.report.tables import lesions, seeds
 from trustcxr.report.tables.certified import bar
 from trustcxr.results import gradient_masking
 from trustcxr.results.documents import (
@@ -25,6 +25,7 @@ from trustcxr.results.documents import (
     StudyDocument,
     TrainingDocument,
 )
+from trustcxr.results.tables import CLEAN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -257,6 +258,23 @@ def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
         }
         for name, figure in figures.items()
         if figure.ci is not None
+    ]
+
+
+def lesion_rows(document: RunDocument) -> list[dict[str, str]]:
+    """What removing the lesion does to the answer as rows for the terminal; none where no film has a lesion mask."""
+    return [
+        {
+            "filled with": lesions.FILLS.get(row.fill, words.DASH),
+            "control": lesions.CONTROLS.get(row.control, words.DASH),
+            "film": row.condition if row.condition == CLEAN else f"{row.condition} at {words.epsilon(row.epsilon)}",
+            "before": _number(row.before),
+            "lesion gone": _number(row.without),
+            "control gone": _number(row.beside),
+            "lesion effect": f"{words.signed(row.effect.value)} {words.between(row.effect.interval)}",
+            "n": words.count(row.films),
+        }
+        for row in document.lesions
     ]
 
 

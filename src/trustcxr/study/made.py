@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MADE_FILE = ".made.json"
 _CONTROLS = 2  # since the background takes on the lesion's very change, and every map has its layer's activation beside
+_ATTACKED = "every fill, and transplants"  # where films are asked about under PGD; before, the healthy grey alone
 RESAMPLES = 2000  # of a command's own evaluation; a study's recipe says its own
 _TABLES = (folders.PREDICTIONS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
 
@@ -102,7 +103,8 @@ def saliency(options: ExplanationRecipe, *, tuned: bool, mean_mask: Tensor | Non
 
 def lesions(options: ExplanationRecipe) -> Made:
     """How what becomes of the answer without the lesion is measured, beside on which masks."""
-    return {"sample": options.sample, "epsilon": options.epsilon, "controls": _CONTROLS}
+    found: Made = {"sample": options.sample, "epsilon": options.epsilon, "controls": _CONTROLS}
+    return found | {"attacked": _ATTACKED}
 
 
 def masks(films: "Dataset") -> Made:

@@ -5,9 +5,9 @@ from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, whole
 from trustcxr.results.documents import LesionDocument, Share
 
-_FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
-_FILLS |= {"transplant": "put into a healthy film"}
-_CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
+FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
+FILLS |= {"transplant": "put into a healthy film"}
+CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
 
 
 def effects(runs: list[Run]) -> Table:
@@ -62,8 +62,8 @@ def _cells(row: LesionDocument) -> list[Cell]:
         note = ""
     flips = f"control {words.percent(row.flipped_control, 0)}"
     return [
-        Cell(_FILLS.get(row.fill, words.DASH), _under(row)),
-        Cell(_CONTROLS.get(row.control, words.DASH)),
+        Cell(FILLS.get(row.fill, words.DASH), _under(row)),
+        Cell(CONTROLS.get(row.control, words.DASH)),
         *[plain(value) for value in (row.before, row.without, row.beside, row.whole)],
         gained(row.effect, note=note),
         Cell(words.percent(row.flipped.value, 0), flips, value=row.flipped.value),
