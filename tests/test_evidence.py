@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from trustcxr import explain, models
-from trustcxr.data import lesions
+from trustcxr.data import lesions, load_dataset, phantom
 from trustcxr.defences import guidance, lesion_losses
 from trustcxr.defences.guidance import Pass
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.errors import UserError
+from trustcxr.evaluation import predictions
+from trustcxr.evaluation.run import Run
 from trustcxr.explain.contract import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
 from trustcxr.models import evidence
 from trustcxr.models.bcos import BcosConv, UncentredNorm
+from trustcxr.models.classifier import Classifier
 from trustcxr.models.evidence import EvidenceNet
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.recipes.training import Fill
 from trustcxr.training import step
 
@@ -481,3 +487,32 @@ def test_a_smooth_activation_stands_in_for_every_relu_of_the_full_network(
     monkeypatch.setattr(F, "relu", lambda *args, **options: done.append(1) or real(*args, **options))
     smooth(images)
     assert not done
+
+
+@pytest.mark.parametrize("kind", ["evidence-17x8", "behind a gate"])
+def test_no_mask_reaches_a_network_at_test(kind: str, tmp_path: Path) -> None:
+    phantom.write(tmp_path, {"Test": 4}, size=SIZE, seed=0)
+    torch.manual_seed(0)
+    network = models.build("evidence-17x8", classes=3)
+    model = Classifier(network.net, mean=0.5, std=0.25, lung_gate=kind == "behind a gate").eval()
+    run = Run(
+        tmp_path,
+        model,
+        ("COVID-19", "Non-COVID", "Normal"),
+        RunRecipe.model_validate({"model": {"name": "evidence-17x8", "weights": "none"}}),
+    )
+
+    def answers() -> pd.DataFrame:
+        data = load_dataset(tmp_path, split="Test", size=SIZE)
+        return predictions.predict(run, data, [AttackRecipe(name="pgd", epsilons=(0.02,), steps=3)])
+
+    before = answers()
+    pictures = [path for path in tmp_path.rglob("*.png") if "mask" in path.parent.name]
+    assert pictures
+    for number, path in enumerate(pictures):
+        noise = np.random.default_rng(number).integers(0, 2, size=(SIZE, SIZE), dtype=np.uint8)
+        Image.fromarray(255 * noise).save(path)
+    after = answers()
+    seen = before["attack"].isin(["clean", "pgd"])
+    pd.testing.assert_frame_equal(before[seen], after[seen])
+    assert not np.array_equal(np.stack(before["logits"]), np.stack(after["logits"])), "with the lungs hidden it differs"
