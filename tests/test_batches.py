@@ -1,10 +1,12 @@
 """Order of the batches, and augmentation against torchvision's."""
 
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
@@ -12,7 +14,14 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
+from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import BatchRows, augment, loader, to_pixels
+from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.errors import UserError
+from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.study import preflight
+from trustcxr.training import fit
 
 NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
 
@@ -73,6 +82,53 @@ def test_balanced_draws_every_class_equally_often(shuffle: bool) -> None:
     assert set(drawn[99:]) == {1, 2}
     assert np.bincount(labels[rows[:60]], minlength=3).min() > 10, "classes are mixed"
     assert rows != order(BatchRows(labels, 16, shuffle=shuffle, balanced=True), 1)
+    alike = np.full(120, "one hospital")
+    assert order(BatchRows(labels, 16, shuffle=shuffle, balanced=True, sources=alike)) == rows, "as without sources"
+
+
+def test_balanced_by_source_draws_each_equally_often_within_its_class() -> None:
+    labels = np.array([0] * 90 + [1] * 30)
+    sources = np.array(["a"] * 80 + ["b"] * 6 + [""] * 4 + ["a"] * 3 + ["c"] * 27)
+    rows = np.array(order(BatchRows(labels, 16, balanced=True, sources=sources, seed=1)))
+    assert np.bincount(labels[rows]).tolist() == [60, 60]
+    drawn = pd.Series(list(zip(labels[rows].tolist(), sources[rows], strict=True))).value_counts()
+    assert drawn.to_dict() == {(0, "a"): 20, (0, "b"): 20, (0, ""): 20, (1, "a"): 30, (1, "c"): 30}
+    often = np.bincount(rows, minlength=120)
+    assert set(often[80:86]) == {3, 4}, "every film of a rare source is drawn before any is drawn again"
+
+
+def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: Path) -> None:
+    phantom.write(tmp_path / "films", {"Train": 4, "Val": 4}, size=32, seed=0)
+    films, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
+    assert sources_of(films, "") is None
+    assert sources_of(Joined(films, val), "class").tolist() == [*films.table["class"], *val.table["class"]]  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
+        sources_of(films, "sourse")
+    films.table["source"] = [None] * len(films)
+    with pytest.raises(UserError, match="no film of Train has anything in column source: leave out"):
+        sources_of(films, "source")
+
+
+def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phantom.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32, seed=0)
+    train, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
+    train.table["source"] = ["a", "b"] * 6
+    training = {"epochs": 1, "batch_size": 6, "balanced": True, "balanced_by": "source"}
+    recipe = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": 32}, "training": training}
+    seen: list[np.ndarray] = []
+    usual = BatchRows.__init__
+    monkeypatch.setattr(
+        BatchRows, "__init__", lambda self, *a, **k: seen.append(k.get("sources")) or usual(self, *a, **k)
+    )
+    fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
+    assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
+    study = {
+        "name": "by-source",
+        "models": [{"name": "test_resnet", "weights": "none"}],
+        "training": training | {"balanced_by": "hospital"},
+    }
+    with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
+        preflight.masks(StudyRecipe.model_validate(study), train)
 
 
 @pytest.mark.parametrize(

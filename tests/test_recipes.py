@@ -209,6 +209,7 @@ def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text
     ("keys", "text"),
     [
         ({"training": {"swap_share": 0.3}}, "swap_share: 0.3 does nothing without a background that changes films"),
+        ({"training": {"balanced_by": "source"}}, "balanced_by: source does nothing without training.balanced: true"),
         ({"training": {"counterfactual_parts": 0.5}}, "counterfactual_parts: 0.5 does nothing without counterfactuals"),
         ({"training": {"counterfactual_epsilon": 0}}, "counterfactual_epsilon: 0.0 does nothing"),
         ({"training": {"counterfactual_fills": ["mirror"]}}, "leave counterfactual_fills out"),

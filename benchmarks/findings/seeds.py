@@ -182,6 +182,8 @@ def _told(recipe: RunRecipe) -> Iterator[str]:
         yield f"turned, moved and scaled by up to {changes.rotation:g} degrees, {changes.shift:g} and {changes.scale:g}"
     if recipe.training.label_smoothing:
         yield f"label smoothing {recipe.training.label_smoothing:g}"
+    if recipe.training.balanced_by:
+        yield f"classes balanced by {recipe.training.balanced_by} too"
     if not recipe.training.balanced:
         yield "classes as often as they are"
     if not recipe.training.averaging:

@@ -35,6 +35,7 @@ class _Rows(TorchDataset):
 class BatchRows(Sampler[list[int]]):
     """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often.
 
+    `sources` (N,), such as the hospital of each image: balanced, each is drawn equally often within each class too.
     Each batch comes `repeats` times in a row. `part` (k, n) is the k-th of n even parts of each batch.
     """
 
@@ -46,11 +47,13 @@ class BatchRows(Sampler[list[int]]):
         shuffle: bool = False,
         seed: int = 0,
         balanced: bool = False,
+        sources: np.ndarray | None = None,
         drop_last: bool = False,
         repeats: int = 1,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.labels, self.batch_size, self.seed, self.epoch = np.asarray(labels), batch_size, seed, 0
+        self.sources = np.zeros(len(labels), dtype=int) if sources is None else np.asarray(sources)
         self.shuffle, self.balanced, self.drop_last = shuffle, balanced, drop_last and len(labels) > batch_size
         self.repeats, self.part = repeats, part
 
@@ -80,11 +83,18 @@ class BatchRows(Sampler[list[int]]):
             return random.permutation(count)
         classes = np.unique(self.labels)
         share = -(-count // len(classes))
-        drawn = [_draw(random, np.flatnonzero(self.labels == c), share) for c in classes]
+        drawn = [self._draw(random, np.flatnonzero(self.labels == c), share) for c in classes]
         return random.permutation(np.stack(drawn, axis=1).ravel()[:count])
 
+    def _draw(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+        """`count` of the rows, of every source as many; of it every row is drawn once before any is drawn again."""
+        sources = np.unique(self.sources[rows])
+        each = -(-count // len(sources))
+        drawn = [_rounds(random, rows[self.sources[rows] == source], each) for source in sources]
+        return np.stack(drawn, axis=1).ravel()[:count]
 
-def _draw(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+
+def _rounds(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
     """`count` of the rows; every row is drawn once before any is drawn again."""
     rounds = -(-count // len(rows))
     return np.concatenate([random.permutation(rows) for _ in range(rounds)])[:count]
@@ -97,6 +107,7 @@ def loader(
     shuffle: bool = False,
     seed: int = 0,
     balanced: bool = False,
+    sources: np.ndarray | None = None,
     drop_last: bool = False,
     repeats: int = 1,
     workers: int = 0,
@@ -113,6 +124,7 @@ def loader(
         shuffle=shuffle,
         seed=seed,
         balanced=balanced,
+        sources=sources,
         drop_last=drop_last,
         repeats=repeats,
         part=part,

@@ -189,6 +189,11 @@ class Joined:
         return self.parts[0].fingerprints()
 
     @property
+    def table(self) -> pd.DataFrame:
+        """The manifest's rows, one a sample."""
+        return pd.concat([part.table for part in self.parts], ignore_index=True)
+
+    @property
     def images(self) -> np.ndarray:
         """uint8 (N, 1, size, size), in memory."""
         return np.concatenate([part.images for part in self.parts])
@@ -205,6 +210,23 @@ class Joined:
     def masks(self, kind: str) -> np.ndarray:
         """Masks of a kind: uint8 (N, size, size) of 0 and 1, in memory; all 0 where there is none."""
         return np.concatenate([part.masks(kind) for part in self.parts])
+
+
+def sources_of(films: Dataset | Joined, column: str) -> np.ndarray | None:
+    """What each film has in a column of its data, "" for nothing: (N,); None where no column is named.
+
+    Raises UserError where there is no such column, or nothing in it.
+    """
+    if not column:
+        return None
+    if column not in films.table:
+        raise unknown("column (training.balanced_by)", column, films.table.columns)
+    found = films.table[column].fillna("").astype(str).to_numpy(dtype=str)
+    if not (found != "").any():
+        raise UserError(
+            f"{films.root}: no film of {films.split} has anything in column {column}: leave out training.balanced_by"
+        )
+    return found
 
 
 def load_dataset(

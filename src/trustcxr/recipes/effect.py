@@ -24,6 +24,7 @@ def _made_films(run: RunRecipe) -> bool:
 # A key of training -> whether a run uses it, and what to say where none does.
 _MADE = (_made_films, "counterfactuals, such as training.counterfactuals: 0.3")
 _NEEDS: dict[str, tuple[Met, str]] = {
+    "balanced_by": (lambda run: run.training.balanced, "training.balanced: true"),
     "swap_share": (_changes_films, "a background that changes films: swap, mask or crop"),
     "counterfactual_fills": _MADE,
     "counterfactual_parts": _MADE,

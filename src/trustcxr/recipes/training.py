@@ -88,6 +88,11 @@ class TrainingRecipe(Strict):
         "in memory (which is noticed, and halved, by itself)",
     )
     balanced: bool = Field(False, description="draw every class equally often")
+    balanced_by: str = Field(
+        "",
+        description="with balanced: a column of the data, such as source, each value of which is drawn equally often "
+        "within each class; films without one are a value of their own",
+    )
     class_weights: bool = Field(False, description="weigh the loss of each class against how many images it has")
     background: Background = Field(
         "full",

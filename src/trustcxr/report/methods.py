@@ -24,6 +24,7 @@ _TRAINING = {
     "refit": "trained once more on training and validation images together",
     "precision": "precision {}",
     "balanced": "every class drawn equally often",
+    "balanced_by": "in each class every value of {} drawn equally often",
     "class_weights": "the loss of each class weighed against how many images it has",
     "outside_gradient": "squared gradient outside the lungs weighed by {}",
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trustcxr.console import say
 from trustcxr.data import provenance
 from trustcxr.data.batches import loader
-from trustcxr.data.dataset import Joined
+from trustcxr.data.dataset import Joined, sources_of
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.models.weights import load_weights
@@ -142,6 +142,7 @@ def _run(
         shuffle=True,
         seed=recipe.seed,
         balanced=training.balanced,
+        sources=sources_of(train, training.balanced_by),
         drop_last=True,
         repeats=replays(recipe),
         part=(cards.rank, cards.world),
