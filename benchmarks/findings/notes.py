@@ -3,12 +3,14 @@
     python -m benchmarks.findings.notes
 
 Reads results/test-openings.csv, a row each time that networks were tested, and writes the count into every page that
-it names, into the README and into statistics-before-after.md; no figure of a table is touched. Run again, it changes
-nothing.
+it names, into the README, into statistics-before-after.md and into the last column of some tables; no figure is
+touched. Run again, it changes nothing.
 """
 
+import csv
 import re
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +25,9 @@ WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "
          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
          "twenty-one", "twenty-two", "twenty-three", "twenty-four", "twenty-five")  # fmt: skip
 NOTICE = "not for diagnosis."
+TIMES = "test_openings"
+COUNTED = [f"{name}.csv" for name in ("lesions-covidqu-midi", "certified-covidqu-midi", "ceiling-covidqu-midi")]
+COUNTED += ["elsewhere-external-cxr.csv"]
 PART = re.compile(r"<!-- openings -->.*?<!-- /openings -->", re.DOTALL)
 # What the versions that wrote these pages reckoned otherwise, by what stands in a page or in a file beside it. What of
 # it is no longer stated is taken out by benchmarks.findings.withdrawn.
@@ -54,7 +59,20 @@ def texts() -> dict[Path, str]:
     readme, before_after = ROOT / "README.md", RESULTS / "statistics-before-after.md"
     written[readme] = PART.sub(lambda _: _marked(f"{said(found)}", " "), readme.read_text(encoding="utf-8"))
     written[before_after] = _with_rows(before_after.read_text(encoding="utf-8"), list(rows(found)))
+    written |= {RESULTS / page: counted((RESULTS / page).read_text(encoding="utf-8"), page, found) for page in COUNTED}
     return written
+
+
+def counted(text: str, page: str, found: pd.DataFrame) -> str:
+    """A table with how often Test was opened for it as its last column, every other cell as it is."""
+    times = int((found["pages"] == page.replace(".csv", ".md")).sum())
+    rows = list(csv.DictReader(text.splitlines()))
+    head = [name for name in rows[0] if name != TIMES]
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*head, TIMES])
+    writer.writerows([*(row[name] for name in head), times] for row in rows)
+    return out.getvalue()
 
 
 def openings() -> pd.DataFrame:
