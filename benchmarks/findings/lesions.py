@@ -449,6 +449,11 @@ def page(
             ],
             [cells for f in found for cells in maps_rows(f)],
         ),
+        "\nOver every control, paired:\n",
+        *markdown.table(
+            ["run", "map", "control", "hit rate", "infection given lung"],
+            [cells for f in found for cells in controls_rows(f)],
+        ),
         *(segmented(ceiling) if ceiling else []),
         "\n## What the lesion does\n",
         CAUSES,
@@ -460,6 +465,8 @@ def page(
         *markdown.table(
             ["run", *(f"up to {100 * s['up_to']:.0f} %" for s in some["by_size"])], [sizes_row(f) for f in found]
         ),
+        "\nOf films under PGD before, by every fill:\n",
+        *markdown.table(["run", *FILLS], [attacked_row(f) for f in found]),
     ]
     return "\n".join(text) + "\n"
 
@@ -646,7 +653,24 @@ def causes_row(found: dict[str, Any]) -> list[str]:
 
 def sizes_row(found: dict[str, Any]) -> list[str]:
     """The effect by the size of the lesion."""
-    return [found["run"], *(f"{s['effect']:+.3f} ({s['films']})" for s in cause_of(found, *HEADLINE)["by_size"])]
+    sizes = cause_of(found, *HEADLINE)["by_size"]
+    return [found["run"], *(f"{effect(s | {'effect_ci': (s['low'], s['high'])})} ({s['films']})" for s in sizes)]
+
+
+def controls_rows(found: dict[str, Any]) -> list[list[str]]:
+    """What a run's first map has over every control, a row each: its hit rate, and infection given lung."""
+    name, part = first_map(found)
+    by_control: dict[str, dict[str, str]] = {}
+    for one in part["margins"]:
+        over = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        by_control.setdefault(one["control"], {})[one["measure"]] = over
+    measures = ("hit_rate", "infection_given_lung")
+    return [[found["run"], name, control, *(told.get(m, "") for m in measures)] for control, told in by_control.items()]
+
+
+def attacked_row(found: dict[str, Any]) -> list[str]:
+    """The lesion effect of films under PGD, by every fill."""
+    return [found["run"], *(effect(cause_of(found, fill, "lung", condition="pgd")) for fill in FILLS)]
 
 
 if __name__ == "__main__":
