@@ -97,6 +97,14 @@ def test_balanced_by_source_draws_each_equally_often_within_its_class() -> None:
     assert set(often[80:86]) == {3, 4}, "every film of a rare source is drawn before any is drawn again"
 
 
+def test_no_source_is_left_out_for_good_where_there_are_many() -> None:
+    labels, sources = np.array([0] * 90 + [1] * 30), np.array([f"patient {n:02}" for n in range(120)])
+    rows = BatchRows(labels, 16, balanced=True, sources=sources)
+    often = np.sum([np.bincount(order(rows, epoch), minlength=120) for epoch in range(50)], axis=0)
+    assert often[:90].min() > 20, "60 of 90 are drawn in each epoch"
+    assert often[:90].max() < 47
+
+
 def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: Path) -> None:
     phantom.write(tmp_path / "films", {"Train": 4, "Val": 4}, size=32, seed=0)
     films, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))

@@ -54,7 +54,7 @@ def test_in_the_terminal_proof_and_attack_are_one_bar() -> None:
     assert row["from proof to attack"] == "█" * 12 + "▒" * 4 + "·" * 4, "open up to what is right without an attack"
     assert table.bar(0.5, 0.4, 0.9) == table.bar(0.5, 0.5, 0.9), "an attack never leaves less than is proved"
     assert table.bar(0.5, 0.508, 0.9, 10) == "████▒░░░░·", "what is open is drawn, however little"
-    assert table.bar(0.001, 0.002, 0.9, 10) == "░░░░░░░░░·", "what is too little for a mark is not taken from nothing"
+    assert table.bar(0.12, 0.13, 0.9, 10) == "█░░░░░░░░·", "the only mark of what is proved stays"
 
 
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:

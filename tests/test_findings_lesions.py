@@ -93,3 +93,29 @@ def test_fills_that_training_used_are_told() -> None:
         {"run": "c", "fills": ["grey", "mirror"]},
     ]
     assert lesions.by_fills(runs) == {("grey", "mirror"): ["a", "c"]}
+
+
+def _margin(measure: str, control: str, difference: float) -> dict[str, object]:
+    ends = {"low": difference - 0.05, "high": difference + 0.05}
+    return {"measure": measure, "control": control, "difference": difference, "value": 0.8, **ends}
+
+
+def test_every_control_stands_beside_a_map_but_a_hit_rate_that_is_withheld() -> None:
+    over = [_margin("hit_rate", "lung", 0.1), _margin("infection_given_lung", "lung", 0.02)]
+    over += [_margin("infection_given_lung", "lung, as sharp", -0.01)]
+    found = {"run": "net-s0", "guided": "", "maps": {"evidence": {"margins": over, "withheld": ""}}}
+    assert lesions.controls_rows(found) == [
+        ["net-s0", "evidence", "lung", "+0.100 [+0.050, +0.150]", "+0.020 [-0.030, +0.070]"],
+        ["net-s0", "evidence", "lung, as sharp", "", "-0.010 [-0.060, +0.040]"],
+    ]
+    found["maps"]["evidence"]["withheld"] = "too few cells"  # type: ignore[index]
+    assert [cells[3] for cells in lesions.controls_rows(found)] == ["withheld", "withheld"]
+
+
+def test_sizes_have_their_intervals_and_films_under_pgd_every_fill() -> None:
+    size = {"up_to": 0.25, "effect": 0.1, "low": 0.05, "high": 0.15, "films": 7}
+    one = {"control": "lung", "effect": 0.2, "effect_ci": [0.1, 0.3], "by_size": [size]}
+    causes = [one | {"fill": fill, "condition": how} for fill in lesions.FILLS for how in ("clean", "pgd")]
+    found = {"run": "net-s0", "causes": causes}
+    assert lesions.sizes_row(found) == ["net-s0", "+0.100 [+0.050, +0.150] (7)"]
+    assert lesions.attacked_row(found) == ["net-s0", *["+0.200 [+0.100, +0.300]"] * len(lesions.FILLS)]

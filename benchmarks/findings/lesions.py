@@ -449,9 +449,9 @@ def page(
             ],
             [cells for f in found for cells in maps_rows(f)],
         ),
-        "\nOver every control, paired:\n",
+        "\nThe map less every control, paired:\n",
         *markdown.table(
-            ["run", "map", "control", "hit rate", "infection given lung"],
+            ["run", "map", "control", "hit rate, less control", "infection given lung, less control"],
             [cells for f in found for cells in controls_rows(f)],
         ),
         *(segmented(ceiling) if ceiling else []),
@@ -665,6 +665,8 @@ def controls_rows(found: dict[str, Any]) -> list[list[str]]:
         over = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
         by_control.setdefault(one["control"], {})[one["measure"]] = over
     measures = ("hit_rate", "infection_given_lung")
+    if part["withheld"]:
+        by_control = {control: told | {"hit_rate": "withheld"} for control, told in by_control.items()}
     return [[found["run"], name, control, *(told.get(m, "") for m in measures)] for control, told in by_control.items()]
 
 

@@ -142,9 +142,10 @@ def with_earlier(table: pd.DataFrame, trained: list[str], place: Path, by: str) 
     earlier = pd.read_csv(place.with_suffix(".csv"))
     earlier = earlier[~earlier[by].isin(table[by])]
     page = place.with_suffix(".md").read_text(encoding="utf-8").split("## How they were trained")[1]
-    commands = [line for line in page.splitlines() if line.startswith("- `") and line.split("`")[1] in set(earlier[by])]
+    named, told = " + ".join(earlier[by].unique()), {line.split("`")[1] for line in trained}
+    commands = [line for line in page.splitlines() if line.startswith("- `") and line.split("`")[1] in named]
     rows = [earlier.assign(earlier=True), table.assign(earlier=False)]
-    return pd.concat(rows, ignore_index=True), [*commands, *trained]
+    return pd.concat(rows, ignore_index=True), [*(c for c in commands if c.split("`")[1] not in told), *trained]
 
 
 # --- what a run is called, and how it is made again -------------------------------------------------------------------

@@ -292,8 +292,8 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
         report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
         for line in saliency_remarks(part):
             print(f"  {line}")
-    if removed := lesion_rows(document):
-        report.print_rows("Probability of the film's class without its lesion, beside as much of a control", removed)
+    for title, rows in lesion_rows(document).items():
+        report.print_rows(title, rows)
     print(f"written to {folder}\n{NOTICE}")
 
 

@@ -87,8 +87,13 @@ class BatchRows(Sampler[list[int]]):
         return random.permutation(np.stack(drawn, axis=1).ravel()[:count])
 
     def _draw(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-        """`count` of the rows, of every source as many; of it every row is drawn once before any is drawn again."""
+        """`count` of the rows, of every source as many; of it every row is drawn once before any is drawn again.
+
+        Where there are more sources than that allows for, others come short in each epoch.
+        """
         sources = np.unique(self.sources[rows])
+        if len(sources) > 1:
+            sources = random.permutation(sources)
         each = -(-count // len(sources))
         drawn = [_rounds(random, rows[self.sources[rows] == source], each) for source in sources]
         return np.stack(drawn, axis=1).ravel()[:count]

@@ -99,8 +99,11 @@ def removed_lesions(runs: Sequence[Run]) -> Iterator[str]:
         "in healthy lung filled in; with that counterpart filled in alike; with the whole lesion filled in. The lesion "
         "effect is what the lesion's absence takes from it beyond what the same edit elsewhere takes: near 0, the "
         "answer does not hang on the lesion. Beside the background it is no proof: whoever reads the texture of lungs "
-        "has an effect there too. Put into a healthy film: what a lesion adds beyond a patch of healthy lung. Left "
-        "out: lesions of which less than a tenth has a counterpart. 95 % intervals over patients or groups of images."
+        "has an effect there too. Put into a healthy film: the probability of the donor's class for that film as it "
+        "is, with the lesion ('lesion gone') and with as much of another healthy film's lung ('control gone'); the "
+        "effect is what the lesion adds beyond the patch. Inpainted, under attack and put in are of a drawn sample. "
+        "Left out: lesions of which less than a tenth has a counterpart. 95 % intervals over patients or groups of "
+        "images."
     )
     yield from ("", *_as_markdown(found), "")
     if sizes.rows:

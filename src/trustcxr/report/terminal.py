@@ -19,6 +19,7 @@ from trustcxr.results.documents import (
     FamiliarityDocument,
     Figure,
     FilmAnswer,
+    LesionDocument,
     RunDocument,
     SaliencyDocument,
     Share,
@@ -261,21 +262,36 @@ def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
     ]
 
 
-def lesion_rows(document: RunDocument) -> list[dict[str, str]]:
-    """What removing the lesion does to the answer as rows for the terminal; none where no film has a lesion mask."""
-    return [
-        {
-            "filled with": lesions.FILLS.get(row.fill, words.DASH),
-            "control": lesions.CONTROLS.get(row.control, words.DASH),
-            "film": row.condition if row.condition == CLEAN else f"{row.condition} at {words.epsilon(row.epsilon)}",
-            "before": _number(row.before),
-            "lesion gone": _number(row.without),
-            "control gone": _number(row.beside),
-            "lesion effect": f"{words.signed(row.effect.value)} {words.between(row.effect.interval)}",
-            "n": words.count(row.films),
-        }
-        for row in document.lesions
-    ]
+def lesion_rows(document: RunDocument) -> dict[str, list[dict[str, str]]]:
+    """What the lesion does to the answer as rows for the terminal, by title; empty where no film has a lesion mask."""
+    removed = [row for row in document.lesions if row.fill != lesions.TRANSPLANT]
+    put_in = [row for row in document.lesions if row.fill == lesions.TRANSPLANT]
+    found = {
+        "Probability of the film's class without its lesion, beside as much of a control": [
+            {
+                "filled with": lesions.FILLS.get(row.fill, words.DASH),
+                "control": lesions.CONTROLS.get(row.control, words.DASH),
+            }
+            | _probabilities(row, "lesion gone", "control gone")
+            for row in removed
+        ],
+        "Probability of the donor's class for a healthy film, with the lesion or as much healthy lung put in": [
+            _probabilities(row, "with the lesion", "with healthy lung") for row in put_in
+        ],
+    }
+    return {title: rows for title, rows in found.items() if rows}
+
+
+def _probabilities(row: LesionDocument, without: str, beside: str) -> dict[str, str]:
+    attacked = "" if row.condition == CLEAN else f"{words.attack(row.condition)} at {words.epsilon(row.epsilon)}"
+    return {
+        "film": attacked or "as it is",
+        "before": _number(row.before),
+        without: _number(row.without),
+        beside: _number(row.beside),
+        "lesion effect": f"{words.signed(row.effect.value)} ({words.between(row.effect.interval)})",
+        "n": words.count(row.films),
+    }
 
 
 def _best_control(figure: Figure) -> str:

@@ -30,12 +30,12 @@ BAR = "proved █, open ▒, lost under attack ░, wrong without one ·"
 def bar(certified: float, attacked: float | None, clean: float, width: int = 20) -> str:
     """Proof and attack as one line of text from 0 to 1: shares of one, `attacked` None where nothing was tried.
 
-    What is open has a mark of its own however little it is, taken from what is proved.
+    What is open has a mark of its own, taken from what is proved where that has more than one, however little it is.
     """
     top = max(clean, certified)
     held = top if attacked is None else min(max(attacked, certified), top)
     ends = [round(width * share) for share in (certified, held, top)]
-    if held > certified and ends[0] == ends[1] > 0:
+    if held > certified and ends[0] == ends[1] > 1:
         ends[0] -= 1
     return "█" * ends[0] + "▒" * (ends[1] - ends[0]) + "░" * (ends[2] - ends[1]) + "·" * (width - ends[2])
 

@@ -6,7 +6,8 @@ from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, who
 from trustcxr.results.documents import LesionDocument, Share
 
 FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
-FILLS |= {"transplant": "put into a healthy film"}
+TRANSPLANT = "transplant"
+FILLS |= {TRANSPLANT: "put into a healthy film"}
 CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
 
 
