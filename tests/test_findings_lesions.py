@@ -57,10 +57,13 @@ def test_an_effect_by_the_taught_fill_alone_and_a_withheld_hit_rate_are_said() -
 def test_seeds_of_one_recipe_have_their_mean_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["net-fgsm-s0", "net-fgsm-s1", "net-standard-s0"]
     rows = {name: {"run": name} | GOOD | {"clean": clean} for name, clean in zip(names, (0.7, 0.8, 0.9), strict=True)}
+    for name, control in zip(names, ("brightness", "edges", "edges"), strict=True):
+        rows[name] |= {"hit_rate_control": control}
     monkeypatch.setattr(lesions, "row", lambda found: rows[found["run"]])
     table = lesions.with_means([{"run": name} for name in names])
     assert len(table) == 5
     mean = table[table["run"] == "net-fgsm, mean"].iloc[0]
+    assert mean["hit_rate_control"] == "brightness; edges"
     assert (mean["clean"], mean["clean_spread"], mean["seeds"]) == (pytest.approx(0.75), pytest.approx(0.1), 2)
 
 

@@ -84,6 +84,7 @@ GOALS = {
     "lesion_effect": 0.20,
     "lungs_blacked_out": 0.40,
 }
+CLOSEST = ("hit_rate_control", "infection_given_lung_control")  # of a mean of seeds: of each of them
 ACCURACIES, AT_MOST = ("clean", "worst_case", "lungs_blacked_out"), ("lungs_blacked_out",)
 CONDITIONS = ("clean", "pgd", "worst-case", "lungs_blacked_out")
 WORST_CASE = {"name": "worst-case", "epsilons": (EPSILON,), "steps": 30, "queries": 300, "precision": "bf16"}
@@ -106,7 +107,10 @@ def main() -> None:
         name = f"lesions-{given.data.resolve().name}"
         table = with_means(found, mini)
         ends = {name: part["mean"] for name, part in best.items() if name in table}
-        ends |= {f"{name}_less_control": best[name]["less_control"]["difference"] for name in list(ends)}
+        for name in list(ends):
+            over = best[name]["less_control"]
+            ends |= {f"{name}_less_control": over["difference"], f"{name}_less_control_low": over["low"]}
+            ends |= {f"{name}_control": over["control"]}
         table = pd.concat([table, pd.DataFrame([{"run": "segmenter", "seeds": 1} | ends])], ignore_index=True)
         table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.4f")
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
@@ -347,6 +351,7 @@ def with_means(found: Sequence[dict[str, Any]], mini: Sequence[dict[str, Any]] =
     for recipe, seeds in runs.groupby("recipe", sort=False):
         spread = [name for name in figures if str(name).removeprefix("mini_") in OVER_SEEDS]
         mean = seeds[figures].mean().to_dict() | {f"{m}_spread": np.ptp(seeds[m].to_numpy()) for m in spread}
+        mean |= {name: "; ".join(seeds[name].dropna().unique()) for name in CLOSEST if name in seeds}
         rows.append({"run": f"{recipe}, mean", "recipe": recipe, "seeds": len(seeds)} | mean)
     return pd.concat([runs, pd.DataFrame(rows)], ignore_index=True).round(4)  # as the CSV has them
 
