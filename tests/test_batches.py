@@ -130,6 +130,10 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     )
     fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
     assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
+    wrong = RunRecipe.model_validate(recipe | {"training": training | {"balanced_by": "hospital"}})
+    with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
+        fit(wrong, train, val, tmp_path / "refused")
+    assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
     study = {
         "name": "by-source",
         "models": [{"name": "test_resnet", "weights": "none"}],

@@ -106,11 +106,13 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     if monitor.cards.rank == 0:
         provenance.refuse_other_films(folder, train)
     before = checkpoint.read(folder)
+    # Films that lack what the recipe learns from are refused before anything is written.
+    sources_of(train, recipe.training.balanced_by)
+    lungs, without = _lungs(train, recipe)
+    lesions = _lesions(train, recipe)
     if monitor.cards.rank == 0:
         _write_recipe(folder, recipe, train, start_from, monitor.cards, monitor.done(before))
     torch.manual_seed(recipe.seed)
-    lungs, without = _lungs(train, recipe)
-    lesions = _lesions(train, recipe)
     model = _network(recipe, train, lungs, start_from, resumed=before is not None)
     if before is not None and monitor.take_up_if_ended(before):
         steps = int(before["global_step"])  # cut off after its last epoch: only what follows that is still to do
