@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from benchmarks.findings import ceiling, elsewhere, folds, seeds, withdrawn
+from benchmarks.findings import between, ceiling, elsewhere, folds, recovered, seeds, withdrawn
 from torch import nn
 
 from trustcxr import models
 from trustcxr.data import load_dataset, phantom, read_manifest
+from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import RunRecipe
@@ -175,24 +177,71 @@ def test_a_network_is_judged_at_the_size_that_it_was_trained_at(
             ceiling.judged("one", "0", run, films[80 - size], tmp_path, "Test")
 
 
-def test_a_curve_over_films_finds_the_law_that_made_it() -> None:
-    counts = np.array([452, 904, 1808, 3616])
-    means = pd.DataFrame(
-        {
-            "run": [f"net-fgsm, 30 epochs of {count} films" for count in counts],
-            "trained_on": counts,
-            "seeds": 3,
-            "clean": 0.5 + 0.03 * np.log2(counts / 452),
-            "worst_case": 0.8 - 4 / np.sqrt(counts),
-        }
-    )
-    for measure in ("clean", "worst_case"):
-        means[f"{measure}_low"], means[f"{measure}_high"] = means[measure] - 0.02, means[measure] + 0.02
+def test_a_command_of_fewer_films_names_their_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "images_of", lambda run: int(run.folder.name))
+    monkeypatch.setattr(ceiling, "minutes", lambda runs: "2.0")
+    runs = [replace(_run(0), folder=Path(count)) for count in ("904", "3616")]
+    few, all_of_them = ceiling.recipes([seeds.Tested(run.folder.name, "0", run, {}) for run in runs], 3616)
+    assert "`trustcxr train --data DIR/films-904.csv --out RUN" in few
+    assert "`trustcxr train --data DATA --out RUN" in all_of_them
+    assert ceiling.lists([few], "films") == [
+        "DIR/films-N.csv: `python -m benchmarks.findings.ceiling --films N --data films --out DIR`.",
+        "",
+    ]
+    assert ceiling.lists([all_of_them], "films") == []
+
+
+def _curve(monkeypatch: pytest.MonkeyPatch, shares: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:
+    """The ceiling's table of a network that was trained on so many films and answers so many of 1,000 rightly."""
+    counts = {f"net-fgsm, 30 epochs of {count} films": count for count in shares}
+    monkeypatch.setattr(ceiling, "images_of", lambda run: int(run.folder.name))
+    first = np.arange(1000)
+    tested = []
+    for name, count in counts.items():
+        answers = dict.fromkeys(ceiling.MEASURES, first < 0)
+        answers |= {measure: first < round(share * 1000) for measure, share in shares[count].items()}
+        run = replace(_run(0), folder=Path(str(count)))
+        tested += [seeds.Tested(name, seed, run, answers) for seed in "012"]
+    return ceiling.figures(tested, films([*first % 2]), {})
+
+
+def test_a_curve_over_films_finds_the_law_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = (452, 904, 1808, 3616)
+    shares = {n: {"clean": 0.5 + 0.03 * np.log2(n / 452), "worst_case": 0.8 - 4 / np.sqrt(n)} for n in counts}
+    table = _curve(monkeypatch, shares)
+    means = table[table["seed"] == "mean"]
+    most = means.iloc[-1]
+    assert most["doubling_clean"] == pytest.approx(0.03, abs=1e-3)
+    assert most["levelling_worst_case"] == pytest.approx(0.8 - 4 / np.sqrt(ceiling.WHOLE), abs=1e-3)
+    assert most["gain_clean"] == pytest.approx(0.09)
+    assert 0 < most["gain_clean_low"] < 0.09 < most["gain_clean_high"], "of the same films: it is not held by chance"
+    assert most["gain_clean_high"] - most["gain_clean_low"] < 0.045, "paired: unpaired it would be 0.08"
     text = "\n".join(ceiling.curve(means))
-    assert "Clean: +3.0 points for each doubling" in text
-    assert f"never more than {80.0}" in text
-    assert f"{100 * (0.8 - 4 / np.sqrt(ceiling.WHOLE)):.1f}" in text
+    assert "Clean: 3616 films less 452, paired, +9.0 [" in text
+    assert "; +3.0 [" in text
+    assert "3 seeds each." in text
+    assert "The most robust single network has" not in text
+    more = means.iloc[-1:].assign(run="other, 30 epochs of 3616 films", worst_case=0.9)
+    assert "The most robust single network has 90.0 [" in "\n".join(ceiling.curve(pd.concat([means, more])))
     assert ceiling.curve(means.iloc[:2]) == ["Not measured: fewer than three numbers of films."]
+
+
+def test_points_that_were_not_measured_together_have_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {n: {"clean": 0.8, "worst_case": 0.5} for n in (904, 1808, 3616)}
+    means = _curve(monkeypatch, shares).query("seed == 'mean'")
+    assert "No curve" not in "\n".join(ceiling.curve(means))
+    for before in (means.assign(gain_clean=np.nan), means.drop(columns="gain_clean")):
+        text = "\n".join(ceiling.curve(before))
+        assert "No curve: these were not measured together." in text
+        assert "| 904 | 80.0" in text
+
+
+def test_a_straight_line_over_films_ends_where_all_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {904: {"clean": 0.7, "worst_case": 0.5}, 1808: {"clean": 0.8, "worst_case": 0.5}}
+    table = _curve(monkeypatch, shares | {3616: {"clean": 0.9, "worst_case": 0.5}})
+    assert table["whole_clean"].dropna().tolist() == [1.0]
+    assert table["levelling_clean"].dropna().tolist() == [1.0]
+    assert table["doubling_worst_case"].dropna().tolist() == [pytest.approx(0, abs=1e-9)]
 
 
 def test_the_mean_over_seeds_has_their_spread_and_an_interval_over_films() -> None:
@@ -276,6 +325,15 @@ def test_rows_of_an_earlier_opening_stay_with_their_commands_but_for_what_is_mea
     assert trained == ["- `a`, 2 minutes: `train a`", "- `b`: `new b`"]
 
 
+def test_members_of_networks_that_stay_keep_their_commands_once(tmp_path: Path) -> None:
+    page = "# A page\n\n## How they were trained\n\n- `a`, 2 minutes: `old a`\n- `c`, 1 minutes: `old c`\n"
+    (tmp_path / "page.md").write_text(page)
+    pd.DataFrame({"row": ["a + c"], "clean": [0.1]}).to_csv(tmp_path / "page.csv", index=False)
+    new = pd.DataFrame({"row": ["c"], "clean": [0.4]})
+    _, trained = seeds.with_earlier(new, ["- `c`, 3 minutes: `new c`"], tmp_path / "page.md", "row")
+    assert trained == ["- `a`, 2 minutes: `old a`", "- `c`, 3 minutes: `new c`"]
+
+
 def test_the_films_of_covidqu_mini_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "images_of", lambda run: 4)
     data = films([0, 0, 1, 1])
@@ -296,8 +354,9 @@ def test_the_films_of_covidqu_mini_are_told_apart(monkeypatch: pytest.MonkeyPatc
 def test_a_goal_that_an_earlier_opening_had_missed_is_reached_at_the_second_time() -> None:
     one = {"networks": 1, "standard_steps": 1.4, "clean": 0.9, "worst_case_low": 0.65}
     rows = [
-        one | {"run": "old", "worst_case": 0.64, "earlier": True},
-        one | {"run": "new", "worst_case": 0.67, "earlier": False},
+        one | {"run": "old", "worst_case": 0.64, "opening": 15},
+        one | {"run": "new", "worst_case": 0.67, "opening": 20},
+        one | {"run": "missed after that", "worst_case": 0.65, "opening": 22},
     ]
     (_, said) = ceiling.goals(pd.DataFrame(rows))
     assert said.endswith(
@@ -382,3 +441,67 @@ def test_films_of_all_folds_are_pooled_in_one_order(tmp_path: Path, monkeypatch:
         folds.pool(runs[:-1], tmp_path)
     with pytest.raises(UserError, match="trained on films that are no list"):
         folds.pool([_fold_run(tmp_path, "covidqu-midi")], tmp_path)
+
+
+# --- between proof and attack ----------------------------------------------------------------------------------------
+
+
+def test_proofs_rise_and_attacks_fall_towards_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phantom.write(tmp_path / "films", {"Train": 6, "Val": 5, "Test": 6}, size=32, seed=0)
+    data = load_dataset(tmp_path / "films", split="Val", size=16)
+    run = _run(3)
+    torch.manual_seed(3)
+    run = replace(run, model=models.build("plain3", classes=3).eval(), classes=data.classes)
+    monkeypatch.setattr(between, "TEN_TIMES", {"steps": 20, "queries": 100})
+    monkeypatch.setattr(between, "EPSILON", 0.0006)
+    monkeypatch.setattr(between, "SAMPLE", 2)
+    table = between.figures(run, data)
+    shares = table.set_index("step")["share"]
+    proofs, attacked = shares[list(between.PROOFS)], shares.drop(list(between.PROOFS))
+    assert proofs.is_monotonic_increasing
+    assert proofs.iloc[-1] > proofs.iloc[0], "CROWN proves more than intervals"
+    assert attacked.is_monotonic_decreasing
+    assert proofs.iloc[-1] <= attacked.iloc[-1] <= attacked.iloc[0]
+    assert set(table["proved_and_attacked_harder"]) == {2}
+    assert set(table["proved_and_broken"]) == {0}
+    assert f"| plain3-standard-s3 | {table['proved'].iloc[0]} | 2 | 0 | 65.8 |" in "\n".join(
+        between.page(table, "a", [])
+    )
+
+
+def test_a_proof_that_an_attack_takes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phantom.write(tmp_path / "films", {"Train": 6, "Val": 5, "Test": 6}, size=32, seed=0)
+    data = load_dataset(tmp_path / "films", split="Val", size=16)
+    torch.manual_seed(3)
+    run = replace(_run(1), model=models.build("plain3", classes=3).eval(), classes=data.classes)
+    monkeypatch.setattr(between, "TEN_TIMES", {"steps": 5, "queries": 10})
+    monkeypatch.setattr(between, "PROOFS", {"a wrong proof": between.Effort(crown=False)})
+    monkeypatch.setattr(between, "EPSILON", 0.2)
+    with torch.no_grad():
+        answers = run.model(to_pixels(torch.from_numpy(np.array(data.images)))).argmax(1)
+    monkeypatch.setattr(data, "labels", answers.numpy())
+    monkeypatch.setattr(between, "_proved", lambda run, data, effort: np.ones(len(data), dtype=bool))
+    table = between.figures(run, data)
+    assert set(table["proved_and_broken"]) == {len(data)}
+    monkeypatch.setattr(between, "SAMPLE", 0)
+    assert set(between.figures(run, data)["proved_and_broken"]) == {len(data)}, "worst-case took them before"
+    monkeypatch.setattr(between, "_proved", lambda run, data, effort: np.zeros(len(data), dtype=bool))
+    nothing = between.figures(run, data)
+    assert "| plain3-standard-s1 | 0 | 0 | 0 |  |" in "\n".join(between.page(nothing, "films", [])), "nothing proved"
+
+
+# --- kinds of films -------------------------------------------------------------------------------------------------
+
+
+def test_films_that_were_saved_alike_are_of_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phantom.write(tmp_path / "films", {"Train": 10, "Val": 6}, size=64, seed=0)
+    train, val = (load_dataset(tmp_path / "films", split=split, size=64) for split in ("Train", "Val"))
+    monkeypatch.setattr(recovered, "SOURCES", 2)
+    for part in (train, val):  # every other film is half as bright
+        pixels = np.array(part.images)
+        pixels[::2] = pixels[::2] // 2
+        part.__dict__["images"] = pixels
+    sorted_by = recovered.kinds(train)
+    found = sorted_by(val)
+    assert len(set(found[::2])) == len(set(found[1::2])) == 1
+    assert found[0] != found[1]

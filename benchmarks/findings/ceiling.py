@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import curve_fit
 
 from benchmarks.findings.seeds import (
     Tested,
@@ -47,7 +46,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.report import markdown
 from trustcxr.results import files
-from trustcxr.statistics import Bootstrap
+from trustcxr.statistics import Bootstrap, Floats, interval
 from trustcxr.study.measuring import way
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -59,6 +58,7 @@ ATTACKS = (
 )
 MEASURES = ("clean", "fgsm", "pgd", "worst_case")
 HEAD = ("network", "pixels", "seeds", "clean", "FGSM", "PGD-20", "worst case", "spread", "a step")
+LIST = "DIR/films-{films}.csv"
 WHOLE = 33_920  # images of COVID-QU-Ex
 GOALS = {"worst_case": 0.72, "clean": 0.87}
 ONE_NETWORK = 0.66, 1.7  # its worst case, and what a step of it may cost in standard ones
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--together", nargs="*", default=[], help="runs whose logits are averaged: RUN+RUN")
     parser.add_argument("--split", default="Test")
+    parser.add_argument("--opening", type=int, default=0, help="its number in results/test-openings.csv, of Test")
     parser.add_argument("--keep-rows", action="store_true", help="what stands on the page and is not measured anew")
     parser.add_argument("--films", type=int, help="write a list of so many training films, and no more")
     given = parser.parse_args()
@@ -82,15 +83,20 @@ def main() -> None:
         return
     alone = [load_run(folder, on="cpu") for folder in given.runs]
     runs = [(row_name(run), str(run.trained_by.seed), run) for run in alone]
+    members: list[Tested] = []
     for names in given.together:
-        runs.append(together([load_run(folder, on="cpu") for folder in names.split("+")]))
+        some = [load_run(Path(folder), on="cpu") for folder in names.split("+")]
+        runs.append(together(some))
+        members += [Tested(row_name(run), str(run.trained_by.seed), run, {}) for run in some]
     films = {
         size: load_dataset(given.data, split=given.split, **alone[0].trained_by.data.reading() | {"size": size})
         for size in {run.size for _, _, run in runs}
     }
     tested = [judged(name, seed, run, films[run.size], given.out, given.split) for name, seed, run in runs]
     data = films[runs[0][2].size]
-    table, trained = figures(tested, data, costs(tested, given.out)), recipes(tested)
+    whole = int((read_manifest(given.data).table["split"] == "Train").sum())
+    table = figures(tested, data, costs(tested, given.out)).assign(opening=given.opening)
+    trained = recipes([*tested, *members], whole)
     place = RESULTS / f"ceiling-{given.data.name}.md"
     if given.keep_rows:
         table, trained = with_earlier(table, trained, place, "row")
@@ -172,7 +178,37 @@ def figures(tested: Sequence[Tested], data: Dataset, cost: Mapping[str, float]) 
             one = summary(answers, MEASURES, data.labels, groups)
             one |= beside(answers, MEASURES, data.labels, data.groups, mini)
             rows.append({"run": run, "row": name, "seed": seed} | about | one)
-    return pd.DataFrame(rows)
+    return grown(pd.DataFrame(rows), tested, groups)
+
+
+def grown(table: pd.DataFrame, tested: Sequence[Tested], groups: Bootstrap) -> pd.DataFrame:
+    """The same with what more films do, on the row of the curve that had most: by doubling, and with all there are.
+
+    Intervals are over the groups that all points share, of the mean of each point's seeds.
+    """
+    points = of_curve(table[table["seed"] == "mean"])
+    if points is None:
+        return table
+    x, found, runs = points["trained_on"].to_numpy(float), dict[str, float](), by_row(tested)
+    for measure in GOALS:
+        answers = [np.mean([one.held[measure] for one in runs[name]], axis=0) for name in points["row"]]
+        y = np.stack([groups.means(each) for each in answers])
+        slope, straight = laid(np.log2(x), y, np.log2(WHOLE))
+        _, levelling = laid(1 / np.sqrt(x), y, 1 / np.sqrt(WHOLE))
+        said = {"gain": y[-1] - y[0], "doubling": slope}
+        said |= {"whole": np.minimum(straight, 1.0), "levelling": np.minimum(levelling, 1.0)}
+        for name, values in said.items():
+            low, high = interval(values)
+            found |= {f"{name}_{measure}": float(values[0])}
+            found |= {f"{name}_{measure}_low": low, f"{name}_{measure}_high": high}
+    most = points.index[-1]
+    return table.assign(**{name: pd.Series({most: value}) for name, value in found.items()})
+
+
+def laid(x: np.ndarray, y: Floats, at: float) -> tuple[Floats, Floats]:
+    """Least squares lines through (P,) and each column of (P, R): their slope, and what they have at `at`, (R,)."""
+    slope, foot = np.polyfit(x, y, 1)
+    return slope, slope * at + foot
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -212,6 +248,7 @@ def page(table: pd.DataFrame, data: str, split: str, trained: Sequence[str]) -> 
         "",
         "## How they were trained",
         "",
+        *lists(trained, data),
         *trained,
     ]
 
@@ -259,9 +296,9 @@ def goals(means: pd.DataFrame) -> list[str]:
 def second_time(one: pd.Series, ones: pd.DataFrame) -> str:
     """That a network of an earlier opening had missed the goal, where one had, and that the interval holds it."""
     least = ONE_NETWORK[0]
-    earlier = ones[ones["earlier"] & (ones["worst_case"] < least)] if "earlier" in ones else ones[:0]
+    earlier = ones[(ones["opening"] < one["opening"]) & (ones["worst_case"] < least)]
     said = ""
-    if len(earlier) and not one["earlier"]:
+    if len(earlier):
         before = earlier.sort_values("worst_case").iloc[-1]
         said = f" At the second time of asking: {before['run']} had missed it on these images before."
     return said + f" Its interval holds {percent(least)}." * bool(one["worst_case_low"] < least)
@@ -274,69 +311,80 @@ def short(row: pd.Series, measure: str, goal: float) -> str:
     return f"{measure.replace('_', ' ')} {percent(row[measure])} of at least {percent(goal)} ({verdict})"
 
 
-def curve(means: pd.DataFrame) -> list[str]:
-    """Accuracy over the number of training films, of the recipe that was trained on most numbers of them."""
+def of_curve(means: pd.DataFrame) -> pd.DataFrame | None:
+    """Rows of the recipe that was trained on most numbers of films, fewest films first; None below three."""
     said = means[means["trained_on"] > 0].assign(
         recipe=means["run"].str.replace(r",? \d+ epochs of \d+ films", "", regex=True)
     )
     if not len(said):
-        return ["Not measured."]
+        return None
     recipe = said.groupby("recipe")["trained_on"].nunique().idxmax()
     points = said[said["recipe"] == recipe].sort_values("trained_on").drop_duplicates("trained_on", keep="last")
-    if len(points) < 3:
+    return points if len(points) > 2 else None
+
+
+def curve(means: pd.DataFrame) -> list[str]:
+    """Accuracy over the number of training films, and what all films there are would give."""
+    points = of_curve(means)
+    if points is None:
         return ["Not measured: fewer than three numbers of films."]
+    few, most = points.iloc[0], points.iloc[-1]
+    films, seeds = int(most["trained_on"]), int(points["seeds"].min())
+    better = means[(means["networks"] == 1) & (means["worst_case"] > most["worst_case"])].sort_values("worst_case")
+    beside = f" The most robust single network has {between(better.iloc[-1], 'worst_case')}." if len(better) else ""
     rows = [[str(int(p["trained_on"])), between(p, "clean"), between(p, "worst_case")] for _, p in points.iterrows()]
-    lines = []
-    for measure in ("clean", "worst_case"):
-        x, y = points["trained_on"].to_numpy(float), points[measure].to_numpy(float)
-        slope, foot = np.polyfit(np.log2(x), y, 1)
-        straight = slope * np.log2(WHOLE) + foot
-        lines.append(
-            f"- {measure.replace('_', ' ').capitalize()}: {100 * slope:+.1f} points for each doubling by a straight "
-            f"line, which would give {percent(min(straight, 1))} % with all {WHOLE} images of COVID-QU-Ex; "
-            f"{bending(x, y)}.{untold(points, measure)}"
-        )
     return [
-        f"`{recipe}`, on fewer films for the same number of steps:",
+        f"`{most['recipe']}`, on fewer films for the same number of steps, "
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds'} each.{beside}",
         "",
         *markdown.table(["films", "clean", "worst case"], rows),
         "",
-        *lines,
+        *_fitted(few, most),
         "",
-        f"From {int(points['trained_on'].iloc[-1])} films to {WHOLE} is "
-        f"{np.log2(WHOLE / points['trained_on'].iloc[-1]):.1f} doublings beyond what was tried, of films of other "
-        "sources, Val and Test among them: a guess, and wider than the two curves, which carry no interval.",
+        f"From {films} films to {WHOLE} is {np.log2(WHOLE / films):.1f} doublings beyond what was tried, of films of "
+        "other sources, Val and Test among them: a guess. The intervals are over groups of Test films; they hold "
+        "neither what other seeds would give nor which curve is right.",
     ]
 
 
-def untold(points: pd.DataFrame, measure: str) -> str:
-    """That the intervals of the fewest and of the most films overlap, where they do."""
-    ends = points[[f"{measure}_low", f"{measure}_high"]].iloc[[0, -1]]
-    apart = ends.iloc[:, 0].max() > ends.iloc[:, 1].min()
-    fewest = int(points["seeds"].min())
-    told = f"not paired; {'one seed' if fewest == 1 else f'{fewest} seeds'}"
-    return "" if apart else f" The intervals of the fewest and of the most films overlap ({told})."
-
-
-def bending(x: np.ndarray, y: np.ndarray) -> str:
-    """What a curve that levels off, ceiling - a / sqrt(films), would give."""
-
-    def levelling(films: np.ndarray, ceiling: float, fall: float) -> np.ndarray:
-        return ceiling - fall / np.sqrt(films)
-
-    (ceiling, fall), _ = curve_fit(levelling, x, y, p0=(y.max(), 1.0))
-    at = levelling(np.array([WHOLE]), ceiling, fall)[0]
-    end = f"never {'more' if fall > 0 else 'less'} than {percent(ceiling)}"
-    return f"by a curve that levels off as one over the root, {percent(at)} (and {end})"
-
-
-def recipes(tested: Sequence[Tested]) -> list[str]:
-    """The command of each row."""
+def _fitted(few: pd.Series, most: pd.Series) -> list[str]:
+    """What the curves say; nothing of points that were not measured together, from whose answers none was fitted."""
+    if pd.isna(most.get("gain_clean", np.nan)):
+        return ["No curve: these were not measured together."]
     return [
-        f"- `{name}`, {minutes(runs)} minutes on one shared core a run: `{command(runs[0].run.trained_by)}`"
-        for name, runs in by_row(tested).items()
-        if runs[0].run.recipe is not None
+        f"- {measure.replace('_', ' ').capitalize()}: {int(most['trained_on'])} films less {int(few['trained_on'])}, "
+        f"paired, {signed(most, f'gain_{measure}')} points; {signed(most, f'doubling_{measure}')} for each doubling by "
+        f"a straight line, which would give {between(most, f'whole_{measure}')} % with all {WHOLE} images of "
+        f"COVID-QU-Ex; by a curve that levels off as one over the root, {between(most, f'levelling_{measure}')}."
+        for measure in ("clean", "worst_case")
     ]
+
+
+def signed(row: pd.Series, measure: str) -> str:
+    """A difference with its interval, in points."""
+    value, low, high = (100 * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def recipes(tested: Sequence[Tested], whole: int) -> list[str]:
+    """The command of each row, and of each member of several; of fewer films than the `whole` it names their list."""
+    found = []
+    for name, runs in by_row(tested).items():
+        if runs[0].run.recipe is None:
+            continue
+        films, said = images_of(runs[0].run), command(runs[0].run.trained_by)
+        if films < whole:
+            said = said.replace("--data DATA", f"--data {LIST.format(films=films)}")
+        found.append(f"- `{name}`, {minutes(runs)} minutes on one shared core a run: `{said}`")
+    return found
+
+
+def lists(trained: Sequence[str], data: str) -> list[str]:
+    """How the lists of fewer films are made that commands name; nothing where none does."""
+    if not any(LIST.split("{")[0] in line for line in trained):
+        return []
+    said = LIST.format(films="N")
+    return [f"{said}: `python -m benchmarks.findings.ceiling --films N --data {data} --out DIR`.", ""]
 
 
 def minutes(runs: Sequence[Tested]) -> str:
