@@ -464,7 +464,7 @@ def test_proofs_rise_and_attacks_fall_towards_each_other(tmp_path: Path, monkeyp
     assert proofs.iloc[-1] <= attacked.iloc[-1] <= attacked.iloc[0]
     assert set(table["proved_and_attacked_harder"]) == {2}
     assert set(table["proved_and_broken"]) == {0}
-    assert f"| plain3-standard-s3 | {table['proved'].iloc[0]} | 2 | 0 | 65.8 |" in "\n".join(
+    assert f"| plain3-standard, 30 epochs, seed 3 | {table['proved'].iloc[0]} | 2 | 0 | 65.8 |" in "\n".join(
         between.page(table, "a", [])
     )
 
@@ -487,7 +487,9 @@ def test_a_proof_that_an_attack_takes_is_counted(tmp_path: Path, monkeypatch: py
     assert set(between.figures(run, data)["proved_and_broken"]) == {len(data)}, "worst-case took them before"
     monkeypatch.setattr(between, "_proved", lambda run, data, effort: np.zeros(len(data), dtype=bool))
     nothing = between.figures(run, data)
-    assert "| plain3-standard-s1 | 0 | 0 | 0 |  |" in "\n".join(between.page(nothing, "films", [])), "nothing proved"
+    assert "| plain3-standard, 30 epochs, seed 1 | 0 | 0 | 0 |  |" in "\n".join(between.page(nothing, "films", [])), (
+        "nothing proved"
+    )
 
 
 # --- kinds of films -------------------------------------------------------------------------------------------------

@@ -62,10 +62,10 @@ def main() -> None:
 
 
 def name_of(run: Run) -> str:
-    """Networks, training and seed."""
+    """Networks, training, epochs and seed."""
     made = run.trained_by
     together = f"{made.model.members} x " if made.model.members > 1 else ""
-    return f"{together}{made.model.name}-{made.defence.name}-s{made.seed}"
+    return f"{together}{made.model.name}-{made.defence.name}, {made.training.epochs} epochs, seed {made.seed}"
 
 
 def figures(run: Run, data: Dataset) -> pd.DataFrame:

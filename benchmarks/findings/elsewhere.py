@@ -301,7 +301,8 @@ def page(table: pd.DataFrame, data: str, external: str, opened: str, trained: Se
         "",
         "## What could not be tried",
         "",
-        f"Sampling balanced by hospital: {data} does not say which hospital a film is of.",
+        f"Sampling balanced by hospital (`training.balanced_by`): {data} does not say which hospital a film is of. "
+        f"Balanced by kinds of films, guessed by how they look: `elsewhere-val-kinds-{external}.md`.",
         "",
         "## How they were trained",
         "",
