@@ -90,6 +90,8 @@ def test_how_a_map_ranks_regions_by_cause_stands_beside_it(study: Path, tmp_path
     text = page.read_text(encoding="utf-8")
     run = json.loads((study / "study.json").read_text())["runs"][0]["run"]
     grad_cam = text[text.index("### Grad-CAM") :]
+    assert "Ranks regions by cause, of a sample" in text
+    assert "Ranks regions by cause" not in markdown.render(study_folder.read(study)), "nothing ranked"
     assert cells(grad_cam, run)["ranks regions by cause"] == "0.310 [0.200, 0.400], n 64"
     assert cells(grad_cam, "*brightness in the lungs*")["ranks regions by cause"] == "0.050"
     with figures.open(encoding="utf-8") as file:

@@ -99,6 +99,7 @@ def lines(kept: Path) -> Iterator[str]:
             "of all ways to hide them the one that leaves the most.",
             "",
             *markdown.localisation(runs),
+            *markdown.removed_lesions(runs),
         )
     yield from ("## The paper's order", "", _PAPER, "", *cost(kept, planned_runs.certain, plan))
 
@@ -108,6 +109,9 @@ def read(kept: Path, run: RunRecipe) -> Run:
     folder = kept / "runs" / run.name
     document = documents.read(RunDocument, folder / folders.METRICS_FILE)
     document.training = documents.read(TrainingDocument, folder / folders.TRAINING_FILE)
+    # By other fills and controls the runs that were tested first were asked otherwise than the rest.
+    alike = [each for each in document.lesions if (each.fill, each.control) == ("grey", "lung")]
+    document.lesions = [each.model_copy(update={"by_size": []}) for each in alike]
     return Run(document, folder, [])
 
 

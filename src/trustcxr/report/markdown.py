@@ -30,7 +30,19 @@ from trustcxr.results.folders import STUDY_FILE
 from trustcxr.results.tables import CLEAN
 
 OTHER_FILM = "lungs_on_another_film"
-__all__ = ["MEASURES", "Beyond", "compared", "decimal", "localisation", "percent", "render", "row", "table", "write"]
+__all__ = [
+    "MEASURES",
+    "Beyond",
+    "compared",
+    "decimal",
+    "localisation",
+    "percent",
+    "removed_lesions",
+    "render",
+    "row",
+    "table",
+    "write",
+]
 _REFIT = (
     "Epochs: those on the training images, in which validation chose the best one, + those of a training anew on "
     "training and validation images together, to the epoch chosen. What is tested is the latter; what is chosen or "

@@ -14,6 +14,10 @@ Beyond = Mapping[str, Sequence[BeyondControl]]  # by run
 MEASURES = (*AGAINST_MASKS, NULL_MAPS)
 BY_CAUSE = "ranked_by_cause"
 _NO_MAP = "no map (one cell)"
+_RANKED = (
+    " Ranks regions by cause, of a sample: the rank correlation, over parts of the lungs, of the map with what "
+    "removing each does to the answer; it is about the network and not about the disease."
+)
 _GAINED = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_ap", "lung_energy")
 
 
@@ -22,14 +26,15 @@ def localisation(runs: Sequence[Run]) -> Iterator[str]:
     methods = list(dict.fromkeys(method for run in runs for method in run.saliency_methods()))
     if not methods:
         return
+    parts = [part for run in runs for part in run.saliency_methods().values()]
+    told = _RANKED if any(_of(part, BY_CAUSE).value is not None for part in parts) else ""
     yield from ("## Saliency against the radiologists' masks", "")
     yield (
         "Images with an infection mask, the class of the label explained; means with 95 % intervals over patients or "
         "groups of images. Below each method what maps have that look at no model: chance of an even map, a Gaussian "
         "in the middle, the mask of the lungs as if it were the map; then, where measured, what each network's layer "
-        "shows without the answer, and what it has with random weights. Of energy given lung, the lungs' is the whole. "
-        "Ranks regions by cause, of a sample: the rank correlation, over parts of the lungs, of the map with what "
-        "removing each does to the answer; it is about the network and not about the disease."
+        "shows without the answer, and what it has with random weights. Of energy given lung, the lungs' is the whole."
+        + told
     )
     for method in methods:
         yield from ("", f"### {words.method(method)} (`{method}`)", "", *_of_method(runs, method))
