@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.findings import ceiling, claims, elsewhere, folds, lesions, liars, notes, withdrawn
+from benchmarks.findings import between, ceiling, claims, elsewhere, folds, lesions, liars, notes, withdrawn
 
 from trustcxr.report import markdown
 
@@ -136,6 +136,7 @@ def test_every_page_of_results_is_among_the_claims_or_only_lists() -> None:
     lists |= {"lungs-without-refit-covidqu-mini-comparisons.csv"}
     lists |= {"lesions-val-covidqu-midi.md", "lesions-val-later-covidqu-midi.md"}  # of validation, without a sentence
     lists |= {"lesions-val-smaller-covidqu-midi.md"}  # likewise
+    lists |= {"between-val-covidqu-midi.csv", "between-val-covidqu-midi.md"}  # a test below holds them together
     lists |= {"lesions-covidqu-midi.csv", "lesions-covidqu-midi.md"}  # a test below holds them together
     lists |= {"folds-covidqu-midi.md"}  # a test below holds it and its table together
     lists |= {"trials-ceiling-covidqu-midi.md"}  # of validation, without a sentence
@@ -184,6 +185,14 @@ def test_the_page_of_the_ceiling_says_what_its_table_says() -> None:
     means = table[table["seed"] == "mean"]
     assert means["seeds"].max() >= 3
     assert (means["n"] == 711).all()
+
+
+def test_the_page_between_proof_and_attack_says_what_its_table_says() -> None:
+    table = pd.read_csv(RESULTS / "between-val-covidqu-midi.csv")
+    page = (RESULTS / "between-val-covidqu-midi.md").read_text(encoding="utf-8")
+    assert "\n".join(between.page(table, "covidqu-midi", [])) in page
+    assert "\n".join(between.page(table.assign(share=table["share"] + 0.01), "covidqu-midi", [])) not in page
+    assert (table["proved_and_broken"] == 0).all(), "no attack took what is proved"
 
 
 def test_the_page_of_folds_says_what_its_table_says_and_what_test_gave() -> None:
