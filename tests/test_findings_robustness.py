@@ -455,7 +455,9 @@ def test_proofs_rise_and_attacks_fall_towards_each_other(tmp_path: Path, monkeyp
     monkeypatch.setattr(between, "TEN_TIMES", {"steps": 20, "queries": 100})
     monkeypatch.setattr(between, "EPSILON", 0.0006)
     monkeypatch.setattr(between, "SAMPLE", 2)
-    table = between.figures(run, data)
+    table = between.kept(replace(run, folder=tmp_path), data)
+    monkeypatch.setattr(between, "figures", lambda *_: pytest.fail("measured twice"))
+    pd.testing.assert_frame_equal(table, between.kept(replace(run, folder=tmp_path), data))
     shares = table.set_index("step")["share"]
     proofs, attacked = shares[list(between.PROOFS)], shares.drop(list(between.PROOFS))
     assert proofs.is_monotonic_increasing

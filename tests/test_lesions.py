@@ -516,6 +516,7 @@ def test_what_the_lesion_does_is_printed_beside_its_control() -> None:
         "lesion effect": "+0.180 (0.100 to 0.260)",
         "n": "1,200",
     }
+    assert len(removed[1]) == 2, "a transplant removes nothing"
     assert removed[1][1]["film"] == "PGD at 0.02"
     assert removed[1][1]["lesion effect"].startswith("−0.010")
     assert transplants[0].startswith("Probability of the donor's class for a healthy film")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.findings.seeds import balanced, between, command, percent
+from benchmarks.findings.seeds import balanced, between, command, of_weights, percent
 from trustcxr import attacks
 from trustcxr.about import NOTICE
 from trustcxr.certify.proofs import Effort
@@ -55,7 +55,7 @@ def main() -> None:
     if len(sizes := {run.size for run in runs}) > 1:
         raise UserError(f"all networks must be of one size, not of {sorted(sizes)} pixels")
     data = load_dataset(given.data, split=SPLIT, **runs[0].trained_by.data.reading())
-    table = pd.concat([figures(run, data) for run in runs], ignore_index=True)
+    table = pd.concat([kept(run, data) for run in runs], ignore_index=True)
     place = RESULTS / f"between-val-{given.data.name}.md"
     files.write_table(place.with_suffix(".csv"), table)
     place.write_text("\n".join(page(table, given.data.name, [trained(run) for run in runs])) + "\n", encoding="utf-8")
@@ -66,6 +66,14 @@ def name_of(run: Run) -> str:
     made = run.trained_by
     together = f"{made.model.members} x " if made.model.members > 1 else ""
     return f"{together}{made.model.name}-{made.defence.name}, {made.training.epochs} epochs, seed {made.seed}"
+
+
+def kept(run: Run, data: Dataset) -> pd.DataFrame:
+    """`figures` of a run, from its folder (and its weights) where they were measured before: they take long."""
+    place = of_weights(run, run.folder / f"between-{data.root.name}-{SPLIT}.csv")
+    if not place.is_file():
+        files.write_table(place, figures(run, data))
+    return files.read_table(place)
 
 
 def figures(run: Run, data: Dataset) -> pd.DataFrame:
