@@ -4,6 +4,10 @@ Zimmermann et al. 2022 ("Increasing confidence in adversarial robustness evaluat
 ball of radius epsilon are called clean and one of its corners adversarial, and a new last layer is fitted that tells
 them apart by the model's own features. All else of the model is as it was, its defences too. An attack that does not
 find its way to the adversarial side says nothing about the model.
+
+That holds where an attack can find its way on an honest model. So the last layer is the smoothest that tells the points
+apart: one that passes through each of them climbs and falls between them, and strong attacks end on a hill of it. And
+half of the clean points are corners too, of a smaller ball: else all corners would be told by how far out they lie.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +26,10 @@ from trustcxr.models.untouched import undisturbed
 
 _READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # where the features stand among the arguments
 _INSIDE = 0.9  # of the radius: how far points that are called clean lie out
+_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the points' mean square: the smoothest last layer comes first
+_APART = (
+    0.1  # how far apart scores must lie where clean is -1 and adversarial 1; of the last ridge any distance will do
+)
 _THRESHOLD = 0.7  # of the way from the highest clean score to the adversarial one
 ENOUGH = 0.95  # share of planted examples that an attack must find
 
@@ -216,7 +224,13 @@ def _fit(
 
     `points`: how many, and over how many draws their features are averaged.
     """
-    inside = _around(image[None], epsilon, points[0], random, corner=False)[0]
+    within = points[0] // 2
+    inside = torch.cat(
+        [
+            _around(image[None], epsilon, points[0] - within, random, corner=False)[0],
+            _around(image[None], _INSIDE * epsilon, within, random, corner=True)[0],
+        ]
+    )
     features = _features(model, place, torch.cat([image[None], inside, corner[None]]), points[1])
     centre = features[:-1].mean(0)
     apart = features - centre
@@ -224,13 +238,16 @@ def _fit(
     gram = (apart / scale) @ (apart / scale).T
     wanted = torch.full((len(features),), -1.0, dtype=torch.float64, device=features.device)
     wanted[-1] = 1.0
-    ridge = 1e-6 * torch.eye(len(features), dtype=torch.float64, device=features.device)
-    weights = (apart / scale).T @ torch.linalg.solve(gram + ridge, wanted) / scale
-    scores = apart @ weights
-    highest, planted = scores[:-1].max(), scores[-1]
-    if not planted > highest + 1e-6:
+    one = torch.eye(len(features), dtype=torch.float64, device=features.device)
+    for ridge in _RIDGES:
+        weights = (apart / scale).T @ torch.linalg.solve(gram + ridge * one, wanted) / scale
+        scores = apart @ weights
+        highest, planted = scores[:-1].max(), scores[-1]
+        if planted > highest + (_APART if ridge != _RIDGES[-1] else 1e-6):
+            break
+    else:
         return None
-    half = (planted - highest).clamp(min=1e-12) / 2
+    half = (planted - highest) / 2
     threshold = highest + _THRESHOLD * (planted - highest)
     weights, bias = weights / half, -(threshold + centre @ weights) / half
     return weights.float(), bias.float()
