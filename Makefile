@@ -26,9 +26,10 @@ quick: $(VENV)/.installed-dev
 	$(PYTEST) -n 0 --doctest-modules $(EXAMPLES)
 
 # In the order of slow_cases.FIRST: else the file with the longest test, which has few, would come last and run alone.
-# Four at once: these wait more.
+# Four at once: these wait more. A test that hangs ends after half an hour: the longest takes minutes, and on a slow
+# machine, beside three others on two cores, four times as many.
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -n 4 -m slow --no-loadscope-reorder
+	$(PYTEST) -n 4 -m slow -o timeout=1800 --no-loadscope-reorder
 
 # The documentation, into out/site; a warning is an error.
 site: $(VENV)/.installed-dev

@@ -9,7 +9,6 @@ from test_audit_formats import every_format_has_the_figures_of, robust
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_densenet121_has_the_figures_of_the_run_in_every_format(
     covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

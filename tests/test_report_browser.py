@@ -189,7 +189,6 @@ def test_in_print_nothing_is_cut_or_too_small(browser: Any, page: Path, tmp_path
     assert 0 < pages <= 18
 
 
-@pytest.mark.timeout(900)
 def test_the_page_of_the_papers_study_is_small_and_opens_at_once(browser: Any, tmp_path: Path) -> None:
     """21 networks, six of them trained again: below 8 MB, in chromium in less than 2 seconds of its processor time."""
     names = tuple(f"Network{place:02}" for place in range(21))

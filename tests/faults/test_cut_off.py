@@ -115,7 +115,6 @@ def test_what_is_half_written_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path, other: Path
 ) -> None:
@@ -124,7 +123,6 @@ def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_at_random_moments_studies_end_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path, other: Path
 ) -> None:
@@ -133,7 +131,6 @@ def test_killed_at_random_moments_studies_end_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("cut", [full, fills])
 def test_a_disk_that_fills_at_every_file_costs_nothing(
     cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path

@@ -47,7 +47,6 @@ def test_killed_after_a_batch_the_audit_goes_on_from_it(whole: dict[str, str], b
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_at_every_file_the_audit_ends_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +58,6 @@ def test_killed_at_every_file_the_audit_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_at_random_moments_audits_end_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:

@@ -46,7 +46,6 @@ def test_a_sample_of_the_fault_list_ends_well(artefacts: Artefacts) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_whole_fault_list_ends_well(artefacts: Artefacts) -> None:
     wrong = [(case, ended) for case in cases() if not (ended := run(case, artefacts)).good]
     assert not wrong, told(wrong)

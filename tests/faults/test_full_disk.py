@@ -134,7 +134,6 @@ def test_a_disk_that_fills_costs_a_line_and_nothing_else(cheap: Things, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_disk_that_fills_at_every_file_of_every_command(name: str, things: Things, tmp_path: Path) -> None:
     assert bool(refused_everywhere(things, name, tmp_path)) == (name not in WRITE_NOTHING)
