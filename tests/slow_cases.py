@@ -107,26 +107,27 @@ KEPT = (
 )
 # Files below tests/ whose slow tests take minutes, dearest first.
 FIRST = (
-    "test_audit_densenet.py",
-    "faults/test_faults.py",
     "faults/test_cut_off_audit.py",
     "test_audit_liars.py",
     "test_audit_formats.py",
-    "test_engines_cluster.py",
     "faults/test_cut_off.py",
+    "faults/test_faults.py",
     "faults/test_full_disk.py",
+    "test_engines_cluster.py",
     "test_docs.py",
-    "test_duplicates.py",
     "test_cam.py",
+    "test_audit_densenet.py",
     "test_certify_proofs.py",
-    "test_report_browser.py",
     "test_cards.py",
+    "test_guidance.py",
     "test_audit_elsewhere.py",
-    "test_audit.py",
-    "test_serve_page.py",
+    "test_study.py",
     "test_serve_hostile.py",
-    "test_predict.py",
+    "test_report_browser.py",
     "test_verify.py",
+    "test_duplicates.py",
+    "test_audit.py",
+    "test_predict.py",
 )
 
 

@@ -13,6 +13,7 @@ Printed: a row a format, with the largest difference from the run. What an earli
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -138,8 +139,13 @@ def first_images(data: Path, out: Path, run: Run, count: int | None, *, split: s
     return out
 
 
-def rows(run: Path, data: Path, out: Path, *, split: str | None = None) -> list[tuple[str, AuditDocument]]:
-    """Of the run itself and of each format: name, audit. What an earlier start left in `out` is gone on with."""
+def rows(
+    run: Path, data: Path, out: Path, *, split: str | None = None, only: Sequence[str] | None = None
+) -> list[tuple[str, AuditDocument]]:
+    """Of the run itself and of each format, or of `only` these: name, audit.
+
+    What an earlier start left in `out` is gone on with.
+    """
     os.environ[NAMED] = str(run.resolve())
     models = {"the run": run} | written(load_run(run, on="cpu"), out / "models")
     return [
@@ -155,6 +161,7 @@ def rows(run: Path, data: Path, out: Path, *, split: str | None = None) -> list[
             ),
         )
         for name, model in models.items()
+        if only is None or name in only
     ]
 
 
