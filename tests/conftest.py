@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep decoded images of the tests out of the user's cache; one cache a test session."""
-    base = tmp_path_factory.getbasetemp() / "trustcxr-cache"
-    monkeypatch.setenv("TRUSTCXR_CACHE", str(base))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep decoded images of the tests out of the user's cache; one cache a test session, for all that it shares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUSTCXR_CACHE", str(tmp_path_factory.getbasetemp() / "trustcxr-cache"))
+        yield
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ FORMATS = [
     "of 0 to 255",
     "weights",
 ]
-GRAPHS = FORMATS[:4]  # in which a large network is told as a graph; the others are the same whatever the network
+GRAPHS = FORMATS[:4]  # the run, and as a graph; what the others wrap around a network is the same whatever its size
 
 
 def robust(network: str, data: Path, folder: Path) -> Path:
@@ -55,7 +55,10 @@ def robust(network: str, data: Path, folder: Path) -> Path:
 def formats_have_the_figures_of(
     own_run: Path, data: Path, folder: Path, *, count: int, only: Sequence[str] = FORMATS
 ) -> None:
-    """The audits of a run in each format, on the first films of each class of validation, hold together."""
+    """The audits of a run in each format, on the first films of each class of validation, hold together.
+
+    One film may tip at rounding under attack, and of so few that is much: points are told in results/audit-formats-*.
+    """
     films = benchmark.first_images(data, folder / "films", load_run(own_run, on="cpu"), count, split="Val")
     found = benchmark.rows(own_run, films, folder / "out", only=only)
     assert [name for name, _ in found] == list(only)
@@ -64,7 +67,7 @@ def formats_have_the_figures_of(
     assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= own.keys()
     assert all(benchmark.figures(other).keys() == own.keys() for _, other in found)
     assert 0 < own["worst-case 0.02"] < own["clean"]
-    one_film = 1 / (found[0][1].clean.n or 1)  # may tip at rounding; of 201 it is half a point: results/audit-formats-*
+    one_film = 1 / (found[0][1].clean.n or 1)
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
         assert attacked <= one_film + 1e-9, name

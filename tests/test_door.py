@@ -13,8 +13,10 @@ from benchmarks.liars import LIARS
 from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
+from trustcxr import models
 from trustcxr.attacks.stand_ins import Attackable
 from trustcxr.errors import UserError
+from trustcxr.evaluation import active_test as active_test_
 from trustcxr.evaluation.active_test import active_test
 from trustcxr.evaluation.door import Check, Door, black_box_check, check_kind, examine_at_the_door
 from trustcxr.models.adapters import load
@@ -318,6 +320,37 @@ def test_the_attack_finds_what_is_planted_in_an_honest_network_and_random_corner
     assert planted is not None
     assert (planted.count, planted.found) == (6, 1.0)
     assert planted.by_chance < 0.3
+
+
+def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(films: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(1)
+    net = models.build("plain3", classes=3).eval()
+    images = nn.functional.interpolate(films[0][:16], size=(32, 32), mode="bilinear")
+    planted = active_test(net, images, epsilon=0.02)
+    assert planted is not None
+    assert (planted.count, planted.found, planted.by_chance) == (16, 1.0, 0.0)
+
+
+class CornerSeen(nn.Module):
+    """Of a film of four pixels features tell nothing, but for one that is `apart` for the corner of ones alone."""
+
+    def __init__(self, apart: float) -> None:
+        super().__init__()
+        self.apart = apart
+
+    def forward(self, images: Tensor) -> Tensor:
+        there = (images == 1).all(dim=3).all(dim=2).all(dim=1).float()
+        noise = (1e4 * images).flatten(1).sin()
+        return nn.functional.linear(torch.cat([noise, self.apart * there[:, None]], 1), torch.eye(3, 5))
+
+
+@pytest.mark.parametrize(("apart", "told"), [(0.0, False), (0.01, True), (10.0, True)])
+def test_a_closer_layer_tells_what_the_smoothest_does_not_and_none_what_is_alike(apart: float, told: bool) -> None:
+    film, corner = torch.full((1, 2, 2), 0.99), torch.ones(1, 2, 2)
+    fitted = active_test_._fit(
+        CornerSeen(apart), active_test_._Place(0, 0), film, corner, 0.01, (40, 1), torch.Generator().manual_seed(0)
+    )
+    assert (fitted is not None) == told
 
 
 @pytest.mark.parametrize("name", [None, "3 bits", "jpeg"])

@@ -148,6 +148,8 @@ def rows(
     """
     os.environ[NAMED] = str(run.resolve())
     models = {"the run": run} | written(load_run(run, on="cpu"), out / "models")
+    if unknown := set(only or ()) - models.keys():
+        raise ValueError(f"{', '.join(sorted(unknown))}: no format of {', '.join(models)}")
     return [
         (
             name,

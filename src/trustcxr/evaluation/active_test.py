@@ -5,9 +5,10 @@ ball of radius epsilon are called clean and one of its corners adversarial, and 
 them apart by the model's own features. All else of the model is as it was, its defences too. An attack that does not
 find its way to the adversarial side says nothing about the model.
 
-That holds where an attack can find its way on an honest model. So the last layer is the smoothest that tells the points
-apart: one that passes through each of them climbs and falls between them, and strong attacks end on a hill of it. And
-half of the clean points are corners too, of a smaller ball: else all corners would be told by how far out they lie.
+That holds where an attack can find its way on an honest model. So the last layer is the smoothest of a few that tells
+the points clearly apart: one that passes through each of them climbs and falls between them, and strong attacks end on
+a hill of it. And half of the clean points are corners too, of a smaller ball: else some corners that nobody planted are
+told as adversarial, by how far out they lie.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +27,8 @@ from trustcxr.models.untouched import undisturbed
 
 _READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # where the features stand among the arguments
 _INSIDE = 0.9  # of the radius: how far points that are called clean lie out
-_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the points' mean square: the smoothest last layer comes first
-_APART = (
-    0.1  # how far apart scores must lie where clean is -1 and adversarial 1; of the last ridge any distance will do
-)
+_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the points' mean distance, squared: the smoothest comes first
+_APART = 0.1  # of the planted score above the highest clean one, to be 1 and 0; of the last ridge 1e-6 will do
 _THRESHOLD = 0.7  # of the way from the highest clean score to the adversarial one
 ENOUGH = 0.95  # share of planted examples that an attack must find
 
@@ -236,7 +235,7 @@ def _fit(
     apart = features - centre
     scale = apart.norm(dim=1).mean().clamp(min=1e-12)
     gram = (apart / scale) @ (apart / scale).T
-    wanted = torch.full((len(features),), -1.0, dtype=torch.float64, device=features.device)
+    wanted = torch.zeros(len(features), dtype=torch.float64, device=features.device)
     wanted[-1] = 1.0
     one = torch.eye(len(features), dtype=torch.float64, device=features.device)
     for ridge in _RIDGES:

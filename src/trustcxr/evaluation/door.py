@@ -340,7 +340,11 @@ def counted_gradients() -> Iterator[list[str]]:
 
 def _planted(found: Planted | None) -> Check:
     if found is None:
-        return Check("active test", None, "no adversarial example could be planted: no linear last layer is seen")
+        return Check(
+            "active test",
+            None,
+            "no adversarial example could be planted: no linear last layer is seen, or none that tells one",
+        )
     text = (
         f"of {found.count} adversarial examples that were planted the attack found {found.found:.0%}, random tries "
         f"{found.by_chance:.0%}"
