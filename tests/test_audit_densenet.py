@@ -15,4 +15,4 @@ def test_a_densenet121_has_the_figures_of_the_run_in_every_format_of_a_graph(
     """As TorchScript its graph is kept from the attacks, and once ended the audit in the middle."""
     monkeypatch.setenv(benchmark.NAMED, "")
     own = robust("densenet121", covidqu, tmp_path / "run")
-    formats_have_the_figures_of(own, covidqu, tmp_path, count=3, only=GRAPHS)
+    formats_have_the_figures_of(own, covidqu, tmp_path, count=4, only=GRAPHS)

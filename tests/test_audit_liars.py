@@ -10,7 +10,7 @@ from benchmarks.liars import LIARS
 from test_cli import run
 from trustcxr.evaluation.run import load_run
 
-EACH = 12  # films of a class: of 36 films three points are one
+EACH = 20  # films of a class: of 60 films three points are one
 
 
 @pytest.mark.slow
