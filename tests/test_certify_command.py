@@ -1,11 +1,14 @@
 """`train --defence ibp` and `certify` from the command line, on synthetic films."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from trustcxr import load_run
@@ -14,7 +17,7 @@ from trustcxr.cli import app
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
-from trustcxr.results import files
+from trustcxr.results import files, folders
 from trustcxr.results.documents import CertifiedResult
 from trustcxr.study import run_folder
 
@@ -74,8 +77,52 @@ def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Pa
     document, _ = run_folder.certify(run, films, epsilons=[0.005])
     assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.005, 0.01]
     assert [e for e in document["certified"] if e["epsilon"] != 0.005] == [CertifiedResult(**e) for e in before]
+    assert ("worst-case", 0.005) in {(row.attack, row.epsilon) for row in document.attacks}
     again, _ = run_folder.evaluate(run, films, attacks=["fgsm"])
     assert again.certified == document.certified
+
+
+def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
+    run: Path, films: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("metrics.json", "predictions.parquet", "certified.parquet"):
+        (other / name).unlink()
+    run_folder.evaluate(other, films)
+    done = RUNNER.invoke(app, ["certify", str(other), "--data", str(films), "--epsilon", "0.02"])
+    assert done.exit_code == 0, done.output
+    document = files.read_json(other / "metrics.json")
+    attacked = {(a["attack"], a["epsilon"]): a["accuracy"] for a in document["attacks"]}
+    (entry,) = document["certified"]
+    assert entry["accuracy"] <= attacked["worst-case", 0.02]
+    assert set(attacked) >= {("fgsm", 0.02), ("pgd", 0.02)}, "what was measured before stays"
+    before = (other / "predictions.parquet").read_bytes()
+    run_folder.certify(other, films, epsilons=[0.02])
+    assert (other / "predictions.parquet").read_bytes() == before, "attacked once"
+
+
+def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path, tmp_path: Path) -> None:
+    """A network that gives one answer is proved on a third of the films, whatever is done to them."""
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("metrics.json", "predictions.parquet", "certified.parquet"):
+        (other / name).unlink()
+    weights = load_file(other / "model.safetensors")
+    last = [name for name in weights if name.endswith("bias")][-1]
+    weights[last] = weights[last] + torch.tensor([0.0, 0.0, 1000.0])
+    save_file(weights, other / "model.safetensors")
+    content = files.read_yaml(other / "run.yaml")
+    content["checksums"] = folders.checksums(other, content["classes"])
+    files.write_yaml(other / "run.yaml", content)
+    done = RUNNER.invoke(app, ["certify", str(other), "--data", str(films), "--epsilon", "0.01"])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "ALARM" in said
+    assert all(alarm["text"] in said for alarm in files.read_json(other / "metrics.json")["alarms"])
+
+
+def test_a_radius_of_nothing_is_refused(run: Path, films: Path) -> None:
+    with pytest.raises(UserError, match="epsilon 0: no pixel may change"):
+        run_folder.certify(run, films, epsilons=[0.01, 0.0])
 
 
 def test_the_document_can_be_printed_as_json(run: Path, films: Path) -> None:
@@ -110,8 +157,6 @@ def test_what_is_proved_has_intervals() -> None:
 
 
 def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
-    import torch
-
     from trustcxr.certify import contract, ibp
 
     model, images = load_run(run).model, torch.rand(3, 1, 32, 32)

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from test_study import tiny
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
+from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import EvaluationRecipe
@@ -86,6 +87,26 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
     for name in ("saliency.parquet", "lesions.parquet", "metrics.json"):
         (fresh / RUN / name).unlink()
     assert not differing(again(fresh, other)["runs"][0]["saliency"], after["saliency"])
+
+
+def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_takes_nothing_away(
+    study: Path, films: Path, tmp_path: Path
+) -> None:
+    first, run = files.read_json(study / "study.json")["runs"], study / RUN
+    quick = {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sample": 2}
+    healthy = Path(shutil.copytree(films, tmp_path / "healthy", ignore=shutil.ignore_patterns("Infection *")))
+    bare = Path(shutil.copytree(healthy, tmp_path / "bare", ignore=shutil.ignore_patterns("*masks")))
+    assert files.read_json(run / "metrics.json")["lesions"]
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="no infection or lung masks here"):
+        explain(run, bare, **quick)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    explain(run, healthy, **quick)
+    after = files.read_json(run / "metrics.json")
+    assert not (run / "lesions.parquet").exists()
+    assert not after.get("lesions"), "no film of these has a lesion"
+    assert after["saliency"]["gradcam@-3"]["infection_energy"] is None
+    assert differing(again(study, films)["runs"], first) == [], "the masks are back"
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,19 @@ from safetensors.numpy import save_file
 from small_runs import recipe as run_recipe
 from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
+from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
-from trustcxr.study import mending, preflight
+from trustcxr.study import mending, preflight, run_folder
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
+GUIDED = {"guidance": 1.0, "guidance_on": "cam", "guidance_layer": -9}
 
 
 def study(**keys: Any) -> StudyRecipe:
@@ -42,11 +45,31 @@ def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
         ({"models": [NETWORK | {"weights": "imagnet"}]}, "no such file 'imagnet'; did you mean imagenet"),
         ({"defences": ["fgms"]}, "did you mean fgsm"),
         ({"defences": ["ibp"]}, "test_resnet-ibp-s0: .*cannot be bounded"),
+        ({"training": GUIDED}, "test_resnet-guided-standard-s0: training.guidance_layer: unknown layer -9: valid: -1"),
     ],
 )
 def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         preflight.recipe(study(**keys), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (GUIDED, "training.guidance_layer: unknown layer -9"),
+        ({"counterfactuals": 0.3, "healthy": "Nrmal"}, "unknown healthy class .* did you mean Normal"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
+    tmp_path: Path, training: dict[str, Any], said: str
+) -> None:
+    films, out = writing.write(tmp_path / "films", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
+    wrong, right = ({"training": {"epochs": 1, "batch_size": 6} | keys} for keys in (training, {}))
+    keys = {"model": NETWORK, "data": {"size": 32}}
+    with pytest.raises(UserError, match=said):
+        run_folder.train(validate(RunRecipe, keys | wrong, "x"), films, out)
+    run_folder.train(validate(RunRecipe, keys | right, "x"), films, out)
+    assert (out / "training.json").is_file()
 
 
 def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> None:

@@ -220,7 +220,10 @@ def certify(
         return print_json(document)
     count = document.certified[0].n
     report.print_rows(f"{document.run} on {document.split} ({count} images): proved", certified_rows(document))
-    print(f"From proof to attack: {BAR}\nwritten to {folder}\n{NOTICE}")
+    print(f"From proof to attack: {BAR}")
+    for alarm in document.alarms:
+        print(f"ALARM: {alarm.text}")
+    print(f"written to {folder}\n{NOTICE}")
     return None
 
 

@@ -160,6 +160,11 @@ class TrainingRecipe(Strict):
         """Whether training looks at lesion masks."""
         return self.guidance > 0 or self.counterfactuals > 0
 
+    @property
+    def guides_a_layer(self) -> bool:
+        """Whether the map of a layer is held to lesion masks."""
+        return self.guidance > 0 and self.guidance_on == "cam"
+
 
 # A part of a run's folder's name.
 Label = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,39})?$")]

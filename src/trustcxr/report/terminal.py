@@ -235,6 +235,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
                 "epsilon": f"{entry.epsilon:g}",
                 "certified": with_interval(entry.accuracy),
                 "balanced": percent(entry.balanced_accuracy.value),
+                "clean": with_interval(run.clean.accuracy),
                 "lowest under attack": with_interval(lowest.accuracy) if attacked else "",
                 "attack": words.attack(lowest.attack) if attacked else "",
                 "from proof to attack": "" if proved is None else bar(proved, lowest.accuracy.value, clean or proved),

@@ -2,12 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trustcxr.evaluation import certified
+from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions, summary, verdicts
 from trustcxr.explain.scores import rows_of
-from trustcxr.results import files, folders
+from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import RunDocument
+from trustcxr.study import films as tested
+from trustcxr.study import made
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
 
 
 def describe(
@@ -31,5 +38,17 @@ def describe(
         document.saliency = summary.summarise(table, images=images, resamples=resamples)
         document.alarms = [alarm for alarm in document.alarms if alarm.kind != verdicts.SURVIVES]
         document.alarms += verdicts.alarms(document.saliency)
-    if (path := place / folders.LESIONS_FILE).is_file():
-        document.lesions = lesions.described(files.read_table(path), resamples=resamples)
+    path = place / folders.LESIONS_FILE
+    document.lesions = lesions.described(files.read_table(path), resamples=resamples) if path.is_file() else []
+
+
+def told_again(run: Run, films: "Dataset", place: Path) -> RunDocument:
+    """metrics.json of films that were tested before, with what the tables in `place` say now."""
+    tested.say_notes(run, films)
+    path, resamples = place / folders.METRICS_FILE, made.resamples_of(place)
+    document = documents.read(RunDocument, path)
+    document.notes = tested.notes(run, films)
+    describe(document, place, images=len(films), resamples=resamples)
+    files.write_json(path, document)
+    made.note_metrics(place, document, resamples)
+    return document

@@ -41,18 +41,23 @@ def measure(
     path, mean_mask = place / folders.SALIENCY_FILE, _mean_mask(train, films)
     held_against, asked = made.masks(films), made.saliency(options, tuned=tuned, mean_mask=mean_mask)
     known, wanted = made.of(place, path.name), asked | held_against
-    if path.is_file() and made.otherwise(known, held_against):
-        say(f"{path}: was held against other masks: made again")
-        path.unlink()
-        known = {}
+    stale = path.is_file() and made.otherwise(known, held_against)
+    if stale:
+        scores.annotated(films)  # where nothing can be measured, what is there stays
+        say(f"{path}: was held against other masks: made again, of what is asked for now")
     there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
     if not (once and there and not made.otherwise(known, wanted)):
         batches = scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask)
-        files.write_batches(path, summary.with_before(batches, path, scores.with_random(options.methods)))
-        made.note(place, path.name, known | wanted)
+        names = scores.with_random(options.methods)
+        files.write_batches(path, batches if stale else summary.with_before(batches, path, names))
+        made.note(place, path.name, wanted if stale else known | wanted)
     path, wanted = place / folders.LESIONS_FILE, held_against | made.lesions(options)
-    same = path.is_file() and not made.otherwise(made.of(place, path.name), wanted)
-    if not (once and same) and len(lesions.with_lesions(films)):
+    known = made.of(place, path.name) if path.is_file() else {}
+    if not len(lesions.with_lesions(films)):
+        if made.otherwise(known, held_against):
+            say(f"{path}: was of other masks, and these have no lesion: taken away")
+            path.unlink()
+    elif not (once and path.is_file() and not made.otherwise(known, wanted)):
         epsilon = 0.0 if left_out.attacks else options.epsilon
         files.write_table(path, lesions.of_run(run, films, sample=options.sample, epsilon=epsilon))
         made.note(place, path.name, wanted)

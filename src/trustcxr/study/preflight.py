@@ -19,6 +19,8 @@ from trustcxr.results import folders
 from trustcxr.training.cards import Cards
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trustcxr.data.dataset import Dataset
 
 
@@ -33,8 +35,8 @@ def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
         _network(model, study.data.size, trained=_trained(study, model, folder))
         for run in _ways(study, model):
             _layers(run, study.explanation.methods)
-            if run.defence.certifies:
-                _can_be_bounded(run)
+            if run.defence.certifies or run.training.guides_a_layer:
+                _learns(run)
 
 
 def names(study: StudyRecipe, folder: Path | None) -> None:
@@ -94,12 +96,25 @@ def _weights_are_there(model: ModelRecipe) -> None:
         raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {near}or choose imagenet or none")
 
 
-def _can_be_bounded(one: RunRecipe) -> None:
+def learns(one: RunRecipe, model: "nn.Module") -> None:
+    """UserError where a network has not what its training works on: layers with bounds, one whose map is guided."""
     from trustcxr.certify import contract
+    from trustcxr.models.feature_maps import find_layer
+
+    if one.defence.certifies:
+        contract.layers(model)
+    if one.training.guides_a_layer:
+        try:
+            find_layer(model, one.training.guidance_layer)
+        except UserError as problem:
+            raise UserError(f"training.guidance_layer: {problem}") from None
+
+
+def _learns(one: RunRecipe) -> None:
     from trustcxr.models import factory
 
     try:
-        contract.layers(factory.build(one.model.name, classes=2, **one.network_options()))
+        learns(one, factory.build(one.model.name, classes=2, **one.network_options()))
     except UserError as problem:
         raise UserError(f"{one.name}: {problem}") from None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from trustcxr.catalogue import HEADLINE_ATTACKS, USUAL_ATTACKS
+from trustcxr.catalogue import HEADLINE_ATTACKS, USUAL_ATTACKS, WORST_CASE
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
@@ -238,8 +238,7 @@ def train(
     done = mending.untrained(folder) is None
     if not done:
         model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
-        if run.defence.certifies:
-            contract.layers(model)
+        preflight.learns(run, model)
     names = run.data.splits
     parts = [
         load_dataset(data, split, every=split == names.train, **run.data.reading())
@@ -295,7 +294,14 @@ def evaluate(
 
 
 def _test(
-    run: Run, given: Source, films: "Dataset", place: Path, options: EvaluationRecipe, *, shortcuts: bool = False
+    run: Run,
+    given: Source,
+    films: "Dataset",
+    place: Path,
+    options: EvaluationRecipe,
+    *,
+    shortcuts: bool = False,
+    resamples: int = made.RESAMPLES,
 ) -> RunDocument:
     """Test and describe; metrics.json."""
     tested.say_notes(run, films)
@@ -303,7 +309,7 @@ def _test(
     steps = _steps(run, place)
     steps.test(films, options)
     val = tested.validation_of(run, given, "calibration is not measured") if _own(run, films, place) else None
-    return steps.describe(films, validation=steps.validation(films, val), planted=planted)
+    return steps.describe(films, validation=steps.validation(films, val), planted=planted, resamples=resamples)
 
 
 def certify(
@@ -318,29 +324,31 @@ def certify(
 ) -> tuple[RunDocument, Path]:
     """Prove which answers of a run cannot change within epsilon: certified.parquet, and `certified` in metrics.json.
 
-    Other epsilons that were certified there before are kept. Where the run was not evaluated on these images yet, that
-    is done first, the worst case of several attacks at each epsilon too, so that what attacks leave stands beside.
-    Raises UserError, naming the layer, where the model cannot be bounded.
+    Other epsilons that were certified there before are kept. Beside each stands what attacks leave: where the run was
+    not evaluated on these images yet, or not by the worst case of several attacks at each epsilon, that is done too.
+    Raises UserError, naming the layer, where the model cannot be bounded, and for an epsilon of 0.
     """
     from trustcxr.attacks.contract import check_epsilon
 
     radii = [check_epsilon(epsilon) for epsilon in dict.fromkeys(epsilons or certified.EPSILONS)]
+    if 0 in radii:
+        raise UserError("epsilon 0: no pixel may change, so there is nothing to prove; give one above 0")
     run, given = load_run(folder), Source(data, split, labels, listing)
     contract.layers(run.model)  # what cannot be bounded is said before the images are read
     films = tested.load(run, given)
     place = tested.place_of(run, films)
     with holding(folder):
-        tested.say_notes(run, films)
         resamples = made.resamples_of(place)
-        table = _steps(run, place).prove(films, radii, effort=effort)
-        if not (place / folders.METRICS_FILE).is_file():
-            options = EvaluationRecipe(attacks=evaluation.conditions(HEADLINE_ATTACKS, radii))
-            return _test(run, given, films, place, options), place
-        document = documents.read(RunDocument, place / folders.METRICS_FILE)
-        document.certified = certified.describe(table, resamples=resamples)
-        files.write_json(place / folders.METRICS_FILE, document)
-        made.note_metrics(place, document, resamples)
-        return document, place
+        _steps(run, place).prove(films, radii, effort=effort)
+        before = documents.read_if_there(RunDocument, place / folders.METRICS_FILE)
+        attacked = [] if before is None else [row.epsilon for row in before.attacks if row.attack == WORST_CASE]
+        if left := [epsilon for epsilon in radii if epsilon not in attacked]:
+            names = HEADLINE_ATTACKS if before is None else (WORST_CASE,)
+            radii_left = ", ".join(f"{epsilon:g}" for epsilon in left)
+            say(f"{run.name}: not attacked here yet by {WORST_CASE} at epsilon {radii_left}: that is done now")
+            options = EvaluationRecipe(attacks=evaluation.conditions(names, left))
+            return _test(run, given, films, place, options, resamples=resamples), place
+        return beside.told_again(run, films, place), place
 
 
 def explain(
@@ -370,17 +378,9 @@ def explain(
         val = tested.validation_of(run, given, "no threshold is tuned") if own else None
         steps = _steps(run, place)
         steps.explain(films, wanted, val, train=tested.training_of(run, given, films))
-        metrics_file = place / folders.METRICS_FILE
-        if not metrics_file.is_file():
+        if not (place / folders.METRICS_FILE).is_file():
             return _test(run, given, films, place, EvaluationRecipe()), place
-        tested.say_notes(run, films)
-        document = documents.read(RunDocument, metrics_file)
-        document.notes = tested.notes(run, films)
-        resamples = made.resamples_of(place)
-        beside.describe(document, place, images=len(films), resamples=resamples)
-        files.write_json(metrics_file, document)
-        made.note_metrics(place, document, resamples)
-        return document, place
+        return beside.told_again(run, films, place), place
 
 
 def _steps(run: Run, place: Path) -> RunFolder:

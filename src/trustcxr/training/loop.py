@@ -108,6 +108,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     before = checkpoint.read(folder)
     # Films that lack what the recipe learns from are refused before anything is written.
     sources_of(train, recipe.training.balanced_by)
+    _healthy(train, recipe)
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
     if monitor.cards.rank == 0:
