@@ -107,6 +107,34 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert SURVIVES in text
 
 
+def over(value: float, control: str) -> dict[str, Any]:
+    ends = [value - 0.02, value + 0.02]
+    return {"measure": "infection_energy", "control": control, "difference": value, "difference_ci": ends}
+
+
+def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere(study: Path) -> None:
+    path = study / "study.json"
+    document = json.loads(path.read_text())
+    for run in document["runs"]:
+        part = run["saliency"]["gradcam"]
+        part |= {"infection_energy": 0.3, "beyond": [over(-0.041, "brightness_as_sharp")]}
+        part["over_controls"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
+        (study / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
+    path.write_text(json.dumps(document))
+    found = study_folder.read(study)
+    table = saliency.over_controls(found.runs)
+    assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
+    assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
+    assert "What each map has over every control" in report.write(study).read_text(encoding="utf-8")
+    text = "\n".join(markdown.localisation(found.runs))
+    assert "| +0.123 [+0.103, +0.143] | -0.041 [-0.061, -0.021] |" in text
+    kept = {row[5]: row[6:9] for row in figures(found.runs)}
+    assert kept["infection_energy_less_brightness_as_sharp"] == (-0.041, *over(-0.041, "")["difference_ci"])
+    shown = terminal.saliency_rows(found.runs[0].saliency_methods()["gradcam"])
+    (row,) = (row for row in shown if row["measure"] == "infection energy")
+    assert row["less its closest control"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
+
+
 def test_the_terminal_says_it() -> None:
     lines = terminal.saliency_remarks(SaliencyDocument.model_validate(said(False)))
     assert lines == [

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
-from trustcxr.catalogue import HIT_RATE, REFERENCES
+from trustcxr.catalogue import HIT_RATE, REFERENCES, TOLD_OF_MAPS
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films
@@ -20,6 +20,7 @@ from trustcxr.data.phantom import anatomy, writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import examples, faithfulness, lesions, measures, methods, randomisation, scores, stability
+from trustcxr.explain.references import SHARPENED
 from trustcxr.explain.summary import summarise
 from trustcxr.models import factory, feature_maps, zoo
 from trustcxr.recipes.run import RunRecipe
@@ -345,6 +346,19 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
         assert least["control"] == min(gaps, key=gaps.__getitem__)
         low, high = least["difference_ci"]
         assert low <= least["difference"] <= high
+    over = {(lead.measure, lead.control): lead.difference for lead in part.over_controls}
+    rows = clean[clean["measure"] == "infection_energy"]
+    beside = [name for name in (*REFERENCES, *SHARPENED) if name != "randomised" and rows[name].notna().any()]
+    gaps = {name: rows["value"] - rows[name] for name in beside}
+    assert {control for measure, control in over if measure == "infection_energy"} == set(gaps)
+    assert {measure for measure, _ in over} == {*TOLD_OF_MAPS} - ({HIT_RATE} if part.withheld else set())
+    for control, gap in gaps.items():
+        found = over["infection_energy", control]
+        assert found.value == pytest.approx(gap.mean())
+        low, high = found.interval
+        assert low <= found.value <= high
+        # Of one image a group the bootstrap's interval is about the normal one of paired differences.
+        assert high - low == pytest.approx(2 * 1.96 * gap.std() / np.sqrt(gap.notna().sum()), rel=0.4)
     right = clean[(clean["measure"] == "infection_energy") & (clean["predicted"] == clean["class"])]
     assert part["correct"]["n"] == len(right)
     assert part["correct"].get("infection_energy", np.nan) == pytest.approx(right["value"].mean(), nan_ok=True)

@@ -71,6 +71,8 @@ def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_
         "certified": [{"epsilon": 0.01, "proved": 0.1, "proved_ci": [0.0, 0.2], "accuracy_ci": [0.0, 0.2]}],
         "saliency": {"layercam@stages.1": {"infection_energy": 0.2, "infection_energy_activation": 0.15}},
     }
+    lead = {"measure": "infection_energy", "control": "chance", "difference": 0.1}
+    now["saliency"]["layercam@stages.1"]["over_controls"] = [lead]
     now["attacks"][0]["ece_ci"] = [0.0, 0.2]
     before = {
         name: [{k: v for k, v in row.items() if k[-3:] != "_ci"} for row in rows]
@@ -87,7 +89,9 @@ def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_
     assert differing(before) == {"certified[0.01].accuracy_ci"}
     before["attacks"][0]["success_rate_ci"] = [0.3, 0.6]
     before["saliency"]["layercam@stages.1"]["infection_energy_activation"] = 0.3
+    before["saliency"]["layercam@stages.1"]["over_controls"] = [lead | {"difference": 0.2}]
     changed = {"attacks[pgd 0.02].success_rate_ci[0]", "saliency.layercam@stages.1.infection_energy_activation"}
+    changed.add("saliency.layercam@stages.1.over_controls[infection_energy chance].difference")
     assert differing(before) == {"certified[0.01].accuracy_ci", *changed}
 
 

@@ -17,6 +17,7 @@ from trustcxr.catalogue import (
     ONE_CELL,
     RANDOMISED,
     REFERENCES,
+    TOLD_OF_MAPS,
     Method,
 )
 from trustcxr.explain import verdicts
@@ -68,21 +69,21 @@ class Summary:
             found[name] = Figure(value=means[0], ci=ends, **kept)
         return found
 
-    def beyond(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
-        """Of each measure against masks, what the map has over the control that comes closest, on the same images."""
+    def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
+        """Of each measure against masks, what the map has over each control that is known, on the same images."""
         found = []
         for measure, groups, values in _by_measure(rows[rows["measure"].isin(AGAINST_MASKS)], controls):
             bootstrap, own = self._over(groups), values.pop("value")
             known = {name: column for name, column in values.items() if not np.isnan(column).all()}
             spread = known.pop(SPREAD, np.zeros(1))
-            over = {name: bootstrap.means(own - column) for name, column in known.items()}
-            if over:
-                closest = min(over, key=lambda name: float(over[name][0]))
-                ends = interval(over[closest])
-                if closest == RANDOMISED:
-                    ends = over_draws(float(over[closest][0]), ends, float(np.nanmax(spread)))
-                difference = Share(value=over[closest][0], ci=ends)
-                found.append(Lead(measure=measure, control=closest, difference=difference))
+            for name, column in known.items():
+                over = bootstrap.means(own - column)
+                if np.isnan(over[0]):
+                    continue
+                ends = interval(over)
+                if name == RANDOMISED:
+                    ends = over_draws(float(over[0]), ends, float(np.nanmax(spread)))
+                found.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
         return found
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
@@ -95,6 +96,14 @@ class Summary:
         if key not in self._drawn:
             self._drawn[key] = Bootstrap.over(names, resamples=self.resamples)
         return self._drawn[key]
+
+
+def closest(leads: Sequence[Lead]) -> list[Lead]:
+    """Of each measure the lead over the control that comes closest."""
+    found: dict[str, Lead] = {}
+    for lead in leads:
+        found[lead.measure] = min(found.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0)
+    return list(found.values())
 
 
 def over_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
@@ -132,12 +141,13 @@ def _mean(values: Floats) -> float:
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
     """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
 
-    Beside each: REFERENCES; "beyond": what the map has over the closest, and "random_weights" over the same network
-    with random weights; "verdict": whether by these it shows anything. Measures are of the clean images; "correct":
-    of those among them that the model gets right; "by_lesion": by how much of the lungs the lesion covers; "perturbed":
-    of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is withheld is null. `images` is how
-    many there were in all; those without a mask are left out and counted. Methods stand as they were asked for, the
-    random map last. A map of one cell has no figures, but how often it is the same everywhere.
+    Beside each: REFERENCES; "over_controls": what the map has over each of them, "beyond" over the closest, and
+    "random_weights" over the same network with random weights; "verdict": whether by these it shows anything. Measures
+    are of the clean images; "correct": of those among them that the model gets right; "by_lesion": by how much of the
+    lungs the lesion covers; "perturbed": of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is
+    withheld is null. `images` is how many there were in all; those without a mask are left out and counted. Methods
+    stand as they were asked for, the random map last. A map of one cell has no figures, but how often it is the same
+    everywhere.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
@@ -184,13 +194,15 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
     faithful = clean["measure"].isin(_FAITHFUL)
     faithfulness, clean = clean[faithful], clean[~faithful]
     right = clean[clean["predicted"] == clean["class"]]
+    over = counts.leads(clean, [*(name for name in REFERENCES if name != RANDOMISED), *SHARPENED])
     part = SaliencyDocument(
         target="label",
         n=_images(clean),
         without_mask=images - _images(clean),
         cells=cells,
         withheld=withheld,
-        beyond=counts.beyond(clean, [*(name for name in REFERENCES if name != RANDOMISED), *SHARPENED]),
+        over_controls=[lead for lead in over if lead.measure in TOLD_OF_MAPS],
+        beyond=closest(over),
         correct=Measures(figures=counts.means(right), n=_images(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
@@ -208,7 +220,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
         part.faithfulness = Measures(figures=counts.means(faithfulness), n=_images(faithfulness))
-    if leads := counts.beyond(clean, [RANDOMISED, SPREAD]):
+    if leads := counts.leads(clean, [RANDOMISED, SPREAD]):
         drawn = clean[clean[RANDOMISED].notna()]
         draws = len(DRAWS) if SPREAD in clean else _DRAWS_BEFORE
         part.random_weights = RandomWeights(n=_images(drawn), draws=draws, leads=leads)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES
+from trustcxr.catalogue import ACTIVATION, AGAINST_MASKS, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, control_said
 from trustcxr.report import words
 from trustcxr.report.markdown_cells import cell_of, decimal, table
 from trustcxr.report.study_folder import Run
@@ -61,8 +61,26 @@ def _of_method(runs: Sequence[Run], method: str) -> list[str]:
                 lines.append([f"*{run}, {REFERENCES[reference]}*", *shares, words.count(n)])
     without = list(_without_map(method, [run for run, part in parts.items() if part.cells == ONE_CELL]))
     told = [f"- {run}: {'; '.join(found)}" for run, part in parts.items() if (found := _told(part))]
-    under = [line for block in (without, told) if block for line in ("", *block)]
+    over = _over_controls(parts)
+    under = [line for block in (without, told, over) if block for line in ("", *block)]
     return [*table(["run", *map(words.measure, names), "n"], lines), *under]
+
+
+def _over_controls(parts: Mapping[str, SaliencyDocument]) -> list[str]:
+    """What each run's map has over every control on the same images; nothing of documents that do not say it."""
+    leads = {
+        (run, lead.measure, lead.control): lead.difference
+        for run, part in parts.items()
+        for lead in part.over_controls
+        if part.figure(lead.measure).value is not None
+    }
+    controls = list(dict.fromkeys(control for _, _, control in leads))
+    lines = [
+        [run, words.measure(name), *(decimal(leads.get((run, name, one), Share()), signed=True) for one in controls)]
+        for run, name in dict.fromkeys((run, name) for run, name, _ in leads)
+    ]
+    header = ["run", "measure", *map(control_said, controls)]
+    return ["Less every control, image by image:", "", *table(header, lines)] if lines else []
 
 
 def _figure(part: SaliencyDocument, name: str) -> str:

@@ -226,6 +226,7 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
         "localisation_legend": legends.shown(legends.localisation(runs)),
         "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
+        "over_controls": saliency.over_controls(runs),
         "by_lesion": saliency.by_lesion(runs),
         "lesion_effects": lesions.effects(runs),
         "lesions_sampled": lesions.sampled(runs),

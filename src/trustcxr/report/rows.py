@@ -47,6 +47,9 @@ def of_document(document: RunDocument) -> Iterator[Row]:
             for name, figure in told.figures.items():
                 if figure.ci is not None:
                     yield _row(method, 0, "", name, figure, told.n, figure.chance)
+        for lead in saliency.over_controls:
+            name = f"{lead.measure}_less_{lead.control}"
+            yield _row(method, 0, "", name, lead.difference, saliency.n)
     for lesion in document.lesions:
         kind = f"lesion_effect_{lesion.fill}_{lesion.control}".replace(" ", "_")
         yield _row(lesion.condition, lesion.epsilon, "", kind, lesion.effect, lesion.films)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import ONE_CELL, RANDOMISED, REFERENCES, USUAL_ATTACKS
+from trustcxr.catalogue import ONE_CELL, USUAL_ATTACKS, control_said
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
@@ -17,8 +17,8 @@ from trustcxr.results.documents import (
     Drop,
     ExportDocument,
     FamiliarityDocument,
-    Figure,
     FilmAnswer,
+    Lead,
     LesionDocument,
     RunDocument,
     SaliencyDocument,
@@ -245,17 +245,18 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
 
 
 def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
-    """The saliency of one method as rows for the terminal: of what it is held against the best control alone.
+    """The saliency of one method as rows for the terminal: of what it is held against the closest control alone.
 
     All of them are in metrics.json and in the report.
     """
+    closest = {lead.measure: lead for lead in part.beyond}
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
     return [
         {
             "measure": name.replace("_", " "),
             "value": f"{_number(figure.value)} [{', '.join(map(_number, figure.ci))}]",
             "chance": _number(figure.chance),
-            "best control": _best_control(figure),
+            "less its closest control": _over(closest.get(name)),
             "random weights": _number(figure.randomised),
         }
         for name, figure in figures.items()
@@ -295,12 +296,12 @@ def _probabilities(row: LesionDocument, without: str, beside: str) -> dict[str, 
     }
 
 
-def _best_control(figure: Figure) -> str:
-    """The highest of what stands beside it but chance and random weights, and which; a dash where there is none."""
-    known = {name: figure.beside(name) for name in REFERENCES if name not in ("chance", RANDOMISED)}
-    told = {name: value for name, value in known.items() if value is not None}
-    best = max(told, key=lambda name: told[name], default="")
-    return f"{_number(told[best])} {best.replace('_', ' ')}" if best else "-"
+def _over(lead: Lead | None) -> str:
+    """What a map has over a control on the same images, its interval, and which; a dash where there is none."""
+    if lead is None or lead.difference.value is None:
+        return "-"
+    ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
+    return f"{lead.difference.value:+.3f} [{ends}] {control_said(lead.control)}"
 
 
 def saliency_remarks(part: SaliencyDocument) -> list[str]:

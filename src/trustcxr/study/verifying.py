@@ -29,7 +29,7 @@ _SINCE = re.compile(r"_ci\b|\bece(_scaled)?\b|\bmasking\b|\balarms\b|\bcompariso
 _LATER = re.compile(
     r"^(attacks\[.*\]\.(success_rate|ece)|corruptions\[.*\]\.flip_rate"
     r"|certified\[.*\]\.(proved|balanced_accuracy))_ci$"
-    r"|^lesions\[.*\]\.(condition|epsilon)$|^saliency\..*_activation$"
+    r"|^lesions\[.*\]\.(condition|epsilon)$|^saliency\..*_activation$|^saliency\..*\.over_controls$"
 )
 
 

@@ -83,7 +83,7 @@ def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -
 
 
 def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
-    """What the map has over the control that comes closest; good where its interval is above 0, bad where below."""
+    """What the map has over a control by a measure; good where its interval is above 0, bad where below."""
     row = next((row for row in leads if row.measure == name), Lead())
     ends = row.difference.interval
     if row.difference.value is None or ends is None:
@@ -114,6 +114,22 @@ def shown(runs: list[Run]) -> Table:
             ]
         )
     return Table(header, rows, heads=3)
+
+
+def over_controls(runs: list[Run]) -> Table:
+    """What each map has over every control on the same images: a row for each run, method and measure."""
+    found = [(run, method, part) for run, method, part in documents(runs) if part.over_controls]
+    controls = list(dict.fromkeys(lead.control for _, _, part in found for lead in part.over_controls))
+    rows = []
+    for run, method, part in found:
+        for measure in dict.fromkeys(lead.measure for lead in part.over_controls):
+            if part.figure(measure).value is None:
+                continue
+            leads = {lead.control: [lead] for lead in part.over_controls if lead.measure == measure}
+            cells = [_led(leads.get(control, []), measure, named=False) for control in controls]
+            rows.append([*names(run, method), Cell(words.measure(measure)), *cells, whole(part.n)])
+    header = ["Model", "Defence", "Method", "Measure", *[words.capital(control_said(name)) for name in controls], "n"]
+    return Table(header, rows, heads=4)
 
 
 def by_lesion(runs: list[Run]) -> Table:

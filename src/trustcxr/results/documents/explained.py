@@ -64,6 +64,7 @@ class RandomWeights(Document):
 class SaliencyDocument(Measures):
     """One saliency method against the masks: its own figures are those on the clean images.
 
+    `over_controls`: what the map has over each control; `beyond`: over the one that comes closest.
     `cells`: rows and columns of a CAM, "2 x 2"; `withheld`: why the hit rate is null, or all figures are of
     a map of one cell. `shows`: the measures by which
     the map is above its other controls and above random weights; `verdict`: that in a sentence. `survives`: what is
@@ -82,6 +83,7 @@ class SaliencyDocument(Measures):
     without_mask: int | None = None
     threshold: Number = None
     beyond: Records[Lead] = []
+    over_controls: Records[Lead] = []
     correct: Measures = Measures()
     by_lesion: Records[Stratum] = []
     stability: Records[Change] = []
