@@ -10,7 +10,7 @@ from trustcxr.report.figures import certified as figure
 from trustcxr.report.figures import svg
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables import certified as table
-from trustcxr.results.documents import RunDocument
+from trustcxr.results.documents import RunDocument, StudyDocument
 from trustcxr.results.flat import understood
 
 
@@ -55,6 +55,15 @@ def test_in_the_terminal_proof_and_attack_are_one_bar() -> None:
     assert table.bar(0.5, 0.4, 0.9) == table.bar(0.5, 0.5, 0.9), "an attack never leaves less than is proved"
     assert table.bar(0.5, 0.508, 0.9, 10) == "████▒░░░░·", "what is open is drawn, however little"
     assert table.bar(0.12, 0.13, 0.9, 10) == "█░░░░░░░░·", "the only mark of what is proved stays"
+
+
+def test_a_study_ends_with_the_bar_of_every_run_that_was_certified() -> None:
+    runs = [run([ENTRY], ATTACKS).metrics, run().metrics]
+    runs[0].run = "plain3-ibp-s0"
+    (row,) = terminal.proved_rows(StudyDocument(runs=runs))
+    assert (row["run"], row["certified"], row["clean"]) == ("plain3-ibp-s0", "60.0% [50.0%, 70.0%]", "80.0% [-, -]")
+    assert row["from proof to attack"] == "█" * 12 + "▒" * 1 + "░" * 3 + "·" * 4
+    assert terminal.proved_rows(StudyDocument(runs=runs[1:])) == []
 
 
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:

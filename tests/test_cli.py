@@ -254,6 +254,8 @@ def test_phantom_and_report_help_and_models() -> None:
     listed = json.loads(run("models", "--json").stdout)
     assert len(listed) == 21
     assert {"model": "ResNet50", "timm": "resnet50", "parameters": 25_557_032 - 2_049_000 + 6_147 - 6_272} in listed
+    words = run("models").stdout
+    assert all(name in words for name in ("ResNet50", "plain3", "evidence-33", "any other timm name")), words
     for command in cli.app.registered_commands:
         name = (command.name or command.callback.__name__).replace("_", "-")
         text = CliRunner().invoke(cli.app, [name, "--help"]).stdout

@@ -351,7 +351,11 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     beside = [name for name in (*REFERENCES, *SHARPENED) if name != "randomised" and rows[name].notna().any()]
     gaps = {name: rows["value"] - rows[name] for name in beside}
     assert {control for measure, control in over if measure == "infection_energy"} == set(gaps)
-    assert {measure for measure, _ in over} == {*TOLD_OF_MAPS} - ({HIT_RATE} if part.withheld else set())
+    withheld = {HIT_RATE} if part.withheld else set()
+    assert {measure for measure, _ in over} == {*TOLD_OF_MAPS, "ranked_by_cause"} - withheld
+    ranked = clean[clean["measure"] == "ranked_by_cause"]
+    led = over["ranked_by_cause", "brightness"].value
+    assert led == pytest.approx((ranked["value"] - ranked["brightness"]).mean())
     for control, gap in gaps.items():
         found = over["infection_energy", control]
         assert found.value == pytest.approx(gap.mean())

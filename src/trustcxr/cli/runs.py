@@ -57,7 +57,10 @@ def models(json: Json = False) -> None:
     rows = [found._asdict() for found in paper_models()]
     if json:
         return print_json(rows)
-    return report.print_rows("The 21 networks; any other timm name works too", rows)
+    report.print_rows("The 21 networks; any other timm name works too", rows)
+    print("Beside them, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
+    print("evidence-33 and its like, whose map is the arithmetic of the answer.")
+    return None
 
 
 @runs_app.command(

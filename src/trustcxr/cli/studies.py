@@ -266,12 +266,17 @@ def _say_how_it_ended(document: "StudyDocument", page: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
+    from trustcxr.report import terminal
+    from trustcxr.report.tables.certified import BAR
     from trustcxr.study import protocol
 
     console = Console()
     console.print(report.leaderboard(document))
     if rows := report.over_seeds(document):
         report.print_rows("Over seeds: mean ± standard deviation", rows)
+    if proved := terminal.proved_rows(document):
+        report.print_rows("Proved, beside the lowest accuracy that an attack leaves", proved)
+        print(f"From proof to attack: {BAR}")
     for alarm in document.alarms:
         console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
     for failure in document.failures:

@@ -70,9 +70,9 @@ class Summary:
         return found
 
     def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
-        """Of each measure against masks, what the map has over each control that is known, on the same images."""
+        """By each measure that has controls, what the map has over each that is known, on the same images."""
         found = []
-        for measure, groups, values in _by_measure(rows[rows["measure"].isin(AGAINST_MASKS)], controls):
+        for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], controls):
             bootstrap, own = self._over(groups), values.pop("value")
             known = {name: column for name, column in values.items() if not np.isnan(column).all()}
             spread = known.pop(SPREAD, np.zeros(1))
@@ -201,7 +201,10 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         without_mask=images - _images(clean),
         cells=cells,
         withheld=withheld,
-        over_controls=[lead for lead in over if lead.measure in TOLD_OF_MAPS],
+        over_controls=[
+            *(lead for lead in over if lead.measure in TOLD_OF_MAPS),
+            *counts.leads(faithfulness, ["brightness"]),
+        ],
         beyond=closest(over),
         correct=Measures(figures=counts.means(right), n=_images(right)),
         by_lesion=list(_by_lesion(clean, counts)),

@@ -72,7 +72,7 @@ def _over_controls(parts: Mapping[str, SaliencyDocument]) -> list[str]:
         (run, lead.measure, lead.control): lead.difference
         for run, part in parts.items()
         for lead in part.over_controls
-        if part.figure(lead.measure).value is not None
+        if _of(part, lead.measure).value is not None
     }
     controls = list(dict.fromkeys(control for _, _, control in leads))
     lines = [

@@ -48,8 +48,8 @@ def of_document(document: RunDocument) -> Iterator[Row]:
                 if figure.ci is not None:
                     yield _row(method, 0, "", name, figure, told.n, figure.chance)
         for lead in saliency.over_controls:
-            name = f"{lead.measure}_less_{lead.control}"
-            yield _row(method, 0, "", name, lead.difference, saliency.n)
+            of = saliency if lead.measure in saliency.figures else saliency.faithfulness or saliency
+            yield _row(method, 0, "", f"{lead.measure}_less_{lead.control}", lead.difference, of.n)
     for lesion in document.lesions:
         kind = f"lesion_effect_{lesion.fill}_{lesion.control}".replace(" ", "_")
         yield _row(lesion.condition, lesion.epsilon, "", kind, lesion.effect, lesion.films)

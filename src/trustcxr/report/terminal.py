@@ -244,12 +244,17 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
     return lines
 
 
+def proved_rows(study: StudyDocument) -> list[dict[str, str]]:
+    """What is proved of each run of a study, beside what attacks leave; nothing where no run was certified."""
+    return [{"run": document.run} | row for document in study.runs for row in certified_rows(document)]
+
+
 def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
     """The saliency of one method as rows for the terminal: of what it is held against the closest control alone.
 
     All of them are in metrics.json and in the report.
     """
-    closest = {lead.measure: lead for lead in part.beyond}
+    closest = {lead.measure: lead for lead in (*part.over_controls, *part.beyond)}  # by cause there is one control
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
     return [
         {

@@ -11,6 +11,7 @@ from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, who
 from trustcxr.results.documents import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
 
 _NOTES = {"above": "good", "below": "bad"}
+_BY_CAUSE = "ranked_by_cause"
 _MAIN = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_auroc")
 
 
@@ -213,8 +214,12 @@ def faithfulness(runs: list[Run]) -> Table:
         for name in ("insertion", "deletion", "road"):
             beside = f"random {words.decimal(random.figure(name).value)}"
             cells.append(replace(plain(found.figure(name)), beside=beside))
-        cause = found.figure("ranked_by_cause")
-        cells.append(replace(plain(cause), beside=f"brightness {words.decimal(cause.brightness)}"))
+        cause = found.figure(_BY_CAUSE)
+        over = _led(document.over_controls, _BY_CAUSE, named=False)
+        beside = f"brightness {words.decimal(cause.brightness)}"
+        if over.value is not None:
+            beside += f"; over it {over.text} ({over.small})"
+        cells.append(replace(plain(cause), beside=beside, note=over.note))
         rows.append([*names(run, method), *cells, _randomised(document), whole(found.n)])
     return Table(header, rows, heads=3)
 
