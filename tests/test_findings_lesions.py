@@ -54,6 +54,15 @@ def test_an_effect_by_the_taught_fill_alone_and_a_withheld_hit_rate_are_said() -
     assert lesions.means_rows(gone)[0][-1] == "5 of 6"
 
 
+def test_what_even_a_segmenter_misses_of_the_goals_for_maps_is_said_and_stands_on_the_page() -> None:
+    assert lesions.of_a_segmenter({"hit_rate": 0.11, "infection_given_lung": 0.05}) == ""
+    said = lesions.of_a_segmenter({"hit_rate": 0.11, "infection_given_lung": 0.031})
+    assert said.startswith("It misses the goals for maps as well, infection given lung, less control by 0.019; ")
+    row = pd.read_csv(lesions.RESULTS / "lesions-covidqu-midi.csv").set_index("run").loc["segmenter"]
+    said = lesions.of_a_segmenter({name: row[f"{name}_less_control"] for name in lesions.MAPPED})
+    assert f"nothing. {said}People" in (lesions.RESULTS / "lesions-covidqu-midi.md").read_text(encoding="utf-8")
+
+
 def test_seeds_of_one_recipe_have_their_mean_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["net-fgsm-s0", "net-fgsm-s1", "net-standard-s0"]
     rows = {name: {"run": name} | GOOD | {"clean": clean} for name, clean in zip(names, (0.7, 0.8, 0.9), strict=True)}
