@@ -83,7 +83,7 @@ def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Pa
 
 
 def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
-    run: Path, films: Path, tmp_path: Path
+    run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
     for name in ("metrics.json", "predictions.parquet", "certified.parquet"):
@@ -99,6 +99,14 @@ def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
     before = (other / "predictions.parquet").read_bytes()
     run_folder.certify(other, films, epsilons=[0.02])
     assert (other / "predictions.parquet").read_bytes() == before, "attacked once"
+    (other / "predictions.parquet").unlink()
+    run_folder.certify(other, films, epsilons=[0.004])
+    said = capsys.readouterr().err
+    assert "not attacked yet by worst-case at epsilon 0.004, and predictions.parquet is not here" in said
+    kept = {(a["attack"], a["epsilon"]) for a in files.read_json(other / "metrics.json")["attacks"]}
+    assert kept == set(attacked), "figures whose predictions are elsewhere stay"
+    run_folder.evaluate(other, films, attacks=["fgsm"])
+    assert "metrics.json: no longer holds pgd-20 at 0.02, worst-case-50 at 0.02" in capsys.readouterr().err
 
 
 def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path, tmp_path: Path) -> None:

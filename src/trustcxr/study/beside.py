@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trustcxr.catalogue import WORST_CASE
+from trustcxr.console import say
 from trustcxr.evaluation import certified
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions, summary, verdicts
@@ -40,6 +42,35 @@ def describe(
         document.alarms += verdicts.alarms(document.saliency)
     path = place / folders.LESIONS_FILE
     document.lesions = lesions.described(files.read_table(path), resamples=resamples) if path.is_file() else []
+
+
+def unattacked(before: RunDocument | None, place: Path, radii: Sequence[float]) -> list[float]:
+    """Of the radii that are proved those at which `worst-case` was not tried on these films; each is said.
+
+    None where metrics.json is there and the predictions that it was made of are not: it could not be told with both.
+    """
+    attacked = [] if before is None else [row.epsilon for row in before.attacks if row.attack == WORST_CASE]
+    left = [radius for radius in radii if radius not in attacked]
+    said = f"{place}: not attacked yet by {WORST_CASE} at epsilon {', '.join(f'{radius:g}' for radius in left)}"
+    if left and before is not None and not (place / folders.PREDICTIONS_FILE).is_file():
+        say(f"{said}, and {folders.PREDICTIONS_FILE} is not here: `trustcxr evaluate` does it anew")
+        return []
+    if left:
+        say(f"{said}: that is done now")
+    return left
+
+
+def say_gone(before: RunDocument, now: RunDocument, path: Path) -> None:
+    """Say what a metrics.json held whose predictions are no longer beside it, so that it holds that no more."""
+    if gone := [name for name in _conditions(before) if name not in _conditions(now)]:
+        say(f"{path}: no longer holds {', '.join(gone)}: {folders.PREDICTIONS_FILE} beside it does not")
+
+
+def _conditions(document: RunDocument) -> list[str]:
+    attacked = [
+        f"{row.attack}{'' if row.steps is None else f'-{row.steps}'} at {row.epsilon:g}" for row in document.attacks
+    ]
+    return attacked + [f"{row.corruption} at {row.severity}" for row in document.corruptions]
 
 
 def told_again(run: Run, films: "Dataset", place: Path) -> RunDocument:

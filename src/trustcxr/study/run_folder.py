@@ -180,6 +180,8 @@ class RunFolder:
             document.alarms.insert(0, Alarm(kind="trained_on", text=document.notes[0]))
         if planted is not None or before is not None:
             document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
+        if only is None and before is not None:
+            beside.say_gone(before, document, path)
         internal = self.folder / folders.PREDICTIONS_FILE
         if self.place != self.folder and internal.is_file():
             document.drop_from_internal = drops.from_internal(files.read_table(internal), table)
@@ -341,11 +343,8 @@ def certify(
         resamples = made.resamples_of(place)
         _steps(run, place).prove(films, radii, effort=effort)
         before = documents.read_if_there(RunDocument, place / folders.METRICS_FILE)
-        attacked = [] if before is None else [row.epsilon for row in before.attacks if row.attack == WORST_CASE]
-        if left := [epsilon for epsilon in radii if epsilon not in attacked]:
+        if left := beside.unattacked(before, place, radii):
             names = HEADLINE_ATTACKS if before is None else (WORST_CASE,)
-            radii_left = ", ".join(f"{epsilon:g}" for epsilon in left)
-            say(f"{run.name}: not attacked here yet by {WORST_CASE} at epsilon {radii_left}: that is done now")
             options = EvaluationRecipe(attacks=evaluation.conditions(names, left))
             return _test(run, given, films, place, options, resamples=resamples), place
         return beside.told_again(run, films, place), place
