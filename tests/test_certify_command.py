@@ -109,6 +109,28 @@ def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
     assert "metrics.json: no longer holds pgd-20 at 0.02, worst-case-50 at 0.02" in capsys.readouterr().err
 
 
+def test_a_weak_worst_case_is_none(run: Path, films: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    run_folder.evaluate(other, films, attacks=["worst-case"], epsilons=[0.02], steps=1, queries=1)
+    document, _ = run_folder.certify(other, films, epsilons=[0.02])
+    assert {row.steps for row in document.attacks if (row.attack, row.epsilon) == ("worst-case", 0.02)} == {1, 50}
+
+
+def test_proofs_of_other_films_that_a_kill_left_are_not_told(run: Path, tmp_path: Path) -> None:
+    """Of data from elsewhere a name is all that its folder has, until predictions are there."""
+    data = writing.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=32, seed=5)
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    _, place = run_folder.certify(other, data, epsilons=[0.002], split="Test")
+    for name in ("metrics.json", "predictions.parquet"):
+        (place / name).unlink()
+    gone = sorted(data.rglob("Test/*/images/*.png"))[0].name
+    for path in list(data.rglob(gone)):
+        path.unlink()
+    document, where = run_folder.certify(other, data, epsilons=[0.004], split="Test")
+    assert (where, [row.epsilon for row in document.certified]) == (place, [0.004])
+    assert document.certified[0].n == document.clean.n
+
+
 def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path, tmp_path: Path) -> None:
     """A network that gives one answer is proved on a third of the films, whatever is done to them."""
     other = Path(shutil.copytree(run, tmp_path / "run"))

@@ -58,9 +58,15 @@ def test_a_run_that_is_whole_is_left_alone(run: Path) -> None:
 def test_nothing_that_was_measured_of_weights_before_stays_beside_new_ones(
     run: Path, gone: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    told = ("report.html", "model_card.md", "model.onnx", "model.yaml", "evaluations/other-Test/metrics.json")
+    for name in told:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
     for name in gone:
         (run / name).unlink()
     mending.mend(run)
+    assert [(run / "weights-before-1" / name).read_text() for name in told] == list(told)
+    assert not names(run) & {name.partition("/")[0] for name in told}, "no page and no export tells of weights before"
     assert not names(run) & {*OF_WEIGHTS, "familiarity.safetensors", "training.json"}
     assert capsys.readouterr().err.count("trained again") == 1
 

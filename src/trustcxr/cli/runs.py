@@ -292,6 +292,7 @@ def explain(
 
 def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
+    from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.terminal import lesion_rows, saliency_remarks, saliency_rows
 
     for name, part in document.saliency.items():
@@ -300,6 +301,9 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
             print(f"  {line}")
     for title, rows in lesion_rows(document).items():
         report.print_rows(title, rows)
+    for alarm in document.alarms:
+        if alarm.kind != SURVIVES:  # said above, of each map
+            print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")
 
 

@@ -71,6 +71,11 @@ def under(table: "pd.DataFrame", conditions: "set[Condition]") -> "pd.DataFrame"
     return table[kept].reset_index(drop=True)
 
 
+def without_views(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows but for those of views, which are cut by lung masks."""
+    return table[~table["attack"].isin(VIEWS)].reset_index(drop=True)
+
+
 def same_films(table: "pd.DataFrame", films: Any) -> bool:
     """Whether predictions are of these films (a Dataset): by its fingerprint, in tables of 0.1 by names and classes."""
     if FILMS in table and table[FILMS].notna().all():

@@ -10,6 +10,7 @@ from trustcxr.evaluation import certified
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions, summary, verdicts
 from trustcxr.explain.scores import rows_of
+from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import RunDocument
 from trustcxr.study import films as tested
@@ -45,11 +46,14 @@ def describe(
 
 
 def unattacked(before: RunDocument | None, place: Path, radii: Sequence[float]) -> list[float]:
-    """Of the radii that are proved those at which `worst-case` was not tried on these films; each is said.
+    """Of the radii that are proved those at which `worst-case`, no weaker than usual, was not tried yet; each is said.
 
     None where metrics.json is there and the predictions that it was made of are not: it could not be told with both.
     """
-    attacked = [] if before is None else [row.epsilon for row in before.attacks if row.attack == WORST_CASE]
+    asked = AttackRecipe(name=WORST_CASE).options().get("steps")
+    usual = asked if isinstance(asked, int) else 0
+    tried = [] if before is None else [row for row in before.attacks if row.attack == WORST_CASE]
+    attacked = [row.epsilon for row in tried if row.steps is None or row.steps >= usual]
     left = [radius for radius in radii if radius not in attacked]
     said = f"{place}: not attacked yet by {WORST_CASE} at epsilon {', '.join(f'{radius:g}' for radius in left)}"
     if left and before is not None and not (place / folders.PREDICTIONS_FILE).is_file():

@@ -48,7 +48,7 @@ def measure(
     there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
     if not (once and there and not made.otherwise(known, wanted)):
         batches = scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask)
-        names = scores.with_random(options.methods)
+        names = [*scores.with_random(options.methods), *_of_another_mean(path, known, asked)]
         files.write_batches(path, batches if stale else summary.with_before(batches, path, names))
         made.note(place, path.name, wanted if stale else known | wanted)
     path, wanted = place / folders.LESIONS_FILE, held_against | made.lesions(options)
@@ -63,6 +63,16 @@ def measure(
         made.note(place, path.name, wanted)
 
 
+def _of_another_mean(path: Path, known: made.Made, asked: made.Made) -> list[str]:
+    """Methods of before that were held against another mean training mask: left out, which is said."""
+    now = next(files.part(asked, name).get("mean_mask") for name in asked)
+    others = [name for name in known if name not in asked and files.part(known, name)]
+    found = [name for name in others if files.part(known, name).get("mean_mask", now) != now]
+    if found:
+        say(f"{path}: {', '.join(found)}: held against the mean of other training masks, and left out: ask again")
+    return found
+
+
 def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
     """The lesion masks of training films, averaged, but of those explained or of their patients; None without any."""
     if train is None or "infection" not in train.mask_kinds:
@@ -70,3 +80,12 @@ def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
     others = ~np.isin(train.groups, films.groups) & ~np.isin(train.film_sums, films.film_sums)
     mean = margins.mean_mask(train.masks("infection")[others]) if others.any() else None
     return mean if mean is not None and bool(mean.any()) else None
+
+
+def thresholds_of(run: Path) -> dict[str, float]:
+    """As they were tuned for the run's own test films, where they were."""
+    if not (run / folders.SALIENCY_FILE).is_file():
+        return {}
+    before = files.read_table(run / folders.SALIENCY_FILE)
+    tuned = before.dropna(subset=["threshold"]) if "threshold" in before else before[:0]
+    return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}

@@ -197,11 +197,19 @@ def _validated(run: Path) -> RunDocument:
     )
 
 
+def refuse_whole(place: Path) -> None:
+    """UserError where a folder for what is kept holds a study with its tables."""
+    if (place / folders.DATA_FILE).is_file() or any(place.glob(f"runs/*/{folders.PREDICTIONS_FILE}")):
+        raise UserError(f"{place}: holds a whole study, and not what is kept of one; give --kept a folder of its own")
+
+
 def refuse_another(place: Path, recipe: StudyRecipe, study: Mapping[str, object] | None) -> None:
     """UserError where `place` keeps runs of another recipe, or on other films than those of a `study` (its study.yaml).
 
-    A recipe that has more seeds is no other. Of a study that was not begun the films are not known.
+    A recipe that has more seeds is no other. Of a study that was not begun the films are not known. A whole study is
+    refused too: what is kept would take the place of its files.
     """
+    refuse_whole(place)
     if not (place / folders.STUDY_FILE).is_file():
         return
     kept = folders.read_study(place)

@@ -10,9 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from torch import Tensor
 
 from trustcxr.certify.proofs import Effort
+from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.explain import scores
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
@@ -115,6 +117,29 @@ def masks(films: "Dataset") -> Made:
         for mask in films.masks(kind):
             found.update(mask.tobytes())
     return {"masks": found.hexdigest()[:16]}
+
+
+def films(data: "Dataset") -> Made:
+    """The films themselves, of a table that does not name them."""
+    return {"films": data.fingerprint}
+
+
+def regroup(place: Path, data: "Dataset") -> None:
+    """Give the tables in `place` the groups that their films have now: a column of patients may have come since."""
+    from pyarrow import parquet
+
+    groups = pd.Series(data.groups, index=data.sample_ids)
+    for path in (place / name for name in _TABLES):
+        if not path.is_file() or not files.reads(path) or "group" not in parquet.read_schema(path).names:
+            continue
+        rows = files.read_table(path, ["sample_id", "group"])
+        now = groups.reindex(rows["sample_id"]).to_numpy()
+        if pd.isna(now).any() or (now == rows["group"].to_numpy()).all():
+            continue
+        known = of(place, path.name)
+        files.write_table(path, files.read_table(path).assign(group=now))
+        note(place, path.name, known)
+        say(f"{path}: its films are grouped otherwise now, and its intervals are over these groups")
 
 
 def proofs(radii: Sequence[float], effort: Effort | None = None) -> Made:

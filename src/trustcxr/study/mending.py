@@ -1,5 +1,6 @@
 """A finished run with a damaged file: what can be made again is taken away, so that the study makes it again."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ _TABLES = (
 )
 _MADE_FROM_TABLES = (folders.METRICS_FILE, folders.PANELS_FILE)
 _OF_WEIGHTS = (*_TABLES, *_MADE_FROM_TABLES, folders.FAMILIARITY_FILE)
+# Films from elsewhere, pages, and exports: what was made of a run when it was asked for.
+_TOLD = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.yaml", "model.onnx*", "model.pt2")
 _TRAINING = (folders.TRAINING_FILE, folders.WEIGHTS_FILE, folders.RUN_FILE, folders.FILMS_FILE)
 
 
@@ -36,8 +39,7 @@ def mend(run: Path) -> None:
         say(f"{run.name}: {why}: trained again")
         for name in (*_OF_WEIGHTS, *((*_TRAINING, folders.BEFORE_REFIT) if trained else ())):
             _remove(run / name)
-        if any(run.glob("evaluations/*")):
-            say(f"{run.name}/evaluations: of the weights before; evaluate these films again")
+        _set_apart(run)
         return
     damaged = [name for name in _OF_WEIGHTS if _is_there(run / name) and not _reads(run / name)]
     for name in damaged:
@@ -46,6 +48,20 @@ def mend(run: Path) -> None:
     if set(damaged) & {*_TABLES, folders.METRICS_FILE}:
         for name in _MADE_FROM_TABLES:
             _remove(run / name)
+
+
+def _set_apart(run: Path) -> None:
+    """Move what tells of the weights before, and nobody makes again unasked, out of the way of the new ones."""
+    there = [path for name in _TOLD for path in sorted(run.glob(name)) if _is_there(path)]
+    if not there:
+        return
+    number = next(n for n in itertools.count(1) if not (run / f"weights-before-{n}").exists())
+    place = run / f"weights-before-{number}"
+    place.mkdir()
+    for path in there:
+        path.rename(place / path.name)
+    names = ", ".join(path.name for path in there)
+    say(f"{run.name}: {names}: of the weights before, so moved to {place.name}; ask for them again")
 
 
 def _mend_unfinished(run: Path) -> None:

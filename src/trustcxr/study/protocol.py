@@ -28,6 +28,7 @@ from trustcxr.results.documents import (
     TrainingDocument,
 )
 from trustcxr.results.folders import (
+    AUDIT_FILE,
     DATA_FILE,
     METRICS_FILE,
     PANELS_FILE,
@@ -91,6 +92,8 @@ class Study:
     def _carry_out(self) -> StudyDocument:
         self._clock = time.monotonic()
         datasets = self._read_data()
+        if self.kept is not None:
+            finished.refuse_whole(self.kept)
         self._claim_folder()
         preflight.maps(self.recipe, self.folder)
         if self.kept is not None:
@@ -132,6 +135,10 @@ class Study:
         }
         if (self.folder / STUDY_FILE).is_file():
             self._take_up(content)
+        else:
+            for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
+                if (self.folder / name).exists():
+                    raise UserError(f"{self.folder}: holds {what}; choose another --out")
         files.write_yaml(self.folder / STUDY_FILE, content)
         files.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 

@@ -91,7 +91,11 @@ class RunFolder:
         before = files.read_table(path) if path.is_file() else None
         if before is not None and not tables.same_films(before, films):
             raise UserError(f"{path}: of other films than those of {films.root} (split {films.split}); move it away")
-        known, wanted = made.of(self.place, path.name), made.predictions(options)
+        made.regroup(self.place, films)
+        masks, known = made.masks(films), made.of(self.place, path.name)
+        wanted = made.predictions(options) | masks
+        if before is not None:
+            before = tables.without_views(before) if made.otherwise(known, masks) else files.read_table(path)
         there = before is not None and options.conditions() <= set(tables.conditions_of(before))
         if once and there and not made.otherwise(known, wanted):
             return
@@ -116,6 +120,7 @@ class RunFolder:
         Where there is none, thresholds are those of the run's own saliency, if it was measured. Maps are held against
         the mean lesion mask of `train` too. Where films have such masks, also what becomes of the answer without it.
         """
+        made.regroup(self.place, films)
         explaining.measure(
             self.place,
             self.run,
@@ -131,9 +136,13 @@ class RunFolder:
         self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None, once: bool = False
     ) -> pd.DataFrame:
         """certified.parquet: which answers cannot change within each radius; other radii proved there are kept."""
+        made.regroup(self.place, films)
         path = self.place / folders.CERTIFIED_FILE
         before = files.read_table(path) if path.is_file() else None
-        known, wanted = made.of(self.place, path.name), made.proofs(radii, effort)
+        known, wanted = made.of(self.place, path.name), made.proofs(radii, effort) | made.films(films)
+        if before is not None and made.otherwise(known, made.films(films)):
+            say(f"{path}: was of other films: made again, at what is asked for now")
+            before, known = None, {}
         if before is not None and once and set(radii) <= set(before["epsilon"]) and not made.otherwise(known, wanted):
             return before
         table = certified.prove(self.run, films, radii, effort=effort)
@@ -147,7 +156,7 @@ class RunFolder:
 
     def _levels(self, options: ExplanationRecipe, val: "Dataset | None") -> dict[str, float]:
         if val is None:
-            return self._thresholds()
+            return {} if self.place == self.folder else explaining.thresholds_of(self.folder)
         return scores.tune(as_before_refit(self.run), val, options.methods)
 
     def describe(
@@ -182,9 +191,10 @@ class RunFolder:
             document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
         if only is None and before is not None:
             beside.say_gone(before, document, path)
-        internal = self.folder / folders.PREDICTIONS_FILE
-        if self.place != self.folder and internal.is_file():
-            document.drop_from_internal = drops.from_internal(files.read_table(internal), table)
+        if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
+            internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
+            if not tables.same_films(internal, films):
+                document.drop_from_internal = drops.from_internal(internal, table)
         radii = None if only is None else only.radii()
         beside.describe(document, self.place, images=len(films), resamples=resamples, radii=radii, methods=methods)
         files.write_json(path, document)
@@ -201,14 +211,6 @@ class RunFolder:
         table = files.read_table(path)
         # A temperature fitted on the very images that it is judged by would flatter.
         return None if tables.same_films(table, films) else table
-
-    def _thresholds(self) -> dict[str, float]:
-        """As they were tuned for the run's own test films, where they were."""
-        if self.place == self.folder or not (self.folder / folders.SALIENCY_FILE).is_file():
-            return {}
-        before = files.read_table(self.folder / folders.SALIENCY_FILE)
-        tuned = before.dropna(subset=["threshold"]) if "threshold" in before else before[:0]
-        return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}
 
 
 # --- what the commands do --------------------------------------------------------------------------------------------
