@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
@@ -68,7 +69,9 @@ def evaluate(run: Path, data: Path, **options: Any) -> None:
     run_folder.evaluate(run, data, **options)
 
 
-def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: Path, tmp_path: Path) -> None:
+def test_maps_are_held_against_the_masks_that_are_there_now(
+    done: Path, study: Path, films: Path, tmp_path: Path
+) -> None:
     other = Path(shutil.copytree(films, tmp_path / "films"))
     masks = sorted(other.glob("**/infection masks/*"))
     assert masks
@@ -79,6 +82,8 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
         grown.save(mask)
     after = again(study, other)["runs"][0]
     assert after["clean"] == first["clean"], "the films are the same"
+    shown = [dict(np.load(place / RUN / "panels.npz")) for place in (done, study)]
+    assert any(not np.array_equal(shown[0][name], shown[1][name]) for name in shown[0]), "panels show today's outlines"
     before, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
     assert now > before, "what an even map has"
     assert after["lesions"] != first["lesions"]
@@ -107,6 +112,17 @@ def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_take
     assert not after.get("lesions"), "no film of these has a lesion"
     assert after["saliency"]["gradcam@-3"]["infection_energy"] is None
     assert differing(again(study, films)["runs"], first) == [], "the masks are back"
+
+
+def test_what_is_measured_of_the_own_films_later_is_no_difference_in_what_was_said_of_others(
+    study: Path, films: Path, tmp_path: Path
+) -> None:
+    others = writing.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=32, seed=5)
+    for data in (others, films):
+        evaluate(study / RUN, data, split="Test", attacks=["fgsm", "pgd"], epsilons=[0.02], steps=3)
+    (place,) = (study / RUN).glob("evaluations/*")
+    assert [row["attack"] for row in files.read_json(place / "metrics.json")["drop_from_internal"]] == ["clean", "fgsm"]
+    assert verify(study).differences == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.catalogue import ONE_STEP, VIEWS
 from trustcxr.results.documents import Drop, Share
-from trustcxr.results.tables import CLEAN, right, severities
+from trustcxr.results.tables import CLEAN, FILMS, right, severities
 from trustcxr.statistics import Bootstraps, interval
 
 if TYPE_CHECKING:
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000) -> list[Drop]:
     """What accuracy is lost from the run's own test images to others, clean and under each attack that both have.
 
-    The samples are different images, so each is resampled by itself; the interval is that of the difference.
+    The samples are different images, so each is resampled by itself; the interval is that of the difference. Nothing of
+    the run's own test images once more.
     """
+    if FILMS in internal and FILMS in external and set(internal[FILMS]) == set(external[FILMS]):
+        return []
     ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
     found = []
     for (attack, epsilon, steps), (here, there) in _in_both(internal, external).items():

@@ -42,7 +42,7 @@ from trustcxr.results.folders import (
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.study import comparison, data_check, finished, planned, preflight, seeds
+from trustcxr.study import comparison, data_check, finished, made, planned, preflight, seeds
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.films import report_skipped
@@ -254,14 +254,19 @@ class Study:
         from trustcxr.explain import examples
 
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
-        if all(files.reads(folder / PANELS_FILE) for folder in folders):
-            return
         test, options = self.datasets["test"], self.recipe.explanation
+        masks = made.masks(test)  # whose outlines they show
+        if all(
+            files.reads(folder / PANELS_FILE) and not made.otherwise(made.of(folder, PANELS_FILE), masks)
+            for folder in folders
+        ):
+            return
         tables = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
         chosen = examples.choose(test, tables, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
             arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
             files.write_arrays(folder / PANELS_FILE, arrays)
+            made.note(folder, PANELS_FILE, masks)
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float

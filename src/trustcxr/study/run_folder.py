@@ -191,10 +191,9 @@ class RunFolder:
             document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
         if only is None and before is not None:
             beside.say_gone(before, document, path)
-        if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
-            internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
-            if not tables.same_films(internal, films):
-                document.drop_from_internal = drops.from_internal(internal, table)
+        internal = self.folder / folders.PREDICTIONS_FILE
+        if self.place != self.folder and internal.is_file():
+            document.drop_from_internal = drops.from_internal(files.read_table(internal), table)
         radii = None if only is None else only.radii()
         beside.describe(document, self.place, images=len(films), resamples=resamples, radii=radii, methods=methods)
         files.write_json(path, document)

@@ -130,7 +130,10 @@ class _Tables:
         beside.describe(document, self.place, images=images, resamples=resamples, radii=radii, methods=methods)
         if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
             internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
-            document.drop_from_internal = drops.from_internal(internal, table)
+            # What was measured of the run's own films since is no part of what was said of others then.
+            known = {(row.attack, row.epsilon, row.steps) for row in self.said.drop_from_internal}
+            found = drops.from_internal(internal, table)
+            document.drop_from_internal = [row for row in found if (row.attack, row.epsilon, row.steps) in known]
         return document
 
     @cached_property
