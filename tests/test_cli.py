@@ -335,6 +335,9 @@ def test_what_is_typed_wrongly_is_said_with_the_option_that_mends_it(
         "gone.onnx: no such file"
     )
     assert "holds the films; choose another --out" in complaint("audit", trained, "--data", films, "--out", films)
+    assert "holds the films; choose another --out" in complaint("evaluate", trained, "--data", films, "--out", films)
+    network = ("--model", "test_resnet", "--weights", "none", "--size", "32")
+    assert "holds the films; choose another --out" in complaint("train", "--data", films, "--out", films, *network)
     assert not list(films.glob("*.json"))
     assert "pictures are named one by one" in complaint("predict", trained, film.parent)
     assert "per-class" in complaint("data", "phantom", tmp_path / "phantom", "--per-class", "0")

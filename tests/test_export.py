@@ -115,6 +115,10 @@ def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path:
     assert "run.yaml: is there, and the model file of run.pt2 would take its place" in said
     assert (run_folder / "run.yaml").read_bytes() == before
     assert not (run_folder / "run.pt2").exists()
+    (tmp_path / "theirs.pt2").write_bytes(b"theirs")
+    said = complaint("export", run_folder, "--format", "torch-export", "--out", tmp_path / "theirs.pt2")
+    assert "theirs.pt2: is there, and no model file beside it says that it was exported" in said
+    assert (tmp_path / "theirs.pt2").read_bytes() == b"theirs"
     files.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
     exports.export(plain, "torch-export", tmp_path / "again.pt2")
     assert files.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"

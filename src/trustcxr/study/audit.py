@@ -22,6 +22,7 @@ from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures, audit_stages
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, is_another, refuse_held
+from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
 
@@ -48,8 +49,7 @@ def audit(
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
-    if out.exists() and Path(data).exists() and out.samefile(data):
-        raise UserError(f"{out}: holds the films; choose another --out")
+    refuse_films(out, Path(data))
     _refuse_another(out, subject)
     films = open_films(subject, data, split, labels, listing)
     findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()

@@ -84,6 +84,8 @@ def _within(run: str | Path, kind: str) -> Path:
 def _declared(out: Path) -> Path:
     """Where the model file of `out` goes; UserError where that is taken by anything but an older one of it."""
     path = out.with_suffix(".yaml")
+    if out.exists() and not path.exists():
+        raise UserError(f"{out}: is there, and no model file beside it says that it was exported; choose another --out")
     if path.exists() and files.read_yaml(path).get("source") != out.name:
         raise UserError(
             f"{path}: is there, and the model file of {out.name} would take its place; choose another --out"

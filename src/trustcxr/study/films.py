@@ -171,6 +171,12 @@ def _kept(run: Run) -> dict[str, object]:
     return files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
 
 
+def refuse_films(out: Path | None, data: Path) -> None:
+    """UserError where results are asked for in the very folder of the films."""
+    if out is not None and out.exists() and data.exists() and out.samefile(data):
+        raise UserError(f"{out}: holds the films; choose another --out")
+
+
 def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:
     metrics, before = out / folders.METRICS_FILE, out / folders.PREDICTIONS_FILE
     own = out.resolve() == run.folder.resolve()

@@ -20,7 +20,7 @@ _TABLES = (
 _MADE_FROM_TABLES = (folders.METRICS_FILE, folders.PANELS_FILE)
 _OF_WEIGHTS = (*_TABLES, *_MADE_FROM_TABLES, folders.FAMILIARITY_FILE)
 # Films from elsewhere, pages, and exports: what was made of a run when it was asked for.
-_TOLD = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.yaml", "model.onnx*", "model.pt2")
+_TOLD = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*")
 _TRAINING = (folders.TRAINING_FILE, folders.WEIGHTS_FILE, folders.RUN_FILE, folders.FILMS_FILE)
 
 

@@ -225,9 +225,9 @@ def train(
     from trustcxr.models import factory
     from trustcxr.training.cards import Cards
 
+    tested.refuse_films(folder, Path(data))
     cards = Cards(devices, nodes, strategy)
     cards.check(run, run.training.batch_size)
-
     if (folder / folders.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
     if run.defence.start_from != "scratch":
@@ -284,6 +284,7 @@ def evaluate(
     removed or moved to another class. On external data the document also holds the drop from the internal test set, if
     that was evaluated before. `out`: the folder of the results, where it is not within the run's.
     """
+    tested.refuse_films(out, Path(data))
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
     conditions = evaluation.conditions(
         attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, surrogate=surrogate
@@ -308,7 +309,7 @@ def _test(
 ) -> RunDocument:
     """Test and describe; metrics.json."""
     tested.say_notes(run, films)
-    planted = audit(run, films.root, split=_only(films)) if shortcuts else None
+    planted = audit(run, films.root, split=str(films.split or Splits().test)) if shortcuts else None
     steps = _steps(run, place)
     steps.test(films, options)
     val = tested.validation_of(run, given, "calibration is not measured") if _own(run, films, place) else None
@@ -367,6 +368,7 @@ def explain(
     validation split where this is its own data; on other data those that were tuned there before are used. `out`: the
     folder of the results, where it is not within the run's.
     """
+    tested.refuse_films(out, Path(data))
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
     run, given = load_run(folder), Source(data, split, labels, listing)
@@ -393,7 +395,3 @@ def _steps(run: Run, place: Path) -> RunFolder:
 def _own(run: Run, films: "Dataset", place: Path) -> bool:
     """Whether these are the run's own test films, and with them its validation films at hand."""
     return place == run.folder or tested.is_own_test(run, films)
-
-
-def _only(films: "Dataset") -> str:
-    return str(films.split or Splits().test)
