@@ -142,10 +142,22 @@ def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path
     assert "&#" not in text
 
 
+def test_a_part_of_an_examination_takes_the_place_of_no_whole_one(audits: Path, request: pytest.FixtureRequest) -> None:
+    before = (audits / "good" / "audit.json").read_bytes()
+    films = request.getfixturevalue("greys")
+    model = Path(files.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
+    said = complaint("audit", model, "--data", films, "--out", audits / "good", "--attack", "fgsm")
+    assert "holds a whole examination by exam-1, which one with --attack or --epsilon would replace" in said
+    assert (audits / "good" / "audit.json").read_bytes() == before
+
+
 def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     said = run("leaderboard", audits).stdout
     assert "2 audits by exam-1" in said
+    assert " images)" in said
+    shown = board.shown(board.gather(audits))[0]
+    assert re.fullmatch(r"\d+\.\d% \[\d+\.\d% to \d+\.\d%\]", str(shown["clean"]))
     assert re.search(r"model .* clean reported .* training data\b", said)
     assert re.search(r"good .* 99\.0% .* greys\b", said)
     rows = list(csv.DictReader((audits / "leaderboard.csv").open()))

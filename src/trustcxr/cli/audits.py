@@ -124,7 +124,8 @@ def leaderboard(
     page, table = board.write(found, out or folder)
     if json:
         return print_json(board.plain(found))
-    report.print_rows(f"{len(found.entries)} audits by {found.protocol} on {found.data}", board.shown(found))
+    title = f"{len(found.entries)} audits by {found.protocol} on {found.data} ({found.n} images)"
+    report.print_rows(title, board.shown(found))
     for line in board.remarks(found):
         print(line)
     for name, why in found.refused:

@@ -211,11 +211,15 @@ def _share(share: Share) -> Cell:
 
 
 def shown(board: Board) -> list[dict[str, object]]:
-    """The columns that a terminal shows."""
+    """The columns that a terminal shows, what was measured with its interval."""
     figures = ("clean", "attacked", "clean reported", "attacked reported")
     kept = ("model", "unreliable", *figures, "threat model", "training data")
     rows = (dict(zip(COLUMNS, row(name, document), strict=True)) for name, document in board.entries)
-    return [{column: cells[column].text for column in kept} for cells in rows]
+    return [{column: _with_ends(column, cells[column]) for column in kept} for cells in rows]
+
+
+def _with_ends(column: str, cell: Cell) -> str:
+    return f"{cell.text} [{cell.interval}]" if cell.interval and column in ("clean", "attacked") else cell.text
 
 
 def plain(board: Board) -> dict[str, object]:

@@ -14,7 +14,7 @@ from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES
-from trustcxr.recipes.exam import load_exam
+from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, AuditedModel, read
@@ -50,7 +50,7 @@ def audit(
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
     refuse_films(out, Path(data))
-    _refuse_another(out, subject)
+    _refuse_another(out, subject, exam)
     films = open_films(subject, data, split, labels, listing)
     findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
     handed = None if adversarial is None else handed_in.read(adversarial, films.examined, findings)
@@ -91,12 +91,20 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     return load_model(model, trust_code=trust_code)
 
 
-def _refuse_another(out: Path, subject: Subject) -> None:
-    """UserError where `out` holds anything but an earlier audit of this model."""
+def _refuse_another(out: Path, subject: Subject, exam: ExamRecipe) -> None:
+    """UserError where `out` holds anything but an earlier audit of this model, or a whole one and this is a part."""
     refuse_held(out, {"results of a run": folders.METRICS_FILE})
     path = out / folders.AUDIT_FILE
-    if path.is_file() and is_another(before := read(AuditDocument, path).model, subject):
+    if not path.is_file():
+        return
+    document = read(AuditDocument, path)
+    if is_another(before := document.model, subject):
         raise UserError(f"{out}: holds the audit of another model, {before.name or before.path}; choose another --out")
+    if exam.version is None and document.protocol is not None:
+        raise UserError(
+            f"{out}: holds a whole examination by {document.protocol}, which one with --attack or --epsilon would "
+            "replace; choose another --out"
+        )
 
 
 def _is_bare(model: str) -> bool:
