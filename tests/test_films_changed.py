@@ -81,6 +81,8 @@ def test_a_map_held_against_the_mean_of_other_training_masks_is_left_out(
     document, _ = run_folder.explain(run, other, options={"methods": ["layercam@-3"], **MAPS})
     assert list(document.saliency) == ["layercam@-3", "random"]
     assert "gradcam@-3: held against the mean of other training masks, and left out" in capsys.readouterr().err
+    run_folder.explain(run, other, options={"methods": ["layercam@-3"], **MAPS})
+    assert "held against the mean" not in capsys.readouterr().err, "said once"
     document, _ = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
     assert list(document.saliency) == ["layercam@-3", "gradcam@-3", "random"]
 

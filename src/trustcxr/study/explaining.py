@@ -48,9 +48,14 @@ def measure(
     there = path.is_file() and set(asked) <= set(files.read_table(path, ["method"])["method"])
     if not (once and there and not made.otherwise(known, wanted)):
         batches = scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask)
-        names = [*scores.with_random(options.methods), *_of_another_mean(path, known, asked)]
-        files.write_batches(path, batches if stale else summary.with_before(batches, path, names))
-        made.note(place, path.name, wanted if stale else known | wanted)
+        if stale:
+            known = {}
+        else:
+            left = _of_another_mean(path, known, asked)
+            batches = summary.with_before(batches, path, [*scores.with_random(options.methods), *left])
+            known = {name: how for name, how in known.items() if name not in left}
+        files.write_batches(path, batches)
+        made.note(place, path.name, known | wanted)
     path, wanted = place / folders.LESIONS_FILE, held_against | made.lesions(options)
     known = made.of(place, path.name) if path.is_file() else {}
     if not len(lesions.with_lesions(films)):
