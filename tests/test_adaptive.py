@@ -1,5 +1,7 @@
 """Networks that only look robust are found out, and broken as their honest twins are."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -213,6 +215,31 @@ def test_rounding_in_place_is_passed_over_too() -> None:
         answer = (images * 3).round_()
     assert torch.equal(answer, (images * 3).round())
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 3))
+
+
+@pytest.mark.parametrize(
+    ("in_place", "plain"),
+    [
+        (lambda x: x.sigmoid_(), torch.sigmoid),
+        (lambda x: x.tanh_(), torch.tanh),
+        (lambda x: x.clamp_(-1, 1), lambda x: x.clamp(-1, 1)),
+        (lambda x: x.clamp_(min=-1), lambda x: x.clamp(min=-1)),
+        (nn.ReLU6(inplace=True), nn.ReLU6()),
+    ],
+    ids=["sigmoid", "tanh", "clamp", "clamp at one end", "relu6"],
+)
+def test_a_saturating_function_in_place_has_the_slopes_of_the_plain_one(in_place: Any, plain: Any) -> None:
+    answers, slopes = [], []
+    for function in (in_place, plain):
+        leaf = torch.linspace(-9, 9, 19).requires_grad_(True)
+        with StandIns():
+            moved = leaf * 1
+            made = function(moved)
+            assert function is plain or torch.equal(moved, made)
+        answers.append(made.detach())
+        slopes.append(torch.autograd.grad(made.sum(), leaf)[0])
+    assert torch.equal(*answers)
+    assert torch.allclose(*slopes)
 
 
 def test_noise_is_not_taken_for_the_image() -> None:

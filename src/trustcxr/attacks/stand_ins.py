@@ -91,10 +91,19 @@ class StandIns(TorchFunctionMode):
         return result if back is None else back
 
     def _through(self, func: Callable[..., Any], name: str, source: Tensor, args: Any, kwargs: Any) -> Any:
-        """The function's own result, with a slope that does not vanish."""
-        before = source.clone() if name.endswith("_") else source
+        """The function's own result, with a slope that does not vanish.
+
+        In place it is done on a copy, which is written back: sigmoid and tanh need what they made on the way back, and
+        the slope beside theirs needs what went in.
+        """
+        if name.endswith("_") or kwargs.get("inplace"):
+            kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
+            result = self._sloped(func, name.rstrip("_"), (source.clone(), *args[1:]), kwargs, source.clone())
+            return source.copy_(result)
+        return self._sloped(func, name, args, kwargs, source)
+
+    def _sloped(self, func: Callable[..., Any], bare: str, args: Any, kwargs: Any, before: Tensor) -> Any:
         result = func(*args, **kwargs)
-        bare = name.rstrip("_")
         if not isinstance(result, Tensor) or not result.is_floating_point():
             return result
         if bare in STEPS:
@@ -106,8 +115,7 @@ class StandIns(TorchFunctionMode):
             slope = _LEAK
         straight = slope * (before - before.detach())
         # Of a step the own slope is 0 in torch; of an infinite input the difference is none.
-        straight = torch.where(before.detach().isfinite(), straight, torch.zeros_like(straight))
-        return result.add_(straight) if name.endswith("_") else result + straight
+        return result + torch.where(before.detach().isfinite(), straight, torch.zeros_like(straight))
 
     def _remember(self, tensor: Tensor) -> None:
         if tensor.numel() > 1:
