@@ -19,6 +19,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import active_test as active_test_
 from trustcxr.evaluation.active_test import active_test
 from trustcxr.evaluation.door import Check, Door, black_box_check, check_kind, examine_at_the_door
+from trustcxr.models import exporting
 from trustcxr.models.adapters import load
 from trustcxr.models.adapters.answers import InBatches
 
@@ -177,6 +178,79 @@ def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, cl
         assert found.model is not None
         assert torch.allclose(found.model(images), trained(classes=classes)(images), atol=1e-3)
         assert found.believed
+
+
+class Unsure(nn.Module):
+    """A network whose logits of the films all lie between 0 and 1."""
+
+    def __init__(self, net: nn.Module, films: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            logits = net(films)
+        self.net, self.low, self.span = net, float(logits.min()) - 0.05, float(logits.max() - logits.min()) + 0.1
+        for part in net.modules():  # the layer that makes them is scaled, as a network that learnt little has it
+            if isinstance(part, nn.Linear):
+                part.weight.data /= self.span
+                part.bias.data.sub_(self.low).div_(self.span)
+            elif isinstance(part, nn.Conv2d) and part.out_channels == len(CLASSES):
+                cells = (SIDE - 2) ** 2
+                part.weight.data /= self.span
+                part.bias.data.div_(self.span).sub_(self.low / self.span / cells)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+class Evidence(nn.Module):
+    """Maps of the classes, summed to the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.maps = nn.Conv2d(1, len(CLASSES), 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images).sum((2, 3))
+
+
+@pytest.mark.parametrize("ending", ["", ".pt2", ".onnx", ".pt"])
+@pytest.mark.parametrize("make", [lambda: deepcopy(trained()), Evidence], ids=["linear", "evidence"])
+def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
+    make: Callable[[], nn.Module], ending: str, films: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    net = Unsure(make(), films[0]).eval()
+    answers = net(films[0]).detach()
+    assert answers.min() > 0
+    assert answers.max() < 1
+    source: Any = net
+    if ending == ".pt":
+        source = tmp_path / "m.pt"
+        torch.jit.save(torch.jit.trace(net, films[0][:2]), source)
+    elif ending:
+        source = tmp_path / f"m{ending}"
+        exporting.write(net, SIDE, source, "onnx" if ending == ".onnx" else "torch-export")
+    found = door(source, films, channels=1)
+    assert "logits" not in failed(found)
+    assert "its last layer makes them" in text(found, "logits")
+    assert found.model is not None
+    assert torch.allclose(found.model(films[0]), answers, atol=1e-5)
+
+
+@pytest.mark.parametrize("squash", [lambda x: 0.5 + 0.5 * (x / 2).tanh(), lambda x: x.clone().sigmoid_()])
+def test_what_comes_after_the_last_layer_is_no_logit_of_it(
+    squash: Callable[[Tensor], Tensor], films: tuple[Tensor, Tensor]
+) -> None:
+    class Squashed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = trained()
+            self.eval()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return squash(self.net(images))
+
+    found = door(Squashed(), films)
+    assert "each was taken as the sigmoid of its class" in text(found, "logits")
 
 
 @pytest.mark.parametrize("output", ["probabilities", "sigmoid"])

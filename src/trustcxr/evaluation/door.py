@@ -24,6 +24,7 @@ from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Subject
 from trustcxr.models.adapters import Adapted, Given
 from trustcxr.models.adapters.adapted import plain_name, saturation
+from trustcxr.models.adapters.last_layer import answers_of_a_layer
 from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import undisturbed
 from trustcxr.results.documents import GateCheck
@@ -210,7 +211,10 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
     inside = bool(((answers >= 0) & (answers <= 1)).all())
     sums = inside and bool(((answers.sum(1) - 1).abs() < 1e-3).all()) and answers.shape[1] > 1
     declared = model.given.kind
-    if declared != "sigmoid" and inside and not sums:
+    crowded = inside and not sums
+    if declared == "logits" and crowded and answers_of_a_layer(model.net, model.prepare(images[:2])):
+        return [Check("logits", True, "it answers with logits, which lie in [0, 1]: its last layer makes them")], model
+    if declared != "sigmoid" and crowded:
         text = "its answers lie in [0, 1] and do not sum to 1: each was taken as the sigmoid of its class, by its logit"
         return [Check("logits", False, text)], model.of_kind("sigmoid")
     if declared == "logits":

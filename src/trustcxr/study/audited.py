@@ -27,7 +27,7 @@ from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 
 # Audits from before are made anew.
-_REVISION = "each finding alone, classes on all films, columns said, planted by the smoothest last layer"
+_REVISION = "each finding alone, classes on all films, columns said, smoothest last layer, logits of a last layer"
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class Audit:
             name=self.dataset.root.name,
             fingerprint=self.dataset.fingerprint,
             files=self.dataset.files_fingerprint,
+            lungs=self.dataset.lung_files_fingerprint,
             truth=self.truth,
             truth_by_name=self.truth_by_name,
             n=count,
