@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from test_audit_command import CLASSES, Brightness, _short, few_steps, greys  # noqa: F401
 from test_audit_tables import table as scores_file
 from test_cli import complaint
 from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in
 from trustcxr.report import board
@@ -162,7 +164,7 @@ def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # n
 
 
 def test_audits_from_before_the_checksum_of_files_compare_as_they_did(first: Path, tmp_path: Path) -> None:
-    old = changed(first, tmp_path / "old", files=None, truth_by_name=None)
+    old = changed(first, tmp_path / "old", files=None, lungs=None, truth_by_name=None)
     assert rows(first, old)["clean accuracy"][2] == 36
     other = changed(first, tmp_path / "other", files=None, fingerprint="0")
     for pair in ((first, other), (old, other)):
@@ -224,6 +226,36 @@ def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, t
     assert load_dataset(greys, size=24).files_fingerprint == whole.files_fingerprint
     renamed = {"dark": "zz", "grey": "grey", "bright": "bright"}
     assert load_dataset(greys, size=16, labels=renamed).files_fingerprint != whole.files_fingerprint
+
+
+def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films = writing.write(tmp_path / "phantom", {"Test": 4}, size=32)
+    few_steps(monkeypatch)
+
+    def audit(name: str, size: int) -> None:
+        path = model_file(tmp_path / name, size)
+        content = yaml.safe_load(path.read_text())
+        content["output"]["classes"] = ["COVID-19", "Non-COVID", "Normal"]
+        path.write_text(yaml.safe_dump(content))
+        audits.audit(path, films, tmp_path / "out" / name)
+
+    audit("first", 32)
+    audit("larger", 48)
+    of_before = rows(tmp_path / "out" / "first", tmp_path / "out" / "larger")
+    assert len([name for name in of_before if name.startswith("lungs_")]) > 5
+    for mask in films.rglob("lung masks/*.png"):  # those in the folder of infections too
+        Image.fromarray(np.roll(np.asarray(Image.open(mask)), 2, axis=1)).save(mask)
+    audit("again", 48)
+    pair = audit_pairs.compare(tmp_path / "out" / "first", tmp_path / "out" / "again", resamples=100)
+    kept = {row.measure for row in pair.rows}
+    assert set(of_before) - kept == set(pair.other_lungs) >= {"lungs_blacked_out accuracy", "lungs_only accuracy"}
+    assert set(of_before) > kept > {"clean accuracy", "fgsm accuracy @0.01"}
+    said = "Not compared, since by other lung masks in one of them: lungs_blacked_out accuracy, "
+    assert any(line.startswith(said) for line in pair_remarks(pair))
+    old = changed(tmp_path / "out" / "again", tmp_path / "old", lungs=None)  # of which nobody knows
+    assert audit_pairs.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
+    audits.audit(tmp_path / "again" / "model.yaml", films, old)
+    assert files.read_json(old / "audit.json") == files.read_json(tmp_path / "out" / "again" / "audit.json")
 
 
 def test_films_that_cannot_be_read_again_cheaply_have_no_such_checksum(

@@ -127,11 +127,22 @@ class Dataset:
 
         Empty where a file cannot be read, or the files are so large that to read them once more takes long.
         """
-        found = sums.of_files([f"{self.root}/{path}" for path in self.table["path"]])
+        return self._fingerprint_of_files("path")
+
+    @cached_property
+    def lung_files_fingerprint(self) -> str:
+        """The same of their lung masks' files; empty where no sample has one, too."""
+        return self._fingerprint_of_files("lung_mask") if self.table["lung_mask"].notna().any() else ""
+
+    def _fingerprint_of_files(self, column: str) -> str:
+        has = self.table[column].notna().to_numpy()
+        found = sums.of_files([f"{self.root}/{path}" for path in self.table.loc[has, column]])
         if found is None:
             return ""
+        every = np.full(len(self), "", dtype=object)
+        every[has] = found
         order = np.argsort(self.sample_ids)  # that of the table is by class, which another mapping of labels changes
-        return _fingerprint(self.table.iloc[order], np.array(found, dtype=str)[order])
+        return _fingerprint(self.table.iloc[order], every[order].astype(str))
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of every split of the data set, whichever of them this is."""

@@ -199,6 +199,8 @@ def pair_remarks(found: AuditPair) -> list[str]:
         lines.append("The same films at different sizes: each model was attacked, and films corrupted, at its own size")
     if found.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
+    if found.other_lungs:
+        lines.append(f"Not compared, since by other lung masks in one of them: {', '.join(found.other_lungs)}")
     handed = list(zip((found.first, found.second), found.handed_in, strict=False))
     if len([by for _, by in handed if by]) == 1:
         ((name, by),) = [(name, by) for name, by in handed if by]

@@ -72,9 +72,9 @@ def audit(
 
 
 def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDocument:
-    """An earlier audit of the same pixels, with the checksum of the films' files as they are now, written if new."""
+    """An earlier audit of the same pixels, with the checksums of the films' files as they are now, written if new."""
     now = whole.data(before.data.n)
-    if now.files != before.data.files:
+    if (now.files, now.lungs) != (before.data.files, before.data.lungs):
         before.data = now
         files.write_json(path, before)
     return before

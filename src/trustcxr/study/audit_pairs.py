@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import WORST_CASE
+from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read
 from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import holm, paired
-from trustcxr.study.comparison import figures
+from trustcxr.study.comparison import Key, figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     of the worst case not where images that somebody handed in made that of the worse of the two alone what it is.
     Of models of findings a row is of all decisions; behind it, as films are and under the worst case, one of each.
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
+    Of films that were changed by other lung masks in one of them there is no row.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes.
     """
     audits = [_audit(folder) for folder in (first, second)]
@@ -33,7 +34,9 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
     tables = [figures(folder) for folder in (first, second)]
     each, rows = _decisions(audits, first), list[PairRow]()
-    for key in [key for key in tables[0] if key in tables[1] and not key.method and key.measure not in gone]:
+    both = [key for key in tables[0] if key in tables[1] and not key.method]
+    other_lungs = _by_lungs(both) if audits[0].data.other_lungs(audits[1].data) else []
+    for key in [key for key in both if key.measure not in gone and key.measure not in other_lungs]:
         shared = tables[0][key].index.intersection(tables[1][key].index)
         one, other = (table[key].loc[shared] for table in tables)
         rows.append(_row(key.measure, one, other, resamples))
@@ -54,6 +57,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         same_pixels=audits[0].data.fingerprint == audits[1].data.fingerprint,
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
+        other_lungs=other_lungs,
         handed_in=[[found.by for found in document.misled_alone] for document in audits],
         rows=rows,
     )
@@ -70,6 +74,12 @@ def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: in
         p_value=found.p_value,
         n=found.n,
     )
+
+
+def _by_lungs(keys: Iterable[Key]) -> list[str]:
+    """The measures on films that were changed by their lung masks."""
+    views = {f"{view} accuracy" for view in VIEWS}
+    return [key.measure for key in keys if key.measure in views]
 
 
 def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:

@@ -19,14 +19,15 @@ class AuditedData(Document):
 
     `fingerprint` is of names, classes and pixels at the size that the model wants; `files` of names, classes and the
     bytes of the films' files, so the same for a model of any size: empty where these could not be had cheaply, and in
-    audits from before it. `truth`, of a model of findings, is of what is known of each finding in the order of its
-    classes; `truth_by_name` of the same whatever their order. `n` images have a score, of the `total` that the data
-    have.
+    audits from before it; `lungs` the same of their lung masks, empty where there is none too. `truth`, of a model of
+    findings, is of what is known of each finding in the order of its classes; `truth_by_name` of the same whatever
+    their order. `n` images have a score, of the `total` that the data have.
     """
 
     name: str = ""
     fingerprint: str = ""
     files: str = ""
+    lungs: str = ""
     truth: str = ""
     truth_by_name: str = ""
     n: int | None = None
@@ -36,6 +37,10 @@ class AuditedData(Document):
         """Whether these are those of another audit: by their files, or by their pixels at one size."""
         by_files = bool(self.files) and self.files == other.files
         return by_files or self.fingerprint == other.fingerprint
+
+    def other_lungs(self, other: "AuditedData") -> bool:
+        """Whether the same images were surely changed by other lung masks."""
+        return self.lungs != other.lungs and bool(self.lungs and other.lungs)
 
     def same_truth(self, other: "AuditedData") -> bool:
         """Whether of the same images the same is known of each finding."""

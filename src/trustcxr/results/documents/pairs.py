@@ -25,7 +25,8 @@ class AuditPair(Document):
 
     `handed_in`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
-    same pixels; not where they want films of different sizes.
+    same pixels; not where they want films of different sizes. `other_lungs`: films on which the lungs are changed, by
+    other lung masks in one of them, and so not compared.
     """
 
     first: str = ""
@@ -35,5 +36,6 @@ class AuditPair(Document):
     same_pixels: bool | None = None
     unreliable: list[bool] = []
     withdrawn: list[str] = []
+    other_lungs: list[str] = []
     handed_in: list[list[str]] = []
     rows: Records[PairRow] = []
