@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,8 @@ from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
 from trustcxr import console
+from trustcxr.data import load_dataset
+from trustcxr.data.phantom import writing
 from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.results import files, folders, locks
 from trustcxr.results.documents import CostDocument, FilmCost, WayCost
@@ -177,8 +180,34 @@ def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: 
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
     monkeypatch.setattr("trustcxr.data.auditing.audit.audit", lambda *_, **__: made)
     (tmp_path / folders.DATA_CHECK_FILE).write_text("")
-    written = data_check.write(small(), tmp_path, tmp_path)  # type: ignore[arg-type]
-    assert files.read_json(written) == {"verdict": "none"}
+    written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
+    assert files.read_json(written)["verdict"] == "none"
+
+
+def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    films = writing.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32)
+    recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": {"size": 32}})
+
+    def check() -> tuple[dict[str, Any], str]:
+        capsys.readouterr()
+        parts = [load_dataset(films, split=split, size=32) for split in ("Train", "Val", "Test")]
+        path = data_check.write(recipe, films, tmp_path, parts)
+        return files.read_json(path), capsys.readouterr().err
+
+    first, said = check()
+    assert "data check:" in said
+    assert check() == (first, "")
+    gone = sorted(films.rglob("Test/**/infection masks/*.png"))
+    for mask in gone:
+        mask.unlink()
+    then, said = check()
+    assert "data-check.json: the films or their masks are others since: looked through again" in said
+    count, left = (found["files"]["masks"]["infection"]["n"] for found in (first, then))
+    assert count - left == len(gone) > 0
+    files.write_json(tmp_path / folders.DATA_CHECK_FILE, {"verdict": "of a version that did not say of what"})
+    assert check() == ({"verdict": "of a version that did not say of what"}, "")
 
 
 def test_a_damaged_recipe_of_a_study_is_said_with_what_to_do(begun: Path) -> None:

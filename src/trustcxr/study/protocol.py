@@ -99,7 +99,7 @@ class Study:
         if self.kept is not None:
             finished.bring(self.kept, self.folder)
         if self.check_data:
-            data_check.write(self.recipe, self.data, self.folder)
+            data_check.write(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
