@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from small_runs import untrained
 from trustcxr.about import NOTICE
@@ -62,6 +63,25 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) ->
     assert foreign.read_bytes() == before
     assert answer["heatmap"] != str(foreign)
     assert ours.source_of(Path(answer["heatmap"])) == heatmap_files.fingerprint(films / "a" / "x.png")
+
+
+def test_no_heatmap_takes_the_place_of_another_runs(run: Path, films: Path, tmp_path: Path) -> None:
+    film, other = films / "a" / "x.png", tmp_path / "other"
+    shutil.copytree(run, other)
+    (first,) = one_image.predict(run, [film])
+    before = Path(first["heatmap"]).read_bytes()
+    (second,) = one_image.predict(other, [film])
+    assert second["heatmap"] == str(films / "a" / "x.png.heatmap.png")
+    assert Path(first["heatmap"]).read_bytes() == before
+    for folder, place in ((run / ".." / run.name, first), (other, second)):  # each finds its own again
+        assert one_image.predict(folder, [film])[0]["heatmap"] == place["heatmap"]
+    with Image.open(second["heatmap"]) as picture:  # as versions before wrote it, which did not say whose it is
+        picture.load()
+        info = PngInfo()
+        for key in (ours.MARK, ours.SOURCE):
+            info.add_text(key, str(picture.info[key]))
+        picture.save(second["heatmap"], pnginfo=info)
+    assert one_image.predict(other, [film])[0]["heatmap"] == second["heatmap"]
 
 
 def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, films: Path) -> None:

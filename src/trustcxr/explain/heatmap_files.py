@@ -9,21 +9,21 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr.about import NOTICE
-from trustcxr.data.images.ours import ENDING, MARK, SOURCE, source_of
+from trustcxr.data.images.ours import ENDING, MAKER, MARK, SOURCE, maker_of, source_of
 
 _ROWS = 512  # of a large film that are coloured at a time
 
 
-def places(paths: Sequence[Path], out: Path | None) -> dict[Path, Path]:
-    """Where the heatmap of each image goes: beside it, or into `out`.
+def places(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
+    """Where the heatmap of each image, by the run in that folder, goes: beside it, or into `out`.
 
-    `x.heatmap.png`; where that would be the heatmap of another image, or a file that is not ours, `x.png.heatmap.png`,
-    then with the folder's name, then with a number.
+    `x.heatmap.png`; where that would be the heatmap of another image or by another run, or a file that is not ours,
+    `x.png.heatmap.png`, then with the folder's name, then with a number.
     """
     taken: set[Path] = set()
     found: dict[Path, Path] = {}
     for path in dict.fromkeys(paths):
-        place = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path))
+        place = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path, run))
         taken.add(place.absolute())
         found[path] = place
     return found
@@ -39,26 +39,28 @@ def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
         yield folder / f"{name}-{number}{ENDING}"
 
 
-def _free_for(place: Path, image: Path) -> bool:
-    """Whether nothing stands there but this image's own heatmap from before."""
+def _free_for(place: Path, image: Path, run: Path) -> bool:
+    """Whether nothing stands there but this image's own heatmap from before, by this run or one that is not told."""
     try:
         there = place.exists() or place.is_symlink()
     except OSError:
         return True  # said where it is written
-    return not there or source_of(place) == fingerprint(image)
+    own = maker_of(place) in (None, fingerprint(run.resolve()))
+    return not there or (own and source_of(place) == fingerprint(image))
 
 
-def mark(image: Path) -> PngInfo:
-    """What a heatmap's file says of itself: that it is ours, of which image, and that it is not for diagnosis."""
+def mark(image: Path, run: Path) -> PngInfo:
+    """What a heatmap's file says of itself: that it is ours, of which image, by which run, and not for diagnosis."""
     info = PngInfo()
     info.add_text(MARK, NOTICE)
     info.add_text(SOURCE, fingerprint(image))
+    info.add_text(MAKER, fingerprint(run.resolve()))
     return info
 
 
-def fingerprint(image: Path) -> str:
-    """Of an image's place: heatmaps are told apart by it, and no name is written into them."""
-    place = str(image.absolute()).encode("utf-8", "surrogateescape")
+def fingerprint(path: Path) -> str:
+    """Of the place of an image or a run: heatmaps are told apart by it, and no name is written into them."""
+    place = str(path.absolute()).encode("utf-8", "surrogateescape")
     return hashlib.blake2b(place, digest_size=8).hexdigest()
 
 

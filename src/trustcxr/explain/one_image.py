@@ -28,12 +28,12 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     """An answer for each image; one that cannot be read gets an "error" and does not stop the others.
 
     A heatmap that was written here before is no film: it gets "left_out" and no answer. No heatmap takes the place of
-    another image's, or of a file that is not ours.
+    another image's or run's, or of a file that is not ours.
     """
     attacks.check_epsilon(epsilon)
     refuse_missing(paths)
     run, known = load_run(folder), familiarity.load(folder)
-    places = heatmap_files.places(paths, out)
+    places = heatmap_files.places(paths, out, run.folder)
     return [_of_file(run, known, path, places[path], epsilon) for path in dict.fromkeys(paths)]
 
 
@@ -129,7 +129,7 @@ def answer(
         picture = heatmap_files.overlay(film, saliency[squares.on_film(run.size, film.shape, run.resize)])
         heatmap_files.write_notice(picture)
         with replacing(heatmap) as temporary:
-            picture.save(temporary, pnginfo=heatmap_files.mark(source or heatmap), compress_level=1)
+            picture.save(temporary, pnginfo=heatmap_files.mark(source or heatmap, run.folder), compress_level=1)
         result.heatmap = str(heatmap)
     return result
 

@@ -9,7 +9,7 @@ from trustcxr.results.disk import open_regular
 
 ENDING = ".heatmap.png"
 SAID = "a heatmap that predict wrote, and no film"
-MARK, SOURCE = "TrustCXR heatmap", "of"  # text chunks of the PNG
+MARK, SOURCE, MAKER = "TrustCXR heatmap", "of", "by"  # text chunks of the PNG
 
 
 def is_ours(path: Path) -> bool:
@@ -19,9 +19,18 @@ def is_ours(path: Path) -> bool:
 
 def source_of(path: Path) -> str | None:
     """The fingerprint of the image whose heatmap this file is; None for any other file."""
+    return _said(path).get(SOURCE)
+
+
+def maker_of(path: Path) -> str | None:
+    """The fingerprint of the run whose heatmap this file is; None where that is not told, and for any other file."""
+    return _said(path).get(MAKER)
+
+
+def _said(path: Path) -> dict[str, str]:
     try:
         with open_regular(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:
-            text = {k: v for k, v in image.info.items() if isinstance(v, str)}
+            text = {str(k): v for k, v in image.info.items() if isinstance(v, str)}
     except Exception:  # no PNG, or none that can be read
-        return None
-    return text.get(SOURCE) if MARK in text else None
+        return {}
+    return text if MARK in text else {}
