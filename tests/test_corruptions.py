@@ -315,3 +315,14 @@ def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         sheet.write(out, film=tmp_path / "nothing.png")
     with pytest.raises(UserError, match=r"path that ends in \.png"):
         sheet.write(tmp_path / "sheet.nothing")
+
+
+def test_the_sheet_takes_the_place_of_no_film(tmp_path: Path) -> None:
+    film = tmp_path / "film.png"
+    Image.fromarray(render("COVID-19", 0, 32).image).save(film)
+    before = film.read_bytes()
+    with pytest.raises(UserError, match=r"film\.png: is there, and is no earlier sheet; choose another OUT"):
+        sheet.write(film, size=32, film=film)
+    assert film.read_bytes() == before
+    first = sheet.write(tmp_path / "sheet.png", size=32).read_bytes()
+    assert sheet.write(tmp_path / "sheet.png", size=32, film=film).read_bytes() != first

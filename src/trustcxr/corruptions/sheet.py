@@ -6,12 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import corruptions
+from trustcxr.about import NOTICE
 from trustcxr.data.images import grey, reading, squares
 from trustcxr.errors import UserError
+from trustcxr.results.disk import open_regular
 from trustcxr.results.files import replacing
 
+_MARK = "TrustCXR corruptions"  # a text chunk of the PNG
 _LABEL, _GAP = 150, 4  # pixels
 _LEAST = 160  # films are shown at least so large
 
@@ -41,12 +45,15 @@ def draw(film: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
 def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0) -> Path:
     """Write the sheet of a film of `size` pixels a side (a synthetic one unless said) as a picture.
 
-    Raises UserError where the film cannot be read or the picture cannot be written.
+    An earlier sheet, a PNG that says so of itself, is written anew.
+    Raises UserError where the film cannot be read, the picture cannot be written, or another file stands there.
     """
     from trustcxr.data.phantom.film import render
 
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
+    if out.exists() and not _is_ours(out):
+        raise UserError(f"{out}: is there, and is no earlier sheet; choose another OUT")
     if film is None:
         picture = render("COVID-19", seed, size).image
     else:
@@ -56,7 +63,21 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
             raise UserError(f"{film}: not read ({problem}); give an image file") from None
     try:
         with replacing(out) as temporary:
-            draw(picture, seed=seed).save(temporary)
+            draw(picture, seed=seed).save(temporary, pnginfo=_mark())
     except (OSError, ValueError) as problem:
         raise UserError(f"{out}: the sheet cannot be written ({problem}); give a path that ends in .png") from None
     return out
+
+
+def _mark() -> PngInfo:
+    info = PngInfo()
+    info.add_text(_MARK, NOTICE)
+    return info
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open_regular(path) as file, grey.quiet(), Image.open(file, formats=("PNG",)) as image:
+            return _MARK in image.info
+    except Exception:  # no PNG, or none that can be read
+        return False
