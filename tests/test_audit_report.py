@@ -166,6 +166,7 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch:
     assert float(rows[0]["clean"]) == document.clean.accuracy.value
     assert (rows[0]["clean reported"], rows[0]["threat model"]) == ("0.99", "L-infinity 0.02")
     assert rows[0]["training data"] == "greys"
+    assert [rows[0][name] for name in ("images", "data", "protocol")] == [str(document.data.n), "films", "exam-1"]
     page = (audits / "leaderboard.html").read_text()
     body = page.split("</script>")[1]
     for row in rows:

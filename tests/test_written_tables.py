@@ -63,7 +63,9 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures(tmp
     assert [line[0] for line in lines] == [*(f"'{text}" for text in bad), *figures]
     assert {line[1] for line in lines} == {"'=B()"}
     audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
-    line = next(csv.DictReader(board.table(board.Board("", "", 1, (), (), ()), [board.row("=f", audit)]).splitlines()))
+    whole = board.Board("", "=data", 1, (), (("=f", audit),), ())
+    line = next(csv.DictReader(board.table(whole, [board.row("=f", audit)]).splitlines()))
+    assert line["data"] == "'=data"
     assert (line["model"], line["folder"], line["clean"], line["paper"]) == ("'@SUM(1)", "'=f", "-0.5", "-")
     clean = Classification(accuracy=Share(value=-0.5, ci=(-0.6, -0.4)))
     one = Run(RunDocument(run="=r()", split="Test", clean=clean), tmp_path, [])

@@ -255,20 +255,22 @@ def write(board: Board, out: Path) -> tuple[Path, Path]:
 
 
 def table(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
-    """The rows as CSV: a figure as a number, its interval in the column behind it."""
+    """The rows as CSV: a figure as a number, its interval in the column behind it; of how many images, by what."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow([name for column in COLUMNS for name in (column, f"{column} interval")[: 1 + (column in _SHARES)]])
-    for cells in rows:
+    names = [name for column in COLUMNS for name in (column, f"{column} interval")[: 1 + (column in _SHARES)]]
+    writer.writerow([*names, *_EXAMINED])
+    for cells, (_, document) in zip(rows, board.entries, strict=True):
         line: list[object] = []
         for column, cell in zip(COLUMNS, cells, strict=True):
             exact = column in _SHARES or column.endswith("reported")
             line.append(("" if cell.value is None else cell.value) if exact else cell.text)
             line += [cell.interval] if column in _SHARES else []
-        writer.writerow(guarded(line))
+        writer.writerow(guarded([*line, document.data.n, board.data, board.protocol]))
     return lines.getvalue()
 
 
+_EXAMINED = ("images", "data", "protocol")
 _SHARES = ("clean", "attacked", "corrupted", "AUROC", "calibration error")
 
 
