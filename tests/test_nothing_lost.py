@@ -237,3 +237,21 @@ def test_a_run_that_lost_its_checksums_is_refused(left: dict[str, None], trained
 def test_a_run_of_before_checksums_loads(trained: Path) -> None:
     make_old(trained)
     assert load_run(trained).classes == ("COVID-19", "Non-COVID", "Normal")
+
+
+def test_a_folder_of_what_was_refused_is_not_left_behind(tmp_path: Path) -> None:
+    def refused(folder: Path, *, begun: bool = False) -> None:
+        with locks.holding(folder):
+            if begun:
+                (folder / "history.csv").write_text("epoch\n")
+            raise UserError("refused")
+
+    with pytest.raises(UserError, match="refused"):
+        refused(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    for name, begun in (("there", False), ("begun", True)):
+        with pytest.raises(UserError, match="refused"):
+            refused(tmp_path / name, begun=begun)
+    assert (tmp_path / "there").is_dir()
+    assert (tmp_path / "begun" / "history.csv").is_file()

@@ -24,7 +24,8 @@ def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Keep a folder to this process, and sweep what a killed one left half-written in it.
 
     The lock is the system's own, so it ends with the process however that ends. Raises UserError, which says which
-    process holds it, on which machine and since when, where another one does for `patience` seconds.
+    process holds it, on which machine and since when, where another one does for `patience` seconds. A folder that was
+    made for what then was refused, with nothing written, is taken away again.
     """
     from filelock import FileLock, Timeout
 
@@ -32,6 +33,7 @@ def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     if key in _held:
         yield
         return
+    new = not folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE)
@@ -50,6 +52,9 @@ def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         _held.discard(key)
         with suppress(OSError):
             (folder / HOLDER_FILE).unlink(missing_ok=True)
+            if new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                (folder / LOCK_FILE).unlink()
+                folder.rmdir()
         lock.release()
 
 
