@@ -124,7 +124,8 @@ def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> No
     [
         ({"NumberOfFrames": 2}, "several frames"),
         ({"PixelData": None}, "without pixel data"),
-        ({"Rows": None}, "without an image"),
+        ({"Rows": None}, "damaged DICOM file: a film without an image"),
+        ({"Rows": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.5"}, "^a DICOM file without an image"),
         ({"BitsAllocated": 32}, "not of 8 to 16 bits"),
         ({"HighBit": 15}, "do not lie in the lowest bits"),
         ({"Rows": 60000, "Columns": 60000}, "refused"),

@@ -1,6 +1,7 @@
 """Answers as DICOM: valid, of the film's study, referring to it, and telling no more than the film did."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from pydicom.uid import generate_uid  # noqa: E402
 import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
 from trustcxr.about import NOTICE  # noqa: E402
+from trustcxr.data import read_manifest  # noqa: E402
+from trustcxr.data.auditing.audit import audit  # noqa: E402
+from trustcxr.data.images import dicom, ours  # noqa: E402
 from trustcxr.data.phantom.film import render  # noqa: E402
 from trustcxr.dicom import answers, films  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
@@ -83,6 +87,42 @@ def test_the_report_says_what_was_answered_and_that_nobody_verified_it(tmp_path:
         assert words in said, words
     assert "Doubtful" in said
     assert "resnet18-fgsm-s0" in said
+
+
+def meanings(path: Path) -> list[str]:
+    return [str(item.value) for item in pydicom.dcmread(path).iterall() if item.keyword == "CodeMeaning"]
+
+
+def test_names_that_differ_at_their_end_stay_apart_and_their_scale_is_said(tmp_path: Path) -> None:
+    name = "Community acquired bacterial pneumonia with {{}} and pleural effusion, on the {} side"
+    left, right = (name.format(side) for side in ("left", "right"))
+    given = {"probabilities": {left: 0.36, right: 0.33, "Normal": 0.31}, "predicted": left, "calibrated": False}
+    _, path = written(chest(tmp_path / "x.dcm"), **given)
+    said = meanings(path)
+    told = [text for text in said if text.startswith("Probability of Community")]
+    assert len(set(told)) == 2
+    assert all(text.endswith(", not calibrated") and len(text) <= 64 for text in told)
+    assert any(text.startswith("Community acquired bacte") and text.endswith("on the left side") for text in said)
+    assert "Probability of Normal, not calibrated" in said
+    assert complaints(path) == []
+
+
+def test_what_lies_near_the_border_is_said_in_the_report_too(tmp_path: Path) -> None:
+    _, path = written(chest(tmp_path / "x.dcm"), border="near the decision border: Normal 42.4%, COVID-19 34.5%")
+    said = [str(item.value) for item in pydicom.dcmread(path).iterall() if item.keyword == "TextValue"]
+    assert "Near the decision border: Normal 42.4%, COVID-19 34.5%" in said
+
+
+def test_no_answer_takes_the_place_of_another_film_s(tmp_path: Path) -> None:
+    first = written(chest(tmp_path / "one" / "x.dcm"))
+    before = [path.read_bytes() for path in first]
+    other = chest(tmp_path / "two" / "x.dcm")
+    answer = answered(other)
+    answer.heatmap = str(tmp_path / "one" / "x.heatmap.png")  # where the first one's picture was, moved away since
+    with pytest.raises(answers.NoDicomAnswer, match="the answer of another film"):
+        answers.write(other, answer)
+    assert [path.read_bytes() for path in first] == before
+    assert written(tmp_path / "one" / "x.dcm") == first  # its own is written anew
 
 
 def test_the_notice_is_in_the_picture(tmp_path: Path) -> None:
@@ -224,3 +264,44 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     assert f"{film.predicted}" in finding
     assert "as DICOM" in "\n".join(terminal.sentences(film))
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
+
+
+def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> None:
+    run = small_runs.untrained(tmp_path / "run")
+    place = tmp_path / "data" / "Train" / "Normal"
+    for number in range(3):
+        chest(place / f"IM{number:04}", seed=number)
+    assert len(read_manifest(tmp_path / "data").table) == 3
+    films.predict(run, [place / "IM0000"], objects=True)
+    found = read_manifest(tmp_path / "data")
+    assert sorted(Path(path).name for path in found.table["path"]) == ["IM0000", "IM0001", "IM0002"]
+    assert sorted(Path(path).name for path in found.passed_over) == [
+        "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
+    ]  # fmt: skip
+    assert set(found.passed_over.values()) == {dicom.ANSWER, ours.SAID}
+    (told,) = (f for f in audit(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
+    assert (told.severity, told.count) == ("note", 3)
+    Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
+    chest(place / "1.2.840.7", seed=9)
+    (place / "notes.txt").write_bytes((place / "IM0001").read_bytes())  # whoever called it so meant it
+    assert len(read_manifest(tmp_path / "data").table) == 5
+
+
+def test_an_answer_is_no_film_whatever_it_is_called(tmp_path: Path) -> None:
+    run = small_runs.untrained(tmp_path / "run")
+    (answer,) = films.predict(run, [chest(tmp_path / "x.dcm")], out=tmp_path / "out", objects=True)
+    for number, place in enumerate([answer.heatmap, *answer.dicom]):
+        film = tmp_path / f"film{number}{Path(place).suffix}"
+        shutil.copy(place, film)
+        (said,) = films.predict(run, [film], out=tmp_path / "again")
+        assert said.left_out in (ours.SAID, dicom.ANSWER)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_film_that_was_cut_off_in_its_header_is_damaged_and_not_left_out(tmp_path: Path) -> None:
+    run = small_runs.untrained(tmp_path / "run")
+    chest(tmp_path / "s" / "1")
+    whole = chest(tmp_path / "s" / "2").read_bytes()
+    (tmp_path / "s" / "2").write_bytes(whole[:700])
+    _, cut = films.predict(run, [tmp_path / "s"], out=tmp_path / "out")
+    assert "a film without an image, as if cut off" in str(cut.error)

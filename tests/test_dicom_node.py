@@ -214,6 +214,32 @@ def test_an_error_that_nobody_foresaw_costs_one_film_and_is_counted(
     assert "not answered" not in said
 
 
+def test_a_peer_that_never_answers_is_not_waited_for_when_it_ends(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    film = chest(tmp_path / "x.dcm")
+    reply = real_answer(film)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with node(Archive(silent.getsockname()[1], []), monkeypatch, lambda data: reply) as found:
+            assert send(found, film) == 0
+            until(lambda: found._sending is not None)
+            start = time.monotonic()
+        assert time.monotonic() - start < 4
+        assert not found._thread.is_alive()
+
+
+def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reply = real_answer(chest(tmp_path / "x.dcm"))
+    _, report = answers.unpacked(reply.body)
+    with node(archive, monkeypatch, lambda data: reply) as found:
+        assert send(found, report) == 0
+        until(lambda: found.refused == 1)
+        assert not found._worker.films
+    assert "a film was not answered: a report, and no film" in capfd.readouterr().err
+
+
 def test_films_that_wait_when_it_ends_are_told(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

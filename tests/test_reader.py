@@ -20,6 +20,7 @@ import small_runs
 from study_fixture import CLASSES, make_study
 from test_cli import complaint
 from trustcxr.data import load_dataset
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -162,6 +163,24 @@ def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
             study.open_or_make(finished, study.Asked())
     finally:
         place.unlink()
+
+
+def test_other_films_and_films_without_lesion_masks_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = writing.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 2}, size=32)
+    folder = small_runs.untrained(tmp_path / "run", CLASSES)
+    content = files.read_yaml(folder / "run.yaml")
+    test = load_dataset(data, split="Test", size=32, classes=CLASSES)
+    files.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
+    arms = [preparing.Arm(study_folder.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
+    assert len(preparing.films(arms, data=data, count=2, seed=0)) == 2
+    other = writing.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
+    with pytest.raises(UserError, match="was not tested on these films; give the data of the study"):
+        preparing.films(arms, data=other, count=2, seed=0)
+    monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))
+    with pytest.raises(UserError, match="no infection masks here"):
+        preparing.films(arms, data=data, count=2, seed=0)
 
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
@@ -539,6 +558,55 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
             page.locator("#end").wait_for(state="visible")
             assert again.complaints == []
     assert len(store.done(reader)) == 4
+
+
+@pytest.mark.slow
+def test_another_reader_s_link_in_the_same_tab_is_another_reader_s_page(store: Store) -> None:
+    first, second = store.readers()
+    with (
+        serving(store) as address,
+        browsers.chromium() as chrome,
+        browsers.opened(chrome, f"{address}#token={first.token}") as opened,
+    ):
+        page = opened.page
+        page.locator("#reader", has_text=first.name).wait_for()
+        page.goto(f"{address}#token={second.token}")
+        page.locator("#reader", has_text=second.name).wait_for()
+        page.get_by_role("button", name="No finding here").click()
+        page.locator("#judging").wait_for(state="visible")
+        assert second.token not in page.url
+    assert not any(store.mark(first, film) for film in range(store.films))
+    assert store.mark(second, store.order(second)[0]) is not None
+
+
+@pytest.mark.slow
+def test_a_request_that_fails_can_be_made_again(store: Store) -> None:
+    reader = store.readers()[0]
+    with serving(store) as address, browsers.chromium() as chrome:
+        link = f"{address}#token={reader.token}"
+        with browsers.opened(chrome, link) as opened, browsers.opened(chrome, link) as beside:
+            page = opened.page
+            page.get_by_role("button", name="No finding here").click()
+            page.locator("#judging").wait_for(state="visible")
+            judge(page, (1, 2, 3))
+            for address_of in ("**/films/1", "**/films/1/film.png"):
+                page.route(address_of, lambda route: route.abort(), times=1)
+                page.get_by_role("button", name="Next film").click()
+                page.locator("#problem", has_text="Failed to fetch").wait_for()
+                assert page.locator("h1").inner_text() == "Film 1 of 4"
+                assert page.locator("#judging").is_visible()
+            page.get_by_role("button", name="Next film").click()
+            page.locator("h1", has_text="Film 2 of 4").wait_for()
+            page.route("**/films/1/maps/1.png", lambda route: route.abort(), times=1)
+            page.get_by_role("button", name="No finding here").click()
+            page.get_by_role("button", name="Load the heatmaps again").click()
+            page.locator("#judging").wait_for(state="visible")
+            assert page.locator("#problem").is_hidden()
+            assert page.get_by_role("button", name="Load the heatmaps again").is_hidden()
+            # The other window still shows the first film as if nobody had marked it.
+            mark_a_box(beside.page)
+            assert "marked already" in beside.page.locator("#problem").inner_text()
+    assert store.mark(reader, store.order(reader)[0]).regions == []
 
 
 @pytest.mark.slow

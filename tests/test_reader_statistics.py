@@ -82,6 +82,12 @@ def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
     assert np.isnan(krippendorff_alpha(np.full((5, 3), NAN))[0])
 
 
+def test_readers_who_share_no_film_have_no_agreement_yet() -> None:
+    ratings = [[1, float("nan")], [2, float("nan")]]
+    assert np.isnan(agreement.fleiss_kappa(ratings, np.ones((3, 2)))).tolist() == [True] * 3
+    assert np.isnan(agreement.krippendorff_alpha(ratings)).all()
+
+
 def test_one_reader_agrees_with_nobody_and_nothing_is_printed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

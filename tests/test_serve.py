@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from PIL import Image
 import served
 from test_cli import complaint
 from trustcxr.about import NOTICE
+from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import one_image
 
@@ -273,9 +275,28 @@ def test_addresses_and_links() -> None:
     assert [doors.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
     assert [doors.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "films.example")] == [False] * 4
     assert server.Address("127.0.0.1", 80, None).link == "http://127.0.0.1:80/"
-    assert server.Address("::", 80, "x").link == "http://[::]:80/#token=x"
+    everywhere = f"http://{socket.gethostname()}:80/#token=x"  # where nobody else could open 0.0.0.0
+    assert [server.Address(host, 80, "x").link for host in ("::", "0.0.0.0")] == [everywhere] * 2
+    assert server.Address("fe80::1", 80, "x").link == "http://[fe80::1]:80/#token=x"
     token = "k3+Zx/9&q==#%"
     assert parse_qs(urlsplit(server.Address("::1", 80, token).link).fragment) == {"token": [token]}
+
+
+@pytest.mark.parametrize("token", ["pässwort", " blank", "two\nlines"])
+def test_a_token_that_no_header_can_bring_is_refused_at_the_start(
+    token: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(server.TOKEN, token)
+    with pytest.raises(UserError, match=r"TRUSTCXR_TOKEN: letters, digits and signs of ASCII alone"):
+        server.serve([run], port=0)
+
+
+def test_an_answer_that_was_written_here_is_no_film(api: TestClient, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(served.film(1))
+    (answer,) = one_image.predict(run, [tmp_path / "x.png"])
+    said = send(api, Path(answer["heatmap"]).read_bytes())
+    assert code(said) == "unreadable"
+    assert "a heatmap that predict wrote, and no film" in said.text
 
 
 def test_other_sites_are_not_answered(api: TestClient) -> None:

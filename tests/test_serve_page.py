@@ -136,3 +136,7 @@ def test_a_page_without_its_token_asks_for_it(tmp_path: Path, browser: Any, monk
             choose(found.page, served.film(1), panels=1)
             assert "secret" not in found.page.url
             assert json.dumps(found.asked).count("secret") <= 1  # the address that was typed, and no request after it
+        with browsers.opened(browser, f"{url}/#token=another") as found:
+            found.page.locator("#status", has_text="This token is not the server's.").wait_for()
+            found.page.goto(f"{url}/#token=secret-of-the-test")  # the right link, in the same tab
+            choose(found.page, served.film(1), panels=1)

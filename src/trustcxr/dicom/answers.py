@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.about import NOTICE, __version__
-from trustcxr.data.images.dicom import INSTALL, MANUFACTURER, header_of
+from trustcxr.data.images.dicom import ANSWER_ENDINGS, INSTALL, MANUFACTURER, header_of, is_answer
 from trustcxr.data.images.grey import quiet
 from trustcxr.dicom.finding import content
 from trustcxr.errors import UserError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MOST_SIDE = 2048  # pixels of the heatmap's longer side: a screen shows no more, and a film may have 8000
-ENDINGS = (".heatmap.dcm", ".finding.dcm")
 HEATMAP_SERIES, FINDING_SERIES = 9001, 9002  # numbers beyond those that a scanner gives
 RESEARCH = "research, not for diagnosis"
 # What stands in the film's image module and stays true of whatever is derived from it.
@@ -85,26 +84,28 @@ def of(film: Path | bytes, answer: FilmAnswer, picture: Image.Image) -> Objects:
 def write(film: Path, answer: FilmAnswer) -> list[str]:
     """Write both objects beside the heatmap: x.heatmap.png, x.heatmap.dcm, x.finding.dcm. Their paths.
 
-    NoDicomAnswer where a file of such a name is there that was not written here: it may be a film.
+    NoDicomAnswer where a file of such a name is there that was not written here, so that it may be a film, or that
+    answers another film.
     """
     with Image.open(str(answer.heatmap)) as picture:
         found = of(film, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
-    places = [Path(stem + ending) for ending in ENDINGS]
-    if any(place.exists() and not _ours(place) for place in places):
+    places = [Path(stem + ending) for ending in ANSWER_ENDINGS]
+    if any(place.exists() and not is_answer(place) for place in places):
         raise NoDicomAnswer("where it would stand is a file that was not written here: choose another --out")
+    source = str(found.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
+    if any(place.exists() and source not in _referenced(place) for place in places):
+        raise NoDicomAnswer("where it would stand is the answer of another film: choose another --out")
     for place, made in zip(places, (found.heatmap, found.finding), strict=True):
         with replacing(place) as temporary:
             made.save_as(temporary, enforce_file_format=True)
     return [str(place) for place in places]
 
 
-def _ours(place: Path) -> bool:
-    try:
-        with quiet():
-            return str(header_of(place, ["Manufacturer"]).get("Manufacturer")) == MANUFACTURER
-    except Exception:  # no DICOM, or none that can be read
-        return False
+def _referenced(place: Path) -> set[str]:
+    """The UIDs of the images that an answer refers to."""
+    with quiet():
+        return {str(each.value) for each in header_of(place).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
 
 def packed(found: Objects) -> bytes:

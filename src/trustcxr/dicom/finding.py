@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SCHEME = "99TRUSTCXR"  # codes that no public scheme has: a class of a model has the name that its maker gave it
+_MOST = 64  # characters of a code's meaning
 _DOUBTFUL = "Doubtful: the answer means nothing unless this is a frontal chest film"
 
 
@@ -35,11 +36,17 @@ def content(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer) -> "Measu
     )
 
 
-def coded(text: str) -> "CodedConcept":
-    """A code of our own for a text: the same for the same text, whatever the model. Meanings have 64 characters."""
+def coded(name: str, said: str = "{}") -> "CodedConcept":
+    """A code of our own for what is said of a name: the same for the same, whatever the model.
+
+    Meanings have 64 characters: of a longer name the middle is left out, since names that differ may do so at the end.
+    """
     from highdicom.sr import CodedConcept
 
-    return CodedConcept(hashlib.blake2b(text.encode(), digest_size=6).hexdigest().upper(), SCHEME, text[:64])
+    whole, most = said.format(name), _MOST - len(said.format(""))
+    end = most // 2
+    short = name if len(name) <= most else f"{name[: most - end - 5]} ... {name[-end:]}"
+    return CodedConcept(hashlib.blake2b(whole.encode(), digest_size=6).hexdigest().upper(), SCHEME, said.format(short))
 
 
 def sr_uid(text: str) -> str:
@@ -58,7 +65,7 @@ def _group(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer) -> "Measur
         sr.TrackingIdentifier(identifier="Whole film"),
         algorithm_id=sr.AlgorithmIdentification(answer.run or MANUFACTURER, __version__),
         measurements=[
-            sr.Measurement(coded(f"Probability of {name}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
+            sr.Measurement(coded(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
             for name, value in answer.probabilities.items()
         ],
         qualitative_evaluations=[
@@ -78,6 +85,7 @@ def _group(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer) -> "Measur
     inside.append(
         sr.ImageContentItem(picture, heatmap.SOPClassUID, heatmap.SOPInstanceUID, relationship_type="CONTAINS")
     )
-    for text in (NOTICE, *(f"{_DOUBTFUL}: {doubt}" for doubt in answer.warnings)):
+    near = [f"{answer.border[:1].upper()}{answer.border[1:]}"] if answer.border else []
+    for text in (NOTICE, *(f"{_DOUBTFUL}: {doubt}" for doubt in answer.warnings), *near):
         inside.append(sr.TextContentItem(codes.DCM.Comment, text, relationship_type="CONTAINS"))
     return group

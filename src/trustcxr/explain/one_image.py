@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks, explain
 from trustcxr.catalogue import USUAL_ATTACKS
-from trustcxr.data.images import grey, ours, plausibility, reading, squares
+from trustcxr.data.images import dicom, grey, ours, plausibility, reading, squares
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
 from trustcxr.explain.familiarity import Familiarity
@@ -38,8 +38,8 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
 
 
 def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
-    if ours.is_ours(path):
-        return FilmAnswer(image=str(path), left_out=ours.SAID)
+    if (said := written_here(path)) is not None:
+        return FilmAnswer(image=str(path), left_out=said)
     try:
         film = read(path)
     except grey.UnreadableImage as problem:
@@ -60,9 +60,16 @@ class Film:
 
 def read(source: Source) -> Film:
     """A film from a file or its content. UnreadableImage, without the file's name, where it is none."""
-    if (why := plausibility.another_kind(source)) is not None:
+    if (why := written_here(source) or plausibility.another_kind(source)) is not None:
         raise grey.UnreadableImage(why)
     return Film(reading.read_image(source), plausibility.colourfulness(source))
+
+
+def written_here(source: Source) -> str | None:
+    """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
+    if ours.source_of(source) is not None:
+        return ours.SAID
+    return dicom.ANSWER if reading.is_dicom(source) and dicom.is_answer(source) else None
 
 
 def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: Film) -> None:

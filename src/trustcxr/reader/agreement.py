@@ -25,6 +25,8 @@ def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats
     table, weight = _given(ratings, weights)
     whole = np.isfinite(table).all(axis=1)
     table, weight = table[whole], weight[:, whole]
+    if not len(table):
+        return np.full(len(weight), np.nan)
     readers = table.shape[1]
     counts = np.stack([(table == value).sum(axis=1) for value in np.unique(table)], axis=-1).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):  # one reader, or none, agrees with nobody

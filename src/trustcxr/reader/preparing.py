@@ -116,6 +116,10 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
 
     first = load_run(chosen[0].run.folder)
     dataset = study_films.load(first, study_films.Source(data))
+    if study_films.are_others(first, dataset):
+        raise UserError(f"{data}: {first.name} was not tested on these films; give the data of the study")
+    if "infection" not in dataset.mask_kinds:
+        raise UserError(f"{data}: no infection masks here, which what readers mark is held against")
     rows = annotated(dataset)
     if len(rows) < count:
         raise UserError(f"{data}: {len(rows)} films with a mask, {count} are asked for: say fewer --films")
@@ -125,7 +129,7 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
     if odd:
         raise UserError(f"{odd[0]}: other classes or another size than {first.name}: such maps cannot be compared")
     maps = [_maps(loaded[arm.run.name], dataset, drawn, arm.method) for arm in chosen]
-    masks = np.array(dataset.masks("infection" if "infection" in dataset.mask_kinds else "lung")[drawn])
+    masks = np.array(dataset.masks("infection")[drawn])
     return Shown([str(dataset.sample_ids[k]) for k in drawn], np.array(dataset.images[drawn])[:, 0], masks, maps)
 
 

@@ -30,6 +30,7 @@ FILMS = (
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
     "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: films that were digitised
 )
+REPORT = "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR: our answers, where an archive sends a whole study back
 STORED, FULL, NO_FILM = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
 _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored too
 _CALLERS_AT_ONCE, _PDU = 4, 1 << 17
@@ -112,6 +113,7 @@ class Node:
         self._held: dict[int, int] = {}  # bytes of the message that an association is sending
         self._worker: Worker | None = None
         self._server: Any = None
+        self._sending: Any = None  # the association with the peer, while there is one
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="trustcxr-dicom", daemon=True)
 
@@ -137,6 +139,8 @@ class Node:
             woken = 1
         if self._worker is not None:
             self._worker.kill()
+        with suppress(AttributeError, OSError):  # there is none, or it ended just now
+            self._sending.dul.socket.close()  # a peer that does not answer is waited for no longer
         if self._thread.is_alive():
             self._thread.join(5)
         if left := self._films.unfinished_tasks - woken:
@@ -156,7 +160,7 @@ class Node:
         entity.maximum_associations, entity.maximum_pdu_size = _CALLERS_AT_ONCE, _PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         entity.add_supported_context("1.2.840.10008.1.1")  # C-ECHO
-        for kind in FILMS:
+        for kind in (*FILMS, REPORT):
             entity.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
         handlers: Any = [
             (evt.EVT_C_STORE, self._take),
@@ -185,7 +189,11 @@ class Node:
     def _take(self, event: Any) -> int:
         """Put a film in the queue, as it came: what is wrong with it is found where it is decoded."""
         self._held[id(event.assoc)] = 0
-        if event.request.AffectedSOPClassUID not in FILMS:
+        kind = event.request.AffectedSOPClassUID
+        if kind == REPORT:  # taken, since its sender would break off with the films behind it
+            self._refuse("a report, and no film")
+            return STORED
+        if kind not in FILMS:
             return NO_FILM
         try:
             self._films.put_nowait(event.encoded_dataset())
@@ -258,7 +266,10 @@ class Node:
 
     def _not_taken(self, objects: "list[Dataset]") -> "list[Dataset]":
         """Send them; those that the peer did not take."""
-        from pynetdicom import AE
+        from pynetdicom import AE, evt
+
+        def opened(event: Any) -> None:
+            self._sending = event.assoc
 
         entity = AE(ae_title=self.place.title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
@@ -266,7 +277,9 @@ class Node:
             entity.add_requested_context(each.SOPClassUID, each.file_meta.TransferSyntaxUID)
         peer = self.place.peer
         try:
-            association = entity.associate(peer.host, peer.port, ae_title=peer.title)
+            association = entity.associate(
+                peer.host, peer.port, ae_title=peer.title, evt_handlers=[(evt.EVT_CONN_OPEN, opened)]
+            )
         except OSError:  # its name is not known (now)
             return objects
         if not association.is_established:
@@ -275,6 +288,7 @@ class Node:
             return [each for each in objects if not _taken(association, each)]
         finally:
             association.release()
+            self._sending = None
 
 
 def _taken(association: Any, each: "Dataset") -> bool:

@@ -34,8 +34,9 @@ class Address:
 
     @property
     def link(self) -> str:
-        """What to open: behind the # a browser keeps the token to itself."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
+        """What to open: behind the # a browser keeps the token to itself. On every address, by this machine's name."""
+        host = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host
+        name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.port}/" + (f"#token={quote(self.token, safe='')}" if self.token else "")
 
 
@@ -59,7 +60,7 @@ def serve(
     for folder in runs:
         folders.check_run(folder)
     local = doors.is_loopback(host)
-    token = os.environ.get(TOKEN) or (None if local else secrets.token_urlsafe(24))
+    token = _chosen() or (None if local else secrets.token_urlsafe(24))
     with ExitStack() as stack:
         listener = stack.enter_context(listening(host, port))
         where = Address(host, listener.getsockname()[1], token)
@@ -68,6 +69,14 @@ def serve(
         if dicom is not None:
             stack.enter_context(dicom_node.listening(runs[0], dicom, pool.limits))
         _run(_server(house), pool, listener, where)
+
+
+def _chosen() -> str | None:
+    """The token that the environment names; UserError for one that no header of HTTP can bring."""
+    found = os.environ.get(TOKEN)
+    if found and not (found.isascii() and found.isprintable() and found == found.strip()):
+        raise UserError(f"{TOKEN}: letters, digits and signs of ASCII alone, without blanks around them")
+    return found
 
 
 def run(house: object, listener: socket.socket) -> None:

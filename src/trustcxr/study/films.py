@@ -86,6 +86,12 @@ def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
     return place
 
 
+def are_others(run: Run, films: "Dataset") -> bool:
+    """Whether these are surely not the films of that split beside which the run was trained; runs of 0.1 do not say."""
+    known = files.part(_kept(run), "fingerprints").get(str(films.split))
+    return known is not None and films.fingerprint != known
+
+
 def is_own_test(run: Run, films: "Dataset") -> bool:
     """Whether these are the run's own test films, by what they are; runs of 0.1 know only their folder's name."""
     kept, test = _kept(run), run.trained_by.data.splits.test

@@ -12,7 +12,7 @@ import pandas as pd
 
 from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.auditing.scan import Scan
-from trustcxr.data.images import ours, plausibility
+from trustcxr.data.images import dicom, ours, plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.stores import Checked
 
@@ -68,11 +68,11 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     broken = _items(manifest.table, files["fault"].notna(), files["fault"])
     lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
     all_passed = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
-    heatmaps = [item for item in all_passed if item["detail"] == ours.SAID]
-    passed_over = [item for item in all_passed if item["detail"] != ours.SAID]
+    heatmaps = [item for item in all_passed if item["detail"] in (ours.SAID, dicom.ANSWER)]
+    passed_over = [item for item in all_passed if item not in heatmaps]
     return [
         *found("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
-        *found("heatmaps", "note", "# [heatmap|heatmaps] of predict beside the films [is|are] left out", heatmaps),
+        *found("heatmaps", "note", "# [answer|answers] of predict beside the films [is|are] left out", heatmaps),
         *found("unreadable", "fault", "# [image|images] cannot be read", broken),
         *found(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying

@@ -17,6 +17,10 @@ INSTALL = "pip install '.[dicom]'"
 MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no film
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
+ANSWER_ENDINGS = (".heatmap.dcm", ".finding.dcm")
+ANSWER = "an answer that was written here, and no film"
+# Computed radiography, digital X-ray (for presentation, for processing), secondary capture.
+_FILMS = {f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("1", "1.1", "1.1.1", "7")}
 _LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
 _LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
 _FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
@@ -54,8 +58,10 @@ def not_a_film(path: Source) -> str | None:
         with quiet():
             header = header_of(path)
             if str(header.get("Manufacturer") or "") == MANUFACTURER:
-                return "an answer that was written here, and no film"
+                return ANSWER
             _check(header)
+    except _CutOff:
+        return None
     except UnreadableImage as problem:
         return str(problem)
     except (KeyboardInterrupt, SystemExit):
@@ -63,6 +69,19 @@ def not_a_film(path: Source) -> str | None:
     except BaseException:  # damaged, or no pydicom: said where the film is read
         return None
     return None
+
+
+def is_answer(source: Source) -> bool:
+    """Whether a file, or its content, is an answer in DICOM that was written here."""
+    try:
+        with quiet():
+            return str(header_of(source, ["Manufacturer"]).get("Manufacturer")) == MANUFACTURER
+    except Exception:  # no DICOM, or none that can be read
+        return False
+
+
+class _CutOff(UnreadableImage):
+    """Of a kind of film, and without its image: damaged, however well what is left can be read."""
 
 
 def header_of(path: Source, tags: list[str] | None = None) -> Any:
@@ -109,6 +128,8 @@ def _refuse_inflating(path: Source) -> None:
 def _check(header: Any) -> None:
     """Refuse, in words, what is not one frontal film of at most 16 bits."""
     if "Rows" not in header or "Columns" not in header or not header.Rows or not header.Columns:
+        if _kind(header) in _FILMS:
+            raise _CutOff("damaged DICOM file: a film without an image, as if cut off")
         raise UnreadableImage("a DICOM file without an image")
     frames = header.get("NumberOfFrames")
     if frames is not None and str(frames).strip() not in ("", "0", "1"):
@@ -124,6 +145,12 @@ def _check(header: Any) -> None:
         raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")
     if is_lateral(header):
         raise UnreadableImage("a lateral view: only frontal films are read")
+
+
+def _kind(header: Any) -> str:
+    """The SOP class, or what the file's own header says of it."""
+    of_file = getattr(header, "file_meta", None)
+    return str(header.get("SOPClassUID") or (of_file.get("MediaStorageSOPClassUID") if of_file else None) or "")
 
 
 def is_lateral(header: Any) -> bool:

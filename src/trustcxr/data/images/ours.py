@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from trustcxr.data.images.grey import quiet
-from trustcxr.results.disk import open_regular
+from trustcxr.results.disk import Source, open_source
 
 ENDING = ".heatmap.png"
 SAID = "a heatmap that predict wrote, and no film"
@@ -17,19 +17,19 @@ def is_ours(path: Path) -> bool:
     return path.name.endswith(ENDING) and source_of(path) is not None
 
 
-def source_of(path: Path) -> str | None:
+def source_of(path: Source) -> str | None:
     """The fingerprint of the image whose heatmap this file is; None for any other file."""
     return _said(path).get(SOURCE)
 
 
-def maker_of(path: Path) -> str | None:
+def maker_of(path: Source) -> str | None:
     """The fingerprint of the run whose heatmap this file is; None where that is not told, and for any other file."""
     return _said(path).get(MAKER)
 
 
-def _said(path: Path) -> dict[str, str]:
+def _said(path: Source) -> dict[str, str]:
     try:
-        with open_regular(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:
+        with open_source(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:
             text = {str(k): v for k, v in image.info.items() if isinstance(v, str)}
     except Exception:  # no PNG, or none that can be read
         return {}

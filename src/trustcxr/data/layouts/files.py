@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.data.images import ours
+from trustcxr.data.images.dicom import ANSWER, ANSWER_ENDINGS, is_answer
 from trustcxr.data.images.reading import SUFFIXES, is_dicom
 from trustcxr.results.disk import escaped
 
@@ -67,16 +68,27 @@ def _folders(folder: str | Path) -> list[str]:
 
 
 def _files(folder: str | Path) -> list[str]:
-    """The image files in a folder, told by their names; where none is, the DICOM files, told by their content."""
-    names = [e.name for e in _entries(folder) if not _heatmap(e)]
-    images = [n for n in names if n[n.rfind(".") :].lower() in SUFFIXES]
-    # DICOM files often have no suffix, or a number's.
-    return sorted(images or [n for n in names if is_dicom(f"{folder}/{n}")])
+    """The image files in a folder, told by their names, and DICOM files without such a name, told by their content.
+
+    Beside images only what has no ending, or numbers for one, is looked into: so DICOM files are often called.
+    """
+    names = [e.name for e in _entries(folder) if not _answer(e)]
+    images = [n for n in names if _ending(n) in SUFFIXES]
+    others = [n for n in names if _ending(n) not in SUFFIXES and (not images or _ending(n).strip(".0123456789") == "")]
+    return sorted([*images, *(n for n in others if is_dicom(f"{folder}/{n}"))])
 
 
-def _heatmap(entry: os.DirEntry[str]) -> bool:
+def _ending(name: str) -> str:
+    return name[name.rfind(".") :].lower() if "." in name else ""
+
+
+def _answer(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is what `predict` wrote beside a film."""
     if entry.name.endswith(ours.ENDING) and ours.is_ours(Path(entry.path)):
         _pass_over(entry.path, ours.SAID)
+        return True
+    if entry.name.endswith(ANSWER_ENDINGS) and is_answer(entry.path):
+        _pass_over(entry.path, ANSWER)
         return True
     return False
 

@@ -61,15 +61,41 @@ function guarded(about, work) {
   return (...given) => work(...given).then(() => tell(about, ""), (fault) => tell(about, reason(fault)));
 }
 
+// A link with another token, opened in this tab, changes only what stands behind the #: it is another reader's page.
+window.addEventListener("hashchange", () => location.reload());
+
 const start = guarded("start", async () => {
   if (!token) {
     throw new Error("Open the link that you were sent: it holds your token.");
   }
-  state = await (await ask("state")).json();
-  await go();
+  try {
+    await go(await (await ask("state")).json());
+  } catch (fault) {
+    throw new Error(`${reason(fault)}. Reload this page to try again.`);
+  }
 });
 
-async function go() {
+// What is shown stays as it is until the next film is here: a request that fails can be made again.
+async function go(now) {
+  const before = links;
+  links = [];
+  let found = null;
+  let source = null;
+  if (now.next !== null) {
+    try {
+      found = await (await ask(`films/${now.next}`)).json();
+      source = await picture(`films/${now.next}/film.png`);
+      await decoded(source);
+    } catch (fault) {
+      links.forEach((link) => URL.revokeObjectURL(link));
+      links = before;
+      throw fault;
+    }
+  }
+  before.forEach((link) => URL.revokeObjectURL(link));
+  state = now;
+  byId("reader").textContent = state.reader;
+  byId("who").hidden = false;
   byId("bar").max = state.films;
   byId("bar").value = state.done.length;
   byId("count").textContent = `${state.done.length} of ${state.films}`;
@@ -80,18 +106,22 @@ async function go() {
     byId("end-title").focus();
     return;
   }
-  links.forEach((link) => URL.revokeObjectURL(link));
-  links = [];
   byId("title").textContent = `Film ${state.next + 1} of ${state.films}`;
   byId("judging").hidden = true;
   problems.clear();
-  film = await (await ask(`films/${state.next}`)).json();
+  film = found;
   regions = film.mark ? film.mark.regions : [];
   drawing = cross = null;
-  byId("film").src = await picture(`films/${state.next}/film.png`);
+  byId("film").src = source;
   await byId("film").decode();
   byId("title").focus();
   await shown();
+}
+
+async function decoded(source) {
+  const image = new Image();
+  image.src = source;
+  await image.decode();
 }
 
 async function shown() {
@@ -99,8 +129,20 @@ async function shown() {
   byId("marking").classList.toggle("read", marked);
   ink.tabIndex = marked ? -1 : 0;
   draw();
-  if (marked) await maps();
+  if (marked) await load();
 }
+
+// The maps of a marked film; what fails is said beside a button that asks for them again.
+const load = guarded("maps", async () => {
+  try {
+    await maps();
+    byId("again").hidden = true;
+  } catch (fault) {
+    byId("again").hidden = false;
+    throw fault;
+  }
+});
+byId("again").addEventListener("click", () => load());
 
 // --- marking ---
 
@@ -256,8 +298,19 @@ window.addEventListener("resize", () => { if (film) draw(); });
 byId("undo").addEventListener("click", takeBack);
 
 const save = guarded("marks", async (found) => {
-  film = await (await ask(`films/${state.next}/mark`, { regions: found })).json();
-  tell("drawing", "");
+  try {
+    film = await (await ask(`films/${state.next}/mark`, { regions: found })).json();
+    tell("drawing", "");
+  } catch (fault) {
+    // Perhaps the answer alone was lost, or the film was marked in another window: marks that are kept stay.
+    const now = await (await ask(`films/${state.next}`)).json();
+    if (now.mark === null) throw fault;
+    const others = JSON.stringify(now.mark.regions) !== JSON.stringify(found);
+    film = now;
+    regions = now.mark.regions;
+    drawing = cross = null;
+    tell("drawing", others ? "This film was marked already: those marks are shown, and stay." : "");
+  }
   await shown();
   byId("judging-title").focus();
 });
@@ -354,9 +407,9 @@ byId("next").addEventListener("click", guarded("next", async () => {
     unsaved.clear();
     throw new Error("Choose again, or go on without it: Next film.");
   }
-  state = await (await ask("state")).json();
+  const now = await (await ask("state")).json();
   byId("status").textContent = "";
-  await go();
+  await go(now);
 }));
 
 function fade() {

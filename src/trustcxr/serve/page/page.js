@@ -19,6 +19,9 @@ function readToken() {
   try { return sessionStorage.getItem("token") || ""; } catch { return ""; }
 }
 
+// A link with another token, opened in this tab, changes only what stands behind the #.
+window.addEventListener("hashchange", () => location.reload());
+
 function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
