@@ -139,4 +139,5 @@ def test_a_page_without_its_token_asks_for_it(tmp_path: Path, browser: Any, monk
         with browsers.opened(browser, f"{url}/#token=another") as found:
             found.page.locator("#status", has_text="This token is not the server's.").wait_for()
             found.page.goto(f"{url}/#token=secret-of-the-test")  # the right link, in the same tab
+            found.page.locator("#served", has_text="Network: ").wait_for()
             choose(found.page, served.film(1), panels=1)
