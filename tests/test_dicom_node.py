@@ -339,9 +339,12 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
             heatmap = next(n for n in loop if archive.ask(f"/instances/{n}/simplified-tags")["Modality"] == "OT")
             archive.ask("/modalities/trustcxr/store", json.dumps([heatmap]).encode())
             until(lambda: found.refused == 1, 60)
-        series = web.search_for_series(study_instance_uid=source.StudyInstanceUID)
-        assert len(series) == 3
-        back = web.retrieve_study(source.StudyInstanceUID)
+            series = web.search_for_series(study_instance_uid=source.StudyInstanceUID)
+            assert len(series) == 3
+            back = web.retrieve_study(source.StudyInstanceUID)
+            # A whole study: the film is answered anew, and the report does not break it off.
+            archive.ask("/modalities/trustcxr/store", json.dumps(archive.ask("/studies")).encode())
+            until(lambda: (found.answered, found.refused) == (2, 3), 120)
     made = {str(each.SOPClassUID): each for each in back}
     assert set(made) == {CR, SC, SR}
     assert made[SC].SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
