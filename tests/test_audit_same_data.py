@@ -153,6 +153,28 @@ def listed(root: Path, to: Path, change: int | None = None) -> Path:
     return to / "list.csv"
 
 
+def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
+    first: Path,
+    greys: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_steps(monkeypatch)
+    out, others = tmp_path / "audit", tmp_path / "others"
+    shutil.copytree(first, out)
+    shutil.copytree(greys, others)
+    next(others.rglob("*.png")).unlink()
+    before = (out / "audit.json").read_bytes()
+    with pytest.raises(UserError, match=r"audit: holds the audit on films, not on others; choose another --out"):
+        audits.audit(first.parent / "model" / "model.yaml", others, out)
+    assert (out / "audit.json").read_bytes() == before
+    again = shutil.copytree(others, tmp_path / "films")  # the same data set, of which a film is gone
+    audits.audit(first.parent / "model" / "model.yaml", again, out)
+    assert "something was changed since it was examined: examined anew" in capsys.readouterr().err
+    assert files.read_json(out / "audit.json")["data"]["n"] == 35
+
+
 def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "out"
     for name, change in (("as it is", None), ("again", None), ("relabelled", 3)):

@@ -149,6 +149,20 @@ def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) 
         assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
 
 
+def test_films_with_an_empty_lung_mask_have_no_view_without_lungs(
+    run: Run, held_out: Any, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = np.array(held_out.masks("lung"))
+    masks[::3] = 0
+    monkeypatch.setattr(type(held_out), "masks", lambda _, kind: masks)
+    found = predictions.predict(run, held_out, (), batch_size=8)
+    views = found[found["attack"].isin(catalogue.VIEWS)]
+    assert set(views["sample_id"]) == set(np.delete(held_out.sample_ids, np.arange(0, len(masks), 3)))
+    assert len(part(found, "clean")) == len(masks)
+    assert f"{len(masks[::3])} of {len(masks)} images have an empty lung mask: left out" in capsys.readouterr().err
+    assert part(table, "lungs_only")["sample_id"].nunique() == len(masks)
+
+
 def test_a_box_is_the_smallest_that_holds_the_mask() -> None:
     masks = torch.zeros(3, 1, 8, 9)
     masks[0, 0, 2, 3] = masks[0, 0, 5, 7] = masks[1, 0, 7, 8] = 1

@@ -119,3 +119,39 @@ def test_what_is_kept_takes_the_place_of_no_whole_study(films: Path, tmp_path: P
         said = complaint("study", recipe_file, "--data", films, "--out", out, "--kept", study, "--no-check")
         assert "holds a whole study, and not what is kept of one; give --kept a folder of its own" in said
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list with two columns of labels, and its films in a folder that was typed as seen from there."""
+    place = tmp_path / "hospital" / "films"
+    rows = []
+    for path in sorted(films.rglob("images/*.png")):
+        split, label = path.parts[-4:-2]
+        film = place / f"{split}-{label}-{path.name}"
+        film.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, film)
+        rows.append({"path": film.name, "class": "Normal", "radiologist": label, "split": split})
+    table = pd.DataFrame(rows).drop_duplicates("path")
+    listed = tmp_path / "hospital" / "list.csv"
+    table.to_csv(listed, index=False)
+    monkeypatch.chdir(tmp_path)
+    columns = {"path": "path", "class": "radiologist", "split": "split"}
+    own = recipe(epochs=1)
+    own = own.model_copy(update={"data": own.data.model_copy(update={"columns": columns, "images": "hospital/films"})})
+    run_folder.train(own, Path("hospital/list.csv"), tmp_path / "run")
+    monkeypatch.chdir("/")
+    run_folder.evaluate(tmp_path / "run", listed, attacks=["fgsm"])
+    found = files.read_table(tmp_path / "run" / "predictions.parquet")
+    assert set(found["class"]) == set(table["radiologist"])
+    place.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"list\.csv: none of its images was found.*--images"):
+        run_folder.evaluate(tmp_path / "run", listed, attacks=["fgsm"])
+    (tmp_path / "moved").rename(place)
+    table.rename(columns={"radiologist": "diagnosis"}).drop(columns="class").to_csv(listed, index=False)
+    capsys.readouterr()
+    run_folder.evaluate(tmp_path / "run", listed, attacks=["fgsm"], listing={"images": str(place)})
+    said = capsys.readouterr().err
+    assert "no column 'radiologist'" in said
+    assert "read by its usual columns" in said

@@ -1,5 +1,6 @@
 """`evaluate` loses nothing, mixes nothing up, and says on which films it was."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -190,6 +192,68 @@ def test_results_do_not_go_into_an_audit(trained: Path, films: Path, tmp_path: P
     at = ["--data", films, "--attack", "fgsm", "--out", tmp_path / "audit"]
     assert "holds an audit; choose another --out" in complaint("evaluate", trained, *at)
     assert [path.name for path in (tmp_path / "audit").iterdir()] == ["audit.json"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("audit.json", "predictions.parquet", "report.html"),
+        ("metrics.json", "saliency.parquet"),  # maps of a given model, or results of a run elsewhere
+        ("report.docx",),
+        ("checkpoint/mine.txt",),
+        ("evaluations/mine.txt",),
+    ],
+)
+def test_a_run_is_trained_over_nothing_that_is_not_a_runs(names: tuple[str, ...], films: Path, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    said = complaint("train", "--data", films, *TRAIN, "--out", tmp_path / "out")
+    assert f"holds {', '.join(sorted(name.split('/')[0] for name in names))}, which is not of this" in said
+    assert {path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"mine"}
+    assert not (tmp_path / "out" / "run.yaml").exists()
+
+
+def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
+    trained: Path, films: Path, tmp_path: Path
+) -> None:
+    for name in ("predictions.parquet", "report.html"):
+        (tmp_path / name).write_text("mine")
+    said = complaint("audit", trained, "--data", films, "--out", tmp_path)
+    assert "holds predictions.parquet, report.html, which is not of this and would be lost; choose another" in said
+    (tmp_path / "study.json").write_text("mine")
+    (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
+    said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", tmp_path, "--no-check")
+    assert "holds report.html, study.json, which is not of this and would be lost; choose another" in said
+    assert {(tmp_path / name).read_text() for name in ("predictions.parquet", "report.html", "study.json")} == {"mine"}
+
+
+def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
+    said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", films, "--no-check")
+    assert "holds the films; choose another --out" in said
+    part = films / "Lung Segmentation Data"
+    assert "holds the films" in complaint("train", "--data", films, *TRAIN, "--out", part)
+    assert "holds the films" in complaint("evaluate", trained, "--data", films, "--attack", "fgsm", "--out", part)
+    assert not [path for path in films.rglob("*") if path.suffix in (".json", ".yaml", ".html", ".parquet", ".lock")]
+    inside = films / "results"  # a folder of its own beside them is none of theirs
+    run_folder.evaluate(trained, films, attacks=["fgsm"], out=inside)
+    run_folder.evaluate(trained, films, attacks=["pgd"], steps=1, out=inside)
+    assert attacked(inside) == [("fgsm", 0.02), ("pgd", 0.02)]
+    shutil.rmtree(inside)
+
+
+def test_of_a_run_that_may_only_be_read_results_are_made_elsewhere(
+    trained: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access  # whoever runs the tests may be allowed everything
+    monkeypatch.setattr(os, "access", lambda path, how, **more: Path(path) != trained and real(path, how, **more))
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    document, _ = run_folder.evaluate(trained, films, attacks=["fgsm"], out=tmp_path / "out")
+    assert document.calibration is not None
+    assert (tmp_path / "out" / "validation.parquet").is_file()
+    run_folder.explain(trained, films, out=tmp_path / "maps", options={"methods": ["gradcam"]})
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
 def test_a_study_refuses_figures_that_are_not_of_its_recipe(

@@ -24,8 +24,8 @@ BORDER = 24 / 256  # width of the frame that is left where the border alone is s
 
 
 def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
-    """VIEWS of the images that have a lung mask: without the lungs, or with little else."""
-    has = dataset.has_mask("lung")[rows]
+    """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
+    has = with_lungs(dataset, rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
     kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
@@ -42,6 +42,13 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
         shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
     for name, view in zip(VIEWS, shown, strict=False):
         yield (name, 0.0, 0, 0), kept, view
+
+
+def with_lungs(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
+    """bool (B,): which of these images have a lung mask that is not empty."""
+    has = dataset.has_mask("lung")[rows]
+    has[has] = [bool(dataset.masks("lung")[row].any()) for row in rows[has]]
+    return has
 
 
 def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

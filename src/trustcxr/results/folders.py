@@ -122,6 +122,16 @@ def read_study(folder: Path) -> dict[str, object]:
     return files.read_yaml(folder / STUDY_FILE, advice=again)
 
 
+def refuse_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> None:
+    """UserError where a folder holds what would be `written` there, and nothing of ours (`own`) says that it was."""
+    if any(any(folder.glob(pattern)) for pattern in own):
+        return
+    there = sorted({path.name for pattern in written for path in folder.glob(pattern)})
+    if there:
+        some = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
+        raise UserError(f"{folder}: holds {some}, which is not of this and would be lost; choose another --out")
+
+
 def check_begun(folder: Path) -> Path:
     """The folder itself; UserError where no study was begun in it."""
     if not folder.is_dir():

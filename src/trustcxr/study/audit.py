@@ -25,6 +25,7 @@ from trustcxr.study.audited import Audit, about, is_another, refuse_held
 from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
+_WRITTEN = (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE, "report.*", "model_card.md")
 
 
 def audit(
@@ -65,10 +66,21 @@ def audit(
             say(f"{out}: already examined")
             shutil.rmtree(out / PARTS, ignore_errors=True)  # killed before they were removed
             return _known_by_files(before, whole, path)
+        _refuse_other_films(path, whole)
         document = _document(whole, out, key)
         files.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _refuse_other_films(path: Path, whole: Audit) -> None:
+    """UserError where an audit that is there is of another data set; of the same, changed since, it is made anew."""
+    if not path.is_file():
+        return
+    before, now = read(AuditDocument, path).data, whole.data(None)
+    if before.name not in ("", now.name) and not before.same_images(now):
+        raise UserError(f"{path.parent}: holds the audit on {before.name}, not on {now.name}; choose another --out")
+    say(f"{path.parent}: something was changed since it was examined: examined anew")
 
 
 def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDocument:
@@ -94,6 +106,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
 def _refuse_another(out: Path, subject: Subject, exam: ExamRecipe) -> None:
     """UserError where `out` holds anything but an earlier audit of this model, or a whole one and this is a part."""
     refuse_held(out, {"results of a run": folders.METRICS_FILE})
+    folders.refuse_foreign(out, _WRITTEN, (folders.AUDIT_FILE, PARTS))
     path = out / folders.AUDIT_FILE
     if not path.is_file():
         return

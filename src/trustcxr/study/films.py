@@ -1,5 +1,6 @@
 """Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ import numpy as np
 
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data.images.reading import SUFFIXES
+from trustcxr.data.layouts.lists import NoColumns
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import Listing
@@ -54,15 +57,30 @@ def _read(run: Run, source: Source, split: str | None) -> "Dataset":
 def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | None = None) -> "Manifest":
     """The data read as was typed, and for the rest as a run's own films were read, where they look like those.
 
-    Another hospital's need not; and films in folders have no columns.
+    Another hospital's list need not have the columns of the run's, which is said; and films in folders have none.
+    Raises UserError where it has them and cannot be read by them: other columns may hold other labels.
     """
     typed, usual = listing or Listing(), of_run or Listing()
     if Path(data).is_dir():
         usual = Listing(layout=usual["layout"]) if "layout" in usual else Listing()
+    elif usual.get("images") is not None:
+        usual |= Listing(images=_images_of(Path(data), str(usual["images"])))
     try:
         return read_manifest(data, **(usual | typed))
+    except NoColumns as problem:
+        found = read_manifest(data, **typed)
+        found.notes.append(f"{problem}, as the list of the run's own films has: read by its usual columns")
+        return found
     except UserError:
+        if usual.get("columns") is not None and "columns" not in typed:
+            raise
         return read_manifest(data, **typed)
+
+
+def _images_of(file: Path, images: str) -> str | None:
+    """Where a run's folder of images is: as it was typed then, from here or beside the list; None: the list's own."""
+    above = [Path(), *file.absolute().parents]
+    return next((str(place / images) for place in above if (place / images).expanduser().is_dir()), None)
 
 
 def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
@@ -177,9 +195,18 @@ def _kept(run: Run) -> dict[str, object]:
     return files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
 
 
+def validation_file(run: Path, place: Path) -> Path:
+    """Where predictions on validation films are kept: with the run, or with the results where that is read only."""
+    own, beside = run / folders.VALIDATION_FILE, place / folders.VALIDATION_FILE
+    return own if own.is_file() or (os.access(run, os.W_OK) and not beside.is_file()) else beside
+
+
 def refuse_films(out: Path | None, data: Path) -> None:
-    """UserError where results are asked for in the very folder of the films."""
-    if out is not None and out.exists() and data.exists() and out.samefile(data):
+    """UserError where results are asked for in the very folder of the films, or in one of theirs within it."""
+    if out is None or not out.is_dir() or not data.is_dir():
+        return
+    within = out.resolve().is_relative_to(data.resolve()) and not (out / folders.RUN_FILE).is_file()
+    if out.samefile(data) or (within and any(path.suffix.lower() in SUFFIXES for path in out.rglob("*"))):
         raise UserError(f"{out}: holds the films; choose another --out")
 
 

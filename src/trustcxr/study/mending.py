@@ -24,6 +24,13 @@ _TOLD = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx
 _TRAINING = (folders.TRAINING_FILE, folders.WEIGHTS_FILE, folders.RUN_FILE, folders.FILMS_FILE)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """UserError where a folder that a run is to be trained into holds other results, or files of other people."""
+    own = (folders.RUN_FILE, folders.TRAINING_FILE, folders.WEIGHTS_FILE)
+    written = (*_OF_WEIGHTS, *_TOLD, folders.AUDIT_FILE, folders.HISTORY_FILE, folders.FILMS_FILE, "checkpoint")
+    folders.refuse_foreign(folder, (*written, folders.BEFORE_REFIT), own)
+
+
 def mend(run: Path) -> None:
     """Take away what is damaged of a run in a study, and what was made from it; each is said in a line.
 

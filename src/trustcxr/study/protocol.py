@@ -29,6 +29,7 @@ from trustcxr.results.documents import (
 )
 from trustcxr.results.folders import (
     AUDIT_FILE,
+    DATA_CHECK_FILE,
     DATA_FILE,
     METRICS_FILE,
     PANELS_FILE,
@@ -39,13 +40,14 @@ from trustcxr.results.folders import (
     STUDY_RESULTS,
     TRAINING_FILE,
     read_study,
+    refuse_foreign,
     versions,
 )
 from trustcxr.results.locks import holding
 from trustcxr.study import comparison, data_check, finished, made, planned, preflight, seeds
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
-from trustcxr.study.films import report_skipped
+from trustcxr.study.films import refuse_films, report_skipped
 from trustcxr.study.provenance import describe_data
 from trustcxr.study.steps import carry_out
 from trustcxr.study.watching import watched
@@ -84,6 +86,7 @@ class Study:
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
+        refuse_films(self.folder, self.data)
         self.engine.preflight(self.folder)
         preflight.recipe(self.recipe, self.folder, self.devices)
         with holding(self.folder):
@@ -139,6 +142,7 @@ class Study:
             for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
                 if (self.folder / name).exists():
                     raise UserError(f"{self.folder}: holds {what}; choose another --out")
+            refuse_foreign(self.folder, (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs"), (f"runs/*/{RUN_FILE}",))
         files.write_yaml(self.folder / STUDY_FILE, content)
         files.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 

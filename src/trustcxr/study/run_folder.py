@@ -80,7 +80,7 @@ class RunFolder:
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
         """Predictions on the validation images, of the weights that validation judged; made once."""
-        path = self.folder / folders.VALIDATION_FILE
+        path = tested.validation_file(self.folder, self.place)
         if not path.is_file():
             table = evaluation.predict(as_before_refit(self.run), val, views=False, batch_size=batch_size)
             files.write_table(path, table.assign(**{tables.FILMS: val.fingerprint}))
@@ -202,7 +202,7 @@ class RunFolder:
 
     def validation(self, films: "Dataset", val: "Dataset | None") -> pd.DataFrame | None:
         """Predictions on validation images to calibrate by; None where there are none, or they are `films`."""
-        path = self.folder / folders.VALIDATION_FILE
+        path = tested.validation_file(self.folder, self.place)
         if val is not None:
             self.validate(val)
         if not path.is_file():
@@ -226,6 +226,7 @@ def train(
     from trustcxr.training.cards import Cards
 
     tested.refuse_films(folder, Path(data))
+    mending.refuse_foreign(folder)
     cards = Cards(devices, nodes, strategy)
     cards.check(run, run.training.batch_size)
     if (folder / folders.STUDY_FILE).is_file():

@@ -20,6 +20,7 @@ from trustcxr.results.documents import Difference, RunDocument, TrainingDocument
 from trustcxr.results.tables import CLEAN
 from trustcxr.study import beside, comparison, finished, made, seeds
 from trustcxr.study.choice import ranked
+from trustcxr.study.films import validation_file
 
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
 # Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
@@ -142,7 +143,7 @@ class _Tables:
         return documents.read_if_there(RunDocument, self.place / folders.METRICS_FILE) or RunDocument()
 
     def _validation(self) -> pd.DataFrame | None:
-        path = self.folder / folders.VALIDATION_FILE
+        path = validation_file(self.folder, self.place)
         if not path.is_file():
             return None
         table = files.read_table(path)

@@ -51,6 +51,10 @@ _MAY_BE_UNKNOWN = ("patient", "group", "source", "view")
 _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
 
 
+class NoColumns(UserError):
+    """A list lacks columns that were asked for."""
+
+
 def read_list(file: Path, *, columns: str | Columns | None = None, images: str | Path | None = None) -> Manifest | None:
     """A manifest from a list of images, or None where `file` is not of a list's type.
 
@@ -116,7 +120,7 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
     classes = "class" in columns or "class" in mapping
     missing += [] if classes or finding_columns.findings(table, mapping.values()) else ["class"]
     if missing:
-        raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
+        raise NoColumns(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
     return mapping
 
 
