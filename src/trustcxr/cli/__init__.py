@@ -6,6 +6,7 @@ stopped by Ctrl-C or SIGTERM (one line: what is kept).
 
 import errno
 import gc
+import re
 import sys
 from contextlib import suppress
 from typing import Annotated, NoReturn
@@ -86,7 +87,7 @@ def _print_no_more() -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    line = " ".join(text.split())
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()  # two blanks in a name stay two
     print(f"trustcxr: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
     sys.exit(2)
 

@@ -11,6 +11,7 @@ from trustcxr.report.study_folder import Run, label, least
 from trustcxr.report.tables import lesions, seeds
 from trustcxr.report.tables.certified import bar
 from trustcxr.results import gradient_masking
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     Accuracy,
     AttackResult,
@@ -82,7 +83,7 @@ def exported(found: ExportDocument) -> list[str]:
     lines = [
         f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
         f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {found.model_file} --data PATH --out DIR",
+        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR",
     ]
     return lines + ([f"note: {found.note}"] if found.note else [])
 

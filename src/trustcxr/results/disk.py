@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -116,6 +117,15 @@ def escaped(text: str) -> str:
     """A name as it can be shown: what is no text, and what would move the cursor, as escapes."""
     safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
+
+
+def as_typed(place: object) -> str:
+    """A path, or an address, as a command has it that is pasted into a shell: the shell gives the command that path.
+
+    One that begins with a dash, which would be taken for an option, begins with ./ instead.
+    """
+    text = str(place)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def kind_of(mode: int) -> str | None:
