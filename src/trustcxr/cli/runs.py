@@ -321,7 +321,8 @@ def predict(
 
     An answer survives where neither FGSM nor PGD-20, changing no pixel by more than epsilon, found a picture that gets
     another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written. Of a folder the
-    frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named.
+    frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named. A film that
+    cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
     """
     refuse_missing(images)
     from trustcxr.dicom import films
@@ -334,7 +335,7 @@ def predict(
         for answer in answers:
             print("\n".join(terminal.sentences(answer)))
         print(NOTICE)
-    if refused := terminal.not_read(answers):
+    if refused := terminal.not_answered(answers):
         raise UserError(refused)
 
 
