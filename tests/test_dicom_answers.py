@@ -1,7 +1,10 @@
 """Answers as DICOM: valid, of the film's study, referring to it, and telling no more than the film did."""
 
 import contextlib
+import errno
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +267,26 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     assert f"{film.predicted}" in finding
     assert "as DICOM" in "\n".join(terminal.sentences(film))
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
+
+
+def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, real = small_runs.untrained(tmp_path / "run"), answers.replacing
+    both = [chest(tmp_path / name, seed=seed) for seed, name in enumerate(("a.dcm", "b.dcm"))]
+
+    @contextlib.contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        with real(path) as temporary:
+            if path.name.startswith("a."):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            yield temporary
+
+    monkeypatch.setattr(answers, "replacing", full)
+    first, second = films.predict(run, both, out=tmp_path / "out", objects=True)
+    assert first.predicted
+    assert not first.dicom
+    assert re.match(r"no DICOM answer: .*a\.heatmap\.dcm: cannot be written: no space left", str(first.error))
+    assert terminal.not_answered([first, second]) == f"{first.image}: {first.error}"
+    assert len(second.dicom) == 2
 
 
 def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """`predict`: whose heatmap is where, what is doubted or refused, its probabilities, and the memory that it takes."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from small_runs import untrained
+from test_cli import run as typed
 from trustcxr.about import NOTICE
 from trustcxr.data import read_manifest
 from trustcxr.data.auditing.audit import audit
@@ -21,7 +24,7 @@ from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import heatmap_files, one_image
 from trustcxr.report import terminal
-from trustcxr.results.documents import Calibration, RunDocument
+from trustcxr.results.documents import Calibration, FilmAnswer, RunDocument
 from trustcxr.statistics import softmax
 
 
@@ -114,6 +117,91 @@ def test_a_heatmap_beside_a_film_of_a_data_set_is_no_film_of_it(layout: str, run
     checked = audit(tmp_path, probes=False, workers=1)
     (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, where: Path, number: int) -> None:
+    """The disk refuses whatever is written into that folder."""
+    real = Image.Image.save
+
+    def save(picture: Image.Image, to: Path, **options: object) -> None:
+        if Path(to).parent == where:
+            raise OSError(number, os.strerror(number), str(to))
+        real(picture, to, **options)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+
+
+@pytest.fixture
+def three(films: Path) -> list[Path]:
+    """Three films, each in a folder of its own; that of the second is called ro."""
+    for name in ("ro", "c"):
+        shutil.copytree(films / "a", films / name)
+    return [films / name / "x.png" for name in ("a", "ro", "c")]
+
+
+def test_a_heatmap_that_cannot_be_written_costs_its_film_alone(
+    run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, films / "ro", errno.EACCES)
+    first, lost, last = one_image.predict(run, three)
+    assert first.predicted
+    assert last.predicted
+    assert Path(str(last.heatmap)).is_file()
+    assert (
+        lost.error
+        == f"no heatmap: {films / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; choose --out"
+    )
+    assert terminal.sentences(lost) == [f"{lost.image}: {lost.error}"]
+    assert terminal.not_answered([first, lost, last]) == f"{lost.image}: {lost.error}"
+    broken = FilmAnswer(image="broken.png", error="no picture")
+    assert terminal.not_answered([lost, broken, broken, lost]) == (
+        "broken.png and 1 more: not read: no picture; give chest films as PNG, JPEG, TIFF or DICOM files; "
+        f"{lost.image} and 1 more: {lost.error}"
+    )
+    assert terminal.not_answered([first, last]) == ""
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
+    words: list[str], run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, films / "ro", errno.EACCES)
+    done = typed("predict", run, *three, *words, expect=2)
+    assert done.stderr == (
+        f"trustcxr: {three[1]}: no heatmap: {films / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; "
+        "choose --out\n"
+    )
+    if words:
+        images = json.loads(done.stdout)["images"]
+        assert [bool(answer.get("probabilities")) for answer in images] == [True, False, True]
+    else:
+        assert all(f"{path}: " in done.stdout for path in three)
+        assert f"{three[1]}: no heatmap: " in done.stdout
+        assert done.stdout.endswith(f"{NOTICE}\n")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
+    run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_image, "answer", lambda *_, **__: pytest.fail("in vain"))
+    (films / "taken").touch()
+    answers = one_image.predict(run, three, out=films / "taken" / "out")
+    assert all("a file is where a folder should be; choose --out" in str(answer.error) for answer in answers)
+
+
+def test_a_full_disk_ends_it_with_what_was_answered_before(
+    run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, films / "ro", errno.ENOSPC)
+    done = typed("predict", run, *three, expect=2)
+    assert f"{three[0]}: " in done.stdout
+    assert f"{three[2]}: no heatmap: not looked at, since the disk is full" in done.stdout
+    assert done.stderr.startswith(
+        f"trustcxr: {three[1]} and 1 more: no heatmap: {films / 'ro' / 'x.heatmap.png'}: cannot"
+    )
+    assert "no space left on the disk" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (films / "c" / "x.heatmap.png").exists()
 
 
 class Claims(torch.nn.Module):

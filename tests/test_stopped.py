@@ -1,12 +1,35 @@
-"""Ctrl-C: one line that says what is there and what the same command does next, and exit code 130."""
+"""Ctrl-C and SIGTERM: one line that says what is there and what the same command does next, and exit code 130."""
 
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
+from small_runs import MODEL
 from trustcxr import cli
+from trustcxr.cli import stopping
+from trustcxr.data.phantom import writing
 
 GOES_ON = "the same command goes on from here"
+# The command as it is typed, with Typer around it: it waits where it would look at its run.
+WAITS = """
+import sys, time
+from trustcxr import cli
+
+def wait(_):
+    print("waits", flush=True)
+    while True:
+        time.sleep(0.01)
+
+cli.runs.is_given = wait
+sys.argv = ["trustcxr", "evaluate", "run", "--data", "films"]
+cli.main()
+"""
 
 
 @pytest.mark.parametrize(
@@ -21,12 +44,17 @@ GOES_ON = "the same command goes on from here"
         ("explain", "the results from before are kept"),
         ("report", "nothing was overwritten"),
         ("data", "files are written whole or not at all"),
+        ("serve", "nothing of any film was kept"),
+        ("reader", "what the readers saved is kept"),
     ],
 )
+@pytest.mark.parametrize("typer_keeps_it", [True, False])
 def test_what_was_stopped_says_what_is_kept(
-    command: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    typer_keeps_it: bool, command: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(**_: object) -> None:
+    def stopped(**_: object) -> int:
+        if typer_keeps_it:
+            return 130
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", stopped)
@@ -38,3 +66,101 @@ def test_what_was_stopped_says_what_is_kept(
     assert said.startswith("trustcxr: stopped; ")
     assert said.count("\n") == 1
     assert text in said
+
+
+def test_a_download_that_is_stopped_goes_on() -> None:
+    assert stopping.kept(["data", "download", "covidqu"]).startswith(GOES_ON)
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -> None:
+    process = started("-c", WAITS)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert said == f"trustcxr: stopped; {stopping.kept(['evaluate'])}\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    films, out = writing.write(tmp_path / "films", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
+    options = {"model": MODEL, "weights": "none", "size": "32", "epochs": "100000", "patience": "100000"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    process = started("-m", "trustcxr", "train", "--data", str(films), "--out", str(out), *words)
+    try:
+        until = time.monotonic() + 300
+        while process.poll() is None and not (out / "checkpoint" / "last.ckpt").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert [line for line in said.splitlines() if "stopped" in line] == [
+        f"trustcxr: stopped; {GOES_ON}: finished epochs and runs are kept"
+    ], said
+    assert "Traceback" not in said
+    assert process.returncode == 130
+
+
+# --- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_of_two_signals_disturbs_no_end() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.heeded(["evaluate"]):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["serve", "run"], ["reader", "study"], ["study", "quick", "--engine", "slurm"]],
+    ids=lambda words: words[0],
+)
+def test_servers_and_jobs_of_a_cluster_are_left_to_their_own_way(words: list[str]) -> None:
+    with stopping.heeded(words):
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stopping.heeded(["evaluate"]):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    seen: list[object] = []
+
+    def within() -> None:
+        with stopping.heeded(["evaluate"]):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=within)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_was_forked_ends_by_the_signal_as_ever() -> None:
+    with stopping.heeded(["evaluate"]):
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM

@@ -14,7 +14,14 @@ class NotFiniteError(UserError, FloatingPointError):
 
 
 class CannotWrite(UserError):
-    """A file could not be written: the disk is full, or the place read-only or forbidden. What was there is whole."""
+    """A file could not be written: the disk is full, or the place read-only or forbidden. What was there is whole.
+
+    `number`: the error number that the system gave, where it gave one.
+    """
+
+    def __init__(self, text: str, number: int | None = None) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 OUT_OF_MEMORY = "more memory is needed than there is: choose a smaller size or batch"

@@ -1,10 +1,12 @@
 """The command line: parse, call, print. No logic.
 
-Exit codes: 0 done, 1 a fault of the program, 2 the user's input is wrong (one line: what, where, what to do).
+Exit codes: 0 done, 1 a fault of the program, 2 the user's input is wrong (one line: what, where, what to do), 130
+stopped by Ctrl-C or SIGTERM (one line: what is kept).
 """
 
 import errno
 import gc
+import re
 import sys
 from contextlib import suppress
 from typing import Annotated, NoReturn
@@ -12,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from trustcxr.about import NOTICE, __version__
+from trustcxr.cli import stopping
 from trustcxr.cli.audits import audits_app
 from trustcxr.cli.data import data_app
 from trustcxr.cli.recipes import recipes_app
@@ -39,8 +42,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name that is no text is shown escaped
             stream.reconfigure(errors="backslashreplace")
+    with stopping.heeded(sys.argv[1:]):
+        _answered()
+
+
+def _answered() -> NoReturn:
     try:
         code = app(standalone_mode=False)
+        if code == stopping.CODE:  # so Typer says that it was stopped, and keeps the KeyboardInterrupt to itself
+            raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(code)
     except UserError as problem:
@@ -64,8 +74,8 @@ def main() -> None:
         hint = f"; see {at.command_path} --help" if at else ""
         _refuse((problem.format_message() or "no command is given: say which") + hint)
     except KeyboardInterrupt:
-        print(f"trustcxr: stopped; {_kept(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(130)
+        print(f"trustcxr: stopped; {stopping.kept(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(stopping.CODE)
 
 
 def _print_no_more() -> None:
@@ -77,7 +87,7 @@ def _print_no_more() -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    line = " ".join(text.split())
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()  # two blanks in a name stay two
     print(f"trustcxr: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
     sys.exit(2)
 
@@ -88,23 +98,6 @@ def _of_the_disk(problem: OSError) -> str:
 
     where = f"{escaped(str(problem.filename))}: " if problem.filename is not None else ""
     return f"{where}{problem.strerror or problem}: it can be neither read nor written; check the path and the disk"
-
-
-def _kept(words: list[str]) -> str:
-    """What is there after Ctrl-C, by command."""
-    if words and words[0] == "audit":
-        return "the same command goes on from here: finished batches are kept"
-    if not words or words[0] in ("train", "study", "demo"):
-        return "the same command goes on from here: finished epochs and runs are kept"
-    if words[0] == "reader":
-        return "what the readers saved is kept; the same command opens it again"
-    if words[0] == "serve":
-        return "nothing of any film was kept"
-    if words[0] == "predict":
-        return "the heatmaps written so far are kept; the same command makes the others"
-    if words[0] in ("evaluate", "explain", "report"):
-        return "nothing was overwritten: the results from before are kept, and decoded images too"
-    return "files are written whole or not at all: what was finished is kept"
 
 
 def _version(wanted: bool) -> None:

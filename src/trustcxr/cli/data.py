@@ -7,6 +7,7 @@ import typer
 
 from trustcxr.about import NOTICE
 from trustcxr.cli.options import Columns, Images, Json, listing, print_json
+from trustcxr.results.disk import as_typed
 
 data_app = typer.Typer(
     help="Look at data, make some, or bring it here.",
@@ -62,7 +63,7 @@ def data_download(
     if name != "covidqu":
         raise unknown("data set", name, ["covidqu"])
     folder = download_covidqu(to)
-    print(f"{folder}\nnext: trustcxr data check '{folder}'")
+    print(f"{folder}\nnext: trustcxr data check {as_typed(folder)}")
 
 
 @data_app.command("phantom", epilog="Example: trustcxr data phantom out/phantom --per-class 100")

@@ -1,6 +1,5 @@
 """One trained model: `train`, `evaluate`, `explain`, `predict`, `export`, `push`, and the networks to choose from."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +39,7 @@ from trustcxr.cli.options import (
 from trustcxr.data.remote import is_address, refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
-from trustcxr.results.disk import refuse_missing
+from trustcxr.results.disk import as_typed, refuse_missing
 
 if TYPE_CHECKING:
     from trustcxr.results.documents import RunDocument
@@ -119,7 +118,7 @@ def train(
     )
     summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
-    print(f"next: trustcxr evaluate {out} --data '{data}'")
+    print(f"next: trustcxr evaluate {as_typed(out)} --data {as_typed(data)}")
 
 
 @runs_app.command(
@@ -146,8 +145,8 @@ def evaluate(
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
     if is_given(str(run)):
-        command = shlex.join(["trustcxr", "audit", str(run), "--data", str(data), "--out"])
-        raise UserError(f"{run}: no run's folder; any other model is examined by {command} DIR")
+        command = f"trustcxr audit {as_typed(run)} --data {as_typed(data)} --out DIR"
+        raise UserError(f"{run}: no run's folder; any other model is examined by {command}")
     if surrogate is None:  # else whether an attack takes it is said first
         refuse_nowhere(data)
     from trustcxr import report
@@ -322,7 +321,8 @@ def predict(
 
     An answer survives where neither FGSM nor PGD-20, changing no pixel by more than epsilon, found a picture that gets
     another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written. Of a folder the
-    frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named.
+    frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named. A film that
+    cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
     """
     refuse_missing(images)
     from trustcxr.dicom import films
@@ -335,7 +335,7 @@ def predict(
         for answer in answers:
             print("\n".join(terminal.sentences(answer)))
         print(NOTICE)
-    if refused := terminal.not_read(answers):
+    if refused := terminal.not_answered(answers):
         raise UserError(refused)
 
 

@@ -40,9 +40,6 @@ def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[s
         if given:
             os.environ["KAGGLEHUB_CACHE"] = str(given)  # unlike its output folder, its cache resumes
         folder = Path(kagglehub.dataset_download(HANDLE))
-    except KeyboardInterrupt:
-        tell("stopped; the same command goes on from here")
-        raise
     except Exception as fault:  # kagglehub lets through those of its HTTP, archive and credential layers
         raise UserError(_reason(fault)) from None
     finally:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trustcxr.data.images import dicom, plausibility, reading
-from trustcxr.errors import UserError
+from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results.disk import kind_of
 from trustcxr.results.documents import FilmAnswer
 
@@ -55,6 +55,8 @@ def _as_dicom(film: Path, answer: FilmAnswer) -> None:
         answer.dicom = answers.write(film, answer)
     except answers.NoDicomAnswer as why:
         answer.no_dicom = str(why)
+    except CannotWrite as problem:  # every film was answered by now: none of that is lost
+        answer.error = f"no DICOM answer: {problem}"
 
 
 def expand(paths: Sequence[Path]) -> Found:

@@ -12,20 +12,24 @@ from torch import Tensor, nn
 from trustcxr import attacks, explain
 from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.data.images import dicom, grey, ours, plausibility, reading, squares
+from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
 from trustcxr.explain.familiarity import Familiarity
-from trustcxr.results.disk import Source, refuse_missing
+from trustcxr.results.disk import Source, escaped, is_full, reason, refuse_missing, refuse_unwritable
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
 
 PGD_STEPS = 20
 BORDER = 0.2  # two classes whose probabilities are nearer than that are told as a border
+_FULL = "no heatmap: not looked at, since the disk is full"
 
 
 def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None) -> list[FilmAnswer]:
-    """An answer for each image; one that cannot be read gets an "error" and does not stop the others.
+    """An answer for each image; one that cannot be read, or its heatmap not be written, gets an "error".
+
+    That does not stop the others. A full disk does: each of them gets an "error" that says so.
 
     A heatmap that was written here before is no film: it gets "left_out" and no answer. No heatmap takes the place of
     another image's or run's, or of a file that is not ours.
@@ -34,7 +38,24 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     refuse_missing(paths)
     run, known = load_run(folder), familiarity.load(folder)
     places = heatmap_files.places(paths, out, run.folder)
-    return [_of_file(run, known, path, places[path], epsilon) for path in dict.fromkeys(paths)]
+    found: list[FilmAnswer] = []
+    full = False
+    for path, heatmap in places.items():
+        if full:
+            found.append(FilmAnswer(image=str(path), error=_FULL))
+            continue
+        try:
+            found.append(_of_file(run, known, path, heatmap, epsilon))
+        except CannotWrite as problem:
+            found.append(FilmAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
+            full = is_full(problem)
+    return found
+
+
+def _refused(heatmap: Path, problem: CannotWrite) -> str:
+    if problem.number is None or is_full(problem):
+        return str(problem)
+    return f"{escaped(str(heatmap))}: cannot be written: {reason(problem.number)}; choose --out"
 
 
 def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
@@ -44,6 +65,7 @@ def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, eps
         film = read(path)
     except grey.UnreadableImage as problem:
         return FilmAnswer(image=str(path), error=str(problem))
+    refuse_unwritable(heatmap)
     found = answer(run, film.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
     found.image = str(path)
     doubt(found, run, known, film)

@@ -10,6 +10,7 @@ from trustcxr.reader import preparing
 from trustcxr.reader.store import FILE, FOLDER, Store
 from trustcxr.report import study_folder
 from trustcxr.results import folders, locks
+from trustcxr.results.disk import as_typed
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
     server.check_installed()
     proper, path = [_proper(name) for name in names], place(study)
     if not proper and not (path.exists() and Store(path).readers()):
-        raise UserError(f"{study}: nobody reads yet: say who: trustcxr reader {study} --reader NAME, once for each")
+        command = f"trustcxr reader {as_typed(study)} --reader NAME"
+        raise UserError(f"{study}: nobody reads yet: say who: {command}, once for each")
     store = open_or_make(study, asked)
     for name in proper:
         store.add(name)

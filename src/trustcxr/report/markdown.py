@@ -19,6 +19,7 @@ from trustcxr.report.study_folder import Run, StudyFolder, read
 from trustcxr.report.tables import seeds
 from trustcxr.report.tables.certified import BAR, bar, gaps
 from trustcxr.results import files
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     Accuracy,
     CertifiedResult,
@@ -97,11 +98,12 @@ def _opening(found: StudyFolder, runs: Sequence[Run]) -> list[str]:
     """Title, how to make the page again, and on what it rests."""
     study = found.study
     name, data, hardware = study.study or found.path.name, study.data, study.hardware
-    command = _command(study, f"--data {data.root_name or 'DATA'} --out {found.path.name}")
+    folder = as_typed(found.path.name)
+    command = _command(study, f"--data {as_typed(data.root_name or 'DATA')} --out {folder}")
     lines = [
         f"# {study.title or name}",
         "",
-        f"{command}, then `trustcxr report {found.path.name} --markdown`. Every figure is in the CSV file beside it.",
+        f"{command}, then `trustcxr report {folder} --markdown`. Every figure is in the CSV file beside it.",
         "",
     ]
     if not runs:

@@ -12,6 +12,7 @@ from trustcxr.errors import UserError
 from trustcxr.report import words
 from trustcxr.results import documents, files, folders
 from trustcxr.results.alarms import judged
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     AttackResult,
     Classification,
@@ -255,7 +256,8 @@ def _check(path: Path, notes: list[str]) -> DataCheck | None:
 def _of_one_run(path: Path) -> StudyFolder:
     source = folders.check_run(path) / folders.METRICS_FILE
     if not source.is_file():
-        raise UserError(f"{path}: a run that is not tested yet: `trustcxr evaluate {path} --data PATH` comes first")
+        command = f"trustcxr evaluate {as_typed(path)} --data PATH"
+        raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
     notes: list[str] = []
     document, lost = understood(RunDocument, files.read_document(source))
     _note_lost(source.name, lost, notes)

@@ -11,6 +11,7 @@ from trustcxr.report.study_folder import Run, label, least
 from trustcxr.report.tables import lesions, seeds
 from trustcxr.report.tables.certified import bar
 from trustcxr.results import gradient_masking
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     Accuracy,
     AttackResult,
@@ -82,7 +83,7 @@ def exported(found: ExportDocument) -> list[str]:
     lines = [
         f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
         f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {found.model_file} --data PATH --out DIR",
+        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR",
     ]
     return lines + ([f"note: {found.note}"] if found.note else [])
 
@@ -107,7 +108,7 @@ SURVIVES = "to survive is to keep the class, whatever the attack changed within 
 def sentences(answer: FilmAnswer) -> list[str]:
     """An answer in words."""
     if answer.error is not None:
-        return [f"{answer.image}: not read: {answer.error}"]
+        return [f"{answer.image}: {_fault(answer)}"]
     if answer.left_out is not None:
         return [f"{answer.image}: left out: {answer.left_out}"]
     ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
@@ -137,13 +138,21 @@ def sentences(answer: FilmAnswer) -> list[str]:
     return lines
 
 
-def not_read(answers: Sequence[FilmAnswer]) -> str:
-    """Which images could not be read, why the first could not, and what to do; empty where all were read."""
-    failed = [answer for answer in answers if answer.error is not None]
-    if not failed:
-        return ""
-    others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-    return f"{failed[0].image}{others}: not read: {failed[0].error}; give chest films as PNG, JPEG, TIFF or DICOM files"
+def not_answered(answers: Sequence[FilmAnswer]) -> str:
+    """Which images could not be read, or their answers not be written, why the first could not, and what to do.
+
+    Empty where all have their answers.
+    """
+    failed, said = [answer for answer in answers if answer.error is not None], []
+    for unwritten, advice in ((False, "; give chest films as PNG, JPEG, TIFF or DICOM files"), (True, "")):
+        if alike := [answer for answer in failed if answer.unwritten == unwritten]:
+            others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+            said.append(f"{alike[0].image}{others}: {_fault(alike[0])}{advice}")
+    return "; ".join(said)
+
+
+def _fault(answer: FilmAnswer) -> str:
+    return f"{'' if answer.unwritten else 'not read: '}{answer.error}"
 
 
 def familiarity_sentence(found: FamiliarityDocument) -> str:

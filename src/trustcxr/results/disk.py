@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +48,7 @@ def writing(path: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[No
     except Exception as problem:
         if (number := _number(problem)) is None:
             raise
-        raise CannotWrite(refusal(path, number, needed=needed())) from None
+        raise CannotWrite(refusal(path, number, needed=needed()), number) from None
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -72,11 +73,14 @@ def refusal(path: Path | str, number: int, *, needed: int = 0) -> str:
         left = f" ({amount}{megabytes(room)} are free)" if room is not None else ""
         limit = "a file may not become so large" if number == errno.EFBIG else "no space left on the disk"
         return f"{where}: cannot be written: {limit}{left}; make room or choose another disk; {_WHOLE}"
+    advice = "choose a folder that you may write to" if number in _FORBIDDEN else "choose another place"
+    return f"{where}: cannot be written: {reason(number)}; {advice}; {_WHOLE}"
+
+
+def reason(number: int) -> str:
+    """An error number in words."""
     in_the_way = number in (errno.EEXIST, errno.ENOTDIR)
-    reason = "a file is where a folder should be" if in_the_way else os.strerror(number).lower()
-    if number in _FORBIDDEN:
-        return f"{where}: cannot be written: {reason}; choose a folder that you may write to; {_WHOLE}"
-    return f"{where}: cannot be written: {reason}; choose another place; {_WHOLE}"
+    return "a file is where a folder should be" if in_the_way else os.strerror(number).lower()
 
 
 _WHOLE = "what was there before is whole"
@@ -92,6 +96,8 @@ def _number(problem: Exception) -> int | None:
 
 def is_full(problem: BaseException) -> bool:
     """Whether it is this machine's disk that has no room, whatever else was being done."""
+    if isinstance(problem, CannotWrite):
+        return problem.number in _FULL
     return isinstance(problem, OSError) and problem.errno in _FULL
 
 
@@ -116,6 +122,15 @@ def escaped(text: str) -> str:
     """A name as it can be shown: what is no text, and what would move the cursor, as escapes."""
     safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
+
+
+def as_typed(place: object) -> str:
+    """A path, or an address, as a command has it that is pasted into a shell: the shell gives the command that path.
+
+    One that begins with a dash, which would be taken for an option, begins with ./ instead.
+    """
+    text = str(place)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def kind_of(mode: int) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 from trustcxr.about import __version__
 from trustcxr.errors import UserError
 from trustcxr.results import files, locks
+from trustcxr.results.disk import as_typed
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
@@ -98,7 +99,8 @@ def check_study(folder: Path) -> Path:
         if _is_kept(folder):
             raise UserError(
                 f"{folder}: holds what --kept keeps of finished runs, their figures without predictions, from which "
-                f"nothing can be computed again: give the study's own --out; trustcxr status {folder} says what is done"
+                "nothing can be computed again: give the study's own --out; "
+                f"trustcxr status {as_typed(folder)} says what is done"
             )
         hint = (
             "started but not finished: run the same `trustcxr study` again"

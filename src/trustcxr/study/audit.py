@@ -17,6 +17,7 @@ from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import AuditDocument, AuditedModel, read
 from trustcxr.results.locks import holding
 from trustcxr.study import audit_measures, audit_stages
@@ -99,7 +100,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     if Path(model).suffix in (*SUFFIXES, *TABLES) and not Path(model).exists():
         raise UserError(f"{model}: no such file")
     if _is_bare(str(model)):
-        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {model} --init > model.yaml")
+        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {as_typed(model)} --init > model.yaml")
     return load_model(model, trust_code=trust_code)
 
 

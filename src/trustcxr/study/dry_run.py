@@ -9,6 +9,7 @@ from trustcxr.data.manifest import NO_SPLIT, SHARES
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import StudyRecipe, grows, refuse_fewer_seeds, untracked
 from trustcxr.results import files, folders
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import StudyPlan
 from trustcxr.study import finished, planned, standing
 from trustcxr.study.costs import COST_FILE
@@ -60,7 +61,7 @@ def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
         grows(before, recipe) or finished.left_out(begun, before, recipe)
     ):
         raise UserError(
-            f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {begun}"
+            f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {as_typed(begun)}"
         )
 
 

@@ -16,6 +16,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import differences, documents, files, folders, tables
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.results.tables import CLEAN
 from trustcxr.study import beside, comparison, finished, made, seeds
@@ -275,12 +276,12 @@ def _ranking(
 
 def _page(found: VerifiedDocument, folder: Path, render: Callable[[Path], str]) -> None:
     """The page as it is against the page as its files give it now; drawings are left out."""
-    path = folder / folders.REPORT_FILE
+    path, command = folder / folders.REPORT_FILE, f"`trustcxr report {as_typed(folder)}`"
     if not path.is_file():
-        found.unchecked.append(f"{folders.REPORT_FILE}: not there; `trustcxr report {folder}` writes it")
+        found.unchecked.append(f"{folders.REPORT_FILE}: not there; {command} writes it")
         return
     if found.written_by != __version__:
-        found.unchecked.append(f"{folders.REPORT_FILE}: another version's words; `trustcxr report {folder}` renews it")
+        found.unchecked.append(f"{folders.REPORT_FILE}: another version's words; {command} renews it")
         return
     said, now = (_lines(text) for text in (path.read_text(encoding="utf-8"), render(folder)))
     found.files, found.figures = found.files + 1, found.figures + len(now)
