@@ -1,6 +1,7 @@
 """Lists of images: of COVIDx, NIH, RSNA and CheXpert as published, any other by a mapping, and our own manifest."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -361,3 +362,83 @@ def test_columns_for_films_in_folders_are_said_to_have_no_effect(tmp_path: Path)
     assert not read_manifest(tmp_path).notes
     with pytest.raises(UserError, match="unknown list 'nihh': did you mean nih"):
         read_manifest(tmp_path, columns="nihh")
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("path,class,split,patient,Class", "the columns 'class' and 'Class' differ only in capitals or blanks"),
+        ("path,class,split,patient, CLASS", "the columns 'class' and ' CLASS' differ only in capitals or blanks"),
+        ("path,class,split,patient,class", "columns 1 and 4, counted from 0, are both called 'class'"),
+        ("path,class,split,patient,path", "columns 0 and 4, counted from 0, are both called 'path'"),
+        ("path,class,split,patient,Patient", "the columns 'patient' and 'Patient' differ only in"),
+        ("path,Edema,split,patient,edema", "the columns 'Edema' and 'edema' differ only in"),
+        ("path,Edema,split,patient,Edema", "columns 1 and 4, counted from 0, are both called 'Edema'"),
+        ("sample_id,path,class,split,class", "columns 2 and 4, counted from 0, are both called 'class'"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_where_it_is_read(header: str, said: str, tmp_path: Path) -> None:
+    film(tmp_path / "0.png")
+    row = "0.png,0.png,0,Train,1" if header.startswith("sample_id") else "0.png,0,Train,p,1"
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(UserError, match=rf"list\.csv: {said}.*: rename or remove one") as caught:
+        read_manifest(tmp_path / "list.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_of_two_columns_of_a_name_can_be_chosen_and_others_are_nobodys_business(tmp_path: Path) -> None:
+    file = listed(tmp_path, "path,class,note,Class,note", "a,1,b,2", "c,1,d,2")
+    for column, classes in (("Class", ["b", "d"]), ("class", ["a", "c"]), (3, ["b", "d"])):
+        assert read_manifest(file, columns={"class": column}).table["class"].tolist() == classes
+    assert "--column class=class" in refused(file)
+    file = listed(tmp_path, "path,class,note,class", "a,1,b", "c,1,d")
+    assert "--column class=1" in refused(file)
+    assert read_manifest(file, columns={"class": 1}).table["class"].tolist() == ["a", "c"]
+    assert read_manifest(file, columns={"class": 3}).table["class"].tolist() == ["b", "d"]
+    assert "both called 'class'" in refused(file, columns={"class": "class"})
+    file = listed(tmp_path, "path,class,class.1,note,note,Note", "a,b,c,d,e")
+    assert read_manifest(file).table["class"].tolist() == ["a"]
+    file = listed(tmp_path, "sample_id,path,class,split,Class", "0.png,a,Train,b")
+    assert read_manifest(file).table["class"].tolist() == ["a"], "a manifest's own words are spelt exactly"
+
+
+def refused(file: Path, **how: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifest(file, **how)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_side_car_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    film(tmp_path / "a/x.png")
+    (tmp_path / "manifest.csv").write_text("path,patient,note,patient,note\na/x.png,p1,1,p2,2\n")
+    with pytest.raises(
+        UserError, match=r"manifest\.csv: columns 1 and 3, .* both called 'patient': rename or remove one$"
+    ):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.csv").write_text("path,patient,note,note\na/x.png,p1,1,2\n")
+    assert read_manifest(tmp_path).table["patient"].tolist() == ["p1"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("latin-1", r"row 3 is not UTF-8 text \(has the byte 0xe4\)"),
+        ("utf-16", r"row 1 is not UTF-8 text \(looks like UTF-16\)"),
+        ("utf-16-le", r"row 1 is not UTF-8 text \(looks like UTF-16\)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "path,class,who\n0.png,a,p\n1.png,a,Jäger\n"),
+        ("list.txt", "0 9.png b\r\n1 0.png a\r\n2 Jäger.png a\r\n"),
+    ],
+)
+def test_a_list_in_another_encoding_is_said_with_its_row(
+    encoding: str, said: str, name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=rf"{name}: {said}: save it as UTF-8, which spreadsheets call 'CSV UTF-8'$"):
+        read_manifest(tmp_path / name)

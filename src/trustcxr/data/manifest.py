@@ -1,16 +1,15 @@
 """The one table that all data becomes: a row a sample, with its file, class, split, patient and masks."""
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
 from trustcxr.errors import UserError
 from trustcxr.results.files import replacing
 
@@ -214,6 +213,9 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
     missing = [c for c in NEEDED if c not in table]
     if missing:
         raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}")
+    for name in map(str, table.columns):
+        if name in (*COLUMNS, *OPTIONAL, "dropped") or name.endswith(MASK_SUFFIX):
+            refuse_alike(table, file, called_like(table, name, exactly=True))
     notes = []
     if "dropped" in table:
         out = table["dropped"].map(_known).notna()
@@ -221,7 +223,11 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
         table = table[~out].drop(columns="dropped")
     incomplete = table[list(NEEDED)].map(_known).isna().any(axis=1)
     if incomplete.any():
-        raise UserError(f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}")
+        first = row_number(table, file, int(incomplete.index[incomplete][0]))
+        raise UserError(
+            f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}, the first is row {first}: fill in "
+            "what is missing, or take the rows out"
+        )
     texts = {str(c): [_known(v) for v in table[c]] for c in table.columns}
     records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     return from_records(records, file.parent, "manifest", notes)
@@ -233,31 +239,3 @@ def _known(value: Any) -> str | None:
         return None
     text = str(value)
     return text if text.strip() else None
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
-    try:
-        if file.suffix.lower() == ".parquet":
-            return pd.read_parquet(file).astype(object)
-        with open(file, encoding="utf-8-sig") as lines:
-            head = lines.readline(1 << 20)
-        separator = max(",;\t", key=head.count)
-        if separator not in head:
-            # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
-            rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-            return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            # `index_col`: else rows of one cell more than the header would have their first taken for a name.
-            return pd.read_csv(
-                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-            )
-    except pd.errors.ParserWarning:
-        raise UserError(
-            f"{file}: its rows have more cells than its header names columns: a '{separator}' at their end, or in a "
-            "text that is not quoted"
-        ) from None
-    except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise UserError(f"{file}: not a readable table ({reason})") from None

@@ -17,9 +17,9 @@ from trustcxr.data.manifest import (
     Manifest,
     from_records,
     from_table,
-    read_table,
     split_name,
 )
+from trustcxr.data.tables import called_like, read_table, refuse_alike
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -71,12 +71,15 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     if ours and images is None:
         return from_table(_in_our_words(table), file)
     mapping = dict(_mapping(table, file, columns))
+    _refuse_alike(table, file, mapping, {ours: ours for ours in mapping} if ours else columns)
     if ours:
         mapping["sample_id"] = "sample_id"
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
         names = finding_columns.findings(table, mapping.values())
+        for name in names:
+            refuse_alike(table, file, called_like(table, name, exactly=False))
         chosen["class"] = finding_columns.classes(table, names)
         notes.append(f"the class of each film of {file.name} is what its columns say: {', '.join(names)}")
         if "patient" not in mapping and (patients := finding_columns.patients(chosen["path"])):
@@ -90,6 +93,18 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         raise UserError(f"{images}: no such folder of images")
     records = _records(chosen, file, base, notes)
     return from_records(records, base, "list", notes)
+
+
+def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: str | Columns | None) -> None:
+    """UserError where a column that is read has another called like it, and nobody named which of the two is meant."""
+    named = named if isinstance(named, Mapping) else {}
+    there = list(table.columns)
+    for ours, column in mapping.items():
+        if not isinstance(column, str) or (ours in named and str(named[ours]) != column):  # by its place
+            continue
+        taken = [theirs for word, theirs in mapping.items() if word != ours]
+        alike = called_like(table, column, exactly=ours in named)
+        refuse_alike(table, file, [place for place in alike if there[place] not in taken], ours)
 
 
 def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> Columns:
@@ -131,8 +146,9 @@ def _place(column: str | int, there: Sequence[str | int]) -> str | int | None:
 
 
 def _usual(there: Sequence[str | int]) -> dict[str, str | int]:
-    """Our words -> columns that are called as such columns mostly are."""
-    lowered = {str(c).strip().lower(): c for c in there if isinstance(c, str)}
+    """Our words -> columns that are called as such columns mostly are, first by the very name."""
+    names = [c for c in there if isinstance(c, str)]
+    lowered = {c.strip().lower(): c for c in reversed(names)} | {c: c for c in names}
     found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
     return {ours: column for ours, column in found.items() if column is not None}
 
