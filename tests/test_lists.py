@@ -442,3 +442,24 @@ def test_a_list_in_another_encoding_is_said_with_its_row(
     (tmp_path / name).write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match=rf"{name}: {said}: save it as UTF-8, which spreadsheets call 'CSV UTF-8'$"):
         read_manifest(tmp_path / name)
+
+
+def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp_path: Path) -> None:
+    def said(file: Path, split: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_dataset(file, split, 16)
+        assert str(caught.value).startswith(f"{file}: no split '{split}'; ")
+        return str(caught.value)
+
+    file = listed(tmp_path, "path,class,split", "a,1", "b,2", "a,fold 3")
+    assert "there is 1, 2, fold 3; say which of them it is: --set data.splits.train=1 where" in said(file, "Train")
+    assert "--set data.splits.test='fold 3' where it is trained" in said(file, "Test")
+    assert "--split 2 where it is tested" in said(file, "Val")
+    file = listed(tmp_path, "path,class,Subset", "a,train", "b,test")
+    assert "there is Test, Train: no row has it in the column 'Subset'; give it to some films" in said(file, "Val")
+    file = listed(tmp_path, "path,class", "a", "b")
+    assert "there is All: the list has no column of splits; add a column 'split' that says Train" in said(file, "3")
+    file = file.rename(tmp_path / "train.csv")
+    assert "there is Train: the list has no column of splits (what there is comes from its name" in said(file, "Val")
+    assert "or give the list a name without a split, and it is divided" in said(file, "Val")
+    assert load_dataset(file.rename(tmp_path / "list.csv"), "Train", 16).table["split"].tolist() == ["Train"] * 2

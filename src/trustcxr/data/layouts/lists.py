@@ -92,7 +92,9 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")
     records = _records(chosen, file, base, notes)
-    return from_records(records, base, "list", notes)
+    manifest = from_records(records, base, "list", notes, file)
+    manifest.split_column = str(mapping["split"]) if "split" in mapping else None
+    return manifest
 
 
 def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: str | Columns | None) -> None:
@@ -187,7 +189,7 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
 
 def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[Record]:
     """One record an image that is there; the same image and class on several rows is one."""
-    finder = _Finder(base)
+    finder = _Finder(base, file)
     stem = file.stem.lower()
     from_name = next((s for word in stem.replace("-", "_").split("_") if (s := split_name(word))), None)
     listed = _nih_splits(file.parent)
@@ -248,8 +250,8 @@ def _nih_splits(folder: Path) -> dict[str, str]:
 class _Finder:
     """Finds a listed image in a folder: by the path as it stands, else by its file name anywhere below."""
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
+    def __init__(self, base: Path, file: Path) -> None:
+        self.base, self.file = base, file
         self.names: dict[str, list[str]] | None = None
 
     def find(self, given: str, split: str) -> str | None:
@@ -268,7 +270,8 @@ class _Finder:
         ending = self._as_deep(given, found)
         inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
         if len(inside) > 1:
-            raise UserError(f"{given} is in several folders ({', '.join(inside[:3])}): the list must say which")
+            where = ", ".join(inside[:3])
+            raise UserError(f"{self.file}: {given} is in several folders ({where}): the list must say which")
         return inside[0] if inside else None
 
     def _as_deep(self, given: str, found: list[str]) -> list[str]:
