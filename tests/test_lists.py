@@ -364,6 +364,29 @@ def test_columns_for_films_in_folders_are_said_to_have_no_effect(tmp_path: Path)
         read_manifest(tmp_path, columns="nihh")
 
 
+@pytest.mark.parametrize("again", ["./films/x.png", "films//x.png", "other/../films/x.png", "films\\.\\x.png", "{}"])
+def test_a_film_is_one_however_its_path_is_spelt(again: str, tmp_path: Path) -> None:
+    film(tmp_path / "films/x.png")
+    again = again.format(tmp_path / "other/../films/x.png")
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},a,Train\n")
+    table = read_manifest(file).table
+    assert table[["sample_id", "path"]].values.tolist() == [["Train/films/x.png", "films/x.png"]]
+    for row, said in (("b,Train", "as 'a' and as 'b'"), ("a,Test", "with split 'Train' and with split 'Test'")):
+        file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},{row}\n")
+        with pytest.raises(UserError, match=rf"the same film as films/x\.png, is listed {said}$"):
+            read_manifest(file)
+
+
+def test_a_path_through_a_link_to_a_folder_elsewhere_is_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    for name in ("films/x.png", "store/films/x.png", "store/inner/y.png"):
+        film(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "store/inner")
+    (tmp_path / "list.csv").write_text("path,class\nlink/../films/x.png,a\nfilms/x.png,b\n./link/y.png,b\n")
+    paths = set(read_manifest(tmp_path / "list.csv").table["path"])
+    assert paths == {"link/../films/x.png", "films/x.png", "link/y.png"}
+
+
 @pytest.mark.parametrize(
     ("header", "said"),
     [

@@ -1,8 +1,9 @@
 """Lists of images: a table with a file and a label a row, as data sets publish it, or our own manifest."""
 
 import os
+import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,31 +191,21 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
 def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[Record]:
     """One record an image that is there; the same image and class on several rows is one."""
     finder = _Finder(base, file)
-    stem = file.stem.lower()
-    from_name = next((s for word in stem.replace("-", "_").split("_") if (s := split_name(word))), None)
-    listed = _nih_splits(file.parent)
+    split_of = _splits_of(file)
     records: dict[str, Record] = {}
+    given: dict[str, str] = {}  # path -> how the list spelt it
     absent: list[str] = []
     masks: list[str] = []  # that are not there
-    listed_rows = list(_rows(chosen))
-    if incomplete := len(next(iter(chosen.values()))) - len(listed_rows):
-        notes.append(f"{incomplete} rows of {file.name} have no image or no class and were left out")
-    for row in listed_rows:
-        split = row.get("split") or listed.get(os.path.basename(row["path"])) or from_name or NO_SPLIT
+    for row in _rows(chosen, file, notes):
+        split = row.get("split") or split_of(row["path"]) or NO_SPLIT
         split = split_name(split) or split
         path = finder.find(row["path"], split)
         if path is None:
             absent.append(row["path"])
             continue
         record = row | {"path": path, "split": split, "sample_id": row.get("sample_id") or f"{split}/{path}"}
-        for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
-            there = finder.find(str(row[column]), split)
-            record[column] = None if there == path else there  # the film itself, of the same name, is no mask of it
-            masks += [] if record[column] else [str(row[column])]
-        before = records.setdefault(path, record)
-        for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
-            said, again = (_as(one.get(word), word) for one in (before, record))
-            raise UserError(f"{file}: {row['path']} is listed {said} and {again}")
+        masks += _find_masks(record, row, finder)
+        _refuse_contradiction(records.setdefault(path, record), record, file, given.setdefault(path, row["path"]), row)
     if not records:
         some = f"{absent[0]} is not in {base}; give the folder of the images (--images)" if absent else "no row"
         raise UserError(f"{file}: none of its images was found: {some}")
@@ -225,12 +216,45 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     return list(records.values())
 
 
-def _rows(chosen: dict[str, list[Any]]) -> Iterable[Record]:
+def _splits_of(file: Path) -> Callable[[str], str | None]:
+    """What says the split of a path whose row does not: NIH's lists beside a list, or the list's own name."""
+    words = file.stem.lower().replace("-", "_").split("_")
+    from_name = next((s for word in words if (s := split_name(word))), None)
+    listed = _nih_splits(file.parent)
+    return lambda path: listed.get(os.path.basename(path)) or from_name
+
+
+def _find_masks(record: Record, row: Record, finder: "_Finder") -> list[str]:
+    """Put the paths of a row's masks into its record; those that are not there are given back."""
+    lost = []
+    for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
+        there = finder.find(str(row[column]), record["split"])
+        # The film itself, of the same name, is no mask of it.
+        record[column] = None if there == record["path"] else there
+        lost += [] if record[column] else [str(row[column])]
+    return lost
+
+
+def _refuse_contradiction(before: Record, record: Record, file: Path, spelt: str, row: Record) -> None:
+    """UserError where a film that is listed again has another class, split, patient or group there."""
+    for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
+        said, again = (_as(one.get(word), word) for one in (before, record))
+        same = "" if spelt == row["path"] else f", the same film as {spelt},"
+        raise UserError(f"{file}: {row['path']}{same} is listed {said} and {again}")
+
+
+def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str]) -> Iterator[Record]:
+    """The rows that have an image and a class, and at the end a note of the others."""
+    incomplete = 0
     for values in zip(*chosen.values(), strict=True):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
         row |= {k: None for k in _MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
         if row["path"] and row["class"]:
             yield row
+        else:
+            incomplete += 1
+    if incomplete:
+        notes.append(f"{incomplete} rows of {file.name} have no image or no class and were left out")
 
 
 def _as(value: str | None, word: str) -> str:
@@ -256,7 +280,7 @@ class _Finder:
 
     def find(self, given: str, split: str) -> str | None:
         """The path relative to the folder; None where there is no such file. Raises UserError where several are."""
-        given = given.replace("\\", "/")
+        given = self._plain(given.replace("\\", "/"))
         if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given):
             return given
         if os.path.isabs(given) and os.path.isfile(given):
@@ -273,6 +297,15 @@ class _Finder:
             where = ", ".join(inside[:3])
             raise UserError(f"{self.file}: {given} is in several folders ({where}): the list must say which")
         return inside[0] if inside else None
+
+    def _plain(self, given: str) -> str:
+        """A path without `./`, `//` and `x/../`, so that each spelling of a file is one film.
+
+        As it stands where that is another file, as it is where `x` is a link to a folder elsewhere.
+        """
+        plain = posixpath.normpath(given)
+        stands = plain == given or not os.path.isfile(os.path.join(self.base, given))
+        return plain if stands or _same_file(self.base / given, self.base / plain) else given
 
     def _as_deep(self, given: str, found: list[str]) -> list[str]:
         """Of files of the same name those that share most folders with the path as given, from the name on upwards.
@@ -297,6 +330,10 @@ class _Finder:
                 if stem != file:  # RSNA lists its films without `.dcm`
                     names.setdefault(stem, []).append(path)
         return names
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return other.is_file() and one.samefile(other)
 
 
 def published_lists(folder: Path) -> list[Path]:
