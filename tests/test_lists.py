@@ -444,6 +444,21 @@ def test_a_side_car_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     assert read_manifest(tmp_path).table["patient"].tolist() == ["p1"]
 
 
+def test_rows_that_lack_something_are_told_with_the_first_of_them(tmp_path: Path) -> None:
+    file = listed(tmp_path, "path,class,split", "a,Train", "a,", ",Test", "b,Test", "b,", "b, ")
+    manifest = read_manifest(file)
+    assert manifest.notes == [
+        "1 rows of list.csv have no image or no class and were left out; the first is row 4",
+        "3 rows of list.csv have no split where others have one, and are in a split 'All' of their own, "
+        "which is not trained on; the first is row 3",
+    ]
+    assert manifest.table["split"].tolist() == ["All"] * 3 + ["Test", "Train"]
+    assert load_dataset(file, "Train", 16).notes == manifest.notes
+    assert not read_manifest(listed(tmp_path, "path,class,split", "a,", "b,")).notes, "no row has a split"
+    file = listed(tmp_path, "sample_id,path,class,split", "0.png,a,Train", "1.png,a,")
+    assert "1 rows lack one of sample_id, path, class, split, the first is row 3: fill in" in refused(file)
+
+
 @pytest.mark.parametrize(
     ("encoding", "said"),
     [

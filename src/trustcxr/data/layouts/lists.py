@@ -20,7 +20,7 @@ from trustcxr.data.manifest import (
     from_table,
     split_name,
 )
-from trustcxr.data.tables import called_like, read_table, refuse_alike
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")
-    records = _records(chosen, file, base, notes)
+    records = _records(chosen, file, base, notes, row_number(table, file, 0))
     manifest = from_records(records, base, "list", notes, file)
     manifest.split_column = str(mapping["split"]) if "split" in mapping else None
     return manifest
@@ -188,7 +188,7 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     return usual
 
 
-def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[Record]:
+def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str], first_row: int) -> list[Record]:
     """One record an image that is there; the same image and class on several rows is one."""
     finder = _Finder(base, file)
     split_of = _splits_of(file)
@@ -196,19 +196,30 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     given: dict[str, str] = {}  # path -> how the list spelt it
     absent: list[str] = []
     masks: list[str] = []  # that are not there
-    for row in _rows(chosen, file, notes):
-        split = row.get("split") or split_of(row["path"]) or NO_SPLIT
+    divided = False
+    undivided: dict[str, int] = {}  # path -> the row that says no split
+    for number, row in _rows(chosen, file, notes, first_row):
+        said_split = row.get("split") or split_of(row["path"])
+        divided = divided or said_split is not None
+        split = said_split or NO_SPLIT
         split = split_name(split) or split
         path = finder.find(row["path"], split)
         if path is None:
             absent.append(row["path"])
             continue
+        if said_split is None:
+            undivided.setdefault(path, number)
         record = row | {"path": path, "split": split, "sample_id": row.get("sample_id") or f"{split}/{path}"}
         masks += _find_masks(record, row, finder)
         _refuse_contradiction(records.setdefault(path, record), record, file, given.setdefault(path, row["path"]), row)
     if not records:
         some = f"{absent[0]} is not in {base}; give the folder of the images (--images)" if absent else "no row"
         raise UserError(f"{file}: none of its images was found: {some}")
+    if undivided and divided:
+        notes.append(
+            f"{len(undivided)} rows of {file.name} have no split where others have one, and are in a split "
+            f"'{NO_SPLIT}' of their own, which is not trained on; the first is row {min(undivided.values())}"
+        )
     if absent:
         notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
     if masks:
@@ -243,18 +254,21 @@ def _refuse_contradiction(before: Record, record: Record, file: Path, spelt: str
         raise UserError(f"{file}: {row['path']}{same} is listed {said} and {again}")
 
 
-def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str]) -> Iterator[Record]:
-    """The rows that have an image and a class, and at the end a note of the others."""
-    incomplete = 0
-    for values in zip(*chosen.values(), strict=True):
+def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row: int) -> Iterator[tuple[int, Record]]:
+    """The rows that have an image and a class, each with its number in the file; at the end a note of the others."""
+    incomplete = []
+    for number, values in enumerate(zip(*chosen.values(), strict=True), first_row):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
         row |= {k: None for k in _MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
         if row["path"] and row["class"]:
-            yield row
+            yield number, row
         else:
-            incomplete += 1
+            incomplete.append(number)
     if incomplete:
-        notes.append(f"{incomplete} rows of {file.name} have no image or no class and were left out")
+        notes.append(
+            f"{len(incomplete)} rows of {file.name} have no image or no class and were left out; "
+            f"the first is row {incomplete[0]}"
+        )
 
 
 def _as(value: str | None, word: str) -> str:
