@@ -501,3 +501,15 @@ def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp
     assert "there is Train: the list has no column of splits (what there is comes from its name" in said(file, "Val")
     assert "or give the list a name without a split, and it is divided" in said(file, "Val")
     assert load_dataset(file.rename(tmp_path / "list.csv"), "Train", 16).table["split"].tolist() == ["Train"] * 2
+
+
+@pytest.mark.parametrize("again", ["a-1 ", "A-1", "a -1"])
+def test_classes_that_differ_only_in_capitals_or_blanks_are_said(again: str, tmp_path: Path) -> None:
+    rows = [f"{number},{name},Train" for number, name in enumerate(("a-1", again, "a-1", "b"))]
+    file = listed(tmp_path, "path,sample_id,class,split", *rows)
+    (note,) = load_dataset(file, "Train", 16).notes
+    assert f"taken for different ones: 'a-1' (2 images) and '{again}' (1 image); --label " in note
+    mapped = load_dataset(file, "Train", 16, labels={again: "a-1", "b": "b"})
+    assert (mapped.notes, mapped.classes) == ([], ("a-1", "b"))
+    (note,) = load_dataset(file, "Train", 16, labels={"a-1": "B", again: "B", "b": "b"}).notes
+    assert "'B' (3 images) and 'b' (1 image); --label b=B makes them one" in note

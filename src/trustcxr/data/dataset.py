@@ -1,6 +1,7 @@
 """What training and evaluation read: images, labels and masks of one split, memory-mapped."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -12,7 +13,7 @@ import pandas as pd
 
 from trustcxr.data import sums
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
 from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, nearest, unknown
 
@@ -241,6 +242,14 @@ def sources_of(films: Dataset | Joined, column: str) -> np.ndarray | None:
     return found
 
 
+def _alike_note(names: Mapping[str, int]) -> str:
+    first, other, *_ = names
+    return (
+        f"classes that differ only in capitals or blanks are taken for different ones: {alike_said(names)}; "
+        f"--label {shlex.quote(f'{other}={first}')} makes them one, beside a --label for each other class"
+    )
+
+
 def load_dataset(
     data: str | Path | Manifest,
     split: str | None = None,
@@ -294,6 +303,7 @@ def load_dataset(
         )
     store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)
+    dataset.notes += map(_alike_note, manifest.alike_classes())
     if not len(dataset):
         raise UserError(f"{manifest.where}: no readable image in split '{split}' ({len(dataset.skipped)} unreadable)")
     return dataset

@@ -101,6 +101,14 @@ class Manifest:
             raise UserError(f"{path}: no such file")
         return from_table(read_table(file), file)
 
+    def alike_classes(self) -> list[dict[str, int]]:
+        """Classes that differ only in capitals or blanks, each with its samples, the commonest first."""
+        alike: dict[str, dict[str, int]] = {}
+        for name, count in self.table["class"].value_counts().sort_index(kind="stable").items():
+            alike.setdefault("".join(str(name).split()).casefold(), {})[str(name)] = int(count)
+        several = [names for _, names in sorted(alike.items()) if len(names) > 1]
+        return [dict(sorted(names.items(), key=lambda item: -item[1])) for names in several]
+
     def no_split(self, split: str) -> UserError:
         """What to say where a split is asked for that there is not, and what can be done."""
         said = f"{self.where}: no split '{split}'; {nearest(split, self.splits)}there is {', '.join(self.splits)}"
@@ -192,6 +200,11 @@ class Manifest:
         made = from_records(records, self.root, self.layout, notes, self.file)
         made.passed_over, made.split_column = self.passed_over, self.split_column
         return made
+
+
+def alike_said(names: Mapping[str, int]) -> str:
+    """Classes that are called alike in words: 'COVID-19' (40 images) and 'covid-19' (3 images)."""
+    return " and ".join(f"'{name}' ({count:,} image{'' if count == 1 else 's'})" for name, count in names.items())
 
 
 def from_records(
