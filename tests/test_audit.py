@@ -343,6 +343,24 @@ def test_the_same_film_under_two_classes_is_dropped(tmp_path: Path) -> None:
     assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
 
 
+def test_classes_that_differ_only_in_capitals_or_blanks_are_a_finding(tmp_path: Path) -> None:
+    names = {"COVID-19": 3, "covid-19": 1, "No finding": 1, "Nofinding": 2, "well": 1}
+    for seed, name in enumerate(name for name, count in names.items() for _ in range(count)):
+        path = tmp_path / "x" / name / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(render("Normal", seed, 64).image).save(path)
+    found = audit(tmp_path / "x", workers=1, probes=False)
+    spelt = [finding for finding in found.of("warning") if finding.kind == "class_spelling"]
+    assert [(finding.text, finding.count) for finding in spelt] == [
+        ("classes differ only in capitals or blanks: 'COVID-19' (3 images) and 'covid-19' (1 image)", 2),
+        ("classes differ only in capitals or blanks: 'Nofinding' (2 images) and 'No finding' (1 image)", 2),
+    ]
+    assert spelt[0].text in found.verdict
+    renamed = {"covid-19": "COVID-19", "No finding": "well", "Nofinding": "well"}
+    mapped = audit(found.manifest.with_labels(renamed), workers=1, probes=False)
+    assert "class_spelling" not in {finding.kind for finding in mapped.findings}
+
+
 def test_probe_views_are_what_they_say(clean: Path) -> None:
     read = scan(read_manifest(clean), workers=1)
     rows = np.arange(5)

@@ -1,6 +1,7 @@
 """Lists of images: of COVIDx, NIH, RSNA and CheXpert as published, any other by a mapping, and our own manifest."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -361,3 +362,154 @@ def test_columns_for_films_in_folders_are_said_to_have_no_effect(tmp_path: Path)
     assert not read_manifest(tmp_path).notes
     with pytest.raises(UserError, match="unknown list 'nihh': did you mean nih"):
         read_manifest(tmp_path, columns="nihh")
+
+
+@pytest.mark.parametrize("again", ["./films/x.png", "films//x.png", "other/../films/x.png", "films\\.\\x.png", "{}"])
+def test_a_film_is_one_however_its_path_is_spelt(again: str, tmp_path: Path) -> None:
+    film(tmp_path / "films/x.png")
+    again = again.format(tmp_path / "other/../films/x.png")
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},a,Train\n")
+    table = read_manifest(file).table
+    assert table[["sample_id", "path"]].values.tolist() == [["Train/films/x.png", "films/x.png"]]
+    for row, said in (("b,Train", "as 'a' and as 'b'"), ("a,Test", "with split 'Train' and with split 'Test'")):
+        file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},{row}\n")
+        with pytest.raises(UserError, match=rf"the same film as films/x\.png, is listed {said}$"):
+            read_manifest(file)
+
+
+def test_a_path_through_a_link_to_a_folder_elsewhere_is_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    for name in ("films/x.png", "store/films/x.png", "store/inner/y.png"):
+        film(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "store/inner")
+    (tmp_path / "list.csv").write_text("path,class\nlink/../films/x.png,a\nfilms/x.png,b\n./link/y.png,b\n")
+    paths = set(read_manifest(tmp_path / "list.csv").table["path"])
+    assert paths == {"link/../films/x.png", "films/x.png", "link/y.png"}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("path,class,split,patient,Class", "the columns 'class' and 'Class' differ only in capitals or blanks"),
+        ("path,class,split,patient, CLASS", "the columns 'class' and ' CLASS' differ only in capitals or blanks"),
+        ("path,class,split,patient,class", "columns 1 and 4, counted from 0, are both called 'class'"),
+        ("path,class,split,patient,path", "columns 0 and 4, counted from 0, are both called 'path'"),
+        ("path,class,split,patient,Patient", "the columns 'patient' and 'Patient' differ only in"),
+        ("path,Edema,split,patient,edema", "the columns 'Edema' and 'edema' differ only in"),
+        ("path,Edema,split,patient,Edema", "columns 1 and 4, counted from 0, are both called 'Edema'"),
+        ("sample_id,path,class,split,class", "columns 2 and 4, counted from 0, are both called 'class'"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_where_it_is_read(header: str, said: str, tmp_path: Path) -> None:
+    film(tmp_path / "0.png")
+    row = "0.png,0.png,0,Train,1" if header.startswith("sample_id") else "0.png,0,Train,p,1"
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(UserError, match=rf"list\.csv: {said}.*: rename or remove one") as caught:
+        read_manifest(tmp_path / "list.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_of_two_columns_of_a_name_can_be_chosen_and_others_are_nobodys_business(tmp_path: Path) -> None:
+    file = listed(tmp_path, "path,class,note,Class,note", "a,1,b,2", "c,1,d,2")
+    for column, classes in (("Class", ["b", "d"]), ("class", ["a", "c"]), (3, ["b", "d"])):
+        assert read_manifest(file, columns={"class": column}).table["class"].tolist() == classes
+    assert "--column class=class" in refused(file)
+    file = listed(tmp_path, "path,class,note,class", "a,1,b", "c,1,d")
+    assert "--column class=1" in refused(file)
+    assert read_manifest(file, columns={"class": 1}).table["class"].tolist() == ["a", "c"]
+    assert read_manifest(file, columns={"class": 3}).table["class"].tolist() == ["b", "d"]
+    assert "both called 'class'" in refused(file, columns={"class": "class"})
+    file = listed(tmp_path, "path,class,class.1,note,note,Note", "a,b,c,d,e")
+    assert read_manifest(file).table["class"].tolist() == ["a"]
+    file = listed(tmp_path, "sample_id,path,class,split,Class", "0.png,a,Train,b")
+    assert read_manifest(file).table["class"].tolist() == ["a"], "a manifest's own words are spelt exactly"
+
+
+def refused(file: Path, **how: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifest(file, **how)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_side_car_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    film(tmp_path / "a/x.png")
+    (tmp_path / "manifest.csv").write_text("path,patient,note,patient,note\na/x.png,p1,1,p2,2\n")
+    with pytest.raises(
+        UserError, match=r"manifest\.csv: columns 1 and 3, .* both called 'patient': rename or remove one$"
+    ):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.csv").write_text("path,patient,note,note\na/x.png,p1,1,2\n")
+    assert read_manifest(tmp_path).table["patient"].tolist() == ["p1"]
+
+
+def test_rows_that_lack_something_are_told_with_the_first_of_them(tmp_path: Path) -> None:
+    file = listed(tmp_path, "path,class,split", "a,Train", "a,", ",Test", "b,Test", "b,", "b, ")
+    manifest = read_manifest(file)
+    assert manifest.notes == [
+        "1 rows of list.csv have no image or no class and were left out; the first is row 4",
+        "3 rows of list.csv have no split where others have one, and are in a split 'All' of their own, "
+        "which is not trained on; the first is row 3",
+    ]
+    assert manifest.table["split"].tolist() == ["All"] * 3 + ["Test", "Train"]
+    assert load_dataset(file, "Train", 16).notes == manifest.notes
+    assert not read_manifest(listed(tmp_path, "path,class,split", "a,", "b,")).notes, "no row has a split"
+    file = listed(tmp_path, "sample_id,path,class,split", "0.png,a,Train", "1.png,a,")
+    assert "1 rows lack one of sample_id, path, class, split, the first is row 3: fill in" in refused(file)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("latin-1", r"row 3 is not UTF-8 text \(has the byte 0xe4\)"),
+        ("utf-16", r"row 1 is not UTF-8 text \(looks like UTF-16\)"),
+        ("utf-16-le", r"row 1 is not UTF-8 text \(looks like UTF-16\)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "path,class,who\n0.png,a,p\n1.png,a,Jäger\n"),
+        ("list.txt", "0 9.png b\r\n1 0.png a\r\n2 Jäger.png a\r\n"),
+    ],
+)
+def test_a_list_in_another_encoding_is_said_with_its_row(
+    encoding: str, said: str, name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=rf"{name}: {said}: save it as UTF-8, which spreadsheets call 'CSV UTF-8'$"):
+        read_manifest(tmp_path / name)
+
+
+def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp_path: Path) -> None:
+    def said(file: Path, split: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_dataset(file, split, 16)
+        assert str(caught.value).startswith(f"{file}: no split '{split}'; ")
+        return str(caught.value)
+
+    file = listed(tmp_path, "path,class,split", "a,1", "b,2", "a,fold 3")
+    assert "there is 1, 2, fold 3; say which of them it is: --set data.splits.train=1 where" in said(file, "Train")
+    assert "--set data.splits.test='fold 3' where it is trained" in said(file, "Test")
+    assert "--split 2 where it is tested" in said(file, "Val")
+    file = listed(tmp_path, "path,class,Subset", "a,train", "b,test")
+    assert "there is Test, Train: no row has it in the column 'Subset'; give it to some films" in said(file, "Val")
+    file = listed(tmp_path, "path,class", "a", "b")
+    assert "there is All: the list has no column of splits; add a column 'split' that says Train" in said(file, "3")
+    file = file.rename(tmp_path / "train.csv")
+    assert "there is Train: the list has no column of splits (what there is comes from its name" in said(file, "Val")
+    assert "or give the list a name without a split, and it is divided" in said(file, "Val")
+    assert load_dataset(file.rename(tmp_path / "list.csv"), "Train", 16).table["split"].tolist() == ["Train"] * 2
+
+
+@pytest.mark.parametrize("again", ["a-1 ", "A-1", "a -1"])
+def test_classes_that_differ_only_in_capitals_or_blanks_are_said(again: str, tmp_path: Path) -> None:
+    rows = [f"{number},{name},Train" for number, name in enumerate(("a-1", again, "a-1", "b"))]
+    file = listed(tmp_path, "path,sample_id,class,split", *rows)
+    (note,) = load_dataset(file, "Train", 16).notes
+    assert f"taken for different ones: 'a-1' (2 images) and '{again}' (1 image); --label " in note
+    mapped = load_dataset(file, "Train", 16, labels={again: "a-1", "b": "b"})
+    assert (mapped.notes, mapped.classes) == ([], ("a-1", "b"))
+    (note,) = load_dataset(file, "Train", 16, labels={"a-1": "B", again: "B", "b": "b"}).notes
+    assert "'B' (3 images) and 'b' (1 image); --label b=B makes them one" in note

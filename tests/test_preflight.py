@@ -172,6 +172,17 @@ def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> N
             preflight.classes(parts)
 
 
+def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
+    root = films(tmp_path / "films", ("a",))
+    (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"{p},a\n" for p in root.rglob("*.png")))
+    with pytest.raises(UserError, match=r"list\.csv: one class alone \(a\)"):
+        preflight.classes({"train": load_dataset(tmp_path / "list.csv", None, 32, workers=1)})
+    with pytest.raises(UserError, match=r"list\.csv: no label mapping for 'a'"):
+        load_dataset(tmp_path / "list.csv", None, 32, workers=1, labels={"b": "c"})
+    with pytest.raises(UserError, match=r"list\.csv: classes a do not match the expected c"):
+        load_dataset(tmp_path / "list.csv", None, 32, workers=1, classes=["c"])
+
+
 def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path) -> None:
     films(tmp_path / "films", ("a",))
     listed = tmp_path / "films" / "list.csv"

@@ -28,6 +28,15 @@ def complaint(tmp_path: Path, **keys: Any) -> str:
     return message
 
 
+def test_splits_that_are_numbered_need_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("{name: mine, models: [resnet18], data: {splits: {train: 1, val: 2, test: '3'}}}")
+    splits = load_study(path).data.splits
+    assert (splits.train, splits.val, splits.test) == ("1", "2", "3")
+    assert "expected a valid string" in complaint(tmp_path, data={"splits": {"train": 1.5}})
+    assert "expected a valid string" in complaint(tmp_path, data={"splits": {"train": True}})
+
+
 # --- what ships ------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from small_runs import recipe as small_run
 from test_cli import complaint, run
@@ -182,6 +184,19 @@ def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: 
     (tmp_path / folders.DATA_CHECK_FILE).write_text("")
     written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
     assert files.read_json(written)["verdict"] == "none"
+
+
+def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path) -> None:
+    for number, name in enumerate(("Train/a", "Train/A", "Test/a", "Test/b")):
+        (tmp_path / "films" / name).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32), 60 * number, np.uint8)).save(tmp_path / "films" / name / f"{number}.png")
+    for labels, alike in (({}, True), ({"A": "a", "b": "b"}, False)):
+        data = {"size": 32, "labels": labels}
+        recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": data})
+        (tmp_path / f"{alike}").mkdir()
+        found = files.read_json(data_check.write(recipe, tmp_path / "films", tmp_path / f"{alike}", []))
+        assert ("differ only in capitals or blanks: 'a' (2 images) and 'A' (1 image)" in found["verdict"]) == alike
+        assert found["classes"] == (["A", "a", "b"] if alike else ["a", "b"])
 
 
 def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(

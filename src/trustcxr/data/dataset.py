@@ -1,6 +1,7 @@
 """What training and evaluation read: images, labels and masks of one split, memory-mapped."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -12,7 +13,7 @@ import pandas as pd
 
 from trustcxr.data import sums
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
 from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, nearest, unknown
 
@@ -24,6 +25,7 @@ class Dataset:
         classes: names, in the order of the labels.
         size: pixels of a side.
         root: the folder of the data.
+        where: what a message names: the list that they were read from, else that folder.
         layout: how it was read.
         resize: `squeeze`, `pad` or `crop`: what became of the aspect ratio.
         notes: what reading it found worth saying.
@@ -43,7 +45,7 @@ class Dataset:
         self._store, self._kept = store, manifest.table.loc[kept, ["sample_id", "class", "split"]]
         self.table: pd.DataFrame = manifest.table[chosen].reset_index(drop=True)
         self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
-        self.split, self.layout, self.resize = split, manifest.layout, store.resize
+        self.split, self.layout, self.resize, self.where = split, manifest.layout, store.resize, manifest.where
         self.notes = list(manifest.notes)
         mine = [f for f in store.skipped if split is None or splits[f["row"]] == split]
         self.skipped = pd.DataFrame(mine, columns=["sample_id", "path", "reason"])
@@ -186,7 +188,7 @@ class Joined:
     def __init__(self, first: Dataset, second: Dataset) -> None:
         self.parts = (first, second)
         self.classes, self.size, self.root, self.mask_kinds = first.classes, first.size, first.root, first.mask_kinds
-        self.split = f"{first.split}+{second.split}"
+        self.split, self.where = f"{first.split}+{second.split}", first.where
         self.labels = np.concatenate([part.labels for part in self.parts])
         self.fingerprint = "+".join(part.fingerprint for part in self.parts)
         self.sample_ids = np.concatenate([part.sample_ids for part in self.parts])
@@ -235,9 +237,17 @@ def sources_of(films: Dataset | Joined, column: str) -> np.ndarray | None:
     found = films.table[column].fillna("").astype(str).to_numpy(dtype=str)
     if not (found != "").any():
         raise UserError(
-            f"{films.root}: no film of {films.split} has anything in column {column}: leave out training.balanced_by"
+            f"{films.where}: no film of {films.split} has anything in column {column}: leave out training.balanced_by"
         )
     return found
+
+
+def _alike_note(names: Mapping[str, int]) -> str:
+    first, other, *_ = names
+    return (
+        f"classes that differ only in capitals or blanks are taken for different ones: {alike_said(names)}; "
+        f"--label {shlex.quote(f'{other}={first}')} makes them one, beside a --label for each other class"
+    )
 
 
 def load_dataset(
@@ -283,17 +293,17 @@ def load_dataset(
     if split in SHARES and manifest.splits == (NO_SPLIT,):
         manifest = manifest.with_splits(seed=split_seed)
     if split is not None and split not in manifest.splits:
-        hint = nearest(split, manifest.splits)
-        raise UserError(f"{manifest.root}: no split '{split}'; {hint}there is {', '.join(manifest.splits)}")
+        raise manifest.no_split(split)
     strange = [c for c in manifest.classes if c not in (classes or manifest.classes)]
     if strange:
         raise UserError(
-            f"{manifest.root}: classes {', '.join(manifest.classes)} do not match the expected "
+            f"{manifest.where}: classes {', '.join(manifest.classes)} do not match the expected "
             f"{', '.join(classes or ())}: {', '.join(strange)} not among them; {nearest(strange[0], classes or ())}"
             f"map the labels, as by --label '{strange[0]}=CLASS'"
         )
     store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)
+    dataset.notes += map(_alike_note, manifest.alike_classes())
     if not len(dataset):
-        raise UserError(f"{manifest.root}: no readable image in split '{split}' ({len(dataset.skipped)} unreadable)")
+        raise UserError(f"{manifest.where}: no readable image in split '{split}' ({len(dataset.skipped)} unreadable)")
     return dataset

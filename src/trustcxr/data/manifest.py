@@ -1,17 +1,17 @@
 """The one table that all data becomes: a row a sample, with its file, class, split, patient and masks."""
 
 import os
-import warnings
+import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from trustcxr.errors import UserError
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
+from trustcxr.errors import UserError, nearest
 from trustcxr.results.files import replacing
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
@@ -51,6 +51,13 @@ class Manifest:
     layout: str
     notes: list[str] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)  # what cannot be listed: its path, and why
+    file: Path | None = None  # the list or manifest that it was read from
+    split_column: str | None = None  # of that file
+
+    @property
+    def where(self) -> Path:
+        """What a message about these data names: the list, where they were read from one, else their folder."""
+        return self.file or self.root
 
     @property
     def mask_kinds(self) -> tuple[str, ...]:
@@ -94,6 +101,35 @@ class Manifest:
             raise UserError(f"{path}: no such file")
         return from_table(read_table(file), file)
 
+    def alike_classes(self) -> list[dict[str, int]]:
+        """Classes that differ only in capitals or blanks, each with its samples, the commonest first."""
+        alike: dict[str, dict[str, int]] = {}
+        for name, count in self.table["class"].value_counts().sort_index(kind="stable").items():
+            alike.setdefault("".join(str(name).split()).casefold(), {})[str(name)] = int(count)
+        several = [names for _, names in sorted(alike.items()) if len(names) > 1]
+        return [dict(sorted(names.items(), key=lambda item: -item[1])) for names in several]
+
+    def no_split(self, split: str) -> UserError:
+        """What to say where a split is asked for that there is not, and what can be done."""
+        said = f"{self.where}: no split '{split}'; {nearest(split, self.splits)}there is {', '.join(self.splits)}"
+        others = [name for name in self.splits if name not in (*SHARES, NO_SPLIT)]
+        if self.file is not None and self.split_column is None:
+            by = "" if self.splits == (NO_SPLIT,) else " (what there is comes from its name, or from a list beside it)"
+            return UserError(
+                f"{said}: the list has no column of splits{by}; add a column 'split' that says {', '.join(SHARES)}, "
+                "name the one that it has (--column split=COLUMN), or give the list a name without a split, and it is "
+                "divided"
+            )
+        if split in SHARES and others:
+            such = shlex.quote(others[min(list(SHARES).index(split), len(others) - 1)])
+            return UserError(
+                f"{said}; say which of them it is: --set data.splits.{split.lower()}={such} where it is trained (in a "
+                f"recipe under data.splits), --split {such} where it is tested"
+            )
+        if split in SHARES and self.split_column is not None:
+            said += f": no row has it in the column '{self.split_column}'; give it to some films"
+        return UserError(said)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Samples of each class in each split: {split: {class: n}}."""
         sizes = self.table.groupby(["split", "class"]).size()
@@ -111,7 +147,7 @@ class Manifest:
         strange = sorted(set(labels) - set(self.table["class"]))
         if unmapped:
             raise UserError(
-                f"{self.root}: no label mapping for {', '.join(repr(c) for c in unmapped)} "
+                f"{self.where}: no label mapping for {', '.join(repr(c) for c in unmapped)} "
                 f"(mapped: {', '.join(map(str, labels)) or 'none'}); map each to a class, or leave it out: "
                 f"--label '{unmapped[0]}=CLASS' or --label '{unmapped[0]}=', in a recipe CLASS or null"
                 + (f"; {', '.join(map(repr, strange))} is no class of these data" if strange else "")
@@ -157,23 +193,30 @@ class Manifest:
         """The manifest with only the rows where `keep` (boolean, one a row) is true."""
         table = self.table[keep].reset_index(drop=True)
         classes = tuple(sorted(set(table["class"])))
-        return Manifest(table, self.root, classes, self.layout, list(self.notes), self.passed_over)
+        return replace(self, table=table, classes=classes, notes=list(self.notes))
 
     def _again(self, records: Any, notes: list[str]) -> "Manifest":
         """The manifest with other rows and notes."""
-        made = from_records(records, self.root, self.layout, notes)
-        made.passed_over = self.passed_over
+        made = from_records(records, self.root, self.layout, notes, self.file)
+        made.passed_over, made.split_column = self.passed_over, self.split_column
         return made
 
 
-def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, notes: list[str]) -> Manifest:
-    """Build a manifest from one mapping a sample, of texts and None; a missing key is None.
+def alike_said(names: Mapping[str, int]) -> str:
+    """Classes that are called alike in words: 'COVID-19' (40 images) and 'covid-19' (3 images)."""
+    return " and ".join(f"'{name}' ({count:,} image{'' if count == 1 else 's'})" for name, count in names.items())
+
+
+def from_records(
+    records: Iterable[Mapping[str, Any]], root: Path, layout: str, notes: list[str], file: Path | None = None
+) -> Manifest:
+    """Build a manifest from one mapping a sample, of texts and None; a missing key is None. `file` is their list.
 
     Raises UserError where there is no sample at all or a sample_id occurs twice.
     """
     rows = sorted(records, key=lambda r: (r["split"], r["class"], r["sample_id"]))
     if not rows:
-        raise UserError(f"{root}: no image found")
+        raise UserError(f"{file or root}: no image found")
     there: set[str] = set().union(*rows)
     also = [name for name in OPTIONAL if name in there]
     names = [*COLUMNS, *also, *sorted(n for n in there - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
@@ -187,9 +230,9 @@ def from_records(records: Iterable[Mapping[str, Any]], root: Path, layout: str, 
     if len(set(samples)) != len(samples):
         seen: set[str] = set()
         twice = next(s for s in samples if s in seen or seen.add(s))  # type: ignore[func-returns-value]
-        raise UserError(f"{root}: sample '{twice}' occurs more than once")
+        raise UserError(f"{file or root}: sample '{twice}' occurs more than once")
     table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()})
-    return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes)
+    return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes, file=file)
 
 
 def _whole_patients(groups: list[str], patients: list[str | None]) -> list[str]:
@@ -214,6 +257,9 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
     missing = [c for c in NEEDED if c not in table]
     if missing:
         raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}")
+    for name in map(str, table.columns):
+        if name in (*COLUMNS, *OPTIONAL, "dropped") or name.endswith(MASK_SUFFIX):
+            refuse_alike(table, file, called_like(table, name, exactly=True))
     notes = []
     if "dropped" in table:
         out = table["dropped"].map(_known).notna()
@@ -221,10 +267,16 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
         table = table[~out].drop(columns="dropped")
     incomplete = table[list(NEEDED)].map(_known).isna().any(axis=1)
     if incomplete.any():
-        raise UserError(f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}")
+        first = row_number(table, file, int(incomplete.index[incomplete][0]))
+        raise UserError(
+            f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}, the first is row {first}: fill in "
+            "what is missing, or take the rows out"
+        )
     texts = {str(c): [_known(v) for v in table[c]] for c in table.columns}
     records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
-    return from_records(records, file.parent, "manifest", notes)
+    manifest = from_records(records, file.parent, "manifest", notes, file)
+    manifest.split_column = "split"
+    return manifest
 
 
 def _known(value: Any) -> str | None:
@@ -233,31 +285,3 @@ def _known(value: Any) -> str | None:
         return None
     text = str(value)
     return text if text.strip() else None
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
-    try:
-        if file.suffix.lower() == ".parquet":
-            return pd.read_parquet(file).astype(object)
-        with open(file, encoding="utf-8-sig") as lines:
-            head = lines.readline(1 << 20)
-        separator = max(",;\t", key=head.count)
-        if separator not in head:
-            # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
-            rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-            return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            # `index_col`: else rows of one cell more than the header would have their first taken for a name.
-            return pd.read_csv(
-                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-            )
-    except pd.errors.ParserWarning:
-        raise UserError(
-            f"{file}: its rows have more cells than its header names columns: a '{separator}' at their end, or in a "
-            "text that is not quoted"
-        ) from None
-    except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise UserError(f"{file}: not a readable table ({reason})") from None

@@ -261,7 +261,7 @@ def _build(folder: Path, manifest: Manifest, size: int, resize: str, workers: in
     bad = {f["row"] for f in faults if f["file"] == "images"}
     if len(bad) == count:
         _forget(work)
-        raise UserError(f"{manifest.root}: none of the {count} images is readable ({faults[0]['reason']})")
+        raise UserError(f"{manifest.where}: none of the {count} images is readable ({faults[0]['reason']})")
     for name in columns:
         _compact(work / f"{name}.u8", count, size**2, bad)
     samples = manifest.table["sample_id"]

@@ -2,7 +2,7 @@
 
 from typing import Literal, TypedDict
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trustcxr.catalogue import BACKGROUNDS, networks
 from trustcxr.errors import UserError
@@ -16,6 +16,12 @@ class Splits(Strict):
     train: str = "Train"
     val: str = "Val"
     test: str = "Test"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _may_be_numbers(cls, name: object) -> object:
+        """Splits that are numbered, as those of cross-validation are, need no quotes."""
+        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
 def check_splits(splits: Splits) -> None:

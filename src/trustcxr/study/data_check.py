@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trustcxr.console import say
+from trustcxr.data import read_manifest
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files, folders
 from trustcxr.study import made
@@ -18,7 +19,7 @@ _OF = "of"  # the key beside what `trustcxr data check --json` prints: a checksu
 
 
 def write(recipe: StudyRecipe, data: Path, folder: Path, films: Iterable["Dataset"]) -> Path:
-    """data-check.json in the study's folder: what `trustcxr data check --json` prints.
+    """data-check.json in the study's folder: what `trustcxr data check --json` prints, the recipe's labels mapped.
 
     Kept where it is whole, and of these films as they and their masks are now. One from before that was told is kept.
     """
@@ -29,7 +30,8 @@ def write(recipe: StudyRecipe, data: Path, folder: Path, films: Iterable["Datase
     if before is not None and before != now:
         if before:
             say(f"{path}: the films or their masks are others since: looked through again")
-        found = audit(data, **recipe.data.listing())
+        listing, labels = recipe.data.listing(), recipe.data.labels
+        found = audit(read_manifest(data, **listing).with_labels(labels)) if labels else audit(data, **listing)
         files.write_json(path, found.to_dict() | {_OF: now})
         say(f"data check: {found.verdict}")
     return path

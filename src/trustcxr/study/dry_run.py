@@ -82,7 +82,7 @@ def counted(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int], str
     for role, split in (("train", names.train), ("val", names.val), ("test", names.test)):
         rows = table[table["split"] == split]
         if rows.empty:
-            raise UserError(f"{manifest.root}: no split '{split}'; there is {', '.join(manifest.splits)}")
+            raise manifest.no_split(split)
         found[role] = len(rows)
         if role != "train":
             kinds = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]

@@ -179,7 +179,7 @@ def masks(study: StudyRecipe, train: "Dataset") -> None:
         for kind in (kind for kind, needed in asked.items() if needed):
             if kind not in train.mask_kinds or not train.has_mask(kind).any():
                 raise UserError(
-                    f"{train.root}: no training film has a mask of kind {kind}, which {run.name} learns from"
+                    f"{train.where}: no training film has a mask of kind {kind}, which {run.name} learns from"
                 )
 
 
@@ -194,10 +194,10 @@ def classes(datasets: Mapping[str, "Dataset"]) -> None:
     for role, part in datasets.items():
         names = ", ".join(map(str, part.classes))
         if len(part.classes) < 2:
-            raise UserError(f"{part.root}: one class alone ({names}): a classifier needs two or more; see --label")
+            raise UserError(f"{part.where}: one class alone ({names}): a classifier needs two or more; see --label")
         counts = np.bincount(part.labels, minlength=len(part.classes))
         if missing := [str(c) for c, n in zip(part.classes, counts, strict=True) if n == 0]:
             raise UserError(
-                f"{part.root}: no image of {', '.join(missing)} in the split {part.split} ({role}); every class must "
+                f"{part.where}: no image of {', '.join(missing)} in the split {part.split} ({role}); every class must "
                 "be in every split: add some, or leave the class out with a label mapping"
             )

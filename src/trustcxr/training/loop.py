@@ -225,7 +225,7 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
     if without == len(train):
         raise UserError(
             f"{recipe.name}: background, outside_gradient, epsilon_outside, guidance and counterfactuals need lung "
-            f"masks, and no image of {train.root} has one"
+            f"masks, and no image of {train.where} has one"
         )
     if without:
         say(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
@@ -240,7 +240,7 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
     has = np.array([bool(mask.any()) for mask in lesions])
     if not has.any():
         raise UserError(
-            f"{recipe.name}: guidance and counterfactuals need lesion masks, and no image of {train.root} has one"
+            f"{recipe.name}: guidance and counterfactuals need lesion masks, and no image of {train.where} has one"
         )
     counts = {name: int(has[train.labels == k].sum()) for k, name in enumerate(train.classes)}
     some = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)

@@ -16,6 +16,7 @@ from trustcxr.data.auditing.confounds import Association, Probe
 from trustcxr.data.auditing.findings import (
     SEVERITIES,
     Finding,
+    class_findings,
     confound_findings,
     file_findings,
     film_findings,
@@ -237,6 +238,7 @@ def audit(
     published, surplus = _against_published(manifest)
     findings = [
         *file_findings(manifest, read),
+        *class_findings(manifest),
         *film_findings(manifest, read),
         *mask_findings(manifest, read, same_film),
         *leak_findings(manifest, pairs),

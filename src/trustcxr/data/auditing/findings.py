@@ -13,7 +13,7 @@ import pandas as pd
 from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.auditing.scan import Scan
 from trustcxr.data.images import dicom, ours, plausibility
-from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest, alike_said
 from trustcxr.data.stores import Checked
 
 SEVERITIES = ("fault", "leak", "warning", "note")
@@ -77,6 +77,16 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
         *found(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
         ),
+    ]
+
+
+def class_findings(manifest: Manifest) -> list[Finding]:
+    """Classes whose names differ only in capitals or blanks, and which are one class, most likely."""
+    return [
+        Finding(
+            "class_spelling", "warning", f"classes differ only in capitals or blanks: {alike_said(names)}", len(names)
+        )
+        for names in manifest.alike_classes()
     ]
 
 

@@ -1,8 +1,9 @@
 """Lists of images: a table with a file and a label a row, as data sets publish it, or our own manifest."""
 
 import os
+import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from trustcxr.data.manifest import (
     Manifest,
     from_records,
     from_table,
-    read_table,
     split_name,
 )
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -75,12 +76,15 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     if ours and images is None:
         return from_table(_in_our_words(table), file)
     mapping = dict(_mapping(table, file, columns))
+    _refuse_alike(table, file, mapping, {ours: ours for ours in mapping} if ours else columns)
     if ours:
         mapping["sample_id"] = "sample_id"
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
         names = finding_columns.findings(table, mapping.values())
+        for name in names:
+            refuse_alike(table, file, called_like(table, name, exactly=False))
         chosen["class"] = finding_columns.classes(table, names)
         notes.append(f"the class of each film of {file.name} is what its columns say: {', '.join(names)}")
         if "patient" not in mapping and (patients := finding_columns.patients(chosen["path"])):
@@ -92,8 +96,22 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")
-    records = _records(chosen, file, base, notes)
-    return from_records(records, base, "list", notes)
+    records = _records(chosen, file, base, notes, row_number(table, file, 0))
+    manifest = from_records(records, base, "list", notes, file)
+    manifest.split_column = str(mapping["split"]) if "split" in mapping else None
+    return manifest
+
+
+def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: str | Columns | None) -> None:
+    """UserError where a column that is read has another called like it, and nobody named which of the two is meant."""
+    named = named if isinstance(named, Mapping) else {}
+    there = list(table.columns)
+    for ours, column in mapping.items():
+        if not isinstance(column, str) or (ours in named and str(named[ours]) != column):  # by its place
+            continue
+        taken = [theirs for word, theirs in mapping.items() if word != ours]
+        alike = called_like(table, column, exactly=ours in named)
+        refuse_alike(table, file, [place for place in alike if there[place] not in taken], ours)
 
 
 def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> Columns:
@@ -135,8 +153,9 @@ def _place(column: str | int, there: Sequence[str | int]) -> str | int | None:
 
 
 def _usual(there: Sequence[str | int]) -> dict[str, str | int]:
-    """Our words -> columns that are called as such columns mostly are."""
-    lowered = {str(c).strip().lower(): c for c in there if isinstance(c, str)}
+    """Our words -> columns that are called as such columns mostly are, first by the very name."""
+    names = [c for c in there if isinstance(c, str)]
+    lowered = {c.strip().lower(): c for c in reversed(names)} | {c: c for c in names}
     found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
     return {ours: column for ours, column in found.items() if column is not None}
 
@@ -173,37 +192,38 @@ def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
     return usual
 
 
-def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str]) -> list[Record]:
+def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str], first_row: int) -> list[Record]:
     """One record an image that is there; the same image and class on several rows is one."""
-    finder = _Finder(base)
-    stem = file.stem.lower()
-    from_name = next((s for word in stem.replace("-", "_").split("_") if (s := split_name(word))), None)
-    listed = _nih_splits(file.parent)
+    finder = _Finder(base, file)
+    split_of = _splits_of(file)
     records: dict[str, Record] = {}
+    given: dict[str, str] = {}  # path -> how the list spelt it
     absent: list[str] = []
     masks: list[str] = []  # that are not there
-    listed_rows = list(_rows(chosen))
-    if incomplete := len(next(iter(chosen.values()))) - len(listed_rows):
-        notes.append(f"{incomplete} rows of {file.name} have no image or no class and were left out")
-    for row in listed_rows:
-        split = row.get("split") or listed.get(os.path.basename(row["path"])) or from_name or NO_SPLIT
+    divided = False
+    undivided: dict[str, int] = {}  # path -> the row that says no split
+    for number, row in _rows(chosen, file, notes, first_row):
+        said_split = row.get("split") or split_of(row["path"])
+        divided = divided or said_split is not None
+        split = said_split or NO_SPLIT
         split = split_name(split) or split
         path = finder.find(row["path"], split)
         if path is None:
             absent.append(row["path"])
             continue
+        if said_split is None:
+            undivided.setdefault(path, number)
         record = row | {"path": path, "split": split, "sample_id": row.get("sample_id") or f"{split}/{path}"}
-        for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
-            there = finder.find(str(row[column]), split)
-            record[column] = None if there == path else there  # the film itself, of the same name, is no mask of it
-            masks += [] if record[column] else [str(row[column])]
-        before = records.setdefault(path, record)
-        for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
-            said, again = (_as(one.get(word), word) for one in (before, record))
-            raise UserError(f"{file}: {row['path']} is listed {said} and {again}")
+        masks += _find_masks(record, row, finder)
+        _refuse_contradiction(records.setdefault(path, record), record, file, given.setdefault(path, row["path"]), row)
     if not records:
         some = f"{absent[0]} is not in {base}; give the folder of the images (--images)" if absent else "no row"
         raise UserError(f"{file}: none of its images was found: {some}")
+    if undivided and divided:
+        notes.append(
+            f"{len(undivided)} rows of {file.name} have no split where others have one, and are in a split "
+            f"'{NO_SPLIT}' of their own, which is not trained on; the first is row {min(undivided.values())}"
+        )
     if absent:
         notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
     if masks:
@@ -211,12 +231,48 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     return list(records.values())
 
 
-def _rows(chosen: dict[str, list[Any]]) -> Iterable[Record]:
-    for values in zip(*chosen.values(), strict=True):
+def _splits_of(file: Path) -> Callable[[str], str | None]:
+    """What says the split of a path whose row does not: NIH's lists beside a list, or the list's own name."""
+    words = file.stem.lower().replace("-", "_").split("_")
+    from_name = next((s for word in words if (s := split_name(word))), None)
+    listed = _nih_splits(file.parent)
+    return lambda path: listed.get(os.path.basename(path)) or from_name
+
+
+def _find_masks(record: Record, row: Record, finder: "_Finder") -> list[str]:
+    """Put the paths of a row's masks into its record; those that are not there are given back."""
+    lost = []
+    for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
+        there = finder.find(str(row[column]), record["split"])
+        # The film itself, of the same name, is no mask of it.
+        record[column] = None if there == record["path"] else there
+        lost += [] if record[column] else [str(row[column])]
+    return lost
+
+
+def _refuse_contradiction(before: Record, record: Record, file: Path, spelt: str, row: Record) -> None:
+    """UserError where a film that is listed again has another class, split, patient or group there."""
+    for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
+        said, again = (_as(one.get(word), word) for one in (before, record))
+        same = "" if spelt == row["path"] else f", the same film as {spelt},"
+        raise UserError(f"{file}: {row['path']}{same} is listed {said} and {again}")
+
+
+def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row: int) -> Iterator[tuple[int, Record]]:
+    """The rows that have an image and a class, each with its number in the file; at the end a note of the others."""
+    incomplete = []
+    for number, values in enumerate(zip(*chosen.values(), strict=True), first_row):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
         row |= {k: None for k in _MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
         if row["path"] and row["class"]:
-            yield row
+            yield number, row
+        else:
+            incomplete.append(number)
+    if incomplete:
+        notes.append(
+            f"{len(incomplete)} rows of {file.name} have no image or no class and were left out; "
+            f"the first is row {incomplete[0]}"
+        )
 
 
 def _as(value: str | None, word: str) -> str:
@@ -236,13 +292,13 @@ def _nih_splits(folder: Path) -> dict[str, str]:
 class _Finder:
     """Finds a listed image in a folder: by the path as it stands, else by its file name anywhere below."""
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
+    def __init__(self, base: Path, file: Path) -> None:
+        self.base, self.file = base, file
         self.names: dict[str, list[str]] | None = None
 
     def find(self, given: str, split: str) -> str | None:
         """The path relative to the folder; None where there is no such file. Raises UserError where several are."""
-        given = given.replace("\\", "/")
+        given = self._plain(given.replace("\\", "/"))
         if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given):
             return given
         if os.path.isabs(given) and os.path.isfile(given):
@@ -256,8 +312,18 @@ class _Finder:
         ending = self._as_deep(given, found)
         inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
         if len(inside) > 1:
-            raise UserError(f"{given} is in several folders ({', '.join(inside[:3])}): the list must say which")
+            where = ", ".join(inside[:3])
+            raise UserError(f"{self.file}: {given} is in several folders ({where}): the list must say which")
         return inside[0] if inside else None
+
+    def _plain(self, given: str) -> str:
+        """A path without `./`, `//` and `x/../`, so that each spelling of a file is one film.
+
+        As it stands where that is another file, as it is where `x` is a link to a folder elsewhere.
+        """
+        plain = posixpath.normpath(given)
+        stands = plain == given or not os.path.isfile(os.path.join(self.base, given))
+        return plain if stands or _same_file(self.base / given, self.base / plain) else given
 
     def _as_deep(self, given: str, found: list[str]) -> list[str]:
         """Of files of the same name those that share most folders with the path as given, from the name on upwards.
@@ -282,6 +348,10 @@ class _Finder:
                 if stem != file:  # RSNA lists its films without `.dcm`
                     names.setdefault(stem, []).append(path)
         return names
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return other.is_file() and one.samefile(other)
 
 
 def published_lists(folder: Path) -> list[Path]:

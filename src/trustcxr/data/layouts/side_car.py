@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, read_table
+from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX
+from trustcxr.data.tables import called_like, read_table, refuse_alike
 from trustcxr.errors import UserError
 
 _SIDECAR = {
@@ -46,6 +47,8 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     if "path" not in table:
         raise UserError(f"{file}: expected a column 'path'; found {', '.join(map(str, table.columns))}")
     found = {ours: next((n for n in theirs if n in table), None) for ours, theirs in _SIDECAR.items()}
+    for name in filter(None, ("path", *found.values())):
+        refuse_alike(table, file, called_like(table, name, exactly=True))
     columns = {ours: table[name].tolist() for ours, name in found.items() if name}
     columns |= {name: table[name].tolist() for name in map(str, table.columns) if _says_more(name)}
     rows: dict[str, Mapping[str, str]] = {}
