@@ -453,3 +453,16 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: 
     )
     assert "no column 'Image Index'; found Picture, Diagnosis read, Fold" in wrong
     assert "write word=column" in complaint("data", "check", listed, "--column", "path=Picture", "--column", "Fold")
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("train", "--data", "", "--out", "x"), "what follows --data"),
+        (("train", "--data", "x", "--out", ""), "what follows --out"),
+        (("train", "--data=", "--out", "x"), "--data"),
+        (("evaluate", "", "--data", "x"), "one of the words"),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_not_this_folder(words: tuple[str, ...], what: str) -> None:
+    assert complaint(*words) == f"trustcxr: {what} is empty: is a variable of the shell not set?"

@@ -8,7 +8,9 @@ import errno
 import gc
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated, NoReturn
 
 import typer
@@ -48,6 +50,7 @@ def main() -> None:
 
 def _answered() -> NoReturn:
     try:
+        _refuse_empty(sys.argv[1:])
         code = app(standalone_mode=False)
         if code == stopping.CODE:  # so Typer says that it was stopped, and keeps the KeyboardInterrupt to itself
             raise KeyboardInterrupt
@@ -76,6 +79,18 @@ def _answered() -> NoReturn:
     except KeyboardInterrupt:
         print(f"trustcxr: stopped; {stopping.kept(sys.argv[1:])}", file=sys.stderr)
         sys.exit(stopping.CODE)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """UserError for a word without a letter: as a path it would be taken for this very folder."""
+    for before, word in pairwise(["", *words]):
+        option, given, value = word.partition("=")
+        if not word or (given and not value and option in _PLACES):
+            what = option if word else f"what follows {before}" if before.startswith("-") else "one of the words"
+            raise UserError(f"{what} is empty: is a variable of the shell not set?")
+
+
+_PLACES = ("--data", "--out", "--images", "--surrogate", "--source", "--weights")
 
 
 def _print_no_more() -> None:
