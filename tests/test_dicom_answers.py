@@ -307,6 +307,7 @@ def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> N
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
     chest(place / "1.2.840.7", seed=9)
     (place / "notes.txt").write_bytes((place / "IM0001").read_bytes())  # whoever called it so meant it
+    chest(place / "DICOMDIR", seed=8)  # lists films, and is none
     assert len(read_manifest(tmp_path / "data").table) == 5
 
 

@@ -236,7 +236,17 @@ def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     assert torch.allclose(found.model(films[0]), answers, atol=1e-5)
 
 
-@pytest.mark.parametrize("squash", [lambda x: 0.5 + 0.5 * (x / 2).tanh(), lambda x: x.clone().sigmoid_()])
+@pytest.mark.parametrize(
+    "squash",
+    [
+        lambda x: 0.5 + 0.5 * (x / 2).tanh(),
+        lambda x: x.clone().sigmoid_(),
+        lambda x: x.sigmoid() @ torch.eye(3),  # a layer behind it changes nothing
+        lambda x: (1 / (1 + (-x).exp())) @ torch.eye(3) + 0,
+        lambda x: torch.stack([x.sigmoid() @ torch.eye(3)] * 2).mean(0),
+    ],
+    ids=["tanh", "in place", "layer behind", "written out", "mean"],
+)
 def test_what_comes_after_the_last_layer_is_no_logit_of_it(
     squash: Callable[[Tensor], Tensor], films: tuple[Tensor, Tensor]
 ) -> None:

@@ -155,3 +155,11 @@ def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
     said = capsys.readouterr().err
     assert "no column 'radiologist'" in said
     assert "read by its usual columns" in said
+    other = tmp_path / "elsewhere" / "list.csv"  # another hospital's, whose films lie beside their list
+    shutil.copytree(place, other.parent)
+    for film in other.parent.glob("*.png"):
+        film.rename(film.with_name(f"other-{film.name}"))
+    table.assign(path="other-" + table["path"]).to_csv(other, index=False)
+    monkeypatch.chdir(tmp_path)
+    run_folder.evaluate(tmp_path / "run", other, attacks=["fgsm"], out=tmp_path / "results")
+    assert set(files.read_table(tmp_path / "results" / "predictions.parquet")["class"]) == set(table["radiologist"])

@@ -513,3 +513,11 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_said(again: str, tmp
     assert (mapped.notes, mapped.classes) == ([], ("a-1", "b"))
     (note,) = load_dataset(file, "Train", 16, labels={"a-1": "B", again: "B", "b": "b"}).notes
     assert "'B' (3 images) and 'b' (1 image); --label b=B makes them one" in note
+
+
+def test_samples_are_called_as_their_list_spells_them_so_that_runs_of_before_know_them(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "films" / "x.png")
+    (tmp_path / "list.csv").write_text("path,class,split\n./films/x.png,a,Train\n")
+    (sample,) = read_manifest(tmp_path / "list.csv").table.to_dict("records")
+    assert (sample["sample_id"], sample["path"]) == ("Train/./films/x.png", "films/x.png")

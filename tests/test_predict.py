@@ -313,3 +313,11 @@ def test_a_film_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(run: P
     peak, error = json.loads(done.stdout)
     assert error is None
     assert peak < 1.5e9, f"{peak / 1e9:.2f} GB"
+
+
+def test_an_answer_without_its_dicom_objects_is_told_with_what_is_missing() -> None:
+    error = "no DICOM answer: x.finding.dcm: cannot be written: no space left on the disk"
+    given = {"image": "x", "predicted": "Normal", "probabilities": {"Normal": 0.9, "COVID-19": 0.1}, "error": error}
+    said = terminal.sentences(FilmAnswer.model_validate(given))
+    assert said[0] == "x: Normal 90.0%, COVID-19 10.0%"
+    assert said[-1] == f"  {error}"

@@ -21,11 +21,13 @@ from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import About, load_run
 from trustcxr.explain.summary import with_before
 from trustcxr.recipes import validation
+from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import documents, files, locks
 from trustcxr.results.documents import StudyDocument
 from trustcxr.results.tables import conditions_of, merged
-from trustcxr.study import engines, run_folder
+from trustcxr.study import audit, engines, run_folder
+from trustcxr.study import films as tested
 from trustcxr.study import made as made_with
 from trustcxr.study.protocol import Study
 
@@ -226,6 +228,38 @@ def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
     said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", tmp_path, "--no-check")
     assert "holds report.html, study.json, which is not of this and would be lost; choose another" in said
     assert {(tmp_path / name).read_text() for name in ("predictions.parquet", "report.html", "study.json")} == {"mine"}
+
+
+def test_what_is_ours_goes_on_where_the_file_that_says_so_was_deleted(tmp_path: Path) -> None:
+    """As the advice on a damaged one has it."""
+    for name in (".lock", "predictions.parquet", "report.html"):
+        (tmp_path / "audit" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "audit" / name).write_text("ours")
+    audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
+    (tmp_path / "audit" / ".lock").unlink()
+    with pytest.raises(UserError, match="which is not of this"):
+        audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
+
+
+def test_a_study_goes_on_beside_its_check_of_the_data(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
+    out.mkdir()
+    (out / ".data.yaml").write_text("path: x\n")
+    (out / "data-check.json").write_text('{"verdict": "of a study that was killed then"}')
+    run("study", tmp_path / "study.yml", "--data", films, "--out", out, "--no-check")
+    assert (out / "study.json").is_file()
+
+
+def test_results_within_the_data_go_on_though_they_hold_pictures(films: Path, tmp_path: Path) -> None:
+    for name in ("run.yaml", "study.yaml", "audit.json", "metrics.json"):
+        place = tmp_path / "data" / name.replace(".", "-")
+        (place / "figures").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(place / "figures" / "x.png")
+        with pytest.raises(UserError, match="holds the films"):
+            tested.refuse_films(place, tmp_path / "data")
+        (place / name).write_text("{}")
+        tested.refuse_films(place, tmp_path / "data")
 
 
 def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -> None:

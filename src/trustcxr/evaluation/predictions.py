@@ -23,7 +23,7 @@ from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation import draws, input_gradients, side_by_side
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.views import _views, with_lungs
+from trustcxr.evaluation.views import _views
 from trustcxr.models import classifier
 from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
@@ -157,8 +157,6 @@ def predict(
     refuse_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
     asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean)
-    if views and (empty := int(dataset.has_mask("lung").sum() - with_lungs(dataset, np.arange(len(dataset))).sum())):
-        say(f"{empty} of {len(dataset)} images have an empty lung mask: left out where the lungs are hidden or alone")
     batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
     first = asked.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
     asked = replace(asked, random=is_randomised(run.model, first[:1]))
@@ -180,7 +178,10 @@ def predict(
 
         for whole in side_by_side.mapped(work, enumerate(batches), threads=threads, model=run.model):
             _sort_in(whole, pieces)
-    return pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
+    table = pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
+    if views and (empty := int(dataset.has_mask("lung").sum()) - int((table["attack"] == VIEWS[0]).sum())):
+        say(f"{empty} of {len(dataset)} images have an empty lung mask: left out where the lungs are hidden or alone")
+    return table
 
 
 _CONDITION = ("attack", "epsilon", "steps", "severity")

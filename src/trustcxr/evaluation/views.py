@@ -25,7 +25,7 @@ BORDER = 24 / 256  # width of the frame that is left where the border alone is s
 
 def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
     """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
-    has = with_lungs(dataset, rows)  # nothing would be hidden by an empty mask
+    has = _with_lungs(dataset, rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
     kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
@@ -44,10 +44,10 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
         yield (name, 0.0, 0, 0), kept, view
 
 
-def with_lungs(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
+def _with_lungs(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
     """bool (B,): which of these images have a lung mask that is not empty."""
-    has = dataset.has_mask("lung")[rows]
-    has[has] = [bool(dataset.masks("lung")[row].any()) for row in rows[has]]
+    has, masks = dataset.has_mask("lung")[rows], dataset.masks("lung")
+    has[has] = [bool(masks[row].any()) for row in rows[has]]
     return has
 
 

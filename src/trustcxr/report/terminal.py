@@ -107,7 +107,7 @@ SURVIVES = "to survive is to keep the class, whatever the attack changed within 
 
 def sentences(answer: FilmAnswer) -> list[str]:
     """An answer in words."""
-    if answer.error is not None:
+    if answer.error is not None and not answer.predicted:
         return [f"{answer.image}: {_fault(answer)}"]
     if answer.left_out is not None:
         return [f"{answer.image}: left out: {answer.left_out}"]
@@ -135,7 +135,7 @@ def sentences(answer: FilmAnswer) -> list[str]:
         lines.append(f"  as DICOM (Secondary Capture, Structured Report): {', '.join(answer.dicom)}")
     if answer.no_dicom is not None:
         lines.append(f"  no DICOM answer: {answer.no_dicom}")
-    return lines
+    return lines + ([] if answer.error is None else [f"  {_fault(answer)}"])
 
 
 def not_answered(answers: Sequence[FilmAnswer]) -> str:

@@ -35,7 +35,7 @@ class Address:
     @property
     def link(self) -> str:
         """What to open: behind the # a browser keeps the token to itself. On every address, by this machine's name."""
-        host = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.port}/" + (f"#token={quote(self.token, safe='')}" if self.token else "")
 

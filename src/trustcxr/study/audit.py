@@ -19,7 +19,7 @@ from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import AuditDocument, AuditedModel, read
-from trustcxr.results.locks import holding
+from trustcxr.results.locks import LOCK_FILE, holding
 from trustcxr.study import audit_measures, audit_stages
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, is_another, refuse_held
@@ -107,7 +107,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
 def _refuse_another(out: Path, subject: Subject, exam: ExamRecipe) -> None:
     """UserError where `out` holds anything but an earlier audit of this model, or a whole one and this is a part."""
     refuse_held(out, {"results of a run": folders.METRICS_FILE})
-    folders.refuse_foreign(out, _WRITTEN, (folders.AUDIT_FILE, PARTS))
+    folders.refuse_foreign(out, _WRITTEN, (folders.AUDIT_FILE, PARTS, LOCK_FILE))
     path = out / folders.AUDIT_FILE
     if not path.is_file():
         return

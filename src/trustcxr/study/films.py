@@ -65,6 +65,7 @@ def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | Non
         usual = Listing(layout=usual["layout"]) if "layout" in usual else Listing()
     elif usual.get("images") is not None:
         usual |= Listing(images=_images_of(Path(data), str(usual["images"])))
+    elsewhere = Listing(layout=usual.get("layout", "auto"), columns=usual.get("columns"), images=None)
     try:
         return read_manifest(data, **(usual | typed))
     except NoColumns as problem:
@@ -72,9 +73,11 @@ def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | Non
         found.notes.append(f"{problem}, as the list of the run's own films has: read by its usual columns")
         return found
     except UserError:
-        if usual.get("columns") is not None and "columns" not in typed:
+        if usual.get("columns") is None or "columns" in typed:
+            return read_manifest(data, **typed)
+        if usual.get("images") is None or "images" in typed:
             raise
-        return read_manifest(data, **typed)
+    return read_manifest(data, **(elsewhere | typed))  # another's list, with its films beside it
 
 
 def _images_of(file: Path, images: str) -> str | None:
@@ -205,7 +208,8 @@ def refuse_films(out: Path | None, data: Path) -> None:
     """UserError where results are asked for in the very folder of the films, or in one of theirs within it."""
     if out is None or not out.is_dir() or not data.is_dir():
         return
-    within = out.resolve().is_relative_to(data.resolve()) and not (out / folders.RUN_FILE).is_file()
+    ours = (folders.RUN_FILE, folders.STUDY_FILE, folders.AUDIT_FILE, folders.METRICS_FILE)
+    within = out.resolve().is_relative_to(data.resolve()) and not any((out / name).is_file() for name in ours)
     if out.samefile(data) or (within and any(path.suffix.lower() in SUFFIXES for path in out.rglob("*"))):
         raise UserError(f"{out}: holds the films; choose another --out")
 

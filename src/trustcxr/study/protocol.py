@@ -142,7 +142,8 @@ class Study:
             for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
                 if (self.folder / name).exists():
                     raise UserError(f"{self.folder}: holds {what}; choose another --out")
-            refuse_foreign(self.folder, (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs"), (f"runs/*/{RUN_FILE}",))
+            written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
+            refuse_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
         files.write_yaml(self.folder / STUDY_FILE, content)
         files.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 

@@ -70,9 +70,10 @@ def _folders(folder: str | Path) -> list[str]:
 def _files(folder: str | Path) -> list[str]:
     """The image files in a folder, told by their names, and DICOM files without such a name, told by their content.
 
-    Beside images only what has no ending, or numbers for one, is looked into: so DICOM files are often called.
+    Beside images only what has no ending, or numbers for one, is looked into: so DICOM files are often called. A
+    DICOMDIR lists films, and is none.
     """
-    names = [e.name for e in _entries(folder) if not _answer(e)]
+    names = [e.name for e in _entries(folder) if e.name.upper() != "DICOMDIR" and not _answer(e)]
     images = [n for n in names if _ending(n) in SUFFIXES]
     others = [n for n in names if _ending(n) not in SUFFIXES and (not images or _ending(n).strip(".0123456789") == "")]
     return sorted([*images, *(n for n in others if is_dicom(f"{folder}/{n}"))])

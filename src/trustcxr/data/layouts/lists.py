@@ -213,7 +213,11 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
             continue
         if said_split is None:
             undivided.setdefault(path, number)
-        record = row | {"path": path, "split": split, "sample_id": row.get("sample_id") or f"{split}/{path}"}
+        record = row | {
+            "path": path,
+            "split": split,
+            "sample_id": row.get("sample_id") or f"{split}/{finder.listed(row['path'], path)}",
+        }
         masks += _find_masks(record, row, finder)
         _refuse_contradiction(records.setdefault(path, record), record, file, given.setdefault(path, row["path"]), row)
     if not records:
@@ -315,6 +319,11 @@ class _Finder:
             where = ", ".join(inside[:3])
             raise UserError(f"{self.file}: {given} is in several folders ({where}): the list must say which")
         return inside[0] if inside else None
+
+    def listed(self, given: str, found: str) -> str:
+        """How a film that was found is called: as the list spells it, where it stands there; so it ever was."""
+        given = given.replace("\\", "/")
+        return given if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given) else found
 
     def _plain(self, given: str) -> str:
         """A path without `./`, `//` and `x/../`, so that each spelling of a file is one film.
