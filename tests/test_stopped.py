@@ -73,7 +73,13 @@ def test_a_download_that_is_stopped_goes_on() -> None:
 
 
 def started(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """As from a terminal: what a script starts in the background is deaf to Ctrl-C, and so is all that it starts."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], preexec_fn=_hears_ctrl_c, **pipes)  # type: ignore[call-overload]
+
+
+def _hears_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
