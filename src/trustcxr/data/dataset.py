@@ -176,6 +176,13 @@ class Dataset:
             raise unknown("kind of mask", kind, kinds)
 
 
+def filled(films: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
+    """bool (B,): which of these rows of a data set, or of a part of one, have a mask of that kind that is not empty."""
+    has, masks = films.has_mask(kind)[rows], films.masks(kind)
+    has[has] = [bool(masks[row].any()) for row in rows[has]]
+    return np.asarray(has)
+
+
 def _fingerprint(table: pd.DataFrame, pixels: np.ndarray) -> str:
     rows = zip(table["sample_id"], table["class"], pixels, strict=True)
     lines = "\n".join(f"{name}\t{label}\t{film}" for name, label, film in rows)

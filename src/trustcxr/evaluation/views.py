@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trustcxr.catalogue import VIEWS
 from trustcxr.data.batches import to_pixels
+from trustcxr.data.dataset import filled
 from trustcxr.data.lungs import soften
 from trustcxr.models.lung_gate import LEVEL
 from trustcxr.results.tables import Condition
@@ -25,7 +26,7 @@ BORDER = 24 / 256  # width of the frame that is left where the border alone is s
 
 def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
     """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
-    has = _with_lungs(dataset, rows)  # nothing would be hidden by an empty mask
+    has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
     kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
@@ -42,13 +43,6 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
         shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
     for name, view in zip(VIEWS, shown, strict=False):
         yield (name, 0.0, 0, 0), kept, view
-
-
-def _with_lungs(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
-    """bool (B,): which of these images have a lung mask that is not empty."""
-    has, masks = dataset.has_mask("lung")[rows], dataset.masks("lung")
-    has[has] = [bool(masks[row].any()) for row in rows[has]]
-    return has
 
 
 def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from trustcxr import attacks
 from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.console import track
 from trustcxr.data import lesions
+from trustcxr.data.dataset import filled
 from trustcxr.data.lesions import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
@@ -238,9 +239,8 @@ def _healthy(run: "Run | Examined", dataset: "Dataset") -> np.ndarray:
         healthy = np.asarray(dataset.labels) == (run.classes.index(name) if name in run.classes else -1)
     if not healthy.any() or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
-    well = healthy & dataset.has_mask("lung")
-    ill = set(with_lesions(dataset).tolist())
-    return np.array([row for row in np.flatnonzero(well) if row not in ill and dataset.masks("lung")[row].any()], int)
+    well = np.setdiff1d(np.flatnonzero(healthy), with_lesions(dataset))
+    return well[filled(dataset, "lung", well)]
 
 
 def _removed(

@@ -14,6 +14,7 @@ from trustcxr import attacks, corruptions
 from trustcxr.catalogue import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 from trustcxr.console import Progress, say, track
 from trustcxr.data.batches import to_pixels
+from trustcxr.data.dataset import filled
 from trustcxr.data.lesions import Films
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, lesions, measures, randomisation
@@ -112,7 +113,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
     """
     for kind in ("infection", "lung"):
         rows = lesions.asked_of(dataset, np.flatnonzero(dataset.has_mask(kind)))
-        rows = rows[[bool(dataset.masks(kind)[row].any()) for row in rows]] if len(rows) else rows
+        rows = rows[filled(dataset, kind, rows)]
         if len(rows):
             return rows
     raise UserError(f"{dataset.root}: no infection or lung masks here, so saliency has nothing to be measured against")
