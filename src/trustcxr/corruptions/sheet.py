@@ -10,9 +10,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import corruptions
 from trustcxr.about import NOTICE
-from trustcxr.data.images import grey, reading, squares
+from trustcxr.data.images import grey, ours, reading, squares
 from trustcxr.errors import UserError
-from trustcxr.results.disk import open_regular
 from trustcxr.results.files import replacing
 
 _MARK = "TrustCXR corruptions"  # a text chunk of the PNG
@@ -52,7 +51,7 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
 
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
-    if out.exists() and not _is_ours(out):
+    if out.exists() and not ours.texts(out, _MARK):
         raise UserError(f"{out}: is there, and is no earlier sheet; choose another OUT")
     if film is None:
         picture = render("COVID-19", seed, size).image
@@ -73,11 +72,3 @@ def _mark() -> PngInfo:
     info = PngInfo()
     info.add_text(_MARK, NOTICE)
     return info
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with open_regular(path) as file, grey.quiet(), Image.open(file, formats=("PNG",)) as image:
-            return _MARK in image.info
-    except Exception:  # no PNG, or none that can be read
-        return False

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.console import say
-from trustcxr.data.images.dicom import INSTALL
+from trustcxr.data.images.dicom import FILMS, INSTALL
 from trustcxr.errors import UserError
 from trustcxr.serve.limits import Limits
 from trustcxr.serve.worker import Asked, Reply, Worker
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 TITLE = "TRUSTCXR"
 PORT = 11112  # IANA's for DICOM without a privileged port
-FILMS = (
-    "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
-    "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
-    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: films that were digitised
-)
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR: our answers, where an archive sends a whole study back
 STORED, FULL, NO_FILM = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
 _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored too

@@ -19,8 +19,11 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
 ANSWER_ENDINGS = (".heatmap.dcm", ".finding.dcm")
 ANSWER = "an answer that was written here, and no film"
-# Computed radiography, digital X-ray (for presentation, for processing), secondary capture.
-_FILMS = {f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("1", "1.1", "1.1.1", "7")}
+FILMS = (
+    "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
+    "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: films that were digitised
+)
 _LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
 _LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
 _FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
@@ -57,7 +60,7 @@ def not_a_film(path: Source) -> str | None:
     try:
         with quiet():
             header = header_of(path)
-            if str(header.get("Manufacturer") or "") == MANUFACTURER:
+            if _is_ours(header):
                 return ANSWER
             _check(header)
     except _CutOff:
@@ -75,9 +78,13 @@ def is_answer(source: Source) -> bool:
     """Whether a file, or its content, is an answer in DICOM that was written here."""
     try:
         with quiet():
-            return str(header_of(source, ["Manufacturer"]).get("Manufacturer")) == MANUFACTURER
+            return _is_ours(header_of(source, ["Manufacturer"]))
     except Exception:  # no DICOM, or none that can be read
         return False
+
+
+def _is_ours(header: Any) -> bool:
+    return str(header.get("Manufacturer") or "") == MANUFACTURER
 
 
 class _CutOff(UnreadableImage):
@@ -128,7 +135,7 @@ def _refuse_inflating(path: Source) -> None:
 def _check(header: Any) -> None:
     """Refuse, in words, what is not one frontal film of at most 16 bits."""
     if "Rows" not in header or "Columns" not in header or not header.Rows or not header.Columns:
-        if _kind(header) in _FILMS:
+        if _kind(header) in FILMS:
             raise _CutOff("damaged DICOM file: a film without an image, as if cut off")
         raise UnreadableImage("a DICOM file without an image")
     frames = header.get("NumberOfFrames")

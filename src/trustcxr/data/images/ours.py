@@ -1,4 +1,4 @@
-"""Heatmaps that `predict` writes beside films: told from films by what their file says of itself."""
+"""Pictures of ours, such as heatmaps beside films: told from films by what their file says of itself."""
 
 from pathlib import Path
 
@@ -19,18 +19,19 @@ def is_ours(path: Path) -> bool:
 
 def source_of(path: Source) -> str | None:
     """The fingerprint of the image whose heatmap this file is; None for any other file."""
-    return _said(path).get(SOURCE)
+    return texts(path, MARK).get(SOURCE)
 
 
 def maker_of(path: Source) -> str | None:
     """The fingerprint of the run whose heatmap this file is; None where that is not told, and for any other file."""
-    return _said(path).get(MAKER)
+    return texts(path, MARK).get(MAKER)
 
 
-def _said(path: Source) -> dict[str, str]:
+def texts(path: Source, mark: str) -> dict[str, str]:
+    """What a PNG that has this mark of ours says of itself in its text chunks; nothing for any other file."""
     try:
         with open_source(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:
             text = {str(k): v for k, v in image.info.items() if isinstance(v, str)}
     except Exception:  # no PNG, or none that can be read
         return {}
-    return text if MARK in text else {}
+    return text if mark in text else {}
