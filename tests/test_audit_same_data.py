@@ -171,7 +171,7 @@ def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     assert (out / "audit.json").read_bytes() == before
     again = shutil.copytree(others, tmp_path / "films")  # the same data set, of which a film is gone
     audits.audit(first.parent / "model" / "model.yaml", again, out)
-    assert "something was changed since it was examined: examined anew" in capsys.readouterr().err
+    assert "the model, the films or what is asked are others since: examined anew" in capsys.readouterr().err
     assert files.read_json(out / "audit.json")["data"]["n"] == 35
 
 

@@ -211,7 +211,7 @@ def test_a_run_is_trained_over_nothing_that_is_not_a_runs(names: tuple[str, ...]
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("mine")
     said = complaint("train", "--data", films, *TRAIN, "--out", tmp_path / "out")
-    assert f"holds {', '.join(sorted(name.split('/')[0] for name in names))}, which is not of this" in said
+    assert f"holds {', '.join(sorted(name.split('/')[0] for name in names))}, which this command did not write" in said
     assert {path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"mine"}
     assert not (tmp_path / "out" / "run.yaml").exists()
 
@@ -222,11 +222,14 @@ def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
     for name in ("predictions.parquet", "report.html"):
         (tmp_path / name).write_text("mine")
     said = complaint("audit", trained, "--data", films, "--out", tmp_path)
-    assert "holds predictions.parquet, report.html, which is not of this and would be lost; choose another" in said
+    assert (
+        "holds predictions.parquet, report.html, which this command did not write and would lose; choose another"
+        in said
+    )
     (tmp_path / "study.json").write_text("mine")
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
     said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", tmp_path, "--no-check")
-    assert "holds report.html, study.json, which is not of this and would be lost; choose another" in said
+    assert "holds report.html, study.json, which this command did not write and would lose; choose another" in said
     assert {(tmp_path / name).read_text() for name in ("predictions.parquet", "report.html", "study.json")} == {"mine"}
 
 
@@ -237,7 +240,7 @@ def test_what_is_ours_goes_on_where_the_file_that_says_so_was_deleted(tmp_path: 
         (tmp_path / "audit" / name).write_text("ours")
     audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
     (tmp_path / "audit" / ".lock").unlink()
-    with pytest.raises(UserError, match="which is not of this"):
+    with pytest.raises(UserError, match="which this command did not write"):
         audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
 
 

@@ -131,7 +131,9 @@ def refuse_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> 
     there = sorted({path.name for pattern in written for path in folder.glob(pattern)})
     if there:
         some = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
-        raise UserError(f"{folder}: holds {some}, which is not of this and would be lost; choose another --out")
+        raise UserError(
+            f"{folder}: holds {some}, which this command did not write and would lose; choose another --out"
+        )
 
 
 def check_begun(folder: Path) -> Path:

@@ -81,7 +81,7 @@ def _refuse_other_films(path: Path, whole: Audit) -> None:
     before, now = read(AuditDocument, path).data, whole.data(None)
     if before.name not in ("", now.name) and not before.same_images(now):
         raise UserError(f"{path.parent}: holds the audit on {before.name}, not on {now.name}; choose another --out")
-    say(f"{path.parent}: something was changed since it was examined: examined anew")
+    say(f"{path.parent}: the model, the films or what is asked are others since: examined anew")
 
 
 def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDocument:

@@ -1,7 +1,7 @@
 """What an audit is of: the model, the films, the examination; and what is written of the model."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -24,6 +24,7 @@ from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditedData, AuditedModel
+from trustcxr.study import made
 from trustcxr.study.audit_data import Films, trained_on
 
 # Audits from before are made anew.
@@ -84,7 +85,7 @@ class Audit:
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         for dataset in (self.dataset, self.films.validation):
-            for part in _known(dataset) if dataset is not None else ():
+            for part in made.known(dataset, ["lung"]) if dataset is not None else ():
                 found.update(part)
         return found.hexdigest()[:16]
 
@@ -116,14 +117,6 @@ class Audit:
             n=count,
             total=len(self.dataset),
         )
-
-
-def _known(dataset: Dataset) -> Iterator[bytes]:
-    """What is known of films, piece by piece: their fingerprint, every column of their table, their lung masks."""
-    yield dataset.fingerprint.encode()
-    yield dataset.table.to_csv(index=False).encode("utf-8", "surrogateescape")
-    if "lung" in dataset.mask_kinds:
-        yield from (mask.tobytes() for mask in dataset.masks("lung"))
 
 
 def about(subject: Subject) -> dict[str, object]:

@@ -3,7 +3,7 @@
 Of a file that was never noted, as those of earlier versions, nothing is known, and it counts as made as asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -117,6 +117,15 @@ def masks(films: "Dataset") -> Made:
         for mask in films.masks(kind):
             found.update(mask.tobytes())
     return {"masks": found.hexdigest()[:16]}
+
+
+def known(data: "Dataset", kinds: Iterable[str]) -> Iterator[bytes]:
+    """What is known of films, piece by piece: their fingerprint, every column of their table, masks of these kinds."""
+    yield data.fingerprint.encode()
+    yield data.table.to_csv(index=False).encode("utf-8", "surrogateescape")
+    for kind in kinds:
+        if kind in data.mask_kinds:
+            yield from (mask.tobytes() for mask in data.masks(kind))
 
 
 def films(data: "Dataset") -> Made:
