@@ -16,7 +16,9 @@ from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.report import terminal
+from trustcxr.results import files, tables
+from trustcxr.results.documents import RunDocument
 from trustcxr.training import loop
 
 ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in catalogue.ATTACKS.items()}
@@ -214,6 +216,21 @@ def test_transfer_is_the_surrogates_images_judged_here(run: Run, films: Any, pla
     table = predictions.predict(run, films, plan, views=False)
     found = torch.from_numpy(np.stack(table[table["attack"] == "transfer"]["logits"]))
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run, films: Any, place: Path) -> None:
+    plan = [
+        AttackRecipe(name="fgsm", epsilons=(0.05,)),
+        AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=str(place / "run1")),
+    ]
+    table = predictions.predict(run, films, plan, views=False)
+    kept = tables.merged(table[table["attack"] != "fgsm"], table[table["attack"].isin(["clean", "fgsm"])])
+    made_on = load_run(place / "run1", on="cpu").name
+    for whole in (table, kept):
+        document = RunDocument.model_validate(summary.describe(run, whole, resamples=50))
+        assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
+        shown = [row["condition"] for row in terminal.rows(document)]
+        assert shown == ["clean", "fgsm", f"transfer-10 from {made_on}"]
 
 
 def test_a_surrogate_with_other_classes(run: Run, films: Any, place: Path, tmp_path: Path) -> None:

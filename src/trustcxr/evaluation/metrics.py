@@ -342,12 +342,14 @@ def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> Draws | None:
 def _add_how_found(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:
     """`unmoved`: the share of the images answered right that the attack left as they were; `broken_by`: worst-case's.
 
-    Nothing of tables from before these were kept.
+    `surrogate`: the run that transfer's images were made on. Nothing of tables from before these were kept.
     """
     if "moved" in rows and rows["moved"].notna().any() and was_right.any():
         result.unmoved = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
     if "broken_by" in rows and (names := rows["broken_by"].fillna(""))[names != ""].any():
         result.broken_by = {str(name): int(count) for name, count in names[names != ""].value_counts().items()}
+    if "surrogate" in rows and rows["surrogate"].notna().any():
+        result.surrogate = " and ".join(dict.fromkeys(map(str, rows["surrogate"].dropna())))
 
 
 def _corruptions(

@@ -24,7 +24,6 @@ from trustcxr.evaluation import draws, input_gradients, side_by_side
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
-from trustcxr.models import classifier
 from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.validation import validate
@@ -51,13 +50,15 @@ class Version:
     moved: np.ndarray | float = np.nan
     broken_by: Sequence[str] | str = ""
     gradient: np.ndarray | float = np.nan
+    surrogate: str = ""
 
     def table(self, about: pd.DataFrame, logits: np.ndarray, right_share: np.ndarray | None) -> pd.DataFrame:
         """Its rows of predictions.parquet; `about` is what is known of all images."""
         stated: dict[str, str | float] = dict(zip(_CONDITION, self.condition, strict=True))
         further = {"moved": self.moved, "broken_by": self.broken_by, "gradient": self.gradient}
         drawn = {} if right_share is None else {RIGHT_SHARE: right_share}
-        return about.iloc[self.rows].assign(**stated, **further, **drawn, logits=list(logits))
+        made_on = {"surrogate": self.surrogate} if self.surrogate else {}
+        return about.iloc[self.rows].assign(**stated, **further, **drawn, **made_on, logits=list(logits))
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ def predict(
 
     Beside them: `moved`, how far the attack moved the image (largest change of a pixel); `broken_by`, of worst-case the
     attack that misled the model; `gradient`, of an even part of the clean images, where an attack by gradient is asked
-    for, the size of the input gradient; `right_share`, of a model that answers at random (`draws.OverDraws`), the share
-    of its draws that are right: its logits are their mean, but under worst-case those of the worst draw of each image.
+    for, the size of the input gradient; `surrogate`, of transfer the run that its images were made on; `right_share`,
+    of a model that answers at random (`draws.OverDraws`), the share of its draws that are right: its logits are their
+    mean, but under worst-case those of the worst draw of each image.
 
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
     `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
@@ -249,8 +251,10 @@ def _attacked(
             options["stop_when_wrong"] = True
         if attack.entry.seeded:
             options["seed"] = seed
+        made_on = ""
         if attack.surrogate is not None:
-            options["surrogate"] = _surrogate(run, attack.surrogate)
+            other = _surrogate(run, attack.surrogate)
+            options["surrogate"], made_on = other.model, other.name
         for epsilon in sorted(attack.epsilons):
             if attack.name == WORST_CASE:
                 options["start"] = [found for radius, found in known if radius <= epsilon]
@@ -261,18 +265,19 @@ def _attacked(
             else:
                 perturbed = (carry_out or _as_it_stands(run))(attack, images, labels, epsilon, dict(options))
             moved = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
-            yield Version((attack.name, epsilon, attack.effort, 0), rows, perturbed, moved, broken or "")
+            condition = (attack.name, epsilon, attack.effort, 0)
+            yield Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)
             if attack.entry.norm == "linf":
                 known.append((epsilon, perturbed))
 
 
-def _surrogate(run: Run | Examined, folder: str) -> classifier.Classifier:
-    """The model that transfer attacks; UserError unless it knows the classes of `run`."""
+def _surrogate(run: Run | Examined, folder: str) -> Run:
+    """The run that transfer attacks; UserError unless it knows the classes of `run`."""
     found = _loaded(folder, str(run.device))
     if found.classes != run.classes:
         listed = f"{', '.join(found.classes)} instead of {', '.join(run.classes)}"
         raise UserError(f"{folder}: not a surrogate for {run.name}: its classes are {listed}")
-    return found.model
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -240,14 +240,15 @@ def options(defence: Mapping[str, object]) -> list[str]:
 
 
 def _attacks(study: StudyDocument, runs: list[Run]) -> str:
-    efforts: dict[tuple[str, int | None], set[float]] = {}
+    efforts: dict[tuple[str, int | None, str], set[float]] = {}
     for run in runs:
         for entry in run.attacks:
-            efforts.setdefault((entry.attack, entry.steps), set()).add(entry.epsilon or 0.0)
+            efforts.setdefault((entry.attack, entry.steps, entry.surrogate), set()).add(entry.epsilon or 0.0)
     told = []
-    for (name, steps), epsilons in efforts.items():
+    for (name, steps, surrogate), epsilons in efforts.items():
         paper = ATTACKS[name].paper if name in ATTACKS else ""
         cited = f"{words.attack(name, steps)} ({paper})" if paper else words.attack(name, steps)
+        cited += f" with images made on {surrogate}" if surrogate else ""
         told.append(f"{cited} at epsilon {words.listed(words.epsilon(e) for e in sorted(epsilons))}")
     text = ""
     if told:

@@ -192,7 +192,8 @@ def rows(document: RunDocument) -> list[dict[str, str]]:
 
 
 def _attack(row: AttackResult | Drop) -> str:
-    return row.attack + (f"-{row.steps}" if row.steps is not None else "")
+    made_on = f" from {row.surrogate}" if isinstance(row, AttackResult) and row.surrogate else ""
+    return row.attack + (f"-{row.steps}" if row.steps is not None else "") + made_on
 
 
 def remarks(document: RunDocument) -> list[str]:

@@ -99,7 +99,8 @@ class AttackResult(Tried):
     """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any.
 
     `unmoved`: the share of the images answered right that it left as they were; `broken_by`: of worst-case, how many
-    images each of its attacks broke; `draws` where the model answers at random.
+    images each of its attacks broke; `draws` where the model answers at random; `surrogate`: of transfer, the run that
+    its images were made on.
     """
 
     accuracy: Share = Share()
@@ -112,6 +113,7 @@ class AttackResult(Tried):
     unmoved: Number = None
     broken_by: dict[str, int] = {}
     draws: Draws | None = None
+    surrogate: str = ""
 
 
 class CertifiedResult(Document):
