@@ -425,7 +425,9 @@ def test_a_column_that_is_a_digit_of_another_script_is_a_name(films: Path, tmp_p
     assert "no column '²'; found path, class" in complaint("data", "check", tmp_path / "list.csv", "--column", "path=²")
 
 
-def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: Path, tmp_path: Path) -> None:
+def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = load_dataset(films, size=32).table
     table = pd.DataFrame({"Picture": rows["path"], "Diagnosis read": rows["class"], "Fold": rows["split"].str.lower()})
     listed = tmp_path / "hospital.csv"
@@ -438,6 +440,14 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(films: 
     out = tmp_path / "run"
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
     run("train", "--data", listed, *how, *options, "--out", out)
+    # Begun again from where the films' folder is typed otherwise, it is that run; with other films in it, it is not.
+    monkeypatch.chdir(films.parent)
+    typed_here = ["train", "--data", listed, "--images", films.name, *how[2:], *options, "--out", out]
+    assert "already trained" in run(*typed_here).stderr
+    others = shutil.copytree(films, tmp_path / "others")
+    Image.new("L", (40, 40), 99).save(others / rows[rows["split"] == "Train"]["path"].iloc[0])
+    typed_here[4] = others
+    assert "was trained on other films" in complaint(*typed_here)
     # The run knows how its list is read, and tests on its own test split alone.
     document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)
     assert (document["split"], document["clean"]["n"]) == ("Test", 15)

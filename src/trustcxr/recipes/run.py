@@ -109,10 +109,13 @@ class RunRecipe(Strict):
     def same_as(self, other: "RunRecipe") -> bool:
         """Whether both make the same run, wherever it is followed, in however many parts its batches are worked off.
 
-        Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml.
+        Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml. Nor
+        does it matter how the folder of a list's images was typed: films are known by their pixels.
         """
         trainings = [each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other)]
-        return trainings[0] == trainings[1] and self == other.model_copy(update={"training": self.training})
+        data = other.data.model_copy(update={"images": self.data.images})
+        rest = other.model_copy(update={"training": self.training, "data": data})
+        return trainings[0] == trainings[1] and self == rest
 
     def network_options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights."""
