@@ -153,6 +153,22 @@ def test_a_side_car_that_says_two_things_of_a_film_is_one_line(tmp_path: Path) -
     assert read_manifest(tmp_path).table["patient"].tolist() == ["p1"]
 
 
+def test_a_side_car_gives_splits_in_any_usual_spelling_and_films_without_one_are_told(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/2.jpg", "a/3.jpg", "b/4.jpg"):
+        write(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text("path,split\na/1.jpg,train\na/2.jpg,\na/3.jpg,TEST\n")
+    manifest = read_manifest(tmp_path)
+    assert dict(zip(manifest.table["path"], manifest.table["split"], strict=True)) == {
+        "a/1.jpg": "Train", "a/2.jpg": "All", "a/3.jpg": "Test", "b/4.jpg": "All"
+    }  # fmt: skip
+    assert (
+        "2 images have no split in manifest.csv where others have one, and are in a split 'All' of their own, "
+        "which is not trained on; the first is a/2.jpg"
+    ) in manifest.notes
+    (tmp_path / "manifest.csv").write_text("path,patient\na/1.jpg,p1\n")
+    assert not any("no split" in note for note in read_manifest(tmp_path).notes), "where nothing is divided"
+
+
 def test_a_folder_that_is_not_understood_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "notes.txt").write_text("hello")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX
+from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, NO_SPLIT, split_name
 from trustcxr.data.tables import called_like, read_table, refuse_alike
 from trustcxr.errors import UserError
 
@@ -39,6 +39,12 @@ def _join_side_car(records: list[Record], root: Path, home: Path, notes: list[st
                 record[column] = value
     if missing:
         notes.append(f"{missing} images are not in {file.name}: nothing is known of their patients or sources")
+    undivided = [record["path"] for record in records if record["split"] == NO_SPLIT] if splits else []
+    if 0 < len(undivided) < len(records):
+        notes.append(
+            f"{len(undivided)} images have no split in {file.name} where others have one, and are in a split "
+            f"'{NO_SPLIT}' of their own, which is not trained on; the first is {min(undivided)}"
+        )
 
 
 def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
@@ -55,6 +61,8 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     for i, path in enumerate(table["path"]):
         values = {ours: v[i].strip() for ours, v in columns.items()}
         known = {k: v for k, v in values.items() if v and not (says_nothing(v) if k in _SIDECAR else _is_unknown(v))}
+        if split := known.get("split"):
+            known["split"] = split_name(split) or split
         place = path.replace("\\", "/")
         before = rows.get(place, known)
         for column in [c for c in columns if before.get(c) != known.get(c)]:
