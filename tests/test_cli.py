@@ -447,7 +447,7 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     others = shutil.copytree(films, tmp_path / "others")
     Image.new("L", (40, 40), 99).save(others / rows[rows["split"] == "Train"]["path"].iloc[0])
     typed_here[4] = others
-    assert "was trained on other films" in complaint(*typed_here)
+    assert f"was trained on other films than those of {listed}" in complaint(*typed_here)
     # The run knows how its list is read, and tests on its own test split alone.
     document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)
     assert (document["split"], document["clean"]["n"]) == ("Test", 15)

@@ -54,7 +54,7 @@ def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
         others = (data.get("root_name", names[0]), data.get("images", names[1])) != names
     if others or before.get("classes") not in (None, list(train.classes)):
         raise UserError(
-            f"{run}: was trained on other films than those of {train.root} ({data.get('images', '?')} then, "
+            f"{run}: was trained on other films than those of {train.where} ({data.get('images', '?')} then, "
             f"{now['images']} now, of other content or classes); choose another --out"
         )
 

@@ -116,7 +116,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
         rows = rows[filled(dataset, kind, rows)]
         if len(rows):
             return rows
-    raise UserError(f"{dataset.root}: no infection or lung masks here, so saliency has nothing to be measured against")
+    raise UserError(f"{dataset.where}: no infection or lung masks here, so saliency has nothing to be measured against")
 
 
 def score(

@@ -177,7 +177,7 @@ def scored(subject: Given, dataset: Dataset, shared: frozenset[str] = frozenset(
     told = f"; {unclear} are named as several films are: give their ids or paths" if unclear else ""
     if not rows:
         raise UserError(
-            f"{subject.origin.path}: no row is of an image in {dataset.root}; ids are such as {about['sample_id'][0]}"
+            f"{subject.origin.path}: no row is of an image in {dataset.where}; ids are such as {about['sample_id'][0]}"
             f"{told}"
         )
     table = about.iloc[[place for place, _ in rows]].reset_index(drop=True)

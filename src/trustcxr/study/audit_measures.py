@@ -210,7 +210,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         pieces.append(table)
     if not pieces:
         raise UserError(
-            f"{whole.dataset.root}: of no finding of {subject.name} are films known that have it and films that have "
+            f"{whole.dataset.where}: of no finding of {subject.name} are films known that have it and films that have "
             "it not; say with --label which findings the films of a class have"
         )
     if whole.handed is not None and not handed:

@@ -55,7 +55,7 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
     name = subject.classes[place]
     seen = _known_of(films.examined, subject, place)
     if seen is None or not len(asked_of(seen, np.arange(len(seen)))):
-        raise UserError(f"{films.examined.root}: of no film it is known that it has {name}; say so with --label")
+        raise UserError(f"{films.examined.where}: of no film it is known that it has {name}; say so with --label")
     scores.annotated(seen)
     threshold = _threshold(subject, model, films, place, at_once=at_once)
     assert threshold.value is not None

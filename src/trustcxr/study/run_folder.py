@@ -90,7 +90,7 @@ class RunFolder:
         path = self.place / folders.PREDICTIONS_FILE
         before = files.read_table(path) if path.is_file() else None
         if before is not None and not tables.same_films(before, films):
-            raise UserError(f"{path}: of other films than those of {films.root} (split {films.split}); move it away")
+            raise UserError(f"{path}: of other films than those of {films.where} (split {films.split}); move it away")
         made.regroup(self.place, films)
         masks, known = made.masks(films), made.of(self.place, path.name)
         wanted = made.predictions(options) | masks
