@@ -302,6 +302,7 @@ def test_runs_of_one_row_are_of_one_recipe() -> None:
         ({"training": {"label_smoothing": 0.1}}, "label smoothing 0.1"),
         ({"training": {"balanced": False}}, "classes as often as they are"),
         ({"training": {"averaging": 0.0}}, "weights not averaged"),
+        ({"training": {"refit": True}}, "anew with the films of validation"),
     ],
 )
 def test_a_row_names_what_sets_its_runs_apart(said: dict[str, Any], told: str) -> None:

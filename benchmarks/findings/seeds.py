@@ -19,6 +19,7 @@ from trustcxr.results.tables import right
 from trustcxr.statistics import Bootstrap, share_interval
 
 EPSILON = 0.02
+ANEW = "anew with the films of validation"  # of a row: `training.refit`
 WIDE = 0.1  # a scale beyond that of most of these networks, and beyond the recipe's own, is told
 Held = Mapping[str, np.ndarray]  # by measure, whether each film is answered rightly, (N,)
 
@@ -189,6 +190,8 @@ def _told(recipe: RunRecipe) -> Iterator[str]:
         yield "classes as often as they are"
     if not recipe.training.averaging:
         yield "weights not averaged"
+    if recipe.training.refit:
+        yield ANEW
 
 
 def images_of(run: Run) -> int:
