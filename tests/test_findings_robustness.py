@@ -353,7 +353,7 @@ def test_the_films_of_covidqu_mini_are_told_apart(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_goal_that_an_earlier_opening_had_missed_is_reached_at_the_second_time() -> None:
-    one = {"networks": 1, "standard_steps": 1.4, "clean": 0.9, "worst_case_low": 0.65}
+    one = {"networks": 1, "standard_steps": 1.4, "clean": 0.9, "worst_case_low": 0.65, "seeds": 3}
     rows = [
         one | {"run": "old", "worst_case": 0.64, "opening": 15},
         one | {"run": "new", "worst_case": 0.67, "opening": 20},
@@ -366,6 +366,22 @@ def test_a_goal_that_an_earlier_opening_had_missed_is_reached_at_the_second_time
     )
     (_, said) = ceiling.goals(pd.DataFrame(rows[:1]))
     assert said.endswith("old: worst case 64.0 of at least 66.0 (short by 2.0 points).")
+
+
+def test_beside_a_best_of_one_draw_stands_the_best_of_three() -> None:
+    one = {"networks": 3, "standard_steps": np.nan, "clean": 0.87, "opening": 20}
+    rows = [
+        one | {"run": "once", "seeds": 1, "worst_case": 0.72},
+        one | {"run": "thrice", "seeds": 3, "worst_case": 0.7},
+    ]
+    clean = "clean 87.0 of at least 87.0 (reached)"
+    of_three = f"thrice: worst case 70.0 of at least 72.0 (short by 2.0 points), {clean}."
+    assert ceiling.goals(pd.DataFrame(rows)) == [
+        f"- The best, once, of one draw: worst case 72.0 of at least 72.0 (reached), {clean}.",
+        f"- The best of 3 seeds or more, {of_three}",
+    ]
+    rows[0]["worst_case"] = 0.69
+    assert ceiling.goals(pd.DataFrame(rows)) == [f"- The best, {of_three}"]
 
 
 def test_a_fall_from_the_films_of_covidqu_mini_at_home_stands_beside() -> None:

@@ -62,6 +62,7 @@ HEAD = ("network", "pixels", "seeds", "clean", "FGSM", "PGD-20", "worst case", "
 LIST = "DIR/films-{films}.csv"
 WHOLE = 33_920  # images of COVID-QU-Ex
 GOALS = {"worst_case": 0.72, "clean": 0.87}
+SEEDS = 3  # of what is reported
 ONE_NETWORK = 0.66, 1.7  # its worst case, and what a step of it may cost in standard ones
 ROUNDS = 5  # timings of a step, standard and other in turn
 
@@ -289,7 +290,10 @@ def cells(row: pd.Series) -> list[str]:
 def goals(means: pd.DataFrame) -> list[str]:
     """How far the best is from what was asked."""
     best = means.sort_values("worst_case").iloc[-1]
-    said = [f"- The best, {best['run']}: " + ", ".join(short(best, name, goal) for name, goal in GOALS.items()) + "."]
+    said = [f"- The best, {best['run']}{_once(best)}: {_against_all(best)}."]
+    if best["seeds"] < SEEDS and len(sure := means[means["seeds"] >= SEEDS]):
+        best = sure.sort_values("worst_case").iloc[-1]
+        said.append(f"- The best of {SEEDS} seeds or more, {best['run']}: {_against_all(best)}.")
     least, most = ONE_NETWORK
     ones = means[(means["networks"] == 1) & (means["standard_steps"] <= most)]
     if len(ones):
@@ -299,6 +303,16 @@ def goals(means: pd.DataFrame) -> list[str]:
             + (second_time(one, ones) if one["worst_case"] >= least else "")
         )
     return said
+
+
+def _once(row: pd.Series) -> str:
+    """That a row is of one draw, where it is: nothing is known of how another would do."""
+    return ", of one draw" if row["seeds"] == 1 else ""
+
+
+def _against_all(row: pd.Series) -> str:
+    """A row beside each goal."""
+    return ", ".join(short(row, name, goal) for name, goal in GOALS.items())
 
 
 def second_time(one: pd.Series, ones: pd.DataFrame) -> str:
