@@ -291,9 +291,30 @@ def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     assert "source:" in printed
     assert "# ?" in printed
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
-    for bare in (tmp_path / "net.pt", "their_module:make"):
+    for bare, place in ((tmp_path / "net.pt", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
         refused = complaint("audit", bare, "--data", "x", "--out", "y")
-        assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > model.yaml")
+        assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > {place}")
+
+
+def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_said_where_that_is_looked_for(
+    greys: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "mine").mkdir()
+    model_file(tmp_path / "theirs", Brightness())
+    asked = ["--data", greys, "--out", tmp_path / "out"]
+    put = Path(complaint("audit", tmp_path / "theirs" / "net.pt", *asked).split(" > ")[1])
+    drafted = yaml.safe_load(run("audit", tmp_path / "theirs" / "net.pt", "--init").stdout)
+    assert (put.parent / drafted["source"]).is_file()
+    shutil.copy(tmp_path / "theirs" / "model.yaml", elsewhere := tmp_path / "mine" / "model.yaml")
+    said = complaint("audit", elsewhere, *asked)
+    assert "net.pt: no such file, looked for from the folder of the model file that names it" in said
+
+
+def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_path: Path) -> None:
+    (tmp_path / "film.onx").touch()
+    said = complaint("audit", tmp_path / "film.onx", "--data", greys, "--out", tmp_path / "out")
+    assert "film.onx: unknown kind of model '.onx': did you mean .onnx? valid: .yaml, .yml, " in said
 
 
 def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -295,6 +295,9 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, films: Path, tmp_path
     nowhere = complaint("evaluate", trained, "--data", tmp_path / "gone")
     assert nowhere.endswith("gone: no such file or folder; give a folder of X-rays or a list")
     assert "did you mean quick? valid: ct, demo," in complaint("study", "quik", "--data", films, "--out", out)
+    for jobs in ("0", "-1"):
+        assert "--jobs" in complaint("demo", "--jobs", jobs, "--out", out)
+    assert not out.exists(), "before a film is drawn"
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: mine\nmodels: [resnet18]\ntraining: {epoch: 3}\n")
     unknown_key = complaint("study", recipe, "--data", films, "--out", out)

@@ -77,7 +77,8 @@ def test_an_export_says_how_to_audit_it(name: str) -> None:
 def test_a_bare_model_says_how_to_begin_its_model_file(odd: Path) -> None:
     (odd / "m.onnx").touch()
     for said in (complaint("audit", odd / "m.onnx", "--data", odd, "--out", odd / "out"), _refusal(odd / "m.onnx")):
-        assert command(said) == ["trustcxr", "audit", str(odd / "m.onnx"), "--init", ">", "model.yaml"]
+        model = odd / "m.onnx"
+        assert command(said) == ["trustcxr", "audit", str(model), "--init", ">", str(odd / "model.yaml")]
 
 
 def _refusal(model: Path) -> str:

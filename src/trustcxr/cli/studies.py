@@ -50,7 +50,7 @@ def demo(
     """The whole protocol on synthetic X-rays in minutes, with a report at the end. Needs no data and no network."""
     from trustcxr.study import demo as demonstration
 
-    _finish_study(demonstration.run(out, jobs or 1), out)
+    _finish_study(demonstration.run(out, 1 if jobs is None else jobs), out)
 
 
 @studies_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")

@@ -9,15 +9,18 @@ from trustcxr.lazily import loader
 
 _NAMES = {
     "Study": "trustcxr.study.protocol",
+    "compare": "trustcxr.study.audit_pairs",
     "standard_against_robust": "trustcxr.study.comparison",
 }
 __all__ = [
     "Study",
+    "compare",
     "standard_against_robust",
 ]
 __getattr__ = loader(__name__, _NAMES)
 
 if TYPE_CHECKING:
+    from trustcxr.study.audit_pairs import compare
     from trustcxr.study.comparison import standard_against_robust
     from trustcxr.study.protocol import Study
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trustcxr.catalogue import WORST_CASE
 from trustcxr.console import say
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import handed_in, reliance
 from trustcxr.evaluation.carried_out import needs_surrogate
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
@@ -26,6 +26,7 @@ from trustcxr.study.audited import Audit, about, is_another, refuse_held
 from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
+_MODEL_FILES = (".yaml", ".yml")
 _WRITTEN = (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE, "report.*", "model_card.md")
 
 
@@ -97,10 +98,15 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     """A run from its folder, else what a model file names; UserError for a model itself, without such a file."""
     if Path(model).is_dir():
         return load_model(model)
-    if Path(model).suffix in (*SUFFIXES, *TABLES) and not Path(model).exists():
+    path, kinds = Path(model), (*SUFFIXES, *TABLES)
+    if path.suffix in kinds and not path.exists():
         raise UserError(f"{model}: no such file")
     if _is_bare(str(model)):
-        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {as_typed(model)} --init > model.yaml")
+        # Beside the model, of which it says the name alone.
+        place = as_typed(path.with_name("model.yaml") if path.exists() else "model.yaml")
+        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {as_typed(model)} --init > {place}")
+    if path.is_file() and path.suffix not in _MODEL_FILES:
+        raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*_MODEL_FILES, *kinds))}")
     return load_model(model, trust_code=trust_code)
 
 
@@ -124,7 +130,7 @@ def _refuse_another(out: Path, subject: Subject, exam: ExamRecipe) -> None:
 def _is_bare(model: str) -> bool:
     """Whether this is a model itself, a file or module:function, and not the model file that describes it."""
     suffix = Path(model).suffix
-    code = ":" in model and suffix not in (".yaml", ".yml") and not Path(model).exists()
+    code = ":" in model and suffix not in _MODEL_FILES and not Path(model).exists()
     return code or suffix in (*SUFFIXES, *TABLES)
 
 

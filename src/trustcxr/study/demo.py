@@ -17,7 +17,7 @@ CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 def run(out: Path, jobs: int = 1) -> StudyDocument:
     """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, `jobs` runs at once; study.json."""
-    data = out / "phantom"
+    data, engine = out / "phantom", engines.get("local", jobs)
     with holding(out):
         if not data.is_dir():
             classes = len(anatomy.CLASSES)
@@ -26,4 +26,4 @@ def run(out: Path, jobs: int = 1) -> StudyDocument:
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
             writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
             partial.rename(data)
-        return Study(study.load_study("demo"), data, out, engines.get("local", jobs), check_data=True).run()
+        return Study(study.load_study("demo"), data, out, engine, check_data=True).run()

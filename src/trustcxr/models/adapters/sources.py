@@ -48,7 +48,8 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Foun
         return _python(declared.python, trust_code, declared.folder)
     path = Path(str(declared.source))
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give one that ends in {', '.join(SUFFIXES)}")
+        where = "" if declared.folder is None else ", looked for from the folder of the model file that names it"
+        raise UserError(f"{path}: no such file{where}; give one that ends in {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: {unknown('kind of model file', path.suffix, SUFFIXES)}")
     if declared.timm:
