@@ -17,8 +17,9 @@ from trustcxr.cli import app
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
+from trustcxr.report import terminal
 from trustcxr.results import files, folders
-from trustcxr.results.documents import CertifiedResult
+from trustcxr.results.documents import CertifiedResult, RunDocument
 from trustcxr.study import run_folder
 
 RUNNER = CliRunner()
@@ -129,6 +130,23 @@ def test_proofs_of_other_films_that_a_kill_left_are_not_told(run: Path, tmp_path
     document, where = run_folder.certify(other, data, epsilons=[0.004], split="Test")
     assert (where, [row.epsilon for row in document.certified]) == (place, [0.004])
     assert document.certified[0].n == document.clean.n
+
+
+def test_a_radius_that_is_proved_again_by_intervals_alone_says_so(run: Path, films: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(run, tmp_path / "run")
+    typed = ["certify", str(again), "--data", str(films), "--epsilon", "0.002"]
+    done = RUNNER.invoke(app, typed)
+    assert "proved otherwise" not in done.output, "the same once more"
+    done = RUNNER.invoke(app, [*typed, "--method", "ibp"])
+    assert "epsilon 0.002 was proved otherwise before: made again, as is asked for now" in " ".join(done.output.split())
+    document = RunDocument.model_validate(files.read_json(again / "metrics.json"))
+    methods = [entry.method for entry in document.certified]
+    assert (document.certified[0].epsilon, methods) == (0.002, ["ibp", *["crown"] * (len(methods) - 1)])
+    assert [row["proved by"] for row in terminal.certified_rows(document)] == methods
+    done = RUNNER.invoke(app, ["report", str(again)])
+    assert done.exit_code == 0, done.output
+    said = " ".join((again / "report.html").read_text(encoding="utf-8").split())
+    assert f"(at epsilon 0.002 of {document.run} by interval bounds alone, as was asked)" in said
 
 
 def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def prove(
 
     Columns beside what is known of the image: `epsilon`; `answer`, a place among the classes, of the model as it
     runs; `margin`, a lower bound of the answer's margin over any other class within epsilon; `proved`, whether that is
-    above 0; `certified`, whether the answer is right too.
+    above 0; `certified`, whether the answer is right too; `method`, how: crown, or ibp alone.
     Raises UserError, naming the layer, where the model cannot be bounded.
     """
     layers, known, pieces = contract.exact(run.model), about_images(dataset), []
@@ -49,7 +49,14 @@ def prove(
                 margin = least_margins(layers, images, said, epsilon, effort).cpu().numpy()
                 pieces.append(_rows(rows, said.cpu().numpy(), epsilon, margin))
                 bar.advance(note=f"epsilon {epsilon:g}")
-    return pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
+    table = pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
+    return table.assign(method="crown" if effort.crown else "ibp")
+
+
+def merged(before: pd.DataFrame | None, after: pd.DataFrame) -> pd.DataFrame:
+    """What was proved before at radii that were not tried again, with what is proved now, by rising epsilon."""
+    kept = [] if before is None else [before[~before["epsilon"].isin(after["epsilon"])]]
+    return pd.concat([*kept, after]).sort_values("epsilon", kind="stable", ignore_index=True)
 
 
 def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
@@ -70,6 +77,7 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
                 balanced_accuracy=metrics.balanced(bootstrap, certified, rows["label"].to_numpy(dtype=np.int64)),
                 proved=Share(value=proved[0], ci=share_interval(bootstrap, proved)),
                 n=len(rows),
+                method=str(rows["method"].iloc[0]) if "method" in rows and rows["method"].notna().all() else "",
             )
         )
     return found

@@ -200,6 +200,7 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
         "proved": certified_table.proved(runs),
         "proof_bars": _drawn(certified.bars(runs), "proof"),
         "proof_legend": legends.shown(certified.LEGEND),
+        "by_intervals": certified_table.by_intervals(runs),
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),
         "masking": robustness.masking(runs),

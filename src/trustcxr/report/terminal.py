@@ -248,6 +248,7 @@ def certified_rows(document: RunDocument) -> list[dict[str, str]]:
                 "clean": with_interval(run.clean.accuracy),
                 "lowest under attack": with_interval(lowest.accuracy) if attacked else "",
                 "attack": words.attack(lowest.attack) if attacked else "",
+                "proved by": entry.method,
                 "from proof to attack": "" if proved is None else bar(proved, lowest.accuracy.value, clean or proved),
             }
         )

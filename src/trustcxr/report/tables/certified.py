@@ -51,6 +51,12 @@ def gaps(runs: list[Run]) -> list[Gap]:
     return found
 
 
+def by_intervals(runs: list[Run]) -> str:
+    """Where intervals alone were tried, in words; nothing where CROWN was tried everywhere, or nobody noted it."""
+    found = [gap for gap in gaps(runs) if gap.entry.method == "ibp"]
+    return words.listed(f"epsilon {words.epsilon(gap.epsilon)} of {gap.run.name}" for gap in found)
+
+
 def proved(runs: list[Run]) -> Table | None:
     """A row for each run and epsilon that was certified; None where none was."""
     rows = []

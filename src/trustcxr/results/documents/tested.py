@@ -119,7 +119,8 @@ class AttackResult(Tried):
 class CertifiedResult(Document):
     """What is proved at one epsilon (L-infinity in pixel space): `accuracy` of answers that are right and proved.
 
-    `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change.
+    `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change;
+    `method`: crown (intervals, and CROWN where these prove nothing) or ibp (intervals alone); nothing where not known.
     """
 
     epsilon: Number = None
@@ -127,6 +128,7 @@ class CertifiedResult(Document):
     balanced_accuracy: Share = Share()
     proved: Share = Share()
     n: int | None = None
+    method: str = ""
 
     def at(self, epsilon: float | None) -> bool:
         """Whether it is of this epsilon."""
