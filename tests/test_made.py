@@ -114,6 +114,23 @@ def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_take
     assert differing(again(study, films)["runs"], first) == [], "the masks are back"
 
 
+def test_effects_of_lesions_that_are_not_measured_again_are_said_to_be_gone(
+    study: Path, films: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, gone = study / RUN, "metrics.json: no longer holds what the lesion does by "
+    before = files.read_json(run / "metrics.json")["lesions"]
+    assert {row["condition"] for row in before} > {"clean"}
+    quick = {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sample": 2}
+    explain(run, films, **quick)
+    assert gone not in capsys.readouterr().err, "the same once more"
+    explain(run, films, **quick | {"sample": 0})
+    said = " ".join(capsys.readouterr().err.split())
+    assert gone in said
+    assert "under pgd at 0.02" in said
+    assert "transplant beside " in said
+    assert {row["condition"] for row in files.read_json(run / "metrics.json")["lesions"]} == {"clean"}
+
+
 def test_what_is_measured_of_the_own_films_later_is_no_difference_in_what_was_said_of_others(
     study: Path, films: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from trustcxr import report
 from trustcxr.report import markdown, study_folder, terminal, words
 from trustcxr.report.rows import figures
 from trustcxr.report.tables import leaderboard, saliency
-from trustcxr.results.documents import SaliencyDocument
+from trustcxr.results.documents import Change, SaliencyDocument
 
 WITHHELD = "withheld: the best of its 2 x 2 cells would hit 0.089 of the masks, chance 0.132"
 LEADS = "infection energy +0.100 [+0.050, +0.150] over edges in the lungs"
@@ -89,6 +89,19 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
     cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
     assert sum(cell.small == WITHHELD and cell.text == "–" for cell in cells) == 2
     assert sum("void: survives randomising the network" in cell.beside for cell in cells) == 1
+
+
+def test_maps_measured_under_other_changes_say_under_which(study: Path) -> None:
+    runs = study_folder.read(study).runs
+    documents = [run.saliency_methods()["gradcam"] for run in runs]
+    changed = {"fgsm": {"epsilon": 0.02}, "jpeg": {"severity": 3}, "gamma": {"severity": 3}}
+    alike = [Change(condition=name, **how) for name, how in changed.items()]
+    for document in documents:
+        document.stability = list(alike)
+    assert [row[2].beside for row in saliency.stability(runs).rows] == ["", ""]
+    documents[1].stability = [Change(condition="fgsm", epsilon=0.05), Change(condition="letters", severity=5)]
+    said = [row[2].beside for row in saliency.stability(runs).rows]
+    assert said == ["epsilon 0.02; JPEG and gamma at severity 3", "epsilon 0.05; letters at severity 5"]
 
 
 def test_page_and_markdown_say_it(study: Path) -> None:

@@ -70,6 +70,19 @@ def say_gone(before: RunDocument, now: RunDocument, path: Path) -> None:
         say(f"{path}: no longer holds {', '.join(gone)}: {folders.PREDICTIONS_FILE} beside it does not")
 
 
+def say_lesions_gone(before: RunDocument, now: RunDocument, path: Path) -> None:
+    """Say which effects of lesions a metrics.json held that were not measured again, so that it holds them no more."""
+
+    def told(document: RunDocument) -> list[str]:
+        return [
+            f"{row.fill} beside {row.control}" + (f" under {row.condition} at {row.epsilon:g}" if row.epsilon else "")
+            for row in document.lesions
+        ]
+
+    if gone := list(dict.fromkeys(name for name in told(before) if name not in told(now))):
+        say(f"{path}: no longer holds what the lesion does by {', '.join(gone)}: asked for otherwise now")
+
+
 def _conditions(document: RunDocument) -> list[str]:
     attacked = [
         f"{row.attack}{'' if row.steps is None else f'-{row.steps}'} at {row.epsilon:g}" for row in document.attacks
@@ -83,7 +96,9 @@ def told_again(run: Run, films: "Dataset", place: Path) -> RunDocument:
     path, resamples = place / folders.METRICS_FILE, made.resamples_of(place)
     document = documents.read(RunDocument, path)
     document.notes = tested.notes(run, films)
+    before = document.model_copy()
     describe(document, place, images=len(films), resamples=resamples)
+    say_lesions_gone(before, document, path)
     files.write_json(path, document)
     made.note_metrics(place, document, resamples)
     return document

@@ -150,20 +150,37 @@ def by_lesion(runs: list[Run]) -> Table:
 
 
 def stability(runs: list[Run]) -> Table:
-    """How like the clean map it stays: under attack, over corruptions, over artefacts, and what moves onto these."""
+    """How like the clean map it stays: under attack, over corruptions, over artefacts, and what moves onto these.
+
+    Where maps were not all measured under the same changes, under which stands with each.
+    """
     header = ["Model", "Defence", "Method", *map(words.attack, USUAL_ATTACKS)]
     header += ["Corruptions", "Artefacts", "Moves onto artefacts"]
-    rows = []
+    rows, under = [], []
     for run, method, document in documents(runs):
         entries = {entry.condition: entry for entry in document.stability}
         if not entries:
             continue
+        under.append(_strengths(document))
         found = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
         found += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
         gain = document.figure("artefact_gain")
         beside = "" if gain.value is None else f"their area {words.decimal(_area(document))}"
         rows.append([*names(run, method), *map(plain, found), gained(gain, beside)])
+    if len(set(under)) > 1:
+        rows = [[*row[:2], replace(row[2], beside=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
     return Table(header, rows, heads=3)
+
+
+def _strengths(document: SaliencyDocument) -> str:
+    """Under which changes a map's stability was measured: epsilon 0.02; 15 corruptions at severity 3."""
+    radii = sorted({entry.epsilon for entry in document.stability if entry.epsilon is not None and not entry.severity})
+    said = [f"epsilon {words.epsilon(radius)}" for radius in radii]
+    for severity in sorted({entry.severity for entry in document.stability if entry.severity}):
+        changed = [words.corruption(e.condition) for e in document.stability if e.severity == severity]
+        some = words.listed(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
+        said.append(f"{some} at severity {severity}")
+    return "; ".join(said)
 
 
 def _area(part: Measured) -> float | None:
