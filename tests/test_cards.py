@@ -218,7 +218,7 @@ def test_processor_seconds_are_those_of_all_processes(
 @pytest.mark.parametrize(
     ("asked", "defence", "said"),
     [
-        (Cards(devices=0), "fgsm", "--devices and --nodes: expected 1 or more"),
+        (Cards(devices=0), "fgsm", "--devices 0: expected 1 or more"),
         (Cards(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
         (Cards(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
         (Cards(devices=2), "free", "free keeps a state of its own"),

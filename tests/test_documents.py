@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from study_fixture import make_study
 from trustcxr.errors import UserError
+from trustcxr.report import study_folder
 from trustcxr.results import documents, files, schema
 from trustcxr.results.documents import AttackResult, Figure, RunDocument, Share, StudyDocument, TrainingDocument
 from trustcxr.results.flat import Document, understood
@@ -108,6 +109,22 @@ def test_an_accuracy_may_be_a_number_alone() -> None:
         "lungs_only": 0.5,
     }
     assert lost == []
+
+
+def test_a_shape_that_only_a_later_version_understands_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("name: a\n")
+    (tmp_path / "model.safetensors").touch()
+    for name, kind in (("metrics.json", RunDocument), ("study.json", StudyDocument)):
+        path = tmp_path / name
+        path.write_text(json.dumps({"version": documents.VERSION, "study": "s"}))
+        assert documents.read(kind, path).version == documents.VERSION
+        path.write_text(json.dumps({"version": documents.VERSION + 1}))
+        said = rf"{name}: written by a later TrustCXR, in shape {documents.VERSION + 1}; this one reads up to"
+        with pytest.raises(UserError, match=said):
+            documents.read(kind, path)
+        with pytest.raises(UserError, match=said):
+            study_folder.read(tmp_path)
+        path.unlink()
 
 
 def test_what_is_newer_is_kept() -> None:

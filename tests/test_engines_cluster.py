@@ -56,7 +56,7 @@ def local(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
         ("local", Asked(address="a:1"), "--ray-address is of --engine ray, and this is --engine local"),
         ("ray", Asked(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
         ("local", Asked(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
-        ("ray", Asked(needs=Needs(0)), "--cpus: expected 1 or more"),
+        ("ray", Asked(needs=Needs(0)), "--cpus 0: expected 1 or more"),
         ("slurm", Asked(jobs=0), "--jobs 0: expected 1 or more"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_dry_run_counts_what_was_finished_elsewhere_and_refuses_what_the_study
     for option, value, said in (
         ("--jobs", -4, "--jobs -4: expected 1 or more"),
         ("--engine", "zzz", "unknown engine 'zzz'"),
-        ("--devices", 0, "--devices and --nodes: expected 1 or more"),
+        ("--devices", 0, "--devices 0: expected 1 or more"),
         ("--devices", 99, "99 processes share each batch"),
     ):
         assert said in complaint(*words, option, value)

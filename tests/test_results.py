@@ -59,6 +59,19 @@ def _write_for_ever(path: Path) -> None:
         files.write_json(path, {"number": number, "filling": ["x" * 100] * 2000})
 
 
+def test_a_table_that_may_not_be_read_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (path := tmp_path / "predictions.parquet").touch()
+    monkeypatch.setattr(pd, "read_parquet", forbidden)
+    with pytest.raises(UserError) as refused:
+        files.read_table(path)
+    assert str(refused.value) == f"{path}: cannot be read: permission denied"
+
+
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
     writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,), daemon=True)

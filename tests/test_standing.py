@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,8 +46,8 @@ def begun(tmp_path: Path) -> Path:
 
 
 def held_by(folder: Path, process: int, host: str = "") -> None:
-    content = {"pid": process, "host": host or platform.node(), "since": "2026-01-01T00:00:00+00:00"}
-    files.write_json(folder / locks.HOLDER_FILE, content)
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    files.write_json(folder / locks.HOLDER_FILE, {"pid": process, "host": host or platform.node(), "since": since})
 
 
 def states(study: Path) -> dict[str, str]:
@@ -79,6 +80,25 @@ def test_a_process_that_was_killed_holds_nothing(begun: Path) -> None:
     held_by(begun / "runs" / ROBUST, gone.pid, host="elsewhere")
     assert states(begun)[ROBUST] == "running", "of another machine its word is taken"
     assert not locks.was_killed(begun / "runs" / ROBUST)
+
+
+def test_a_process_that_began_after_a_folder_was_held_is_another_with_its_number(begun: Path) -> None:
+    robust = begun / "runs" / ROBUST
+    held_by(robust, os.getpid())
+    assert states(begun)[ROBUST] == "running"
+    if not Path("/proc/self/stat").is_file():
+        pytest.skip("nobody says here when a process began")
+    said = files.read_json(robust / locks.HOLDER_FILE)
+    files.write_json(robust / locks.HOLDER_FILE, said | {"since": "2020-02-02T02:02:02+00:00"})
+    assert locks.was_killed(robust)
+    assert states(begun)[ROBUST] == "waiting"
+
+
+@pytest.mark.parametrize("process", ["x", 99999999999999, None])
+def test_a_damaged_word_of_who_holds_a_folder_is_no_traceback(begun: Path, process: object) -> None:
+    robust = begun / "runs" / ROBUST
+    files.write_json(robust / locks.HOLDER_FILE, {"pid": process, "host": platform.node(), "since": "then"})
+    assert states(begun)[ROBUST] == "waiting"
 
 
 def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
@@ -237,7 +257,9 @@ def test_what_nobody_measured_is_not_guessed(begun: Path) -> None:
     found = standing.status(begun)
     assert (found.least, found.most) == (None, None)
     assert ROBUST in found.unmeasured
-    assert "time left: not known" in run("status", begun).stdout
+    said = " ".join(run("status", begun).stdout.split())
+    assert "time left: not known" in said
+    assert f"it is with `trustcxr study RECIPE --data PATH --dry-run --out {begun}`" in said
 
 
 def test_nothing_is_cut_off_in_a_terminal_of_80_columns() -> None:

@@ -1,5 +1,6 @@
 """What a study is, and the recipes that ship with the package (shipped/)."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,7 @@ from trustcxr.recipes.testing import (
 )
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import Seed, Strict, read, validate
+from trustcxr.results.files import read_yaml
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -127,9 +129,24 @@ def load_study(recipe: str | Path) -> StudyRecipe:
         if not path.is_file():
             error = unknown("recipe", recipe, shipped())
             raise UserError(f"{error}, or a path that ends in .yaml")
-    found = read(StudyRecipe, path)
+    try:
+        found = read(StudyRecipe, path)
+    except UserError as problem:
+        if not _is_kept(path):
+            raise
+        raise UserError(
+            f"{path}: what a study keeps of itself, and no recipe; give the recipe that it was begun with, or write "
+            "what stands under its key 'recipe' into a file of its own"
+        ) from problem
     effect.check([run for model in found.models for run in _runs(found, model)], str(path))
     return found
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether this is the file in which a study's folder keeps its recipe, beside what it is of."""
+    with suppress(UserError):
+        return {"recipe", "data"} <= set(read_yaml(path))
+    return False
 
 
 def _runs(recipe: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:

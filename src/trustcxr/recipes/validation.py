@@ -13,6 +13,8 @@ from trustcxr import renamed
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import parse_yaml, read_yaml
 
+_LONGEST = 80  # characters of a wrong value that a message repeats
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -66,7 +68,13 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
             raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
         at = f"key '{key}': " if key else ""
-        raise UserError(f"{where}: {at}{_expected(kind, first)}, not {first['input']!r}{more}") from None
+        raise UserError(f"{where}: {at}{_expected(kind, first)}, not {_short(first['input'])}{more}") from None
+
+
+def _short(value: object) -> str:
+    """A value as it was written, or its beginning where that is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:

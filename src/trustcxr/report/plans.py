@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from trustcxr.console import duration
 from trustcxr.report import words
-from trustcxr.results.disk import megabytes
+from trustcxr.results.disk import as_typed, megabytes
 from trustcxr.results.documents import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
 
 UNMEASURED = "unknown"
@@ -73,7 +73,7 @@ def _left(plan: StudyPlan) -> Iterator[str]:
         yield (
             f"time left: not known: a step of {some} was not measured here"
             + (f" ({duration(known)} of those that were)" if known else "")
-            + "; `trustcxr study --dry-run` measures, with this folder as --out"
+            + f"; it is with `trustcxr study RECIPE --data PATH --dry-run --out {as_typed(plan.folder or 'FOLDER')}`"
         )
         return
     at_once = max(plan.at_once, 1)

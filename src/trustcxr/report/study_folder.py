@@ -231,6 +231,7 @@ def read(path: Path) -> StudyFolder:
     if not isinstance(content, dict):
         raise UserError(f"{source}: not the document of a study: run the study again to write it")
     notes: list[str] = []
+    documents.refuse_later(content, source)
     study, lost = understood(StudyDocument, content)
     _note_lost(source.name, lost, notes)
     on_disk: dict[str, RunDocument] = {}
@@ -259,7 +260,9 @@ def _of_one_run(path: Path) -> StudyFolder:
         command = f"trustcxr evaluate {as_typed(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
     notes: list[str] = []
-    document, lost = understood(RunDocument, files.read_document(source))
+    content = files.read_document(source)
+    documents.refuse_later(content, source)
+    document, lost = understood(RunDocument, content)
     _note_lost(source.name, lost, notes)
     if (path / folders.TRAINING_FILE).is_file():
         document.training = documents.read(TrainingDocument, path / folders.TRAINING_FILE)

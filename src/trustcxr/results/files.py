@@ -241,6 +241,8 @@ def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[s
             return pd.read_parquet(path, columns=columns)
         names = pd.read_csv(path, nrows=0).columns if text else ()
         return pd.read_csv(path, usecols=columns, dtype={name: str for name in names if str(name).lower() in text})
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read: permission denied") from None
     except Exception as problem:
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
 

@@ -16,6 +16,7 @@ from trustcxr.results.files import write_json
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 _TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as files.replacing names them: .<stem>.<process><ending>
 _WITHIN = (".", "checkpoint", "validated", "validated/checkpoint", "evaluations/*", "report-tables")  # where one writes
+_CLOCKS = 5.0  # seconds by which a machine's two clocks may differ
 _held: set[Path] = set()  # by this process, which may come back to a folder that it holds
 
 
@@ -105,7 +106,10 @@ def holder(folder: Path) -> str | None:
 def was_killed(folder: Path) -> bool:
     """Whether a process of this machine began to work in a folder, and is gone without having ended that."""
     found = _said(folder)
-    return found is not None and found["host"] == platform.node() and not _lives(int(str(found["pid"])))
+    if found is None or found["host"] != platform.node():
+        return False
+    process, since = int(str(found["pid"])), str(found["since"])
+    return not _lives(process) or _began_after(process, since)
 
 
 def abandoned(folder: Path) -> None:
@@ -124,7 +128,7 @@ def _holder(folder: Path) -> str:
 def _said(folder: Path) -> dict[str, object] | None:
     try:
         found = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("pid", "host", "since")}
+        return {"pid": int(found["pid"]), "host": found["host"], "since": found["since"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -133,8 +137,20 @@ def _lives(process: int) -> bool:
     """Whether there is such a process on this machine."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True
     return True
+
+
+def _began_after(process: int, since: str) -> bool:
+    """Whether a process began after that moment, so that its number was another's then; False where nobody can say."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+        ticks = int(stat.rpartition(")")[2].split()[19])  # since the machine was started
+        started = Path("/proc/stat").read_text(encoding="utf-8").partition("btime ")[2].split()[0]
+        began = int(started) + ticks / os.sysconf("SC_CLK_TCK")
+        return began > datetime.fromisoformat(since).timestamp() + _CLOCKS
+    except (OSError, ValueError, IndexError, AttributeError, TypeError):
+        return False

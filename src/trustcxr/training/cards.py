@@ -62,8 +62,9 @@ class Cards:
 
     def check(self, recipe: RunRecipe, images: int) -> None:
         """UserError for what cannot be trained so."""
-        if self.devices < 1 or self.nodes < 1:
-            raise UserError("--devices and --nodes: expected 1 or more")
+        for option, count in (("--devices", self.devices), ("--nodes", self.nodes)):
+            if count < 1:
+                raise UserError(f"{option} {count}: expected 1 or more")
         if self.strategy not in STRATEGIES:
             raise unknown("strategy", self.strategy, STRATEGIES)
         if self.world == 1:

@@ -4,6 +4,7 @@ The files keep their shape (`accuracy` beside `accuracy_ci`): reading folds it a
 be missing, keys that are not known are kept, so files of an older or a newer version are read as far as they go.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -142,6 +143,7 @@ __all__ = [
     "WayCost",
     "read",
     "read_if_there",
+    "refuse_later",
 ]
 
 VERSION = 1  # of the documents' shape; raised where an older reader would misunderstand a newer file
@@ -150,8 +152,19 @@ _D = TypeVar("_D", bound=Document)
 
 
 def read(kind: type[_D], path: Path) -> _D:
-    """A document from its file, as far as it can be understood; UserError where it is missing or broken."""
-    return understood(kind, files.read_document(path))[0]
+    """A document from its file, as far as it can be understood; UserError where it is missing, broken or of later."""
+    content = files.read_document(path)
+    refuse_later(content, path)
+    return understood(kind, content)[0]
+
+
+def refuse_later(content: Mapping[str, object], path: Path) -> None:
+    """UserError for a document whose shape only a later TrustCXR understands."""
+    shape = content.get("version")
+    if isinstance(shape, int) and shape > VERSION:
+        raise UserError(
+            f"{path}: written by a later TrustCXR, in shape {shape}; this one reads up to {VERSION}; install that one"
+        )
 
 
 def read_if_whole(kind: type[_D], path: Path) -> _D | None:

@@ -53,8 +53,10 @@ def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engin
     engine, asked = lookup(ENGINES, "engine", name), asked or Asked(jobs)
     if asked.jobs is not None and asked.jobs < 1:
         raise UserError(f"--jobs {asked.jobs}: expected 1 or more")
-    if asked.needs.cpus < 1 or (asked.needs.gpus or 0) < 0:
-        raise UserError("--cpus: expected 1 or more; --gpus: expected 0 or more")
+    if asked.needs.cpus < 1:
+        raise UserError(f"--cpus {asked.needs.cpus:g}: expected 1 or more")
+    if (asked.needs.gpus or 0) < 0:
+        raise UserError(f"--gpus {asked.needs.gpus:g}: expected 0 or more")
     for option, owner, said in (("--ray-address", "ray", asked.address), ("--slurm", "slurm", asked.slurm)):
         if said and name != owner:
             raise UserError(f"{option} is of --engine {owner}, and this is --engine {name}")
