@@ -72,6 +72,15 @@ def test_a_table_that_may_not_be_read_is_not_said_to_be_damaged(
     assert str(refused.value) == f"{path}: cannot be read: permission denied"
 
 
+def test_a_table_without_a_row_is_as_good_as_none(tmp_path: Path) -> None:
+    table = pd.DataFrame({"sample_id": ["a"], "logits": [[0.5, 1.0]]})
+    for name in ("t.parquet", "t.csv"):
+        files.write_table(tmp_path / name, table)
+        assert files.reads(tmp_path / name)
+        files.write_table(tmp_path / name, table[:0])
+        assert not files.reads(tmp_path / name)
+
+
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
     writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,), daemon=True)

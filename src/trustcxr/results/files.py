@@ -248,21 +248,22 @@ def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[s
 
 
 def reads(path: Path) -> bool:
-    """Whether a file can be read by its format: a document, a table or arrays; of a Parquet file its end, its index."""
+    """Whether a file can be read by its format: a document, a table or arrays; of a Parquet file its end, its index.
+
+    A table without a row holds nothing: none is written so.
+    """
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet
 
-            parquet.read_metadata(path)
-        elif path.suffix == ".csv":
+            return bool(parquet.read_metadata(path).num_rows)
+        if path.suffix == ".csv":
             return not read_table(path).empty
-        elif path.suffix in (".yaml", ".json"):
+        if path.suffix in (".yaml", ".json"):
             return bool(read_yaml(path) if path.suffix == ".yaml" else read_document(path))
-        else:
-            return zipfile.is_zipfile(path)
+        return zipfile.is_zipfile(path)
     except Exception:  # damaged, forbidden, a folder
         return False
-    return True
 
 
 def write_arrays(path: Path, arrays: "Mapping[str, ArrayLike]") -> None:
