@@ -10,11 +10,12 @@ from typing import NamedTuple
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
+from trustcxr.report import found_audits
 from trustcxr.report.tables import cells as cells_
 from trustcxr.report.terminal import percent
 from trustcxr.report.written import guarded
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read
+from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 COLUMNS = (
@@ -58,18 +59,7 @@ class Board:
 
 def gather(folder: Path) -> Board:
     """The audits under `folder` that most of them compare with; UserError where there is none."""
-    found, refused = [], []
-    for path in sorted(folder.rglob(folders.AUDIT_FILE)):
-        name = path.parent.relative_to(folder).as_posix()
-        try:
-            document = read(AuditDocument, path)
-        except UserError as problem:
-            refused.append((name, str(problem)))
-            continue
-        if document.protocol is None:
-            refused.append((name, "examined with other options than a protocol's"))
-        else:
-            found.append((name, document))
+    found, refused = found_audits.found(folder)
     if not found:
         why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
         raise UserError(f"{folder}: no {folders.AUDIT_FILE} of a whole examination in it{why}")

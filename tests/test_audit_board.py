@@ -1,0 +1,63 @@
+"""Whose audits stand on a leaderboard: every one is found, and what does not compare is named, with the reason."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trustcxr.report import board
+from trustcxr.results import files
+
+
+def audit(folder: Path, **changes: Any) -> Path:
+    """An audit of 40 films, its name that of its folder; without what is None among the changes."""
+    content = {
+        "protocol": "exam-1",
+        "classes": ["x", "y"],
+        "data": {"name": "films", "fingerprint": "1", "n": 40},
+        "model": {"name": folder.name, "kind": "run"},
+        "clean": {"accuracy": 0.9, "accuracy_ci": [0.8, 1.0], "n": 40},
+        "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": 0.8, "n": 40}],
+    }
+    kept = {key: value for key, value in (content | changes).items() if value is not None}
+    files.write_json(folder / "audit.json", kept)
+    return folder
+
+
+def on_board(folder: Path) -> list[str]:
+    return sorted(name for name, _ in board.gather(folder).entries)
+
+
+def test_audits_behind_links_are_found_each_once_and_circles_end(tmp_path: Path) -> None:
+    audit(tmp_path / "elsewhere" / "fair")
+    audit(tmp_path / "elsewhere" / "deep" / "down")
+    audit(tmp_path / "audits" / "own")
+    for name, target in {
+        "a link": "../elsewhere/fair",
+        "another link": "../elsewhere/fair",
+        "deep": "../elsewhere/deep",
+        "a circle": ".",
+        "before": "own",
+        "nowhere": "../gone",
+    }.items():
+        (tmp_path / "audits" / name).symlink_to(target)
+    assert on_board(tmp_path / "audits") == ["a link", "deep/down", "own"]
+    (tmp_path / "board").symlink_to("audits")
+    assert on_board(tmp_path / "board") == ["a link", "deep/down", "own"]
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit(tmp_path / "open")
+    audit(tmp_path / "shut" / "inside")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = board.gather(tmp_path)
+    assert [name for name, _ in found.entries] == ["open"]
+    assert found.refused == (("shut", "this folder cannot be read: permission denied"),)
