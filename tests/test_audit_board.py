@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from test_cli import complaint
 from trustcxr.report import board
 from trustcxr.results import files
 
@@ -61,3 +62,13 @@ def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pyt
     found = board.gather(tmp_path)
     assert [name for name, _ in found.entries] == ["open"]
     assert found.refused == (("shut", "this folder cannot be read: permission denied"),)
+
+
+def test_unknown_films_are_nobodys(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        audit(tmp_path / name, data=None)
+    assert "unknown films" in complaint("leaderboard", tmp_path)
+    audit(tmp_path / "known")
+    found = board.gather(tmp_path)
+    assert [name for name, _ in found.entries] == ["known"]
+    assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown films: no checksum of them in its audit.json")

@@ -97,6 +97,16 @@ def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_pat
     assert "are named otherwise than in that of the other" in said
 
 
+def test_unknown_films_are_nobodys(made: Path, tmp_path: Path) -> None:
+    pair = [Path(shutil.copytree(made / name, tmp_path / name)) for name in ("good", "bad")]
+    for folder in pair:
+        content = files.read_json(folder / "audit.json")
+        files.write_json(folder / "audit.json", {key: value for key, value in content.items() if key != "data"})
+    said = complaint("compare", *pair)
+    assert f"{pair[0] / 'audit.json'}: unknown films: no checksum of them in it; audit the model again" in said
+    assert f"{pair[1] / 'audit.json'}: unknown films" in complaint("compare", made / "good", pair[1])
+
+
 def test_audits_as_they_were_written_compare_as_before(made: Path) -> None:
     found = audit_pairs.compare(made / "good", made / "bad", resamples=100)
     assert (found.rows[0].measure, found.rows[0].first, found.rows[0].n) == ("clean accuracy", 1, 36)

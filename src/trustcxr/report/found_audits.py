@@ -23,11 +23,18 @@ def found(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[Named]]:
         except UserError as problem:
             refused.append((name, str(problem)))
             continue
-        if document.protocol is None:
-            refused.append((name, "examined with other options than a protocol's"))
+        if why := _why(document):
+            refused.append((name, why))
         else:
             audits.append((name, document))
     return audits, refused
+
+
+def _why(document: AuditDocument) -> str:
+    """Why an audit compares with no other, whatever that is; empty where it may."""
+    if document.protocol is None:
+        return "examined with other options than a protocol's"
+    return "" if document.data.known else f"unknown films: no checksum of them in its {folders.AUDIT_FILE}"
 
 
 def _files(folder: Path, refused: list[Named]) -> Iterator[Path]:

@@ -138,6 +138,9 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
     for document, folder in zip(audits, where, strict=True):
         if document.protocol is None:
             raise UserError(f"{folder}: examined with other options than a protocol's; audit it again without them")
+        if not document.data.known:
+            place = folder / folders.AUDIT_FILE
+            raise UserError(f"{place}: unknown films: no checksum of them in it; {_AGAIN}")
     pair = f"{where[0]} and {where[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")

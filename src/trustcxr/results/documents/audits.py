@@ -33,10 +33,18 @@ class AuditedData(Document):
     n: int | None = None
     total: int | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether a checksum says which images these are."""
+        return bool(self.files or self.fingerprint)
+
     def same_images(self, other: "AuditedData") -> bool:
-        """Whether these are those of another audit: by their files, or by their pixels at one size."""
-        by_files = bool(self.files) and self.files == other.files
-        return by_files or self.fingerprint == other.fingerprint
+        """Whether these are those of another audit: by their files, or by their pixels at one size.
+
+        Images of which nobody knows which they are, are those of no other.
+        """
+        pairs = ((self.files, other.files), (self.fingerprint, other.fingerprint))
+        return any(own and own == another for own, another in pairs)
 
     def other_lungs(self, other: "AuditedData") -> bool:
         """Whether the same images were surely changed by other lung masks."""
