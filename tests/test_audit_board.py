@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from test_cli import complaint
+from test_cli import complaint, run
 from trustcxr.report import board
 from trustcxr.results import files
 
@@ -72,3 +72,39 @@ def test_unknown_films_are_nobodys(tmp_path: Path) -> None:
     found = board.gather(tmp_path)
     assert [name for name, _ in found.entries] == ["known"]
     assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown films: no checksum of them in its audit.json")
+
+
+def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
+    path = audit(tmp_path / "one") / "audit.json"
+    advice = "give the folder that the folders of audits are in"
+    assert f"{tmp_path / 'nowhere'}: no such folder; {advice}" in complaint("leaderboard", tmp_path / "nowhere")
+    assert f"{path}: a file, where a folder is wanted; {advice}" in complaint("leaderboard", path)
+
+
+def test_one_audit_is_one(tmp_path: Path) -> None:
+    audit(tmp_path / "one")
+    assert "1 audit by exam-1 on films (40 images)" in " ".join(run("leaderboard", tmp_path).stdout.split())
+    assert "<title>1 audit by exam-1" in (tmp_path / "leaderboard.html").read_text()
+    audit(tmp_path / "two")
+    assert "2 audits by exam-1" in " ".join(run("leaderboard", tmp_path).stdout.split())
+    assert "<title>2 audits by exam-1" in (tmp_path / "leaderboard.html").read_text()
+
+
+def test_a_place_that_cannot_be_written_to_is_named_as_by_other_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit(tmp_path / "audits" / "one")
+    (tmp_path / "file").write_text("mine")
+    said = complaint("leaderboard", tmp_path / "audits", "--out", tmp_path / "file")
+    assert f"{tmp_path / 'file'}/leaderboard.html: cannot be written: a file is where a folder should be" in said
+    assert (tmp_path / "file").read_text() == "mine"
+    real = Path.mkdir
+
+    def mkdir(path: Path, *args: Any, **options: Any) -> None:
+        if path.name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    said = complaint("leaderboard", tmp_path / "audits", "--out", tmp_path / "shut")
+    assert "cannot be written: permission denied; choose a folder that you may write to" in said

@@ -236,7 +236,6 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; their paths."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = [row(name, document) for name, document in board.entries]
     for path, text in ((out / PAGE, page(board, rows)), (out / TABLE, table(board, rows))):
         with files.replacing(path) as temporary:

@@ -13,7 +13,13 @@ Named = tuple[str, str]  # a folder, and why its audit does not compare
 
 
 def found(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[Named]]:
-    """The whole examinations under a folder by the names of theirs, and what is none, and why."""
+    """The whole examinations under a folder by the names of theirs, and what is none, and why.
+
+    UserError where there is no such folder.
+    """
+    if not folder.is_dir():
+        what = "a file, where a folder is wanted" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; give the folder that the folders of audits are in")
     audits: list[tuple[str, AuditDocument]] = []
     refused: list[Named] = []
     for path in sorted(_files(folder, refused)):
