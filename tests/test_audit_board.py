@@ -1,5 +1,6 @@
 """Whose audits stand on a leaderboard: every one is found, and what does not compare is named, with the reason."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,40 @@ def test_a_place_that_cannot_be_written_to_is_named_as_by_other_commands(
     monkeypatch.setattr(Path, "mkdir", mkdir)
     said = complaint("leaderboard", tmp_path / "audits", "--out", tmp_path / "shut")
     assert "cannot be written: permission denied; choose a folder that you may write to" in said
+
+
+CLEAN = {"accuracy": 0.9, "accuracy_ci": [0.8, 1.0], "n": 40}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": None}, "no classes in it"),
+        ({"classes": "x"}, "AuditDocument.classes cannot be understood"),
+        ({"clean": None}, "no clean accuracy in it"),
+        ({"clean": CLEAN | {"accuracy": 9.5}}, "a clean accuracy of 9.5, which is no share of one"),
+        ({"clean": CLEAN | {"accuracy_ci": [0.8, 95]}}, "a clean accuracy of 95, which is no share of one"),
+        ({"clean": CLEAN | {"accuracy": "95 percent"}}, "Classification.accuracy cannot be understood"),
+        ({"clean": CLEAN | {"accuracy": float("nan")}}, "Classification.accuracy cannot be understood"),
+        ({"clean": CLEAN | {"auroc_macro": -0.1}}, "a clean AUROC of -0.1, which is no share of one"),
+        ({"attacks": [{"attack": "pgd", "epsilon": 0.02, "accuracy": 2}]}, "a pgd accuracy of 2, which is no share"),
+        ({"attacks": [{"attack": "pgd", "epsilon": "x"}]}, "AttackResult.epsilon cannot be understood"),
+    ],
+)
+def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    audit(tmp_path / "whole")
+    path = audit(tmp_path / "damaged", **changes) / "audit.json"
+    if changes.get("clean"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))  # NaN as it is
+    found = board.gather(tmp_path)
+    assert [name for name, _ in found.entries] == ["whole"]
+    ((name, why),) = found.refused
+    assert name == "damaged"
+    assert why.startswith(f"{path}: damaged: {words}")
+    assert why.endswith("; audit the model again, into a new folder")
+    assert f"{path}: damaged: {words}" in complaint("compare", tmp_path / "whole", tmp_path / "damaged")
+
+
+def test_an_empty_audit_is_damaged_and_no_examination_with_options(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "empty" / "audit.json", {})
+    assert "damaged: no classes in it; audit the model again" in complaint("leaderboard", tmp_path)

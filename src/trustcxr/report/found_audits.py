@@ -7,7 +7,7 @@ from pathlib import Path
 from trustcxr.errors import UserError
 from trustcxr.results import folders
 from trustcxr.results.disk import reason
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.results.documents import AuditDocument, read_audit
 
 Named = tuple[str, str]  # a folder, and why its audit does not compare
 
@@ -25,7 +25,7 @@ def found(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[Named]]:
     for path in sorted(_files(folder, refused)):
         name = path.parent.relative_to(folder).as_posix()
         try:
-            document = read(AuditDocument, path)
+            document = read_audit(path)
         except UserError as problem:
             refused.append((name, str(problem)))
             continue

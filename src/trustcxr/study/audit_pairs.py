@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
-from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read
+from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
 from trustcxr.results.tables import CLEAN, conditions_of, right
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import Key, figures
@@ -129,7 +129,7 @@ def _p_value(row: PairRow) -> float:
 
 
 def _audit(folder: Path) -> AuditDocument:
-    return read(AuditDocument, folders.check_audit(folder) / folders.AUDIT_FILE)
+    return read_audit(folders.check_audit(folder) / folders.AUDIT_FILE)
 
 
 def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:

@@ -141,6 +141,7 @@ __all__ = [
     "VerifiedDocument",
     "WayCost",
     "read",
+    "read_audit",
     "read_if_there",
 ]
 
@@ -152,6 +153,15 @@ _D = TypeVar("_D", bound=Document)
 def read(kind: type[_D], path: Path) -> _D:
     """A document from its file, as far as it can be understood; UserError where it is missing or broken."""
     return understood(kind, files.read_document(path))[0]
+
+
+def read_audit(path: Path) -> AuditDocument:
+    """An audit that others are compared with; UserError where something in it is lacking or cannot be understood."""
+    document, lost = understood(AuditDocument, files.read_document(path))
+    flaw = f"{', '.join(lost)} cannot be understood" if lost else document.flaw
+    if flaw:
+        raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
+    return document
 
 
 def read_if_whole(kind: type[_D], path: Path) -> _D | None:
