@@ -146,3 +146,31 @@ def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[
 def test_an_empty_audit_is_damaged_and_no_examination_with_options(tmp_path: Path) -> None:
     files.write_json(tmp_path / "empty" / "audit.json", {})
     assert "damaged: no classes in it; audit the model again" in complaint("leaderboard", tmp_path)
+
+
+def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, sha256 in (("ada", "1"), ("bo", "2")):
+        audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
+    audit(tmp_path / "other")
+    assert {row["model"] for row in board.shown(board.gather(tmp_path))} == {
+        "good (ada/good)",
+        "good (bo/good)",
+        "other",
+    }
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run("leaderboard", tmp_path)
+    assert "good (ada/good)" in done.stdout
+    assert "good (bo/good)" in done.stdout
+    assert "same figures" not in done.stdout + (tmp_path / "leaderboard.html").read_text()
+
+
+def test_a_copied_audit_is_said_to_be_one(tmp_path: Path) -> None:
+    for name, more in {"one": {}, "two": {}, "worse": {"clean": CLEAN | {"accuracy": 0.85}}}.items():
+        audit(tmp_path / name, model={"name": name, "sha256": "1"}, **more)
+    for name in ("unknown", "nor this"):
+        audit(tmp_path / name)
+    line = "one and two: one model with the same figures, so one audit in 2 rows"
+    assert board.remarks(board.gather(tmp_path)) == [line]
+    assert line in run("leaderboard", tmp_path).stdout
+    assert f"<p>{line}.</p>" in (tmp_path / "leaderboard.html").read_text()
+    assert json.loads(run("leaderboard", tmp_path, "--json").stdout)["copies"] == [["one", "two"]]
