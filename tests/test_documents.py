@@ -142,6 +142,9 @@ def test_what_is_newer_is_kept() -> None:
         ({"clean": 3}, "RunDocument.clean"),
         ({"clean": {"confusion": "x"}}, "Classification.confusion"),
         ({"attacks": [{"attack": "pgd", "steps": [1]}]}, "AttackResult.steps"),
+        ({"attacks": [{"attack": "pgd", "epsilon": "x"}]}, "AttackResult.epsilon"),
+        ({"clean": {"accuracy": "95 percent", "accuracy_ci": [0.8, 1.0]}}, "Classification.accuracy"),
+        ({"clean": {"accuracy": 0.9, "accuracy_ci": [float("nan"), 1.0]}}, "Classification.accuracy"),
     ],
 )
 def test_what_cannot_be_understood_has_its_default_and_is_named(content: dict[str, Any], named: str) -> None:

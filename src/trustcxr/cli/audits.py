@@ -118,13 +118,13 @@ def leaderboard(
 ) -> None:
     """Many audits of one protocol and data set: one page that sorts, one table (CSV)."""
     from trustcxr import report
-    from trustcxr.report import board
+    from trustcxr.report import board, words
 
     found = board.gather(folder)
     page, table = board.write(found, out or folder)
     if json:
         return print_json(board.plain(found))
-    title = f"{len(found.entries)} audits by {found.protocol} on {found.data} ({found.n} images)"
+    title = f"{words.plural(len(found.entries), 'audit')} by {found.protocol} on {found.data} ({found.n} images)"
     report.print_rows(title, board.shown(found))
     for line in board.remarks(found):
         print(line)

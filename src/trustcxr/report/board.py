@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import NamedTuple
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
+from trustcxr.report import found_audits, words
 from trustcxr.report.tables import cells as cells_
 from trustcxr.report.terminal import percent
 from trustcxr.report.written import guarded
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read
+from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 COLUMNS = (
@@ -58,18 +60,7 @@ class Board:
 
 def gather(folder: Path) -> Board:
     """The audits under `folder` that most of them compare with; UserError where there is none."""
-    found, refused = [], []
-    for path in sorted(folder.rglob(folders.AUDIT_FILE)):
-        name = path.parent.relative_to(folder).as_posix()
-        try:
-            document = read(AuditDocument, path)
-        except UserError as problem:
-            refused.append((name, str(problem)))
-            continue
-        if document.protocol is None:
-            refused.append((name, "examined with other options than a protocol's"))
-        else:
-            found.append((name, document))
+    found, refused = found_audits.found(folder)
     if not found:
         why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
         raise UserError(f"{folder}: no {folders.AUDIT_FILE} of a whole examination in it{why}")
@@ -154,8 +145,33 @@ def with_more(document: AuditDocument) -> str:
 
 
 def remarks(board: Board) -> list[str]:
-    """Of each audit whose worst case counts images handed in, a line: whose, how many, and how it is ranked."""
-    return [f"{document.model.name}: {said}" for _, document in board.entries if (said := with_more(document))]
+    """What must be known beside the rows, a line each: whose worst case counts images handed in, what stands twice.
+
+    Of the former: whose images, how many, and how it is ranked.
+    """
+    names = called(board)
+    handed = [f"{names[folder]}: {said}" for folder, document in board.entries if (said := with_more(document))]
+    return handed + [_twice(found) for found in copies(board)]
+
+
+def called(board: Board) -> dict[str, str]:
+    """By folder what a model is called on the board: its name, and its folder where others have that name too."""
+    counts = Counter(document.model.name for _, document in board.entries)
+    names = {folder: document.model.name for folder, document in board.entries}
+    return {folder: name if counts[name] == 1 else f"{name or '-'} ({folder})" for folder, name in names.items()}
+
+
+def copies(board: Board) -> list[list[str]]:
+    """The folders of audits of one model, by its checksum, that have the same figures: one audit in several rows."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for folder, document in board.entries:
+        if which := document.model.sha256 or document.examination:
+            alike.setdefault((which, repr(shares(document))), []).append(folder)
+    return [found for found in alike.values() if len(found) > 1]
+
+
+def _twice(found: Sequence[str]) -> str:
+    return f"{words.listed(found)}: one model with the same figures, so one audit in {len(found)} rows"
 
 
 def shares(document: AuditDocument) -> dict[str, Share]:
@@ -211,11 +227,13 @@ def _share(share: Share) -> Cell:
 
 
 def shown(board: Board) -> list[dict[str, object]]:
-    """The columns that a terminal shows, what was measured with its interval."""
+    """The columns that a terminal shows, what was measured with its interval; models of one name with their folders."""
     figures = ("clean", "attacked", "clean reported", "attacked reported")
     kept = ("model", "unreliable", *figures, "threat model", "training data")
-    rows = (dict(zip(COLUMNS, row(name, document), strict=True)) for name, document in board.entries)
-    return [{column: _with_ends(column, cells[column]) for column in kept} for cells in rows]
+    names = called(board)
+    rows = [(name, dict(zip(COLUMNS, row(name, document), strict=True))) for name, document in board.entries]
+    shown = [cells | {"model": _text(names[name])} for name, cells in rows]
+    return [{column: _with_ends(column, cells[column]) for column in kept} for cells in shown]
 
 
 def _with_ends(column: str, cell: Cell) -> str:
@@ -229,6 +247,7 @@ def plain(board: Board) -> dict[str, object]:
         "data": board.data,
         "n": board.n,
         "classes": list(board.classes),
+        "copies": copies(board),
         "rows": [_plain(name, document) for name, document in board.entries],
         "refused": [{"folder": name, "why": why} for name, why in board.refused],
     }
@@ -246,7 +265,6 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; their paths."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = [row(name, document) for name, document in board.entries]
     for path, text in ((out / PAGE, page(board, rows)), (out / TABLE, table(board, rows))):
         with files.replacing(path) as temporary:
@@ -282,9 +300,11 @@ def page(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
     for cells, line in zip(rows, lines, strict=True):
         if cells[_FLAG].value == "1":
             line[0] = replace(line[0], note="unreliable")
-    handed = [document.model.name for _, document in board.entries if with_more(document)]
+    names = called(board)
+    handed = [names[folder] for folder, document in board.entries if with_more(document)]
     rows_shown = cells_.Table(list(COLUMNS), lines)
     parts = {"board": board, "notice": NOTICE, "leaderboard": rows_shown, "handed_in": handed}
+    parts["twice"] = [_twice(found) for found in copies(board)]
     return single_page.filled("board.html.j2", parts)
 
 

@@ -42,15 +42,22 @@ def _lost(info: ValidationInfo) -> list[str] | None:
     return info.context.get("lost") if isinstance(info.context, dict) else None
 
 
+_NO_NUMBER = "no number"  # stands among what is lost until the field around it puts its own name there
+
+
 def _number(value: Any, info: ValidationInfo) -> float | None:
     """A finite number, or None: a document knows no NaN."""
+    lost = _lost(info)
     try:
         number = None if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        if _lost(info) is None:
+        if lost is None:
             raise ValueError(f"{value!r} is not a number") from None
-        return None
-    return None if number is None or not math.isfinite(number) else number
+        number = None
+    number = None if number is None or not math.isfinite(number) else number
+    if number is None and value is not None and lost is not None:
+        lost.append(_NO_NUMBER)
+    return number
 
 
 def _ends(value: Any, info: ValidationInfo) -> Any:
@@ -160,15 +167,18 @@ class Document(BaseModel):
     @classmethod
     def _understood(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         """The value, or on reading a file the default, noted, where it is not what belongs there."""
+        lost, place = _lost(info), f"{cls.__name__}.{info.field_name}"
         try:
-            return handler(value)
+            found = handler(value)
         except ValidationError:
-            lost, name = _lost(info), str(info.field_name)
             if lost is None:
                 raise
             if value is not None:
-                lost.append(f"{cls.__name__}.{name}")
-            return cls.model_fields[name].get_default(call_default_factory=True)
+                lost.append(place)
+            found = cls.model_fields[str(info.field_name)].get_default(call_default_factory=True)
+        if lost is not None:
+            lost[:] = [place if one == _NO_NUMBER else one for one in lost]
+        return found
 
     def over(self: _D, other: _D) -> _D:
         """This document, with what it lacks from another one of its kind."""

@@ -1,14 +1,14 @@
 """`trustcxr compare`: two audits of one examination on the same images, image by image."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
-from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read
-from trustcxr.results.tables import CLEAN
+from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
+from trustcxr.results.tables import CLEAN, conditions_of, right
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import Key, figures
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROUNDING = 1e-9  # of a radius
+_NEEDED = ("sample_id", "group", "label", "attack", "epsilon", "logits")
+_AGAIN = "audit the model again, into a new folder"
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
@@ -27,12 +29,16 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     Of models of findings a row is of all decisions; behind it, as films are and under the worst case, one of each.
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
     Of films that were changed by other lung masks in one of them there is no row.
-    Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes.
+    Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
+    predictions.parquet beside each is what its audit.json was made of.
     """
     audits = [_audit(folder) for folder in (first, second)]
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
+    for document, folder in zip(audits, (first, second), strict=True):
+        _refuse_another_table(document, folder / folders.PREDICTIONS_FILE)
     tables = [figures(folder) for folder in (first, second)]
+    _refuse_other_films(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
     other_lungs = _by_lungs(both) if audits[0].data.other_lungs(audits[1].data) else []
@@ -123,7 +129,7 @@ def _p_value(row: PairRow) -> float:
 
 
 def _audit(folder: Path) -> AuditDocument:
-    return read(AuditDocument, folders.check_audit(folder) / folders.AUDIT_FILE)
+    return read_audit(folders.check_audit(folder) / folders.AUDIT_FILE)
 
 
 def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
@@ -132,6 +138,9 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
     for document, folder in zip(audits, where, strict=True):
         if document.protocol is None:
             raise UserError(f"{folder}: examined with other options than a protocol's; audit it again without them")
+        if not document.data.known:
+            place = folder / folders.AUDIT_FILE
+            raise UserError(f"{place}: unknown films: no checksum of them in it; {_AGAIN}")
     pair = f"{where[0]} and {where[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
@@ -143,3 +152,39 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
         )
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
+
+
+def _refuse_another_table(document: AuditDocument, path: Path) -> None:
+    """UserError where a table of predictions is damaged, or not the one that the figures beside it are of."""
+    table = files.read_table(path)
+    if lacking := [name for name in _NEEDED if name not in table]:
+        raise UserError(f"{path}: damaged: no column {lacking[0]}; {_AGAIN}")
+    clean, said = (table["attack"] == CLEAN).to_numpy(), document.clean
+    if not (count := int(clean.sum())) or said.n not in (None, count):
+        wanted = "" if said.n is None else f", where {folders.AUDIT_FILE} beside it says {said.n}"
+        raise UserError(f"{path}: it has {count} rows of clean images{wanted}; {_AGAIN}")
+    try:
+        conditions, answered = conditions_of(table), right(table)
+    except (TypeError, ValueError):  # no numbers, or rows of several lengths
+        raise UserError(f"{path}: damaged: not a label and a row of logits in each row; {_AGAIN}") from None
+    if len(set(zip(table["sample_id"], conditions, strict=True))) < len(table):
+        raise UserError(f"{path}: damaged: it has a film twice under one condition; {_AGAIN}")
+    share, other = float(answered[clean].mean()), said.accuracy.value
+    if other is not None and abs(share - other) * count > 0.5:
+        raise UserError(
+            f"{path}: of another audit: {share:.4g} of its clean images are answered rightly, where "
+            f"{folders.AUDIT_FILE} beside it says {other:.4g}; {_AGAIN}"
+        )
+
+
+def _refuse_other_films(
+    audits: Sequence[AuditDocument], tables: Sequence[Mapping[Key, "pd.DataFrame"]], where: tuple[Path, Path]
+) -> None:
+    """UserError where the films of two tables have other names; some may lack in one that leaves out films."""
+    one, other = (table[Key(f"{CLEAN} accuracy")].index for table in tables)
+    partly = any(document.data.partial or document.findings for document in audits)
+    if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
+        raise UserError(
+            f"{where[0]} and {where[1]}: the films in {folders.PREDICTIONS_FILE} of one are named otherwise than in "
+            "that of the other; audit both models again, into new folders"
+        )

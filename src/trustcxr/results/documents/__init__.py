@@ -142,6 +142,7 @@ __all__ = [
     "VerifiedDocument",
     "WayCost",
     "read",
+    "read_audit",
     "read_if_there",
     "refuse_later",
 ]
@@ -165,6 +166,15 @@ def refuse_later(content: Mapping[str, object], path: Path) -> None:
         raise UserError(
             f"{path}: written by a later TrustCXR, in shape {shape}; this one reads up to {VERSION}; install that one"
         )
+
+
+def read_audit(path: Path) -> AuditDocument:
+    """An audit that others are compared with; UserError where something in it is lacking or cannot be understood."""
+    document, lost = understood(AuditDocument, files.read_document(path))
+    flaw = f"{', '.join(lost)} cannot be understood" if lost else document.flaw
+    if flaw:
+        raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
+    return document
 
 
 def read_if_whole(kind: type[_D], path: Path) -> _D | None:

@@ -1,9 +1,13 @@
 """audit.json: a model that was given, examined."""
 
+from collections.abc import Iterator
+
 from trustcxr.results.documents.examined import Division, Finding, HandedIn, OperatingPoint
 from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.runs import RunDocument
-from trustcxr.results.flat import Document, Records
+from trustcxr.results.flat import Document, Records, Share
+
+_ROUNDING = 1e-9  # of a share
 
 
 class GateCheck(Document):
@@ -33,10 +37,18 @@ class AuditedData(Document):
     n: int | None = None
     total: int | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether a checksum says which images these are."""
+        return bool(self.files or self.fingerprint)
+
     def same_images(self, other: "AuditedData") -> bool:
-        """Whether these are those of another audit: by their files, or by their pixels at one size."""
-        by_files = bool(self.files) and self.files == other.files
-        return by_files or self.fingerprint == other.fingerprint
+        """Whether these are those of another audit: by their files, or by their pixels at one size.
+
+        Images of which nobody knows which they are, are those of no other.
+        """
+        pairs = ((self.files, other.files), (self.fingerprint, other.fingerprint))
+        return any(own and own == another for own, another in pairs)
 
     def other_lungs(self, other: "AuditedData") -> bool:
         """Whether the same images were surely changed by other lung masks."""
@@ -89,6 +101,29 @@ class AuditDocument(RunDocument):
     def same_classes(self, other: "AuditDocument") -> bool:
         """Whether it knows the classes of another one, in whichever order."""
         return sorted(self.classes) == sorted(other.classes)
+
+    @property
+    def flaw(self) -> str:
+        """Why no other can be compared with it: what it lacks, or a share that is none; empty where it is whole."""
+        if not self.classes:
+            return "no classes in it"
+        if self.clean.accuracy.value is None:
+            return "no clean accuracy in it"
+        for name, share in self._shown():
+            for number in (share.value, *(share.ci or ())):
+                if number is not None and not -_ROUNDING <= number <= 1 + _ROUNDING:
+                    return f"a {name} of {number:g}, which is no share of one"
+        return ""
+
+    def _shown(self) -> Iterator[tuple[str, Share]]:
+        """What audits are compared by, and what it is called."""
+        yield "clean accuracy", self.clean.accuracy
+        yield "clean AUROC", self.clean.auroc_macro
+        yield "calibration error", self.clean.ece
+        for row in self.attacks:
+            yield f"{row.attack} accuracy", row.accuracy
+        if self.corruptions_mean is not None:
+            yield "corruptions accuracy", self.corruptions_mean.accuracy
 
     @property
     def misled_alone(self) -> list[HandedIn]:

@@ -1,0 +1,112 @@
+"""Two audits that are compared: predictions that are not those of the audit beside them are refused, in one line."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
+from test_cli import complaint
+from trustcxr.results import files
+from trustcxr.study import audit as audits
+from trustcxr.study import audit_pairs
+
+TABLE = "predictions.parquet"
+Change = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def made(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The audits of a model that is right, and of one that takes bright films for grey."""
+    folder = tmp_path_factory.mktemp("pairs")
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch)
+        for name, order in (("good", (0, 1, 2)), ("bad", (0, 1, 1))):
+            audits.audit(model_file(folder / "models" / name, Brightness(order)), greys, folder / "out" / name)
+    return folder / "out"
+
+
+def changed(folder: Path, to: Path, change: Change) -> Path:
+    """A copy of an audit with another table of predictions."""
+    shutil.copytree(folder, to)
+    files.write_table(to / TABLE, change(files.read_table(to / TABLE)))
+    return to
+
+
+def test_the_table_of_another_model_is_refused(made: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(made / "good", tmp_path / "other"))
+    shutil.copy(made / "bad" / TABLE, other / TABLE)
+    for pair in ((made / "bad", other), (other, made / "bad")):
+        said = complaint("compare", *pair)
+        assert f"{other / TABLE}: of another audit: 0.6667 of its clean images are answered rightly, where" in said
+        assert "audit.json beside it says 1; audit the model again, into a new folder" in said
+
+
+def logits(value: object) -> Change:
+    return lambda table: table.assign(logits=[value] * len(table))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table[::2], "it has 18 rows of clean images, where audit.json beside it says 36"),
+        (lambda table: table[:0], "it has 0 rows of clean images, where audit.json beside it says 36"),
+        (lambda table: pd.concat([table, table]), "it has 72 rows of clean images, where audit.json beside it says 36"),
+        (
+            lambda table: pd.concat([table, table[table["attack"] == "fgsm"]]),
+            "damaged: it has a film twice under one condition",
+        ),
+        (lambda table: table.drop(columns="label"), "damaged: no column label"),
+        (lambda table: table.drop(columns="attack"), "damaged: no column attack"),
+        (lambda table: table.assign(label=None), "damaged: not a label and a row of logits in each row"),
+        (logits([]), "damaged: not a label and a row of logits in each row"),
+        (logits(1.0), "damaged: not a label and a row of logits in each row"),
+        (logits("x"), "damaged: not a label and a row of logits in each row"),
+    ],
+)
+def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, change: Change, words: str) -> None:
+    damaged = changed(made / "good", tmp_path / "damaged", change)
+    assert f"{damaged / TABLE}: {words}; audit the model again" in complaint("compare", made / "good", damaged)
+
+
+def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
+    first = min(files.read_table(made / "bad" / TABLE)["sample_id"])
+    for name, change in {
+        "all": lambda table: table.assign(sample_id="x" + table["sample_id"]),
+        "one": lambda table: table.replace({"sample_id": {first: "x"}}),
+    }.items():
+        other = changed(made / "bad", tmp_path / name, change)
+        assert "are named otherwise than in that of the other" in complaint("compare", made / "good", other)
+
+
+def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    names = [f"{name}{number}.png" for name in CLASSES for number in range(12)]
+    for place in range(2):
+        rows = [",".join([name, "0.6,0.2,0.2"]) for name in names[place::2]]
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / "scores.csv").write_text("\n".join([",".join(["image", *CLASSES]), *rows]))
+        output = {"kind": "probabilities", "classes": list(CLASSES)}
+        model = {"predictions": "scores.csv", "input": {"size": 16}, "output": output}
+        (folder / "model.yaml").write_text(yaml.safe_dump(model))
+        audits.audit(folder / "model.yaml", greys, folder / "audit")
+    said = complaint("compare", tmp_path / "0" / "audit", tmp_path / "1" / "audit")
+    assert "are named otherwise than in that of the other" in said
+
+
+def test_unknown_films_are_nobodys(made: Path, tmp_path: Path) -> None:
+    pair = [Path(shutil.copytree(made / name, tmp_path / name)) for name in ("good", "bad")]
+    for folder in pair:
+        content = files.read_json(folder / "audit.json")
+        files.write_json(folder / "audit.json", {key: value for key, value in content.items() if key != "data"})
+    said = complaint("compare", *pair)
+    assert f"{pair[0] / 'audit.json'}: unknown films: no checksum of them in it; audit the model again" in said
+    assert f"{pair[1] / 'audit.json'}: unknown films" in complaint("compare", made / "good", pair[1])
+
+
+def test_audits_as_they_were_written_compare_as_before(made: Path) -> None:
+    found = audit_pairs.compare(made / "good", made / "bad", resamples=100)
+    assert (found.rows[0].measure, found.rows[0].first, found.rows[0].n) == ("clean accuracy", 1, 36)
