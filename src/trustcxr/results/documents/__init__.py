@@ -170,7 +170,9 @@ def refuse_later(content: Mapping[str, object], path: Path) -> None:
 
 def read_audit(path: Path) -> AuditDocument:
     """An audit that others are compared with; UserError where something in it is lacking or cannot be understood."""
-    document, lost = understood(AuditDocument, files.read_document(path))
+    content = files.read_document(path)
+    refuse_later(content, path)
+    document, lost = understood(AuditDocument, content)
     flaw = f"{', '.join(lost)} cannot be understood" if lost else document.flaw
     if flaw:
         raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
