@@ -52,7 +52,7 @@ def test_what_is_said_and_was_not_computed_is_found() -> None:
     assert list(differences.unbacked(said, computed)) == [
         ("a", 1, None),
         ("b.c", 2, None),
-        ("e", "1 figures", None),
+        ("e", "1 figure", None),
         ("g[0].h", 1, None),
         ("k", 0, None),
     ]
@@ -137,6 +137,15 @@ def test_a_finished_run_that_was_taken_out_of_the_study_is_found(study: Path) ->
 
 
 @pytest.mark.slow
+def test_a_run_that_is_there_twice_or_was_invented_is_found(study: Path) -> None:
+    path = study / "study.json"
+    content = json.loads(path.read_text())
+    content["runs"] += [content["runs"][0], {"run": "better", "clean": {"accuracy": 1.0}}]
+    path.write_text(json.dumps(content))
+    assert {("study.json", f"runs[{OTHER}]"), ("study.json", "runs[better]")} <= found(verify(study))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
@@ -149,6 +158,8 @@ def test_a_finished_run_that_was_taken_out_of_the_study_is_found(study: Path) ->
         ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesions.parquet"),
         ("history.csv", lambda t: t[:0], "no epochs in it; restore it: no command makes it again but a training"),
         ("history.csv", lambda t: t.drop(columns="seconds"), "no column seconds"),
+        ("history.csv", lambda t: t.assign(seconds="long"), "no numbers in seconds"),
+        ("history.csv", lambda t: t.assign(val_pgd_accuracy="high"), "no numbers in val_pgd_accuracy"),
     ],
 )
 def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified(

@@ -80,7 +80,10 @@ def _pairs(said: list[object], computed: list[object]) -> Iterator[tuple[str, ob
 
 
 def _short(value: object) -> object:
-    return f"{figures(value)} figures" if isinstance(value, dict | list) else value
+    if not isinstance(value, dict | list):
+        return value
+    count = figures(value)
+    return f"{count} figures" if count != 1 else "1 figure"
 
 
 def _same(said: object, computed: object) -> bool:

@@ -71,8 +71,9 @@ class Tables:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             text = f"{type(problem).__name__}: {problem}".replace("\n", " ")
-            there = " or ".join(path.name for path in self.behind().values() if path.is_file())
-            raise UserError(f"{self.place}: damaged: {there} ({text}); restore it, or make it anew") from problem
+            there = [self.place / folders.PREDICTIONS_FILE, *self.behind().values()]
+            names = " or ".join(dict.fromkeys(path.name for path in there if path.is_file()))
+            raise UserError(f"{self.place}: damaged: {names} ({text}); restore it, or make it anew") from problem
 
     def document(self, study: StudyRecipe | None) -> RunDocument:
         """metrics.json as the tables give it; of a study what its recipe asks for, else all that they hold."""

@@ -1,6 +1,7 @@
 """Every figure of a study computed again from its tables, and held against what its documents and its page say."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,11 +109,17 @@ def _telling(found: VerifiedDocument) -> Iterator[None]:
 
 
 def _unsaid(found: VerifiedDocument, stored: Mapping[str, object], recipe: StudyRecipe) -> None:
-    """Runs of the recipe that are finished here, and that study.json does not have."""
-    folder = Path(found.folder)
-    said = {str(run.get("run")) for run in _records(stored.get("runs"))}
+    """Runs of the recipe that are finished here, and that study.json does not have; what it has twice, or invented."""
+    folder, runs = Path(found.folder), planned.runs(recipe, Path(found.folder))
+    said = Counter(str(run.get("run")) for run in _records(stored.get("runs")))
+    wanted = {run.name for run in (*runs.certain, *runs.open)}
+    for name, times in said.items():
+        if times > 1 or (name not in wanted and not (folder / "runs" / name).is_dir()):
+            what = {"said": f"there {times} times" if times > 1 else "there"}
+            what["computed"] = "once" if name in wanted else "no such run"
+            found.differences.append(Difference(file=folders.STUDY_RESULTS, key=f"runs[{name}]", **what))
     failed = {str(run.get("run")) for run in _records(stored.get("failures"))}
-    for name in [run.name for run in planned.runs(recipe, folder).certain if run.name not in said]:
+    for name in [run.name for run in runs.certain if run.name not in said]:
         place = folder / "runs" / name
         known = name in failed and failures.reason(place) is not None
         if (place / folders.METRICS_FILE).is_file() and not known:
@@ -262,24 +269,25 @@ def _trained(found: VerifiedDocument, run: Tables, old: bool) -> None:
     history, path = run.folder / folders.HISTORY_FILE, run.folder / folders.TRAINING_FILE
     if not (history.is_file() and path.is_file()) or run.training.refit is not None:
         return
-    table, best = _history(history), run.training.best_epoch
+    monitor, best = run.training.monitor, run.training.best_epoch
+    table = _history(history, monitor)
     computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
     if best is not None and not 0 <= best < len(table):
         computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
-    elif best is not None and run.training.monitor in table:
-        computed["best_value"] = float(table[run.training.monitor].iloc[best])
+    elif best is not None and monitor in table:
+        computed["best_value"] = float(table[monitor].iloc[best])
     _hold(found, _within(found, path), files.read_document(path), computed, old)
 
 
-def _history(path: Path) -> pd.DataFrame:
+def _history(path: Path, monitor: str) -> pd.DataFrame:
     """history.csv; UserError where it is damaged: no command but the training itself writes it."""
     why = "not readable as a table"
     with suppress(UserError):
         table = files.read_table(path)
-        seconds = pd.to_numeric(table.get("seconds", pd.Series(dtype=float)), errors="coerce")
-        why = "no epochs in it" if table.empty else "no column seconds" if "seconds" not in table else "no numbers"
-        if seconds.notna().any() and seconds.notna().all():
+        strange = [n for n in ("seconds", monitor) if n in table and not pd.api.types.is_numeric_dtype(table[n])]
+        if len(table) and "seconds" in table and not strange:
             return table
+        why = "no epochs in it" if table.empty else f"no numbers in {strange[0]}" if strange else "no column seconds"
     raise UserError(f"{path}: damaged: {why}; restore it: no command makes it again but a training from the beginning")
 
 
