@@ -7,6 +7,7 @@ from trustcxr.console import duration
 from trustcxr.report import words
 from trustcxr.results.disk import as_typed, megabytes
 from trustcxr.results.documents import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
+from trustcxr.results.folders import REPORT_FILE
 
 UNMEASURED = "unknown"
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
@@ -104,6 +105,8 @@ def verified(found: VerifiedDocument) -> Iterator[str]:
         yield f"DIFFERS {one.file}: {one.key}: said {one.said}, computed {one.computed}"
     for line in found.unchecked:
         yield f"not checked: {line}"
+    if {one.file for one in found.differences} == {REPORT_FILE}:
+        yield f"only {REPORT_FILE} differs: `trustcxr report {as_typed(found.folder)}` makes it anew from the files"
     if not found.runs and not found.differences:
         yield f"{found.study}: of no run could the figures be computed again"
         return

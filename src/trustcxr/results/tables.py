@@ -1,11 +1,13 @@
 """The columns of predictions.parquet: conditions, and the answer in a row."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr.catalogue import VIEWS
+from trustcxr.errors import UserError
 from trustcxr.statistics import Floats
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, 
 CLEAN = "clean"
 RIGHT_SHARE = "right_share"  # the column with the share of draws that are right, of a model that answers at random
 FILMS = "data"  # the column with the fingerprint of the films that a row is of
+_ALWAYS = ("sample_id", "group", "split", "label", "attack", "epsilon", "logits")  # columns of every version's tables
+_NUMBERS = ("label", "epsilon", "steps", "severity")
 
 
 def logits_of(table: "pd.DataFrame") -> Floats:
@@ -83,3 +87,51 @@ def same_films(table: "pd.DataFrame", films: Any) -> bool:
     clean = table[table["attack"] == CLEAN]
     there = set(zip(clean["sample_id"], clean["class"], strict=True))
     return there == set(zip(films.sample_ids, films.table["class"], strict=True))
+
+
+def refuse_damaged(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
+    """UserError where predictions are not as they are written: each film once under each condition, and all of it.
+
+    Its columns are there and filled, its labels are among the classes (of so many `classes`, or of as many as there are
+    logits), and the films of every condition are among the clean ones.
+    """
+    if damage := _damage(table, classes):
+        raise UserError(f"{path}: damaged: {damage}; restore it, or make it anew")
+
+
+def _damage(table: "pd.DataFrame", classes: int | None) -> str | None:
+    """What is wrong with predictions, in words; None where nothing is."""
+    import pandas as pd
+
+    if gone := [name for name in _ALWAYS if name not in table]:
+        return f"no column {', '.join(gone)}"
+    if not len(table):
+        return "no rows"
+    if gone := [name for name in _ALWAYS if table[name].isna().any()]:
+        return f"rows without {', '.join(gone)}"
+    if strange := [name for name in _NUMBERS if name in table and not pd.api.types.is_numeric_dtype(table[name])]:
+        return f"no numbers in {', '.join(strange)}"
+    if wrong := _wrong_answers(table, classes):
+        return wrong
+    names, conditions = table["sample_id"].astype(str), pd.Series(conditions_of(table), index=table.index)
+    if twice := int(pd.DataFrame({"film": names, "condition": conditions}).duplicated().sum()):
+        return f"{twice} of {len(table)} rows there twice, of one film under one condition"
+    if lost := set(names) - set(names[table["attack"] == CLEAN]):
+        return f"{len(lost)} films without a row of the film as it is, such as {min(lost)}"
+    return None
+
+
+def _wrong_answers(table: "pd.DataFrame", classes: int | None) -> str | None:
+    widths = {np.size(row) for row in table["logits"]}
+    if len(widths) > 1 or (classes is not None and widths != {classes}):
+        wanted = "as many in each row" if classes is None else f"{classes} in each row, as many as there are classes"
+        return f"{' and '.join(map(str, sorted(widths)))} logits in a row; expected {wanted}"
+    try:
+        lost = int(np.isnan(logits_of(table)).any(1).sum())
+    except (TypeError, ValueError):
+        return "no numbers in logits"
+    if lost:
+        return f"{lost} of {len(table)} rows hold NaN"
+    count, labels = widths.pop(), table["label"].to_numpy(dtype=float)
+    strange = labels[(labels != np.floor(labels)) | (labels < 0) | (labels >= count)]
+    return f"the label {strange[0]:g}, of {count} classes numbered from 0" if len(strange) else None

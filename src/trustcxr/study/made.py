@@ -190,9 +190,13 @@ def _has_conditions(document: RunDocument, only: EvaluationRecipe) -> bool:
     return len(found) == len(asked) and all(one[:2] == other[:2] and one[2] in (0, other[2]) for one, other in pairs)
 
 
-def resamples_of(place: Path) -> int:
-    """Resamples behind the intervals of metrics.json: of a study's run as its recipe says, where that is known."""
-    found = of(place, folders.METRICS_FILE).get("resamples")
+def resamples_of(place: Path, *, as_noted: bool = False) -> int:
+    """Resamples behind the intervals of metrics.json: of a study's run as its recipe says, where that is known.
+
+    `as_noted`: also of a metrics.json that was changed since, to tell what in it was changed from what was not.
+    """
+    said = files.part(_noted(place), folders.METRICS_FILE)
+    found = (files.part(said, "with") if as_noted else of(place, folders.METRICS_FILE)).get("resamples")
     return found if isinstance(found, int) else RESAMPLES
 
 

@@ -1,29 +1,31 @@
 """Every figure of a study computed again from its tables, and held against what its documents and its page say."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import track
-from trustcxr.evaluation import drops, summary
-from trustcxr.evaluation.run import About
+from trustcxr.errors import UserError
+from trustcxr.explain.verdicts import SURVIVES
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import differences, documents, files, folders, tables
+from trustcxr.results import differences, documents, files, folders
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
-from trustcxr.results.tables import CLEAN
-from trustcxr.study import beside, comparison, finished, made, seeds
+from trustcxr.study import comparison, finished, planned, seeds
+from trustcxr.study.again import Tables
 from trustcxr.study.choice import ranked
-from trustcxr.study.films import validation_file
+from trustcxr.study.engines import failures
 
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
+# Of a run's document what comes from the films, from training.json, or from no table that is kept.
+_OF_NO_TABLE = ("version", "notes", "films", "training", "planted_shortcuts")
 # Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
 # results/statistics-before-after.md. Of such a study these are not held against what is computed today.
 _SINCE = re.compile(r"_ci\b|\bece(_scaled)?\b|\bmasking\b|\balarms\b|\bcomparisons\b")
@@ -59,20 +61,10 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     entries = _records(stored.get("runs"))
     again: dict[Path, RunDocument] = {}
     for said in track(entries, "computing every run again", len(entries)):
-        place = folder / "runs" / str(said.get("run"))
-        _training(found, said, place, old)
-        if finished.is_finished(place):
-            found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
-            again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
-            continue
-        run = _Tables.read(place)
-        if isinstance(run, str):
-            found.unchecked.append(run)
-            continue
-        again[run.folder] = run.document(recipe)
-        found.runs += 1
-        _hold(found, f"{folders.STUDY_RESULTS}: {said.get('run')}", said, _parts(again[run.folder]), old)
-        _own(found, run, again[run.folder], recipe, old)
+        with _telling(found):
+            _run(found, said, again, recipe, old)
+    with _telling(found):
+        _unsaid(found, stored, recipe)
     _whole(found, stored, recipe, again, old)
     if render is not None:
         _page(found, folder, render)
@@ -84,71 +76,55 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     return found
 
 
-@dataclass
-class _Tables:
-    """What a run's folder says of itself, and its tables."""
+def _run(
+    found: VerifiedDocument, said: Mapping[str, object], again: dict[Path, RunDocument], recipe: StudyRecipe, old: bool
+) -> None:
+    """One run of study.json, and its own files; what was computed of it is put into `again`."""
+    place = Path(found.folder) / "runs" / str(said.get("run"))
+    _training(found, said, place, old)
+    if finished.is_finished(place):
+        found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
+        again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
+        return
+    run = Tables.read(place)
+    if isinstance(run, str):
+        found.unchecked.append(run)
+        return
+    _weights(found, run)
+    document = run.computed(recipe)
+    again[place] = document
+    found.runs += 1
+    _hold(found, f"{folders.STUDY_RESULTS}: {said.get('run')}", said, _parts(document), old, run.behind())
+    _own(found, run, document, recipe, old)
 
-    folder: Path
-    place: Path
-    recipe: RunRecipe
-    classes: tuple[str, ...]
-    training: TrainingDocument = field(default_factory=TrainingDocument)
 
-    @classmethod
-    def read(cls, folder: Path, place: Path | None = None) -> "_Tables | str":
-        """The tables of a run, on its own films or those of `place`; why not, where they are not all there."""
-        place = place or folder
-        for path in (folder / folders.RUN_FILE, place / folders.PREDICTIONS_FILE):
-            if not path.is_file():
-                return f"{folder.name}: {path.name} is missing, so its figures cannot be computed"
-        content = files.read_yaml(folder / folders.RUN_FILE)
-        recipe = validate(RunRecipe, content.get("recipe") or {}, str(folder / folders.RUN_FILE))
-        names = content.get("classes")
-        training = documents.read_if_there(TrainingDocument, folder / folders.TRAINING_FILE) or TrainingDocument()
-        return cls(folder, place, recipe, tuple(map(str, names if isinstance(names, list) else ())), training)
+@contextmanager
+def _telling(found: VerifiedDocument) -> Iterator[None]:
+    """A file that nothing can be computed from is a difference: it is no longer what figures were computed from."""
+    try:
+        yield
+    except UserError as problem:
+        file, _, what = str(problem).removeprefix(f"{found.folder}/").partition(": ")
+        found.differences.append(Difference(file=file, key="the file", said="whole", computed=what))
 
-    @cached_property
-    def predictions(self) -> pd.DataFrame:
-        """All of predictions.parquet."""
-        return files.read_table(self.place / folders.PREDICTIONS_FILE)
 
-    def document(self, study: StudyRecipe | None) -> RunDocument:
-        """metrics.json as the tables give it; of a study what its recipe asks for, else all that they hold."""
-        table, resamples = self.predictions, made.resamples_of(self.place)
-        if study is not None:
-            table, resamples = tables.under(table, study.evaluation.conditions()), study.evaluation.bootstrap
-        document = summary.figures(
-            About.trained(self.recipe),
-            self.classes,
-            table,
-            validation=self._validation(),
-            resamples=resamples,
-            refit=self.recipe.training.refit,
-            training=self.training,
-            at_random=lambda: bool(self.said.masking and self.said.masking.at_random),
-        )
-        images = int((self.predictions["attack"] == CLEAN).sum())
-        radii, methods = (None, None) if study is None else (study.evaluation.radii(), study.explanation.methods)
-        beside.describe(document, self.place, images=images, resamples=resamples, radii=radii, methods=methods)
-        if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
-            internal = files.read_table(self.folder / folders.PREDICTIONS_FILE)
-            # What was measured of the run's own films since is no part of what was said of others then.
-            known = {(row.attack, row.epsilon, row.steps) for row in self.said.drop_from_internal}
-            found = drops.from_internal(internal, table)
-            document.drop_from_internal = [row for row in found if (row.attack, row.epsilon, row.steps) in known]
-        return document
-
-    @cached_property
-    def said(self) -> RunDocument:
-        """metrics.json as it stands; empty where it is not there."""
-        return documents.read_if_there(RunDocument, self.place / folders.METRICS_FILE) or RunDocument()
-
-    def _validation(self) -> pd.DataFrame | None:
-        path = validation_file(self.folder, self.place)
-        if not path.is_file():
-            return None
-        table = files.read_table(path)
-        return None if set(table["sample_id"]) == set(self.predictions["sample_id"]) else table
+def _unsaid(found: VerifiedDocument, stored: Mapping[str, object], recipe: StudyRecipe) -> None:
+    """Runs of the recipe that are finished here, and that study.json does not have; what it has twice, or invented."""
+    folder, runs = Path(found.folder), planned.runs(recipe, Path(found.folder))
+    said = Counter(str(run.get("run")) for run in _records(stored.get("runs")))
+    wanted = {run.name for run in (*runs.certain, *runs.open)}
+    for name, times in said.items():
+        if times > 1 or (name not in wanted and not (folder / "runs" / name).is_dir()):
+            what = {"said": f"there {times} times" if times > 1 else "there"}
+            what["computed"] = "once" if name in wanted else "no such run"
+            found.differences.append(Difference(file=folders.STUDY_RESULTS, key=f"runs[{name}]", **what))
+    failed = {str(run.get("run")) for run in _records(stored.get("failures"))}
+    for name in [run.name for run in runs.certain if run.name not in said]:
+        place = folder / "runs" / name
+        known = name in failed and failures.reason(place) is not None
+        if (place / folders.METRICS_FILE).is_file() and not known:
+            computed = f"finished in {_within(found, place)}"
+            found.differences.append(Difference(file=folders.STUDY_RESULTS, key=f"runs[{name}]", computed=computed))
 
 
 def _parts(document: RunDocument) -> Mapping[str, object]:
@@ -167,23 +143,82 @@ def _records(content: object) -> list[dict[str, object]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
-def _hold(found: VerifiedDocument, file: str, said: object, computed: object, old: bool) -> None:
-    """Add what differs between a part of a file and what was computed."""
+def _hold(
+    found: VerifiedDocument,
+    file: str,
+    said: object,
+    computed: object,
+    old: bool,
+    behind: Mapping[str, Path] | None = None,
+) -> None:
+    """Add what differs between a part of a file and what was computed.
+
+    `behind`, of all of a run's document: the table that each part is of; what is said and was not computed is no figure
+    of a table.
+    """
     said = said | {"alarms": _alarms(said.get("alarms"))} if isinstance(said, dict) and "alarms" in said else said
+    differing = list[differences.Found]()
+    if behind is not None and isinstance(said, dict) and isinstance(computed, dict):
+        said, computed = _with_tables(found, file, said, computed, behind)
+        differing += differences.unbacked(said, computed)
     found.files += ": " not in file  # each run's part of study.json is held for itself, and the file is one
     found.figures += differences.figures(computed, but=_SINCE if old else None)
-    for key, is_said, is_computed in differences.between(said, computed):
+    # 0.1 replaced a table where a run was evaluated again.
+    replaced = {key for key, _, _ in differing if not _SINCE.search(key)}
+    for key, is_said, is_computed in (*differences.between(said, computed), *differing):
         if is_said is None and _LATER.search(key):
             continue
         if not old:
             found.differences.append(Difference(file=file, key=key, said=is_said, computed=is_computed))
-        elif key.endswith(differences.HOW_MANY):  # 0.1 replaced a table where a run was evaluated again
-            found.unchecked.append(f"{file}: {key}: {is_said}, of which its tables now hold {is_computed}")
+        elif (
+            key.endswith(differences.HOW_MANY) or key in replaced
+        ):  # 0.1 replaced a table where a run was evaluated again
+            found.unchecked.append(f"{file}: {key}: {is_said}, of which its tables now hold {is_computed or 0}")
         elif not _SINCE.search(key) and is_said is not None:
             found.differences.append(Difference(file=file, key=key, said=is_said, computed=is_computed))
 
 
-def _own(found: VerifiedDocument, run: _Tables, of_study: RunDocument, recipe: StudyRecipe, old: bool) -> None:
+def _with_tables(
+    found: VerifiedDocument,
+    file: str,
+    said: Mapping[str, object],
+    computed: Mapping[str, object],
+    behind: Mapping[str, Path],
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What is said of a run and what was computed, without the parts whose table is gone: these are named."""
+    gone = {part: path for part, path in behind.items() if said.get(part) and not path.is_file()}
+    for part, path in gone.items():
+        count = differences.figures(said[part])
+        found.unchecked.append(f"{file}: {part}: {_within(found, path)} is missing, so {count} figures were not held")
+    if said.get("planted_shortcuts"):
+        found.unchecked.append(f"{file}: planted_shortcuts: of films that were rendered anew, and of no table")
+    left_out = {*gone, *_OF_NO_TABLE}
+    return _without(said, left_out), _without(computed, left_out)
+
+
+def _without(document: Mapping[str, object], parts: Collection[str]) -> dict[str, object]:
+    kept = {key: value for key, value in document.items() if key not in parts}
+    if "saliency" in parts and "alarms" in kept:
+        kept["alarms"] = [alarm for alarm in _records(kept["alarms"]) if alarm.get("kind") != SURVIVES]
+    return kept
+
+
+def _weights(found: VerifiedDocument, run: Tables) -> None:
+    """The weights that the tables are of, and the classes in their order, against the checksums in run.yaml."""
+    path, content = run.folder / folders.WEIGHTS_FILE, files.read_yaml(run.folder / folders.RUN_FILE)
+    if not (said := files.part(content, "checksums")) and run.training.version is None:
+        return  # of 0.1, which kept none
+    if not path.is_file():
+        found.unchecked.append(f"{_within(found, path)} is missing, so that it is what was trained was not held")
+        return
+    for name, computed in folders.checksums(run.folder, content.get("classes")).items():
+        if said.get(name) != computed:
+            place = path if name == path.name else run.folder / folders.RUN_FILE
+            differing = {"key": f"checksum of {name}", "said": said.get(name), "computed": computed}
+            found.differences.append(Difference(file=_within(found, place), **differing))
+
+
+def _own(found: VerifiedDocument, run: Tables, of_study: RunDocument, recipe: StudyRecipe, old: bool) -> None:
     """A run's own files: metrics.json, its training.json, its results on other data."""
     path = run.folder / folders.METRICS_FILE
     if not path.is_file():
@@ -191,15 +226,23 @@ def _own(found: VerifiedDocument, run: _Tables, of_study: RunDocument, recipe: S
     else:
         asked = sorted((name, severity or epsilon) for name, epsilon, _, severity in recipe.evaluation.conditions())
         whole = _conditions(run.said) == asked and set(run.said.saliency) <= set(of_study.saliency)
-        document = of_study if whole else run.document(None)
-        _hold(found, _within(found, path), files.read_document(path), _parts(document), old)
-    _trained(found, run, old)
+        document = of_study if whole else run.computed(None)
+        _hold(found, _within(found, path), files.read_document(path), _parts(document), old, run.behind())
+    with _telling(found):
+        _trained(found, run, old)
     for place in sorted(run.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
-        elsewhere = _Tables.read(run.folder, place.parent)
-        if isinstance(elsewhere, str):
-            found.unchecked.append(f"{_within(found, place)}: {elsewhere}")
-        else:
-            _hold(found, _within(found, place), files.read_document(place), _parts(elsewhere.document(None)), old)
+        with _telling(found):
+            _elsewhere(found, run, place, old)
+
+
+def _elsewhere(found: VerifiedDocument, run: Tables, path: Path, old: bool) -> None:
+    """The metrics.json of a run on other data."""
+    elsewhere = Tables.read(run.folder, path.parent)
+    if isinstance(elsewhere, str):
+        found.unchecked.append(f"{_within(found, path)}: {elsewhere}")
+        return
+    said = files.read_document(path)
+    _hold(found, _within(found, path), said, _parts(elsewhere.computed(None)), old, elsewhere.behind())
 
 
 def _conditions(document: RunDocument) -> list[tuple[str, float]]:
@@ -221,16 +264,31 @@ def _training(found: VerifiedDocument, said: Mapping[str, object], run: Path, ol
         _hold(found, f"{folders.STUDY_RESULTS}: {run.name}", said, computed, old)
 
 
-def _trained(found: VerifiedDocument, run: _Tables, old: bool) -> None:
+def _trained(found: VerifiedDocument, run: Tables, old: bool) -> None:
     """training.json against history.csv: how many epochs, and what the kept one had."""
     history, path = run.folder / folders.HISTORY_FILE, run.folder / folders.TRAINING_FILE
     if not (history.is_file() and path.is_file()) or run.training.refit is not None:
         return
-    table, best = files.read_table(history), run.training.best_epoch
+    monitor, best = run.training.monitor, run.training.best_epoch
+    table = _history(history, monitor)
     computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
-    if best is not None and run.training.monitor in table and best < len(table):
-        computed["best_value"] = float(table[run.training.monitor].iloc[best])
+    if best is not None and not 0 <= best < len(table):
+        computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
+    elif best is not None and monitor in table:
+        computed["best_value"] = float(table[monitor].iloc[best])
     _hold(found, _within(found, path), files.read_document(path), computed, old)
+
+
+def _history(path: Path, monitor: str) -> pd.DataFrame:
+    """history.csv; UserError where it is damaged: no command but the training itself writes it."""
+    why = "not readable as a table"
+    with suppress(UserError):
+        table = files.read_table(path)
+        strange = [n for n in ("seconds", monitor) if n in table and not pd.api.types.is_numeric_dtype(table[n])]
+        if len(table) and "seconds" in table and not strange:
+            return table
+        why = "no epochs in it" if table.empty else f"no numbers in {strange[0]}" if strange else "no column seconds"
+    raise UserError(f"{path}: damaged: {why}; restore it: no command makes it again but a training from the beginning")
 
 
 def _whole(
@@ -241,17 +299,50 @@ def _whole(
     old: bool,
 ) -> None:
     """What study.json says of all runs together: comparisons, spread over seeds, alarms, the choice."""
+    said = {str(run.get("run")): run for run in _records(stored.get("runs"))}
+    names = {place.name for place in again}
+    if unread := [name for name in said if name not in names]:
+        found.unchecked.append(
+            f"{folders.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms, which are of all runs "
+            f"together: of {', '.join(unread)} there is nothing to compute them from"
+        )
+        return
     alarms = [alarm.model_copy(update={"run": run.run}) for run in again.values() for alarm in run.alarms]
     with_tables = {place: document for place, document in again.items() if not finished.is_finished(place)}
     computed: dict[str, object] = {
         "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap, asked=recipe),
         "alarms": [alarm for alarm in alarms if alarm.kind not in _NOT_OF_TABLES],
     }
-    if len(recipe.seeds) > 1:
+    if len(recipe.seeds) > 1 or stored.get("over_seeds"):
         computed["over_seeds"] = seeds.over_seeds(list(again.values()))
     if (ranking := _ranking(found, recipe, again)) is not None:
         computed["selection"] = {"ranking": ranking}
-    _hold(found, folders.STUDY_RESULTS, dict(stored), differences.plain(computed), old)
+    lost = [place.name for place in with_tables if _lost_maps(place, said[place.name])]
+    plain, whole = differences.plain(computed), dict(stored)
+    if lost and isinstance(plain, dict):
+        found.unchecked.append(
+            f"{folders.STUDY_RESULTS}: comparisons and spread over seeds of maps: {folders.SALIENCY_FILE} of "
+            f"{', '.join(lost)} is missing"
+        )
+        plain, whole = _without_maps(plain), _without_maps(whole)
+    _hold(found, folders.STUDY_RESULTS, whole, plain, old)
+
+
+def _lost_maps(place: Path, said: Mapping[str, object]) -> bool:
+    return bool(said.get("saliency")) and not (place / folders.SALIENCY_FILE).is_file()
+
+
+def _without_maps(document: Mapping[str, object]) -> dict[str, object]:
+    """What is said of all runs together, but for what is of maps."""
+    kept = _without(document, ("saliency",))
+    if "comparisons" in kept:
+        kept["comparisons"] = [row for row in _records(kept["comparisons"]) if not row.get("method")]
+    if "over_seeds" in kept:
+        kept["over_seeds"] = [
+            part | {"figures": [row for row in _records(part.get("figures")) if not row.get("method")]}
+            for part in _records(kept["over_seeds"])
+        ]
+    return kept
 
 
 def _ranking(
