@@ -45,6 +45,10 @@ def test_the_table_of_another_model_is_refused(made: Path, tmp_path: Path) -> No
         assert "audit.json beside it says 1; audit the model again, into a new folder" in said
 
 
+def half(table: pd.DataFrame) -> list[str]:
+    return sorted(set(table["sample_id"]))[::2]
+
+
 def logits(value: object) -> Change:
     return lambda table: table.assign(logits=[value] * len(table))
 
@@ -52,24 +56,29 @@ def logits(value: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table[::2], "it has 18 rows of clean images, where audit.json beside it says 36"),
-        (lambda table: table[:0], "it has 0 rows of clean images, where audit.json beside it says 36"),
-        (lambda table: pd.concat([table, table]), "it has 72 rows of clean images, where audit.json beside it says 36"),
+        (
+            lambda table: table[table["sample_id"].isin(half(table))],
+            "it has 18 rows of clean images, where audit",
+        ),
+        (lambda table: table[:0], "damaged: no rows; restore it"),
+        (lambda table: pd.concat([table, table]), "rows there twice, of one film under one condition; restore it"),
         (
             lambda table: pd.concat([table, table[table["attack"] == "fgsm"]]),
-            "damaged: it has a film twice under one condition",
+            "rows there twice, of one film under one condition; restore it",
         ),
-        (lambda table: table.drop(columns="label"), "damaged: no column label"),
-        (lambda table: table.drop(columns="attack"), "damaged: no column attack"),
-        (lambda table: table.assign(label=None), "damaged: not a label and a row of logits in each row"),
-        (logits([]), "damaged: not a label and a row of logits in each row"),
-        (logits(1.0), "damaged: not a label and a row of logits in each row"),
-        (logits("x"), "damaged: not a label and a row of logits in each row"),
+        (lambda table: table.drop(columns="label"), "damaged: no column label; restore it"),
+        (lambda table: table.drop(columns="attack"), "damaged: no column attack; restore it"),
+        (lambda table: table.assign(label=None), "damaged: rows without label; restore it"),
+        (logits([]), "damaged: 0 logits in a row; expected 3 in each row"),
+        (logits(1.0), "damaged: 1 logits in a row; expected 3 in each row"),
+        (logits("x"), "damaged: 1 logits in a row; expected 3 in each row"),
     ],
 )
 def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, change: Change, words: str) -> None:
     damaged = changed(made / "good", tmp_path / "damaged", change)
-    assert f"{damaged / TABLE}: {words}; audit the model again" in complaint("compare", made / "good", damaged)
+    said = complaint("compare", made / "good", damaged)
+    assert f"{damaged / TABLE}: " in said
+    assert words in said
 
 
 def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_what_nobody_measured_is_not_guessed(begun: Path) -> None:
     assert ROBUST in found.unmeasured
     said = " ".join(run("status", begun).stdout.split())
     assert "time left: not known" in said
-    assert f"it is with `trustcxr study RECIPE --data PATH --dry-run --out {begun}`" in said
+    assert f"; `trustcxr study RECIPE --data PATH --dry-run --out {begun}` measures it" in said
 
 
 def test_nothing_is_cut_off_in_a_terminal_of_80_columns() -> None:

@@ -24,12 +24,12 @@ def _run_there(run: Path) -> Path:
 
 def is_given(model: str) -> bool:
     """Whether this is a file or code, as `trustcxr audit` takes them, and no run; UserError where nothing is there."""
-    path, described = Path(model), Path(model).suffix in (".yaml", ".yml")
+    from trustcxr.results import folders
+
+    path, described = Path(model), Path(model).suffix in folders.MODEL_FILES
     if is_address(model) or path.is_dir() or not (path.exists() or described or ":" in model):
         _run_there(path)
         return False
-    from trustcxr.results import folders
-
     folders.check_model(model)
     return True
 

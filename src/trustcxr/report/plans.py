@@ -74,7 +74,7 @@ def _left(plan: StudyPlan) -> Iterator[str]:
         yield (
             f"time left: not known: a step of {some} was not measured here"
             + (f" ({duration(known)} of those that were)" if known else "")
-            + f"; it is with `trustcxr study RECIPE --data PATH --dry-run --out {as_typed(plan.folder or 'FOLDER')}`"
+            + f"; `trustcxr study RECIPE --data PATH --dry-run --out {as_typed(plan.folder or 'FOLDER')}` measures it"
         )
         return
     at_once = max(plan.at_once, 1)

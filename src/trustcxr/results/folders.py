@@ -19,6 +19,7 @@ FAMILIARITY_FILE = "familiarity.safetensors"  # what the training films are like
 LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
 METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
 AUDIT_FILE = "audit.json"  # what was found out about a given model
+MODEL_FILES = (".yaml", ".yml")  # endings of what names a model to examine, and says what it wants
 AIMED_FILE = "aimed.parquet"  # of an audit: predictions under attacks on the threshold of one class each
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
 VALIDATED_FILE = "validation.json"  # of a run that was finished elsewhere: its figures on the validation images
@@ -155,7 +156,7 @@ def check_model(model: str | Path) -> None:
     path = Path(model)
     if path.is_dir():
         check_run(path)
-    elif path.suffix in (".yaml", ".yml") and not path.exists():
+    elif path.suffix in MODEL_FILES and not path.exists():
         raise UserError(f"{model}: no such model file")
     elif not (path.exists() or path.suffix or ":" in str(model)):
         raise UserError(f"{model}: no such run folder, model file or model")

@@ -26,7 +26,6 @@ from trustcxr.study.audited import Audit, about, is_another, refuse_held
 from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
-_MODEL_FILES = (".yaml", ".yml")
 _WRITTEN = (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE, "report.*", "model_card.md")
 
 
@@ -105,8 +104,8 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
         # Beside the model, of which it says the name alone.
         place = as_typed(path.with_name("model.yaml") if path.exists() else "model.yaml")
         raise UserError(f"{model}: say what it wants and answers: trustcxr audit {as_typed(model)} --init > {place}")
-    if path.is_file() and path.suffix not in _MODEL_FILES:
-        raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*_MODEL_FILES, *kinds))}")
+    if path.is_file() and path.suffix not in folders.MODEL_FILES:
+        raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*folders.MODEL_FILES, *kinds))}")
     return load_model(model, trust_code=trust_code)
 
 
@@ -130,7 +129,7 @@ def _refuse_another(out: Path, subject: Subject, exam: ExamRecipe) -> None:
 def _is_bare(model: str) -> bool:
     """Whether this is a model itself, a file or module:function, and not the model file that describes it."""
     suffix = Path(model).suffix
-    code = ":" in model and suffix not in _MODEL_FILES and not Path(model).exists()
+    code = ":" in model and suffix not in folders.MODEL_FILES and not Path(model).exists()
     return code or suffix in (*SUFFIXES, *TABLES)
 
 

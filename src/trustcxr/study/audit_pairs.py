@@ -8,7 +8,7 @@ from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
-from trustcxr.results.tables import CLEAN, conditions_of, right
+from trustcxr.results.tables import CLEAN, refuse_damaged, right
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import Key, figures
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROUNDING = 1e-9  # of a radius
-_NEEDED = ("sample_id", "group", "label", "attack", "epsilon", "logits")
 _AGAIN = "audit the model again, into a new folder"
 
 
@@ -156,20 +155,14 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
 
 def _refuse_another_table(document: AuditDocument, path: Path) -> None:
     """UserError where a table of predictions is damaged, or not the one that the figures beside it are of."""
-    table = files.read_table(path)
-    if lacking := [name for name in _NEEDED if name not in table]:
-        raise UserError(f"{path}: damaged: no column {lacking[0]}; {_AGAIN}")
-    clean, said = (table["attack"] == CLEAN).to_numpy(), document.clean
-    if not (count := int(clean.sum())) or said.n not in (None, count):
-        wanted = "" if said.n is None else f", where {folders.AUDIT_FILE} beside it says {said.n}"
-        raise UserError(f"{path}: it has {count} rows of clean images{wanted}; {_AGAIN}")
-    try:
-        conditions, answered = conditions_of(table), right(table)
-    except (TypeError, ValueError):  # no numbers, or rows of several lengths
-        raise UserError(f"{path}: damaged: not a label and a row of logits in each row; {_AGAIN}") from None
-    if len(set(zip(table["sample_id"], conditions, strict=True))) < len(table):
-        raise UserError(f"{path}: damaged: it has a film twice under one condition; {_AGAIN}")
-    share, other = float(answered[clean].mean()), said.accuracy.value
+    table, said = files.read_table(path), document.clean
+    refuse_damaged(table, path, None if document.findings else len(document.classes))
+    clean = table[table["attack"] == CLEAN]
+    if said.n not in (None, count := len(clean)):
+        raise UserError(
+            f"{path}: it has {count} rows of clean images, where {folders.AUDIT_FILE} beside it says {said.n}; {_AGAIN}"
+        )
+    share, other = float(right(clean).mean()), said.accuracy.value
     if other is not None and abs(share - other) * count > 0.5:
         raise UserError(
             f"{path}: of another audit: {share:.4g} of its clean images are answered rightly, where "

@@ -45,6 +45,7 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     """
     folder = folders.check_study(study)
     stored = files.read_document(folder / folders.STUDY_RESULTS)
+    documents.refuse_later(stored, folder / folders.STUDY_RESULTS)
     found = VerifiedDocument(
         study=str(stored.get("study", "")),
         folder=str(folder),
@@ -163,16 +164,14 @@ def _hold(
         differing += differences.unbacked(said, computed)
     found.files += ": " not in file  # each run's part of study.json is held for itself, and the file is one
     found.figures += differences.figures(computed, but=_SINCE if old else None)
-    # 0.1 replaced a table where a run was evaluated again.
+    # 0.1 replaced a table where a run was evaluated again: more is said than its tables hold.
     replaced = {key for key, _, _ in differing if not _SINCE.search(key)}
     for key, is_said, is_computed in (*differences.between(said, computed), *differing):
         if is_said is None and _LATER.search(key):
             continue
         if not old:
             found.differences.append(Difference(file=file, key=key, said=is_said, computed=is_computed))
-        elif (
-            key.endswith(differences.HOW_MANY) or key in replaced
-        ):  # 0.1 replaced a table where a run was evaluated again
+        elif key.endswith(differences.HOW_MANY) or key in replaced:
             found.unchecked.append(f"{file}: {key}: {is_said}, of which its tables now hold {is_computed or 0}")
         elif not _SINCE.search(key) and is_said is not None:
             found.differences.append(Difference(file=file, key=key, said=is_said, computed=is_computed))

@@ -108,7 +108,7 @@ def load(
     A module is not copied: it is itself put into evaluation mode and onto that device.
     Raises UserError, in one line, for whatever cannot be loaded; nothing that was not trusted is run.
     """
-    if isinstance(model, str | Path) and Path(model).suffix in (".yaml", ".yml"):
+    if isinstance(model, str | Path) and Path(model).suffix in folders.MODEL_FILES:
         if classes is not None or thresholds is not None or timm or taken or output != "logits":
             raise UserError(f"{model}: a model file says all this itself; change it there")
         declared = read_model_file(Path(model))
