@@ -205,8 +205,8 @@ def certify(
     refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.proofs import effort
-    from trustcxr.report.tables.certified import BAR
-    from trustcxr.report.terminal import certified_rows
+    from trustcxr.report.study_folder import Run
+    from trustcxr.report.tables.certified import proved
     from trustcxr.study import run_folder
 
     document, folder = run_folder.certify(
@@ -220,9 +220,8 @@ def certify(
     )
     if json:
         return print_json(document)
-    count = document.certified[0].n
-    report.print_rows(f"{document.run} on {document.split} ({count} images): proved", certified_rows(document))
-    print(f"From proof to attack: {BAR}")
+    if table := proved([Run(document, folder, [])]):
+        report.print_table(table)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")
@@ -292,14 +291,16 @@ def explain(
 def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
-    from trustcxr.report.terminal import lesion_rows, saliency_remarks, saliency_rows
+    from trustcxr.report.study_folder import Run
+    from trustcxr.report.tables.lesions import effects
+    from trustcxr.report.terminal import saliency_remarks, saliency_rows
 
     for name, part in document.saliency.items():
         report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
         for line in saliency_remarks(part):
             print(f"  {line}")
-    for title, rows in lesion_rows(document).items():
-        report.print_rows(title, rows)
+    if document.lesions:
+        report.print_table(effects([Run(document, folder, [])]))
     for alarm in document.alarms:
         if alarm.kind != SURVIVES:  # said above, of each map
             print(f"ALARM: {alarm.text}")

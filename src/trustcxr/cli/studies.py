@@ -187,8 +187,9 @@ def verify(
 @studies_app.command(epilog="Example: trustcxr report out/quick")
 def report(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of one tested run.")],
-    tables: Annotated[bool, typer.Option("--tables", help="Also its tables as CSV and LaTeX: report-tables/.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Also the tables as Markdown and CSV.")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Also its tables as CSV, LaTeX and Markdown: report-tables/.")
+    ] = False,
 ) -> None:
     """Write the HTML page of a study again from its tables, or that of a single run."""
     from trustcxr import report
@@ -197,12 +198,6 @@ def report(
     print(page)
     if tables:
         print(page.with_name("report-tables"))
-    if markdown:
-        from trustcxr.report import markdown as pages
-        from trustcxr.study import comparison
-
-        for path in pages.write(study, beyond=comparison.beyond_activations(study)):
-            print(path)
 
 
 @studies_app.command(epilog="Example: trustcxr figures out/quick --format pdf --width single")
@@ -212,7 +207,7 @@ def figures(
     width: Annotated[str, typer.Option(help="single (89 mm) or double (183 mm): columns of a journal.")] = "single",
     out: Annotated[Path | None, typer.Option(help="Folder for them; STUDY/figures unless said.")] = None,
 ) -> None:
-    """Every figure of the report as a file for a paper, and beside them its tables as CSV and LaTeX."""
+    """Every figure of the report as a file for a paper, and beside them its tables as CSV, LaTeX and Markdown."""
     from trustcxr.report import paper
 
     for path in paper.write(study, kind=kind, width=width, out=out):
@@ -266,17 +261,10 @@ def _say_how_it_ended(document: "StudyDocument", page: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
-    from trustcxr.report import terminal
-    from trustcxr.report.tables.certified import BAR
     from trustcxr.study import protocol
 
     console = Console()
-    console.print(report.leaderboard(document))
-    if rows := report.over_seeds(document):
-        report.print_rows("Over seeds: mean ± standard deviation", rows)
-    if proved := terminal.proved_rows(document):
-        report.print_rows("Proved, beside the lowest accuracy that an attack leaves", proved)
-        print(f"From proof to attack: {BAR}")
+    report.print_study(document)
     for alarm in document.alarms:
         console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
     for failure in document.failures:
