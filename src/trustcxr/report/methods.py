@@ -305,7 +305,7 @@ def _machine(study: StudyDocument, runs: list[Run]) -> str:
     where = ", ".join(part for part in on if part)
     text += f", on {where}" if text and where else where
     text += f"; {words.seconds(study.seconds)} in all" if text and study.seconds else ""
-    others = stretches.elsewhere([run.folder for run in runs], dict(hardware.items()), study.source)
+    others = stretches.elsewhere([run.folder for run in runs], hardware.plain(), study.source)
     told = ", ".join(f"{name} {said}" for name, said in others.items())
     text += f"; that is the last start, and runs were trained {told}" if text and told else ""
     return f"{text}." if text else ""

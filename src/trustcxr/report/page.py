@@ -144,7 +144,7 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
     """Title, notice, summary and alarms."""
     study, findings = found.study, alarms.find(found, runs)
     made = [
-        f"Study “{study.study if 'study' in study else found.path.name}”",
+        f"Study “{study.study if 'study' in study.model_fields_set else found.path.name}”",
         f"created {study.created[:16].replace('T', ' ')}" if study.created else "",
         f"TrustCXR {study.trustcxr}" if study.trustcxr else "",
     ]
@@ -284,7 +284,7 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
-    found = stretches.elsewhere([run.folder for run in runs], dict(study.hardware.items()), study.source)
+    found = stretches.elsewhere([run.folder for run in runs], study.hardware.plain(), study.source)
     yield from ((f"Runs were trained {name}", said) for name, said in found.items())
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))
@@ -312,7 +312,8 @@ def _data_line(data: DataDescription) -> str:
 
 
 def _facts(document: Document | Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in document.items()]
+    content = document.plain() if isinstance(document, Document) else document
+    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in content.items()]
 
 
 def _fact(value: object) -> str:

@@ -11,7 +11,6 @@ from trustcxr.catalogue import ATTACKED, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report import words
 from trustcxr.results import documents, files, folders
-from trustcxr.results.alarms import judged
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     AttackResult,
@@ -23,7 +22,6 @@ from trustcxr.results.documents import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.results.flat import understood
 from trustcxr.results.tables import CLEAN
 
 if TYPE_CHECKING:
@@ -37,20 +35,13 @@ Steps = int | None | Literal["any"]
 
 @dataclass
 class Run:
-    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for.
-
-    A document that another judge of gradients wrote (version 0.1) is judged anew, by the one there is; figures that
-    an earlier version has of a map of one cell are left out.
-    """
+    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for."""
 
     metrics: RunDocument
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
     qualifier: str = ""  # label, background and seed, where they tell two runs apart
-
-    def __post_init__(self) -> None:
-        self.metrics = _of_maps(judged(self.metrics))
 
     def alarmed(self, kind: str) -> bool:
         """Whether it has an alarm of this kind."""
@@ -160,7 +151,7 @@ class Run:
             name = file.parent.name
             document = self._read(f"evaluations/{name}/{file.name}", lambda path: documents.read(RunDocument, path))
             if document is not None:
-                found[name] = _of_maps(document)
+                found[name] = document
         return found
 
     def predictions(self) -> "pd.DataFrame | None":
@@ -198,12 +189,6 @@ def least(entries: Sequence[_A]) -> _A | None:
     return min(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def _of_maps(document: RunDocument) -> RunDocument:
-    return document.model_copy(
-        update={"saliency": {method: part.of_a_map() for method, part in document.saliency.items()}}
-    )
-
-
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":
     import numpy as np
 
@@ -227,21 +212,14 @@ def read(path: Path) -> StudyFolder:
     if (path / folders.RUN_FILE).is_file() and not (path / folders.STUDY_RESULTS).is_file():
         return _of_one_run(path)
     source = folders.check_study(path) / folders.STUDY_RESULTS
-    content = files.read_json(source)
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: not the document of a study: run the study again to write it")
     notes: list[str] = []
-    documents.refuse_later(content, source)
-    study, lost = understood(StudyDocument, content)
-    _note_lost(source.name, lost, notes)
+    study = documents.read(StudyDocument, source)
     on_disk: dict[str, RunDocument] = {}
     for file in sorted(path.glob(f"runs/*/{folders.METRICS_FILE}")):
         try:
-            on_disk[file.parent.name], lost = understood(RunDocument, files.read_document(file))
+            on_disk[file.parent.name] = documents.read(RunDocument, file)
         except UserError:
             notes.append(f"{file.parent.name}/{file.name} could not be read.")
-        else:
-            _note_lost(f"{file.parent.name}/{file.name}", lost, notes)
     return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes, _check(path, notes))
 
 
@@ -260,10 +238,7 @@ def _of_one_run(path: Path) -> StudyFolder:
         command = f"trustcxr evaluate {as_typed(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
     notes: list[str] = []
-    content = files.read_document(source)
-    documents.refuse_later(content, source)
-    document, lost = understood(RunDocument, content)
-    _note_lost(source.name, lost, notes)
+    document = documents.read(RunDocument, source)
     if (path / folders.TRAINING_FILE).is_file():
         document.training = documents.read(TrainingDocument, path / folders.TRAINING_FILE)
     name = document.run or path.name
@@ -286,11 +261,6 @@ def _made_by(run_file: Path, notes: list[str]) -> str:
     return str(files.part(content, "versions").get("trustcxr") or "")
 
 
-def _note_lost(name: str, lost: list[str], notes: list[str]) -> None:
-    if lost:
-        notes.append(f"{name}: not understood and left out: {words.listed(lost)}.")
-
-
 def _runs(path: Path, study: StudyDocument, on_disk: dict[str, RunDocument], notes: list[str]) -> list[Run]:
     runs = []
     for document in study.runs:
@@ -299,7 +269,7 @@ def _runs(path: Path, study: StudyDocument, on_disk: dict[str, RunDocument], not
         stored = on_disk.pop(folder_name, RunDocument())
         _note_disagreement(folder_name, document, stored, notes)
         runs.append(Run(document.over(stored), path / "runs" / folder_name, notes))
-    if "runs" not in study:
+    if "runs" not in study.model_fields_set:
         runs = [Run(document, path / "runs" / name, notes) for name, document in on_disk.items()]
     elif on_disk:
         notes.append(f"not in study.json and not shown: {words.listed(on_disk)}.")
