@@ -69,7 +69,10 @@ def _row(
 
 def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     """Every comparison, one a row, its keys as they stand in study.json."""
-    rows: list[Mapping[str, object]] = [row.plain() for row in comparisons]
+    rows: list[Mapping[str, object]] = [
+        row.plain() | {"difference": row.difference.value, "difference_ci": list(row.difference.ci or ())}
+        for row in comparisons
+    ]
     head = list(dict.fromkeys(key for row in rows for key in row))
     return _write(path, head, ([row.get(key) for key in head] for row in rows))
 
