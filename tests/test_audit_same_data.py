@@ -312,7 +312,8 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     assert settled(first, other)
     assert settled(other, first)
     content = files.read_json(other / "audit.json")
-    by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "accuracy": 0.0, "found_alone": 1, "missed": 0}
+    by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "found_alone": 1, "missed": 0}
+    by["accuracy"] = {"value": 0.0}
     files.write_json(other / "audit.json", content | {"handed_in": [by]})
     assert not settled(first, other), "the one attacked with less leads"
     assert not settled(other, first)

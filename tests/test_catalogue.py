@@ -179,10 +179,10 @@ folder = make_study(
 )
 document = json.loads((folder / "study.json").read_text())
 document["data"]["layout"] = "toylayout"
-toy = {"infection_toy": 0.25, "infection_toy_ci": [0.2, 0.3], "infection_toy_chance": 0.125}
+toy = {"infection_toy": {"value": 0.25, "ci": [0.2, 0.3], "chance": 0.125}}
 for run in document["runs"]:
     run["saliency"] = {"toycam@-2": run["saliency"]["gradcam"] | toy}
-row = {"difference": 0.0625, "difference_ci": [0.05, 0.07], "standard": 0.25, "robust": 0.3125, "n": 20}
+row = {"difference": {"value": 0.0625, "ci": [0.05, 0.07]}, "standard": 0.25, "robust": 0.3125, "n": 20}
 row |= {"model": "ResNet18", "defence": "toydefence", "measure": "infection_toy", "method": "toycam@-2"}
 document["comparisons"].append(row)
 (folder / "study.json").write_text(json.dumps(document))

@@ -60,10 +60,10 @@ def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
     for entry in document["certified"]:
         rows = table[table["epsilon"] == entry["epsilon"]]
         assert entry["n"] == len(rows) == rows["sample_id"].nunique() == 24
-        assert entry["accuracy"] == pytest.approx(rows["certified"].mean())
-        assert entry["accuracy_ci"][0] <= entry["accuracy"] <= entry["accuracy_ci"][1]
+        assert entry["accuracy"]["value"] == pytest.approx(rows["certified"].mean())
+        assert entry["accuracy"]["ci"][0] <= entry["accuracy"]["value"] <= entry["accuracy"]["ci"][1]
         for attack in (a for a in document["attacks"] if a["epsilon"] == entry["epsilon"]):
-            assert entry["accuracy"] <= attack["accuracy"] <= document["clean"]["accuracy"]
+            assert entry["accuracy"]["value"] <= attack["accuracy"]["value"] <= document["clean"]["accuracy"]["value"]
     assert (table["certified"] <= table["proved"]).all()
     assert table["proved"].any()
 
@@ -93,9 +93,9 @@ def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
     done = RUNNER.invoke(app, ["certify", str(other), "--data", str(films), "--epsilon", "0.02"])
     assert done.exit_code == 0, done.output
     document = files.read_json(other / "metrics.json")
-    attacked = {(a["attack"], a["epsilon"]): a["accuracy"] for a in document["attacks"]}
+    attacked = {(a["attack"], a["epsilon"]): a["accuracy"]["value"] for a in document["attacks"]}
     (entry,) = document["certified"]
-    assert entry["accuracy"] <= attacked["worst-case", 0.02]
+    assert entry["accuracy"]["value"] <= attacked["worst-case", 0.02]
     assert set(attacked) >= {("fgsm", 0.02), ("pgd", 0.02)}, "what was measured before stays"
     before = (other / "predictions.parquet").read_bytes()
     run_folder.certify(other, films, epsilons=[0.02])
@@ -177,16 +177,16 @@ def test_the_document_can_be_printed_as_json(run: Path, films: Path) -> None:
     typed = ["certify", str(run), "--data", str(films), "--epsilon", "0.01", "--method", "ibp", "--json"]
     done = RUNNER.invoke(app, typed)
     assert done.exit_code == 0, done.output
-    assert 0 <= json.loads(done.stdout)["certified"][-1]["accuracy"] <= 1
+    assert 0 <= json.loads(done.stdout)["certified"][-1]["accuracy"]["value"] <= 1
 
 
 def test_an_answer_is_certified_only_where_it_is_right_and_proved() -> None:
     rows = {"group": list("aabb"), "label": [0, 0, 1, 2], "epsilon": 0.01}
     table = pd.DataFrame(rows | {"proved": [True, True, False, True], "certified": [True, False, False, True]})
     (entry,) = certified.describe(table, resamples=200)
-    assert entry["accuracy"] == 0.5
-    assert entry["proved"] == 0.75
-    assert entry["balanced_accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert entry["accuracy"]["value"] == 0.5
+    assert entry["proved"]["value"] == 0.75
+    assert entry["balanced_accuracy"]["value"] == pytest.approx((0.5 + 0 + 1) / 3)
 
 
 def test_what_is_proved_has_intervals() -> None:
@@ -195,13 +195,13 @@ def test_what_is_proved_has_intervals() -> None:
     rows = {"group": np.arange(300).astype(str), "label": label, "epsilon": 0.01, "proved": proved}
     (entry,) = certified.describe(pd.DataFrame(rows | {"certified": proved & (label > 0)}), resamples=300)
     for name, value in (("proved", proved.mean()), ("balanced_accuracy", (proved & (label > 0)).mean())):
-        low, high = entry[f"{name}_ci"]
+        low, high = entry[name]["ci"]
         assert low < value < high
         assert high - low == pytest.approx(2 * 1.96 * np.sqrt(value * (1 - value) / 300), rel=0.25)
     nothing = pd.DataFrame(rows | {"proved": False, "certified": False})
     (entry,) = certified.describe(nothing, resamples=300)
-    assert (entry["proved"], entry["proved_ci"][0]) == (0, 0)
-    assert 0.005 < entry["proved_ci"][1] < 0.02, "of none of 300 the resamples say nothing"
+    assert (entry["proved"]["value"], entry["proved"]["ci"][0]) == (0, 0)
+    assert 0.005 < entry["proved"]["ci"][1] < 0.02, "of none of 300 the resamples say nothing"
 
 
 def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:

@@ -140,8 +140,8 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
         ("pgd", 0.05),
     ]
     for part in (document["clean"], *document["attacks"]):
-        low, high = part["accuracy_ci"]
-        assert 0 <= low <= part["accuracy"] <= high <= 1
+        low, high = part["accuracy"]["ci"]
+        assert 0 <= low <= part["accuracy"]["value"] <= high <= 1
     table = pd.read_parquet(trained / "predictions.parquet")
     assert table["attack"].value_counts().to_dict() == {
         "clean": 15,
@@ -151,7 +151,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
     }
     clean = table[table["attack"] == "clean"]
     right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]
-    assert document["clean"]["accuracy"] == pytest.approx(right.mean())
+    assert document["clean"]["accuracy"]["value"] == pytest.approx(right.mean())
 
 
 def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path, films: Path, tmp_path: Path) -> None:
@@ -179,12 +179,12 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
         assert 0 <= part[f"{measure}_chance"] < 1
         assert 0 <= part[f"{measure}_centre"] <= 1
         assert 0 <= part[f"{measure}_lung"] <= 1
-    stability = part["stability_ssim"]  # None where every map is null: there is nothing to compare
-    assert part["null_map_rate"] == 1 if stability is None else -1 <= stability <= 1
+    stability = part["stability_ssim"]["value"]  # None where every map is null: there is nothing to compare
+    assert part["null_map_rate"]["value"] == 1 if stability is None else -1 <= stability <= 1
     table = pd.read_parquet(trained / "saliency.parquet")
     of_gradcam = table[(table["method"] == "gradcam@-3") & (table["condition"] == "clean")]
     energy = of_gradcam[of_gradcam["measure"] == "infection_energy"]["value"]
-    assert part["infection_energy"] == pytest.approx(energy.mean())
+    assert part["infection_energy"]["value"] == pytest.approx(energy.mean())
     assert [row["condition"] for row in part["stability"]] == ["fgsm", "jpeg", "letters", "pgd"]
     more = run("explain", trained, "--data", films, "--method", "layercam@-2", *quick).stdout
     assert "layercam@-2: 10 annotated images" in more

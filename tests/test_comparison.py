@@ -87,8 +87,8 @@ def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: d
     assert (row["model"], row["seed"], row["defence"], row["split"], row["n"]) == ("vgg16", 0, "fgsm", "Test", IMAGES)
     assert row["standard"] == pytest.approx(right["b"].mean())
     assert row["robust"] == pytest.approx(right["c"].mean())
-    assert row["difference"] == pytest.approx(right["c"].mean() - right["b"].mean())
-    assert row["difference_ci"][0] < row["difference"] < row["difference_ci"][1]
+    assert row["difference"]["value"] == pytest.approx(right["c"].mean() - right["b"].mean())
+    assert row["difference"]["ci"][0] < row["difference"]["value"] < row["difference"]["ci"][1]
     gained = int((right["c"] & ~right["b"]).sum())
     assert row["improved"] == pytest.approx(gained / IMAGES)
     # Two images a patient: the patients that gain or lose one, or two at once, by a fair coin.
@@ -330,12 +330,12 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
         ("layercam-smooth@gate", "infection_iou"),
     ]
     first, second = found
-    assert first["difference"] == pytest.approx(0.2)
+    assert first["difference"]["value"] == pytest.approx(0.2)
     assert first["value"] - first["control"] == pytest.approx(0.2)
-    assert first["difference_ci"] == pytest.approx([0.2, 0.2])
+    assert first["difference"]["ci"] == pytest.approx([0.2, 0.2])
     assert first["p_corrected"] == pytest.approx(2 * first["p_value"])
     assert first["n"] == IMAGES
-    assert second["difference"] == 0.0
+    assert second["difference"]["value"] == 0.0
     assert second["p_corrected"] > 0.9
     standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
     methods = {row["method"] for row in comparison.standard_against_robust([standard, folder], resamples=100)}
@@ -353,7 +353,7 @@ def test_the_activation_beside_a_cam_is_its_control_though_nobody_asked_for_it(t
     )
     (found,) = comparison.beyond_activation(robust, resamples=200)
     assert (found["method"], found["measure"], found["n"]) == ("gradcam", "infection_iou", IMAGES)
-    assert found["difference"] == pytest.approx(0.1)
+    assert found["difference"]["value"] == pytest.approx(0.1)
     methods = {row["method"] for row in comparison.standard_against_robust([standard, robust], resamples=100)}
     assert methods == {None, "gradcam"}, "a map of one cell is the same everywhere: there is nothing to compare"
 

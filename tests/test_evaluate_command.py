@@ -60,8 +60,8 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None
     document = files.read_json(trained / "metrics.json")
     for attack in ("fgsm", "pgd"):
         assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == predictions.SWEEP
-    at_zero = [row["accuracy"] for row in document["attacks"] if row["epsilon"] == 0]
-    assert at_zero == [document["clean"]["accuracy"]] * 2
+    at_zero = [row["accuracy"]["value"] for row in document["attacks"] if row["epsilon"] == 0]
+    assert at_zero == [document["clean"]["accuracy"]["value"]] * 2
     assert "about zero at 0.3" in document["masking"]["looked_for"]
     assert document["masking"]["because"] in " ".join(done.stdout.split())
 
@@ -72,7 +72,7 @@ def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     document = files.read_json(trained / "metrics.json")
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
-    assert all(row["n"] == 15 and 0 <= row["flip_rate"] <= 1 for row in document["corruptions"])
+    assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
     assert "on the mean of 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
@@ -101,11 +101,11 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
     drops = document["drop_from_internal"]
     compared = [(row["attack"], row["epsilon"]) for row in drops]
     assert compared == [("clean", 0.0), ("fgsm", 0.02), ("pgd", 0.02)], "what was measured there before is kept"
-    assert drops[0]["internal"] == own["clean"]["accuracy"]
-    assert drops[0]["external"] == document["clean"]["accuracy"]
+    assert drops[0]["internal"] == own["clean"]["accuracy"]["value"]
+    assert drops[0]["external"] == document["clean"]["accuracy"]["value"]
     assert (drops[0]["n_internal"], drops[0]["n_external"]) == (15, 24)
-    low, high = drops[0]["drop_ci"]
-    assert low <= drops[0]["drop"] <= high
+    low, high = drops[0]["drop"]["ci"]
+    assert low <= drops[0]["drop"]["value"] <= high
     assert {name: part["n"] for name, part in document["by_source"].items()} == {"one": 18, "other": 6}
     said = "\n".join(terminal.remarks(document))
     assert "Drop from internal, clean: " in said
@@ -122,8 +122,8 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     assert set(table["attack"]) == {"clean"}
     assert len(table) == 18 == document["calibration"]["n"]
     assert [row["attack"] for row in document["calibration"]["attacks"]] == ["fgsm"]
-    assert document["calibration"]["clean"]["ece"] == pytest.approx(document["clean"]["ece"])
-    error = document["clean"]["ece"], *document["clean"]["ece_ci"]
+    assert document["calibration"]["clean"]["ece"]["value"] == pytest.approx(document["clean"]["ece"]["value"])
+    error = document["clean"]["ece"]["value"], *document["clean"]["ece"]["ci"]
     assert terminal.rows(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
     said = next(line for line in terminal.remarks(document) if line.startswith("Calibration"))
     assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)) == 2, "before and with the temperature"
@@ -155,8 +155,8 @@ def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_da
     openist = next(part for name, part in document["by_source"].items() if "OpenIST" in name)
     assert openist["constant_answer"] == 1, "all of that source are Normal: its accuracy alone says little"
     assert len(document["drop_from_internal"]) == 2
-    right = [part["accuracy"] * part["n"] for part in document["by_source"].values()]
-    assert np.sum(right) / 325 == pytest.approx(document["clean"]["accuracy"])
+    right = [part["accuracy"]["value"] * part["n"] for part in document["by_source"].values()]
+    assert np.sum(right) / 325 == pytest.approx(document["clean"]["accuracy"]["value"])
 
 
 def test_a_narrow_terminal_wraps_figures_and_cuts_none(

@@ -115,7 +115,7 @@ def test_a_finding_that_is_read_off_the_lesion_falls_without_it(films: Path, tmp
             "Non-COVID=Normal", "--json").stdout
     )  # fmt: skip
     effect = {(row["fill"], row["control"]): row for row in document["lesions"] if row["condition"] == "clean"}
-    assert effect["grey", "lung"]["effect"] > 0
+    assert effect["grey", "lung"]["effect"]["value"] > 0
     assert effect["grey", "lung"]["films"] == 4
     # Of this model's own choosing on validation: no operating point was declared.
     assert any("chosen on validation" in note for note in document["notes"])

@@ -90,8 +90,9 @@ def test_one_seed_has_no_spread() -> None:
 
 
 def test_of_several_numbers_of_steps_the_lowest_counts() -> None:
-    attacks = [{"attack": "pgd", "epsilon": 0.02, "steps": s, "accuracy": a} for s, a in ((2, 0.5), (20, 0.25))]
-    runs = [documents.understood(RunDocument, {"model": "a", "seed": s, "attacks": attacks})[0] for s in (0, 1)]
+    steps = ((2, {"value": 0.5}), (20, {"value": 0.25}))
+    attacks = [{"attack": "pgd", "epsilon": 0.02, "steps": s, "accuracy": a} for s, a in steps]
+    runs = [RunDocument.model_validate({"model": "a", "seed": s, "attacks": attacks}) for s in (0, 1)]
     (group,) = over_seeds(runs)
     assert isinstance(group, OverSeeds)
     assert [(f.measure, f.mean, f.deviation) for f in group.figures] == [("pgd accuracy @0.02", 0.25, 0.0)]

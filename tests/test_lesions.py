@@ -377,7 +377,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert len(shown.rows) == 4
     assert shown.rows[0][2].text == "healthy grey"
-    assert shown.rows[0][8].value == pytest.approx(document[0]["effect"])
+    assert shown.rows[0][8].value == pytest.approx(document[0]["effect"]["value"])
 
 
 def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
@@ -501,8 +501,8 @@ def test_means_are_of_the_films_that_the_effect_is_of() -> None:
 
 def test_what_the_lesion_does_is_printed_beside_its_control() -> None:
     row = {"fill": "grey", "control": "lung", "before": 0.6, "without": 0.4, "beside": 0.58, "films": 1200}
-    found = {**row, "effect": 0.18, "effect_ci": [0.1, 0.26]}
-    under = {**found, "condition": "pgd", "epsilon": 0.02, "effect": -0.01}
+    found = {**row, "effect": {"value": 0.18, "ci": [0.1, 0.26]}}
+    under = {**found, "condition": "pgd", "epsilon": 0.02, "effect": {"value": -0.01}}
     put_in = {**found, "fill": "transplant", "control": "healthy patch", "before": 0.1, "without": 0.5, "beside": 0.2}
     removed, transplants = terminal.lesion_rows(RunDocument(lesions=[found, under, put_in])).items()
     assert removed[0].startswith("Probability of the film's class without its lesion")

@@ -110,7 +110,7 @@ def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_take
     after = files.read_json(run / "metrics.json")
     assert not (run / "lesions.parquet").exists()
     assert not after.get("lesions"), "no film of these has a lesion"
-    assert after["saliency"]["gradcam@-3"]["infection_energy"] is None
+    assert after["saliency"]["gradcam@-3"]["infection_energy"]["value"] is None
     assert differing(again(study, films)["runs"], first) == [], "the masks are back"
 
 

@@ -17,12 +17,21 @@ from trustcxr.report import markdown, study_folder
 from trustcxr.results.documents import BeyondControl, RunDocument, Share, StudyDocument
 from trustcxr.study import run_folder
 
-OLD = Path(__file__).parent / "studies" / "v0.1"
-
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_study(tmp_path_factory.mktemp("study"), panels=0, models=("ResNet18",))
+
+
+def with_elsewhere(study: Path, folder: Path) -> None:
+    """A copy of the study whose robust run was evaluated on data from elsewhere too."""
+    shutil.copytree(study, folder)
+    home = folder / "runs" / "resnet18-fgsm-s0"
+    document = json.loads((home / "metrics.json").read_text())
+    drop = {"attack": "clean", "epsilon": 0.0, "drop": {"value": 0.1, "ci": [0.05, 0.15]}}
+    (home / "evaluations" / "elsewhere-Test").mkdir(parents=True)
+    path = home / "evaluations" / "elsewhere-Test" / "metrics.json"
+    path.write_text(json.dumps(document | {"drop_from_internal": [drop]}))
 
 
 def changed(study: Path, folder: Path, **keys: Any) -> Path:
@@ -56,8 +65,8 @@ def test_a_map_of_one_cell_has_no_figures_and_is_named(study: Path, tmp_path: Pa
 
 
 LESION = {"condition": "pgd", "epsilon": 0.02, "fill": "mirror", "control": "lung", "before": 0.61, "without": 0.4}
-LESION |= {"beside": 0.6, "whole": 0.2, "share": 0.5, "effect": 0.2, "effect_ci": [0.1, 0.3], "flipped": 0.3}
-LESION |= {"flipped_ci": [0.2, 0.4], "flipped_control": 0.1, "films": 40, "left_out": 3}
+LESION |= {"beside": 0.6, "whole": 0.2, "share": 0.5, "effect": {"value": 0.2, "ci": [0.1, 0.3]}}
+LESION |= {"flipped": {"value": 0.3, "ci": [0.2, 0.4]}, "flipped_control": 0.1, "films": 40, "left_out": 3}
 SIZE = {"above": 0.25, "up_to": 0.5, "films": 12, "effect": 0.123, "low": 0.05, "high": 0.19}
 
 
@@ -84,7 +93,7 @@ def test_what_removing_the_lesion_does_is_on_the_page_and_in_the_csv(study: Path
 
 def test_how_a_map_ranks_regions_by_cause_stands_beside_it(study: Path, tmp_path: Path) -> None:
     saliency = json.loads((study / "study.json").read_text())["runs"][0]["saliency"]
-    cause = {"n": 64, "ranked_by_cause": 0.31, "ranked_by_cause_ci": [0.2, 0.4], "ranked_by_cause_brightness": 0.05}
+    cause = {"n": 64, "ranked_by_cause": {"value": 0.31, "ci": [0.2, 0.4], "brightness": 0.05}}
     saliency["gradcam"] |= {"faithfulness": (saliency["gradcam"].get("faithfulness") or {}) | cause}
     page, figures, _ = markdown.write(changed(study, tmp_path / "cause", saliency=saliency), out=tmp_path)
     text = page.read_text(encoding="utf-8")
@@ -106,16 +115,16 @@ def test_the_page_has_the_figures_of_study_json(study: Path, tmp_path: Path) -> 
     text = page.read_text(encoding="utf-8")
     for run in document["runs"]:
         shown = cells(text, run["run"])
-        low, high = run["clean"]["accuracy_ci"]
-        assert shown["clean"] == f"{100 * run['clean']['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        low, high = run["clean"]["accuracy"]["ci"]
+        assert shown["clean"] == f"{100 * run['clean']['accuracy']['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         pgd = next(a for a in run["attacks"] if (a["attack"], a["epsilon"]) == ("pgd", 0.02))
-        assert shown["PGD-20"].startswith(f"{100 * pgd['accuracy']:.1f} [")
+        assert shown["PGD-20"].startswith(f"{100 * pgd['accuracy']['value']:.1f} [")
         assert (shown["epochs"], shown["minutes"]) == ("8", "3.5")
     assert "| FGSM | PGD-20 |" in text
     assert "## Epsilon 0.005" in text
     energy = document["runs"][0]["saliency"]["gradcam"]
     first = cells(text[text.index("### Grad-CAM") :], document["runs"][0]["run"])
-    assert first["infection energy"].startswith(f"{energy['infection_energy']:.3f} [")
+    assert first["infection energy"].startswith(f"{energy['infection_energy']['value']:.3f} [")
     assert cells(text[text.index("### Grad-CAM") :], "*chance*")["infection energy"] == "0.121"
     assert "None" not in text
     assert "nan" not in text
@@ -132,27 +141,27 @@ def test_the_csv_has_every_figure_with_its_interval(study: Path, tmp_path: Path)
     for run in document["runs"]:
         for attack in run["attacks"]:
             key = (run["run"], attack["attack"], str(attack["epsilon"]), str(attack.get("steps", 1)), "accuracy")
-            assert float(found[key]["value"]) == attack["accuracy"]
-            assert [float(found[key][end]) for end in ("low", "high")] == attack["accuracy_ci"]
+            assert float(found[key]["value"]) == attack["accuracy"]["value"]
+            assert [float(found[key][end]) for end in ("low", "high")] == attack["accuracy"]["ci"]
         for name in ("accuracy", "f1_macro", "auroc_macro", "ece"):
-            assert float(found[run["run"], "clean", "0", "", name]["value"]) == run["clean"][name]
+            assert float(found[run["run"], "clean", "0", "", name]["value"]) == run["clean"][name]["value"]
         energy = found[run["run"], "gradcam", "0", "", "infection_energy"]
-        assert float(energy["chance"]) == run["saliency"]["gradcam"]["infection_energy_chance"]
+        assert float(energy["chance"]) == run["saliency"]["gradcam"]["infection_energy"]["chance"]
         worst = [r for r in rows if r["run"] == run["run"] and r["condition"] == "leads_and_tubes"]
         assert [r["effort"] for r in worst] == ["1", "5"]
     with comparisons.open(encoding="utf-8") as file:
         assert [float(row["difference"]) for row in csv.DictReader(file)] == [
-            row["difference"] for row in document["comparisons"]
+            row["difference"]["value"] for row in document["comparisons"]
         ]
 
 
 def test_the_lungs_are_hidden_in_the_way_that_leaves_the_most(study: Path, tmp_path: Path) -> None:
     """Black is not the worst: a network that learned what blacked-out lungs look like falls there alone."""
     shortcuts = {
-        "lungs_blacked_out": {"accuracy": 0.35, "accuracy_ci": [0.3, 0.4], "n": 90},
-        "box_in_grey": {"accuracy": 0.62, "accuracy_ci": [0.5, 0.7], "n": 90},
-        "lungs_only": {"accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "n": 90},
-        "lungs_on_another_film": {"accuracy": 0.5, "accuracy_ci": [0.4, 0.6], "n": 90},
+        "lungs_blacked_out": {"accuracy": {"value": 0.35, "ci": [0.3, 0.4]}, "n": 90},
+        "box_in_grey": {"accuracy": {"value": 0.62, "ci": [0.5, 0.7]}, "n": 90},
+        "lungs_only": {"accuracy": {"value": 0.8, "ci": [0.7, 0.9]}, "n": 90},
+        "lungs_on_another_film": {"accuracy": {"value": 0.5, "ci": [0.4, 0.6]}, "n": 90},
     }
     path = changed(study, tmp_path / "s", shortcuts=shortcuts)
     shown = cells(markdown.write(path)[0].read_text(), "resnet18-standard-s0")
@@ -161,7 +170,7 @@ def test_the_lungs_are_hidden_in_the_way_that_leaves_the_most(study: Path, tmp_p
 
 
 def test_what_is_proved_stands_beside_the_attacks(study: Path, tmp_path: Path) -> None:
-    proof = {"epsilon": 0.02, "accuracy": 0.3, "accuracy_ci": [0.2, 0.4], "n": 90}
+    proof = {"epsilon": 0.02, "accuracy": {"value": 0.3, "ci": [0.2, 0.4]}, "n": 90}
     text = markdown.write(changed(study, tmp_path / "s", certified=[proof]))[0].read_text()
     assert cells(text, "resnet18-standard-s0")["certified"] == "30.0 [20.0, 40.0]"
     assert cells(text, "resnet18-fgsm-s0")["certified"] == ""
@@ -170,11 +179,9 @@ def test_what_is_proved_stands_beside_the_attacks(study: Path, tmp_path: Path) -
     )
 
 
-def test_data_from_elsewhere_stand_under_the_name_of_their_folder(tmp_path: Path) -> None:
+def test_data_from_elsewhere_stand_under_the_name_of_their_folder(study: Path, tmp_path: Path) -> None:
     """Whatever split they are of: a folder is called NAME-all or NAME-Test."""
-    shutil.copytree(OLD, tmp_path / "s")
-    for folder in (tmp_path / "s").glob("runs/*/evaluations/elsewhere-all"):
-        folder.rename(folder.with_name("elsewhere-Test"))
+    with_elsewhere(study, tmp_path / "s")
     page, figures, _ = markdown.write(tmp_path / "s")
     text = page.read_text()
     assert "## Data from elsewhere: elsewhere-Test" in text
@@ -186,11 +193,9 @@ def test_data_from_elsewhere_stand_under_the_name_of_their_folder(tmp_path: Path
     assert f"{run.name},elsewhere-Test,clean,0,,accuracy,{document.clean.accuracy.value}" in figures.read_text()
 
 
-def test_data_from_elsewhere_are_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_from_elsewhere_are_evaluated_once(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder of an evaluation says its split: NAME-Test as well as NAME-all."""
-    shutil.copytree(OLD, tmp_path / "s")
-    for folder in (tmp_path / "s").glob("runs/*/evaluations/elsewhere-all"):
-        folder.rename(folder.with_name("elsewhere-Test"))
+    with_elsewhere(study, tmp_path / "s")
     runs, asked = study_folder.read(tmp_path / "s").runs, []
     monkeypatch.setattr(run_folder, "evaluate", lambda folder, data, **options: asked.append((folder.name, options)))
     tables.evaluate_elsewhere(runs, tmp_path / "elsewhere")
@@ -234,11 +239,10 @@ def test_a_name_with_a_bar_or_a_line_break_stays_in_its_cell() -> None:
         {},
         {"runs": []},
         {"runs": [{}], "recipe": {"evaluation": 3}},
-        {"runs": [{"run": "a", "clean": None, "attacks": [{"attack": "fgsm"}, 3], "saliency": {"gradcam": {}}}]},
-        {"runs": "no", "classes": "no", "data": [], "comparisons": {}, "recipe": [1]},
-        {"runs": [{"clean": {"accuracy": float("nan"), "accuracy_ci": [None, 1]}, "certified": [{}]}]},
-        {"comparisons": [{}], "runs": [{"saliency": {"x": {"perturbed": 1}}, "shortcuts": {"lungs_blacked_out": {}}}]},
-        {"runs": [{"attacks": [{"attack": "pgd-l2", "epsilon": 1, "accuracy": 0.5}]}]},
+        {"runs": [{"run": "a", "attacks": [{"attack": "fgsm"}], "saliency": {"gradcam": {}}}]},
+        {"runs": [{"clean": {"accuracy": {"value": float("nan"), "ci": [None, 1]}}, "certified": [{}]}]},
+        {"comparisons": [{}], "runs": [{"saliency": {"x": {"perturbed": {}}}, "shortcuts": {"lungs_blacked_out": {}}}]},
+        {"runs": [{"attacks": [{"attack": "pgd-l2", "epsilon": 1, "accuracy": {"value": 0.5}}]}]},
     ],
 )
 def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ CHECK = {
     "verdict": "Results on it would flatter: 3 films are in two splits.",
     "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 films are in two splits", "count": 3}],
     "probes": [
-        {"view": "outer frame", "accuracy": 0.61, "accuracy_ci": [0.5, 0.7], "chance": 0.333, "how": "tested on Test"}
+        {"view": "outer frame", "accuracy": {"value": 0.61, "ci": [0.5, 0.7]}, "chance": 0.333, "how": "tested on Test"}
     ],
 }
 PRINTED = 688  # CSS pixels of A4 within its margins

@@ -18,12 +18,16 @@ from trustcxr.report.figures.accuracy import epsilon_curves, forest
 from trustcxr.report.tables import leaderboard, models, provenance, robustness
 from trustcxr.report.tables.comparisons import comparisons
 from trustcxr.report.terminal import leaderboard as leaderboard_in_terminal
-from trustcxr.results.documents import Comparison, Document, RandomWeights, RunDocument, SaliencyDocument, StudyDocument
-from trustcxr.results.flat import understood
+from trustcxr.results import alarms as stored
+from trustcxr.results.documents import Comparison, RandomWeights, RunDocument, SaliencyDocument, StudyDocument
 
 
 def _run(**document: Any) -> study_folder.Run:
-    run = study_folder.Run(_read(RunDocument, {"model": "m", "defence": "fgsm", **document}), Path("nowhere"), [])
+    found = RunDocument.model_validate({"model": "m", "defence": "fgsm", **document})
+    if found.clean.model_fields_set:
+        found.masking = stored.verdict(found)
+        found.alarms += [alarm for alarm in stored.of(found) if alarm not in found.alarms]
+    run = study_folder.Run(found, Path("nowhere"), [])
     study_folder.label([run])
     return run
 
@@ -39,21 +43,18 @@ def _told(study: StudyDocument, runs: list[study_folder.Run]) -> str:
 
 
 def _read(kind: type[Any], content: dict[str, Any]) -> Any:
-    found, lost = understood(kind, content)
-    assert isinstance(found, Document)
-    assert not lost
-    return found
+    return kind.model_validate(content)
 
 
 def _attack(name: str, epsilon: float, accuracy: float) -> dict[str, Any]:
-    return {"attack": name, "epsilon": epsilon, "accuracy": accuracy}
+    return {"attack": name, "epsilon": epsilon, "accuracy": {"value": accuracy}}
 
 
 def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
     """The one judge's signs, whatever document a run has: none of these has a verdict of its own."""
 
     def kinds(*rows: dict[str, Any]) -> list[str]:
-        return [alarm.kind for alarm in _run(clean={"accuracy": 0.8}, attacks=[*rows]).metrics.alarms]
+        return [alarm.kind for alarm in _run(clean={"accuracy": {"value": 0.8}}, attacks=[*rows]).metrics.alarms]
 
     assert kinds(_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.01)) == ["fgsm_overstates"]
     assert kinds(_attack("fgsm", 0.02, 0.62), _attack("pgd", 0.02, 0.53)) == []
@@ -62,8 +63,8 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
 
 
 def test_a_constant_network_raises_an_alarm() -> None:
-    clean = {"accuracy": 0.35, "confusion": [[10, 0], [10, 10]]}
-    good, bad = (_run(clean=clean | {"accuracy_ci": [low, 0.8]}) for low in (0.7, 0.3))
+    clean = {"accuracy": {"value": 0.35}, "confusion": [[10, 0], [10, 10]]}
+    good, bad = (_run(clean=clean | {"accuracy": {"value": 0.35, "ci": [low, 0.8]}}) for low in (0.7, 0.3))
     assert ["66.7" in alarm.text for alarm in bad.metrics.alarms] == [True]
     assert good.metrics.alarms == []
     head = ranking.headline(EMPTY, [good, bad])
@@ -76,8 +77,8 @@ def test_a_constant_network_raises_an_alarm() -> None:
 
 def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() -> None:
     """They are one figure; near 0 and 1 its score interval is wider than that of the resamples."""
-    same = {"recall_macro": 0.99, "recall_macro_ci": [0.98, 1.0]}
-    run = _run(clean={"balanced_accuracy": 0.99, "balanced_accuracy_ci": [0.95, 0.998], **same})
+    same = {"recall_macro": {"value": 0.99, "ci": [0.98, 1.0]}}
+    run = _run(clean={"balanced_accuracy": {"value": 0.99, "ci": [0.95, 0.998]}, **same})
     head = ranking.headline(EMPTY, [run])
     [first], [of_classes] = leaderboard.leaderboard([run], head).rows, leaderboard.per_class(run, ()).rows
     assert of_classes[2] in first
@@ -86,8 +87,8 @@ def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() 
 
 def test_a_constant_network_does_not_top_the_leaderboard() -> None:
     """No attack changes one and the same answer: 38.5 % under every attack is more than most robust networks keep."""
-    fixed = {"accuracy": 0.385, "accuracy_ci": [0.34, 0.43], "confusion": [[219, 0], [351, 0]], "n": 570}
-    honest = {"accuracy": 0.8, "accuracy_ci": [0.76, 0.83], "confusion": [[219, 0], [351, 0]], "n": 570}
+    fixed = {"accuracy": {"value": 0.385, "ci": [0.34, 0.43]}, "confusion": [[219, 0], [351, 0]], "n": 570}
+    honest = {"accuracy": {"value": 0.8, "ci": [0.76, 0.83]}, "confusion": [[219, 0], [351, 0]], "n": 570}
     rows = [_attack("fgsm", 0.02, 0.385), _attack("pgd", 0.02, 0.385)]
     runs = [
         _run(clean=fixed, attacks=rows, defence="fgsm"),
@@ -101,7 +102,7 @@ def test_a_constant_network_does_not_top_the_leaderboard() -> None:
 
 
 def test_summary_counts_what_the_judge_saw() -> None:
-    clean = {"accuracy": 0.8}
+    clean = {"accuracy": {"value": 0.8}}
     one = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.1)]
     two = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55), _attack("fgsm", 0.3, 0.3), _attack("pgd", 0.3, 0.0)]
     three = [_attack("pgd", 0.02, 0.6), _attack("pgd", 0.3, 0.3)]
@@ -117,10 +118,12 @@ def test_summary_counts_what_the_judge_saw() -> None:
 
 def test_the_best_figure_under_an_attack_is_doubted_where_an_alarm_says_so() -> None:
     honest = _run(
-        model="honest", clean={"accuracy": 0.8}, attacks=[_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.5)]
+        model="honest",
+        clean={"accuracy": {"value": 0.8}},
+        attacks=[_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.5)],
     )
     flattered = _run(
-        model="b", clean={"accuracy": 0.8}, attacks=[_attack("fgsm", 0.02, 0.7), _attack("pgd", 0.02, 0.0)]
+        model="b", clean={"accuracy": {"value": 0.8}}, attacks=[_attack("fgsm", 0.02, 0.7), _attack("pgd", 0.02, 0.0)]
     )
     doubt = "That figure is not to be relied on: of it FGSM overstates."
 
@@ -134,27 +137,37 @@ def test_the_best_figure_under_an_attack_is_doubted_where_an_alarm_says_so() -> 
 
 def test_summary_tells_runs_of_one_defence_apart_by_their_background() -> None:
     attacks = [_attack("fgsm", 0.02, 0.6)]
-    runs = [_run(clean={"accuracy": 0.8}, attacks=attacks, defence="fgsm", background=b) for b in ("gate", "full")]
-    runs += [_run(clean={"accuracy": 0.9}, attacks=[_attack("fgsm", 0.02, 0.1)], defence="standard")]
+    runs = [
+        _run(clean={"accuracy": {"value": 0.8}}, attacks=attacks, defence="fgsm", background=b)
+        for b in ("gate", "full")
+    ]
+    runs += [_run(clean={"accuracy": {"value": 0.9}}, attacks=[_attack("fgsm", 0.02, 0.1)], defence="standard")]
     assert ranking.ways(runs) == ["standard", "fgsm", "fgsm (background gate)"]
     told = " ".join(point.text for point in summary.points(EMPTY, runs, ranking.headline(EMPTY, runs)))
     assert "3 ways of training (standard, fgsm and fgsm (background gate))" in told
     assert "training with fgsm accuracy went" in told.replace("With ", "with ")
     assert "training with fgsm (background gate) accuracy went" in told
-    row = {"model": "m", "defence": "fgsm", "background": "gate", "standard": 0.1, "robust": 0.3, "difference": 0.2}
+    row = {
+        "model": "m",
+        "defence": "fgsm",
+        "background": "gate",
+        "standard": 0.1,
+        "robust": 0.3,
+        "difference": {"value": 0.2},
+    }
     assert "0.300 with fgsm (background gate) (difference" in summary._one_comparison(_read(Comparison, row))
 
 
 def test_an_interval_below_0_of_which_nothing_is_claimed_has_its_reason_beside_it() -> None:
-    row = {"model": "m", "standard": 0.1, "robust": 0.09, "difference": -0.007}
-    row |= {"difference_ci": [-0.011, -0.002], "p_value": 0.004, "p_corrected": 0.088, "comparisons": 22, "n": 64}
+    row = {"model": "m", "standard": 0.1, "robust": 0.09, "difference": {"value": -0.007, "ci": [-0.011, -0.002]}}
+    row |= {"p_value": 0.004, "p_corrected": 0.088, "comparisons": 22, "n": 64}
     told = summary._one_comparison(_read(Comparison, row)).replace("\u00a0", " ")
     assert told.endswith("no difference is shown among 22 comparisons (p corrected for their number = 0.09).")
     told = summary._one_comparison(_read(Comparison, row | {"p_corrected": 0.03}))
     assert told.endswith(": it fell.")
     told = summary._one_comparison(_read(Comparison, row | {"p_value": 0.06, "p_corrected": 0.06, "comparisons": 1}))
     assert told.endswith(": no difference is shown."), "nothing is corrected where there is one"
-    row["difference_ci"] = [-0.015, 0.001]
+    row["difference"]["ci"] = [-0.015, 0.001]
     assert summary._one_comparison(_read(Comparison, row)).endswith(": no difference is shown.")
 
 
@@ -174,7 +187,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     (tmp_path / "history.csv").write_text(rows)
     text = "catastrophic overfitting at epoch 2: ..."
     for training, lines in (({"alarm": text}, [f"m · fgsm: {text}"]), ({}, [])):
-        run = _run(clean={"accuracy": 0.8}, training=training)
+        run = _run(clean={"accuracy": {"value": 0.8}}, training=training)
         run.folder = tmp_path
         found = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), [run])
         assert [line for g in found.groups if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
@@ -191,7 +204,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     ],
 )
 def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) -> None:
-    figures = [{"difference": 0.1, "difference_ci": ci, "n": 120} for ci in intervals]
+    figures = [{"difference": {"value": 0.1, "ci": ci}, "n": 120} for ci in intervals]
     rows = [_read(Comparison, {"measure": "infection_energy", **found}) for found in figures]
     assert expected in summary.answer(rows)
     assert "120 infected X-rays" in summary.answer(rows)
@@ -199,18 +212,18 @@ def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) 
 
 def test_the_summary_names_its_method_and_what_the_others_say() -> None:
     def row(method: str, low: float) -> dict[str, Any]:
-        values = {"difference": 0.1, "difference_ci": [low, 0.3], "n": 120}
+        values = {"difference": {"value": 0.1, "ci": [low, 0.3]}, "n": 120}
         return {"measure": "infection_energy", "model": "m", "defence": "fgsm", "method": method, **values}
 
-    run = _run(clean={"accuracy": 0.5, "n": 9})
+    run = _run(clean={"accuracy": {"value": 0.5}, "n": 9})
     rows = [row("layercam@gate", 0.1), row("gradcam", -0.1), row("hirescam", 0.1)]
     study = _read(StudyDocument, {"comparisons": rows})
     told = _told(study, [run])
     assert "in the one comparison made (LayerCAM, gate, 120 infected X-rays)" in told
     assert "Better by the other methods: Grad-CAM in 0 of 1; HiResCAM in 1 of 1." in told
     assert "without the network" not in told
-    maps = {"infection_energy": 0.331, "infection_energy_ci": [0.294, 0.365], "pointing_hit_rate": 0.458}
-    brightness = {"infection_energy": 0.342, "pointing_hit_rate": 0.758}
+    maps = {"infection_energy": {"value": 0.331, "ci": [0.294, 0.365]}, "pointing_hit_rate": {"value": 0.458}}
+    brightness = {"infection_energy": {"value": 0.342}, "pointing_hit_rate": {"value": 0.758}}
     parts = {"layercam-smooth@gate": maps, "gradcam": maps, "activation-smooth@gate": brightness}
     run.metrics.saliency = {name: _read(SaliencyDocument, part) for name, part in parts.items()}
     told = _told(study, [run])
@@ -225,14 +238,14 @@ def test_the_summary_names_its_method_and_what_the_others_say() -> None:
 
 
 def test_a_tie_is_told() -> None:
-    runs = [_run(model=name, clean={"accuracy": 0.5}) for name in "abc"]
+    runs = [_run(model=name, clean={"accuracy": {"value": 0.5}}) for name in "abc"]
     assert "and 2 others with the same figure" in _told(EMPTY, runs)
 
 
 def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
     import pandas as pd
 
-    run = _run(saliency={"gradcam": {"infection_energy": 0.1, "n": 3}})
+    run = _run(saliency={"gradcam": {"infection_energy": {"value": 0.1}, "n": 3}})
     run.folder = tmp_path
     rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}
     pd.DataFrame(rows).to_parquet(tmp_path / "saliency.parquet")
@@ -242,7 +255,7 @@ def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
 def test_order_rests_on_the_strongest_attack() -> None:
     def run(name: str, clean: float, fgsm: float, pgd: float) -> study_folder.Run:
         attacks = [_attack("fgsm", 0.02, fgsm), _attack("pgd", 0.02, pgd)]
-        return _run(model=name, clean={"accuracy": clean}, attacks=attacks)
+        return _run(model=name, clean={"accuracy": {"value": clean}}, attacks=attacks)
 
     runs = [run("masked", 0.7, 0.9, 0.001), run("standard", 0.9, 0.3, 0.0), run("robust", 0.6, 0.5, 0.4)]
     head = ranking.headline(EMPTY, runs)
@@ -252,7 +265,7 @@ def test_order_rests_on_the_strongest_attack() -> None:
 def _both_pgds() -> study_folder.Run:
     attacks = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55) | {"steps": 10}]
     attacks += [_attack("pgd", 0.02, 0.2) | {"steps": 40}, _attack("pgd-l2", 0.02, 0.1) | {"steps": 20}]
-    return _run(clean={"accuracy": 0.8}, attacks=attacks)
+    return _run(clean={"accuracy": {"value": 0.8}}, attacks=attacks)
 
 
 def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
@@ -267,7 +280,7 @@ def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
     assert "20.0\u00a0%" in answers.sentences(EMPTY, [run], head)[1]
     assert "20.0" in terminal_text(StudyDocument(runs=[run.metrics]))
-    fewer = _run(clean={"accuracy": 0.8}, attacks=[run.attacks[0].plain()])
+    fewer = _run(clean={"accuracy": {"value": 0.8}}, attacks=[run.attacks[0].plain()])
     drawn, less = (svg.inline(epsilon_curves("m", [each]), "k") for each in (run, fewer))
     assert drawn.count("<path") > less.count("<path")
     shown = legends.shown(legends.curves([run]))
@@ -284,8 +297,8 @@ def terminal_text(document: StudyDocument) -> str:
 
 def test_headlines_take_the_lowest_whatever_the_attack_is_called() -> None:
     """APGD-CE without PGD beside a stronger worst-case, and an attack that nobody listed in an order."""
-    weak = _run(clean={"accuracy": 0.8}, attacks=[_attack("pgd", 0.02, 0.5), _attack("apgd-ce", 0.02, 0.1)])
-    held = _run(clean={"accuracy": 0.8}, attacks=[_attack("pgd", 0.02, 0.4), _attack("apgd-ce", 0.02, 0.3)])
+    weak = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.5), _attack("apgd-ce", 0.02, 0.1)])
+    held = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.4), _attack("apgd-ce", 0.02, 0.3)])
     head = ranking.headline(EMPTY, [weak, held])
     assert head.strongest == "apgd-ce"
     assert ranking.ordered([weak, held], head) == [held, weak]
@@ -312,11 +325,15 @@ def test_intervals_overlap_only_where_they_meet_and_who_lies_above_is_named() ->
     """A constant answer keeps 33.3 % under every attack; the best that may be named keeps 20 %, at most 23."""
 
     def attacked(accuracy: float, ends: list[float] | None) -> list[dict[str, Any]]:
-        return [_attack("pgd", 0.02, accuracy) | {"accuracy_ci": ends, "steps": 20, "n": 570}]
+        return [_attack("pgd", 0.02, accuracy) | {"accuracy": {"value": accuracy, "ci": ends}, "steps": 20, "n": 570}]
 
     def told(ends: list[float] | None, **fixed: Any) -> str:
-        one = _run(model="a", clean={"accuracy": 0.7, "accuracy_ci": [0.66, 0.74]}, attacks=attacked(0.2, [0.17, 0.23]))
-        other = _run(model="b", defence="pgd", clean={"accuracy": 0.333}, attacks=attacked(0.333, ends), **fixed)
+        one = _run(
+            model="a", clean={"accuracy": {"value": 0.7, "ci": [0.66, 0.74]}}, attacks=attacked(0.2, [0.17, 0.23])
+        )
+        other = _run(
+            model="b", defence="pgd", clean={"accuracy": {"value": 0.333}}, attacks=attacked(0.333, ends), **fixed
+        )
         head = ranking.headline(EMPTY, [one, other])
         return next(p.text for p in summary.points(EMPTY, [one, other], head) if p.lead.startswith("Under PGD"))
 
@@ -330,7 +347,7 @@ def test_intervals_overlap_only_where_they_meet_and_who_lies_above_is_named() ->
 
 
 def test_svg_keeps_text_and_ids_apart() -> None:
-    runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": 0.6})]
+    runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": {"value": 0.6}})]
     one, two = (svg.inline(epsilon_curves("$m_1$ <b>", runs), key) for key in ("k1", "k2"))
     assert "$m_1$ &lt;b&gt;" in one
     assert "xmlns" not in one
@@ -357,17 +374,15 @@ def test_numbers_as_words() -> None:
 
 
 def test_the_centre_prior_stands_beside_chance_where_it_was_measured() -> None:
-    part = {"infection_energy": 0.2, "infection_energy_ci": [0.1, 0.3], "infection_energy_chance": 0.12, "n": 9}
-    with_centre = str(
-        leaderboard.explanations([_run(saliency={"gradcam": part | {"infection_energy_centre": 0.345}})]).rows
-    )
-    assert "centre 0.345" in with_centre
+    part: dict[str, Any] = {"infection_energy": {"value": 0.2, "ci": [0.1, 0.3], "chance": 0.12}, "n": 9}
     assert "centre" not in str(leaderboard.explanations([_run(saliency={"gradcam": part})]).rows)
+    part["infection_energy"]["centre"] = 0.345
+    assert "centre 0.345" in str(leaderboard.explanations([_run(saliency={"gradcam": part})]).rows)
 
 
 def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     """A run whose gradients fail has the highest figure under attack, and is not the one that the answer names."""
-    clean = {"accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "n": 90, "confusion": [[45, 0], [0, 45]]}
+    clean = {"accuracy": {"value": 0.8, "ci": [0.7, 0.9]}, "n": 90, "confusion": [[45, 0], [0, 45]]}
     honest = _run(model="honest", clean=clean, attacks=[_attack("fgsm", 0.02, 0.5), _attack("pgd", 0.02, 0.4)])
     masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
     assert (honest.masked, masked.masked) == (False, True)
@@ -390,7 +405,7 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
 
 
 def test_of_what_was_not_attacked_no_failing_gradients_are_told() -> None:
-    clean = {"accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "n": 90, "confusion": [[45, 0], [0, 45]]}
+    clean = {"accuracy": {"value": 0.8, "ci": [0.7, 0.9]}, "n": 90, "confusion": [[45, 0], [0, 45]]}
     masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
     spared = _run(model="spared", clean=clean)
     other_ball = _run(model="other", clean=clean, attacks=[_attack("pgd-l2", 0.02, 0.4)])
@@ -409,7 +424,7 @@ def test_methods_name_what_was_done_and_nothing_else() -> None:
     }
     chosen = {"split": "Val", "by": "accuracy", "count": 1, "ranking": [{"model": "a", "value": 0.8, "chosen": True}]}
     study = _read(StudyDocument, {"recipe": recipe, "selection": chosen})
-    run = _run(saliency={"gradcam": {"infection_energy": 0.2}})
+    run = _run(saliency={"gradcam": {"infection_energy": {"value": 0.2}}})
 
     def told() -> dict[str, str]:
         return {part.lead: part.text for part in methods.paragraphs(study, [run])}
@@ -490,7 +505,9 @@ def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -
 
 
 def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
-    drawing = forest("clean accuracy", [_read(Comparison, {"model": "m", "defence": "fgsm", "difference": 0.1})])
+    drawing = forest(
+        "clean accuracy", [_read(Comparison, {"model": "m", "defence": "fgsm", "difference": {"value": 0.1}})]
+    )
     assert drawing is not None
     drawn = svg.inline(drawing, "k")
     assert "m · fgsm: +10" in drawn
@@ -500,7 +517,7 @@ def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
 @pytest.mark.parametrize("ends", [[0.1, 0.3], [-0.3, -0.1]])
 @pytest.mark.parametrize("better", ["higher", "lower", None])
 def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends: list[float]) -> None:
-    said = {"model": "m", "defence": "fgsm", "better": better, "difference": sum(ends) / 2, "difference_ci": ends}
+    said = {"model": "m", "defence": "fgsm", "better": better, "difference": {"value": sum(ends) / 2, "ci": ends}}
     row = _read(Comparison, said | {"measure": "infection_energy", "method": "gradcam"})
     note = comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note
     colour = {"good": svg.BETTER, "bad": svg.WORSE, "quiet": svg.QUIET}[note]

@@ -161,9 +161,9 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
     assert found[1e6]["input_gradients"]["vanishing"] > 0.5
     assert found[1e6]["masking"]["masked"] is True
     assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6]["alarms"]]
-    attacked = [[row["accuracy"] for row in found[f]["attacks"]] for f in (1.0, 1e6)]
+    attacked = [[row["accuracy"]["value"] for row in found[f]["attacks"]] for f in (1.0, 1e6)]
     assert np.allclose(*attacked, atol=0.1)
-    assert found[1.0]["attacks"][2]["broken_by"]["clean"] == 24 - round(24 * found[1.0]["clean"]["accuracy"])
+    assert found[1.0]["attacks"][2]["broken_by"]["clean"] == 24 - round(24 * found[1.0]["clean"]["accuracy"]["value"])
 
 
 # --- NaN -------------------------------------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     for measure in ("infection_energy", "infection_auroc", "lung_energy", "infection_iou_tuned"):
         rows = clean[clean["measure"] == measure]
         assert part[measure] == pytest.approx(rows["value"].mean())
-        low, high = part[f"{measure}_ci"]
+        low, high = part[measure]["ci"]
         assert low <= part[measure] <= high
         for beside in ("chance", "centre", "lung", "brightness", "edges"):
             if measure != "infection_iou_tuned" or beside not in (
@@ -342,10 +342,10 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
                 assert part[f"{measure}_{beside}"] == pytest.approx(rows[beside].mean())
         least = next(r for r in part["beyond"] if r["measure"] == measure)
         gaps = {b: (rows["value"] - rows[b]).mean() for b in REFERENCES if b != "randomised" and rows[b].notna().any()}
-        assert least["difference"] == pytest.approx(min(gaps.values()))
+        assert least["difference"]["value"] == pytest.approx(min(gaps.values()))
         assert least["control"] == min(gaps, key=gaps.__getitem__)
-        low, high = least["difference_ci"]
-        assert low <= least["difference"] <= high
+        low, high = least["difference"]["ci"]
+        assert low <= least["difference"]["value"] <= high
     over = {(lead.measure, lead.control): lead.difference for lead in part.over_controls}
     rows = clean[clean["measure"] == "infection_energy"]
     beside = [name for name in (*REFERENCES, *SHARPENED) if name != "randomised" and rows[name].notna().any()]
@@ -372,8 +372,8 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
         "fgsm": "attack", "jpeg": "corruption", "letters": "artefact", "pgd": "attack",
     }  # fmt: skip
     assert by_change["pgd"]["n"] == OPTIONS.sample
-    assert part["corruption_ssim"] == pytest.approx(by_change["jpeg"]["stability_ssim"])
-    assert part["stability_ssim"] == pytest.approx(by_change["fgsm"]["stability_ssim"])
+    assert part["corruption_ssim"] == pytest.approx(by_change["jpeg"]["stability_ssim"]["value"])
+    assert part["stability_ssim"]["value"] == pytest.approx(by_change["fgsm"]["stability_ssim"]["value"])
     assert part["artefact_gain"] == pytest.approx(by_change["letters"]["artefact_gain"])
     assert part["faithfulness"]["n"] == OPTIONS.sample
     assert {"insertion", "deletion", "road"} <= set(part["faithfulness"].figures)
@@ -419,8 +419,8 @@ def test_measures_are_told_by_the_size_of_the_lesion() -> None:
     assert found["covers the lungs"]["n"] == 2
     assert found["part of the lungs"]["n"] == 7
     assert [found[f"{name} third"]["n"] for name in ("smallest", "middle", "largest")] == [3, 3, 3]
-    assert found["smallest third"]["infection_energy"] == pytest.approx(0.1)
-    assert found["covers the lungs"]["infection_energy"] == pytest.approx(0.975 / 2)
+    assert found["smallest third"]["infection_energy"]["value"] == pytest.approx(0.1)
+    assert found["covers the lungs"]["infection_energy"]["value"] == pytest.approx(0.975 / 2)
     assert stratified(np.full(3, np.nan)) == []
 
 
@@ -429,7 +429,10 @@ def test_a_table_from_before_corruptions_still_has_its_summary() -> None:
     rows |= {"condition": ["clean"] * 2 + ["fgsm"] * 2, "epsilon": 0.02, "value": [0.1, 0.3, 0.5, 0.7]}
     rows |= {"measure": ["infection_energy"] * 2 + ["stability_ssim"] * 2}
     part = summarise(pd.DataFrame(rows), images=3, resamples=100)["gradcam"]
-    assert (part["infection_energy"], part["stability_ssim"]) == (pytest.approx(0.2), pytest.approx(0.6))
+    assert (part["infection_energy"]["value"], part["stability_ssim"]["value"]) == (
+        pytest.approx(0.2),
+        pytest.approx(0.6),
+    )
     assert part["without_mask"] == 1
     kept = pd.DataFrame(rows).assign(cells=None, randomised=np.nan)  # beside methods that were measured since
     part = summarise(kept, images=3, resamples=100)["gradcam"]

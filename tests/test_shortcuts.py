@@ -63,18 +63,18 @@ def test_a_model_that_reads_the_marker_falls_when_it_is_moved(marked: Run) -> No
     assert set(found) == {"marker"}
     part = found["marker"]
     assert (part["class"], part["moved_to"], part["n"]) == ("COVID-19", "Non-COVID", 60)
-    assert part["as_is"]["accuracy"] > part["removed"]["accuracy"] + 0.15
-    assert part["as_is"]["accuracy"] > part["moved"]["accuracy"] + 0.3
+    assert part["as_is"]["accuracy"]["value"] > part["removed"]["accuracy"]["value"] + 0.15
+    assert part["as_is"]["accuracy"]["value"] > part["moved"]["accuracy"]["value"] + 0.3
     assert part["follows"] > 0.7
     assert part["follows_before"] < 0.3
     for how in HOW:
-        low, high = part[how]["accuracy_ci"]
-        assert low <= part[how]["accuracy"] <= high
+        low, high = part[how]["accuracy"]["ci"]
+        assert low <= part[how]["accuracy"]["value"] <= high
 
 
 def test_a_model_that_never_saw_the_marker_does_not(marked: Run, unmarked: Run) -> None:
     part = audit(unmarked, home(marked), split="Test", resamples=200)["marker"]
-    accuracies = [part[how]["accuracy"] for how in HOW]
+    accuracies = [part[how]["accuracy"]["value"] for how in HOW]
     assert max(accuracies) - min(accuracies) < 0.15
     assert abs(part["follows"] - part["follows_before"]) < 0.3
 

@@ -92,8 +92,10 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
         again = metrics.from_predictions(
             files.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
         )
-        assert again["clean"]["accuracy_ci"] == pytest.approx(run["clean"]["accuracy_ci"])
-        assert [a["accuracy"] for a in again["attacks"]] == pytest.approx([a["accuracy"] for a in run["attacks"]])
+        assert again["clean"]["accuracy"]["ci"] == pytest.approx(run["clean"]["accuracy"]["ci"])
+        assert [a["accuracy"]["value"] for a in again["attacks"]] == pytest.approx(
+            [a["accuracy"]["value"] for a in run["attacks"]]
+        )
     assert document["notice"] == "Research software. Not for diagnosis."
     assert document["data"]["counts"]["Test"] == {"COVID-19": 5, "Non-COVID": 5, "Normal": 5}
     measured = {row["measure"] for row in document["comparisons"]}
@@ -183,7 +185,9 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
     document = Study(tiny(), films, tmp_path / "tiny", engines.get("local")).run()
     assert calls[0] not in calls[1:]
     finished = files.read_json(done / "study.json")
-    assert [r["clean"]["accuracy"] for r in document["runs"]] == [r["clean"]["accuracy"] for r in finished["runs"]]
+    assert [r["clean"]["accuracy"]["value"] for r in document["runs"]] == [
+        r["clean"]["accuracy"]["value"] for r in finished["runs"]
+    ]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -> None:
@@ -555,7 +559,7 @@ def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path)
 
     for run in files.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(catalogue.VIEWS)
-        assert all(part["n"] == 15 and 0 <= part["accuracy"] <= 1 for part in run["shortcuts"].values())
+        assert all(part["n"] == 15 and 0 <= part["accuracy"]["value"] <= 1 for part in run["shortcuts"].values())
         assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}
     data = load_dataset(films, split="Test", size=32)
     rows = np.arange(4)

@@ -67,10 +67,14 @@ def test_an_entry_that_is_gone_makes_no_difference_of_the_others() -> None:
 
 
 def test_a_part_whose_table_is_gone_is_named_and_one_that_its_table_does_not_give_differs(tmp_path: Path) -> None:
-    said = {"clean": {"accuracy": 0.5}, "certified": [{"epsilon": 0.1, "accuracy": 0.99}], "input_gradients": {"n": 3}}
+    said = {
+        "clean": {"accuracy": {"value": 0.5}},
+        "certified": [{"epsilon": 0.1, "accuracy": {"value": 0.99}}],
+        "input_gradients": {"n": 3},
+    }
     document = VerifiedDocument(folder=str(tmp_path), differences=[], unchecked=[])
     behind = {"certified": tmp_path / "certified.parquet", "saliency": tmp_path / "saliency.parquet"}
-    verifying._hold(document, "metrics.json", said, {"clean": {"accuracy": 0.5}}, old=False, behind=behind)
+    verifying._hold(document, "metrics.json", said, {"clean": {"accuracy": {"value": 0.5}}}, old=False, behind=behind)
     assert document.unchecked == ["metrics.json: certified: certified.parquet is missing, so 2 figures were not held"]
     assert found(document) == {("metrics.json", "input_gradients")}
 
@@ -106,7 +110,7 @@ def test_of_maps_whose_table_is_gone_nothing_counts_as_agreed(study: Path) -> No
 def test_proofs_and_a_temperature_that_no_table_backs_are_named(study: Path) -> None:
     path = study / "runs" / NAME / "metrics.json"
     content = files.read_document(path)
-    proof = {"epsilon": 0.01, "accuracy": 0.99, "n": 12}
+    proof = {"epsilon": 0.01, "accuracy": {"value": 0.99}, "n": 12}
     files.write_json(path, content | {"certified": [proof]})
     (study / "runs" / NAME / "validation.parquet").unlink()
     change(study / "study.json", "runs", 1, "calibration", "temperature", to=7.5)
@@ -140,7 +144,7 @@ def test_a_finished_run_that_was_taken_out_of_the_study_is_found(study: Path) ->
 def test_a_run_that_is_there_twice_or_was_invented_is_found(study: Path) -> None:
     path = study / "study.json"
     content = json.loads(path.read_text())
-    content["runs"] += [content["runs"][0], {"run": "better", "clean": {"accuracy": 1.0}}]
+    content["runs"] += [content["runs"][0], {"run": "better", "clean": {"accuracy": {"value": 1.0}}}]
     path.write_text(json.dumps(content))
     assert {("study.json", f"runs[{OTHER}]"), ("study.json", "runs[better]")} <= found(verify(study))
 

@@ -206,7 +206,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
             *counts.leads(faithfulness, ["brightness"]),
         ],
         beyond=closest(over),
-        correct=Measures(figures=counts.means(right), n=_images(right)),
+        correct=Measures(n=_images(right)).with_figures(counts.means(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
         sanity=list(_sanity(rows, counts)),
@@ -214,15 +214,13 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
             attack=ATTACKED,
             epsilon=perturbed["epsilon"].max() if len(perturbed) else None,
             n=_images(clean),
-            figures=counts.means(perturbed[~stable]),
-        ),
-        figures=counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts),
-    )
+        ).with_figures(counts.means(perturbed[~stable])),
+    ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
     tuned = rows["threshold"].dropna() if "threshold" in rows else pd.Series(dtype=float)
     if len(tuned):
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
-        part.faithfulness = Measures(figures=counts.means(faithfulness), n=_images(faithfulness))
+        part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
     if leads := counts.leads(clean, [RANDOMISED, SPREAD]):
         drawn = clean[clean[RANDOMISED].notna()]
         draws = len(DRAWS) if SPREAD in clean else _DRAWS_BEFORE
@@ -258,7 +256,7 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
     for name, (chosen, start, end) in strata.items():
         some = clean[chosen]
         figures = counts.means(some) if len(some) else {}
-        yield Stratum(stratum=name, start=start, end=end, n=_images(some), figures=figures)
+        yield Stratum(stratum=name, start=start, end=end, n=_images(some)).with_figures(figures)
 
 
 def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
@@ -274,8 +272,7 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
             epsilon=some["epsilon"].max(),
             severity=severity,
             n=_images(some),
-            figures=counts.means(some),
-        )
+        ).with_figures(counts.means(some))
 
 
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
@@ -293,7 +290,7 @@ def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
     random = rows[rows["condition"].str.startswith(CASCADE)]
     for condition, some in random.groupby("condition", sort=False):
         figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
-        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some), figures=figures)
+        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
 
 
 def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

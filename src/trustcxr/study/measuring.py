@@ -373,11 +373,11 @@ def _counted(passes: _Passes, films: int, work: Callable[[], object]) -> FilmCos
 
 def _combined(first: FilmCost, second: FilmCost, sign: int) -> FilmCost:
     names = ("forward", "gradient", "seconds")
-    return FilmCost(**{n: max((first.get(n) or 0.0) + sign * (second.get(n) or 0.0), 0.0) for n in names})
+    return FilmCost(**{n: max((getattr(first, n) or 0.0) + sign * (getattr(second, n) or 0.0), 0.0) for n in names})
 
 
 def _scaled(film: FilmCost, by: float) -> FilmCost:
-    return FilmCost(**{n: (film.get(n) or 0.0) * by for n in ("forward", "gradient", "seconds")})
+    return FilmCost(**{n: (getattr(film, n) or 0.0) * by for n in ("forward", "gradient", "seconds")})
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def verify(study: Path, render: Callable[[Path], str] | None = None) -> Verified
     """
     folder = folders.check_study(study)
     stored = files.read_document(folder / folders.STUDY_RESULTS)
-    documents.refuse_later(stored, folder / folders.STUDY_RESULTS)
+    documents.check_version(stored, folder / folders.STUDY_RESULTS)
     found = VerifiedDocument(
         study=str(stored.get("study", "")),
         folder=str(folder),

@@ -275,7 +275,9 @@ def _finish(
     summary.energy_kwh, summary.energy_method = origins.energy(
         summary.processor_seconds or 0.0, summary.seconds or 0.0, monitor.cards.world
     )
-    content["took"] = {key: summary[key] for key in ("seconds", "processor_seconds", "energy_kwh", "energy_method")}
+    content["took"] = {
+        key: getattr(summary, key) for key in ("seconds", "processor_seconds", "energy_kwh", "energy_method")
+    }
     files.write_yaml(folder / folders.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
     summary.precision = precision.used(summary.precision_asked, precision.kind())

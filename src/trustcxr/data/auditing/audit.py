@@ -76,6 +76,12 @@ class Document(TypedDict):
     seconds: float
 
 
+def _nested(probe: Probe) -> dict[str, object]:
+    """Return a probe for JSON, its accuracy as `{"value", "ci"}`."""
+    content = asdict(probe)
+    return content | {"accuracy": {"value": probe.accuracy, "ci": content.pop("accuracy_ci")}}
+
+
 @dataclass
 class Audit:
     """What an audit found. `to_dict()` for JSON, `text()` for the terminal, `clean_manifest()` for what to go on with.
@@ -146,7 +152,7 @@ class Audit:
             "files": self.files,
             "stores": self.stores,
             "notes": self.manifest.notes,
-            "probes": [asdict(p) for p in self.probes],
+            "probes": [_nested(p) for p in self.probes],
             "associations": [asdict(a) for a in self.associations],
             "findings": [asdict(f) for f in self.findings],
             "verdict": self.verdict,

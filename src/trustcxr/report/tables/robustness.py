@@ -112,7 +112,7 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
 
 def _conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibrated]]:
     """Clean, and the attacks of the headline's epsilon, with their names."""
-    found = [(CLEAN, document.clean)] if "clean" in document else []
+    found = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
     for part in document.attacks:
         if part.at(head.epsilon):
             found.append((f"{words.attack(part.attack, part.steps)} {words.epsilon(part.epsilon)}", part))

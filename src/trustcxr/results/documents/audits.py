@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from trustcxr.results.documents.examined import Division, Finding, HandedIn, OperatingPoint
 from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.runs import RunDocument
-from trustcxr.results.flat import Document, Records, Share
+from trustcxr.results.flat import Document, Share
 
 _ROUNDING = 1e-9  # of a share
 
@@ -89,14 +89,14 @@ class AuditDocument(RunDocument):
     model: AuditedModel = AuditedModel()  # type: ignore[assignment]
     protocol: str | None = None
     data: AuditedData = AuditedData()
-    gate: Records[GateCheck] = []
+    gate: list[GateCheck] = []
     unreliable: bool | None = None
     because: str = ""
     withdrawn: str | None = None
-    operating_points: Records[OperatingPoint] = []
-    subgroups: Records[Division] = []
-    findings: Records[Finding] = []
-    handed_in: Records[HandedIn] = []
+    operating_points: list[OperatingPoint] = []
+    subgroups: list[Division] = []
+    findings: list[Finding] = []
+    handed_in: list[HandedIn] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Whether it knows the classes of another one, in whichever order."""

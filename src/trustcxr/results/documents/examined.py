@@ -1,6 +1,6 @@
 """What audit.json says beside a metrics.json: operating points, findings, for whom a model is bad."""
 
-from trustcxr.results.flat import Document, Number, Records, Share
+from trustcxr.results.flat import Document, Number, Share
 
 
 class Curve(Document):
@@ -78,7 +78,7 @@ class Division(Document):
 
     column: str = ""
     alike: list[str] = []
-    groups: Records[Subgroup] = []
+    groups: list[Subgroup] = []
     worst: str = ""
     merged: dict[str, int] = {}
     text: str = ""

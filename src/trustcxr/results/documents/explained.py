@@ -2,8 +2,7 @@
 
 from pydantic import Field
 
-from trustcxr.catalogue import NO_MAP, NULL_MAPS, ONE_CELL
-from trustcxr.results.flat import Document, Measured, Number, Records, Share
+from trustcxr.results.flat import Document, Measured, Number, Share
 
 
 class Measures(Measured):
@@ -58,7 +57,7 @@ class RandomWeights(Document):
 
     n: int | None = None
     draws: int | None = None
-    leads: Records[Lead] = []
+    leads: list[Lead] = []
 
 
 class SaliencyDocument(Measures):
@@ -82,22 +81,14 @@ class SaliencyDocument(Measures):
     condition: str = ""
     without_mask: int | None = None
     threshold: Number = None
-    beyond: Records[Lead] = []
-    over_controls: Records[Lead] = []
+    beyond: list[Lead] = []
+    over_controls: list[Lead] = []
     correct: Measures = Measures()
-    by_lesion: Records[Stratum] = []
-    stability: Records[Change] = []
+    by_lesion: list[Stratum] = []
+    stability: list[Change] = []
     faithfulness: Measures | None = None
-    sanity: Records[Stage] = []
+    sanity: list[Stage] = []
     perturbed: Perturbed | None = None
-
-    def of_a_map(self) -> "SaliencyDocument":
-        """Itself; of a map of one cell no more than how often it is null, though an earlier version told more."""
-        if self.cells != ONE_CELL:
-            return self
-        kept = {name: getattr(self, name) for name in ("target", "cells", "n", "without_mask")}
-        figures = {name: figure for name, figure in self.figures.items() if name == NULL_MAPS}
-        return SaliencyDocument(**kept, withheld=self.withheld or NO_MAP, figures=figures)
 
 
 class LesionSize(Document):
@@ -134,4 +125,4 @@ class LesionDocument(Document):
     flipped_control: Number = None
     films: int | None = None
     left_out: int | None = None
-    by_size: Records[LesionSize] = []
+    by_size: list[LesionSize] = []

@@ -1,6 +1,6 @@
 """What follows from the figures of a run: whether its gradients fail, and what a reader must not miss."""
 
-from trustcxr.results.flat import Document, Records
+from trustcxr.results.flat import Document
 
 
 class Sign(Document):
@@ -20,7 +20,7 @@ class Verdict(Document):
     masked: bool | None = None
     because: str = ""
     looked_for: list[str] = []
-    signs: Records[Sign] = []
+    signs: list[Sign] = []
     at_random: bool = False
 
 

@@ -1,7 +1,7 @@
 """What `trustcxr compare` says: two audits by one protocol, paired image by image."""
 
 from trustcxr.results.documents.audits import AuditedData
-from trustcxr.results.flat import Document, Number, Records, Share
+from trustcxr.results.flat import Document, Number, Share
 
 
 class PairRow(Document):
@@ -38,4 +38,4 @@ class AuditPair(Document):
     withdrawn: list[str] = []
     other_lungs: list[str] = []
     handed_in: list[list[str]] = []
-    rows: Records[PairRow] = []
+    rows: list[PairRow] = []

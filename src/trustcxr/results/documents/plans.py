@@ -3,7 +3,7 @@
 from typing import Literal
 
 from trustcxr.results.documents.studies import Hardware
-from trustcxr.results.flat import Document, Named, Number, Records
+from trustcxr.results.flat import Document, Number
 
 State = Literal["done", "running", "failed", "waiting", "if chosen"]
 
@@ -45,8 +45,8 @@ class CostDocument(Document):
     threads: int | None = None
     size: int | None = None
     counts: dict[str, int] = {}
-    ways: Named[WayCost] = {}
-    films: Named[FilmCost] = {}
+    ways: dict[str, WayCost] = {}
+    films: dict[str, FilmCost] = {}
     notes: list[str] = []
 
 
@@ -100,7 +100,7 @@ class StudyPlan(Document):
     holder: str = ""
     at_once: int = 0
     to_choose: int = 0
-    runs: Records[RunPlan] = []
+    runs: list[RunPlan] = []
     least: Number = None
     most: Number = None
     unmeasured: list[str] = []

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from trustcxr.results.flat import Document, Records
+from trustcxr.results.flat import Document
 
 
 class Prunable(Document):
@@ -28,6 +28,6 @@ class PruneDocument(Document):
 
     cache: str = ""
     older_than: float = 0.0
-    found: Records[Prunable] = []
+    found: list[Prunable] = []
     removable: int = 0
     freed: int = 0

@@ -4,7 +4,6 @@ from trustcxr.results.documents.explained import LesionDocument, SaliencyDocumen
 from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.judged import Alarm, Verdict
 from trustcxr.results.documents.tested import (
-    Accuracies,
     Accuracy,
     AttackResult,
     Calibration,
@@ -16,7 +15,7 @@ from trustcxr.results.documents.tested import (
     InputGradients,
     PlantedShortcut,
 )
-from trustcxr.results.flat import Document, Named, Number, Records
+from trustcxr.results.flat import Document, Number
 
 
 class Refit(Document):
@@ -82,22 +81,22 @@ class RunDocument(Document):
     classes: list[str] = []
     split: str = ""
     clean: Classification = Classification()
-    by_source: Named[Accuracy] = {}
-    by_group: dict[str, Named[Accuracy]] = {}
-    shortcuts: Accuracies = {}
+    by_source: dict[str, Accuracy] = {}
+    by_group: dict[str, dict[str, Accuracy]] = {}
+    shortcuts: dict[str, Accuracy] = {}
     without_lungs: Accuracy | None = None
-    attacks: Records[AttackResult] = []
-    certified: Records[CertifiedResult] = []
+    attacks: list[AttackResult] = []
+    certified: list[CertifiedResult] = []
     input_gradients: InputGradients | None = None
-    corruptions: Records[CorruptionResult] = []
+    corruptions: list[CorruptionResult] = []
     corruptions_mean: CorruptionsMean | None = None
-    saliency: Named[SaliencyDocument] = {}
-    lesions: Records[LesionDocument] = []
+    saliency: dict[str, SaliencyDocument] = {}
+    lesions: list[LesionDocument] = []
     masking: Verdict | None = None
     calibration: Calibration | None = None
-    alarms: Records[Alarm] = []
-    drop_from_internal: Records[Drop] = []
-    planted_shortcuts: Named[PlantedShortcut] = {}
+    alarms: list[Alarm] = []
+    drop_from_internal: list[Drop] = []
+    planted_shortcuts: dict[str, PlantedShortcut] = {}
     training: TrainingDocument = TrainingDocument()
     given: AuditedModel = AuditedModel()
     examination: str = ""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from trustcxr.results.documents.judged import Alarm
 from trustcxr.results.documents.runs import RunDocument
-from trustcxr.results.flat import Document, Number, Records, Share
+from trustcxr.results.flat import Document, Number, Share
 
 LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 
@@ -98,7 +98,7 @@ class OverSeeds(Document):
     background: str = "full"
     split: str = ""
     seeds: list[int] = []
-    figures: Records[SeedFigure] = []
+    figures: list[SeedFigure] = []
 
 
 class Ranked(Document):
@@ -150,8 +150,8 @@ class DataCheck(Document):
     data: str = ""
     images: int | None = None
     verdict: str = ""
-    findings: Records[DataFinding] = []
-    probes: Records[DataProbe] = []
+    findings: list[DataFinding] = []
+    probes: list[DataProbe] = []
 
 
 class Hardware(Document):
@@ -179,8 +179,8 @@ class Selection(Document):
     split: str = ""
     by: str = ""
     count: int | None = None
-    ranking: Records[Ranked] = []
-    left_out: Records[FailedRun] = []
+    ranking: list[Ranked] = []
+    left_out: list[FailedRun] = []
 
 
 class StudyDocument(Document):
@@ -200,8 +200,8 @@ class StudyDocument(Document):
     recipe: dict[str, Any] = {}
     classes: list[str] = []
     selection: Selection = Selection()
-    runs: Records[RunDocument] = []
-    over_seeds: Records[OverSeeds] = []
-    comparisons: Records[Comparison] = []
-    alarms: Records[Alarm] = []
-    failures: Records[FailedRun] = []
+    runs: list[RunDocument] = []
+    over_seeds: list[OverSeeds] = []
+    comparisons: list[Comparison] = []
+    alarms: list[Alarm] = []
+    failures: list[FailedRun] = []

@@ -1,10 +1,8 @@
 """What was found on the images of a split: clean, attacked, proved, corrupted, calibrated, elsewhere."""
 
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import BeforeValidator, Field
-
-from trustcxr.results.flat import Document, Named, Number, Records, Share
+from trustcxr.results.flat import Document, Number, Share
 
 
 class ClassResult(Document):
@@ -50,7 +48,7 @@ class Classification(Document):
     n: int | None = None
     groups: int | None = None
     confusion: list[list[int]] = []
-    per_class: Named[ClassResult] = {}
+    per_class: dict[str, ClassResult] = {}
     draws: Draws | None = None
     findings: int | None = None
 
@@ -66,18 +64,6 @@ class Accuracy(Document):
     n: int | None = None
     constant_answer: Number = None
     view: str = ""
-
-
-def _bare(value: object) -> object:
-    """A number alone is an accuracy, without its interval."""
-    return {"accuracy": value} if isinstance(value, int | float) else value
-
-
-def _all_bare(value: object) -> object:
-    return {name: _bare(part) for name, part in value.items()} if isinstance(value, dict) else value
-
-
-Accuracies = Annotated[Named[Accuracy], BeforeValidator(_all_bare)]
 
 
 def _same(one: float | None, other: float | None) -> bool:
@@ -171,12 +157,12 @@ class Calibrated(Tried):
     ece_plug_in: Number = None
     log_loss: Share = Share()
     confidence: Share = Share()
-    bins: Records[Bin] = []
+    bins: list[Bin] = []
     ece_scaled: Share = Share()
     ece_plug_in_scaled: Number = None
     log_loss_scaled: Share = Share()
     confidence_scaled: Share = Share()
-    bins_scaled: Records[Bin] = []
+    bins_scaled: list[Bin] = []
     n: int | None = None
 
 
@@ -187,7 +173,7 @@ class Calibration(Document):
     split: str = ""
     n: int | None = None
     clean: Calibrated = Calibrated()
-    attacks: Records[Calibrated] = []
+    attacks: list[Calibrated] = []
 
 
 class InputGradients(Document):

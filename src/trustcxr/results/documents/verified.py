@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trustcxr.results.flat import Document, Records
+from trustcxr.results.flat import Document
 
 
 class Difference(Document):
@@ -27,7 +27,7 @@ class VerifiedDocument(Document):
     runs: int = 0
     figures: int = 0
     files: int = 0
-    differences: Records[Difference] = []
+    differences: list[Difference] = []
     unchecked: list[str] = []
 
     @property
