@@ -340,15 +340,6 @@ def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path
     assert sums == [[str(expected)]] * 2
 
 
-SLOW = """
-import time
-from hashlib import blake2b
-from trustcxr.data import decoding
-read = decoding.read_image_at
-decoding.read_image_at = lambda *how: time.sleep(0.3) or read(*how)
-"""
-
-
 @pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json", "hashes.bin"])
 def test_a_bit_changed_anywhere_in_a_store_changes_nothing_that_is_read(name: str, films: Path, tmp_path: Path) -> None:
     before = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
