@@ -22,7 +22,7 @@ from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.results import files
 from trustcxr.serve import looking, worker
-from trustcxr.serve.limits import Limits
+from trustcxr.serve.worker import Limits
 
 
 def untrained_run(folder: Path, seed: int = 0) -> Path:

@@ -28,7 +28,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from trustcxr.serve import app as application  # noqa: E402
 from trustcxr.serve import doors, server  # noqa: E402
-from trustcxr.serve.limits import Limits  # noqa: E402
+from trustcxr.serve.worker import Limits  # noqa: E402
 
 LOCAL = "http://localhost"
 

@@ -35,7 +35,6 @@ _IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.trainin
 _IMPORTED += (
     "trustcxr.data.auditing.audit",
     "trustcxr.data.phantom.writing",
-    "trustcxr.data.stores",
     "joblib",
     "jinja2",
 )

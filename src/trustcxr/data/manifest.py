@@ -66,6 +66,12 @@ class Manifest:
         return tuple(c.removesuffix(MASK_SUFFIX) for c in columns if self.table[c].notna().any())
 
     @property
+    def files(self) -> dict[str, list[str | None]]:
+        """The paths of `images`, and of `<kind>_mask` for each kind of mask, one a sample; None for no mask."""
+        masks = [kind + MASK_SUFFIX for kind in self.mask_kinds]
+        return {"images": self.table["path"].tolist()} | {name: self.table[name].tolist() for name in masks}
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The splits that there are, sorted by name."""
         return tuple(sorted(set(self.table["split"])))

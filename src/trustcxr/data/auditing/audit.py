@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 
-from trustcxr.data import stores
 from trustcxr.data.auditing import confounds, duplicates
 from trustcxr.data.auditing.confounds import Association, Probe
 from trustcxr.data.auditing.findings import (
@@ -22,7 +21,6 @@ from trustcxr.data.auditing.findings import (
     film_findings,
     leak_findings,
     mask_findings,
-    store_findings,
 )
 from trustcxr.data.auditing.scan import Scan, scan
 from trustcxr.data.auditing.text import (
@@ -34,12 +32,10 @@ from trustcxr.data.auditing.text import (
     _file_lines,
     _item_line,
     _probe_table,
-    _store_lines,
 )
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import Manifest
-from trustcxr.data.stores import Checked
 from trustcxr.results.disk import escaped
 
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
@@ -67,7 +63,6 @@ class Document(TypedDict):
     counts: dict[str, dict[str, int]]
     published: list[Published]
     files: FileSummary
-    stores: list[Checked]
     notes: list[str]
     probes: list[dict[str, object]]
     associations: list[dict[str, object]]
@@ -91,7 +86,6 @@ class Audit:
         counts: {split: {class: images}}.
         published: the counts beside the published ones, empty unless it is COVID-QU-Ex.
         files: formats, colour modes and sizes of the images, and how many masks of each kind there are.
-        stores: the stores of decoded images that there are of it, every byte read.
         findings: worst first.
         probes, associations: what tells the classes apart.
         pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: a film twice.
@@ -108,7 +102,6 @@ class Audit:
     pairs: pd.DataFrame
     unreadable: np.ndarray
     seconds: float = 0.0
-    stores: list[Checked] = field(default_factory=list)
     dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
     probed: bool = True
 
@@ -150,7 +143,6 @@ class Audit:
             "counts": self.counts,
             "published": self.published,
             "files": self.files,
-            "stores": self.stores,
             "notes": self.manifest.notes,
             "probes": [_nested(p) for p in self.probes],
             "associations": [asdict(a) for a in self.associations],
@@ -178,8 +170,8 @@ class Audit:
         return "\n".join(map(escaped, [*lines, "", f"Verdict  {self.verdict}"]))
 
     def file_lines(self) -> list[str]:
-        """What the files are, in lines: formats, colour modes, sizes, masks; and which are decoded already."""
-        return _file_lines(self.files) + _store_lines(self.stores)
+        """What the files are, in lines: formats, colour modes, sizes, masks."""
+        return _file_lines(self.files)
 
     def clean_manifest(self) -> Manifest:
         """The manifest without what cannot be read, what leaks between splits, and what carries two classes.
@@ -219,8 +211,7 @@ def audit(
 
     `data` is a folder, a list of images or a Manifest; `layout`, `columns` and `images` as in read_manifest; `workers`
     the processes that read (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for
-    a folder that is not understood; a file that cannot be read is a finding, and so is a store of decoded images (in
-    the usual cache) with a byte that is not what was written; it is decoded again.
+    a folder that is not understood; a file that cannot be read is a finding.
 
     >>> import tempfile, trustcxr as tx
     >>> from trustcxr.data.phantom import write
@@ -240,7 +231,6 @@ def audit(
     same_film = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
     tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
     linked = confounds.associations(manifest, read)
-    decoded = stores.check(manifest, workers=workers)
     published, surplus = _against_published(manifest)
     findings = [
         *file_findings(manifest, read),
@@ -248,7 +238,6 @@ def audit(
         *film_findings(manifest, read),
         *mask_findings(manifest, read, same_film),
         *leak_findings(manifest, pairs),
-        *store_findings(decoded),
         *confound_findings(tried, linked),
         *surplus,
     ]
@@ -258,7 +247,7 @@ def audit(
     counts = manifest.counts()
     unreadable = ~read.readable
     return Audit(
-        *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds, decoded),
+        *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds),
         probed=probes,
     )
 

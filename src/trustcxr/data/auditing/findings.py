@@ -14,7 +14,6 @@ from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.auditing.scan import Scan
 from trustcxr.data.images import dicom, ours, plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, alike_said
-from trustcxr.data.stores import Checked
 
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
@@ -88,20 +87,6 @@ def class_findings(manifest: Manifest) -> list[Finding]:
         )
         for names in manifest.alike_classes()
     ]
-
-
-def store_findings(checked: Iterable[Checked]) -> list[Finding]:
-    """Stores of decoded images with bytes that are not those that were written."""
-    items = [
-        Item(
-            sample_id=f"{store['size']} pixels ({store['resize']})",
-            path=store["folder"],
-            detail=f"{store['fault']} is not what was written; {store['again']}",
-        )
-        for store in checked
-        if store["fault"] is not None
-    ]
-    return found("store", "warning", "# [store of decoded images was|stores of decoded images were] damaged", items)
 
 
 _DOUBTS = {

@@ -5,7 +5,6 @@ from typing import TypedDict
 from trustcxr.data.auditing.confounds import Probe
 from trustcxr.data.auditing.findings import Item
 from trustcxr.data.manifest import place_of
-from trustcxr.data.stores import Checked
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
 _SOURCES = {
@@ -61,11 +60,6 @@ def _file_lines(files: FileSummary) -> list[str]:
     ]
     lines += [f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()]
     return lines
-
-
-def _store_lines(stores: list[Checked]) -> list[str]:
-    whole = [f"{store['size']} pixels" for store in stores if store["fault"] is None]
-    return [f"decoded already: {', '.join(whole)}, every byte as it was written"] if whole else []
 
 
 def _probe_table(probes: list[Probe]) -> list[str]:
