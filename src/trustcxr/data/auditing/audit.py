@@ -23,21 +23,18 @@ from trustcxr.data.auditing.findings import (
     mask_findings,
 )
 from trustcxr.data.auditing.scan import Scan, scan
-from trustcxr.data.auditing.text import (
-    _HEADS,
-    _SOURCES,
-    FileSummary,
-    MaskSummary,
-    _count_table,
-    _file_lines,
-    _item_line,
-    _probe_table,
-)
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
-from trustcxr.data.manifest import Manifest
+from trustcxr.data.manifest import Manifest, place_of
 from trustcxr.results.disk import escaped
 
+_HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
+_SOURCES = {
+    "lungs blanked": "the film without its lungs",
+    "outer frame": "the outer frame of the film",
+    "lung shape": "the shape of the lung mask",
+    "grey levels": "the film's overall brightness",
+}
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
 _SHOWN = 3  # files named under a finding in the terminal
 
@@ -51,6 +48,23 @@ class Published(TypedDict):
     of: int
     per_class: dict[str, list[int]]
     text: str
+
+
+class MaskSummary(TypedDict):
+    """How many masks of a kind there are, and how many of them are empty."""
+
+    n: int
+    empty: int
+
+
+class FileSummary(TypedDict):
+    """What the images are: name of a format, colour mode or size -> how many; and the masks by their kind."""
+
+    formats: dict[str, int]
+    modes: dict[str, int]
+    sizes: dict[str, int]
+    different_sizes: int
+    masks: dict[str, MaskSummary]
 
 
 class Document(TypedDict):
@@ -154,24 +168,53 @@ class Audit:
     def text(self) -> str:
         """A summary for the terminal, in which no name moves the cursor."""
         lines = [f"{self.manifest.root.name}: {len(self.manifest.table):,} images, layout {self.manifest.layout}", ""]
-        lines += [*_count_table(self.counts, self.manifest.classes), ""]
+        lines += [*self.count_table().to_string().splitlines(), ""]
         lines += [p["text"] for p in self.published]
         lines += self.file_lines()
         lines += self.manifest.notes
         if self.probes:
-            lines += ["", *_probe_table(self.probes)]
+            first = self.probes[0]
+            lines += ["", f"A linear probe tells the classes apart ({first.how}; chance {first.chance:.2f})"]
+            rows = {p.view: (f"{p.accuracy:.2f}", "{:.2f} to {:.2f}".format(*p.accuracy_ci)) for p in self.probes}
+            head = ["balanced accuracy", "95 % CI"]
+            lines += pd.DataFrame.from_dict(rows, orient="index", columns=head).to_string().splitlines()
         lines += ["", "Found" if self.findings else "Found nothing wrong"]
         for finding in self.findings:
             lines.append(f"  {_HEADS[finding.severity]:8} {finding.text}")
             for item in finding.items[:_SHOWN]:
-                lines.append(f"             {_item_line(item)}")
+                other = f" and {item['other_id']}" if "other_id" in item else ""
+                detail = f": {item['detail']}" if item.get("detail") else ""
+                lines.append(f"             {item['sample_id']}{other}{detail}")
             if len(finding.items) > _SHOWN:
                 lines.append(f"             and {len(finding.items) - _SHOWN:,} more")
         return "\n".join(map(escaped, [*lines, "", f"Verdict  {self.verdict}"]))
 
+    def count_table(self) -> pd.DataFrame:
+        """Return the images by split (rows) and class (columns), with sums, written with thousands separators."""
+        splits = sorted(self.counts, key=place_of)
+        table = pd.DataFrame([self.counts[split] for split in splits], index=splits, columns=self.manifest.classes)
+        table["all"] = table.sum(axis=1)
+        if len(table) > 1:
+            table.loc["all"] = table.sum()
+        return table.map("{:,}".format)
+
     def file_lines(self) -> list[str]:
-        """What the files are, in lines: formats, colour modes, sizes, masks."""
-        return _file_lines(self.files)
+        """Return lines about the files: formats, colour modes, sizes and masks."""
+
+        def listed(counts: dict[str, int]) -> str:
+            return ", ".join(f"{k} {n:,}" for k, n in list(counts.items())[:4])
+
+        files, sizes = self.files, listed(self.files["sizes"])
+        many = files["different_sizes"] > 1
+        size = (
+            f"{files['different_sizes']:,} sizes, most often {sizes}"
+            if many
+            else f"size {next(iter(files['sizes']), '')}"
+        )
+        return [
+            f"formats: {listed(files['formats'])}; colour modes: {listed(files['modes'])}; {size}",
+            *(f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()),
+        ]
 
     def clean_manifest(self) -> Manifest:
         """The manifest without what cannot be read, what leaks between splits, and what carries two classes.
