@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from trustcxr.report import terminal
 from trustcxr.report.figures import certified as figure
 from trustcxr.report.figures import svg
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables import certified as table
-from trustcxr.results.documents import RunDocument, StudyDocument
+from trustcxr.results.documents import RunDocument
 
 
 def run(certified: Any = None, attacks: Any = None) -> Run:
@@ -36,33 +35,6 @@ def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
     assert (shown["Certified, %"].value, shown["Under attack, %"].value) == (0.6, 0.65)
     assert shown["Strongest"].text == "worst case"
     assert shown["Open, points"].text == "5.0"
-
-
-def test_the_terminal_says_the_same_and_passes_over_what_was_withdrawn() -> None:
-    withdrawn = {"attack": "square", "epsilon": 0.02, "accuracy": {"value": None}}
-    (row,) = terminal.certified_rows(run([ENTRY], [withdrawn, *ATTACKS]).metrics)
-    assert (row["lowest under attack"], row["attack"]) == ("65.0% [60.0%, 70.0%]", "worst case")
-    (row,) = terminal.certified_rows(run([ENTRY], [withdrawn]).metrics)
-    assert (row["lowest under attack"], row["attack"]) == ("", "")
-
-
-def test_in_the_terminal_proof_and_attack_are_one_bar() -> None:
-    (row,) = terminal.certified_rows(run([ENTRY], ATTACKS).metrics)
-    assert row["from proof to attack"] == "█" * 12 + "▒" * 1 + "░" * 3 + "·" * 4
-    (row,) = terminal.certified_rows(run([ENTRY]).metrics)
-    assert row["from proof to attack"] == "█" * 12 + "▒" * 4 + "·" * 4, "open up to what is right without an attack"
-    assert table.bar(0.5, 0.4, 0.9) == table.bar(0.5, 0.5, 0.9), "an attack never leaves less than is proved"
-    assert table.bar(0.5, 0.508, 0.9, 10) == "████▒░░░░·", "what is open is drawn, however little"
-    assert table.bar(0.12, 0.13, 0.9, 10) == "█░░░░░░░░·", "the only mark of what is proved stays"
-
-
-def test_a_study_ends_with_the_bar_of_every_run_that_was_certified() -> None:
-    runs = [run([ENTRY], ATTACKS).metrics, run().metrics]
-    runs[0].run = "plain3-ibp-s0"
-    (row,) = terminal.proved_rows(StudyDocument(runs=runs))
-    assert (row["run"], row["certified"], row["clean"]) == ("plain3-ibp-s0", "60.0% [50.0%, 70.0%]", "80.0% [-, -]")
-    assert row["from proof to attack"] == "█" * 12 + "▒" * 1 + "░" * 3 + "·" * 4
-    assert terminal.proved_rows(StudyDocument(runs=runs[1:])) == []
 
 
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:

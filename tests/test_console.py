@@ -30,27 +30,6 @@ def test_numbers_of_a_bar_are_whole_however_long_its_words_are(
         assert "[0.02]" in line
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_a_table_of_many_columns_is_divided_where_it_has_no_room_and_nothing_is_cut(
-    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    names = [f"column{n} said" for n in range(9)]
-    rows = [
-        {"model": f"[network]-{r}-of-long-name"} | {name: f"word{r}{n} (further{r}{n})" for n, name in enumerate(names)}
-        for r in range(3)
-    ]
-    report.print_rows("many columns", rows)
-    shown = capsys.readouterr().out
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= width
-    for word in " ".join([*names, *(cell for row in rows for cell in row.values())]).split():
-        assert word in shown, word
-    tables = shown.count("[network]-0-of-long-name")
-    assert tables == shown.count("model")
-    assert (tables > 1) == (width < 200)
-
-
 def test_a_word_that_no_terminal_has_room_for_is_broken_and_not_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

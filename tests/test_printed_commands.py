@@ -11,13 +11,11 @@ from trustcxr.data import download
 from trustcxr.errors import UserError
 from trustcxr.reader import study as reading
 from trustcxr.recipes.study import load_study
-from trustcxr.report import markdown, study_folder, terminal
+from trustcxr.report import terminal
 from trustcxr.results import folders
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
-    DataDescription,
     ExportDocument,
-    StudyDocument,
     TrainingDocument,
     VerifiedDocument,
 )
@@ -131,12 +129,3 @@ def test_a_reader_study_without_readers_says_how_to_name_them(odd: Path) -> None
     with pytest.raises(UserError) as refused:
         reading.serve(odd, reading.Asked(), [], host="127.0.0.1", port=0)
     assert command(str(refused.value), after=",") == ["trustcxr", "reader", str(odd), "--reader", "NAME"]
-
-
-def test_the_page_in_markdown_says_how_it_is_made(odd: Path) -> None:
-    recipe = load_study("quick")
-    study = StudyDocument(study="quick", recipe=recipe.model_dump(mode="json"), data=DataDescription(root_name=ODD))
-    first = markdown.render(study_folder.StudyFolder(odd, study, [], [])).splitlines()[2]
-    _, again, _, shown, _ = first.split("`")
-    assert command(again) == ["trustcxr", "study", "quick", "--data", ODD, "--out", ODD]
-    assert command(shown) == ["trustcxr", "report", ODD, "--markdown"]

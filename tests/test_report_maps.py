@@ -8,8 +8,7 @@ import pytest
 
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import markdown, study_folder, terminal, words
-from trustcxr.report.rows import figures
+from trustcxr.report import study_folder, terminal, words
 from trustcxr.report.tables import leaderboard, saliency
 from trustcxr.results.documents import Change, SaliencyDocument
 
@@ -112,14 +111,11 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert "in the others it says nothing of what the network has learnt" in page
     assert page.index("eatmaps survive randomising") < page.index("void: survives randomising"), "in the first table"
     assert "Heatmaps that survive randomising the network" in page
-    text = "\n".join(markdown.localisation(study_folder.read(study).runs))
-    assert "random weights* |" in text
-    rows = [line for line in text.splitlines() if "the layer’s activation* |" in line]
-    assert len(rows) == 2, "each network has its own"
-    assert all("0.190" in line for line in rows)
-    assert page.count("control 0.190") == 2
-    assert f"2 x 2 cells; {WITHHELD}; {ABOVE}" in text
-    assert SURVIVES in text
+    text = saliency.shown(study_folder.read(study).runs).markdown()
+    assert (
+        f"| 2 x 2 | 0.089 (0.080 to 0.100; chance 0.132) | 0.410 (0.400 to 0.420) | A{ABOVE[1:]} ({WITHHELD}) |" in text
+    )
+    assert SURVIVES[1:] in text
 
 
 def over(value: float, control: str) -> dict[str, Any]:
@@ -142,10 +138,7 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
     assert "What each map has over every control" in report.write(study).read_text(encoding="utf-8")
-    text = "\n".join(markdown.localisation(found.runs))
-    assert "| +0.123 [+0.103, +0.143] | -0.041 [-0.061, -0.021] |" in text
-    kept = {row[5]: row[6:9] for row in figures(found.runs)}
-    assert kept["infection_energy_less_brightness_as_sharp"] == (-0.041, *over(-0.041, "")["difference"]["ci"])
+    assert "| +0.123 (0.103 to 0.143) | −0.041 (−0.061 to −0.021) |" in table.markdown()
     shown = terminal.saliency_rows(found.runs[0].saliency_methods()["gradcam"])
     (row,) = (row for row in shown if row["measure"] == "infection energy")
     assert row["less its closest control"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
@@ -179,7 +172,6 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
     assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
-    assert [row[5] for row in figures(runs) if (row[0], row[2]) == (runs[0].name, "gradcam")] == ["null_map_rate"]
     page = report.write(study).read_text(encoding="utf-8")
     assert page.count(why) == page.lower().count(why) >= 3  # its row, what it shows, the first table
 

@@ -12,7 +12,9 @@ from trustcxr.results.documents import StudyDocument
 _UNSET = (None, "", False, 0)
 _UNTOLD = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
 _NETWORK = {key: field.default for key, field in ModelRecipe.model_fields.items() if key != "weights"}
-_DEFENCE = {key: field.default for key, field in DefenceRecipe.model_fields.items() if isinstance(field.default, str)}
+_DEFENCE = {
+    k: field.default for k, field in DefenceRecipe.model_fields.items() if isinstance(field.default, str | None)
+}
 
 
 def paragraphs(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
