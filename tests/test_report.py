@@ -432,7 +432,7 @@ def test_terminal_leaderboard_with_three_attacks_keeps_names_and_counts_in_80_co
     assert sum(row.split()[-1] == "570" for row in rows if row) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_papers_size_fits(tmp_path: Path) -> None:
     names = tuple(f"Network{i:02}" for i in range(21))
     path = make_study(tmp_path / "s", models=names, images=90, panels=6, side=224, resamples=20)
@@ -442,6 +442,7 @@ def test_the_papers_size_fits(tmp_path: Path) -> None:
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's console was not looked at")
 def test_no_error_in_the_browsers_console(study: Path, tmp_path: Path) -> None:
     page = study / "report.html"

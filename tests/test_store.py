@@ -353,6 +353,7 @@ def test_a_fingerprint_is_of_what_the_films_are_and_not_of_where_they_lie(films:
     assert relabelled.fingerprint != data.fingerprint
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -373,7 +374,7 @@ decoding.read_image_at = lambda *how: time.sleep(0.3) or read(*how)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_build_goes_on(films: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SLOW + SCRIPT.replace("workers=2", "workers=1"))
