@@ -2,34 +2,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Compiled once all is there, on every core, and not by pip on one, which is half of its time; templates that are no Python
-# are passed over.
+# Compile once on every core, not by pip on one: that is half of its time. Templates that are no Python are passed over.
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: demo test quick test-slow site lint types install install-dev clean
+.PHONY: demo test quick smoke test-all site lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/trustcxr demo --out out/demo
 
-# Three processes of one thread each: on two cores, since for a quarter of their time tests wait, for a disk, a browser, a
-# process that is to be killed. A file of tests stays in one, with the runs that it shares. Compiled once, not by each.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+# Three processes of one thread each: on two cores, since tests wait for a disk, a browser or another process.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 # The examples in docstrings, which run.
 EXAMPLES := src/trustcxr/attacks src/trustcxr/data src/trustcxr/explain
 
+# Three sets of tests: quick ones, slow ones (`.ci/run` runs both on each push), and all.
 test: lint types quick
 
 quick: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow"
-	$(PYTEST) -n 0 --doctest-modules $(EXAMPLES)
+	$(PYTEST) --dist worksteal -m "not slow and not full"
+	$(BIN)/python -m pytest -n 0 --doctest-modules $(EXAMPLES)
 
-# In the order of slow_cases.FIRST: else the file with the longest test, which has few, would come last and run alone.
-# Four at once: these wait more. A test that hangs ends after half an hour: the longest takes minutes, and on a slow
-# machine, beside three others on two cores, four times as many.
-test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -n 4 -m slow -o timeout=1800 --no-loadscope-reorder
+smoke: $(VENV)/.installed-dev
+	$(PYTEST) --dist worksteal -m "slow and not full"
+
+# A file stays in one process, with the runs that its tests share. A test that hangs ends after half an hour.
+test-all: lint types site $(VENV)/.installed-dev
+	$(PYTEST) --dist loadfile -o timeout=1800
+	$(BIN)/python -m pytest -n 0 --doctest-modules $(EXAMPLES)
 
 # The documentation, into out/site; a warning is an error.
 site: $(VENV)/.installed-dev

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from slow_cases import FIRST, is_slow
-
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 DATA = Path(os.environ.get("TRUSTCXR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -25,12 +23,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases of `slow_cases` as slow; its FIRST files come first."""
+    """Mark the cases as `full` that `sample` leaves out or that are `expensive`."""
     for item in items:
-        if is_slow(item.nodeid.removeprefix("tests/")):
-            item.add_marker(pytest.mark.slow)
-    places = {f"tests/{name}": number for number, name in enumerate(FIRST)}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
+        case = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        sample, expensive = item.get_closest_marker("sample"), item.get_closest_marker("expensive")
+        if (sample and case not in sample.args) or (expensive and case in expensive.args):
+            item.add_marker(pytest.mark.full)
 
 
 @pytest.fixture(autouse=True, scope="session")

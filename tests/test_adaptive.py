@@ -34,6 +34,7 @@ def left(model: nn.Module, films: tuple[Tensor, Tensor], found: Tensor, *, draws
         return 1 - float(wrong_share(Attackable(model, draws=draws), found, films[1]).mean())
 
 
+@pytest.mark.expensive("random resizing")
 @pytest.mark.parametrize("name", LIARS)
 def test_a_liar_is_broken_as_its_honest_twin_is(name: str, films: tuple[Tensor, Tensor]) -> None:
     honest, liar = trained(), LIARS[name](trained())
@@ -80,6 +81,7 @@ def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(name: str, fi
     assert float((answer - drawn.mean(0)).abs().mean()) < 0.5 * float((drawn - drawn.mean(0)).abs().mean())
 
 
+@pytest.mark.slow
 def test_what_stands_behind_a_stand_in_gets_a_longer_climb(monkeypatch: pytest.MonkeyPatch) -> None:
     many, liar = images_and_labels(96, seed=5), LIARS["jpeg"](trained())
     remains = []
@@ -124,6 +126,7 @@ def test_pgd_alone_is_fooled_by_it(name: str, films: tuple[Tensor, Tensor]) -> N
     assert left(liar, films, pgd(liar, *films, epsilon=EPSILON)) > 0.6
 
 
+@pytest.mark.slow
 def test_the_found_images_lie_within_epsilon(films: tuple[Tensor, Tensor]) -> None:
     liar = LIARS["jpeg"](trained())
     found = adaptive(liar, *films, epsilon=0.03, steps=5, queries=5, surrogate=trained())

@@ -325,6 +325,7 @@ def test_mode_train_attacks_batch_statistics() -> None:
     assert torch.equal(attacks.fgsm(model, images, labels, epsilon=EPSILON, mode="train"), expected)
 
 
+@pytest.mark.expensive("no_grad-pgd", "no_grad-fab", "no_grad-worst-case")
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_works_where_gradients_are_off(name: str, context: Callable[[], Any], batch: tuple[Tensor, Tensor]) -> None:
@@ -336,6 +337,7 @@ def test_works_where_gradients_are_off(name: str, context: Callable[[], Any], ba
     assert torch.equal(found.clone(), expected)
 
 
+@pytest.mark.sample("pgd-inference_mode", "square-enable_grad", "worst-case-no_grad")
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", EVERY)
 def test_works_under_autocast(name: str, context: Callable[[], Any], batch: tuple[Tensor, Tensor]) -> None:

@@ -166,6 +166,7 @@ def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
 # --- in the table ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
     plan = [
         AttackRecipe(name=name, epsilons=(0.05, 0.01), **FAST[name], **extra)

@@ -66,7 +66,7 @@ def held_out(films: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return images[rows], labels[rows]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_worst_case_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """At most a point above torchattacks' APGD (cross-entropy), FAB and Square taken together, at equal budget."""
     import torchattacks
@@ -92,7 +92,7 @@ def test_worst_case_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Ten
     assert ours.accuracy == pytest.approx(accuracy(robust, ours.images, labels))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_pgd_and_apgd_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """Accuracy within a point of torchattacks and foolbox."""
     import foolbox
@@ -117,7 +117,7 @@ def test_pgd_and_apgd_on_real_films(robust: nn.Module, held_out: tuple[Tensor, T
         assert abs(shares[ours] - shares[theirs]) <= 0.0101, shares
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_sweep_falls_to_zero_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """Trap 7, with the whole suite: what a smaller radius found is handed on, so that accuracy cannot rise."""
     images, labels = (t[:100] for t in held_out)

@@ -39,6 +39,7 @@ def theirs(attack: Any, model: nn.Module, images: Tensor, labels: Tensor) -> Ten
 # --- against other libraries, on the same models ---------------------------------------------------------------------
 
 
+@pytest.mark.sample("standard-0.05")
 @pytest.mark.parametrize("epsilon", [0.03, 0.05])
 def test_apgd_agrees_with_torchattacks(epsilon: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     import torchattacks
@@ -49,6 +50,7 @@ def test_apgd_agrees_with_torchattacks(epsilon: float, model: SmallNet, batch: t
     assert abs(accuracy(model, ours, labels) - accuracy(model, other, labels)) <= 0.01
 
 
+@pytest.mark.sample("standard-0.05")
 @pytest.mark.parametrize("epsilon", [0.03, 0.05])
 def test_fab_is_no_weaker_than_torchattacks(epsilon: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     import torchattacks
@@ -60,6 +62,7 @@ def test_fab_is_no_weaker_than_torchattacks(epsilon: float, model: SmallNet, bat
     assert accuracy(model, ours, labels) <= accuracy(model, other, labels) + 0.01
 
 
+@pytest.mark.sample("standard")
 def test_square_is_no_weaker_than_torchattacks(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     import torchattacks
 
@@ -69,6 +72,7 @@ def test_square_is_no_weaker_than_torchattacks(model: SmallNet, batch: tuple[Ten
     assert accuracy(model, ours, labels) <= accuracy(model, other, labels) + 0.01
 
 
+@pytest.mark.sample("fgsm-0.5")
 @pytest.mark.parametrize("radius", [0.3, 0.5])
 def test_pgd_in_l2_agrees_with_foolbox(radius: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     import foolbox
@@ -97,6 +101,8 @@ def test_fgsm_rs_is_one_step_of_pgd(batch: tuple[Tensor, Tensor]) -> None:
     assert torch.allclose(attacks.fgsm_rs(trained(), images, labels, epsilon=0.03, seed=4), single, atol=1e-7)
 
 
+@pytest.mark.sample("3")
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 def test_worst_case_is_at_most_a_point_above_the_others_taken_together(classes: int) -> None:
     """torchattacks' APGD (cross-entropy), FAB and Square, the worst per image, at one budget, on a robust model."""
@@ -134,6 +140,7 @@ def test_it_works_for_three_classes_where_the_standard_suite_fails(batch: tuple[
 # --- strength --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_worst_case_is_the_worst(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (t[:150] for t in batch)
     model = trained("fgsm")
@@ -146,6 +153,7 @@ def test_worst_case_is_the_worst(batch: tuple[Tensor, Tensor]) -> None:
     assert report.accuracy == pytest.approx(stands)
 
 
+@pytest.mark.sample("standard-apgd-ce", "standard-square", "fgsm-fab")
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-margin", "fab", "square", "worst-case", "momentum", "fgsm-rs"])
 def test_accuracy_falls_with_epsilon_to_about_zero(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     """Trap 7."""
@@ -234,6 +242,7 @@ class Meter(nn.Module):
         return self.inner(images)
 
 
+@pytest.mark.expensive("fab", "worst-case")
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-margin", "fab", "square", "worst-case"])
 def test_broken_images_leave_the_batch(name: str, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (t[:80] for t in batch)
@@ -410,6 +419,7 @@ def test_a_tolerance_below_what_float32_can_tell_apart_ends_where_nothing_lies_b
     assert float(found) == pytest.approx(0.1, abs=1e-5)
 
 
+@pytest.mark.sample("fgsm")
 @pytest.mark.parametrize("attack", ["fgsm", "apgd-margin", "fab"])
 def test_smallest_epsilon_with_other_attacks(attack: str) -> None:
     images, labels = images_and_labels(200, seed=5)  # of 40 a median says too little
@@ -523,6 +533,7 @@ def test_a_pass_in_bf16_gives_the_same_signs(name: str, batch: tuple[Tensor, Ten
     assert abs(accuracy(model, full, labels) - accuracy(model, half, labels)) <= 0.01
 
 
+@pytest.mark.sample("apgd-ce-0.01")
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize(("name", "loss"), [("apgd-ce", 0.01), ("apgd-margin", 0.01), ("square", 0.04)])
 def test_a_search_in_bf16_claims_nothing_that_is_not_so(name: str, loss: float, batch: tuple[Tensor, Tensor]) -> None:

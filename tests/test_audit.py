@@ -219,6 +219,7 @@ def test_masks_that_lie_about_the_disease(clean: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_source_and_view_that_go_with_the_class_are_said(
     clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +301,7 @@ def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted,
         write_page(planted[2], "/dev/null/page.html")
 
 
+@pytest.mark.slow
 def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> None:
     counts = {"Train": 60, "Test": 30}
     plain = audit(writing.write(tmp_path / "plain", counts, size=64), workers=1)

@@ -101,6 +101,7 @@ def figures(document: Any) -> dict[tuple[str, float], float]:
     }
 
 
+@pytest.mark.slow
 def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, films: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     own, _ = run_folder.evaluate(folder, films, attacks=["fgsm", "pgd"], epsilons=[0.01, 0.02], steps=3)
@@ -126,6 +127,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
     assert figures(given) == pytest.approx(figures(document))
 
 
+@pytest.mark.slow
 def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
     done = run("audit", model, "--data", greys, "--out", out)
@@ -143,6 +145,7 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     assert [(row["attack"], row["epsilon"]) for row in changed["attacks"]] == [("fgsm", 0.05)]
 
 
+@pytest.mark.slow
 def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tmp_path: Path) -> None:
     good, bad = tmp_path / "good", tmp_path / "bad"
     audits.audit(model_file(tmp_path / "one", Brightness()), greys, good)
@@ -358,6 +361,7 @@ def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -
     assert examination.whole_of({"a": 6.0, examination.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
 
 
+@pytest.mark.slow
 def test_a_wrong_order_that_the_gates_films_do_not_tell_is_noticed_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from benchmarks import formats as benchmark
 from test_audit_formats import GRAPHS, formats_have_the_figures_of, robust
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_densenet121_has_the_figures_of_the_run_in_every_format_of_a_graph(
     covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ def model_file() -> str:
     return found.group(1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_torchxrayvisions_densenet_goes_through_an_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = pytest.importorskip("torchxrayvision.models")
     text = model_file()

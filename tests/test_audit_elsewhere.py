@@ -36,7 +36,7 @@ def audited(model: Path, data: Path, out: Path, *options: str) -> AuditDocument:
     return read(AuditDocument, out / "audit.json")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_model_of_14_findings_on_another_hospitals_films_by_a_label_map(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +65,7 @@ def count(films: Path) -> dict[str, int]:
     return {name: len(list((films / name).glob("*.png"))) for name in ("COVID-19", "Non-COVID", "Normal")}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_hospitals_films_and_ct_slices_through_a_whole_audit(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_calibration_is_that_of_the_probability_as_it_is_stated(
     assert (whole[0].clean.ece.value or 0) < np.mean(errors), "without what chance alone makes of it"
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_mean_is_over_patients(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:
     random, found = np.random.default_rng(1), []
     films = [rows for _, rows in known.groupby("patient")]

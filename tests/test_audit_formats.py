@@ -30,6 +30,7 @@ FORMATS = [
     "of 0 to 255",
     "weights",
 ]
+PUSHED = ["the run", "ONNX"]
 GRAPHS = FORMATS[:4]  # the run, and as a graph; what the others wrap around a network is the same whatever its size
 
 
@@ -74,15 +75,18 @@ def formats_have_the_figures_of(
 
 
 @pytest.mark.slow
-def test_every_format_has_the_figures_of_the_run_on_real_films(
-    covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "only", [["the run", "ONNX"], pytest.param(FORMATS, marks=pytest.mark.full)], ids=["onnx", "all"]
+)
+def test_a_format_has_the_figures_of_the_run_on_real_films(
+    only: list[str], covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(benchmark.NAMED, "")
     options = ["--model", "test_resnet", "--size", "32", "--epochs", "1", "--set", "model.weights=none"]
     run("train", "--data", covidqu, *options, "--out", tmp_path / "run")
-    films = benchmark.first_images(covidqu, tmp_path / "films", load_run(tmp_path / "run", on="cpu"), EACH)
-    found = benchmark.rows(tmp_path / "run", films, tmp_path / "out")
-    assert [name for name, _ in found] == FORMATS
+    images = benchmark.first_images(covidqu, tmp_path / "images", load_run(tmp_path / "run", on="cpu"), EACH)
+    found = benchmark.rows(tmp_path / "run", images, tmp_path / "out", only=only)
+    assert [name for name, _ in found] == only
     assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= benchmark.figures(found[0][1]).keys()
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
@@ -94,7 +98,7 @@ def resnet18(covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return robust("resnet18", covidqu, tmp_path_factory.mktemp("robust") / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_resnet18_has_the_figures_of_the_run_in_every_format(
     resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +176,7 @@ def _named(resnet18: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(benchmark.NAMED, str(resnet18))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.usefixtures("_named")
 def test_fourteen_sigmoids_have_the_figures_of_the_run(
     resnet18: Path, films: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
@@ -205,7 +209,7 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
         assert right / (3 * EACH) == pytest.approx(accuracy, abs=one_film), condition
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.usefixtures("_named")
 def test_dropout_left_on_has_the_figures_of_the_run(
     resnet18: Path, films: Path, bare: tuple[Path, AuditDocument], tmp_path: Path

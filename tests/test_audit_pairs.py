@@ -36,6 +36,7 @@ def changed(folder: Path, to: Path, change: Change) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_the_table_of_another_model_is_refused(made: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(made / "good", tmp_path / "other"))
     shutil.copy(made / "bad" / TABLE, other / TABLE)
@@ -53,6 +54,7 @@ def logits(value: object) -> Change:
     return lambda table: table.assign(logits=[value] * len(table))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -81,6 +83,7 @@ def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, chan
     assert words in said
 
 
+@pytest.mark.slow
 def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
     first = min(files.read_table(made / "bad" / TABLE)["sample_id"])
     for name, change in {
@@ -106,6 +109,7 @@ def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_pat
     assert "are named otherwise than in that of the other" in said
 
 
+@pytest.mark.slow
 def test_unknown_films_are_nobodys(made: Path, tmp_path: Path) -> None:
     pair = [Path(shutil.copytree(made / name, tmp_path / name)) for name in ("good", "bad")]
     for folder in pair:
@@ -116,6 +120,7 @@ def test_unknown_films_are_nobodys(made: Path, tmp_path: Path) -> None:
     assert f"{pair[1] / 'audit.json'}: unknown films" in complaint("compare", made / "good", pair[1])
 
 
+@pytest.mark.slow
 def test_audits_as_they_were_written_compare_as_before(made: Path) -> None:
     found = audit_pairs.compare(made / "good", made / "bad", resamples=100)
     assert (found.rows[0].measure, found.rows[0].first, found.rows[0].n) == ("clean accuracy", 1, 36)

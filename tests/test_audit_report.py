@@ -290,7 +290,7 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     assert [float(row["attacked"]) for row in table] == [good["attacked"], bad["attacked"]]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> None:
     for name, clean, reported in (("b", 0.5, 0.7), ("a", 0.7, None), ("c", 0.6, 0.9)):
         content = {

@@ -175,6 +175,7 @@ def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     assert files.read_json(out / "audit.json")["data"]["n"] == 35
 
 
+@pytest.mark.slow
 def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "out"
     for name, change in (("as it is", None), ("again", None), ("relabelled", 3)):
@@ -250,6 +251,7 @@ def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, t
     assert load_dataset(greys, size=16, labels=renamed).files_fingerprint != whole.files_fingerprint
 
 
+@pytest.mark.slow
 def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     films = writing.write(tmp_path / "phantom", {"Test": 4}, size=32)
     few_steps(monkeypatch)

@@ -25,6 +25,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[tuple[int, int, str, bool]]
     return [(int(number), int(count), what, bool(left)) for number, count, what, left in lines]
 
 
+@pytest.mark.slow
 def test_every_stage_of_an_audit_says_its_number_and_those_like_it_what_is_left(
     greys: Path,  # noqa: F811
     tmp_path: Path,

@@ -118,6 +118,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_the_audit_says_what_the_surrogate_learned_from(
     without_gradients: Path,
     listed: Path,
@@ -142,6 +143,7 @@ def test_the_audit_says_what_the_surrogate_learned_from(
     assert len(learned) == 2, "an honest network needs none"
 
 
+@pytest.mark.slow
 def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
     without_gradients: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,7 +156,7 @@ def repeated(count: int, sharpness: float, seed: int, films: int) -> tuple[np.nd
     return honest * sharpness, labels, np.repeat(np.arange(patients), films)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("films", [1, 4])
 @pytest.mark.parametrize("sharpness", [0.7, 1.0, 1.3, 2.0])
 def test_the_interval_of_the_calibration_error_holds_the_truth_as_often_as_it_says(

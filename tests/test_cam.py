@@ -86,6 +86,7 @@ def check_against_package(model: nn.Module, x: Tensor, methods: list[str]) -> No
 # Agreement with the grad-cam package
 
 
+@pytest.mark.sample("resnet18", "DenseNet121")
 @pytest.mark.parametrize("name", ["resnet18", "ResNet50", "DenseNet121", "EfficientNetB0", "VGG16"])
 def test_grad_cam_agrees_with_the_package(name: str) -> None:
     torch.manual_seed(0)
@@ -259,6 +260,7 @@ def assert_lands_in(maps: Tensor, corner: str) -> None:
     assert sums[corner] > 1.2 * max(v for other, v in sums.items() if other != corner), sums
 
 
+@pytest.mark.sample("resnet18-top left", "EfficientNetB0-bottom right")
 @pytest.mark.parametrize("corner", list(CORNERS))
 @pytest.mark.parametrize("name", ["resnet18", "EfficientNetB0"])
 def test_the_map_lands_in_the_corner_where_the_image_differs(name: str, corner: str) -> None:

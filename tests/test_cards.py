@@ -235,7 +235,7 @@ def test_it_is_refused_before_any_film_is_looked_for(tmp_path: Path) -> None:
         run_folder.train(recipe("fgsm"), tmp_path / "no films", tmp_path / "run", nodes=2)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
     defence: str,
@@ -276,7 +276,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +319,7 @@ def test_validation_of_parts_adds_up_to_the_whole(
     assert sums == pytest.approx(list(whole.values()))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_script_for_a_card_does_all_of_its_work_on_the_processor(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,7 +354,7 @@ def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -
     assert "free keeps a state of its own for each process" in said
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
     models = [{"name": MODEL, "weights": "none"} | GROUP]

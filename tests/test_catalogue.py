@@ -211,6 +211,7 @@ print("found")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [FOUND_EVERYWHERE, FOUND_IN_THE_REPORT], ids=["names and registries", "report"])
 def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path, script: str) -> None:
     """In help, recipes and registries; in tables, figures and a rendered report: with no other file touched."""

@@ -46,6 +46,7 @@ def run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_is_judged_by_what_it_proves(run: Path) -> None:
     training, history = files.read_json(run / "training.json"), pd.read_csv(run / "history.csv")
     assert (training["monitor"], training["epsilon"]) == ("val_certified_accuracy", 0.01)
@@ -54,6 +55,7 @@ def test_training_is_judged_by_what_it_proves(run: Path) -> None:
     assert history["epsilon"].iloc[-1] == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
     document, table = files.read_json(run / "metrics.json"), files.read_table(run / "certified.parquet")
     assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.01]
@@ -68,11 +70,13 @@ def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
     assert table["proved"].any()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_not_evaluated_is_held_against_the_worst_case_at_each_radius(run: Path) -> None:
     attacked = [(a["attack"], a["epsilon"]) for a in files.read_json(run / "metrics.json")["attacks"]]
     assert {epsilon for attack, epsilon in attacked if attack == "worst-case"} == {0.002, 0.01}
 
 
+@pytest.mark.slow
 def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Path, films: Path) -> None:
     before = files.read_json(run / "metrics.json")["certified"]
     document, _ = run_folder.certify(run, films, epsilons=[0.005])
@@ -83,6 +87,7 @@ def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Pa
     assert again.certified == document.certified
 
 
+@pytest.mark.slow
 def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
     run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +115,7 @@ def test_after_an_evaluation_each_radius_is_held_against_the_worst_case_too(
     assert "metrics.json: no longer holds pgd-20 at 0.02, worst-case-50 at 0.02" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_weak_worst_case_is_none(run: Path, films: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
     run_folder.evaluate(other, films, attacks=["worst-case"], epsilons=[0.02], steps=1, queries=1)
@@ -117,6 +123,7 @@ def test_a_weak_worst_case_is_none(run: Path, films: Path, tmp_path: Path) -> No
     assert {row.steps for row in document.attacks if (row.attack, row.epsilon) == ("worst-case", 0.02)} == {1, 50}
 
 
+@pytest.mark.slow
 def test_proofs_of_other_films_that_a_kill_left_are_not_told(run: Path, tmp_path: Path) -> None:
     """Of data from elsewhere a name is all that its folder has, until predictions are there."""
     data = writing.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=32, seed=5)
@@ -132,6 +139,7 @@ def test_proofs_of_other_films_that_a_kill_left_are_not_told(run: Path, tmp_path
     assert document.certified[0].n == document.clean.n
 
 
+@pytest.mark.slow
 def test_a_radius_that_is_proved_again_by_intervals_alone_says_so(run: Path, films: Path, tmp_path: Path) -> None:
     again = shutil.copytree(run, tmp_path / "run")
     typed = ["certify", str(again), "--data", str(films), "--epsilon", "0.002"]
@@ -149,6 +157,7 @@ def test_a_radius_that_is_proved_again_by_intervals_alone_says_so(run: Path, fil
     assert f"(at epsilon 0.002 of {document.run} by interval bounds alone, as was asked)" in said
 
 
+@pytest.mark.slow
 def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path, tmp_path: Path) -> None:
     """A network that gives one answer is proved on a third of the films, whatever is done to them."""
     other = Path(shutil.copytree(run, tmp_path / "run"))
@@ -168,11 +177,13 @@ def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path
     assert all(alarm["text"] in said for alarm in files.read_json(other / "metrics.json")["alarms"])
 
 
+@pytest.mark.slow
 def test_a_radius_of_nothing_is_refused(run: Path, films: Path) -> None:
     with pytest.raises(UserError, match="epsilon 0: no pixel may change"):
         run_folder.certify(run, films, epsilons=[0.01, 0.0])
 
 
+@pytest.mark.slow
 def test_the_document_can_be_printed_as_json(run: Path, films: Path) -> None:
     typed = ["certify", str(run), "--data", str(films), "--epsilon", "0.01", "--method", "ibp", "--json"]
     done = RUNNER.invoke(app, typed)
@@ -204,6 +215,7 @@ def test_what_is_proved_has_intervals() -> None:
     assert 0.005 < entry["proved"]["ci"][1] < 0.02, "of none of 300 the resamples say nothing"
 
 
+@pytest.mark.slow
 def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
     from trustcxr.certify import contract, ibp
 
@@ -234,6 +246,7 @@ def test_what_cannot_be_is_said_in_one_line(films: Path, tmp_path: Path, typed: 
     assert said in str(done.exception) + done.output
 
 
+@pytest.mark.slow
 def test_what_intervals_have_no_use_for_is_refused(run: Path, films: Path) -> None:
     typed = ["certify", str(run), "--data", str(films), "--method", "ibp"]
     for option in ("--steps", "--neurons"):
@@ -241,6 +254,7 @@ def test_what_intervals_have_no_use_for_is_refused(run: Path, films: Path) -> No
             RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_an_unknown_method_is_refused_with_the_ones_there_are(run: Path, films: Path) -> None:
     with pytest.raises(UserError, match="ibp, crown"):
         RUNNER.invoke(app, ["certify", str(run), "--data", str(films), "--method", "crow"], catch_exceptions=False)

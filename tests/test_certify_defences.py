@@ -143,6 +143,7 @@ def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]
     assert float(net[0].weight.detach().std()) == pytest.approx(math.sqrt(2 * math.pi) / 400, rel=0.02)
 
 
+@pytest.mark.sample("ibp")
 @pytest.mark.parametrize("defence", [certified.ibp, certified.crown_ibp])
 def test_training_by_bounds_proves_what_standard_training_cannot(defence: certified.Bounded) -> None:
     images, labels = images_and_labels(96, seed=5)

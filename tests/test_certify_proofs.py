@@ -49,6 +49,8 @@ def broken(images: Tensor, answers: Tensor, epsilon: float, **budget: int) -> Te
         return trained()(found).argmax(1) != answers
 
 
+@pytest.mark.sample("0.04")
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.02, 0.04])
 def test_what_is_proved_is_never_broken_and_most_of_the_rest_is(epsilon: float) -> None:
     images, _ = images_and_labels(40, seed=9)

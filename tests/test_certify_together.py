@@ -84,6 +84,7 @@ def test_no_image_of_the_ball_has_a_smaller_margin(bound: object) -> None:
     assert (margins >= least - 1e-6).all()
 
 
+@pytest.mark.slow
 def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
 
@@ -118,6 +119,7 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
             contract.layers(model)
 
 
+@pytest.mark.slow
 def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> None:
     films = writing.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 4 --learning-rate 0.004 --epsilon 0.005"

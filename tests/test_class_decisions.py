@@ -61,6 +61,7 @@ class OwnDecision(nn.Module):
         return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [(), (0.2, 0.3, 0.6)])
 def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[float, ...], tmp_path: Path) -> None:
     films, labels = written(tmp_path / "films", "Test", 45, seed=5)

@@ -163,6 +163,7 @@ def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path,
     assert (trained / "evaluations" / "elsewhere-Test" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     quick = ("--sample", 2, "--corruption", "jpeg", "--corruption", "letters")
     document = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)
@@ -193,6 +194,7 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     assert (kept["gradcam"], kept["gradcam@-3"]) == (flat, part)
 
 
+@pytest.mark.slow
 def test_explain_on_other_data_uses_the_thresholds_of_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
     quick = ("--sample", 0, "--corruption", "jpeg", "--method", "gradcam@-3")
     own = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)["saliency"]["gradcam@-3"]
@@ -250,6 +252,7 @@ def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, fi
     assert "chest film.png: " in words
 
 
+@pytest.mark.slow
 def test_phantom_and_report_help_and_models() -> None:
     listed = json.loads(run("models", "--json").stdout)
     assert len(listed) == 21
@@ -428,6 +431,7 @@ def test_a_column_that_is_a_digit_of_another_script_is_a_name(films: Path, tmp_p
     assert "no column '²'; found path, class" in complaint("data", "check", tmp_path / "list.csv", "--column", "path=²")
 
 
+@pytest.mark.slow
 def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_other_models_are_not_asked_twice() -> None:
     assert held_on(given, images) == (given, None)
 
 
+@pytest.mark.slow
 def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     greys: Path,  # noqa: F811
     tmp_path: Path,
@@ -161,6 +162,7 @@ def test_films_that_onnxruntime_does_not_take_are_said_in_a_line(
         held_on(given, films()[0])
 
 
+@pytest.mark.slow
 def test_explain_looks_at_films_too_before_it_believes_a_conversion(
     greys: Path,  # noqa: F811
     tmp_path: Path,

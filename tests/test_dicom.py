@@ -161,6 +161,7 @@ def test_frontal_films_are_not_taken_for_lateral_ones(tmp_path: Path, elements: 
     assert read_image(film(tmp_path / "x.dcm", **elements)).shape == (64, 64)
 
 
+@pytest.mark.slow
 def test_an_inflating_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "x.dcm", syntax=DeflatedExplicitVRLittleEndian)
     assert read_image(path).shape == (64, 64)

@@ -129,14 +129,14 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_tutorial_does_what_it_says(taught: Path) -> None:
     for name in ("out/fgsm/metrics.json", "out/fgsm/report.html", "out/standard/model.safetensors"):
         assert (taught / name).is_file(), name
     assert list((taught / "out/heatmaps").glob("*.png"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_a_how_to_page_runs_after_the_tutorial(
     page: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +174,8 @@ def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(built: Path
 
 
 @pytest.mark.slow
-def test_every_page_of_the_site_in_a_browser(built: Path) -> None:
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
+def test_pages_of_the_site_in_a_browser(whole: bool, built: Path) -> None:
     pages = sorted(page.relative_to(built).with_suffix("").as_posix() for page in built.rglob("*.html"))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(built))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -186,7 +187,7 @@ def test_every_page_of_the_site_in_a_browser(built: Path) -> None:
                     ("index", "phone", False),
                     ("audit", "desktop", False),
                     ("findings/index", "tablet", False),
-                    *((page, "desktop", True) for page in pages),
+                    *((page, "desktop", True) for page in pages if whole),
                 ):
                     with opened(browser, f"{own}{name}.html", size=size, dark=dark) as found:
                         found.page.wait_for_load_state("networkidle")

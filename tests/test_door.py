@@ -61,6 +61,7 @@ def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor], bars: list) -> 
     assert all(c.document().keys() == {"check", "passed", "text"} for c in found.checks)
 
 
+@pytest.mark.expensive("noise-checks4", "random resizing-checks5")
 @pytest.mark.parametrize(
     ("name", "checks"),
     [
@@ -213,6 +214,7 @@ class Evidence(nn.Module):
         return self.maps(images).sum((2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", ".pt2", ".onnx", ".pt"])
 @pytest.mark.parametrize("make", [lambda: deepcopy(trained()), Evidence], ids=["linear", "evidence"])
 def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
@@ -382,6 +384,7 @@ def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_
     assert (found.traits, found.variants, found.gradients) == (None, (), False)
 
 
+@pytest.mark.expensive("jpeg")
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "jpeg"])
 def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str, films: tuple[Tensor, Tensor]) -> None:
     images, liar = films[0][:4], LIARS[name](trained())
@@ -394,6 +397,7 @@ def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str,
     assert mended.by_chance < mended.found
 
 
+@pytest.mark.slow
 def test_the_attack_finds_what_is_planted_in_an_honest_network_and_random_corners_do_not(
     films: tuple[Tensor, Tensor],
 ) -> None:
@@ -483,6 +487,7 @@ def measuring_its_batch() -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 def test_a_model_whose_answer_hangs_on_the_films_beside_it_is_noticed(
     films: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -528,6 +533,7 @@ def test_a_random_model_is_judged_by_the_mean_over_draws(films: tuple[Tensor, Te
     assert honest.judged is honest.model
 
 
+@pytest.mark.slow
 def test_the_declaration_of_a_random_model_is_judged_by_the_mean_of_its_draws(films: tuple[Tensor, Tensor]) -> None:
     class OftenWrong(nn.Module):
         """Right on average; in two passes of five its answer is another class for all films."""

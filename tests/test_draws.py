@@ -78,6 +78,7 @@ def test_a_model_that_always_answers_the_same_has_no_draws() -> None:
     assert share is None
 
 
+@pytest.mark.slow
 def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     greys: Path,  # noqa: F811
     tmp_path: Path,
@@ -111,6 +112,7 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
 
 
+@pytest.mark.slow
 def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     greys: Path,  # noqa: F811
     tmp_path: Path,
@@ -141,6 +143,7 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     assert found.handed_in[0].accuracy.value < 0.6, "their mean over draws is right, and not each draw"  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_of_findings_each_decision_has_its_draws(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     model = restless(tmp_path / "model", OneSigmoid(), "{kind: sigmoid, classes: [bright], thresholds: [0.5]}")
     labels: dict[str, str | None] = {"dark": "Normal", "grey": "Normal", "bright": "bright"}
@@ -161,6 +164,7 @@ def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path)
     assert "at random" not in "\n".join(sentences(found))
 
 
+@pytest.mark.slow
 def test_the_same_command_draws_the_same(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     model = restless(tmp_path / "model", Restless(), LOGITS)
     tables = []

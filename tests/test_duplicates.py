@@ -28,6 +28,7 @@ def search(films: list[Film]) -> set[tuple[int, int]]:
     return set(zip(found["first"], found["second"], strict=True))
 
 
+@pytest.mark.sample("mirrored", "moved by 3 pixels")
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_of_synthetic_films_are_found(change: str, synthetic: list[Film]) -> None:
     share, wrong = recalls(synthetic, pictures(synthetic), {change: np.arange(0, 36, 2)})[change]
@@ -35,6 +36,7 @@ def test_changed_copies_of_synthetic_films_are_found(change: str, synthetic: lis
     assert not wrong
 
 
+@pytest.mark.full
 def test_copies_of_real_films_are_found_and_no_other_film_is_taken_for_one(real: list[Film]) -> None:
     """Of each change at least nine in ten; under one film in a hundred wrongly. All in one data set, as they come."""
     changes = ("mirrored", "inverted", "moved by 3 pixels", "padded by 10 %", "cropped by 2 %", "gamma 0.6")

@@ -112,6 +112,7 @@ def test_unknown_engines_and_impossible_jobs_are_one_line() -> None:
         engines.get("local", 0)
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path: Path) -> None:
     Study(small(), films, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
@@ -120,6 +121,7 @@ def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path:
         assert first[key] == second[key]
 
 
+@pytest.mark.slow
 def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_path: Path) -> None:
     """Any engine will do: this one does the tasks of the runs backwards, each run's own in order."""
 
@@ -178,6 +180,7 @@ def test_files_that_a_killed_process_left_half_written_are_swept(tmp_path: Path)
     assert all((tmp_path / name).exists() for name in kept), "and nothing that another living process writes"
 
 
+@pytest.mark.full
 def test_a_worker_ends_with_a_study_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -118,14 +118,14 @@ def test_an_engine_that_cannot_be_used_is_said_before_films_are_read(refused: Ca
         assert "SLURM cannot be used from here" in refused("--engine", "slurm")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_more_than_the_cluster_has_is_said_before_films_are_read(refused: Callable[..., str]) -> None:
     """Of one that is started for the study, and ends with the answer."""
     pytest.importorskip("ray")
     assert "no node has 4096 cores and 0 cards for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_cluster_started_for_a_study_is_started_once_and_ends_with_its_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +232,7 @@ def on(cluster: Any, **asked: Any) -> Any:
     return engines.get("ray", asked=Asked(address=cluster.address, **asked))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_task_that_fails_on_a_node_fails_its_run_and_no_other(cluster: Any, tmp_path: Path) -> None:
     steps = [(run, step) for step in ("train", "test") for run in ("wrong", "a", "faulty", "b")]
     ticks: list[int] = []
@@ -247,7 +247,7 @@ def test_a_task_that_fails_on_a_node_fails_its_run_and_no_other(cluster: Any, tm
         on(cluster).map(note, [Task(tmp_path, "full", "train"), Task(tmp_path, "a", "train")])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no node has 64 cores and 0 cards for a run; there is 1 cores"):
         on(cluster, needs=Needs(64)).map(note, [Task(tmp_path, "a", "train")])
@@ -263,7 +263,7 @@ def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_pat
     assert not (tmp_path / "log").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_a_node_was_at_when_it_was_lost_is_done_again_on_another(cluster: Any, tmp_path: Path) -> None:
     begun, spare = tmp_path / "begun", cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
 
@@ -287,7 +287,7 @@ def test_what_a_node_was_at_when_it_was_lost_is_done_again_on_another(cluster: A
     assert len({node for run, node in lines() if run == lost}) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_lost(
     lost: bool, cluster: Any, films: Path, local: dict[str, bytes], tmp_path: Path
@@ -311,7 +311,7 @@ def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_l
 # --- SLURM, by submitit's local executor -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_job_that_is_preempted_is_queued_again_and_one_that_dies_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +368,7 @@ def killed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     (study / "go").touch()  # whatever became of the test, they end
 
 
+@pytest.mark.slow
 def test_jobs_of_a_start_that_was_killed_are_waited_for_and_no_run_is_called_failed(
     killed_start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,7 +400,7 @@ def test_ctrl_c_while_jobs_of_an_earlier_start_are_waited_for_cancels_them(
     assert set((killed_start / "cancelled").read_text().split()) == jobs
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_study_by_slurm_has_the_bits_of_one_process(
     films: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

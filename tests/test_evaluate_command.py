@@ -55,6 +55,7 @@ def test_the_names_of_corruptions_are_one_list() -> None:
     assert testing.CorruptionsRecipe().severities == corruptions.SEVERITIES
 
 
+@pytest.mark.slow
 def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None:
     done = run("evaluate", trained, "--data", films, "--sweep", "--steps", 3)
     document = files.read_json(trained / "metrics.json")
@@ -146,6 +147,7 @@ def test_without_validation_images_there_is_no_calibration(
     assert "calibration is not measured" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_data: Path) -> None:
     run_folder.evaluate(trained, films, attacks=["fgsm"])
     document, _ = run_folder.evaluate(trained, real_data / "external-cxr", attacks=["fgsm"])

@@ -406,6 +406,7 @@ def test_what_lesion_masks_cannot_do_is_refused(keys: dict[str, object], says: s
         _recipe(**keys)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_training(tmp_path: Path) -> None:
     from trustcxr.data import phantom
     from trustcxr.data.dataset import load_dataset

@@ -56,6 +56,7 @@ def clean_rows(out: Path) -> pd.Series:
     return table.set_index(["sample_id", "measure"])["value"].sort_index()
 
 
+@pytest.mark.slow
 def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_path: Path) -> None:
     net = small()
     exported(net, tmp_path / "classes.pt2", SIZE)
@@ -96,6 +97,7 @@ def _rgb() -> dict[str, object]:
     return {"size": SIZE, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
+@pytest.mark.slow
 def test_a_map_of_one_finding_is_that_of_its_logit(tmp_path: Path) -> None:
     exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
     model = load(tmp_path / "m.pt2", classes=FINDINGS, output="sigmoid", **_rgb()).model
@@ -107,6 +109,7 @@ def test_a_map_of_one_finding_is_that_of_its_logit(tmp_path: Path) -> None:
             torch.testing.assert_close(method(name)(model.of_finding(place, 0.7), images, 1), wanted)
 
 
+@pytest.mark.slow
 def test_a_finding_that_is_read_off_the_lesion_falls_without_it(films: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path, "python: test_explain_finding:bright", "sigmoid", FINDINGS, "bright")
     typed = ("--data", films, "--out", tmp_path / "out", "--trust-code", *QUICK[:4], "--method", "occlusion")
@@ -130,6 +133,7 @@ def notes_of(model: Path, films: Path, out: Path, *more: str) -> list[str]:
     return [*notes, *(line for line in done.stderr.splitlines() if line.startswith("no threshold is tuned"))]
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_finding_before_its_maps(films: Path, tmp_path: Path) -> None:
     """Of `bright` with its operating point at 1 but for a millionth: it says that no film has the finding."""
     source, thresholds = "python: test_explain_finding:bright", ", thresholds: [0.999999, 0.5, 0.5]"
@@ -154,6 +158,7 @@ def test_what_is_said_of_a_finding_before_its_maps(films: Path, tmp_path: Path) 
     assert "no threshold is tuned: validation images are the films looked at" in others
 
 
+@pytest.mark.slow
 def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path: Path) -> None:
     exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
     model, out = model_file(tmp_path, "source: m.pt2", "sigmoid", FINDINGS, "many"), ("--out", tmp_path / "out")

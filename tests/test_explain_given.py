@@ -70,6 +70,7 @@ def assert_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
             assert column.equals(second[name]), name
 
 
+@pytest.mark.slow
 def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: Path, tmp_path: Path) -> None:
     (tmp_path / "of_a_run.py").write_text(
         "from trustcxr.evaluation.run import load_run\n"
@@ -101,6 +102,7 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     assert [row.fill for row in document.lesions] == [row.fill for row in theirs.lesions]
 
 
+@pytest.mark.slow
 def test_what_an_exported_file_does_not_allow_is_left_out_and_said(own: Path, films: Path, tmp_path: Path) -> None:
     net, images = load_run(own, on="cpu").model.net, torch.rand(2, 1, SIZE, SIZE)
     batch = ({0: torch.export.Dim("batch")},)
@@ -143,6 +145,7 @@ def test_a_function_without_gradients_is_explained_by_what_follows_none(films: P
     assert any("stability under FGSM and PGD is not measured" in note for note in document["notes"])
 
 
+@pytest.mark.slow
 def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(films: Path, tmp_path: Path) -> None:
     traced(small(), tmp_path / "m.pt")
     model, out = model_file(tmp_path, "source: m.pt"), tmp_path / "out"
@@ -204,6 +207,7 @@ def test_evaluate_points_to_the_audit_with_the_command_written_out(films: Path, 
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_explained_into_another_folder_where_one_is_named(own: Path, films: Path, tmp_path: Path) -> None:
     before = (own / "saliency.parquet").read_bytes()
     run("explain", own, "--data", films, *QUICK, "--method", "gradcam", "--out", tmp_path / "out")
@@ -215,6 +219,7 @@ def test_a_run_is_explained_into_another_folder_where_one_is_named(own: Path, fi
     assert "--trust-code" in told
 
 
+@pytest.mark.slow
 def test_a_run_is_not_explained_into_the_folder_of_a_given_model_of_its_name(
     own: Path, films: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_column_of_patients_that_came_later_is_what_all_intervals_are_over(
     assert before.accuracy.ci == again.attacks[0].accuracy.ci, "as if it had been measured anew"
 
 
+@pytest.mark.slow
 def test_what_lung_masks_cut_is_not_told_once_they_are_gone(run: Path, films: Path, tmp_path: Path) -> None:
     assert fgsm(run, films).without_lungs is not None
     bare = Path(shutil.copytree(films, tmp_path / "bare", ignore=shutil.ignore_patterns("lung masks", "Infection *")))
@@ -69,6 +70,7 @@ def test_what_lung_masks_cut_is_not_told_once_they_are_gone(run: Path, films: Pa
     assert fgsm(run, films, 0.03).without_lungs is not None
 
 
+@pytest.mark.slow
 def test_a_map_held_against_the_mean_of_other_training_masks_is_left_out(
     run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +94,7 @@ def test_films_of_the_runs_own_test_are_no_data_from_elsewhere(run: Path, films:
     assert fgsm(run, films, out=tmp_path / "out").drop_from_internal == []
 
 
+@pytest.mark.slow
 def test_explain_prints_the_alarms_of_the_document(run: Path, films: Path) -> None:
     quick = ["--method", "gradcam@-3", "--sample", "0", "--corruption", "jpeg", "--split", "Train"]
     said = " ".join(command("explain", run, "--data", films, *quick).stdout.split())

@@ -40,6 +40,8 @@ def state(model: nn.Module) -> list[object]:
     return [*modules, *((name, id(values), float(values.double().sum())) for name, values in tensors)]
 
 
+@pytest.mark.sample("ResNet50", "DenseNet121", "MobileNetV2")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in zoo.PAPER_MODELS if not n.startswith(("VGG", "ConvNeXt"))])
 def test_each_of_the_21_with_batchnorm_answers_as_before(name: str) -> None:
     torch.manual_seed(0)

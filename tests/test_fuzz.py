@@ -132,12 +132,12 @@ def test_a_hundred_mutated_files(tmp_path: Path) -> None:
     run_fuzz(tmp_path, 100, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_thousand_mutated_files(tmp_path: Path) -> None:
     run_fuzz(tmp_path, 2000, seed=int(os.environ.get("TRUSTCXR_FUZZ_SEED", 1)))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_mutated_real_films(tmp_path: Path, real_data: Path) -> None:
     files = [f for f in sorted((real_data / "raw-samples").rglob("*.*")) if f.parent.name != "raw-samples"]
     small = [f.read_bytes() for f in files if f.stat().st_size < 400_000]

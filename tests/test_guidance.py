@@ -226,7 +226,7 @@ def _energy_inside(model: nn.Module, data: Dataset, on: str, layer: int) -> floa
     return 1 - guidance.guidance(_pass(_in_training(model), known, on, layer), known).item()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("on", "layer", "epochs"), [("cam", -3, 12), ("gradients", -1, 6)])
 def test_training_moves_what_explains_the_answer_onto_the_lesion(
     on: str, layer: int, epochs: int, films: tuple[Dataset, Dataset], tmp_path: Path
@@ -239,6 +239,7 @@ def test_training_moves_what_explains_the_answer_onto_the_lesion(
     assert inside["guided"] > 1.2 * inside["plain"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("defence", "background"), [("standard", "full"), ("fgsm", "emptied"), ("trades", "full")])
 def test_every_step_of_training_is_guided_as_the_recipe_says(
     defence: str, background: str, films: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

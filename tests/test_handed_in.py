@@ -175,6 +175,7 @@ def bright_or_dark(folder: Path) -> Path:
     return folder / "model.yaml"
 
 
+@pytest.mark.slow
 def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     greys: Path,  # noqa: F811
     tmp_path: Path,

@@ -66,6 +66,7 @@ def test_where_the_letter_gives_the_class_away_nothing_else_does() -> None:
     assert halves.marker.flatten(1).any(1).tolist() == [True, True, False, False] * 2
 
 
+@pytest.mark.full
 def test_each_model_uses_what_it_is_meant_to_use() -> None:
     both, bare = known_cause.both(40, SIZE, seed=9), known_cause.unmarked(40, SIZE, seed=9)
     assert known_cause.accuracy(model("marker"), known_cause.shortcut(40, SIZE, seed=8)) >= 0.95
@@ -74,6 +75,7 @@ def test_each_model_uses_what_it_is_meant_to_use() -> None:
     assert known_cause.changed(model("lesion"), both, bare) <= 0.2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["gradcam", "hirescam", "layercam"])
 def test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses(name: str) -> None:
     found = {
@@ -85,6 +87,7 @@ def test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses(name: st
     assert found["lesion"]["marker_near"] < 2 * found["lesion"]["marker_near_area"]
 
 
+@pytest.mark.full
 def test_the_random_map_finds_neither() -> None:
     for reads in ("marker", "lesion"):
         means = table(reads)[table(reads)["method"] == "random"].mean(numeric_only=True)
@@ -92,6 +95,7 @@ def test_the_random_map_finds_neither() -> None:
             assert means[f"{region}_near"] == pytest.approx(means[f"{region}_near_area"], rel=0.4)
 
 
+@pytest.mark.full
 def test_shares_are_of_the_diseased_films() -> None:
     rows = table("marker")
     assert set(rows["film"]) == set(range(0, 40, 2))

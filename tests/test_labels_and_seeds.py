@@ -16,6 +16,8 @@ from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 from trustcxr.study.seeds import over_seeds
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("plain", "smooth")
 
 

@@ -32,6 +32,7 @@ def built(name: str = MODEL, **options: Any) -> classifier.Classifier:
     return factory.build(name, classes=3, **options)
 
 
+@pytest.mark.expensive("densenet121")
 @pytest.mark.parametrize("name", [MODEL, "resnet18", "test_efficientnet", "tf_efficientnet_lite0", "densenet121"])
 def test_group_norm_in_the_place_of_batchnorm(name: str) -> None:
     own, model = built(name), built(name, normalisation="group")
@@ -89,6 +90,7 @@ def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
     assert float((layer(x) - x.relu()).abs().max()) < 0.3
 
 
+@pytest.mark.expensive("resnetv2_50")
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "densenet121"])
 def test_without_its_stem_pooling_a_network_has_maps_of_twice_the_side(name: str) -> None:
     own, finer = built(name).eval(), built(name, stem_pool=False).eval()
@@ -141,6 +143,7 @@ def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_p
         run_folder.train(run, tmp_path, tmp_path / "run")
 
 
+@pytest.mark.expensive("InceptionV3-48")
 @pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 64), ("InceptionV3", 48)])
 def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: str, size: int, tmp_path: Path) -> None:
     with pytest.raises(
@@ -215,6 +218,7 @@ def test_local_contrast_takes_exposure_away_inside_the_model() -> None:
     assert dict(model.chain())["contrast"] is model.contrast, "a proof that leaves it out proves another network"
 
 
+@pytest.mark.sample("options0", "options1", "options2")
 @pytest.mark.parametrize(
     "options",
     [

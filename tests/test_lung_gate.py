@@ -33,6 +33,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
 
 
+@pytest.mark.sample("fgsm")
+@pytest.mark.slow
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on(
     defence: str, films: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,7 @@ def evaluate(run: Path, data: Path, **options: Any) -> None:
     run_folder.evaluate(run, data, **options)
 
 
+@pytest.mark.slow
 def test_maps_are_held_against_the_masks_that_are_there_now(
     done: Path, study: Path, films: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(
     assert not differing(again(fresh, other)["runs"][0]["saliency"], after["saliency"])
 
 
+@pytest.mark.slow
 def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_takes_nothing_away(
     study: Path, films: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_take
     assert differing(again(study, films)["runs"], first) == [], "the masks are back"
 
 
+@pytest.mark.slow
 def test_effects_of_lesions_that_are_not_measured_again_are_said_to_be_gone(
     study: Path, films: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +134,7 @@ def test_effects_of_lesions_that_are_not_measured_again_are_said_to_be_gone(
     assert {row["condition"] for row in files.read_json(run / "metrics.json")["lesions"]} == {"clean"}
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_the_own_films_later_is_no_difference_in_what_was_said_of_others(
     study: Path, films: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +146,7 @@ def test_what_is_measured_of_the_own_films_later_is_no_difference_in_what_was_sa
     assert verify(study).differences == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options"),
     [
@@ -163,6 +168,7 @@ def test_a_study_ends_with_its_own_figures_whatever_a_command_made_there(
     assert verify(study).differences == []
 
 
+@pytest.mark.slow
 def test_a_run_that_a_command_tested_first_is_tested_as_the_recipe_says(study: Path, films: Path) -> None:
     before = files.read_json(study / "study.json")
     for name in ("predictions.parquet", "saliency.parquet", "metrics.json", made.MADE_FILE):
@@ -184,6 +190,7 @@ def test_what_was_never_noted_is_read_as_done(study: Path, films: Path, monkeypa
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+@pytest.mark.slow
 def test_a_command_killed_before_its_note_is_not_taken_for_the_study(
     study: Path, films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def chest(count: int = 2, side: int = 64) -> Tensor:
 # --- the 21 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample("ResNet50-3", "DenseNet121-3", "MobileNetV2-3", "VGG16-2")
 @pytest.mark.parametrize(
     ("name", "classes"), [*((name, 3) for name in zoo.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
 )

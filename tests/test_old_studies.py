@@ -50,6 +50,7 @@ def test_its_recipes_are_read() -> None:
         assert validate(RunRecipe, files.read_yaml(path)["recipe"], str(path)).name == path.parent.name
 
 
+@pytest.mark.slow
 def test_it_is_reported(tmp_path: Path) -> None:
     shutil.copytree(STUDY, tmp_path / "study")
     page = report.write(tmp_path / "study").read_text(encoding="utf-8")

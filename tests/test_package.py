@@ -65,6 +65,7 @@ def test_a_name_that_is_not_there() -> None:
         _ = tx.atacks
 
 
+@pytest.mark.slow
 def test_lazy_names_work_in_a_fresh_process() -> None:
     code = "import trustcxr as tx; from trustcxr import load_dataset; print(tx.attacks.fgsm.__name__)"
     assert python(code).strip() == "fgsm"

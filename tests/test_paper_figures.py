@@ -112,6 +112,7 @@ def test_what_is_no_format_or_width_is_refused_in_a_line(study: Path, tmp_path: 
     assert "study.json" in complaint("figures", tmp_path)
 
 
+@pytest.mark.sample("single-89")
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "millimetres"), [("single", 89), ("double", 183)])
 def test_figures_are_vector_as_wide_as_asked_and_can_be_read(

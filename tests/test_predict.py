@@ -300,7 +300,7 @@ print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["grey", "deep", "colour"])
 def test_a_film_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(run: Path, tmp_path: Path, kind: str) -> None:
     side = 7937

@@ -437,7 +437,7 @@ def _with_saliency(run: study_folder.Run, store: Store) -> None:
     files.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
     """Readers who mark a known share of the lesion and prefer with known probabilities: both come out, with intervals.
 
@@ -560,7 +560,7 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
     assert len(store.done(reader)) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_reader_s_link_in_the_same_tab_is_another_reader_s_page(store: Store) -> None:
     first, second = store.readers()
     with (
@@ -579,7 +579,7 @@ def test_another_reader_s_link_in_the_same_tab_is_another_reader_s_page(store: S
     assert store.mark(second, store.order(second)[0]) is not None
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_request_that_fails_can_be_made_again(store: Store) -> None:
     reader = store.readers()[0]
     with serving(store) as address, browsers.chromium() as chrome:
@@ -609,7 +609,7 @@ def test_a_request_that_fails_can_be_made_again(store: Store) -> None:
     assert store.mark(reader, store.order(reader)[0]).regions == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: Store) -> None:
     reader = store.readers()[0]
 
@@ -681,7 +681,7 @@ def judge_by_keys(page) -> None:
     press(page, "Enter")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_reader_needs_no_mouse(store: Store) -> None:
     reader = store.readers()[1]
     with (

@@ -157,7 +157,7 @@ def test_a_pair_is_of_the_films_on_which_both_were_ranked() -> None:
     assert wide < narrow < 0, "one film says less"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (0.7, 1.0), (0.7, 0.0)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread: float) -> None:
     """Two arms, 40 films, 3 readers who see a film alike: an interval over judgements instead of films is too short."""
@@ -176,7 +176,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread:
         assert held_by_judgements / panels < held / panels - 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_intervals_of_agreement_hold_the_truth() -> None:
     """Readers who say the truth with a known probability, else anything: kappa is that probability squared."""
     draw, known, held, panels = np.random.default_rng(3), 0.7, 0, 300

@@ -44,6 +44,7 @@ def test_the_recipes_that_ship() -> None:
     assert {"demo", "paper", "quick"} <= set(shipped())
 
 
+@pytest.mark.expensive("paper", "twenty-one")
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     from trustcxr import attacks, defences

@@ -86,6 +86,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     assert not same(weights(tmp_path), weights(tmp_path / "validated"))
 
 
+@pytest.mark.slow
 def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path) -> None:
     loop.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
     loop.fit(recipe("fgsm"), *films, tmp_path / "once")
@@ -95,6 +96,8 @@ def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path)
     assert evaluation_run.as_before_refit(loaded) is loaded
 
 
+@pytest.mark.sample("9")
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 9])
 def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
     cut: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +149,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     assert "alarm" not in files.read_json(tmp_path / "validated" / "training.json")
 
 
+@pytest.mark.slow
 def test_the_start_of_the_first_has_not_seen_validation_either(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +187,7 @@ def judged_by_the_first(folder: Path, val: Any) -> bool:
     return np.allclose(stored, first, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
@@ -214,6 +219,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     assert "val_accuracy" in first, "the curve of the training that validation looked on"
 
 
+@pytest.mark.slow
 def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -346,7 +346,7 @@ def test_of_one_run_there_is_no_leaderboard_and_the_legend_has_the_lines_drawn(t
     assert "validation, certified" not in page, "no such line is drawn"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_papers_size_fits(tmp_path: Path) -> None:
     names = tuple(f"Network{i:02}" for i in range(21))
     path = make_study(tmp_path / "s", models=names, images=90, panels=6, side=224, resamples=20)
@@ -356,6 +356,7 @@ def test_the_papers_size_fits(tmp_path: Path) -> None:
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's console was not looked at")
 def test_no_error_in_the_browsers_console(study: Path, tmp_path: Path) -> None:
     page = study / "report.html"

@@ -14,7 +14,6 @@ from study_fixture import make_study
 from trustcxr import report
 from trustcxr.report.tables import cells
 
-pytestmark = pytest.mark.slow
 CHECK = {
     "verdict": "Results on it would flatter: 3 films are in two splits.",
     "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 films are in two splits", "count": 3}],
@@ -43,6 +42,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write(study, tables=True)
 
 
+@pytest.mark.sample("light-desktop")
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_opens_whole_and_can_be_used_by_everybody(browser: Any, page: Path, size: str, dark: bool) -> None:
@@ -58,6 +59,7 @@ def test_it_opens_whole_and_can_be_used_by_everybody(browser: Any, page: Path, s
         assert "Best" not in first
 
 
+@pytest.mark.full
 def test_every_number_of_the_first_tables_is_in_sight_on_a_phone(browser: Any, page: Path) -> None:
     with opened(browser, page, size="phone") as seen:
         for name in ("The models", "Leaderboard"):
@@ -72,6 +74,7 @@ def _column(seen: Any, place: int) -> list[float]:
     return seen.page.eval_on_selector_all('[aria-label="Leaderboard"] tbody tr', script, place)
 
 
+@pytest.mark.full
 def test_the_leaderboard_sorts_by_key_and_filters(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
         head = seen.page.locator('[aria-label="Leaderboard"] thead th').nth(2)
@@ -94,6 +97,7 @@ def test_the_leaderboard_sorts_by_key_and_filters(browser: Any, page: Path) -> N
         assert seen.complaints == []
 
 
+@pytest.mark.full
 def test_the_slider_shows_one_defence_beside_another(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
         example = seen.page.locator(".example").first
@@ -117,6 +121,7 @@ def test_the_slider_shows_one_defence_beside_another(browser: Any, page: Path) -
         assert "2 × 2 cells" in example.inner_text()
 
 
+@pytest.mark.full
 def test_a_mark_says_its_value_under_the_pointer(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
         tip = seen.page.locator("#tip")
@@ -128,6 +133,7 @@ def test_a_mark_says_its_value_under_the_pointer(browser: Any, page: Path) -> No
         assert tip.is_hidden()
 
 
+@pytest.mark.full
 def test_the_dark_is_switched_on_by_hand_and_stays(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
         seen.page.get_by_role("button", name="Dark").click()
@@ -140,6 +146,7 @@ def test_the_dark_is_switched_on_by_hand_and_stays(browser: Any, page: Path) -> 
         assert violations(seen.page) == [], "also of what was folded"
 
 
+@pytest.mark.full
 def test_tables_are_downloaded_from_the_page_as_the_command_writes_them(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
         for kind in ("CSV", "LaTeX"):
@@ -153,6 +160,7 @@ def test_tables_are_downloaded_from_the_page_as_the_command_writes_them(browser:
     assert len(list(csv.reader(io.StringIO((page.parent / cells.FOLDER / "the-models.csv").read_text())))) == 5
 
 
+@pytest.mark.full
 def test_without_scripts_it_says_everything(browser: Any, page: Path) -> None:
     with opened(browser, page) as with_them:
         told = with_them.page.evaluate("document.querySelector('main').textContent")
@@ -166,6 +174,7 @@ def test_without_scripts_it_says_everything(browser: Any, page: Path) -> None:
         assert sentence in body
 
 
+@pytest.mark.full
 def test_in_print_nothing_is_cut_or_too_small(browser: Any, page: Path, tmp_path: Path) -> None:
     with opened(browser, page) as seen:
         pages = seen.page.pdf(format="A4", prefer_css_page_size=True).count(b"/Type /Page\n")
@@ -189,6 +198,7 @@ def test_in_print_nothing_is_cut_or_too_small(browser: Any, page: Path, tmp_path
     assert 0 < pages <= 18
 
 
+@pytest.mark.full
 def test_the_page_of_the_papers_study_is_small_and_opens_at_once(browser: Any, tmp_path: Path) -> None:
     """21 networks, six of them trained again: below 8 MB, in chromium in less than 2 seconds of its processor time."""
     names = tuple(f"Network{place:02}" for place in range(21))

@@ -280,6 +280,7 @@ def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -
     shutil.rmtree(inside)
 
 
+@pytest.mark.slow
 def test_of_a_run_that_may_only_be_read_results_are_made_elsewhere(
     trained: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
 # Batches
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: Any, levels: Any) -> None:
     whole = scores.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
     keys = ["sample_id", "method", "condition", "measure"]
@@ -295,6 +296,7 @@ def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monk
     assert len(made) > 10
 
 
+@pytest.mark.slow
 def test_the_table_is_written_a_batch_at_a_time(
     run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
@@ -309,6 +311,7 @@ def test_the_table_is_written_a_batch_at_a_time(
     assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_found(run: Run, held_out: Any) -> None:
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()

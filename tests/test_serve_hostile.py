@@ -12,7 +12,6 @@ from benchmarks.speed import serve as bench
 import served as small
 
 pytest.importorskip("fastapi", reason="the page's server is not installed: pip install '.[serve]'")
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bench.Served]:
     assert not any(word in said for word in (bench.MARK, "Traceback", "etc/passwd", "script")), said
 
 
+@pytest.mark.full
 def test_hostile_uploads_are_answered_in_words_and_nothing_breaks(server: bench.Served) -> None:
     answers = bench.Answers()
     sent = list(bench.hostile(160))
@@ -46,18 +46,21 @@ def test_the_check_itself_sees_faults() -> None:
     assert [fault[0] for fault in answers.faults] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.full
 def test_under_load_the_only_refusal_is_a_clean_503(server: bench.Served) -> None:
     answers = bench.load(server.url, clients=32, seconds=6)
     assert answers.faults == []
     assert set(answers.statuses) == {200, 503}
 
 
+@pytest.mark.full
 def test_memory_stays_as_it_is(server: bench.Served) -> None:
     answers, early, late = bench.many(server, 160, first=60)
     assert set(answers.statuses) == {200}
     assert sum(late) < sum(early) + 40, (early, late)
 
 
+@pytest.mark.full
 def test_the_schema_holds_for_what_schemathesis_thinks_of(server: bench.Served) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, given, settings
@@ -81,6 +84,7 @@ def test_the_schema_holds_for_what_schemathesis_thinks_of(server: bench.Served) 
         holds()
 
 
+@pytest.mark.full
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     from trustcxr.serve.pool import Pool
     from trustcxr.serve.worker import Asked, Limits
@@ -112,6 +116,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.full
 def test_starting_it_wrongly_is_one_line(tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -11,7 +11,6 @@ import browser as browsers
 import served
 
 pytest.importorskip("fastapi", reason="the page's server is not installed: pip install '.[serve]'")
-pytestmark = pytest.mark.slow
 
 DROP = """([slot, name, bytes]) => {
   const data = new DataTransfer();
@@ -47,6 +46,8 @@ def wait(page: Any, panels: int) -> None:
     assert shown.count() == panels
 
 
+@pytest.mark.sample("desktop-False")
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "dark"), [("desktop", False), ("tablet", True), ("phone", False), ("desktop", True)])
 def test_a_film_is_answered_on_every_screen(url: str, browser: Any, size: str, dark: bool, tmp_path: Path) -> None:
     with browsers.opened(browser, url, size=size, dark=dark) as found:
@@ -65,6 +66,7 @@ def test_a_film_is_answered_on_every_screen(url: str, browser: Any, size: str, d
         assert found.elsewhere(url) == []
 
 
+@pytest.mark.full
 def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -> None:
     with browsers.opened(browser, url) as found:
         page = found.page
@@ -86,6 +88,7 @@ def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -
         assert all(page.evaluate("[...document.querySelectorAll('.found img')].map(i => i.naturalWidth > 0)"))
 
 
+@pytest.mark.full
 def test_dicom_and_png_are_dropped_side_by_side_and_cleared(url: str, browser: Any) -> None:
     pytest.importorskip("pydicom")
     with browsers.opened(browser, url) as found:
@@ -103,6 +106,7 @@ def test_dicom_and_png_are_dropped_side_by_side_and_cleared(url: str, browser: A
         assert found.complaints == []
 
 
+@pytest.mark.full
 def test_what_cannot_be_read_is_said_in_the_panel(url: str, browser: Any) -> None:
     with browsers.opened(browser, url) as found:
         choose(found.page, b"no film", name="<img src=x onerror=alert(1)>.png")
@@ -111,6 +115,7 @@ def test_what_cannot_be_read_is_said_in_the_panel(url: str, browser: Any) -> Non
         assert browsers.violations(found.page) == []
 
 
+@pytest.mark.full
 def test_everything_can_be_reached_by_keyboard(url: str, browser: Any) -> None:
     with browsers.opened(browser, url) as found:
         page = found.page
@@ -123,6 +128,7 @@ def test_everything_can_be_reached_by_keyboard(url: str, browser: Any) -> None:
         assert {"file-0", "file-1", "clear", "method", "control", "opacity"} <= reached
 
 
+@pytest.mark.full
 def test_a_page_without_its_token_asks_for_it(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUSTCXR_TOKEN", "secret-of-the-test")
     run = served.untrained_run(tmp_path)

@@ -21,6 +21,8 @@ from trustcxr.results import files
 from trustcxr.study import run_folder
 from trustcxr.training import loop
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 

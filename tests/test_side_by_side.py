@@ -47,6 +47,7 @@ def table(model: nn.Module, films: Path, **options: object) -> pd.DataFrame:
     return predictions.predict(examined, dataset, asked, corruptions=corruptions, batch_size=12, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_two_batches_at_once_have_the_bits_of_one_by_one(greys: Path, two_cores: None) -> None:  # noqa: F811
     both, alone = Seen(), Seen()
     torch.manual_seed(1)

@@ -82,6 +82,7 @@ def test_load_dataset_divides_only_what_has_no_splits(folders: Path, tmp_path: P
     assert set(other.sample_ids) != names[2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) -> None:
     """The recipe `ct` as it ships, with a smaller network for a moment on few slices."""

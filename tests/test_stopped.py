@@ -97,6 +97,7 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
     assert process.returncode == 130
 
 
+@pytest.mark.sample("2")
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -168,6 +168,7 @@ def test_a_study_with_failures_is_printed_too_and_ends_with_1(
     assert f"missing: {SECOND}" in printed.stderr
 
 
+@pytest.mark.slow
 def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = loop.fit, []
 
@@ -195,6 +196,7 @@ def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -
         Study(tiny(training={"epochs": 2, "batch_size": 12}), films, done, engines.get("local")).run()
 
 
+@pytest.mark.slow
 def test_a_study_grows_by_seeds_in_its_own_folder(
     done: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +269,7 @@ def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(loop, "fit", fit)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_one_run_that_fails_does_not_lose_the_study(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -403,6 +406,7 @@ def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_
     assert "study.yaml" in files.read_json(failure)["reason"], "before the step has begun too"
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed_keeps_its_cause(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +433,7 @@ def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed
     assert seen == {FIRST: ("done", "")}, "it is tried again, and then its failure is no longer there"
 
 
+@pytest.mark.slow
 def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +526,7 @@ def test_what_a_recipe_asks_for_in_vain_is_said_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
     films = writing.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     victims = sorted(films.rglob("Train/Normal/images/*.png"))
@@ -532,6 +538,7 @@ def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
     assert document["data"]["counts"]["Train"]["Normal"] == 8
 
 
+@pytest.mark.slow
 def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
     films = writing.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     import shutil

@@ -78,7 +78,7 @@ def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, A
     assert seen == pytest.approx(history["val_accuracy"].tolist())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
     folders = [tmp_path / "runs" / name for name in "ab"]
     files.write_yaml(tmp_path / "study.yaml", {})
@@ -97,7 +97,7 @@ def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path)
     assert len({files.read_json(folder / tracking.TRACKED_FILE)["run"] for folder in folders}) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +118,7 @@ def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
     assert points == pytest.approx(dict(enumerate(history["val_pgd_accuracy"])))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_server_that_does_not_answer_is_one_line(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +190,7 @@ def test_the_source_is_known_where_it_is_a_checkout_and_nowhere_else(
     assert provenance.source.__wrapped__() is None
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_says_what_it_took_also_over_a_cut(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sample("standard", "fgsm with a ramp")
 @pytest.mark.usefixtures("rising", "bfloat16")
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c == "bf16" else []) for c in CASES])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sample("swap", "emptied and penalty")
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
     defence, options = CASES[case]

@@ -52,6 +52,8 @@ def defence(name: str) -> dict[str, Any]:
     return {"name": name} | OPTIONS.get(name, {})
 
 
+@pytest.mark.sample("fgsm-0.9", "trades-0.9")
+@pytest.mark.slow
 @pytest.mark.usefixtures("rising")
 @pytest.mark.parametrize("averaging", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
@@ -77,6 +79,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     assert saved.keys() == factory.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
 
 
+@pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, Any], tmp_path: Path) -> None:
     summary = loop.fit(recipe(defence(name), epochs=1), *films, tmp_path)
@@ -86,6 +89,7 @@ def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, 
     assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
 
 
+@pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", ATTACKED)
 def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
     name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,6 +133,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
     assert history["learning_rate"].iloc[-1] < 1e-4, "the schedule ends with the last replay"
 
 
+@pytest.mark.sample("standard", "fgsm", "trades")
 @pytest.mark.parametrize("name", ["standard", *ATTACKED, *CHANGED])
 def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +155,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
 
 
+@pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_weights_that_are_no_numbers_stop_the_run(
     name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -106,6 +106,7 @@ def of_film(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> 
     return bright / bright.amax((1, 2), keepdim=True)
 
 
+@pytest.mark.slow
 def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomising_it(folder: Path) -> None:
     # Maps of 24 x 24 cells: those of 6 x 6 are on some processors no further from random networks' than these from each
     # other, and so is, with either, the energy given the lungs, of which a random map may hold next to none.
@@ -121,6 +122,7 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
     assert set(verdicts.voided(part)) <= {"pointing_hit_rate", "infection_energy_given_lung"}
 
 
+@pytest.mark.slow
 def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it_voids(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_a_map_shows_something_only_above_both_controls() -> None:
     assert (both.void, one.void, other.void) == ([], ["pointing_hit_rate"], [])
 
 
+@pytest.mark.slow
 def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networks(
     table: pd.DataFrame, reader: Run, folder: Path
 ) -> None:
@@ -251,6 +254,7 @@ def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, fo
     np.testing.assert_allclose(hits["brightness"], wanted)
 
 
+@pytest.mark.slow
 def test_random_weights_are_tried_on_a_bounded_number_of_images(
     reader: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +283,7 @@ def test_the_ceiling_is_what_the_best_cell_hits() -> None:
     assert measures.pointing_ceiling(mask, (32, 32))[:2].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_cells_are_those_of_the_layer_that_is_read(reader: Run) -> None:
     x = torch.rand(1, 1, SIZE, SIZE)
     names = ("gradcam", "layercam@body.2", "random")

@@ -94,6 +94,7 @@ def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_
     assert differing(before) == {"certified[0.01].accuracy_ci", *changed}
 
 
+@pytest.mark.slow
 def test_a_changed_figure_of_a_training_is_found_and_a_missing_history_is_said(tmp_path: Path) -> None:
     study = Path(shutil.copytree(OLD, tmp_path / "study"))
     before = verify(study)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.findings.audits import first_images
+from benchmarks.formats import first_images
 from benchmarks.speed import serve
 from trustcxr.about import NOTICE
 from trustcxr.evaluation.run import load_run

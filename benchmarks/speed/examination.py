@@ -29,7 +29,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.findings.audits import as_weights, first_images
+from benchmarks.formats import as_weights, first_images
 from trustcxr import attacks
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.carried_out import CarriedOut

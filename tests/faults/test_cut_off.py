@@ -30,7 +30,11 @@ from trustcxr.data.phantom import writing
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 60
-SOME_COMMITS = r"^before first replace .*films\.b2|^after first replace .*(standard.*training\.json|fgsm.*last\.ckpt)"
+# One in each step: decoding, training, testing and explaining the first run, training the second.
+SOME_COMMITS = (
+    r"^before first replace .*films\.b2"
+    r"|^after first replace .*(standard.*(training\.json|predictions\.parquet|saliency\.parquet)|fgsm.*last\.ckpt)"
+)
 # Every place but those of the second run that the first has too: of that its checkpoints, training and figures.
 ALL_KINDS = r"^(?!.*-fgsm-)|-fgsm-.*(last\.ckpt|training\.json|predictions\.parquet|metrics\.json)"
 
@@ -94,12 +98,13 @@ def killed_at_random(base: Path, place: Path, temporary: Path, kills: int, whole
 # --- a sample, each time ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_some_commits_the_study_ends_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:
     with elsewhere(base) as other:
         temporary = other or base / "temporary"
-        assert len(cut_off_everywhere(killed, base, tmp_path, temporary, SOME_COMMITS)) == 3
+        assert len(cut_off_everywhere(killed, base, tmp_path, temporary, SOME_COMMITS)) == 5
     assert bits(tmp_path / "out") == whole
 
 
@@ -114,7 +119,7 @@ def test_what_is_half_written_is_seen(tmp_path: Path) -> None:
 # --- everywhere ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path, other: Path
 ) -> None:
@@ -122,7 +127,7 @@ def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
     assert bits(tmp_path / "out") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_random_moments_studies_end_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path, other: Path
 ) -> None:
@@ -130,7 +135,7 @@ def test_killed_at_random_moments_studies_end_with_the_same_bits(
     assert sum(killed_at_random(base, other, tmp_path, KILLS // 2, whole).values()) >= KILLS // 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("cut", [full, fills])
 def test_a_disk_that_fills_at_every_file_costs_nothing(
     cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path

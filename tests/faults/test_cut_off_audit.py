@@ -41,12 +41,13 @@ def audit(base: Path, place: Path) -> list[str]:
     return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out")]
 
 
+@pytest.mark.slow
 def test_killed_after_a_batch_the_audit_goes_on_from_it(whole: dict[str, str], base: Path, tmp_path: Path) -> None:
     (at,) = everywhere(killed, audit(base, tmp_path), base, tmp_path, base / "temporary", rf"{ONE}\w+/0+\.parquet")
     assert bits(tmp_path / "out") == whole, at
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_every_file_the_audit_ends_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:
@@ -57,7 +58,7 @@ def test_killed_at_every_file_the_audit_ends_with_the_same_bits(
     assert bits(place / "out") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_random_moments_audits_end_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ SAMPLE = 40
 
 
 def sample() -> list[Case]:
-    """Some cases, the same every day; those that need a whole study are left to the slow test."""
+    """Some cases, the same every day; those that need a whole study are left to the whole list."""
     quick = [c for c in cases() if "{study" not in (text := " ".join(c.words)) and "study {base}" not in text]
     return sorted(quick, key=lambda case: hashlib.blake2b(repr(case).encode()).digest())[:SAMPLE]
 
@@ -40,12 +40,13 @@ def test_the_list_is_long_and_nothing_is_in_it_twice() -> None:
     assert len(set(everything)) == len(everything)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_fault_list_ends_well(artefacts: Artefacts) -> None:
     wrong = [(case, ended) for case in sample() if not (ended := run(case, artefacts)).good]
     assert not wrong, told(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_whole_fault_list_ends_well(artefacts: Artefacts) -> None:
     wrong = [(case, ended) for case in cases() if not (ended := run(case, artefacts)).good]
     assert not wrong, told(wrong)

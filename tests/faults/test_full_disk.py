@@ -129,11 +129,12 @@ def refused_everywhere(things: Things, name: str, tmp_path: Path) -> list[str]:
     return journal.places()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_costs_a_line_and_nothing_else(cheap: Things, tmp_path: Path) -> None:
     assert refused_everywhere(cheap, "leaderboard", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_disk_that_fills_at_every_file_of_every_command(name: str, things: Things, tmp_path: Path) -> None:
     assert bool(refused_everywhere(things, name, tmp_path)) == (name not in WRITE_NOTHING)

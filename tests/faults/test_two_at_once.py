@@ -35,7 +35,6 @@ PAIRS = {
     "explain while it is evaluated": (COMMANDS["evaluate"], COMMANDS["explain"], "run"),
     "two audits": (COMMANDS["audit"], COMMANDS["audit"], "audit"),
 }
-SOME = {"evaluate while it trains"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-@pytest.mark.parametrize("pair", [p if p in SOME else pytest.param(p, marks=pytest.mark.slow) for p in PAIRS])
+@pytest.mark.sample("evaluate while it trains")
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS)
 def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_path: Path) -> None:
     first, second, held = PAIRS[pair]
     place, ends = tmp_path / "place", []
