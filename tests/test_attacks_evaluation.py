@@ -183,7 +183,7 @@ def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
                 assert shares["worst-case", epsilon] <= shares[a.name, epsilon], "what another found is kept"
     assert shares["worst-case", 0.05] <= shares["worst-case", 0.01] <= shares["clean", 0.0]
     document = summary.describe(run, table, resamples=100)
-    assert {a["attack"] for a in document["attacks"]} == set(ATTACK_OPTIONS)
+    assert {a["attack"] for a in document.plain()["attacks"]} == set(ATTACK_OPTIONS)
 
 
 def test_worst_case_keeps_what_a_smaller_radius_found(run: Run, films: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
         f"output: {{kind: logits, classes: [{', '.join(document['classes'])}]}}\n"
     )
     given = audits.audit(tmp_path / "model.yaml", films, tmp_path / "given")
-    assert given["model"]["kind"] == "weights"
+    assert given.plain()["model"]["kind"] == "weights"
     assert given.data.plain() == document["data"]
     assert figures(given) == pytest.approx(figures(document))
 
@@ -141,8 +141,8 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     again = run("audit", model, "--data", greys, "--out", out)
     assert "already examined" in again.stderr
     changed = audits.audit(model, greys, tmp_path / "other", attacks=["fgsm"], epsilons=[0.05])
-    assert changed["protocol"] is None
-    assert [(row["attack"], row["epsilon"]) for row in changed["attacks"]] == [("fgsm", 0.05)]
+    assert changed.plain()["protocol"] is None
+    assert [(row["attack"], row["epsilon"]) for row in changed.plain()["attacks"]] == [("fgsm", 0.05)]
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     audits.audit(model_file(tmp_path / "one", Brightness()), greys, good)
     audits.audit(model_file(tmp_path / "two", Brightness((0, 1, 1))), greys, bad)
     found = audit_pairs.compare(good, bad, resamples=200)
-    clean = found["rows"][0]
+    clean = found.plain()["rows"][0]
     assert clean["measure"] == "clean accuracy"
     tables = [files.read_table(folder / "predictions.parquet") for folder in (good, bad)]
     right = [
@@ -160,7 +160,7 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     assert clean["difference"]["value"] == pytest.approx(float(right[1].mean() - right[0].mean()))
     assert clean["difference"]["value"] < -0.2
     assert clean["settled"]
-    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200)["rows"])
+    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200).plain()["rows"])
     said = run("compare", good, bad).stdout
     assert "less" in said
     assert "Research" in said
@@ -178,11 +178,11 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
 def test_classes_in_the_wrong_order_are_noticed(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Brightness(), classes=("grey", "dark", "bright"))
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
-    declared = next(check for check in document["gate"] if check["check"] == "declaration")
+    declared = next(check for check in document.plain()["gate"] if check["check"] == "declaration")
     assert declared["passed"] is False
     assert "dark, grey, bright" in declared["text"]
-    assert document["unreliable"]
-    assert "declaration" in document["because"]
+    assert document.plain()["unreliable"]
+    assert "declaration" in document.plain()["because"]
 
 
 def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Path) -> None:
@@ -268,10 +268,10 @@ class Quantised(nn.Module):
 def test_gradients_that_are_stopped_do_not_save_a_model(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Quantised())
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["pgd"], epsilons=[0.2])
-    assert next(check for check in document["gate"] if check["check"] == "gradients")["passed"] is False
-    assert document["clean"]["accuracy"]["value"] > 0.9
-    assert document["attacks"][0]["accuracy"]["value"] < 0.2
-    assert not document["unreliable"], document["because"]
+    assert next(check for check in document.plain()["gate"] if check["check"] == "gradients")["passed"] is False
+    assert document.plain()["clean"]["accuracy"]["value"] > 0.9
+    assert document.plain()["attacks"][0]["accuracy"]["value"] < 0.2
+    assert not document.plain()["unreliable"], document.plain()["because"]
 
 
 def blind(images: Tensor) -> Any:
@@ -284,10 +284,13 @@ def test_without_gradients_it_is_attacked_without_them_and_that_is_said(greys: P
     text = f"python: test_audit_command:blind\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
     (tmp_path / "model.yaml").write_text(text)
     document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "audit", epsilons=[0.2], trust_code=True)
-    assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
-    assert min(row["accuracy"]["value"] for row in document["attacks"]) < document["clean"]["accuracy"]["value"]
-    assert document["unreliable"]
-    assert "no gradients" in document["because"]
+    assert {row["attack"] for row in document.plain()["attacks"]} == {"square", "worst-case"}
+    assert (
+        min(row["accuracy"]["value"] for row in document.plain()["attacks"])
+        < document.plain()["clean"]["accuracy"]["value"]
+    )
+    assert document.plain()["unreliable"]
+    assert "no gradients" in document.plain()["because"]
 
 
 def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_a_run_that_was_not_evaluated_is_held_against_the_worst_case_at_each_rad
 def test_another_epsilon_is_added_and_evaluation_keeps_what_is_certified(run: Path, films: Path) -> None:
     before = files.read_json(run / "metrics.json")["certified"]
     document, _ = run_folder.certify(run, films, epsilons=[0.005])
-    assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.005, 0.01]
-    assert [e for e in document["certified"] if e["epsilon"] != 0.005] == [CertifiedResult(**e) for e in before]
+    assert [entry["epsilon"] for entry in document.plain()["certified"]] == [0.002, 0.005, 0.01]
+    assert [e for e in document.plain()["certified"] if e["epsilon"] != 0.005] == [CertifiedResult(**e) for e in before]
     assert ("worst-case", 0.005) in {(row.attack, row.epsilon) for row in document.attacks}
     again, _ = run_folder.evaluate(run, films, attacks=["fgsm"])
     assert again.certified == document.certified
@@ -195,9 +195,9 @@ def test_an_answer_is_certified_only_where_it_is_right_and_proved() -> None:
     rows = {"group": list("aabb"), "label": [0, 0, 1, 2], "epsilon": 0.01}
     table = pd.DataFrame(rows | {"proved": [True, True, False, True], "certified": [True, False, False, True]})
     (entry,) = certified.describe(table, resamples=200)
-    assert entry["accuracy"]["value"] == 0.5
-    assert entry["proved"]["value"] == 0.75
-    assert entry["balanced_accuracy"]["value"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert entry.plain()["accuracy"]["value"] == 0.5
+    assert entry.plain()["proved"]["value"] == 0.75
+    assert entry.plain()["balanced_accuracy"]["value"] == pytest.approx((0.5 + 0 + 1) / 3)
 
 
 def test_what_is_proved_has_intervals() -> None:
@@ -206,13 +206,13 @@ def test_what_is_proved_has_intervals() -> None:
     rows = {"group": np.arange(300).astype(str), "label": label, "epsilon": 0.01, "proved": proved}
     (entry,) = certified.describe(pd.DataFrame(rows | {"certified": proved & (label > 0)}), resamples=300)
     for name, value in (("proved", proved.mean()), ("balanced_accuracy", (proved & (label > 0)).mean())):
-        low, high = entry[name]["ci"]
+        low, high = entry.plain()[name]["ci"]
         assert low < value < high
         assert high - low == pytest.approx(2 * 1.96 * np.sqrt(value * (1 - value) / 300), rel=0.25)
     nothing = pd.DataFrame(rows | {"proved": False, "certified": False})
     (entry,) = certified.describe(nothing, resamples=300)
-    assert (entry["proved"]["value"], entry["proved"]["ci"][0]) == (0, 0)
-    assert 0.005 < entry["proved"]["ci"][1] < 0.02, "of none of 300 the resamples say nothing"
+    assert (entry.plain()["proved"]["value"], entry.plain()["proved"]["ci"][0]) == (0, 0)
+    assert 0.005 < entry.plain()["proved"]["ci"][1] < 0.02, "of none of 300 the resamples say nothing"
 
 
 @pytest.mark.slow

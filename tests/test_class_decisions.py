@@ -97,7 +97,7 @@ def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[fl
 
 def _at_most(worst: OperatingPoint, other: OperatingPoint) -> None:
     for name in ("sensitivity", "specificity", "auroc"):
-        assert worst[name] <= other[name], (name, other.attack)
+        assert getattr(worst, name).value <= getattr(other, name).value, (name, other.attack)
 
 
 @pytest.mark.parametrize("threshold", [Threshold(0.3), Threshold(None)])

@@ -217,7 +217,7 @@ def test_batch_size_and_training_mode_change_nothing(run: Run, held_out: Any, ta
 
 
 def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
-    document = summary.describe(run, table, resamples=100)
+    document = summary.describe(run, table, resamples=100).plain()
     about = {key: document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")}
     assert about == {
         "run": f"{MODEL}-standard-s0",
@@ -231,7 +231,7 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc_macro", "ece"):
         low, high = document["clean"][name]["ci"]
         assert low <= high
-        assert isinstance(document["clean"][name], float)
+        assert isinstance(document["clean"][name]["value"], float)
     assert [(a["attack"], a["epsilon"], a["n"]) for a in document["attacks"]] == [
         ("fgsm", 0.01, 21),
         ("fgsm", 0.03, 21),
@@ -243,7 +243,7 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     assert document["corruptions_mean"]["conditions"] == 4
     assert document["saliency"] == {}
     found = document["masking"]
-    assert (found["masked"], found["signs"], found.at_random) == (None, [], False), (
+    assert (found["masked"], found["signs"], found.get("at_random", False)) == (None, [], False), (
         "so little trained, it knows nothing"
     )
     assert "not shown to be answered better than by one constant answer (33.3%)" in found["because"]
@@ -299,7 +299,7 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2
-    document = summary.describe(run, found, resamples=100)
+    document = summary.describe(run, found, resamples=100).plain()
     assert document["classes"] == ["COVID-19", "Normal"]
     assert np.array(document["clean"]["confusion"]).shape == (2, 2)
     assert 0 <= document["clean"]["auroc_macro"]["value"] <= 1
@@ -315,7 +315,7 @@ def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_p
     assert set(found["class"]) == {"COVID-19", "Normal"}
     assert set(found["label"]) == {0, 2}
     assert "lungs_only" not in set(found["attack"]), "no masks, no views"
-    document = summary.describe(run, found, resamples=100)
+    document = summary.describe(run, found, resamples=100).plain()
     assert document["clean"]["per_class"]["Non-COVID"]["n"] == 0
     assert np.isfinite(document["clean"]["auroc_macro"]["value"])
 
@@ -333,7 +333,7 @@ def test_load_run_knows_the_run(run: Run) -> None:
     assert run.device == torch.device("cpu")
     assert not run.model.training
     assert run.metrics is None
-    assert run.training["epochs"] == 2
+    assert run.training.epochs == 2
 
 
 def rewrite(folder: Path, **keys: Any) -> None:

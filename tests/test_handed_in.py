@@ -67,8 +67,8 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     worst = table[table["attack"] == "worst-case"]
     assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
     assert "images that somebody made at epsilon 0.2" in "\n".join(sentences(both))
-    assert both["protocol"] is None
-    assert both["examination"] != alone["examination"]
+    assert both.plain()["protocol"] is None
+    assert both.plain()["examination"] != alone.plain()["examination"]
 
 
 @pytest.mark.parametrize(

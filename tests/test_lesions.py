@@ -371,13 +371,13 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     assert ours == pytest.approx(first, abs=1e-5, nan_ok=True), "batches change nothing"
 
     document = explained.described(table, resamples=100)
-    assert [(row["fill"], row["control"]) for row in document] == [
+    assert [(row.fill, row.control) for row in document] == [
         (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
     ]
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert len(shown.rows) == 4
     assert shown.rows[0][2].text == "healthy grey"
-    assert shown.rows[0][8].value == pytest.approx(document[0]["effect"]["value"])
+    assert shown.rows[0][8].value == pytest.approx(document[0].effect.value)
 
 
 def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:

@@ -156,7 +156,7 @@ def test_killed_after_its_early_stop_a_run_does_not_train_on(
     accuracies = [(0.5,), (0.4,), (0.4,), (0.9,), (0.9,)]
     made_up(monkeypatch, accuracies)
     whole = loop.fit(recipe(epochs=5, patience=2), *films, tmp_path / "whole")
-    assert (whole["stopped"], whole["epochs"]) == ("early", 3)
+    assert (whole.stopped, whole.epochs) == ("early", 3)
     made_up(monkeypatch, accuracies)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
@@ -192,7 +192,7 @@ def test_a_training_does_not_go_on_with_other_films_of_the_same_name(films: tupl
         loop.fit(recipe(), others[0], others[1], tmp_path / "run")
     copy = Path(shutil.copytree(films[0].root, tmp_path / "copy" / "renamed"))
     moved = [load_dataset(copy, split=split, size=32) for split in ("Train", "Val")]
-    assert loop.fit(recipe(), moved[0], moved[1], tmp_path / "run")["epochs"] == 2, "the same films, elsewhere"
+    assert loop.fit(recipe(), moved[0], moved[1], tmp_path / "run").epochs == 2, "the same films, elsewhere"
 
 
 def test_a_run_of_before_fingerprints_goes_on(films: tuple[Any, Any], tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_run_of_before_fingerprints_goes_on(films: tuple[Any, Any], tmp_path: 
     content["data"] = {"root_name": "phantom", "split": "Train", "images": 48}
     files.write_yaml(tmp_path / "run.yaml", content)
     (tmp_path / "films.parquet").unlink()
-    assert loop.fit(recipe(), *films, tmp_path)["epochs"] == 2
+    assert loop.fit(recipe(), *films, tmp_path).epochs == 2
     cut(films, tmp_path / "other")
     files.write_yaml(tmp_path / "other" / "run.yaml", content | {"data": content["data"] | {"images": 47}})
     with pytest.raises(UserError, match="other films"):

@@ -340,7 +340,7 @@ def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, stud
     with pytest.raises(UserError, match="holds a study of other films than"):
         again(study, others)
     moved = Path(shutil.copytree(films, tmp_path / "moved"))
-    assert len(again(study, moved)["runs"]) == 1, "the same films under another name are the same study"
+    assert len(again(study, moved).plain()["runs"]) == 1, "the same films under another name are the same study"
 
 
 def test_a_study_of_before_fingerprints_goes_on(films: Path, study: Path) -> None:
@@ -374,9 +374,9 @@ def test_a_finished_run_asks_for_its_films_too(trained: Path, films: Path, other
 def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, films: Path, tmp_path: Path) -> None:
     read_manifest(films).write(tmp_path / "clean.csv")
     document, place = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
-    assert document["clean"]["n"] == 12
-    assert document["split"] == "Test"
-    assert document["notes"] == []
+    assert document.plain()["clean"]["n"] == 12
+    assert document.plain()["split"] == "Test"
+    assert document.plain()["notes"] == []
     assert place == trained, "the very films that are its own"
 
 
@@ -449,9 +449,13 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films
     data = load_dataset(films, split="Test", size=32)
     table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
     document = summary.describe(Theirs(), table, resamples=100)
-    assert (document["run"], document["model"], document["origin"]) == ("theirs", "theirs", "given")
-    assert (document["defence"], document["seed"]) == ("", None)
-    assert summary.describe(whole, table, resamples=100)["origin"] == "trained"
+    assert (document.plain()["run"], document.plain()["model"], document.plain()["origin"]) == (
+        "theirs",
+        "theirs",
+        "given",
+    )
+    assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
+    assert summary.describe(whole, table, resamples=100).plain()["origin"] == "trained"
     given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), given_size=32)
     assert (given.name, given.size) == ("their-net", 32)
     with pytest.raises(UserError, match="was not trained here"):

@@ -156,14 +156,16 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
         clean = table[table["attack"] == "clean"]
         assert clean["gradient"].notna().all()
         assert table.loc[table["attack"] != "clean", "moved"].between(0, 0.02 + 1e-6).all()
-    assert found[1.0]["input_gradients"]["vanishing"] == 0
-    assert "vanishing_gradients" not in [sign["kind"] for sign in found[1.0]["masking"]["signs"]]
-    assert found[1e6]["input_gradients"]["vanishing"] > 0.5
-    assert found[1e6]["masking"]["masked"] is True
-    assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6]["alarms"]]
-    attacked = [[row["accuracy"]["value"] for row in found[f]["attacks"]] for f in (1.0, 1e6)]
+    assert found[1.0].plain()["input_gradients"]["vanishing"] == 0
+    assert "vanishing_gradients" not in [sign["kind"] for sign in found[1.0].plain()["masking"]["signs"]]
+    assert found[1e6].plain()["input_gradients"]["vanishing"] > 0.5
+    assert found[1e6].plain()["masking"]["masked"] is True
+    assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6].plain()["alarms"]]
+    attacked = [[row["accuracy"]["value"] for row in found[f].plain()["attacks"]] for f in (1.0, 1e6)]
     assert np.allclose(*attacked, atol=0.1)
-    assert found[1.0]["attacks"][2]["broken_by"]["clean"] == 24 - round(24 * found[1.0]["clean"]["accuracy"]["value"])
+    assert found[1.0].plain()["attacks"][2]["broken_by"]["clean"] == 24 - round(
+        24 * found[1.0].plain()["clean"]["accuracy"]["value"]
+    )
 
 
 # --- NaN -------------------------------------------------------------------------------------------------------------
@@ -228,5 +230,5 @@ def test_a_network_that_answers_nan_is_never_kept_as_the_best(
             loop.fit(recipe(epochs=3), *films, tmp_path)
         return
     summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    assert (summary["best_epoch"], summary["stopped"].startswith("numbers: the model answers")) == (0, True)
+    assert (summary.best_epoch, summary.stopped.startswith("numbers: the model answers")) == (0, True)
     load_run(tmp_path)

@@ -92,8 +92,8 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
         again = metrics.from_predictions(
             files.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
         )
-        assert again["clean"]["accuracy"]["ci"] == pytest.approx(run["clean"]["accuracy"]["ci"])
-        assert [a["accuracy"]["value"] for a in again["attacks"]] == pytest.approx(
+        assert again.plain()["clean"]["accuracy"]["ci"] == pytest.approx(run["clean"]["accuracy"]["ci"])
+        assert [a["accuracy"]["value"] for a in again.plain()["attacks"]] == pytest.approx(
             [a["accuracy"]["value"] for a in run["attacks"]]
         )
     assert document["notice"] == "Research software. Not for diagnosis."
@@ -186,7 +186,7 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
     document = Study(tiny(), films, tmp_path / "tiny", engines.get("local")).run()
     assert calls[0] not in calls[1:]
     finished = files.read_json(done / "study.json")
-    assert [r["clean"]["accuracy"]["value"] for r in document["runs"]] == [
+    assert [r["clean"]["accuracy"]["value"] for r in document.plain()["runs"]] == [
         r["clean"]["accuracy"]["value"] for r in finished["runs"]
     ]
 
@@ -278,19 +278,19 @@ def test_one_run_that_fails_does_not_lose_the_study(
     with monkeypatch.context() as patch:
         no_network_of(patch, "test_resnet")
         document = Study(tiny(models=models), films, out, engines.get("local")).run()
-    assert [f["run"] for f in document["failures"]] == ["test_resnet-standard-s0"]
-    assert document["failures"][0]["reason"] == "train: a loss that is no number"
+    assert [f["run"] for f in document.plain()["failures"]] == ["test_resnet-standard-s0"]
+    assert document.plain()["failures"][0]["reason"] == "train: a loss that is no number"
     assert "no number" in files.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
-    assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0"]
-    assert document["selection"]["ranking"] == [], "a network that is missing might have been the best"
+    assert [run["run"] for run in document.plain()["runs"]] == ["test_efficientnet-standard-s0"]
+    assert document.plain()["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
     left = shutil.copytree(out, tmp_path / "left")
     without = Study(tiny(models=models[:1]), films, left, engines.get("local")).run()
-    assert [row["model"] for row in without["selection"]["ranking"]] == ["test_efficientnet"]
-    assert [(one["run"], one["reason"]) for one in without["selection"]["left_out"]] == [
+    assert [row["model"] for row in without.plain()["selection"]["ranking"]] == ["test_efficientnet"]
+    assert [(one["run"], one["reason"]) for one in without.plain()["selection"]["left_out"]] == [
         ("test_resnet-standard-s0", "train: a loss that is no number")
     ]
-    assert len(without["runs"]) == 2, "its robust run is no longer waited for"
+    assert len(without.plain()["runs"]) == 2, "its robust run is no longer waited for"
     told = (
         "Left out of the study, as they could not be trained: test_resnet-standard-s0 (train: a loss that is no number)"
     )
@@ -301,8 +301,8 @@ def test_one_run_that_fails_does_not_lose_the_study(
     done = [p for p in out.glob("runs/test_efficientnet-standard-s0/*") if p.is_file() and p.name not in shown]
     stamps = {p: p.stat().st_mtime_ns for p in done}
     again = Study(tiny(models=models), films, out, engines.get("local")).run()
-    assert again["failures"] == []
-    assert len(again["runs"]) == 3
+    assert again.plain()["failures"] == []
+    assert len(again.plain()["runs"]) == 3
     assert not list(out.glob("runs/*/failure.json"))
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "only what was missing is tried again"
 
@@ -360,8 +360,11 @@ def test_a_network_whose_loss_is_no_number_fails_alone(films: Path, tmp_path: Pa
     wild = {"name": "test_resnet", "weights": "none", "training": {"optimiser": "adamw", "weight_decay": 1e36}}
     models = [{"name": "test_efficientnet", "weights": "none"}, wild]
     document = Study(tiny(models=models, selection={"count": 2}), films, tmp_path / "out", engines.get("local")).run()
-    assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
-    failures = document["failures"]
+    assert [run["run"] for run in document.plain()["runs"]] == [
+        "test_efficientnet-standard-s0",
+        "test_efficientnet-fgsm-s0",
+    ]
+    failures = document.plain()["failures"]
     assert [failure["run"] for failure in failures] == ["test_resnet-standard-s0", "test_resnet-fgsm-s0"]
     assert all("in the first epoch" in failure["reason"] for failure in failures)
 
@@ -441,7 +444,10 @@ def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
     models = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")]
     recipe = tiny(models=models, selection={"count": 2})
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
-    assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
+    assert [run["run"] for run in document.plain()["runs"]] == [
+        "test_efficientnet-standard-s0",
+        "test_efficientnet-fgsm-s0",
+    ]
 
 
 class Placing:
@@ -534,8 +540,8 @@ def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
         victim.write_bytes(victim.read_bytes()[:100])
     recipe = tiny(models=[{"name": "test_efficientnet", "weights": "none"}], defences=[])
     document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
-    assert document["data"]["skipped"] == 1
-    assert document["data"]["counts"]["Train"]["Normal"] == 8
+    assert document.plain()["data"]["skipped"] == 1
+    assert document.plain()["data"]["counts"]["Train"]["Normal"] == 8
 
 
 @pytest.mark.slow
@@ -548,8 +554,8 @@ def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
     document = Study(
         tiny(models=[{"name": "test_resnet", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
     ).run()
-    assert document["classes"] == ["COVID-19", "Normal"]
-    assert all(len(run["clean"]["confusion"]) == 2 for run in document["runs"])
+    assert document.plain()["classes"] == ["COVID-19", "Normal"]
+    assert all(len(run["clean"]["confusion"]) == 2 for run in document.plain()["runs"])
 
 
 def test_training_saw_no_test_image(done: Path, films: Path) -> None:

@@ -74,13 +74,13 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     shares = history[[c for c in history if c.endswith("accuracy")]].to_numpy()
     assert ((shares >= 0) & (shares <= 1)).all()
     assert history["seconds"].is_monotonic_increasing
-    assert summary["epochs"] == 2
-    assert summary["stopped"] == "epochs"
-    assert summary["monitor"] == ("val_accuracy" if defence == "standard" else "val_pgd_accuracy")
-    assert summary.get("watched_images") == (None if defence == "standard" else len(films[1]))
-    assert summary["precision"] == summary["precision_asked"] == "32-true"
-    best = history.set_index("epoch").loc[summary["best_epoch"]]
-    assert summary["best_value"] == pytest.approx(best[summary["monitor"]])
+    assert summary.epochs == 2
+    assert summary.stopped == "epochs"
+    assert summary.monitor == ("val_accuracy" if defence == "standard" else "val_pgd_accuracy")
+    assert summary.plain().get("watched_images") == (None if defence == "standard" else len(films[1]))
+    assert summary.precision == summary.precision_asked == "32-true"
+    best = history.set_index("epoch").loc[summary.best_epoch]
+    assert summary.best_value == pytest.approx(best[summary.monitor])
     about = files.read_yaml(tmp_path / "run.yaml")
     assert about["classes"] == ["COVID-19", "Non-COVID", "Normal"]
     assert about["name"] == f"{MODEL}-{defence}-s0"
@@ -101,7 +101,7 @@ def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
     summary = loop.fit(recipe(epochs=1, precision="bf16-mixed"), *films, tmp_path)
-    assert (summary["precision"], summary["precision_asked"]) == ("32-true", "bf16-mixed")
+    assert (summary.precision, summary.precision_asked) == ("32-true", "bf16-mixed")
 
 
 def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:
@@ -137,7 +137,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
     monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.4,), (0.7,), (0.5,), (0.7,)])
     summary = loop.fit(recipe(epochs=4), *films, tmp_path)
-    assert (summary["best_epoch"], summary["best_value"]) == (1, 0.7)
+    assert (summary.best_epoch, summary.best_value) == (1, 0.7)
     assert len(kept) == 2, "only epochs that are better than all before"
     run = load_run(tmp_path, on="cpu")
     with torch.inference_mode():
@@ -153,7 +153,7 @@ def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], 
     run, val = load_run(tmp_path, on="cpu"), films[1]
     with torch.inference_mode():
         predicted = run.model(to_pixels(torch.from_numpy(np.array(val.images)))).argmax(1).numpy()
-    assert float((predicted == val.labels).mean()) == pytest.approx(summary["best_value"])
+    assert float((predicted == val.labels).mean()) == pytest.approx(summary.best_value)
 
 
 # --- the same seed is the same run -----------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
     histories = [files.read_table(folder / "history.csv") for folder in (whole, parts)]
     assert histories[0].drop(columns=["seconds", *VALIDATED]).equals(histories[1].drop(columns=["seconds", *VALIDATED]))
     assert histories[1]["seconds"].is_monotonic_increasing
-    assert summary["epochs"] == 3
+    assert summary.epochs == 3
 
 
 VALIDATED = ["val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"]  # made up here
@@ -258,7 +258,7 @@ def test_resuming_takes_up_the_best_epoch(films: tuple[Any, Any], tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         made_up(patch, [(0.3,), (0.4,)])
         summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    assert (summary["best_epoch"], summary["best_value"]) == (0, 0.9)
+    assert (summary.best_epoch, summary.best_value) == (0, 0.9)
     assert same(weights(tmp_path), first)
 
 
@@ -268,7 +268,7 @@ def test_control_c_says_so_and_the_run_goes_on_later(films: tuple[Any, Any], tmp
         with pytest.raises(KeyboardInterrupt):
             loop.fit(recipe(), *films, tmp_path)
     assert not (tmp_path / "training.json").exists(), "a run that was stopped is not taken for done"
-    assert loop.fit(recipe(), *films, tmp_path)["epochs"] == 2
+    assert loop.fit(recipe(), *films, tmp_path).epochs == 2
 
 
 class Trap:
@@ -289,7 +289,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
     checkpoint = tmp_path / "run" / "checkpoint" / "last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
-    assert loop.fit(recipe(), *films, tmp_path / "run")["epochs"] == 2
+    assert loop.fit(recipe(), *films, tmp_path / "run").epochs == 2
     assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
 
@@ -412,7 +412,7 @@ def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any],
 def test_training_stops_early(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [(0.5,), (0.6,), (0.6,), (0.4,), (0.9,)])
     summary = loop.fit(recipe(epochs=5, patience=2), *films, tmp_path)
-    assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("early", 4, 1)
+    assert (summary.stopped, summary.epochs, summary.best_epoch) == ("early", 4, 1)
 
 
 def test_patience_starts_when_the_ramp_is_over(
@@ -421,7 +421,7 @@ def test_patience_starts_when_the_ramp_is_over(
     made_up(monkeypatch, [(0.6, 0.5, 0.5), *[(0.6, 0.45, 0.45)] * 5])
     defence = {"name": "fgsm", "ramp": 0.5}
     summary = loop.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
-    assert (summary["stopped"], summary["epochs"]) == ("early", 5)  # the ramp ends with epoch 3
+    assert (summary.stopped, summary.epochs) == ("early", 5)  # the ramp ends with epoch 3
     history = files.read_table(tmp_path / "history.csv")
     assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
 
@@ -437,8 +437,8 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
     summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    assert summary["stopped"].startswith("numbers: the loss is nan at step 4")
-    assert (summary["epochs"], summary["best_epoch"]) == (1, 0)
+    assert summary.stopped.startswith("numbers: the loss is nan at step 4")
+    assert (summary.epochs, summary.best_epoch) == (1, 0)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
     load_run(tmp_path)
 
@@ -470,12 +470,12 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
     """Trap 8: FGSM accuracy stays while PGD accuracy falls to nothing."""
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
     summary = loop.fit(recipe("fgsm", epochs=6), *films, tmp_path)
-    assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
+    assert (summary.stopped, summary.epochs, summary.best_epoch) == ("overfitting", 3, 1)
     for part in ("catastrophic overfitting at epoch 3", "from 55.0% to 2.0%", "90.0%", "epoch 2 are kept"):
-        assert part in summary["alarm"]
-    assert "\n" not in summary["alarm"]
+        assert part in summary.alarm
+    assert "\n" not in summary.alarm
     run = load_run(tmp_path)
-    assert run.training["alarm"] == summary["alarm"]
+    assert run.training.alarm == summary.alarm
 
 
 @pytest.mark.parametrize(
@@ -673,7 +673,7 @@ def test_schedules(films: tuple[Any, Any], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rising")
 def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path) -> None:
-    assert loop.fit(recipe(epochs=1, batch_size=64), *films, tmp_path)["epochs"] == 1
+    assert loop.fit(recipe(epochs=1, batch_size=64), *films, tmp_path).epochs == 1
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

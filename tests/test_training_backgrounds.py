@@ -94,13 +94,13 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
             loop.fit(run, *films, tmp_path / "parts")
     loop.fit(run, *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    assert summary["images_without_lung_mask"] == 0
+    assert summary.images_without_lung_mask == 0
     about = files.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
     loaded = load_run(tmp_path / "whole")
     assert loaded.recipe == run
     plain = loop.fit(recipe(defence | {"epsilon_outside": None}), *films, tmp_path / "plain")
-    assert "images_without_lung_mask" not in plain
+    assert "images_without_lung_mask" not in plain.plain()
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "plain"))
 
 
@@ -224,7 +224,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
     options = {"background": "mask", "swap_share": 1.0, "augment": STILL, "batch_size": 24, "epochs": 1}
     summary = loop.fit(recipe(**options), *data, tmp_path / "run")
-    assert summary["images_without_lung_mask"] == 10
+    assert summary.images_without_lung_mask == 10
     assert "10 of 24 training images have no lung mask" in capsys.readouterr().err
     (images, _, __), *_ = steps
     black = (images == 0).float().mean((1, 2, 3))

@@ -73,7 +73,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
         summary = loop.fit(run, *films, tmp_path / "parts")
     assert done == list(range(per_epoch, 2 * per_epoch)), "the first epoch is not trained again"
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    assert (summary["epochs"], summary["steps"]) == (2, 2 * per_epoch)
+    assert (summary.epochs, summary.steps) == (2, 2 * per_epoch)
     assert load_run(tmp_path / "parts").recipe == run
     saved = weights(tmp_path / "whole")
     assert saved.keys() == factory.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
@@ -85,7 +85,7 @@ def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, 
     summary = loop.fit(recipe(defence(name), epochs=1), *films, tmp_path)
     history = files.read_table(tmp_path / "history.csv")
     assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
-    assert summary["monitor"] == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
+    assert summary.monitor == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
     assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
 
 
@@ -105,8 +105,8 @@ def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
     monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
     summary = loop.fit(recipe({"name": name}, epochs=6, batch_size=24), *films, tmp_path)
-    assert (summary["stopped"], summary["epochs"], summary["best_epoch"]) == ("overfitting", 3, 1)
-    assert "catastrophic overfitting at epoch 3" in summary["alarm"]
+    assert (summary.stopped, summary.epochs, summary.best_epoch) == ("overfitting", 3, 1)
+    assert "catastrophic overfitting at epoch 3" in summary.alarm
     assert same(weights(tmp_path), kept[1])
 
 
@@ -121,7 +121,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
 
     monkeypatch.setitem(defences.DEFENCES, "free", spy)
     summary = loop.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *films, tmp_path)
-    assert summary["steps"] == len(seen) == 2 * 3 * 3, "epochs, batches, replays"
+    assert summary.steps == len(seen) == 2 * 3 * 3, "epochs, batches, replays"
     for first in range(0, 18, 3):
         assert torch.equal(seen[first][0], seen[first + 2][0]), "replays are of the same augmented images"
     assert not torch.equal(seen[0][0], seen[3][0])
@@ -150,8 +150,8 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
     summary = loop.fit(run, *films, tmp_path)
-    assert summary["stopped"] == "numbers: a pixel is not a number at step 4"
-    assert (summary["epochs"], summary["best_epoch"], summary["steps"]) == (1, 0, 4)
+    assert summary.stopped == "numbers: a pixel is not a number at step 4"
+    assert (summary.epochs, summary.best_epoch, summary.steps) == (1, 0, 4)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
 
 
@@ -175,7 +175,7 @@ def test_weights_that_are_no_numbers_stop_the_run(
     summary = loop.fit(run, *films, tmp_path)
     # An attack that looks at the logits meets them first; else the loss does. Either stops the run at that step.
     said = ("numbers: the loss is nan at step 4", "numbers: the model answers 16 of 16 images with NaN or infinity")
-    assert summary["stopped"].startswith(said)
+    assert summary.stopped.startswith(said)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
 
 
