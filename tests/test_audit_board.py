@@ -155,7 +155,7 @@ def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monke
     for place, sha256 in (("ada", "1"), ("bo", "2")):
         audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
     audit(tmp_path / "other")
-    assert {row["model"] for row in board.shown(board.gather(tmp_path))} == {
+    assert {row[0].text for row in board.terminal_table(board.gather(tmp_path)).rows} == {
         "good (ada/good)",
         "good (bo/good)",
         "other",

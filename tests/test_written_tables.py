@@ -87,7 +87,7 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -
     audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
     whole = board.Board("", "=data", 1, (), (("=f", audit),), ())
     line = next(csv.DictReader(io.StringIO(board.table(whole).csv())))
-    assert (line["model"], line["folder"], line["clean"], line["paper"]) == ("'@SUM(1)", "'=f", "-50.0%", "-")
+    assert (line["model"], line["folder"], line["clean, %"], line["paper"]) == ("'@SUM(1)", "'=f", "−50.0", "–")
 
 
 def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:

@@ -10,16 +10,15 @@ from trustcxr.about import NOTICE
 from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report import words
-from trustcxr.report.tables.cells import Cell, Table
+from trustcxr.report.tables.cells import Cell, Table, share
 from trustcxr.report.terminal import percent
 from trustcxr.results import files, folders
 from trustcxr.results.disk import reason
 from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read_audit
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
-_IN_TERMINAL = ["model", "unreliable", "clean", "attacked", "clean reported", "attacked reported", "threat model"]
-_IN_TERMINAL += ["training data"]
-_EMPTY = "-"
+_IN_TERMINAL = ["model", "unreliable", "clean", "attacked", "clean reported", "attacked reported"]
+_PERCENT = ("clean reported", "clean", "attacked reported", "attacked", "corrupted", "AUROC", "calibration error")
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _names(board: Board) -> dict[str, str]:
     """Return by folder what a model is called: its name, and its folder if others have that name too."""
     counts = Counter(document.model.name for _, document in board.entries)
     names = {folder: document.model.name for folder, document in board.entries}
-    return {folder: name if counts[name] == 1 else f"{name or _EMPTY} ({folder})" for folder, name in names.items()}
+    return {folder: name if counts[name] == 1 else f"{name or words.DASH} ({folder})" for folder, name in names.items()}
 
 
 def copies(board: Board) -> list[list[str]]:
@@ -212,17 +211,21 @@ def _shares(document: AuditDocument) -> dict[str, Share]:
 def row(name: str, document: AuditDocument) -> dict[str, Cell]:
     """Return the cells of one audit, by column."""
     reported, worst = document.model.reported, attacked(document)
-    by = f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}" if worst.epsilon is not None else _EMPTY
+    by = (
+        f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+        if worst.epsilon is not None
+        else words.DASH
+    )
     by += f"; {more}" if (more := with_more(document)) else ""
-    shares = {column: _figure(share.value, share) for column, share in _shares(document).items()}
+    shares = {column: share(figure) for column, figure in _shares(document).items()}
     bad = bool(document.unreliable)
     return {
-        "model": Cell(document.model.name or _EMPTY, note="text unreliable" if bad else "text"),
+        "model": Cell(document.model.name or words.DASH, note="unreliable" if bad else ""),
         "unreliable": Cell("unreliable" if bad else "no", document.because if bad else "", note="why"),
         "kind": _text(document.model.kind),
-        "clean reported": _figure(reported.clean),
+        "clean reported": share(reported.clean),
         "clean": shares.pop("clean"),
-        "attacked reported": _figure(reported.attacked),
+        "attacked reported": share(reported.attacked),
         "attacked": shares.pop("attacked"),
         "by": _text(by),
         **shares,
@@ -234,18 +237,17 @@ def row(name: str, document: AuditDocument) -> dict[str, Cell]:
 
 
 def _text(text: str) -> Cell:
-    return Cell(text or _EMPTY, note="text")
-
-
-def _figure(value: float | None, share: Share | None = None) -> Cell:
-    low, high = (share.interval if share else None) or (None, None)
-    return Cell(percent(value), "" if low is None else f"{percent(low)} to {percent(high)}", value=value)
+    return Cell(text or words.DASH, note="text")
 
 
 def table(board: Board) -> Table:
     """Return the whole leaderboard."""
     rows = [row(name, document) for name, document in board.entries]
-    return Table("Leaderboard", list(rows[0]), [list(cells.values()) for cells in rows])
+    return Table("Leaderboard", list(map(_headed, rows[0])), [list(cells.values()) for cells in rows])
+
+
+def _headed(column: str) -> str:
+    return f"{column}, %" if column in _PERCENT else column
 
 
 def terminal_table(board: Board) -> Table:
@@ -253,8 +255,10 @@ def terminal_table(board: Board) -> Table:
     names = _names(board)
     rows = [row(name, document) for name, document in board.entries]
     for (folder, _), cells in zip(board.entries, rows, strict=True):
-        cells["model"] = replace(cells["model"], text=names[folder] or _EMPTY)
-    return Table(board.title, _IN_TERMINAL, [[cells[column] for column in _IN_TERMINAL] for cells in rows])
+        cells["model"] = replace(cells["model"], text=names[folder] or words.DASH)
+    return Table(
+        board.title, list(map(_headed, _IN_TERMINAL)), [[cells[column] for column in _IN_TERMINAL] for cells in rows]
+    )
 
 
 def plain(board: Board) -> dict[str, object]:
@@ -272,11 +276,11 @@ def plain(board: Board) -> dict[str, object]:
 
 def _plain(name: str, document: AuditDocument) -> dict[str, object]:
     values: dict[str, object] = {
-        column: None if cell.text == _EMPTY else cell.text if cell.value is None else cell.value
+        column: None if cell.text == words.DASH else cell.text if cell.value is None else cell.value
         for column, cell in row(name, document).items()
     }
-    for column, share in _shares(document).items():
-        values[f"{column}_ci"] = None if share.interval is None else list(share.interval)
+    for column, figure in _shares(document).items():
+        values[f"{column}_ci"] = None if figure.interval is None else list(figure.interval)
     values |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
     return values | {
         "unreliable": bool(document.unreliable),
