@@ -26,7 +26,7 @@ from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
 from trustcxr.report.terminal import percent
 from trustcxr.results import alarms, files
-from trustcxr.results.documents import AuditDocument, Classification, RunDocument, Share
+from trustcxr.results.documents import AuditDocument, Classification, RunDocument
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs
 from trustcxr.study import audited as audited_
@@ -362,11 +362,3 @@ def test_an_audit_from_before_is_made_anew(
     assert "already examined" not in capsys.readouterr().err
     audited(known, tmp_path)
     assert "already examined" in capsys.readouterr().err
-
-
-def test_a_board_shows_no_figure_that_was_pooled(whole: tuple[AuditDocument, Path]) -> None:
-    before = whole[0].model_copy(deep=True)
-    before.clean.findings = None
-    assert board.shares(whole[0])["AUROC"].value is not None
-    assert board.shares(before)["AUROC"] == board.shares(before)["calibration error"] == Share()
-    assert "the mean over" not in audit_page.render(before)

@@ -20,7 +20,6 @@ from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions as explained
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import ModelRecipe
-from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
 from trustcxr.results import differences
@@ -497,30 +496,3 @@ def test_means_are_of_the_films_that_the_effect_is_of() -> None:
     assert (found.films, found.left_out) == (1, 1)
     assert found.effect.value == pytest.approx(0.6)
     assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)
-
-
-def test_what_the_lesion_does_is_printed_beside_its_control() -> None:
-    row = {"fill": "grey", "control": "lung", "before": 0.6, "without": 0.4, "beside": 0.58, "films": 1200}
-    found = {**row, "effect": {"value": 0.18, "ci": [0.1, 0.26]}}
-    under = {**found, "condition": "pgd", "epsilon": 0.02, "effect": {"value": -0.01}}
-    put_in = {**found, "fill": "transplant", "control": "healthy patch", "before": 0.1, "without": 0.5, "beside": 0.2}
-    removed, transplants = terminal.lesion_rows(RunDocument(lesions=[found, under, put_in])).items()
-    assert removed[0].startswith("Probability of the film's class without its lesion")
-    assert removed[1][0] == {
-        "filled with": "healthy grey",
-        "control": "healthy lung",
-        "film": "as it is",
-        "before": "0.600",
-        "lesion gone": "0.400",
-        "control gone": "0.580",
-        "lesion effect": "+0.180 (0.100 to 0.260)",
-        "n": "1,200",
-    }
-    assert len(removed[1]) == 2, "a transplant removes nothing"
-    assert removed[1][1]["film"] == "PGD at 0.02"
-    assert removed[1][1]["lesion effect"].startswith("−0.010")
-    assert transplants[0].startswith("Probability of the donor's class for a healthy film")
-    (shown,) = transplants[1]
-    assert (shown["before"], shown["with the lesion"], shown["with healthy lung"]) == ("0.100", "0.500", "0.200")
-    assert "lesion gone" not in shown
-    assert terminal.lesion_rows(RunDocument()) == {}

@@ -389,7 +389,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
     runs = study_folder.read(finished).runs
     _with_saliency(runs[0], store)
-    found = results.tables(said.gather(store), runs)
+    found = {table.title.split(": ")[1]: table for table in results.tables(said.gather(store), runs)}
     best, *rest = found["preference"].rows
     assert best[0].text == f"{ARMS[0]}:gradcam"
     assert best[1].value > 0.9
@@ -459,7 +459,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
             better = draw.random() < truth
             store.save_judgement(reader, film, 0, Judgement(1 if better else 2, 4 if better else 2))
             store.save_judgement(reader, film, 1, Judgement(2 if better else 1, 2 if better else 4))
-    found = results.tables(said.gather(store), [])
+    found = {table.title.split(": ")[1]: table for table in results.tables(said.gather(store), [])}
     robust = found["preference"].rows[0]
     assert robust[1].value == pytest.approx(truth, abs=0.06)
     low, high = (float(end) / 100 for end in robust[1].small.split(" to "))
