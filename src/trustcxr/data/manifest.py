@@ -19,6 +19,17 @@ NO_SPLIT = "All"  # the split of data that come without one
 OPTIONAL = ("strict_external",)  # 1 where no image of the same collection can have been trained on, else 0
 NEEDED = ("sample_id", "path", "class", "split")
 MASK_SUFFIX = "_mask"
+USUAL = {  # our word for a column -> what such columns mostly are called
+    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
+    "class": ("class", "label", "finding", "diagnosis"),
+    "split": ("split", "subset"),
+    "patient": ("patient", "patient_id"),
+    "group": ("group", "group_id"),
+    "source": ("source", "source_repo"),
+    "view": ("view",),
+    "lung_mask": ("lung_mask",),
+    "infection_mask": ("infection_mask",),
+}
 SHARES = {"Train": 0.64, "Val": 0.16, "Test": 0.20}  # of data that come without splits, as COVID-QU-Ex is divided
 _SPLITS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", "validation": "Val", "dev": "Val"}
 _SPLITS |= {"test": "Test", "testing": "Test"}
@@ -28,6 +39,12 @@ def place_of(split: str) -> tuple[int, str]:
     """What splits are sorted by: Train, Val, Test, then others by name."""
     known = list(SHARES)
     return known.index(split) if split in known else len(known), split
+
+
+def extra_columns(table: pd.DataFrame, taken: Iterable[Any]) -> list[str]:
+    """List the columns with a name, other than ours, masks and those that are taken."""
+    known = {*COLUMNS, *taken}
+    return [c for c in table.columns if isinstance(c, str) and c and c not in known and not c.endswith(MASK_SUFFIX)]
 
 
 def split_name(name: str) -> str | None:

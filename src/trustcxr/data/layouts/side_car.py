@@ -4,18 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, NO_SPLIT, split_name
+from trustcxr.data.manifest import NO_SPLIT, USUAL, extra_columns, split_name
 from trustcxr.data.tables import called_like, read_table, refuse_alike
 from trustcxr.errors import UserError
 
-_SIDECAR = {
-    "patient": ("patient", "patient_id"),
-    "group": ("group", "group_id"),
-    "source": ("source", "source_repo"),
-    "view": ("view",),
-    "strict_external": ("strict_external",),
-    "split": ("split",),
-}
+_SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")}
+_SIDECAR |= {word: (word,) for word in ("strict_external", "split")}
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
 _UNKNOWN = frozenset(["", "na", "n/a", "nan", "none", "null", "-", "--", "?"])
 
@@ -56,7 +50,8 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     for name in filter(None, ("path", *found.values())):
         refuse_alike(table, file, called_like(table, name, exactly=True))
     columns = {ours: table[name].tolist() for ours, name in found.items() if name}
-    columns |= {name: table[name].tolist() for name in map(str, table.columns) if _says_more(name)}
+    taken = [name for names in _SIDECAR.values() for name in names]
+    columns |= {name: table[name].tolist() for name in extra_columns(table, taken)}
     rows: dict[str, Mapping[str, str]] = {}
     for i, path in enumerate(table["path"]):
         values = {ours: v[i].strip() for ours, v in columns.items()}
@@ -78,9 +73,3 @@ def says_nothing(value: str) -> bool:
 
 def _is_unknown(value: str) -> bool:
     return any(word in value.lower() for word in _UNKNOWN_WORDS)
-
-
-def _says_more(column: str) -> bool:
-    """Whether a column says something of the images that is none of our words."""
-    ours = {*COLUMNS, *(name for names in _SIDECAR.values() for name in names)}
-    return column not in ours and not column.endswith(MASK_SUFFIX)
