@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, nearest
 from trustcxr.results.files import replacing
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data that come without one
 OPTIONAL = ("strict_external",)  # 1 where no image of the same collection can have been trained on, else 0
+MAY_BE_UNKNOWN = ("patient", "group", "source", "view")
 NEEDED = ("sample_id", "path", "class", "split")
 MASK_SUFFIX = "_mask"
 USUAL = {  # our word for a column -> what such columns mostly are called
@@ -296,6 +297,9 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
             "what is missing, or take the rows out"
         )
     texts = {str(c): [_known(v) for v in table[c]] for c in table.columns}
+    texts["split"] = [split_name(str(v)) or v for v in texts["split"]]
+    for name in filter(texts.get, MAY_BE_UNKNOWN):
+        texts[name] = [None if v is None or says_nothing(v) else v for v in texts[name]]
     records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     manifest = from_records(records, file.parent, "manifest", notes, file)
     manifest.split_column = "split"

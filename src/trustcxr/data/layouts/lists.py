@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.data.layouts import finding_columns
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.layouts.side_car import says_nothing
 from trustcxr.data.manifest import (
     MASK_SUFFIX,
+    MAY_BE_UNKNOWN,
     NEEDED,
     NO_SPLIT,
     USUAL,
@@ -21,7 +21,7 @@ from trustcxr.data.manifest import (
     from_table,
     split_name,
 )
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ PUBLISHED: dict[str, Columns] = {
 _SAID_ONCE = ("class", "split", "patient", "group")  # of a film that is listed several times
 _OPTIONAL = ("source", "view", "patient")  # columns of published lists that not every copy has
 _WORDS = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
-_MAY_BE_UNKNOWN = ("patient", "group", "source", "view")
 _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
 
 
@@ -66,7 +65,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         raise UserError(f"{file}: the list has {named if len(table.columns) else 'no columns and no rows'}")
     ours = columns is None and set(NEEDED) <= set(map(str, table.columns))
     if ours and images is None:
-        return from_table(_in_our_words(table), file)
+        return from_table(table, file)
     mapping = dict(_mapping(table, file, columns))
     _refuse_alike(table, file, mapping, {ours: ours for ours in mapping} if ours else columns)
     if ours:
@@ -153,14 +152,6 @@ def _place(column: str | int, there: Sequence[Any]) -> str | int | None:
     return None
 
 
-def _in_our_words(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A manifest's table with the usual spellings of a split as ours, and nothing where nothing is said."""
-    split = table["split"].map(lambda value: (isinstance(value, str) and split_name(value)) or value)
-    unknown_too = [name for name in _MAY_BE_UNKNOWN if name in table.columns]
-    said = {k: table[k].map(lambda v: None if isinstance(v, str) and says_nothing(v) else v) for k in unknown_too}
-    return table.assign(split=split, **said)
-
-
 def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str], first_row: int) -> list[Record]:
     """One record an image that is there; the same image and class on several rows is one."""
     finder = _Finder(base, file)
@@ -238,7 +229,7 @@ def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row:
     incomplete = []
     for number, values in enumerate(zip(*chosen.values(), strict=True), first_row):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
-        row |= {k: None for k in _MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
+        row |= {k: None for k in MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
         if row["path"] and row["class"]:
             yield number, row
         else:
