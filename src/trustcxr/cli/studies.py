@@ -224,7 +224,7 @@ def prune(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed as old.")] = False,
     json: Json = False,
 ) -> None:
-    """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while in use."""
+    """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while written."""
     from trustcxr import report
     from trustcxr.report import plans
     from trustcxr.results.disk import megabytes

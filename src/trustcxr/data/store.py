@@ -101,17 +101,12 @@ def open_store(
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
         raise UserError(f"image size {size}: expected 8 to 4096 pixels")
-    folder = stores_folder(cache) / key(manifest, size, resize)
+    folder = cache_folder(cache) / "stores" / key(manifest, size, resize)
     if store := _read(folder, every=every):
         return store
     with _cache_errors(folder, len(manifest.table) * size**2 * len(manifest.files)), _build_lock(folder):
         # Another process may have built it in the meantime.
         return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
-
-
-def stores_folder(cache: str | Path | None = None) -> Path:
-    """Return the folder that holds stores, each under its key."""
-    return cache_folder(cache) / "stores"
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -153,19 +148,15 @@ def _read(folder: Path, *, every: bool = False) -> Store | None:
 
 def key(manifest: "Manifest", size: int, resize: str) -> str:
     """Return the SHA-256 over every file, its path and what the system says of it, in order, and how it is decoded."""
-    digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{_decoders()}".encode())
+    from importlib.util import find_spec
+
+    optional = ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))  # with one more, more is read
+    digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{optional}".encode())
     root = str(manifest.root)
     for name, paths in manifest.files.items():
         lines = ["-" if path is None else f"{path}\t{_facts(f'{root}/{path}')}" for path in paths]
         digest.update("\n".join([f"|{name}", *lines]).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:40]
-
-
-def _decoders() -> str:
-    """List the installed optional decoders: an image that could not be decoded may be with one more."""
-    from importlib.util import find_spec
-
-    return ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))
 
 
 def _facts(file: str) -> str:
@@ -276,6 +267,8 @@ def _decode(
     work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
 ) -> tuple[np.ndarray, list[Fault]]:
     """Decode every row in parallel; the hashes (columns, rows, 16), and the unreadable files by row and column."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
     count = len(columns[IMAGES])
     if shutil.disk_usage(work).free < count * size**2:  # masks need more, but mostly little
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -291,13 +284,16 @@ def _decode(
         for first, stop in _chunks(count, crew.n_jobs)
         if not failures  # nothing more is begun, and what was is waited for: a pool that is cut off complains at length
     )
-    with Progress("Decoding images", count) as bar, _workers_lost():
-        for done in crew(jobs):
-            failures += [done.failure] if done.failure else []
-            faults += done.faults
-            rows = done.hashes.shape[1]
-            hashes[:, done.first : done.first + rows] = done.hashes
-            bar.advance(rows)
+    try:
+        with Progress("Decoding images", count) as bar:
+            for done in crew(jobs):
+                failures += [done.failure] if done.failure else []
+                faults += done.faults
+                rows = done.hashes.shape[1]
+                hashes[:, done.first : done.first + rows] = done.hashes
+                bar.advance(rows)
+    except TerminatedWorkerError:
+        raise UserError("a process that decodes images was killed (out of memory?): try fewer workers") from None
     if failures:
         raise OSError(failures[0], os.strerror(failures[0]), str(work))
     return hashes, sorted(faults)
@@ -310,17 +306,6 @@ def _chunks(count: int, workers: int) -> Iterator[tuple[int, int]]:
         stop = min(first + min(max((count - first) // (workers * 4), _LAST_CHUNK), _CHUNK), count)
         yield first, stop
         first = stop
-
-
-@contextmanager
-def _workers_lost() -> Iterator[None]:
-    """Raise UserError if a decoding process was killed, which is mostly for want of memory."""
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    try:
-        yield
-    except TerminatedWorkerError:
-        raise UserError("a process that decodes images was killed (out of memory?): try fewer workers") from None
 
 
 def decode_rows(

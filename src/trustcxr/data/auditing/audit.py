@@ -39,17 +39,6 @@ _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so 
 _SHOWN = 3  # files named under a finding in the terminal
 
 
-class Published(TypedDict):
-    """The images of one part of COVID-QU-Ex beside those that were published; `per_class` has both numbers."""
-
-    part: str
-    said: str
-    count: int
-    of: int
-    per_class: dict[str, list[int]]
-    text: str
-
-
 class MaskSummary(TypedDict):
     """How many masks of a kind there are, and how many of them are empty."""
 
@@ -67,24 +56,6 @@ class FileSummary(TypedDict):
     masks: dict[str, MaskSummary]
 
 
-class Document(TypedDict):
-    """An audit as JSON."""
-
-    data: str
-    layout: str
-    classes: list[str]
-    images: int
-    counts: dict[str, dict[str, int]]
-    published: list[Published]
-    files: FileSummary
-    notes: list[str]
-    probes: list[dict[str, object]]
-    associations: list[dict[str, object]]
-    findings: list[dict[str, object]]
-    verdict: str
-    seconds: float
-
-
 def _nested(probe: Probe) -> dict[str, object]:
     """Return a probe for JSON, its accuracy as `{"value", "ci"}`."""
     content = asdict(probe)
@@ -98,7 +69,7 @@ class Audit:
     Attributes:
         manifest: the data set.
         counts: {split: {class: images}}.
-        published: the counts beside the published ones, empty unless it is COVID-QU-Ex.
+        published: the images of each part of COVID-QU-Ex beside those published; `per_class` has both numbers.
         files: formats, colour modes and sizes of the images, and how many masks of each kind there are.
         findings: worst first.
         probes, associations: what tells the classes apart.
@@ -108,7 +79,7 @@ class Audit:
 
     manifest: Manifest
     counts: dict[str, dict[str, int]]
-    published: list[Published]
+    published: list[dict[str, Any]]
     files: FileSummary
     findings: list[Finding]
     probes: list[Probe]
@@ -120,7 +91,7 @@ class Audit:
     probed: bool = True
 
     def of(self, severity: str) -> list[Finding]:
-        """The findings of one severity: fault, leak, warning or note."""
+        """Return the findings of one severity: fault, leak, warning or note."""
         return [f for f in self.findings if f.severity == severity]
 
     @property
@@ -147,7 +118,7 @@ class Audit:
         looked = "faults, leaks and confounds" if self.probes else f"faults and leaks ({why})"
         return f"Nothing found of the {looked} that were looked for."
 
-    def to_dict(self) -> Document:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {
             "data": self.manifest.root.name,
@@ -295,14 +266,14 @@ def audit(
     )
 
 
-def _against_published(manifest: Manifest) -> tuple[list[Published], list[Finding]]:
+def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The counts beside the published ones, for COVID-QU-Ex; a finding where there are more than were published."""
     table = manifest.table
     known = next(iter(PUBLISHED.values()))
     if manifest.layout != "covidqu" or set(manifest.classes) != set(known) or (table["source"] == "phantom").all():
         return [], []
     in_infection = table["infection_mask"].notna()
-    lines: list[Published] = []
+    lines: list[dict[str, Any]] = []
     surplus: list[Finding] = []
     for part, rows in zip(PUBLISHED, (~in_infection | True, in_infection), strict=True):
         counts = table[rows]["class"].value_counts()
@@ -315,7 +286,7 @@ def _against_published(manifest: Manifest) -> tuple[list[Published], list[Findin
         classes = ", ".join(f"{c} {n:,} of {of:,}" for c, (n, of) in per_class.items())
         text = f"{count:,} images: {'not' if more else said} the {total:,} published in {part} ({classes})"
         said = "more than" if more else said
-        lines.append(Published(part=part, said=said, count=count, of=total, per_class=per_class, text=text))
+        lines.append({"part": part, "said": said, "count": count, "of": total, "per_class": per_class, "text": text})
         if more:
             told = f"more images of {', '.join(more)} than were published in {part}"
             surplus.append(Finding("more_than_published", "warning", told, len(more)))

@@ -121,14 +121,10 @@ def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list
     """
     findings: list[Finding] = []
     if manifest.layout == "covidqu":
-        findings += found(
-            "mask_missing",
-            "fault",
-            "# [mask is missing, or has|masks are missing, or have] no image",
-            _unpaired(manifest.root),
-        )
+        text = "# [mask is missing, or has|masks are missing, or have] no image"
+        findings += found("mask_missing", "fault", text, _unpaired(manifest.root))
     for kind, masks in scan.masks.items():
-        table = manifest.table.join(masks.drop(columns=["outside"]).assign(outside=masks["outside"]))
+        table = manifest.table.join(masks)
         table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], film=same_film)
         findings += _findings_of_kind(kind, table, scan.readable, manifest.layout)
     return findings
@@ -259,12 +255,9 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
 
 
 def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
+    path, other_path = one["path"], other["path"]
     return Item(
-        sample_id=one["sample_id"],
-        path=one["path"],
-        other_id=other["sample_id"],
-        other_path=other["path"],
-        detail=detail,
+        sample_id=one["sample_id"], path=path, other_id=other["sample_id"], other_path=other_path, detail=detail
     )
 
 
