@@ -49,7 +49,7 @@ def run_study(source: Path, folder: Path) -> None:
     """Draw the images and run the study with the package in `source`."""
     folder.mkdir(parents=True)
     (folder / "bits.yaml").write_text(RECIPE)
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = os.environ | threads | {"PYTHONPATH": str(source.resolve()), "TRUSTCXR_CACHE": str(folder / "cache")}
     for command in (
         ["data", "phantom", "images", "--per-class", "24", "--size", "48"],
