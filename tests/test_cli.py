@@ -91,7 +91,7 @@ def test_train_writes_what_the_design_says(trained: Path) -> None:
     assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
     content = files.read_yaml(trained / "run.yaml")
     assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
-    assert {"trustcxr", "torch", "timm", "python"} <= set(content["versions"])
+    assert {"trustcxr", "torch", "timm", "python"} <= set(content["segments"][-1]["versions"])
     history = pd.read_csv(trained / "history.csv")
     assert len(history) == 4
     assert history["val_accuracy"].between(0, 1).all()

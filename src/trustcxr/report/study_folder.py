@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from trustcxr.catalogue import ATTACKED, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report import words
-from trustcxr.results import documents, files, folders
+from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     AttackResult,
@@ -258,7 +258,7 @@ def _made_by(run_file: Path, notes: list[str]) -> str:
     except UserError:
         notes.append(f"{run_file.name} could not be read.")
         return ""
-    return str(files.part(content, "versions").get("trustcxr") or "")
+    return str(files.part(stretches.last(content), "versions").get("trustcxr") or "")
 
 
 def _runs(path: Path, study: StudyDocument, on_disk: dict[str, RunDocument], notes: list[str]) -> list[Run]:
