@@ -1,4 +1,4 @@
-"""Run one small study with two versions of the source and compare weights, predictions, saliency and lesion effects bit by bit.
+"""Run one small study with two versions of the source and compare the results bit by bit: weights and tables.
 
 python benchmarks/same_bits.py BEFORE/src AFTER/src [--keep FOLDER]
 

@@ -141,7 +141,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
     for place in ("halved", "a"):
         assert files.read_json(tmp_path / place / "training.json")["parts"] == 4
-        assert files.read_yaml(tmp_path / place / "run.yaml")["split_batches"] == {"parts": 4}
+        assert files.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
         assert "- Batches: worked off in 4 parts\n" in report_cards.card(tmp_path / place)
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
@@ -271,7 +271,10 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     assert not {"parts", "world", "strategy"} & set(files.read_json(tmp_path / "1" / "training.json"))
     said = files.read_json(tmp_path / "2" / "training.json")
     assert (said["world"], said["strategy"], said.get("parts")) == (2, "ddp", None)
-    assert files.read_yaml(tmp_path / "2" / "run.yaml")["split_batches"] == {"world": 2, "strategy": "ddp"}
+    assert files.read_yaml(tmp_path / "2" / "run.yaml")["segments"][-1]["split_batches"] == {
+        "world": 2,
+        "strategy": "ddp",
+    }
     assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.card(tmp_path / "2")
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
 

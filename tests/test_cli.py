@@ -91,7 +91,7 @@ def test_train_writes_what_the_design_says(trained: Path) -> None:
     assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
     content = files.read_yaml(trained / "run.yaml")
     assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
-    assert {"trustcxr", "torch", "timm", "python"} <= set(content["versions"])
+    assert {"trustcxr", "torch", "timm", "python"} <= set(content["segments"][-1]["versions"])
     history = pd.read_csv(trained / "history.csv")
     assert len(history) == 4
     assert history["val_accuracy"].between(0, 1).all()
@@ -176,10 +176,10 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     part = found["saliency"]["gradcam@-3"]
     assert (part["n"], part["without_mask"]) == (10, 5)
     for measure in ("infection_energy", "infection_iou", "infection_iou_tuned", "pointing_hit_rate", "lung_energy"):
-        assert 0 <= part[measure] <= 1
-        assert 0 <= part[f"{measure}_chance"] < 1
-        assert 0 <= part[f"{measure}_centre"] <= 1
-        assert 0 <= part[f"{measure}_lung"] <= 1
+        assert 0 <= part[measure]["value"] <= 1
+        assert 0 <= part[measure]["chance"] < 1
+        assert 0 <= part[measure]["centre"] <= 1
+        assert 0 <= part[measure]["lung"] <= 1
     stability = part["stability_ssim"]["value"]  # None where every map is null: there is nothing to compare
     assert part["null_map_rate"]["value"] == 1 if stability is None else -1 <= stability <= 1
     table = pd.read_parquet(trained / "saliency.parquet")

@@ -82,18 +82,6 @@ def test_a_process_that_was_killed_holds_nothing(begun: Path) -> None:
     assert not locks.was_killed(begun / "runs" / ROBUST)
 
 
-def test_a_process_that_began_after_a_folder_was_held_is_another_with_its_number(begun: Path) -> None:
-    robust = begun / "runs" / ROBUST
-    held_by(robust, os.getpid())
-    assert states(begun)[ROBUST] == "running"
-    if not Path("/proc/self/stat").is_file():
-        pytest.skip("nobody says here when a process began")
-    said = files.read_json(robust / locks.HOLDER_FILE)
-    files.write_json(robust / locks.HOLDER_FILE, said | {"since": "2020-02-02T02:02:02+00:00"})
-    assert locks.was_killed(robust)
-    assert states(begun)[ROBUST] == "waiting"
-
-
 @pytest.mark.parametrize("process", ["x", 99999999999999, None])
 def test_a_damaged_word_of_who_holds_a_folder_is_no_traceback(begun: Path, process: object) -> None:
     robust = begun / "runs" / ROBUST

@@ -1,5 +1,6 @@
 """The reader study on disk: one SQLite file, written as readers go, so that a cut loses nothing that was saved."""
 
+import errno
 import hashlib
 import json
 import os
@@ -202,6 +203,14 @@ class Store:
             return base.execute(question, values).fetchall()
 
 
+_DISK_ERRORS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EACCES,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+}
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection whose changes are on the disk when the block ends well, and gone where it does not."""
@@ -218,8 +227,14 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def _changed(path: Path) -> Iterator[sqlite3.Connection]:
     """`_open` to write: CannotWrite, with what was said before still whole, where the disk refuses."""
-    with writing(path), _open(path) as base:
-        yield base
+    with writing(path):
+        try:
+            with _open(path) as base:
+                yield base
+        except sqlite3.OperationalError as problem:
+            if (number := _DISK_ERRORS.get(problem.sqlite_errorcode & 0xFF)) is None:
+                raise
+            raise OSError(number, str(problem)) from None
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from trustcxr.catalogue import ATTACKED, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report import words
-from trustcxr.results import documents, files, folders
+from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     AttackResult,
@@ -233,7 +233,7 @@ def _read_run(path: Path, notes: list[str]) -> StudyDocument:
     document = documents.read(RunDocument, source)
     document.training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE) or document.training
     try:
-        versions = files.part(files.read_yaml(path / folders.RUN_FILE), "versions")
+        versions = files.part(stretches.last(files.read_yaml(path / folders.RUN_FILE)), "versions")
     except UserError:
         notes.append(f"{folders.RUN_FILE} could not be read.")
         versions = {}

@@ -325,7 +325,7 @@ def _write_recipe(
         "started_from": start.name if start else None,
     }
     path = folder / folders.RUN_FILE
-    content |= stretches.gone_on(files.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
+    content["segments"] = stretches.gone_on(files.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
     files.write_yaml(path, content)
     if not (folder / folders.FILMS_FILE).is_file():
         files.write_table(folder / folders.FILMS_FILE, provenance.films(train))

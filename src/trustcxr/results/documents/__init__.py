@@ -7,10 +7,50 @@ from pydantic import ValidationError
 
 from trustcxr.errors import UserError
 from trustcxr.results import files
-from trustcxr.results.documents.answers import FamiliarityDocument, FilmAnswer
-from trustcxr.results.documents.audits import AuditDocument, AuditedData, GateCheck
-from trustcxr.results.documents.examined import Curve, Division, Finding, HandedIn, OperatingPoint, Subgroup
-from trustcxr.results.documents.explained import (
+from trustcxr.results.documents.audit import (
+    AuditDocument,
+    AuditedData,
+    AuditPair,
+    Curve,
+    Division,
+    Finding,
+    GateCheck,
+    HandedIn,
+    OperatingPoint,
+    PairRow,
+    Subgroup,
+)
+from trustcxr.results.documents.commands import (
+    Difference,
+    ExportDocument,
+    FamiliarityDocument,
+    FilmAnswer,
+    Prunable,
+    PruneDocument,
+    VerifiedDocument,
+)
+from trustcxr.results.documents.evaluation import (
+    Accuracy,
+    Alarm,
+    AttackResult,
+    Bin,
+    Calibrated,
+    Calibration,
+    CertifiedResult,
+    Classification,
+    ClassResult,
+    CorruptionResult,
+    CorruptionsMean,
+    Draws,
+    Drop,
+    InputGradients,
+    PlantedShortcut,
+    Sign,
+    Verdict,
+)
+from trustcxr.results.documents.plan import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost
+from trustcxr.results.documents.run import AuditedModel, Refit, RunDocument, TrainingDocument
+from trustcxr.results.documents.saliency import (
     Change,
     Lead,
     LesionDocument,
@@ -22,14 +62,7 @@ from trustcxr.results.documents.explained import (
     Stage,
     Stratum,
 )
-from trustcxr.results.documents.exported import ExportDocument
-from trustcxr.results.documents.given import AuditedModel
-from trustcxr.results.documents.judged import Alarm, Sign, Verdict
-from trustcxr.results.documents.pairs import AuditPair, PairRow
-from trustcxr.results.documents.plans import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost
-from trustcxr.results.documents.pruned import Prunable, PruneDocument
-from trustcxr.results.documents.runs import Refit, RunDocument, TrainingDocument
-from trustcxr.results.documents.studies import (
+from trustcxr.results.documents.study import (
     LEVEL,
     BeyondControl,
     Comparison,
@@ -45,23 +78,6 @@ from trustcxr.results.documents.studies import (
     Selection,
     StudyDocument,
 )
-from trustcxr.results.documents.tested import (
-    Accuracy,
-    AttackResult,
-    Bin,
-    Calibrated,
-    Calibration,
-    CertifiedResult,
-    Classification,
-    ClassResult,
-    CorruptionResult,
-    CorruptionsMean,
-    Draws,
-    Drop,
-    InputGradients,
-    PlantedShortcut,
-)
-from trustcxr.results.documents.verified import Difference, VerifiedDocument
 from trustcxr.results.flat import Document, Figure, Measured, Share
 
 VERSION = 2  # of the documents' shape: raised when a field changes its name or its meaning

@@ -1,4 +1,4 @@
-"""Where a model looks, and what becomes of its answer without the lesion."""
+"""Define what is measured of saliency maps, and what becomes of the probability without the lesion."""
 
 from pydantic import Field
 

@@ -1,9 +1,9 @@
-"""study.json: all runs of a study, compared."""
+"""Define study.json: all runs of a study, compared."""
 
 from typing import Any, Literal
 
-from trustcxr.results.documents.judged import Alarm
-from trustcxr.results.documents.runs import RunDocument
+from trustcxr.results.documents.evaluation import Alarm
+from trustcxr.results.documents.run import RunDocument
 from trustcxr.results.flat import Document, Number, Share
 
 LEVEL = 0.05  # of a p-value, corrected for the number of comparisons

@@ -1,8 +1,8 @@
-"""Where a study stands, and what is left of it to pay for: what `status` and `study --dry-run` say."""
+"""Define what `status` and `study --dry-run` print: the state of a study, and what is left to pay for."""
 
 from typing import Literal
 
-from trustcxr.results.documents.studies import Hardware
+from trustcxr.results.documents.study import Hardware
 from trustcxr.results.flat import Document, Number
 
 State = Literal["done", "running", "failed", "waiting", "if chosen"]

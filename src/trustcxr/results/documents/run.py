@@ -1,10 +1,8 @@
-"""training.json and metrics.json: one trained run."""
+"""Define training.json and metrics.json: one trained run, or an external model."""
 
-from trustcxr.results.documents.explained import LesionDocument, SaliencyDocument
-from trustcxr.results.documents.given import AuditedModel
-from trustcxr.results.documents.judged import Alarm, Verdict
-from trustcxr.results.documents.tested import (
+from trustcxr.results.documents.evaluation import (
     Accuracy,
+    Alarm,
     AttackResult,
     Calibration,
     CertifiedResult,
@@ -14,8 +12,34 @@ from trustcxr.results.documents.tested import (
     Drop,
     InputGradients,
     PlantedShortcut,
+    Verdict,
 )
+from trustcxr.results.documents.saliency import LesionDocument, SaliencyDocument
 from trustcxr.results.flat import Document, Number
+
+
+class Reported(Document):
+    """What its makers say of a model; of a run the recipe says it."""
+
+    clean: Number = None
+    attacked: Number = None
+    threat_model: str = ""
+    training_data: str = ""
+    paper: str = ""
+
+
+class AuditedModel(Document):
+    """What was given: its kind, its file and checksum, whether its gradients are its own, what is worth saying."""
+
+    name: str = ""
+    kind: str = ""
+    path: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    parameters: int | None = None
+    gradients: str = ""
+    notes: list[str] = []
+    reported: Reported = Reported()
 
 
 class Refit(Document):
