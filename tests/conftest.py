@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pack import Pack
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 DATA = Path(os.environ.get("TRUSTCXR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -37,6 +39,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRUSTCXR_CACHE", str(tmp_path_factory.getbasetemp() / "trustcxr-cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Inputs that all processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return Pack((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pack")
 
 
 @pytest.fixture

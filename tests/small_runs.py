@@ -31,12 +31,15 @@ def make_old(folder: Path) -> None:
 
 
 def make_films(folder: Path) -> tuple[Any, Any]:
-    """48 films to train on and 24 to validate, 32 pixels."""
-    data = writing.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
-    train, val = (
-        load_dataset(data, split=split, size=32, cache=folder / "cache", workers=1) for split in ("Train", "Val")
-    )
-    return train, val
+    """Write 48 images to train on and 24 to validate, 32 pixels."""
+    writing.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
+    return load_films(folder)
+
+
+def load_films(folder: Path) -> tuple[Any, Any]:
+    """Load what `make_films` wrote."""
+    options: Any = {"size": 32, "cache": folder / "cache", "workers": 1}
+    return tuple(load_dataset(folder / "phantom", split=split, **options) for split in ("Train", "Val"))  # type: ignore[return-value]
 
 
 def recipe(

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pack import Pack
 from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
 from trustcxr.data.phantom import writing
@@ -29,6 +30,7 @@ from trustcxr.study import audit_pairs, run_folder
 
 CLASSES = ("dark", "grey", "bright")
 GREYS = (0.3, 0.5, 0.7)
+REPORTED = "reported: {clean: 0.99, attacked: 0.9, threat_model: L-infinity 0.02, training_data: greys, paper: none}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +64,18 @@ class Brightness(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def greys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of noisy films that differ in brightness."""
-    root, random = tmp_path_factory.mktemp("greys") / "films", np.random.default_rng(0)
+def greys(pack: Pack) -> Path:
+    return pack.greys()
+
+
+def write_greys(root: Path) -> None:
+    """Write three classes of noisy images that differ in brightness."""
+    random = np.random.default_rng(0)
     for name, grey in zip(CLASSES, GREYS, strict=True):
         (root / name).mkdir(parents=True)
         for number in range(12):
             pixels = 255 * (grey + 0.04 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
-    return root
 
 
 def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES) -> Path:

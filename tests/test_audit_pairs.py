@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from pack import Pack
 from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.results import files
@@ -19,14 +20,8 @@ Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 @pytest.fixture(scope="module")
-def made(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """The audits of a model that is right, and of one that takes bright films for grey."""
-    folder = tmp_path_factory.mktemp("pairs")
-    with pytest.MonkeyPatch.context() as patch:
-        few_steps(patch)
-        for name, order in (("good", (0, 1, 2)), ("bad", (0, 1, 1))):
-            audits.audit(model_file(folder / "models" / name, Brightness(order)), greys, folder / "out" / name)
-    return folder / "out"
+def made(pack: Pack) -> Path:
+    return pack.audits()
 
 
 def changed(folder: Path, to: Path, change: Change) -> Path:

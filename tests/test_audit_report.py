@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from browser import chromium, opened, sideways, violations
+from pack import Pack
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
 from trustcxr.report import audit_page, board, study_folder, terminal
@@ -18,8 +19,6 @@ from trustcxr.report.audits import hardest, sentences, under_attack
 from trustcxr.report.tables import robustness
 from trustcxr.results import files
 from trustcxr.results.documents import AuditDocument, RunDocument, read
-
-REPORTED = "reported: {clean: 0.99, attacked: 0.9, threat_model: L-infinity 0.02, training_data: greys, paper: none}\n"
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +29,10 @@ def shortened() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def made(shortened: None, greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """Two audits: of a model that is right, and of one that takes bright films for grey."""
-    tmp_path = tmp_path_factory.mktemp("audits")
-    for name, order in (("good", (0, 1, 2)), ("bad", (0, 1, 1))):
-        model = model_file(tmp_path / f"model-{name}", Brightness(order))
-        model.write_text(model.read_text() + f"name: {name}\n" + REPORTED)
-        run("audit", model, "--data", greys, "--out", tmp_path / "audits" / name, "--json")
-    return tmp_path / "audits"
-
-
 @pytest.fixture
-def audits(made: Path, tmp_path: Path) -> Path:
-    """Those audits, to change."""
-    return Path(shutil.copytree(made, tmp_path / "audits"))
+def audits(shortened: None, pack: Pack, tmp_path: Path) -> Path:
+    """Return two audits, to change: of a model that is right, and of one that takes bright images for grey."""
+    return Path(shutil.copytree(pack.audits(), tmp_path / "audits"))
 
 
 def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: Path) -> None:

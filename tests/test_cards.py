@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from small_runs import MODEL, make_films, recipe, weights
+from pack import Pack
+from small_runs import MODEL, recipe, weights
 from test_cli import complaint
 from test_study import tiny
 from trustcxr.data.batches import BatchRows, augment
@@ -27,8 +28,8 @@ PLAIN = {"augment": {"erase": 0.5}}
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple[Any, Any]:
+    return pack.training_images()
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from engine_work import note
+from pack import Pack
 from test_study import tiny
-from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files, locks
 from trustcxr.study import engines
@@ -24,8 +24,8 @@ BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "salie
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+def films(pack: Pack) -> Path:
+    return pack.images()
 
 
 def small(**changes: object) -> object:
@@ -35,11 +35,9 @@ def small(**changes: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def alone(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What that study is where its runs follow each other in one process."""
-    out = tmp_path_factory.mktemp("alone") / "out"
-    Study(small(), films, out, engines.get("local")).run()  # type: ignore[arg-type]
-    return out
+def alone(pack: Pack) -> Path:
+    """Return that study, its runs one after the other in one process."""
+    return pack.study()
 
 
 def bits(study: Path) -> dict[str, bytes]:

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from engine_work import held_on_its_node, held_until_told, note, taken_away_once
+from pack import Pack
 from test_cli import complaint
 from test_engines import bits, small
 from test_study import RECIPE
 from trustcxr.data import load_dataset, read_manifest, remote
-from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files
 from trustcxr.study import engines, protocol
@@ -33,8 +33,8 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+def films(pack: Pack) -> Path:
+    return pack.images()
 
 
 @pytest.fixture(scope="module")

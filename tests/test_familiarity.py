@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import served
-from small_runs import make_films
+from pack import Pack
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, one_image
@@ -22,8 +22,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple:
+    return pack.training_images()
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from statistics import fmean, stdev
 
 import pytest
 
+from pack import Pack
 from test_engines import small
 from trustcxr import report
-from trustcxr.data.phantom import writing
 from trustcxr.report.study_folder import read
 from trustcxr.report.tables import comparisons, seeds
 from trustcxr.results import documents, files
@@ -22,17 +22,16 @@ LABELS = ("plain", "smooth")
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One network twice, one defence twice, two seeds: the chosen network has 2 x 3 runs, the other 2."""
     base = tmp_path_factory.mktemp("labels")
-    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     network = {"name": "test_resnet", "weights": "none"}
     recipe = small(
         models=[network | {"label": "plain"}, network | {"label": "smooth", "activation": "silu"}],
         defences=[{"name": "fgsm"}, {"name": "fgsm", "label": "half", "epsilon": 0.01}],
         seeds=[0, 1],
     )
-    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    Study(recipe, pack.images(), base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     return base / "out"
 
 

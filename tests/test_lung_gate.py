@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from pack import Pack
+from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
@@ -22,9 +23,9 @@ from trustcxr.training import loop, lung_segmenter
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def films(pack: Pack) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
-    return make_films(tmp_path_factory.mktemp("films"))
+    return pack.training_images()
 
 
 @pytest.fixture

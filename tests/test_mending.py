@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from small_runs import make_films, recipe
+from pack import Pack
+from small_runs import recipe
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import familiarity
@@ -19,8 +20,8 @@ OF_WEIGHTS = ("validation.parquet", "predictions.parquet", "certified.parquet", 
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple[Any, Any]:
+    return pack.training_images()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from small_runs import PowerCut, cut_at, made_up, make_films, make_old, recipe, same, weights
+from pack import Pack
+from small_runs import PowerCut, cut_at, made_up, make_old, recipe, same, weights
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -18,15 +19,13 @@ from trustcxr.training import checkpoint, loop
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple[Any, Any]:
+    return pack.training_images()
 
 
 @pytest.fixture(scope="module")
-def made(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "run"
-    loop.fit(recipe(epochs=1), *films, folder)
-    return folder
+def made(pack: Pack) -> Path:
+    return pack.run("standard")
 
 
 @pytest.fixture

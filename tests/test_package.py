@@ -107,3 +107,18 @@ def test_an_issue_form_asks_for_what_is_needed_once_each(name: str) -> None:
     assert all(part["type"] in ("input", "textarea", "checkboxes", "dropdown") for part in asked)
     assert all(part["attributes"]["label"] for part in asked)
     assert {"model": {"model-file", "where", "training"}, "attack": {"where", "epsilon", "how"}}[name] <= set(ids)
+
+
+def test_hints_name_an_installation_that_exists() -> None:
+    sources = Path(tx.__file__).parent.rglob("*.py")
+    assert not [path.name for path in sources if "pip install 'trustcxr[" in path.read_text(encoding="utf-8")]
+
+
+def test_attacks_and_saliency_take_any_module() -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten())
+    model.append(torch.nn.Linear(4 * 64, 3))
+    images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    assert tx.attacks.pgd(model, images, labels, epsilon=0.02, steps=2).shape == images.shape
+    assert tx.explain.grad_cam(model, images, layer="1").shape == (2, 8, 8)

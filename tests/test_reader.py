@@ -557,55 +557,6 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
 
 
 @pytest.mark.full
-def test_another_reader_s_link_in_the_same_tab_is_another_reader_s_page(store: Store) -> None:
-    first, second = store.readers()
-    with (
-        serving(store) as address,
-        browsers.chromium() as chrome,
-        browsers.opened(chrome, f"{address}#token={first.token}") as opened,
-    ):
-        page = opened.page
-        page.locator("#reader", has_text=first.name).wait_for()
-        page.goto(f"{address}#token={second.token}")
-        page.locator("#reader", has_text=second.name).wait_for()
-        page.get_by_role("button", name="No finding here").click()
-        page.locator("#judging").wait_for(state="visible")
-        assert second.token not in page.url
-    assert not any(store.mark(first, film) for film in range(store.films))
-    assert store.mark(second, store.order(second)[0]) is not None
-
-
-@pytest.mark.full
-def test_a_request_that_fails_can_be_made_again(store: Store) -> None:
-    reader = store.readers()[0]
-    with serving(store) as address, browsers.chromium() as chrome:
-        link = f"{address}#token={reader.token}"
-        with browsers.opened(chrome, link) as opened, browsers.opened(chrome, link) as beside:
-            page = opened.page
-            page.get_by_role("button", name="No finding here").click()
-            page.locator("#judging").wait_for(state="visible")
-            judge(page, (1, 2, 3))
-            for address_of in ("**/films/1", "**/films/1/film.png"):
-                page.route(address_of, lambda route: route.abort(), times=1)
-                page.get_by_role("button", name="Next film").click()
-                page.locator("#problem", has_text="Failed to fetch").wait_for()
-                assert page.locator("h1").inner_text() == "Film 1 of 4"
-                assert page.locator("#judging").is_visible()
-            page.get_by_role("button", name="Next film").click()
-            page.locator("h1", has_text="Film 2 of 4").wait_for()
-            page.route("**/films/1/maps/1.png", lambda route: route.abort(), times=1)
-            page.get_by_role("button", name="No finding here").click()
-            page.get_by_role("button", name="Load the heatmaps again").click()
-            page.locator("#judging").wait_for(state="visible")
-            assert page.locator("#problem").is_hidden()
-            assert page.get_by_role("button", name="Load the heatmaps again").is_hidden()
-            # The other window still shows the first film as if nobody had marked it.
-            mark_a_box(beside.page)
-            assert "marked already" in beside.page.locator("#problem").inner_text()
-    assert store.mark(reader, store.order(reader)[0]).regions == []
-
-
-@pytest.mark.full
 def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: Store) -> None:
     reader = store.readers()[0]
 

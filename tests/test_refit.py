@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from pack import Pack
+from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import console, report
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
@@ -31,8 +32,8 @@ LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple[Any, Any]:
+    return pack.training_images()
 
 
 def test_two_splits_read_as_one(films: tuple[Any, Any]) -> None:

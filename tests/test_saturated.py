@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pack import Pack
 from small_networks import accuracy, images_and_labels, trained
-from small_runs import make_films, make_old, recipe
+from small_runs import make_old, recipe
 from trustcxr import attacks
 from trustcxr.attacks import contract
 from trustcxr.errors import UserError
@@ -172,8 +173,8 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple[Any, Any]:
+    return pack.training_images()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from small_runs import PowerCut, cut_at, make_films, recipe, same, weights
+from pack import Pack
+from small_runs import PowerCut, cut_at, recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import load_study, tracked, untracked
@@ -19,8 +20,8 @@ from trustcxr.training import loop, provenance, tracking
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return make_films(tmp_path_factory.mktemp("films"))
+def films(pack: Pack) -> tuple[Any, Any]:
+    return pack.training_images()
 
 
 def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from pack import Pack
+from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import batches
 from trustcxr.data.batches import to_pixels
@@ -34,9 +35,9 @@ from trustcxr.training.step import TrainingStep
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def films(pack: Pack) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
-    return make_films(tmp_path_factory.mktemp("films"))
+    return pack.training_images()
 
 
 @pytest.fixture

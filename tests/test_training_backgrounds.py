@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_runs import MODEL, PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from pack import Pack
+from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
@@ -26,9 +27,9 @@ STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contra
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def films(pack: Pack) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
-    return make_films(tmp_path_factory.mktemp("films"))
+    return pack.training_images()
 
 
 @pytest.fixture(autouse=True)

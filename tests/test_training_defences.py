@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
+from pack import Pack
+from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import attacks, catalogue, defences
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial
@@ -37,9 +38,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def films(pack: Pack) -> tuple[Any, Any]:
     """48 films to train on and 24 to validate, 32 pixels."""
-    return make_films(tmp_path_factory.mktemp("films"))
+    return pack.training_images()
 
 
 @pytest.fixture

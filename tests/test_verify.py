@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pack import Pack
 from test_cli import complaint, run
 from test_engines import small
 from trustcxr import report
-from trustcxr.data.phantom import writing
 from trustcxr.results import differences, files
 from trustcxr.results.documents import VerifiedDocument
 from trustcxr.study import engines, finished, verifying
@@ -136,11 +136,10 @@ def test_what_is_kept_of_a_study_cannot_be_computed_again_and_that_is_said(tmp_p
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("verified")
-    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
-    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    Study(recipe, pack.images(), base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     report.write(base / "out")
     return base / "out"
 

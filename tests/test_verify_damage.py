@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pack import Pack
 from test_cli import run
 from test_engines import small
 from test_verify import change, found
 from trustcxr import report
-from trustcxr.data.phantom import writing
 from trustcxr.report import plans
 from trustcxr.results import differences, files
 from trustcxr.results.documents import Difference, VerifiedDocument
@@ -25,11 +25,10 @@ NAME, OTHER = "test_resnet-fgsm-s0", "test_resnet-standard-s0"
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("damaged")
-    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}])
-    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    Study(recipe, pack.images(), base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     return base / "out"
 
 

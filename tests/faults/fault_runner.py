@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,10 +41,6 @@ class Ended:
         """Done, or refused in a few lines."""
         refused_well = self.code == 0 or (self.code == 2 and 1 <= self.lines <= LINES)
         return refused_well and not self.traceback and not self.hang
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"good": self.good}
 
 
 class Hang(BaseException):
