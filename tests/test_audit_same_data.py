@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from small_networks import write_onnx
 from test_audit_command import CLASSES, Brightness, _short, few_steps, greys  # noqa: F401
 from test_audit_tables import table as scores_file
 from test_cli import complaint
@@ -33,9 +34,9 @@ ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
 def model_file(folder: Path, size: int = 16, order: tuple[int, ...] = (0, 1, 2)) -> Path:
     """A network that tells films by their mean, at a size and with its classes in an order."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.jit.trace(Brightness(order).eval(), torch.rand(2, 1, size, size)).save(str(folder / "net.pt"))
+    write_onnx(Brightness(order), folder / "net.onnx", size)
     output = {"kind": "logits", "classes": [CLASSES[place] for place in order]}
-    content = {"source": "net.pt", "input": {"size": size}, "output": output}
+    content = {"source": "net.onnx", "input": {"size": size}, "output": output}
     (folder / "model.yaml").write_text(yaml.safe_dump(content))
     return folder / "model.yaml"
 

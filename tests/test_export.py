@@ -53,7 +53,8 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     out = tmp_path / "run.pt2"
     done = run("export", plain, "--format", "torch-export", "--out", out)
     assert "answers as the run to within" in done.stdout
-    given = adapters.load(out.with_suffix(".yaml"))
+    assert "--out DIR --trust-code" in done.stdout
+    given = adapters.load(out.with_suffix(".yaml"), trust_code=True)
     assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
     images = torch.rand(5, 1, 32, 32)
     assert given.model is not None

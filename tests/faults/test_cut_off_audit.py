@@ -38,7 +38,7 @@ def whole(base: Path) -> dict[str, str]:
 
 
 def audit(base: Path, place: Path) -> list[str]:
-    return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out")]
+    return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out"), "--trust-code"]
 
 
 def test_killed_after_a_batch_the_audit_goes_on_from_it(whole: dict[str, str], base: Path, tmp_path: Path) -> None:

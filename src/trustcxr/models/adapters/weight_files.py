@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.archives import Archive, check_pickle
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -56,5 +55,5 @@ def _saved(path: Path) -> Any:
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             raise UserError(f"{path}: not an archive that torch 1.6 or newer wrote; save the weights as .safetensors")
-    check_pickle(Archive(path), "data.pkl", tensors="data")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # Mapped, a tensor that claims more than the file holds is an error; read, torch would believe the claim.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
