@@ -352,11 +352,11 @@ def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocum
     assert document.protocol == "exam-1"
 
 
-def test_an_audit_from_before_is_made_anew(
+def test_an_audit_of_another_version_is_made_again(
     known: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(audited_, "_REVISION", "pooled")
+        patch.setattr(audited_, "AUDIT_VERSION", 0)
         audited(known, tmp_path)
     audited(known, tmp_path)
     assert "already examined" not in capsys.readouterr().err
