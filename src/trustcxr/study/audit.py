@@ -139,6 +139,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
     document.unreliable, document.because = reliance.verdict(document, checks, door)
+    (out / folders.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
     tables = (measured.table, measured.aimed, measured.validation)
     for name, table in zip(
         (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE), tables, strict=True
