@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pack import Pack
+from small_networks import write_onnx
 from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
 from trustcxr.data.phantom import writing
@@ -80,8 +81,8 @@ def write_greys(root: Path) -> None:
 
 def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    torch.jit.trace(net.eval(), torch.rand(2, 1, 16, 16)).save(str(folder / "net.pt"))
-    text = f"source: net.pt\ninput: {{size: 16}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
+    write_onnx(net, folder / "net.onnx", 16)
+    text = f"source: net.onnx\ninput: {{size: 16}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
     (folder / "model.yaml").write_text(text)
     return folder / "model.yaml"
 
@@ -300,11 +301,11 @@ def test_without_gradients_it_is_attacked_without_them_and_that_is_said(greys: P
 
 def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     model_file(tmp_path, Brightness())
-    printed = run("audit", tmp_path / "net.pt", "--init").stdout
+    printed = run("audit", tmp_path / "net.onnx", "--init").stdout
     assert "source:" in printed
     assert "# ?" in printed
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
-    for bare, place in ((tmp_path / "net.pt", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
+    for bare, place in ((tmp_path / "net.onnx", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
         refused = complaint("audit", bare, "--data", "x", "--out", "y")
         assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > {place}")
 
@@ -316,12 +317,12 @@ def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_s
     (tmp_path / "mine").mkdir()
     model_file(tmp_path / "theirs", Brightness())
     asked = ["--data", greys, "--out", tmp_path / "out"]
-    put = Path(complaint("audit", tmp_path / "theirs" / "net.pt", *asked).split(" > ")[1])
-    drafted = yaml.safe_load(run("audit", tmp_path / "theirs" / "net.pt", "--init").stdout)
+    put = Path(complaint("audit", tmp_path / "theirs" / "net.onnx", *asked).split(" > ")[1])
+    drafted = yaml.safe_load(run("audit", tmp_path / "theirs" / "net.onnx", "--init").stdout)
     assert (put.parent / drafted["source"]).is_file()
     shutil.copy(tmp_path / "theirs" / "model.yaml", elsewhere := tmp_path / "mine" / "model.yaml")
     said = complaint("audit", elsewhere, *asked)
-    assert "net.pt: no such file, looked for from the folder of the model file that names it" in said
+    assert "net.onnx: no such file, looked for from the folder of the model file that names it" in said
 
 
 def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_path: Path) -> None:
@@ -332,13 +333,13 @@ def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_pa
 
 def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
     model_file(tmp_path, Brightness())
-    draft = json.loads(run("audit", tmp_path / "net.pt", "--init", "--json").stdout)
-    assert draft["source"] == "net.pt"
+    draft = json.loads(run("audit", tmp_path / "net.onnx", "--init", "--json").stdout)
+    assert draft["source"] == "net.onnx"
     assert draft["input"]["resize"] == "squeeze"
     questions = draft.pop("questions")
     assert "resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop" in questions
-    assert draft == yaml.safe_load(run("audit", tmp_path / "net.pt", "--init").stdout)
-    assert len(questions) == run("audit", tmp_path / "net.pt", "--init").stdout.count("# ?")
+    assert draft == yaml.safe_load(run("audit", tmp_path / "net.onnx", "--init").stdout)
+    assert len(questions) == run("audit", tmp_path / "net.onnx", "--init").stdout.count("# ?")
 
 
 def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:

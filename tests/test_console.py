@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from trustcxr import console, report
-from trustcxr.console import Progress, Stages
+from trustcxr import report
+from trustcxr.console import Progress
 
 LONG = "evaluating a-network-whose-name-has-forty-four-letters-in-it on 570 images"
 
@@ -40,32 +40,3 @@ def test_a_word_that_no_terminal_has_room_for_is_broken_and_not_cut(
     assert [sum(map(shown.count, set(part))) >= 100 for part in (letters, letters.upper())] == [True, True]
     assert "570" in shown
     assert max(map(len, shown.splitlines())) <= 60
-
-
-def test_each_stage_says_which_of_how_many_it_is_and_what_is_left_once_one_like_it_was_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(console, "watched", lambda: True)
-    stages = Stages()
-    stages.plan = {"every film": 0, "A": 10, "B": 30, "C": 20, "D": 20, "figures": 0}
-    for what, timed, seconds in [
-        ("every film", True, 900),
-        ("A", False, 1),
-        ("B", True, 60),
-        ("not planned", True, 500),
-        ("C", True, 100),
-        ("D", True, 5),
-        ("figures", True, 5),
-    ]:
-        stages.begin(what, timed=timed)
-        clock[0] += seconds
-    assert capsys.readouterr().err.splitlines() == [
-        "1 of 6: every film",
-        "2 of 6: A",
-        "3 of 6: B",
-        "4 of 6: C; about 1 min 20 s left in all",
-        "5 of 6: D; about 1 min 4 s left in all",
-        "6 of 6: figures",
-    ]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from small_networks import write_onnx
 from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.data import load_dataset
@@ -168,9 +169,9 @@ def bright_or_dark(folder: Path) -> Path:
             return torch.sigmoid(torch.cat([margin, -margin], 1))
 
     folder.mkdir()
-    torch.jit.trace(Findings().eval(), torch.rand(2, 1, 16, 16)).save(str(folder / "net.pt"))
+    write_onnx(Findings(), folder / "net.onnx", 16)
     (folder / "model.yaml").write_text(
-        "source: net.pt\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}\n"
+        "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}\n"
     )
     return folder / "model.yaml"
 

@@ -45,7 +45,9 @@ def audit(
     if init:
         from trustcxr.models.adapters import describe_file, drafted
 
-        return print_json(drafted(model)) if json else print(describe_file(model), end="")
+        if json:
+            return print_json(drafted(model, trust_code=trust_code))
+        return print(describe_file(model, trust_code=trust_code), end="")
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"

@@ -72,10 +72,11 @@ def print_study(study: StudyDocument) -> None:
 def exported(found: ExportDocument) -> list[str]:
     """What was written, and how near its answers are."""
     kind = f"ONNX, opset {found.opset}" if found.opset else "a program of torch.export"
+    trust = " --trust-code" if found.format == "torch-export" else ""
     lines = [
         f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
         f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR",
+        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR{trust}",
     ]
     return lines + ([f"note: {found.note}"] if found.note else [])
 

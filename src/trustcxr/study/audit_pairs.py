@@ -8,7 +8,7 @@ from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
-from trustcxr.results.tables import CLEAN, refuse_damaged, right
+from trustcxr.results.tables import CLEAN, refuse_damaged
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import Key, figures
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROUNDING = 1e-9  # of a radius
-_AGAIN = "audit the model again, into a new folder"
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
@@ -29,13 +28,13 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
     Of films that were changed by other lung masks in one of them there is no row.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
-    predictions.parquet beside each is what its audit.json was made of.
+    predictions.parquet beside each is whole.
     """
     audits = [_audit(folder) for folder in (first, second)]
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
-    for document, folder in zip(audits, (first, second), strict=True):
-        _refuse_another_table(document, folder / folders.PREDICTIONS_FILE)
+    for document, path in zip(audits, (folder / folders.PREDICTIONS_FILE for folder in (first, second)), strict=True):
+        refuse_damaged(files.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
     _refuse_other_films(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
@@ -137,9 +136,6 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
     for document, folder in zip(audits, where, strict=True):
         if document.protocol is None:
             raise UserError(f"{folder}: examined with other options than a protocol's; audit it again without them")
-        if not document.data.known:
-            place = folder / folders.AUDIT_FILE
-            raise UserError(f"{place}: unknown films: no checksum of them in it; {_AGAIN}")
     pair = f"{where[0]} and {where[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
@@ -151,23 +147,6 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
         )
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
-
-
-def _refuse_another_table(document: AuditDocument, path: Path) -> None:
-    """UserError where a table of predictions is damaged, or not the one that the figures beside it are of."""
-    table, said = files.read_table(path), document.clean
-    refuse_damaged(table, path, None if document.findings else len(document.classes))
-    clean = table[table["attack"] == CLEAN]
-    if said.n not in (None, count := len(clean)):
-        raise UserError(
-            f"{path}: it has {count} rows of clean images, where {folders.AUDIT_FILE} beside it says {said.n}; {_AGAIN}"
-        )
-    share, other = float(right(clean).mean()), said.accuracy.value
-    if other is not None and abs(share - other) * count > 0.5:
-        raise UserError(
-            f"{path}: of another audit: {share:.4g} of its clean images are answered rightly, where "
-            f"{folders.AUDIT_FILE} beside it says {other:.4g}; {_AGAIN}"
-        )
 
 
 def _refuse_other_films(

@@ -24,7 +24,7 @@ from trustcxr.recipes.run import Listing
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import AuditedModel, RunDocument
+from trustcxr.results.documents import RunDocument
 from trustcxr.results.locks import holding
 from trustcxr.study import beside, explaining, made
 from trustcxr.study.audit import open_model
@@ -117,7 +117,7 @@ class _Asked(NamedTuple):
     @property
     def key(self) -> str:
         """A checksum of the model and the films, and the finding."""
-        key = self.whole.identity
+        key = self.whole.key
         return f"{key}, {self.finding}" if self.finding else key
 
 
@@ -150,7 +150,7 @@ def _begun(asked: _Asked, out: Path) -> RunDocument:
     table = evaluation.predict(asked.run, asked.films, views=not asked.finding, at_once=whole.at_once)
     document = describe(asked.run, table, resamples=made.RESAMPLES)
     document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.finding
-    document.given = AuditedModel.model_validate(about(whole.subject))
+    document.given = about(whole.subject)
     files.write_table(out / folders.PREDICTIONS_FILE, table)
     files.write_json(path, document)
     return document

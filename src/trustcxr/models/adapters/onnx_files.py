@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.answers import in_a_line
 from trustcxr.models.adapters.onnx_operators import OPERATORS, Attributes, Operator, Unknown
-from trustcxr.models.adapters.operators import Values
 
 AGREE = 1e-4  # the most that a conversion's answers may differ from onnxruntime's, of the largest answer or of 1
+Values = dict[str, Any]  # of a graph that runs, by the names that it has for them
 _MOST = 2**31  # bytes that one tensor made from constants may take
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 

@@ -133,10 +133,9 @@ class AuditedData(Document):
     """The images that it was examined on; audits compare where the images and what is known of findings are the same.
 
     `fingerprint` is of names, classes and pixels at the size that the model wants; `files` of names, classes and the
-    bytes of the films' files, so the same for a model of any size: empty where these could not be had cheaply, and in
-    audits from before it; `lungs` the same of their lung masks, empty where there is none too. `truth`, of a model of
-    findings, is of what is known of each finding in the order of its classes; `truth_by_name` of the same whatever
-    their order. `n` images have a score, of the `total` that the data have.
+    bytes of the films' files, so the same for a model of any size: empty where these could not be had cheaply;
+    `lungs` the same of their lung masks, empty where there is none too. `truth`, of a model of findings, is of what is
+    known of each finding, in any order. `n` images have a score, of the `total` that the data have.
     """
 
     name: str = ""
@@ -144,7 +143,6 @@ class AuditedData(Document):
     files: str = ""
     lungs: str = ""
     truth: str = ""
-    truth_by_name: str = ""
     n: int | None = None
     total: int | None = None
 
@@ -167,8 +165,6 @@ class AuditedData(Document):
 
     def same_truth(self, other: "AuditedData") -> bool:
         """Whether of the same images the same is known of each finding."""
-        if self.truth_by_name and other.truth_by_name:
-            return self.truth_by_name == other.truth_by_name
         return self.truth == other.truth
 
     def apart(self, other: "AuditedData") -> str:
