@@ -29,7 +29,7 @@ from trustcxr.results.documents.exported import ExportDocument
 from trustcxr.results.documents.given import AuditedModel
 from trustcxr.results.documents.judged import Alarm, Sign, Verdict
 from trustcxr.results.documents.pairs import AuditPair, PairRow
-from trustcxr.results.documents.plans import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost
+from trustcxr.results.documents.plans import CostDocument, RunPlan, StudyPlan, WayCost
 from trustcxr.results.documents.pruned import Prunable, PruneDocument
 from trustcxr.results.documents.runs import Refit, RunDocument, TrainingDocument
 from trustcxr.results.documents.studies import (
@@ -104,7 +104,6 @@ __all__ = [
     "FamiliarityDocument",
     "Figure",
     "FilmAnswer",
-    "FilmCost",
     "Finding",
     "GateCheck",
     "HandedIn",
