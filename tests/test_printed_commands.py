@@ -19,9 +19,8 @@ from trustcxr.results.documents import (
     ExportDocument,
     StudyDocument,
     TrainingDocument,
-    VerifiedDocument,
 )
-from trustcxr.study import audit, dry_run, finished, run_folder, verifying
+from trustcxr.study import audit, run_folder, standing
 
 ODD = "a  b 'q\" $x; ü"
 
@@ -108,21 +107,10 @@ def test_what_is_kept_of_a_study_says_what_tells_of_it(odd: Path) -> None:
 
 
 def test_a_dry_run_over_another_study_says_what_tells_of_it(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run.planned, "recipe_of", lambda _: load_study("paper"))
-    monkeypatch.setattr(finished, "left_out", lambda *_: False)
+    monkeypatch.setattr(standing, "read_recipe", lambda _: load_study("paper"))
     with pytest.raises(UserError, match="another recipe") as refused:
-        dry_run._refuse_another(odd, load_study("quick"))
+        standing._refuse_another(odd, load_study("quick"))
     assert command(str(refused.value)) == ["trustcxr", "status", str(odd)]
-
-
-def test_verify_says_how_to_write_a_page(odd: Path) -> None:
-    for version in ("", "0.0"):
-        found = VerifiedDocument(written_by=version)
-        if version:
-            (odd / folders.REPORT_FILE).touch()
-        verifying._page(found, odd, lambda _: "")
-        (said,) = found.unchecked
-        assert command(said, after="`") == ["trustcxr", "report", str(odd)]
 
 
 def test_a_reader_study_without_readers_says_how_to_name_them(odd: Path) -> None:
