@@ -158,9 +158,9 @@ def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         ("predictions.parquet", lambda t: t.drop(columns="label"), "no column label"),
         ("validation.parquet", lambda t: t.assign(label=99), "the label 99, of 3 classes"),
         ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesions.parquet"),
-        ("history.csv", lambda t: t[:0], "no epochs in it; restore it: no command makes it again but a training"),
-        ("history.csv", lambda t: t.drop(columns="seconds"), "no column seconds"),
-        ("history.csv", lambda t: t.assign(val_pgd_accuracy="high"), "no numbers in val_pgd_accuracy"),
+        ("history.csv", lambda t: t[:0], "Restore it: only a new training makes it again"),
+        ("history.csv", lambda t: t.drop(columns="seconds"), "damaged: 'seconds'"),
+        ("history.csv", lambda t: t.assign(val_pgd_accuracy="high"), "could not convert string to float"),
     ],
 )
 def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified(

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,12 +146,15 @@ class _Verification:
         path, monitor, best = run / folders.HISTORY_FILE, training.monitor, training.best_epoch
         if not self._is_there(path, f"runs/{run.name}/{folders.TRAINING_FILE}") or training.refit is not None:
             return
-        table = _read_history(path, monitor)
-        computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
-        if best is not None and not 0 <= best < len(table):
-            computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
-        elif best is not None and monitor in table:
-            computed["best_value"] = float(table[monitor].iloc[best])
+        try:
+            table = files.read_table(path)
+            computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
+            if best is not None and not 0 <= best < len(table):
+                computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
+            elif best is not None and monitor in table:
+                computed["best_value"] = float(table[monitor].iloc[best])
+        except (UserError, LookupError, ValueError) as problem:
+            raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
         said = _plain(training)
         self._compare(f"runs/{run.name}/{folders.TRAINING_FILE}", {key: said.get(key) for key in computed}, computed)
         self.result.files += 1
@@ -255,18 +258,6 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
     if place != run and (run / folders.PREDICTIONS_FILE).is_file():
         document.drop_from_internal = drops.from_internal(read(run / folders.PREDICTIONS_FILE), predictions)
     return document
-
-
-def _read_history(path: Path, monitor: str) -> pd.DataFrame:
-    """Load history.csv; UserError if it is damaged: no command but the training itself writes it."""
-    why = "not readable as a table"
-    with suppress(UserError):
-        table = files.read_table(path)
-        strange = [n for n in ("seconds", monitor) if n in table and not pd.api.types.is_numeric_dtype(table[n])]
-        if len(table) and "seconds" in table and not strange:
-            return table
-        why = "no epochs in it" if table.empty else f"no numbers in {strange[0]}" if strange else "no column seconds"
-    raise UserError(f"{path}: damaged: {why}; restore it: no command makes it again but a training from the beginning")
 
 
 class Different(NamedTuple):
