@@ -53,10 +53,9 @@ def measure(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path | None) -
     )
     networks: dict[str, WayCost] = {}
     for number, (name, run) in enumerate(ways.items(), 1):
+        say(f"[{number}/{len(ways)}] timing {name}")
         network = f"{run.model.called} {run.lung_gate}"
-        way = time_network(run, like=networks.get(network))
-        document.ways[name] = networks[network] = way
-        say(f"[{number}/{len(ways)}] {name}: {way.step:.2f} s for a training step of {way.batch} images")
+        document.ways[name] = networks[network] = time_network(run, like=networks.get(network))
     return document
 
 
@@ -64,11 +63,15 @@ def time_network(run: RunRecipe, like: WayCost | None = None) -> WayCost:
     """Time a network trained in one way; `like`: the same network trained in another way, whose passes take as long."""
     model = factory.build(run.model.name, classes=_CLASSES, weights="none", **run.network_options()).to(device())
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = run.training.batch_size
-    step, update = _training_step(model, run, min(2, batch))
-    step()
-    fixed = _seconds(update)  # the optimiser's part does not grow with the batch
-    seconds, timed = _time(lambda count: _training_step(model, run, count)[0], batch)
+    batch, updates = run.training.batch_size, list[Work]()
+
+    def prepare_step(count: int) -> Work:
+        step, update = _training_step(model, run, count)
+        updates[:] = [update]
+        return step
+
+    seconds, timed = _time(prepare_step, batch)
+    fixed = _seconds(*updates)  # the optimiser's part does not grow with the batch
     way = WayCost(step=fixed + max(seconds - fixed, 0.0) * batch / timed, batch=batch, timed=timed)
     if like is not None:
         return way.model_copy(update={"forward": like.forward, "gradient": like.gradient})
@@ -122,9 +125,12 @@ def _training_step(model: nn.Module, run: RunRecipe, count: int) -> tuple[Work, 
         with torch.autocast(on.type, lower or torch.bfloat16, enabled=lower is not None):
             loss = module.training_step(batch, 0)
         loss.backward()
+        update()
+
+    def update() -> None:
         optimiser.step()
 
-    return step, optimiser.step
+    return step, update
 
 
 def _forward(model: nn.Module, run: RunRecipe, count: int) -> Work:

@@ -177,7 +177,7 @@ def dry_run(
         preflight.cards(recipe, devices)
     if not measured:
         return plan(recipe, begun or out)
-    say("timing each network, some seconds each")
+    say("timing each network and defence, some seconds each")
     from trustcxr.study import measuring
 
     runs = plan_runs(recipe, None)
