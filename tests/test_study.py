@@ -453,6 +453,8 @@ def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
 class Placing:
     """An engine that takes every run from another study, but for those that fail."""
 
+    threads = 1
+
     def __init__(self, source: Path, failing: set[str]) -> None:
         self.source, self.failing = source, failing
 
@@ -486,6 +488,8 @@ def test_a_robust_run_that_is_done_counts_though_its_standard_run_failed_and_one
 
 class Refusing:
     """An engine that does nothing, and keeps what it was asked at once."""
+
+    threads = 1
 
     def __init__(self) -> None:
         self.asked: list[set[str]] = []

@@ -26,6 +26,7 @@ from trustcxr.cli.options import (
     Severities,
     Steps,
     Surrogate,
+    Threads,
     Track,
     TrainingEpsilon,
     TrustCode,
@@ -82,6 +83,7 @@ def train(
     devices: Annotated[int, typer.Option(help="Cards that share each batch; without any, processes.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines of so many cards; start the same command on each.")] = 1,
     strategy: Annotated[str, typer.Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
+    threads: Threads = None,
     epsilon: TrainingEpsilon = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
@@ -95,6 +97,7 @@ def train(
     """Train one run. Started again after a cut, it goes on from its last epoch."""
     from trustcxr.report.terminal import training_sentence
     from trustcxr.study import run_folder
+    from trustcxr.training.threads import use_threads
 
     where, uri = tracker(track)
     training = {
@@ -116,7 +119,8 @@ def train(
         data={"labels": label_map(label), **listing(column, images)},
         options=settings(context, set_),
     )
-    summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
+    with use_threads(threads):
+        summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {as_typed(out)} --data {as_typed(data)}")
 

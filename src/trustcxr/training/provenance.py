@@ -28,9 +28,15 @@ def now(cards: Cards) -> dict[str, object]:
 
 
 def hardware() -> Hardware:
-    """What it ran on."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return Hardware(processor=processor(), cores=os.cpu_count(), accelerator=accelerator, system=platform.system())
+    """Return the machine and the torch threads that this process computes with."""
+    return Hardware(
+        processor=processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        interop_threads=torch.get_num_interop_threads(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        system=platform.system(),
+    )
 
 
 def processor() -> str:

@@ -48,7 +48,7 @@ from trustcxr.results.documents.evaluation import (
     Sign,
     Verdict,
 )
-from trustcxr.results.documents.plan import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost
+from trustcxr.results.documents.plan import CostDocument, RunPlan, StudyPlan, WayCost
 from trustcxr.results.documents.run import AuditedModel, Refit, RunDocument, TrainingDocument
 from trustcxr.results.documents.saliency import (
     Change,

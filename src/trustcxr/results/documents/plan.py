@@ -8,18 +8,6 @@ from trustcxr.results.flat import Document, Number
 State = Literal["done", "running", "failed", "waiting", "if chosen"]
 
 
-class FilmCost(Document):
-    """What one film takes in one kind of work: passes through the network by kind, and seconds beside the network.
-
-    `most`: of how many films at most, where it is not of all.
-    """
-
-    most: int | None = None
-    forward: Number = None
-    gradient: Number = None
-    seconds: Number = None
-
-
 class WayCost(Document):
     """What one network costs, trained in one way, in seconds as measured.
 
@@ -35,18 +23,16 @@ class WayCost(Document):
 
 
 class CostDocument(Document):
-    """Costs measured on one machine: of every network and way of training, and of a film in every kind of work.
+    """Times measured on one machine of every network and way of training.
 
     `counts`: images of each role (train, val, test), and of those with masks (annotated, annotated_val).
     """
 
     measured: str = ""
     hardware: Hardware = Hardware()
-    threads: int | None = None
     size: int | None = None
     counts: dict[str, int] = {}
     ways: dict[str, WayCost] = {}
-    films: dict[str, FilmCost] = {}
     notes: list[str] = []
 
 
@@ -90,7 +76,7 @@ class RunPlan(Document):
 class StudyPlan(Document):
     """Every run of a study. `least` and `most`: seconds of work left, without and with the dearest that may be chosen.
 
-    Both are None where a run was not measured; `to_choose` networks are still to be chosen by validation. `at_once`:
+    Both are None if a run has no estimate; `to_choose` networks are still to be chosen by validation. `at_once`:
     how many runs are worked on now.
     """
 
@@ -103,5 +89,4 @@ class StudyPlan(Document):
     runs: list[RunPlan] = []
     least: Number = None
     most: Number = None
-    unmeasured: list[str] = []
     costs: CostDocument | None = None

@@ -155,10 +155,12 @@ class DataCheck(Document):
 
 
 class Hardware(Document):
-    """What the study ran on."""
+    """The machine, and the torch threads that computed there: within one operation, and operations at once."""
 
     processor: str | None = None
     cores: int | None = None
+    threads: int | None = None
+    interop_threads: int | None = None
     accelerator: str | None = None
     system: str | None = None
 
