@@ -595,7 +595,7 @@ def test_what_a_layer_shows_without_the_answer_stands_beside_its_map_unasked(
 
 
 def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder: Path, held_out: Any) -> None:
-    from trustcxr.explain.margins import mean_mask
+    from trustcxr.explain.controls import mean_mask
 
     options = OPTIONS.model_copy(update={"methods": ("layercam",), "corruptions": (), "sample": 0})
     mean = mean_mask(films(folder, "Train").masks("infection"))

@@ -451,22 +451,17 @@ class Placing:
         return [Failure(task.run, "train: no number") if task.run in self.failing else None for task in tasks]
 
 
-@pytest.mark.parametrize("start", ["scratch", "standard"])
 def test_a_robust_run_that_is_done_counts_though_its_standard_run_failed_and_one_not_begun_is_named(
-    start: str, done: Path, films: Path, tmp_path: Path
+    done: Path, films: Path, tmp_path: Path
 ) -> None:
     (robust,) = [path.name for path in done.glob("runs/*-fgsm-s0")]
     standard = robust.replace("fgsm", "standard")
     (other,) = {FIRST, SECOND} - {standard}
     other_robust = other.replace("standard", "fgsm")
-    recipe = tiny(selection={"count": 2}, defences=[{"name": "fgsm", "epsilon": 0.02, "start_from": start}])
+    recipe = tiny(selection={"count": 2}, defences=[{"name": "fgsm", "epsilon": 0.02}])
     document = Study(recipe, films, tmp_path / "out", Placing(done, {standard, other_robust})).run()
-    if start == "scratch":
-        assert {run.run for run in document.runs} == {other, robust}
-        assert protocol.missing(document) == f"{standard}, {other_robust}"
-    else:
-        assert {run.run for run in document.runs} == {other}
-        assert protocol.missing(document) == f"{standard}, {other_robust}, {robust}"
+    assert {run.run for run in document.runs} == {other, robust}
+    assert protocol.missing(document) == f"{standard}, {other_robust}"
 
 
 class Refusing:
@@ -483,15 +478,12 @@ class Refusing:
         return [Failure(task.run, "not done") for task in tasks]
 
 
-@pytest.mark.parametrize(
-    ("count", "defence", "together"),
-    [(2, {}, True), (1, {}, False), (2, {"start_from": "standard"}, False)],
-)
+@pytest.mark.parametrize(("count", "together"), [(2, True), (1, False)])
 def test_robust_runs_wait_for_the_standard_ones_only_where_they_need_them(
-    count: int, defence: dict[str, str], together: bool, films: Path, tmp_path: Path
+    count: int, together: bool, films: Path, tmp_path: Path
 ) -> None:
     models = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")]
-    defences = [{"name": "fgsm", "epsilon": 0.02} | defence]
+    defences = [{"name": "fgsm", "epsilon": 0.02}]
     recipe, engine = tiny(models=models, selection={"count": count}, defences=defences), Refusing()
     document = Study(recipe, films, tmp_path / "out", engine).run()
     first = {"resnet10t-standard-s0", "test_resnet-standard-s0"}

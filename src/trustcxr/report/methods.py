@@ -25,8 +25,6 @@ _TRAINING = {
     "precision": "precision {}",
     "balanced": "every class drawn equally often",
     "balanced_by": "in each class every value of {} drawn equally often",
-    "class_weights": "the loss of each class weighed against how many images it has",
-    "outside_gradient": "squared gradient outside the lungs weighed by {}",
 }
 _OPTIONS = {
     "epsilon": "epsilon {} (L-infinity)",
@@ -39,16 +37,11 @@ _OPTIONS = {
     "regulariser": "regulariser {}",
     "alpha": "alpha {}",
     "size": "size {}",
-    "holes": "holes {}",
     "sigma": "sigma {}",
     "weight_perturbation": "weights perturbed by a share of {}",
-    "epsilon_outside": "epsilon {} outside the lungs",
-    "mode": "attacked with BatchNorm in training mode",
     "attack_precision": "attack computed in {}",
-    "separate_batchnorm": "BatchNorm of their own for clean and for adversarial images",
-    "evaluated_batchnorm": "of which that for {} images is kept",
 }
-_USUAL = {"mode": "eval", "attack_precision": "same", "evaluated_batchnorm": "adversarial"}
+_USUAL = {"attack_precision": "same"}
 _AUGMENT = {
     "rotation": "rotation up to {} degrees",
     "shift": "shift up to {} of the side",
@@ -56,13 +49,7 @@ _AUGMENT = {
     "brightness": "brightness {}",
     "contrast": "contrast {}",
     "flip": "mirrored with probability {}",
-    "erase": "erasing with probability {}",
-    "crop_shift": "crops of up to {} of the side, placed anywhere",
     "spectrum": "amplitudes of spatial frequencies times or through up to exp({})",
-}
-_INPUT = {
-    "input_blur": "a mean filter of {} pixels at the input",
-    "local_contrast": "local contrast over squares of {} pixels",
 }
 
 
@@ -139,8 +126,6 @@ def _network(model: object) -> str:
     said += [f"{model['normalisation']} normalisation"] if model.get("normalisation") not in (None, "batch") else []
     said += [f"{model['activation']} activation"] if model.get("activation") not in (None, "own") else []
     said += [f"{model['members']} side by side"] if (words.finite(_text(model.get("members"))) or 1) > 1 else []
-    said += ["without the first pooling"] if model.get("stem_pool") is False else []
-    said += list(_told(model, _INPUT).values())
     name = str(model.get("name") or "")
     return f"{name} ({', '.join(said)})" if said and name else name
 
@@ -170,8 +155,7 @@ def _background(training: Mapping[str, object]) -> str:
     entry = BACKGROUNDS.get(str(training["background"]))
     text = f"background of training images {training['background']}"
     text += f" ({entry.about})" if entry and entry.name != "full" else ""
-    share = training.get("swap_share") if entry and entry.view else None
-    return text if share is None else f"{text} in a share of {share}"
+    return text
 
 
 def _guidance(training: Mapping[str, object]) -> str:
@@ -187,9 +171,8 @@ def _counterfactuals(training: Mapping[str, object]) -> str:
     if not training.get("counterfactuals"):
         return ""
     share, fills = training["counterfactuals"], _list(training.get("counterfactual_fills")) or ["grey"]
-    parts, radius = training.get("counterfactual_parts"), words.finite(_text(training.get("counterfactual_epsilon")))
+    radius = words.finite(_text(training.get("counterfactual_epsilon")))
     filled = f"filled with {words.listed(map(str, fills))}{' in turn' if len(fills) > 1 else ''}"
-    filled += f", a share of {parts} of them taken in part" if parts else ""
     text = f"lesions taken out of a share of {share} of the films with one ({filled}) and put into the same share of "
     text += "healthy films"
     if radius is None or radius == 1:
@@ -222,10 +205,8 @@ def _defences(study: StudyDocument) -> str:
         cited = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
         cited = "standard training" if cited == words.STANDARD else cited
         label = [f"called {defence['label']}"] if defence.get("label") else []
-        start = ["started from the trained standard run"] if defence.get("start_from") == "standard" else []
-        background = {"background": defence["background"]} if defence.get("background") else {}
-        own = _differing({**files.part(defence, "training"), **background}, others)
-        told.append(", ".join([cited, *label, *options(defence), *start, *own]))
+        own = _differing(files.part(defence, "training"), others)
+        told.append(", ".join([cited, *label, *options(defence), *own]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
     return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
 
@@ -235,8 +216,7 @@ def options(defence: Mapping[str, object]) -> list[str]:
     entry = DEFENCES.get(str(defence.get("name")))
     used = {key: text for key, text in _OPTIONS.items() if key in (entry.options if entry else ("epsilon",))}
     said = {key: value for key, value in defence.items() if value != _USUAL.get(key)}
-    outside = said.get("epsilon_outside")
-    return list(_told({**said, "epsilon_outside": None if outside is None else str(outside)}, used).values())
+    return list(_told(said, used).values())
 
 
 def _attacks(study: StudyDocument, runs: list[Run]) -> str:
