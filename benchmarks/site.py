@@ -27,7 +27,6 @@ RESULTS = ROOT / "results"
 BETTER = {"higher": "more", "lower": "less", None: "neither: it is no matter of better or worse"}
 CHANCE = {"share": "the mask’s share of the area", "half": "0.5", "pixels": "as many random pixels"}
 LINK = re.compile(r"`((?:results/)?([a-z0-9-]+)\.(md|csv))`")
-LONG = 60  # lines of comparisons that a page of the site shows; the CSV file has all
 
 
 def on_config(config: Any) -> Any:
@@ -183,18 +182,7 @@ def _finding(path: Path, drawn: bool) -> str:
         if drawn
         else ""
     )
-    return _linked(f"{title}\n\n{picture}{_shortened(rest, path.stem)}", "")
-
-
-def _shortened(text: str, stem: str) -> str:
-    """Without the hundreds of lines of comparisons that the CSV file beside the page holds."""
-    lines = text.split("\n")
-    listed = [k for k, line in enumerate(lines) if line.startswith("- ") and "corrected p" in line]
-    if len(listed) <= LONG:
-        return text
-    left = set(listed[LONG:])
-    kept = [line for k, line in enumerate(lines) if k not in left]
-    return "\n".join([*kept, "", f"{len(left)} more comparisons: `{stem}-comparisons.csv`."])
+    return _linked(f"{title}\n\n{picture}{rest}", "")
 
 
 def _linked(text: str, end: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from benchmarks.findings import audits as benchmark
+from benchmarks import formats as benchmark
 
 from test_audit_formats import GRAPHS, formats_have_the_figures_of, robust
 

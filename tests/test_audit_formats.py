@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.findings import audits as benchmark
+from benchmarks import formats as benchmark
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 

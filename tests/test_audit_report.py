@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benchmarks.findings import leaderboard as kept
 
 from browser import chromium, opened, sideways, violations
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
@@ -176,21 +175,6 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch:
     assert "99.0%" in body
     assert "src=" not in page
     assert "aria-sort" in page
-
-
-def test_the_page_of_results_has_reported_beside_measured_too(audits: Path) -> None:
-    found = board.gather(audits)
-    _, table = board.write(found, audits)
-    lines = kept.page(found, table, "").splitlines()
-    head, _, good, _ = (line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
-    shown = dict(zip(head, good, strict=True))
-    assert (shown["clean reported"], shown["attacked reported"], shown["training data"]) == ("99.0", "90.0", "greys")
-
-
-def test_the_committed_page_is_that_of_its_table() -> None:
-    results = Path(__file__).resolve().parents[1] / "results"
-    page = (results / "leaderboard-covidqu-mini.md").read_text()
-    assert "\n".join(kept.rows(results / "leaderboard-covidqu-mini.csv")) in page
 
 
 def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_narrow_terminal(

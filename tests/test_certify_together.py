@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from benchmarks.findings.certified import Tested
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -20,8 +18,6 @@ from trustcxr.evaluation.run import Run
 from trustcxr.models import factory
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.ensemble import Ensemble
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
 from trustcxr.results import files
 
 EPSILON = 0.01
@@ -138,11 +134,3 @@ def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> No
     assert table["proved"].any()
     training = files.read_json(run / "training.json")
     assert (training["monitor"], training["best_value"] >= 0) == ("val_certified_accuracy", True)
-
-
-@pytest.mark.parametrize(("members", "row"), [(1, "plain3-ibp-0.02"), (3, "3 x plain3-ibp-0.02")])
-def test_on_the_page_of_proofs_networks_together_are_a_row_of_their_own(members: int, row: str) -> None:
-    content = {"model": {"name": "plain3", "weights": "none", "members": members}, "data": {"size": 32}}
-    recipe = validate(RunRecipe, content | {"defence": {"name": "ibp", "epsilon": 0.02}}, "test")
-    run = Run(Path("run"), together(1), ("COVID-19", "Non-COVID", "Normal"), recipe)
-    assert Tested(run, np.zeros(1), {}, {}).row == row

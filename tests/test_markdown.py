@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.findings import tables
 from typer.testing import CliRunner
 
 from study_fixture import make_study
@@ -15,7 +14,6 @@ from trustcxr.cli import app
 from trustcxr.recipes.study import Selection, StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.report import markdown, study_folder
 from trustcxr.results.documents import BeyondControl, RunDocument, Share, StudyDocument
-from trustcxr.study import run_folder
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
 
@@ -184,20 +182,6 @@ def test_data_from_elsewhere_stand_under_the_name_of_their_folder(tmp_path: Path
     assert shown["clean"] == markdown.percent(document.clean.accuracy)
     assert shown["drop from internal"] == markdown.percent(document.drop_from_internal[0].drop)
     assert f"{run.name},elsewhere-Test,clean,0,,accuracy,{document.clean.accuracy.value}" in figures.read_text()
-
-
-def test_data_from_elsewhere_are_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of an evaluation says its split: NAME-Test as well as NAME-all."""
-    shutil.copytree(OLD, tmp_path / "s")
-    for folder in (tmp_path / "s").glob("runs/*/evaluations/elsewhere-all"):
-        folder.rename(folder.with_name("elsewhere-Test"))
-    runs, asked = study_folder.read(tmp_path / "s").runs, []
-    monkeypatch.setattr(run_folder, "evaluate", lambda folder, data, **options: asked.append((folder.name, options)))
-    tables.evaluate_elsewhere(runs, tmp_path / "elsewhere")
-    lacking = [run.name for run in runs if not run.evaluations]
-    assert [name for name, _ in asked] == lacking
-    assert 0 < len(lacking) < len(runs)
-    assert asked[0][1] == {"attacks": ("fgsm", "pgd"), "epsilons": [0.02]}
 
 
 def test_what_the_recipe_asked_for_and_was_not_tried_is_said(study: Path, tmp_path: Path) -> None:

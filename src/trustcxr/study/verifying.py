@@ -26,8 +26,8 @@ from trustcxr.study.engines import failures
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
 # Of a run's document what comes from the films, from training.json, or from no table that is kept.
 _OF_NO_TABLE = ("version", "notes", "films", "training", "planted_shortcuts")
-# Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
-# results/statistics-before-after.md. Of such a study these are not held against what is computed today.
+# Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts.
+# Of such a study these are not held against what is computed today.
 _SINCE = re.compile(r"_ci\b|\bece(_scaled)?\b|\bmasking\b|\balarms\b|\bcomparisons\b")
 # What was not kept before: where a document has none, there is nothing to hold against today's.
 _LATER = re.compile(

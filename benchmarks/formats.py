@@ -1,16 +1,9 @@
-"""A run's network in every format that an audit takes: has each audit the figures of the run's own?
+"""Write a run's network in every format that an audit takes, and audit each: the figures must be those of the run.
 
-    python -m benchmarks.findings.audits RUN... --data PATH --out DIR [--images N] [--validation]
-
-Nothing is trained: RUN is a folder of `trustcxr train` of one timm network. Its weights are put into the network as
-others hold it (torchvision's where it has one of the name, else timm's), which takes RGB and ImageNet's normalisation.
-That is written as torch.export program, TorchScript, ONNX, weights and `module:function`, as one that answers with
-probabilities and one that wants [0, 255], and each is audited with FGSM, PGD and worst-case of exam-1; `--images` takes
-the first N images of each class, `--validation` those of validation in place of Test, which this need not open.
-Printed: a row a format, with the largest difference from the run. What an earlier start left in DIR is gone on with.
+Its weights are put into the network as others hold it (torchvision's if it has one of the name, else timm's), which
+takes RGB and ImageNet's normalisation.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Sequence
@@ -22,10 +15,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trustcxr.about import NOTICE
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.report import markdown
 from trustcxr.results.documents import AuditDocument
 from trustcxr.study.audit import audit
 
@@ -37,7 +28,7 @@ NAMED = "TRUSTCXR_BENCHMARK_RUN"  # the run that `network` loads
 
 
 def network() -> nn.Module:
-    """The network of RGB, for `python: benchmarks.findings.audits:network`."""
+    """The network of RGB, for `python: benchmarks.formats:network`."""
     return of_rgb(load_run(os.environ[NAMED], on="cpu"))
 
 
@@ -111,7 +102,7 @@ def written(run: Run, out: Path) -> dict[str, Path]:
         "torch.export": ("source: net.pt2", "", "logits"),
         "TorchScript": ("source: net.pt", "", "logits"),
         "ONNX": ("source: net.onnx", "", "logits"),
-        "module:function": ("python: benchmarks.findings.audits:network", "", "logits"),
+        "module:function": ("python: benchmarks.formats:network", "", "logits"),
         "probabilities": ("source: softmax.pt2", "", "probabilities"),
         "of 0 to 255": ("source: bytes.pt2", "range: [0, 255]", "logits"),
     }
@@ -177,52 +168,3 @@ def differences(found: list[tuple[str, AuditDocument]]) -> dict[str, tuple[float
         )
         for name, other in found[1:]
     }
-
-
-def table(found: list[tuple[str, AuditDocument]]) -> str:
-    """The figures of each format in percent, and how far they are from the run's in points."""
-    apart, names = differences(found), list(figures(found[0][1]))
-    lines = [f"| format | {' | '.join(names)} | furthest from the run, clean | attacked |"]
-    lines += ["| --- |" + " --- |" * (len(names) + 2)]
-    for name, document in found:
-        attacked = (row.accuracy for row in document.attacks if row.accuracy.value is not None)
-        shown = [markdown.percent(share) for share in (document.clean.accuracy, *attacked)]
-        further = [f"{100 * value:.2f}" for value in apart[name]] if name in apart else ["", ""]
-        lines.append(f"| {' | '.join([name, *shown, *further])} |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Measure, and print the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, help="of each class; all unless said")
-    parser.add_argument("--validation", action="store_true", help="the images of validation in place of Test's")
-    asked = parser.parse_args()
-    parts = []
-    for folder in asked.runs:
-        run, out = load_run(folder, on="cpu"), asked.out / folder.name
-        splits = run.trained_by.data.splits
-        data, split = asked.data, str(splits.val if asked.validation else splits.test)
-        if asked.images:
-            data = first_images(asked.data, out / "films", run, asked.images, split=split)
-        found = rows(folder, data, out, split=None if asked.images else split)
-        recipe = run.trained_by
-        called = f"{recipe.model.called} at {run.size} pixels, {recipe.defence.name}, seed {recipe.seed}"
-        parts.append(f"## {called}\n\n{found[0][1].data.n} films.\n\n{table(found)}")
-    films = f"the first {asked.images} of each class of the " if asked.images else ""
-    flags = (f" --images {asked.images}" if asked.images else "") + (" --validation" if asked.validation else "")
-    print(
-        f"# One network in every format that an audit takes\n\n`python -m benchmarks.findings.audits RUN... --data "
-        f"{asked.data.name} --out DIR{flags}`. On {films}{'validation' if asked.validation else 'Test'} images of "
-        f"{asked.data.name}: percent answered rightly by attack and epsilon (L-infinity, pixel space), with 95 % "
-        f"intervals; points of difference from the run. The network of each file is torchvision's or timm's own, of "
-        f"RGB with ImageNet's normalisation, with the run's weights. {NOTICE}\n"
-    )
-    print("\n".join(parts), end="")
-
-
-if __name__ == "__main__":
-    main()

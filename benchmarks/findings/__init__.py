@@ -1,1 +1,0 @@
-"""What writes results/ and the README's table: each figure from a table, with its interval."""
