@@ -26,7 +26,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report import cards
 from trustcxr.results import files, folders, stretches
-from trustcxr.results.documents import Hardware, TrainingDocument
+from trustcxr.results.documents import Hardware
 from trustcxr.training import loop, monitor
 from trustcxr.training import provenance as origins
 from trustcxr.training import step as fitting
@@ -685,10 +685,3 @@ def _one_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def test_a_monitor_is_found_in_checkpoints_of_runs_cut_off_before_its_class_was_renamed(tmp_path: Path) -> None:
-    made = recipe()
-    assert monitor.Monitor(tmp_path, None, made).state_key == "Watch"  # type: ignore[arg-type]
-    again = monitor.RefitMonitor(tmp_path, None, made, TrainingDocument(best_epoch=0))  # type: ignore[arg-type]
-    assert again.state_key == "Refitting"

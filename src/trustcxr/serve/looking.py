@@ -77,7 +77,7 @@ def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
-    ((predicted, _),) = closer_look.answers(run, pixels)
+    ((predicted, _),) = one_image.answers(run, pixels)
     return answers.Changed(
         perturbation=_flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)),
         tried_up_to=closer_look.HIGHEST,

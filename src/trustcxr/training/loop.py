@@ -258,7 +258,7 @@ def _finish(
 ) -> TrainingDocument:
     checkpoint.settle(folder, monitor.best_sum)
     best = folder / checkpoint.FOLDER / checkpoint.BEST
-    if monitor.best_sum not in ("", files.checksum(best)):
+    if monitor.best_sum != files.checksum(best):
         checkpoint.remove(folder)
         raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
