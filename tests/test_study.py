@@ -498,7 +498,7 @@ def test_robust_runs_wait_for_the_standard_ones_only_where_they_need_them(
         ({"models": [{"name": "ResNet5"}]}, "did you mean"),
         ({"models": [{"name": "test_efficientnet", "weights": "gone.safetensors"}]}, "no such file"),
         ({"defences": [{"name": "fsgm"}]}, "valid: standard, fgsm"),
-        ({"explanation": {"method": "gradcan"}}, "gradcam"),
+        ({"explanation": {"methods": ["gradcan"]}}, "gradcam"),
     ],
 )
 def test_what_a_recipe_asks_for_in_vain_is_said_before_any_work(

@@ -531,8 +531,9 @@ def test_one_answer_to_all_is_not_kept_where_most_films_are_of_one_class(
     pixels, truth = to_pixels(torch.from_numpy(val.batch(np.arange(24)))), torch.as_tensor(labels)
     answers = truth.clone()
     answers[rows[labels[rows] == 0][:2]] = 1  # 8 of 10 right, as one answer to all has, but of every class
-    how: dict[str, Any] = {"name": "fgsm", "epsilon": 0.0}
-    seen, scores = monitor.Monitor(tmp_path, val, recipe(how)), []
+    how = recipe("fgsm")
+    how = how.model_copy(update={"defence": how.defence.model_copy(update={"epsilon": 0.0})})
+    seen, scores = monitor.Monitor(tmp_path, val, how), []
     for said in (torch.zeros_like(truth), answers):
         balanced: dict[str, float] = {}
         model = ByHeart(pixels, said)
@@ -577,11 +578,11 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
         return adversarial.fgsm(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
-    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25, "mode": "train"}
+    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25}
     loop.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
     assert len(seen) == 3
     for step in seen:
-        asked = {"epsilon": 0.04, "clean_share": 0.25, "mode": "train", "label_smoothing": 0.1, "training": True}
+        asked = {"epsilon": 0.04, "clean_share": 0.25, "label_smoothing": 0.1, "training": True}
         assert step.items() >= asked.items()
         assert 0 <= step["range"][0] < step["range"][1] <= 1
 

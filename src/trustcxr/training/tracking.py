@@ -57,8 +57,9 @@ class Tracked(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Send one row."""
-        row = self.monitor.table().iloc[-1].drop("epoch").dropna().to_dict()
-        self._send(lambda: self.to.log_metrics(row, step=len(self.monitor.table()) - 1))
+        row = self.monitor.table().iloc[-1].dropna()
+        figures = {str(name): float(value) for name, value in row.items() if name != "epoch"}
+        self._send(lambda: self.to.log_metrics(figures, step=int(row["epoch"])))
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Send the end."""
