@@ -141,7 +141,7 @@ def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, m
         {"seeds": [2**32]},
         {"training": {"weight_decay": float("inf")}},
         {"training": {"warmup_epochs": float("inf")}},
-        {"training": {"outside_gradient": float("nan")}},
+        {"training": {"guidance": float("nan")}},
         {"data": {"size": 1_000_000}},
         {"defences": [{"name": "trades", "beta": float("inf")}]},
     ],
