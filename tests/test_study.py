@@ -31,6 +31,7 @@ from trustcxr.study.engines.contract import Outcomes, Work
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import verify
 from trustcxr.training import loop
+from trustcxr.training.step import TrainingStep
 
 RECIPE = {
     "name": "tiny",
@@ -349,9 +350,17 @@ def test_memory_that_is_not_there_is_one_line_whoever_asked_for_it(
 
 
 @pytest.mark.slow
-def test_a_network_whose_loss_is_no_number_fails_alone(films: Path, tmp_path: Path) -> None:
-    wild = {"name": "test_resnet", "weights": "none", "training": {"optimiser": "adamw", "weight_decay": 1e36}}
-    models = [{"name": "test_efficientnet", "weights": "none"}, wild]
+def test_a_network_whose_loss_is_no_number_fails_alone(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TrainingStep._on
+
+    def diverging(self: TrainingStep, *batch: Any) -> Any:
+        loss, right = real(self, *batch)
+        return (loss * float("nan") if self.recipe.model.name == "test_resnet" else loss), right
+
+    monkeypatch.setattr(TrainingStep, "_on", diverging)
+    models = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")]
     document = Study(tiny(models=models, selection={"count": 2}), films, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document["runs"]] == ["test_efficientnet-standard-s0", "test_efficientnet-fgsm-s0"]
     failures = document["failures"]
