@@ -81,7 +81,8 @@ def _trained(defence: str, classes: int, epsilon: float) -> SmallNet:
         optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
         for step in range(80):
             batch, labels = images_and_labels(64, classes=classes, seed=1000 + step)
-            loss, _ = defences.get(defence)(model, batch, labels, epsilon=epsilon, clean_share=0.0, mode="eval")
+            options = {} if defence == "standard" else {"epsilon": epsilon}
+            loss, _ = defences.get(defence)(model, batch, labels, **options)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

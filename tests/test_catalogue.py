@@ -88,7 +88,7 @@ def attack(model, images, labels, *, epsilon, steps=3):
     return (images + epsilon).clamp(0, 1)
 
 
-def defence(model, images, labels, *, epsilon=0.02, label_smoothing=0.0, class_weights=None):
+def defence(model, images, labels, *, epsilon=0.02, label_smoothing=0.0):
     logits = model(images)
     return torch.nn.functional.cross_entropy(logits, labels), logits
 

@@ -102,22 +102,6 @@ def test_a_study_trains_its_runs_itself(films: Path, tmp_path: Path) -> None:
     assert "holds a study" in complaint("train", "--data", films, "--model", "test_resnet", "--out", tmp_path)
 
 
-def test_a_single_run_has_no_standard_run_to_start_from(films: Path, tmp_path: Path) -> None:
-    options = [
-        "--model",
-        "test_resnet",
-        "--weights",
-        "none",
-        "--defence",
-        "fgsm",
-        "--set",
-        "defence.start_from=standard",
-    ]
-    said = complaint("train", "--data", films, *options, "--out", tmp_path / "run")
-    assert "defence.start_from: standard is of studies" in said
-    assert not (tmp_path / "run").exists()
-
-
 def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
     before = (trained / "model.safetensors").stat().st_mtime_ns
@@ -394,7 +378,7 @@ def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_
         (["--set", "training.augment.flip=0.5", "--set", "training.augment={scale: 0}"], "both say training.augment.f"),
         (["--label", "a=Normal", "--label", "a=COVID-19"], "--label a= is there twice"),
         (["--column", "path=a", "--column", "path=b"], "--column path= is there twice"),
-        (["--set", "training.swap_share=0.3"], "options: swap_share: 0.3 does nothing without a background"),
+        (["--set", "training.healthy=x"], "options: healthy: x does nothing without counterfactuals"),
     ],
 )
 def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said: str) -> None:

@@ -141,7 +141,7 @@ def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, m
         {"seeds": [2**32]},
         {"training": {"weight_decay": float("inf")}},
         {"training": {"warmup_epochs": float("inf")}},
-        {"training": {"outside_gradient": float("nan")}},
+        {"training": {"guidance": float("nan")}},
         {"data": {"size": 1_000_000}},
         {"defences": [{"name": "trades", "beta": float("inf")}]},
     ],
@@ -231,7 +231,7 @@ def test_a_run_without_its_recipe_or_weights_is_trained_again(
     assert "trained again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("last", ["class_weights:", "rotation: 1", "healthy: Normal\n"])
+@pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy: Normal\n"])
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,6 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import run as evaluation_run
 from trustcxr.explain import scores
-from trustcxr.models.weights import load_weights
 from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report import terminal
@@ -148,19 +147,6 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
     assert "the weights of epoch 2 are kept" in summary.alarm
     assert "alarm" not in files.read_json(tmp_path / "validated" / "training.json")
-
-
-@pytest.mark.slow
-def test_the_start_of_the_first_has_not_seen_validation_either(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop.fit(recipe(refit=True), *films, tmp_path / "standard")
-    loaded: list[Path] = []
-    real = load_weights
-    monkeypatch.setattr(loop, "load_weights", lambda model, path: loaded.append(path) or real(model, path))
-    made = recipe({"name": "fgsm", "start_from": "standard"}, refit=True)
-    loop.fit(made, *films, tmp_path / "fgsm", start_from=tmp_path / "standard")
-    assert [path.parent.relative_to(tmp_path).as_posix() for path in loaded] == ["standard/validated", "standard"]
 
 
 @pytest.fixture

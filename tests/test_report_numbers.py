@@ -309,26 +309,25 @@ def test_methods_tell_what_each_network_and_way_of_training_says_of_its_own() ->
     asked = {
         "name": "x",
         "models": [
-            {"name": "resnet18", "label": "other", "stem_pool": False, "input_blur": 3},
+            {"name": "resnet18", "label": "other", "normalisation": "group"},
             {"name": "resnet10t", "training": {"epochs": 12}},
         ],
         "training": {"balanced": True, "epochs": 8, "augment": {"rotation": 3.0, "flip": 0.5}},
         "defences": [
-            {"name": "fgsm", "mode": "train", "epsilon_outside": 0.0, "training": {"balanced": False, "epochs": 9}},
+            {"name": "fgsm", "attack_precision": "bf16", "training": {"balanced": False, "epochs": 9}},
             {"name": "trades", "beta": 3.0},
-            {"name": "standard", "background": "swap"},
+            {"name": "standard", "training": {"background": "swap"}},
         ],
     }
     recipe = validate(StudyRecipe, asked, "x").model_dump(mode="json")
     told = methods.paragraphs(StudyDocument(recipe=recipe), [])
     networks, resisting = told["Networks and training"], told["Training to resist"]
-    assert "resnet18 (label other, weights imagenet, stem pool False, input blur 3)" in networks
+    assert "resnet18 (label other, weights imagenet, normalisation group)" in networks
     assert "resnet10t (weights imagenet, epochs 12)" in networks
     assert "epochs 8," in networks
     assert "guidance" not in networks, "of what is switched off nothing is told"
     fgsm, trades, swap = resisting.split("; ")
-    assert "epsilon outside 0.0" in fgsm
-    assert "mode train" in fgsm
+    assert "attack precision bf16" in fgsm
     assert "balanced False" in fgsm
     assert "epochs 9" in fgsm
     assert "rotation" not in fgsm

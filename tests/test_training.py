@@ -27,7 +27,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report import cards
 from trustcxr.results import files, folders, stretches
-from trustcxr.results.documents import Hardware, TrainingDocument
+from trustcxr.results.documents import Hardware
 from trustcxr.training import loop, monitor
 from trustcxr.training import provenance as origins
 from trustcxr.training import step as fitting
@@ -325,7 +325,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
     assert files.part(first, "hardware")["processor"] == "Another"
     assert files.part(first, "source")["commit"] == "abcdef0123"
     assert files.part(second, "versions") == folders.versions()
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "not trained on one and the same" in line)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "resumed on another machine or version" in line)
     told = re.search(r"from epoch 1 with (.*); from epoch 2 with (.*)", line)
     assert told is not None
     assert "torch 2.10" in told[1]
@@ -515,8 +515,9 @@ def test_one_answer_to_all_is_not_kept_where_most_films_are_of_one_class(
     pixels, truth = to_pixels(torch.from_numpy(val.batch(np.arange(24)))), torch.as_tensor(labels)
     answers = truth.clone()
     answers[rows[labels[rows] == 0][:2]] = 1  # 8 of 10 right, as one answer to all has, but of every class
-    how: dict[str, Any] = {"name": "fgsm", "epsilon": 0.0}
-    seen, scores = monitor.Monitor(tmp_path, val, recipe(how)), []
+    how = recipe("fgsm")
+    how = how.model_copy(update={"defence": how.defence.model_copy(update={"epsilon": 0.0})})
+    seen, scores = monitor.Monitor(tmp_path, val, how), []
     for said in (torch.zeros_like(truth), answers):
         balanced: dict[str, float] = {}
         model = ByHeart(pixels, said)
@@ -561,11 +562,11 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
         return adversarial.fgsm(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
-    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25, "mode": "train"}
+    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25}
     loop.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
     assert len(seen) == 3
     for step in seen:
-        asked = {"epsilon": 0.04, "clean_share": 0.25, "mode": "train", "label_smoothing": 0.1, "training": True}
+        asked = {"epsilon": 0.04, "clean_share": 0.25, "label_smoothing": 0.1, "training": True}
         assert step.items() >= asked.items()
         assert 0 <= step["range"][0] < step["range"][1] <= 1
 
@@ -610,18 +611,6 @@ def test_kept_weights_are_the_moving_average(
         if value.is_floating_point():
             assert torch.allclose(value, expected[name], atol=1e-5), name
     assert not torch.allclose(kept["net.fc.weight"], steps[-1]["net.fc.weight"], atol=1e-5)
-
-
-@pytest.mark.usefixtures("rising")
-def test_a_run_may_start_from_another(films: tuple[Any, Any], tmp_path: Path) -> None:
-    loop.fit(recipe(epochs=1), *films, tmp_path / "first")
-    still = recipe({"name": "fgsm", "start_from": "standard"}, epochs=1, learning_rate=1e-9)
-    loop.fit(still, *films, tmp_path / "second", start_from=tmp_path / "first")
-    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
-    assert torch.allclose(first["net.fc.weight"], second["net.fc.weight"], atol=1e-6)
-    assert files.read_yaml(tmp_path / "second" / "run.yaml")["started_from"] == "first"
-    with pytest.raises(UserError, match="not the weights of this model"):
-        loop.fit(still, *films, tmp_path / "third", start_from=tmp_path / "nowhere")
 
 
 def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
@@ -681,10 +670,3 @@ def _one_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def test_a_monitor_is_found_in_checkpoints_of_runs_cut_off_before_its_class_was_renamed(tmp_path: Path) -> None:
-    made = recipe()
-    assert monitor.Monitor(tmp_path, None, made).state_key == "Watch"  # type: ignore[arg-type]
-    again = monitor.RefitMonitor(tmp_path, None, made, TrainingDocument(best_epoch=0))  # type: ignore[arg-type]
-    assert again.state_key == "Refitting"

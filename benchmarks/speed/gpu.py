@@ -63,7 +63,7 @@ def speed(model: nn.Module, films: Dataset, given: argparse.Namespace, defence: 
         x = x.contiguous(memory_format=torch.channels_last)
         optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16):
-            loss, _ = loss_of(model, x, labels, epsilon=EPSILON)
+            loss, _ = loss_of(model, x, labels)
         loss.backward()
         optimiser.step()
         float(loss.detach())  # as training does, which looks at every loss

@@ -5,21 +5,10 @@ The names below are loaded on first use.
 
 from typing import TYPE_CHECKING
 
-from trustcxr.lazily import loader
-
-_NAMES = {
-    "print_rows": "trustcxr.report.terminal",
-    "print_study": "trustcxr.report.terminal",
-    "print_table": "trustcxr.report.terminal",
-    "write": "trustcxr.report.page",
-}
-__all__ = ["print_rows", "print_study", "print_table", "write"]
-__getattr__ = loader(__name__, _NAMES)
+from trustcxr.lazily import attach
 
 if TYPE_CHECKING:
     from trustcxr.report.page import write
     from trustcxr.report.terminal import print_rows, print_study, print_table
-
-
-def __dir__() -> list[str]:
-    return __all__
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

@@ -268,7 +268,7 @@ def _left_out(study: StudyDocument) -> str:
 
 
 def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
-    """The commit, seeds, films and energy, as far as they were noted."""
+    """The commit, seeds and films, as far as they were noted."""
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
@@ -277,13 +277,6 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:
         yield "Films, fingerprint", study.data.fingerprint
-    trained = [run.metrics.training for run in runs]
-    if known := [part for part in trained if part.energy_kwh is not None]:
-        total = sum(part.energy_kwh or 0.0 for part in known)
-        yield (
-            "Energy of training",
-            f"about {total:.3g} kWh over {len(known)} runs: {known[0].energy_method} (first run)",
-        )
 
 
 def _data_line(data: DataDescription) -> str:

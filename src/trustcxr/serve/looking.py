@@ -59,7 +59,7 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
     """The same, with the film and its maps: one part of an examination."""
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
-    pixels = _as_input(run, film)
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
     height, width = film.pixels.shape
     looked = {
@@ -76,8 +76,8 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
 def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
-    pixels = _as_input(run, film)
-    ((predicted, _),) = closer_look.answers(run, pixels)
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
+    ((predicted, _),) = one_image.answers(run, pixels)
     return answers.Changed(
         perturbation=_flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)),
         tried_up_to=closer_look.HIGHEST,
@@ -89,7 +89,7 @@ def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
     """The PNG that `predict` writes beside a film: the map of the predicted class over it, with its notice."""
     name = lookup({name: name for name in ready.methods}, "saliency method", method)
     run = ready.run
-    pixels = _as_input(run, film)
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     picture = _overlay(run, film, film.pixels, explain.method(name)(run.model, pixels, None))
     info, file = PngInfo(), io.BytesIO()
     info.add_text("TrustCXR", NOTICE)
@@ -108,7 +108,7 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
     found.run = ready.name
     one_image.doubt(found, run, ready.known, film)
-    pixels = _as_input(run, film)
+    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
     small = Image.fromarray(film.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)

@@ -326,9 +326,8 @@ class Study:
 
 
 def _must_choose(recipe: StudyRecipe) -> bool:
-    """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
-    started = any(defence.start_from == "standard" for defence in recipe.defences)
-    return started or recipe.selection.count < len(recipe.models)
+    """Return whether robust runs wait for the choice among the standard ones."""
+    return recipe.selection.count < len(recipe.models)
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:

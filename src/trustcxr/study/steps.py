@@ -107,11 +107,7 @@ def _carry_out(task: Task) -> None:
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     mending.mend(steps.folder)
-    start = None
-    if run.defence.start_from == "standard":
-        start = study.run_folder(run_recipe(study.recipe, run.model, DefenceRecipe(), run.seed))
-    films, cards = (study.films("train"), study.films("val")), Cards(study.devices)
-    steps.train(run, *films, start_from=start, cards=cards)
+    steps.train(run, study.films("train"), study.films("val"), cards=Cards(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:

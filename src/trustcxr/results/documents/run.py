@@ -54,7 +54,7 @@ class TrainingDocument(Document):
     """training.json: how long a run was trained, what stopped it, which epoch is kept.
 
     `best_value` of `monitor` is under an attack, or proved, at `epsilon`; without it, on images as they are.
-    `processor_seconds` of all cores together; `energy_kwh` is an estimate, `energy_method` how it was made. `precision`
+    `processor_seconds` of all cores together. `precision`
     is what was computed in, `precision_asked` what the recipe asks for: other where the machine could not. `world`
     processes shared each batch by `strategy`, and each worked its share off in `parts`: the most, where that changed;
     missing where no batch was split.
@@ -70,8 +70,6 @@ class TrainingDocument(Document):
     parts: int | None = None
     world: int | None = None
     strategy: str | None = None
-    energy_kwh: Number = None
-    energy_method: str = ""
     monitor: str = ""
     epsilon: Number = None
     best_value: Number = None
