@@ -203,11 +203,12 @@ def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
 
 
 def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
-    held = (np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
-    assert findings.threshold_of("a", 0.3, held, 0.5) == Threshold(0.3, "of the model file")
-    assert findings.threshold_of("a", None, held, 0.5).value == pytest.approx(0.5)
-    assert "validation" in findings.threshold_of("a", None, held, 0.5).origin
-    assert "want of another" in findings.threshold_of("a", None, None, 0.5).origin
+    logits, truth = np.array([[-2.0, -1.0, 1.0, 2.0, 9.0]]).T, np.array([[0, 0, 1, 1, np.nan]]).T
+    plain, stated = (OutputSpec(kind="sigmoid", classes=("a",), thresholds=given) for given in (None, (0.3,)))
+    assert findings.threshold_of(stated, 0, (logits, truth)) == Threshold(0.3, "of the model file")
+    assert findings.threshold_of(plain, 0, (logits, truth)).value == pytest.approx(0.5)
+    assert "validation" in findings.threshold_of(plain, 0, (logits, truth)).origin
+    assert "want of another" in findings.threshold_of(plain, 0, None).origin
 
 
 @pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])

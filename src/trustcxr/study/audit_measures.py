@@ -195,7 +195,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = threshold_of(subject, place, held, whole.films.unchosen)
+        threshold = findings.threshold_of(subject.output, place, held, whole.films.unchosen)
         labels = truth[:, place]
         found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
@@ -258,22 +258,6 @@ def answers_known(
         return None
     truth = dict(zip(validation.sample_ids, findings.known(validation.table, names), strict=True))
     return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
-
-
-def threshold_of(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None, unchosen: str) -> Threshold:
-    """A finding's operating point: that of the model file, else chosen on the validation images `held`, else 0.5.
-
-    `unchosen`: why there are no such images.
-    """
-    given = subject.output.thresholds
-    points = subject.output.operating_points
-    assert points is not None  # of kind sigmoid
-    known = None
-    if held is not None:
-        rows = np.isfinite(held[1][:, place])
-        known = (held[0][rows, place], held[1][rows, place])
-    own = points[place] if given else None
-    return findings.threshold_of(subject.classes[place], own, known, points[place], unchosen)
 
 
 def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Finding:

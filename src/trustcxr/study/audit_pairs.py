@@ -30,7 +30,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
     predictions.parquet beside each is whole.
     """
-    audits = [_audit(folder) for folder in (first, second)]
+    audits = [read_audit(folders.check_audit(folder) / folders.AUDIT_FILE) for folder in (first, second)]
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
     for document, path in zip(audits, (folder / folders.PREDICTIONS_FILE for folder in (first, second)), strict=True):
@@ -39,7 +39,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     _refuse_other_films(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
-    other_lungs = _by_lungs(both) if audits[0].data.other_lungs(audits[1].data) else []
+    by_lungs = {f"{view} accuracy" for view in VIEWS} if audits[0].data.other_lungs(audits[1].data) else set()
+    other_lungs = [key.measure for key in both if key.measure in by_lungs]
     for key in [key for key in both if key.measure not in gone and key.measure not in other_lungs]:
         shared = tables[0][key].index.intersection(tables[1][key].index)
         one, other = (table[key].loc[shared] for table in tables)
@@ -47,11 +48,12 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         for finding in each if key.measure.startswith((CLEAN, WORST_CASE)) else ():
             own = shared.intersection(each[finding])
             rows.append(_row(f"{key.measure}, {finding}", one.loc[own], other.loc[own], resamples))
-    for row, corrected in zip(rows, holm([_p_value(row) for row in rows]), strict=True):
+    p_values = [float("nan") if row.p_value is None else row.p_value for row in rows]
+    for row, corrected in zip(rows, holm(p_values), strict=True):
         ends = row.difference.interval
         row.p_corrected = float(corrected)
         row.settled = bool(corrected < LEVEL and ends is not None and not ends[0] <= 0 <= ends[1])
-        if attacked_more(audits, row.measure, each) not in (None, _better(row)):
+        if attacked_more(audits, row.measure, each) not in (None, int((row.difference.value or 0.0) > 0)):
             row.settled = False  # who was attacked less may owe its lead to that
     return AuditPair(
         first=audits[0].model.name,
@@ -78,12 +80,6 @@ def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: in
         p_value=found.p_value,
         n=found.n,
     )
-
-
-def _by_lungs(keys: Iterable[Key]) -> list[str]:
-    """The measures on films that were changed by their lung masks."""
-    views = {f"{view} accuracy" for view in VIEWS}
-    return [key.measure for key in keys if key.measure in views]
 
 
 def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:
@@ -116,18 +112,6 @@ def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Itera
         for document in audits
     ]
     return handed.index(True) if sum(handed) == 1 else None
-
-
-def _better(row: PairRow) -> int:
-    return int((row.difference.value or 0.0) > 0)
-
-
-def _p_value(row: PairRow) -> float:
-    return float("nan") if row.p_value is None else row.p_value
-
-
-def _audit(folder: Path) -> AuditDocument:
-    return read_audit(folders.check_audit(folder) / folders.AUDIT_FILE)
 
 
 def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:

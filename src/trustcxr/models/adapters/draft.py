@@ -140,9 +140,7 @@ def _tried(net: Any, draft: Draft) -> Draft:
 
     for channels in [draft.channels] if draft.channels else [3, 1]:
         for size in [draft.size] if draft.size else [224, 96, 64, 512]:
-            batch = getattr(net, "batch", None) or (
-                net.shape[0] if isinstance(getattr(net, "shape", [None])[0], int) else 2
-            )
+            batch = getattr(net, "batch", None) or 2
             images = torch.rand((batch, channels, size, size), generator=torch.Generator().manual_seed(0))
             try:
                 with torch.no_grad():

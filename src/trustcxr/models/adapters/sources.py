@@ -81,13 +81,13 @@ def check_trusted(source: str, trust_code: bool) -> None:
 def _onnx(path: Path, probe: Tensor) -> Found:
     from trustcxr.models.adapters.onnx_files import load_onnx
 
-    file = load_onnx(path, probe)
-    net, outputs = file.original, file.original.outputs
+    net, converted, why = load_onnx(path, probe)
+    outputs = net.outputs
     first = f"it has {outputs} outputs, of which the first was taken for its answer, and no other looked at"
     notes = (first,) if outputs > 1 else ()
-    if file.converted is not None:
-        return Found(file.converted, "ONNX", "converted", file.batch, notes, original=net)
-    return Found(net, "ONNX", "none", file.batch, (no_gradients(file.why), *notes))
+    if converted is not None:
+        return Found(converted, "ONNX", "converted", net.batch, notes, original=net)
+    return Found(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
 
 
 def no_gradients(why: str) -> str:
