@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from small_runs import recipe
+from small_runs import recipe, seal
 from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
@@ -37,6 +37,7 @@ def untrained_run(folder: Path, seed: int = 0) -> Path:
     classes = ["COVID-19", "Non-COVID", "Normal"]
     content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
     files.write_yaml(folder / "run.yaml", content)
+    seal(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pack import Pack
-from small_runs import PowerCut, cut_at, made_up, make_old, recipe, same, weights
+from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -231,11 +231,6 @@ def test_a_run_that_lost_its_checksums_is_refused(left: dict[str, None], trained
     files.write_yaml(trained / "run.yaml", content | left)
     with pytest.raises(UserError, match=r"run\.yaml: cut off"):
         load_run(trained)
-
-
-def test_a_run_of_before_checksums_loads(trained: Path) -> None:
-    make_old(trained)
-    assert load_run(trained).classes == ("COVID-19", "Non-COVID", "Normal")
 
 
 def test_a_folder_of_what_was_refused_is_not_left_behind(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from small_runs import recipe as run_recipe
+from small_runs import seal
 from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import writing
@@ -201,6 +202,7 @@ def finished(tmp_path: Path) -> Path:
     folder.mkdir()
     save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")
     files.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
+    seal(folder)
     files.write_json(folder / "training.json", {"epochs": 1})
     files.write_json(folder / "metrics.json", {"clean": {}})
     import pandas as pd
@@ -239,7 +241,7 @@ def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     content = {"classes": content["classes"], "recipe": content["recipe"]}
     content["checksums"] = folders.checksums(finished, content["classes"])
     files.write_yaml(finished / "run.yaml", content)
-    files.write_json(finished / "training.json", {"version": 1, "epochs": 1})
+    files.write_json(finished / "training.json", {"version": 2, "epochs": 1})
     mending.mend(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from small_runs import make_old, weights
+from small_runs import seal, weights
 from test_cli import complaint, run
 from trustcxr.data import read_manifest
 from trustcxr.data.phantom import writing
@@ -149,8 +149,8 @@ def test_results_go_to_another_folder_where_one_is_named(
 def trained_otherwise(run_: Path, place: Path) -> Path:
     """A run of the same name whose training ended elsewhere."""
     other = Path(shutil.copytree(run_, place))
-    make_old(other)
     save_file({key: value * 1.01 for key, value in weights(other).items()}, other / "model.safetensors")
+    seal(other)
     return other
 
 
@@ -341,27 +341,6 @@ def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, stud
         again(study, others)
     moved = Path(shutil.copytree(films, tmp_path / "moved"))
     assert len(again(study, moved).plain()["runs"]) == 1, "the same films under another name are the same study"
-
-
-def test_a_study_of_before_fingerprints_goes_on(films: Path, study: Path) -> None:
-    before, run_ = runs_of(study), study / "runs" / "test_resnet-standard-s0"
-    content = files.read_yaml(study / "study.yaml")
-    files.write_yaml(study / "study.yaml", {k: v for k, v in content.items() if k != "fingerprint"})
-    about = files.read_yaml(run_ / "run.yaml")
-    about["data"] = {key: about["data"][key] for key in ("root_name", "split", "images")}
-    files.write_yaml(run_ / "run.yaml", about)
-    make_old(run_)
-    before[0].training.version = None  # of which training.json says nothing now
-    (run_ / "films.parquet").unlink()
-    for name in ("predictions.parquet", "validation.parquet"):
-        files.write_table(run_ / name, files.read_table(run_ / name).drop(columns="data"))
-    (study / ".data.yaml").unlink()
-    stamps = {p: p.stat().st_mtime_ns for p in run_.iterdir() if p.is_file()}
-    again(study, films)
-    assert runs_of(study) == before
-    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "nothing is done twice"
-    _, place = run_folder.evaluate(run_, films, attacks=["fgsm"])
-    assert place == run_
 
 
 def test_a_finished_run_asks_for_its_films_too(trained: Path, films: Path, others: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pack import Pack
 from small_networks import accuracy, images_and_labels, trained
-from small_runs import make_old, recipe
+from small_runs import recipe, seal
 from trustcxr import attacks
 from trustcxr.attacks import contract
 from trustcxr.errors import UserError
@@ -192,7 +192,7 @@ def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, val
     state = load_file(tmp_path / "model.safetensors")
     state["net.fc.bias"][0] = value
     save_file(state, tmp_path / "model.safetensors")
-    make_old(tmp_path)  # with checksums, weights that were changed are refused before this
+    seal(tmp_path)
     with pytest.raises(UserError, match=r"net\.fc\.bias holds NaN or infinity") as problem:
         load_run(tmp_path)
     assert "\n" not in str(problem.value)

@@ -101,7 +101,7 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert f"{100 * document['clean']['accuracy']['value']:.1f}" in text
     assert "created" not in text, "nobody knows when"
     assert "run.yaml could not be read" in text
-    (one / "run.yaml").write_text("versions: {trustcxr: 0.1.7}")
+    (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
     (one / "data-check.json").write_text('{"verdict": "3 films are in two splits."}')
     text = run_and_read(one)
     assert "TrustCXR 0.1.7" in text
