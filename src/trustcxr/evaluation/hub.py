@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.results import evaluations, files, folders
 from trustcxr.results.disk import is_full
 
 PREFIX = "hf://"
@@ -91,8 +91,11 @@ def _into_folder(run: Path, place: Path, card: str) -> str:
     # First, since it tells that the rest is ours too, should the push be cut.
     with files.replacing(place / CARD_FILE) as temporary:
         temporary.write_text(card, encoding="utf-8")
+    own = evaluations.own_figures(run)
     for name in _SENT:
-        if not (run / name).is_file():
+        if name == folders.METRICS_FILE and own is not None:
+            files.write_json(place / name, own.document)
+        elif not (run / name).is_file():
             (place / name).unlink(missing_ok=True)
         elif name == folders.FILMS_FILE:
             files.write_table(place / name, files.read_table(run / name)[["film"]])

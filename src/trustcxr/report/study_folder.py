@@ -23,6 +23,7 @@ from trustcxr.results.documents import (
     StudyDocument,
     TrainingDocument,
 )
+from trustcxr.results.evaluations import other_figures, own_figures
 from trustcxr.results.flat import understood
 from trustcxr.results.tables import CLEAN
 
@@ -47,6 +48,7 @@ class Run:
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
+    sources: tuple[Path, ...] = ()  # folders of its tables, if no study owns it: the first that has a table counts
     qualifier: str = ""  # label, background and seed, where they tell two runs apart
 
     def __post_init__(self) -> None:
@@ -128,8 +130,8 @@ class Run:
         return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
 
     def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
-        path = self.folder / name
-        if not path.is_file():
+        paths = (folder / name for folder in (self.folder, *self.sources))
+        if (path := next((path for path in paths if path.is_file()), None)) is None:
             return None
         try:
             return reader(path)
@@ -154,14 +156,10 @@ class Run:
 
     @cached_property
     def evaluations(self) -> dict[str, RunDocument]:
-        """Its metrics.json on other data, by the name of the folder in evaluations/."""
-        found = {}
-        for file in sorted(self.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
-            name = file.parent.name
-            document = self._read(f"evaluations/{name}/{file.name}", lambda path: documents.read(RunDocument, path))
-            if document is not None:
-                found[name] = _of_maps(document)
-        return found
+        """Its figures on other data, by the name of the data set and its split."""
+        if not (self.folder / folders.RUN_FILE).is_file():
+            return {}
+        return {name: _of_maps(found.document) for name, found in other_figures(self.folder).items()}
 
     def predictions(self) -> "pd.DataFrame | None":
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
@@ -255,15 +253,16 @@ def _check(path: Path, notes: list[str]) -> DataCheck | None:
 
 
 def _of_one_run(path: Path) -> StudyFolder:
-    source = folders.check_run(path) / folders.METRICS_FILE
-    if not source.is_file():
+    measured = own_figures(folders.check_run(path))
+    if measured is None:
         command = f"trustcxr evaluate {as_typed(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
     notes: list[str] = []
-    content = files.read_document(source)
-    documents.refuse_later(content, source)
-    document, lost = understood(RunDocument, content)
-    _note_lost(source.name, lost, notes)
+    document = measured.document
+    for folder in measured.folders:
+        content = files.read_document(folder / folders.METRICS_FILE)
+        documents.refuse_later(content, folder / folders.METRICS_FILE)
+        _note_lost(folders.METRICS_FILE, understood(RunDocument, content)[1], notes)
     if (path / folders.TRAINING_FILE).is_file():
         document.training = documents.read(TrainingDocument, path / folders.TRAINING_FILE)
     name = document.run or path.name
@@ -271,7 +270,7 @@ def _of_one_run(path: Path) -> StudyFolder:
     study = StudyDocument(
         trustcxr=made_by, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
     )
-    runs = [Run(document, path, notes)]
+    runs = [Run(document, path, notes, sources=measured.folders)]
     label(runs)
     return StudyFolder(path, study, runs, notes, _check(path, notes))
 

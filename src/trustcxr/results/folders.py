@@ -10,7 +10,6 @@ from typing import Any
 from trustcxr.about import __version__
 from trustcxr.errors import UserError
 from trustcxr.results import files, locks
-from trustcxr.results.disk import as_typed
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
@@ -22,11 +21,10 @@ AUDIT_FILE = "audit.json"  # what was found out about a given model
 MODEL_FILES = (".yaml", ".yml")  # endings of what names a model to examine, and says what it wants
 AIMED_FILE = "aimed.parquet"  # of an audit: predictions under attacks on the threshold of one class each
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
-VALIDATED_FILE = "validation.json"  # of a run that was finished elsewhere: its figures on the validation images
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
 FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
-DATA_FILE = ".data.yaml"  # of a study: where the films are, which is no part of a result
+DATA_FILE = "data.yaml"  # of a study: where the films are, which is no part of a result
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 DATA_CHECK_FILE = "data-check.json"  # of a study: what `data check` found in its data
 STEP_FILES = {  # the steps of a run in a study, in their order, and the file that each leaves
@@ -48,8 +46,6 @@ def check_run(folder: Path) -> Path:
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
         if runs:
             hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
-        elif (folder / VALIDATED_FILE).is_file():
-            hint = "it was finished elsewhere: its figures are here, and its weights are not"
         elif (folder / RUN_FILE).is_file():
             hint = "its training is not finished: run the same command again"
         else:
@@ -66,13 +62,13 @@ def checksums(run: Path, classes: object) -> dict[str, str]:
 
 
 def check_sums(run: Path, content: Mapping[str, Any]) -> None:
-    """UserError where a run's weights or classes are not those it was trained to, or run.yaml lost its end.
+    """Raise UserError if a run's weights or classes are not those it was trained to, or run.yaml lost its end.
 
-    Runs of 0.1 have no checksums, and no version in training.json.
+    A run that is still trained has no checksums yet.
     """
     before = content.get("checksums")
     if not isinstance(before, dict):
-        if (run / TRAINING_FILE).is_file() and _has_version(run / TRAINING_FILE):
+        if (run / TRAINING_FILE).is_file():
             raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
         return
     now = checksums(run, content["classes"])
@@ -80,11 +76,6 @@ def check_sums(run: Path, content: Mapping[str, Any]) -> None:
         raise UserError(f"{run / RUN_FILE}: classes other than those of the training, or in another order; restore it")
     if before.get(WEIGHTS_FILE) != now[WEIGHTS_FILE]:
         raise UserError(f"{run / WEIGHTS_FILE}: damaged or replaced since the training: restore it, or train again")
-
-
-def _has_version(document: Path) -> bool:
-    content = files.read_json(document)
-    return isinstance(content, dict) and content.get("version") is not None
 
 
 def before_refit(run: Path) -> Path:
@@ -97,12 +88,6 @@ def check_study(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
     if not (folder / STUDY_RESULTS).is_file():
-        if _is_kept(folder):
-            raise UserError(
-                f"{folder}: holds what --kept keeps of finished runs, their figures without predictions, from which "
-                "nothing can be computed again: give the study's own --out; "
-                f"trustcxr status {as_typed(folder)} says what is done"
-            )
         hint = (
             "started but not finished: run the same `trustcxr study` again"
             if (folder / STUDY_FILE).is_file()
@@ -110,13 +95,6 @@ def check_study(folder: Path) -> Path:
         )
         raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint}")
     return folder
-
-
-def _is_kept(folder: Path) -> bool:
-    """Whether a folder is one that a study keeps the small files of its runs in: it says not where the films are."""
-    runs = [path.parent for path in folder.glob(f"runs/*/{VALIDATED_FILE}")]
-    there = (folder / STUDY_FILE).is_file() and not (folder / DATA_FILE).is_file()
-    return there and bool(runs) and not any((run / PREDICTIONS_FILE).is_file() for run in runs)
 
 
 def read_study(folder: Path) -> dict[str, object]:

@@ -15,7 +15,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import RunDocument, TrainingDocument
 from trustcxr.results.tables import CLEAN
-from trustcxr.study import beside, made
+from trustcxr.study import beside
 from trustcxr.study.films import validation_file
 
 
@@ -77,9 +77,7 @@ class Tables:
 
     def document(self, study: StudyRecipe | None) -> RunDocument:
         """metrics.json as the tables give it; of a study what its recipe asks for, else all that they hold."""
-        table, resamples = self.predictions, made.resamples_of(self.place, as_noted=True)
-        if study is not None:
-            table, resamples = tables.under(table, study.evaluation.conditions()), study.evaluation.bootstrap
+        table, resamples = self.predictions, beside.RESAMPLES if study is None else study.evaluation.bootstrap
         document = summary.figures(
             About.trained(self.recipe),
             self.classes,
@@ -91,8 +89,7 @@ class Tables:
             at_random=lambda: bool(self.said.masking and self.said.masking.at_random),
         )
         images = int((self.predictions["attack"] == CLEAN).sum())
-        radii, methods = (None, None) if study is None else (study.evaluation.radii(), study.explanation.methods)
-        beside.describe(document, self.place, images=images, resamples=resamples, radii=radii, methods=methods)
+        beside.describe(document, self.place, images=images, resamples=resamples)
         if self.place != self.folder and (self.folder / folders.PREDICTIONS_FILE).is_file():
             internal = self._whole(self.folder / folders.PREDICTIONS_FILE)
             # What was measured of the run's own films since is no part of what was said of others then.

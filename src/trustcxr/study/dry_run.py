@@ -11,7 +11,8 @@ from trustcxr.recipes.study import StudyRecipe, grows, refuse_fewer_seeds, untra
 from trustcxr.results import files, folders
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import StudyPlan
-from trustcxr.study import finished, planned, standing
+from trustcxr.study import planned, standing
+from trustcxr.study.choice import left_out
 from trustcxr.study.costs import COST_FILE
 
 
@@ -20,15 +21,14 @@ def dry_run(
     data: Path | None,
     out: Path | None,
     *,
-    kept: Path | None = None,
     devices: int = 1,
     measured: bool = True,
     again: bool = False,
 ) -> StudyPlan:
     """The plan of a study; nothing is trained, decoded or fetched.
 
-    Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen, and so is
-    what was finished elsewhere and `kept`; what was measured is kept in `out` for `status`. `devices`: cards that share
+    Without `data` images are counted as COVID-QU-Ex was published. What is done in `out` already is seen;
+    what was measured is kept in `out` for `status`. `devices`: cards that share
     each training; UserError where they cannot, and for names that nobody knows. `measured`: time each network now, some
     seconds each, but for those that were timed on this machine before, unless `again`.
     """
@@ -40,8 +40,6 @@ def dry_run(
     preflight.names(recipe, begun)
     if devices != 1:
         preflight.cards(recipe, devices)
-    if kept is not None:
-        finished.refuse_another(kept, recipe, None if begun is None else folders.read_study(begun))
     costs = None
     if measured:
         from trustcxr.study import measuring
@@ -51,15 +49,13 @@ def dry_run(
         costs.notes.insert(0, note)
         if out is not None:
             files.write_json(out / COST_FILE, costs)
-    return standing.plan(recipe, begun or out, costs, kept)
+    return standing.plan(recipe, begun or out, costs)
 
 
 def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
     before = planned.recipe_of(begun)
     refuse_fewer_seeds(before, recipe, begun)
-    if untracked(before) != untracked(recipe) and not (
-        grows(before, recipe) or finished.left_out(begun, before, recipe)
-    ):
+    if untracked(before) != untracked(recipe) and not (grows(before, recipe) or left_out(begun, before, recipe)):
         raise UserError(
             f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {as_typed(begun)}"
         )

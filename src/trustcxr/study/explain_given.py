@@ -26,11 +26,12 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import AuditedModel, RunDocument
 from trustcxr.results.locks import holding
-from trustcxr.study import beside, explaining, made
+from trustcxr.study import beside, explaining
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, refuse_held
 from trustcxr.study.explained_finding import check_finding, no_better, of_finding
+from trustcxr.study.provenance import Results, data_hash
 
 GATE = 120  # films on which a conversion is held against what it was made from
 
@@ -51,9 +52,8 @@ def explain(
 
     The films are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
     `options`: keys of ExplanationRecipe. `finding`: of a model with a sigmoid for each the one to explain, on the films
-    that have it; the one that films with a lesion mask have unless said. Other methods measured in `out` before are
-    kept. Raises UserError for a model that these methods cannot explain, films without masks, or an `out` that holds
-    something else.
+    that have it; the one that films with a lesion mask have unless said. Asked again, `out` is found current. UserError
+    for a model that these methods cannot explain, films without masks, or an `out` that holds something else.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
@@ -81,19 +81,18 @@ def explain(
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             say(note)
         explaining.measure(
-            out,
+            Results(out, asked.key, replace=False),
             run,
             asked.films,
             wanted,
             lambda: {} if held is None else scores.tune(run, held, wanted.methods),
-            tuned=held is not None,
+            tuned="" if held is None else data_hash(held, "infection", "lung"),
             left_out=left_out,
             train=None if films.taught is None else films.taught.training,
         )
         images = len(asked_of(asked.films, np.arange(len(asked.films))))
-        beside.describe(document, out, images=images, resamples=made.RESAMPLES)
+        beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
         files.write_json(out / folders.METRICS_FILE, document)
-        made.note_metrics(out, document, made.RESAMPLES)
         return document
 
 
@@ -148,7 +147,7 @@ def _begun(asked: _Asked, out: Path) -> RunDocument:
         return before
     refuse_held(out, {"maps of which nothing is known": folders.SALIENCY_FILE})
     table = evaluation.predict(asked.run, asked.films, views=not asked.finding, at_once=whole.at_once)
-    document = describe(asked.run, table, resamples=made.RESAMPLES)
+    document = describe(asked.run, table, resamples=beside.RESAMPLES)
     document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.finding
     document.given = AuditedModel.model_validate(about(whole.subject))
     files.write_table(out / folders.PREDICTIONS_FILE, table)

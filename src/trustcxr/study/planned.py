@@ -29,8 +29,8 @@ def recipe_of(study: Path) -> StudyRecipe:
     return validate(StudyRecipe, files.part(folders.read_study(study), "recipe"), str(path))
 
 
-def runs(recipe: StudyRecipe, study: Path | None, kept: Path | None = None) -> Planned:
-    """The runs of a recipe; `study` is its folder, where one was begun; `kept`: small files of runs done elsewhere."""
+def runs(recipe: StudyRecipe, study: Path | None) -> Planned:
+    """The runs of a recipe; `study` is its folder, where one was begun."""
     standard = [run_recipe(recipe, model, DefenceRecipe(), seed) for model in recipe.models for seed in recipe.seeds]
     robust = [
         run_recipe(recipe, model, defence, seed)
@@ -38,28 +38,26 @@ def runs(recipe: StudyRecipe, study: Path | None, kept: Path | None = None) -> P
         for model in recipe.models
         for seed in recipe.seeds
     ]
-    chosen = _chosen(recipe, study, standard, kept)
+    chosen = _chosen(recipe, study, standard)
     if chosen is None:
         return Planned(standard, robust, recipe.selection.count)
     return Planned([*standard, *(run for run in robust if run.model.called in chosen)], [], 0)
 
 
-def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe], kept: Path | None) -> set[str] | None:
+def _chosen(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe]) -> set[str] | None:
     """The networks that go on to robust training; None where validation has not said it yet."""
     if recipe.selection.count >= len(recipe.models):
         return {model.called for model in recipe.models}
-    if study is None and kept is None:
+    if study is None:
         return None
-    said = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS) if study is not None else None
+    said = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS)
     if said is not None and said.selection.ranking and _is_of(said, recipe):
         return {row.model for row in said.selection.ranking if row.chosen}
     from trustcxr.study.choice import ranked
-    from trustcxr.study.finished import is_validated, place_of
 
-    pairs = [(run, place_of(run, study, kept)) for run in standard]
-    if not all(is_validated(folder) for _, folder in pairs):
+    pairs = [(run, study / "runs" / run.name) for run in standard]
+    if not all((folder / folders.VALIDATION_FILE).is_file() for _, folder in pairs):
         return None
-
     classes = files.read_yaml(pairs[0][1] / folders.RUN_FILE).get("classes")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
     return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}

@@ -10,7 +10,6 @@ from trustcxr.results import documents, folders, locks
 from trustcxr.results.documents import CostDocument, RunPlan, StudyDocument, StudyPlan
 from trustcxr.study import planned
 from trustcxr.study.costs import Known
-from trustcxr.study.finished import place_of
 
 
 def status(study: Path) -> StudyPlan:
@@ -18,18 +17,13 @@ def status(study: Path) -> StudyPlan:
     return plan(planned.recipe_of(study), study)
 
 
-def plan(
-    recipe: StudyRecipe, study: Path | None, costs: CostDocument | None = None, kept: Path | None = None
-) -> StudyPlan:
-    """Every run of a recipe; `study` is its folder where there is one, `costs` what was measured just now.
-
-    `kept`: a folder of small files of runs that were finished elsewhere, which are done.
-    """
-    runs = planned.runs(recipe, study, kept)
+def plan(recipe: StudyRecipe, study: Path | None, costs: CostDocument | None = None) -> StudyPlan:
+    """Every run of a recipe; `study` is its folder where there is one, `costs` what was measured just now."""
+    runs = planned.runs(recipe, study)
     described = _described(study)
     known = Known(study, [*runs.certain, *runs.open], costs)
-    certain = [_planned(run, place_of(run, study, kept), described, known) for run in runs.certain]
-    open_ = [_planned(run, place_of(run, study, kept), described, known) for run in runs.open]
+    certain = [_planned(run, (study or Path("nowhere")) / "runs" / run.name, described, known) for run in runs.certain]
+    open_ = [_planned(run, (study or Path("nowhere")) / "runs" / run.name, described, known) for run in runs.open]
     for one in open_:
         one.state = "if chosen"
     least, most = _sums(recipe, certain, open_, runs.to_choose)

@@ -18,14 +18,14 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import differences, documents, files, folders
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
-from trustcxr.study import comparison, finished, planned, seeds
+from trustcxr.study import comparison, planned, seeds
 from trustcxr.study.again import Tables
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import failures
 
 _NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
 # Of a run's document what comes from the films, from training.json, or from no table that is kept.
-_OF_NO_TABLE = ("version", "notes", "films", "training", "planted_shortcuts")
+_OF_NO_TABLE = ("version", "provenance", "notes", "films", "training", "planted_shortcuts")
 # Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts; see
 # results/statistics-before-after.md. Of such a study these are not held against what is computed today.
 _SINCE = re.compile(r"_ci\b|\bece(_scaled)?\b|\bmasking\b|\balarms\b|\bcomparisons\b")
@@ -83,10 +83,6 @@ def _run(
     """One run of study.json, and its own files; what was computed of it is put into `again`."""
     place = Path(found.folder) / "runs" / str(said.get("run"))
     _training(found, said, place, old)
-    if finished.is_finished(place):
-        found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
-        again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
-        return
     run = Tables.read(place)
     if isinstance(run, str):
         found.unchecked.append(run)
@@ -132,7 +128,8 @@ def _parts(document: RunDocument) -> Mapping[str, object]:
     """What of a run's document comes from tables."""
     content = differences.plain(document)
     assert isinstance(content, dict)
-    kept = {key: value for key, value in content.items() if key not in ("version", "notes", "films", "training")}
+    of_no_table = ("version", "provenance", "notes", "films", "training")
+    kept = {key: value for key, value in content.items() if key not in of_no_table}
     return kept | {"alarms": _alarms(kept.get("alarms"))}
 
 
@@ -307,16 +304,15 @@ def _whole(
         )
         return
     alarms = [alarm.model_copy(update={"run": run.run}) for run in again.values() for alarm in run.alarms]
-    with_tables = {place: document for place, document in again.items() if not finished.is_finished(place)}
     computed: dict[str, object] = {
-        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap, asked=recipe),
+        "comparisons": comparison.compared(again, resamples=recipe.evaluation.bootstrap),
         "alarms": [alarm for alarm in alarms if alarm.kind not in _NOT_OF_TABLES],
     }
     if len(recipe.seeds) > 1 or stored.get("over_seeds"):
         computed["over_seeds"] = seeds.over_seeds(list(again.values()))
     if (ranking := _ranking(found, recipe, again)) is not None:
         computed["selection"] = {"ranking": ranking}
-    lost = [place.name for place in with_tables if _lost_maps(place, said[place.name])]
+    lost = [place.name for place in again if _lost_maps(place, said[place.name])]
     plain, whole = differences.plain(computed), dict(stored)
     if lost and isinstance(plain, dict):
         found.unchecked.append(
@@ -356,7 +352,7 @@ def _ranking(
         for run in [validate(RunRecipe, files.read_yaml(place / folders.RUN_FILE)["recipe"], str(place))]
         if run.defence == type(run.defence)()
     ]
-    if missing := [place.name for _, place in pairs if not finished.is_validated(place)]:
+    if missing := [place.name for _, place in pairs if not (place / folders.VALIDATION_FILE).is_file()]:
         found.unchecked.append(
             f"the ranking on validation: {folders.VALIDATION_FILE} of {', '.join(missing)} is missing in {folder.name}"
         )

@@ -15,10 +15,10 @@ EVERY = 120.0  # seconds
 
 
 @contextmanager
-def watched(recipe: StudyRecipe, study: Path, kept: Path | None = None) -> Iterator[None]:
+def watched(recipe: StudyRecipe, study: Path) -> Iterator[None]:
     """Say every two minutes, where anything has changed, which runs are done, what is trained, and the time left."""
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(recipe, study, kept, over), daemon=True)
+    watch = threading.Thread(target=_watch, args=(recipe, study, over), daemon=True)
     watch.start()
     try:
         yield
@@ -27,11 +27,11 @@ def watched(recipe: StudyRecipe, study: Path, kept: Path | None = None) -> Itera
         watch.join()
 
 
-def _watch(recipe: StudyRecipe, study: Path, kept: Path | None, over: threading.Event) -> None:
+def _watch(recipe: StudyRecipe, study: Path, over: threading.Event) -> None:
     before = ""
     while not over.wait(EVERY):
         with suppress(UserError, OSError):  # a file that is being replaced: the next time will do
-            now = line(standing.plan(recipe, study, kept=kept))
+            now = line(standing.plan(recipe, study))
             if now != before:
                 say(now)
             before = now
