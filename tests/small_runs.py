@@ -14,7 +14,7 @@ from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.results import files, folders
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
@@ -52,6 +52,12 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
     files.write_yaml(folder / "run.yaml", content)
     return folder
+
+
+def resum(folder: Path) -> None:
+    """Give a run the checksums of the weights and classes that it has now, as a training that ended so writes them."""
+    about = files.read_yaml(folder / "run.yaml")
+    files.write_yaml(folder / "run.yaml", about | {"checksums": folders.checksums(folder, about.get("classes"))})
 
 
 def newest(run: Path) -> Path:

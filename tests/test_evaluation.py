@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from small_runs import make_old
+from small_runs import resum
 from trustcxr import attacks, catalogue, corruptions
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
@@ -344,7 +344,7 @@ def rewrite(folder: Path, **keys: Any) -> None:
             del content[key]
     files.write_yaml(folder / "run.yaml", content)
     if "checksums" not in content:
-        make_old(folder)
+        resum(folder)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +377,8 @@ class Trap:
 
 
 def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
-    rewrite(copied, checksums=None)  # with them, the file is refused before it is opened
     torch.save({"weights": Trap(tmp_path / "ran")}, copied / "model.safetensors")
+    resum(copied)  # else the file is refused before it is opened
     with pytest.raises(UserError, match="not the weights of this model"):
         load_run(copied)
     (copied / "run.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']")
@@ -390,8 +390,8 @@ def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
 def test_weights_without_a_tensor(copied: Path) -> None:
     state = factory.build(MODEL, classes=3).state_dict()
     state.pop("net.fc.bias")
-    rewrite(copied, checksums=None)
     save_file(state, copied / "model.safetensors")
+    resum(copied)
     with pytest.raises(UserError, match=r"not the weights of this model.*") as problem:
         load_run(copied)
     assert "\n" not in str(problem.value)

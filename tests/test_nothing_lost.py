@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from small_runs import PowerCut, cut_at, made_up, make_films, make_old, recipe, same, weights
+from small_runs import PowerCut, cut_at, made_up, make_films, recipe, same, weights
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -195,19 +195,6 @@ def test_a_training_does_not_go_on_with_other_films_of_the_same_name(films: tupl
     assert loop.fit(recipe(), moved[0], moved[1], tmp_path / "run")["epochs"] == 2, "the same films, elsewhere"
 
 
-def test_a_run_of_before_fingerprints_goes_on(films: tuple[Any, Any], tmp_path: Path) -> None:
-    cut(films, tmp_path)
-    content = files.read_yaml(tmp_path / "run.yaml")
-    content["data"] = {"root_name": "phantom", "split": "Train", "images": 48}
-    files.write_yaml(tmp_path / "run.yaml", content)
-    (tmp_path / "films.parquet").unlink()
-    assert loop.fit(recipe(), *films, tmp_path)["epochs"] == 2
-    cut(films, tmp_path / "other")
-    files.write_yaml(tmp_path / "other" / "run.yaml", content | {"data": content["data"] | {"images": 47}})
-    with pytest.raises(UserError, match="other films"):
-        loop.fit(recipe(), *films, tmp_path / "other")
-
-
 # --- checksums -------------------------------------------------------------------------------------------------------
 
 
@@ -232,11 +219,6 @@ def test_a_run_that_lost_its_checksums_is_refused(left: dict[str, None], trained
     files.write_yaml(trained / "run.yaml", content | left)
     with pytest.raises(UserError, match=r"run\.yaml: cut off"):
         load_run(trained)
-
-
-def test_a_run_of_before_checksums_loads(trained: Path) -> None:
-    make_old(trained)
-    assert load_run(trained).classes == ("COVID-19", "Non-COVID", "Normal")
 
 
 def test_a_folder_of_what_was_refused_is_not_left_behind(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from trustcxr.results.documents import (
     TrainingDocument,
     VerifiedDocument,
 )
-from trustcxr.study import audit, dry_run, finished, run_folder, verifying
+from trustcxr.study import audit, dry_run, run_folder, verifying
 
 ODD = "a  b 'q\" $x; ü"
 
@@ -99,17 +99,9 @@ def test_a_run_that_is_not_tested_says_how(odd: Path) -> None:
     assert command(said, after="`") == ["trustcxr", "evaluate", str(odd / "run"), "--data", "PATH"]
 
 
-def test_what_is_kept_of_a_study_says_what_tells_of_it(odd: Path) -> None:
-    (odd / folders.STUDY_FILE).write_text("recipe: {}\n")
-    (odd / "runs" / "a").mkdir(parents=True)
-    (odd / "runs" / "a" / folders.VALIDATED_FILE).touch()
-    said = complaint("report", odd)
-    assert command(said, after=" says") == ["trustcxr", "status", str(odd)]
-
-
 def test_a_dry_run_over_another_study_says_what_tells_of_it(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run.planned, "recipe_of", lambda _: load_study("paper"))
-    monkeypatch.setattr(finished, "left_out", lambda *_: False)
+    monkeypatch.setattr(dry_run, "left_out", lambda *_: False)
     with pytest.raises(UserError, match="another recipe") as refused:
         dry_run._refuse_another(odd, load_study("quick"))
     assert command(str(refused.value)) == ["trustcxr", "status", str(odd)]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image, ImageFilter
 
-from small_runs import newest
+from small_runs import newest, resum
 from test_cli import complaint, run
 from trustcxr.data import read_manifest
 from trustcxr.data.phantom import writing
@@ -25,7 +25,7 @@ from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import EvaluationRecipe
 from trustcxr.report import study_folder
-from trustcxr.results import documents, files, folders, locks
+from trustcxr.results import documents, files, locks
 from trustcxr.results.documents import StudyDocument
 from trustcxr.results.evaluations import own_figures
 from trustcxr.study import audit, engines, provenance, run_folder
@@ -308,8 +308,7 @@ def train_otherwise(run_: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file({k: v * 1.01 for k, v in load_file(run_ / "model.safetensors").items()}, run_ / "model.safetensors")
-    about = files.read_yaml(run_ / "run.yaml")
-    files.write_yaml(run_ / "run.yaml", about | {"checksums": folders.checksums(run_, about["classes"])})
+    resum(run_)
 
 
 def test_no_command_writes_into_a_run_a_study_or_an_audit(

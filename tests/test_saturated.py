@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from small_networks import accuracy, images_and_labels, trained
-from small_runs import make_films, make_old, recipe
+from small_runs import make_films, recipe, resum
 from trustcxr import attacks
 from trustcxr.attacks import contract
 from trustcxr.errors import UserError
@@ -189,7 +189,7 @@ def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, val
     state = load_file(tmp_path / "model.safetensors")
     state["net.fc.bias"][0] = value
     save_file(state, tmp_path / "model.safetensors")
-    make_old(tmp_path)  # with checksums, weights that were changed are refused before this
+    resum(tmp_path)  # with checksums, weights that were changed are refused before this
     with pytest.raises(UserError, match=r"net\.fc\.bias holds NaN or infinity") as problem:
         load_run(tmp_path)
     assert "\n" not in str(problem.value)

@@ -107,7 +107,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
     """Nobody else can: what is killed says nothing."""
     done: list[str] = []
     monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
-    files.write_yaml(begun / ".data.yaml", {"path": "films"})
+    files.write_yaml(begun / "data.yaml", {"path": "films"})
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     held_by(begun / "runs" / ROBUST, gone.pid)
@@ -193,7 +193,7 @@ def test_a_damaged_file_of_times_counts_as_none(begun: Path) -> None:
 def test_time_worked_before_counts_as_none_where_its_file_is_damaged(tmp_path: Path) -> None:
     study = Study(small(), tmp_path, tmp_path, engines.get("local"))  # type: ignore[arg-type]
     study._clock = time.monotonic() - 5
-    (tmp_path / ".seconds").write_text("")
+    (tmp_path / "timings.json").write_text("")
     assert 5 <= study._seconds() < 60
     assert 5 <= study._seconds() < 60, "and goes on from there"
 

@@ -12,12 +12,11 @@ from trustcxr import report
 from trustcxr.data.phantom import writing
 from trustcxr.results import differences, files
 from trustcxr.results.documents import VerifiedDocument
-from trustcxr.study import engines, finished, verifying
+from trustcxr.study import engines, verifying
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import verify
 
 OLD = Path(__file__).parent / "studies" / "v0.1"
-KEPT = Path(__file__).parents[1] / "results" / "twenty-one"
 ROBUST = "runs/test_resnet-fgsm-s0"
 
 
@@ -121,18 +120,6 @@ def test_a_study_of_which_no_table_is_left_does_not_agree(tmp_path: Path) -> Non
 def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
     assert "no such study folder" in complaint("verify", tmp_path / "gone")
     assert "no study.json here" in complaint("verify", tmp_path)
-
-
-def test_what_is_kept_of_a_study_cannot_be_computed_again_and_that_is_said(tmp_path: Path) -> None:
-    finished.keep(OLD, tmp_path / "kept")
-    for kept in (tmp_path / "kept", KEPT):
-        said = complaint("verify", kept)
-        assert f"{kept}: holds what --kept keeps of finished runs, their figures without predictions" in said
-        assert "nothing can be computed again: give the study's own --out" in said
-        assert "run the same" not in said
-    begun = Path(shutil.copytree(tmp_path / "kept", tmp_path / "begun"))
-    files.write_yaml(begun / ".data.yaml", {"path": "films"})  # a study that took up what is kept, and is not finished
-    assert "started but not finished" in complaint("verify", begun)
 
 
 @pytest.fixture(scope="module")

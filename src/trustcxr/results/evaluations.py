@@ -1,5 +1,6 @@
 """Find the figures of a run: its own metrics.json if a study measured it, and those in its evaluations/."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import RunDocument
 
 FOLDER = "evaluations"
-_HASH = 9  # "-" and the hash of the options, at the end of a folder's name
+_HASH = re.compile(r"-[0-9a-f]{8}$")  # of the options, at the end of a folder's name
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def other_figures(run: Path) -> dict[str, Measured]:
     """Return the figures on other data, by the name of the data set and its split."""
     own, found = _test_fingerprint(run), dict[tuple[str, str], list[Measured]]()
     for part in _evaluations(run):
-        if part.document.films != own:
-            found.setdefault((part.folders[0].name[:-_HASH], part.document.films), []).append(part)
+        if not own or part.document.films != own:
+            found.setdefault((_HASH.sub("", part.folders[0].name), part.document.films), []).append(part)
     names = [name for name, _ in found]
     label = {key: key[0] if names.count(key[0]) == 1 else f"{key[0]}-{key[1][:8]}" for key in found}
     every = {label[key]: _together(parts) for key, parts in sorted(found.items())}
