@@ -14,6 +14,7 @@ import torch
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, small, traced
 from small_runs import newest, untrained
 from test_cli import complaint, run
+from trustcxr.data import load_dataset, provenance
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import given
@@ -37,6 +38,7 @@ def own(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
     content = files.read_yaml(folder / "run.yaml")
     files.part(files.part(content, "recipe"), "data")["size"] = SIZE
+    content["data"] = provenance.of(load_dataset(films, "Train", SIZE))
     files.write_yaml(folder / "run.yaml", content)
     run("explain", folder, "--data", films, *QUICK)
     return folder
@@ -94,7 +96,7 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     assert (document.run, document.origin, document.classes) == ("model", "given", list(CLASSES))
     assert (document.given.kind, document.given.path) == ("python", "of_a_run:network")
     assert document.given.sha256
-    theirs = documents.read(documents.RunDocument, own / "metrics.json")
+    theirs = documents.read(documents.RunDocument, newest(own) / "metrics.json")
     for name, part in theirs.saliency.items():
         assert document.saliency[name].threshold == part.threshold
         assert document.saliency[name].verdict[:30] == part.verdict[:30]
