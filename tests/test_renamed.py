@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from trustcxr import attacks, models, renamed
-from trustcxr.cli import app
 from trustcxr.errors import UserError
 from trustcxr.recipes import study as studies
 from trustcxr.recipes.run import RunRecipe
@@ -123,15 +121,6 @@ def test_old_keywords_still_call() -> None:
     assert torch.equal(*made)
     with pytest.raises(ValueError, match="source is the former name of surrogate"):
         attacks.transfer(new, images, labels, epsilon=0.02, source=other, surrogate=other)  # type: ignore[call-arg]
-
-
-def test_the_surrogate_can_be_typed_by_its_old_name(tmp_path: Path) -> None:
-    said = [
-        CliRunner().invoke(app, ["evaluate", str(tmp_path), "--data", "x", "--attack", "fgsm", option, "gone"])
-        for option in ("--surrogate", "--source")
-    ]
-    assert str(said[0].exception) == str(said[1].exception)
-    assert "only the attack transfer has one" in str(said[0].exception)
 
 
 def test_keys_keep_their_order_and_what_is_not_renamed() -> None:

@@ -519,7 +519,8 @@ def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path
     try:
         assert first.stdout is not None
         first.stdout.readline()
-        assert f"in use by process {first.pid} on" in complaint("train", *TRAIN, "--out", trained, "--data", films)
+        for command in (["evaluate", trained], ["explain", trained], ["train", *TRAIN, "--out", trained]):
+            assert f"in use by process {first.pid} on" in complaint(*command, "--data", films)
         out = ["--data", films, "--attack", "fgsm", "--out", trained.parent / "out"]
         run("evaluate", trained, *out)  # into a folder that nobody holds
     finally:

@@ -369,7 +369,7 @@ class _Asked:
         steps = RunFolder(self.run.folder, place, replace=out is None)
         steps.__dict__["run"] = self.run  # loaded already
         tested.say_notes(self.run, self.films)
-        with holding(place):
+        with holding(out or self.run.folder):
             yield steps
         if not steps.results.written:
             say(f"{place}: measured before, with the same weights, images and options; nothing was computed again")
