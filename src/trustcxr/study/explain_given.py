@@ -86,7 +86,8 @@ def explain(
             asked.films,
             wanted,
             lambda: {} if held is None else scores.tune(run, held, wanted.methods),
-            tuned="" if held is None else data_hash(held, "infection", "lung"),
+            data=data_hash(films.examined, "infection", "lung"),
+            tuned="" if held is None or films.validation is None else data_hash(films.validation, "infection", "lung"),
             left_out=left_out,
             train=None if films.taught is None else films.taught.training,
         )

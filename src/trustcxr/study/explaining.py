@@ -14,7 +14,7 @@ from trustcxr.explain import lesions, margins, scores
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.results import files, folders
-from trustcxr.study.provenance import Results, data_hash
+from trustcxr.study.provenance import Results
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -27,17 +27,17 @@ def measure(
     options: ExplanationRecipe,
     thresholds: Callable[[], Mapping[str, float]],
     *,
+    data: str,
     tuned: str,
     left_out: LeftOut = ALL_DONE,
     train: "Dataset | None" = None,
 ) -> None:
     """Write saliency.parquet and, if images have lesion masks, lesions.parquet, unless they are current.
 
-    `thresholds` are asked for only if maps are made; `tuned` says of what they are, in a word or a hash. `train`:
-    training images, whose mean lesion mask a map must be better than.
+    `data`: a hash of the images and their masks. `thresholds` are asked for only if maps are made; `tuned`: a hash of
+    what they are tuned on. `train`: training images, whose mean lesion mask a map must be better than.
     """
     mean_mask = _mean_mask(train, films)
-    data = data_hash(films, "infection", "lung")
     how = options.model_dump(mode="json", exclude={"panels"})
     results.table(
         folders.SALIENCY_FILE,

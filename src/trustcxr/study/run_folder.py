@@ -127,7 +127,8 @@ class RunFolder:
         own = own_figures(self.folder) if val is None and self.place != self.folder else None
         known = explaining.thresholds_of(None if own is None else own.table(folders.SALIENCY_FILE))
         tuned = hash_of(known=known) if val is None else data_hash(val, "infection", "lung")
-        explaining.measure(self.results, self.run, films, options, thresholds, tuned=tuned, train=train)
+        data = data_hash(films, "infection", "lung")
+        explaining.measure(self.results, self.run, films, options, thresholds, data=data, tuned=tuned, train=train)
 
     def prove(self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None) -> None:
         """Write certified.parquet: which answers cannot change within each radius."""
