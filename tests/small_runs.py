@@ -65,6 +65,11 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     return folder
 
 
+def newest(run: Path) -> Path:
+    """The folder of the evaluation of a run that was measured last."""
+    return max(run.glob("evaluations/*/metrics.json"), key=lambda path: path.stat().st_mtime_ns).parent
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from small_runs import newest
 from trustcxr import load_run
 from trustcxr.certify import Effort, contract, crown, ibp
 from trustcxr.cli import app
@@ -132,7 +133,7 @@ def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["certify", str(run), "--data", str(films), "--epsilon", "0.002", "--method", "ibp"])
     assert done.exit_code == 0, done.output
     assert len(load_run(run).model.members()) == 2
-    table = files.read_table(run / "certified.parquet")
+    table = files.read_table(newest(run) / "certified.parquet")
     assert table["proved"].any()
     training = files.read_json(run / "training.json")
     assert (training["monitor"], training["best_value"] >= 0) == ("val_certified_accuracy", True)

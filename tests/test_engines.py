@@ -195,7 +195,7 @@ def test_files_that_a_killed_process_left_half_written_are_swept(tmp_path: Path)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     half = [f".metrics.{gone.pid}.json", f"checkpoint/.last.{gone.pid}.ckpt", f".predictions.{os.getpid()}.parquet"]
-    kept = [f".report.{os.getppid()}.html", ".seconds", ".data.yaml", "model.safetensors"]
+    kept = [f".report.{os.getppid()}.html", "timings.json", "data.yaml", "model.safetensors"]
     (tmp_path / "checkpoint").mkdir()
     for name in (*half, *kept):
         (tmp_path / name).touch()

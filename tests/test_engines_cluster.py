@@ -251,7 +251,7 @@ def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_pat
             on(cluster).map(note, [Task(Path(f"/proc/self/fd/{folder}"), "a", "train")])
     finally:
         os.close(folder)
-    files.write_yaml(tmp_path / ".data.yaml", {"path": "/no/such/films"})
+    files.write_yaml(tmp_path / "data.yaml", {"path": "/no/such/films"})
     with pytest.raises(UserError, match="cannot see the images in /no/such/films"):
         on(cluster).map(note, [Task(tmp_path, "a", "train")])
     assert not (tmp_path / "log").exists()

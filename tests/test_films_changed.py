@@ -1,4 +1,4 @@
-"""Of films whose pixels stay and whose masks or patients are others since, and of places that hold something else."""
+"""Which images a run is measured on, how their list is read, and folders that hold something else."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from small_runs import recipe
-from test_cli import complaint
+from small_runs import newest, recipe
 from test_cli import run as command
 from test_study import tiny
 from trustcxr.data.phantom import writing
@@ -41,52 +40,26 @@ def fgsm(run: Path, data: Path, epsilon: float = 0.01, **options: Any) -> Any:
     return run_folder.evaluate(run, data, attacks=["fgsm"], epsilons=[epsilon], **options)[0]
 
 
-def test_a_column_of_patients_that_came_later_is_what_all_intervals_are_over(
-    run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_comes_later_of_the_same_images_is_measured_anew(run: Path, films: Path, tmp_path: Path) -> None:
+    """Patients, over whom intervals are; lung masks, by which views are cut; training masks, that maps must beat."""
     found = sorted((films / "Lung Segmentation Data").rglob("Test/*/images/*.png"))
     table = pd.DataFrame({"path": found, "class": [path.parts[-3] for path in found]})
-    path = tmp_path / "list.csv"
-    table.to_csv(path, index=False)
-    fgsm(run, path)
-    table["patient"] = [number // 4 for number in range(len(table))]
-    table.to_csv(path, index=False)
-    after = fgsm(run, path, 0.02)
-    place = next(run.glob("evaluations/*"))
-    predictions = files.read_table(place / "predictions.parquet")
-    assert predictions["group"].nunique() == 6, "of both evaluations"
-    assert "grouped otherwise now" in capsys.readouterr().err
-    again = fgsm(Path(shutil.copytree(run, tmp_path / "again", ignore=shutil.ignore_patterns("evaluations"))), path)
-    (before,) = (row for row in after.attacks if row.epsilon == 0.01)
-    assert before.accuracy.ci == again.attacks[0].accuracy.ci, "as if it had been measured anew"
-
-
-@pytest.mark.slow
-def test_what_lung_masks_cut_is_not_told_once_they_are_gone(run: Path, films: Path, tmp_path: Path) -> None:
-    assert fgsm(run, films).without_lungs is not None
-    bare = Path(shutil.copytree(films, tmp_path / "bare", ignore=shutil.ignore_patterns("lung masks", "Infection *")))
-    assert fgsm(run, bare, 0.02).without_lungs is None
-    assert {row.epsilon for row in fgsm(run, films, 0.03).attacks} == {0.01, 0.02, 0.03}, "attacks stay"
-    assert fgsm(run, films, 0.03).without_lungs is not None
-
-
-@pytest.mark.slow
-def test_a_map_held_against_the_mean_of_other_training_masks_is_left_out(
-    run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    table.to_csv(tmp_path / "list.csv", index=False)
+    _, first = run_folder.evaluate(run, tmp_path / "list.csv", attacks=["fgsm"])
+    table.assign(patient=[number // 4 for number in range(len(table))]).to_csv(tmp_path / "list.csv", index=False)
+    _, second = run_folder.evaluate(run, tmp_path / "list.csv", attacks=["fgsm"])
+    assert [files.read_table(p / "predictions.parquet")["group"].nunique() for p in (first, second)] == [24, 6]
     other = Path(shutil.copytree(films, tmp_path / "films"))
-    run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
-    masks = sorted(other.glob("**/Train/*/infection masks/*.png"))
-    assert masks
-    for mask in masks:
+    _, first = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
+    before = (first / "saliency.parquet").read_bytes()
+    for mask in sorted(other.glob("**/Train/*/infection masks/*.png")):
         shutil.copyfile(mask.parents[1] / "lung masks" / mask.name, mask)
-    document, _ = run_folder.explain(run, other, options={"methods": ["layercam@-3"], **MAPS})
-    assert list(document.saliency) == ["layercam@-3", "random"]
-    assert "gradcam@-3: held against the mean of other training masks, and left out" in capsys.readouterr().err
-    run_folder.explain(run, other, options={"methods": ["layercam@-3"], **MAPS})
-    assert "held against the mean" not in capsys.readouterr().err, "said once"
-    document, _ = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
-    assert list(document.saliency) == ["layercam@-3", "gradcam@-3", "random"]
+    _, second = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
+    assert second == first, "the images and their masks are the same"
+    assert (second / "saliency.parquet").read_bytes() != before
+    bare = Path(shutil.copytree(films, tmp_path / "bare", ignore=shutil.ignore_patterns("lung masks", "Infection *")))
+    assert fgsm(run, films).without_lungs is not None
+    assert fgsm(run, bare).without_lungs is None
 
 
 def test_films_of_the_runs_own_test_are_no_data_from_elsewhere(run: Path, films: Path, tmp_path: Path) -> None:
@@ -98,7 +71,7 @@ def test_films_of_the_runs_own_test_are_no_data_from_elsewhere(run: Path, films:
 def test_explain_prints_the_alarms_of_the_document(run: Path, films: Path) -> None:
     quick = ["--method", "gradcam@-3", "--sample", "0", "--corruption", "jpeg", "--split", "Train"]
     said = " ".join(command("explain", run, "--data", films, *quick).stdout.split())
-    (place,) = run.glob("evaluations/*")
+    place = newest(run)
     alarms = files.read_json(place / "metrics.json")["alarms"]
     assert any(alarm["kind"] == "trained_on" for alarm in alarms)
     assert [alarm["text"] for alarm in alarms if alarm["text"] not in said] == []
@@ -110,18 +83,6 @@ def test_a_study_takes_no_folder_that_holds_something_else(films: Path, tmp_path
     with pytest.raises(UserError, match=f"holds {what}; choose another --out"):
         Study(tiny(), films, tmp_path, engines.get("local")).run()
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [name]
-
-
-def test_what_is_kept_takes_the_place_of_no_whole_study(films: Path, tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    shutil.copytree(Path(__file__).parent / "studies" / "v0.1", study)
-    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
-    recipe_file = tmp_path / "tiny.yaml"
-    files.write_yaml(recipe_file, files.read_yaml(study / "study.yaml")["recipe"])
-    for out in (study, tmp_path / "other"):
-        said = complaint("study", recipe_file, "--data", films, "--out", out, "--kept", study, "--no-check")
-        assert "holds a whole study, and not what is kept of one; give --kept a folder of its own" in said
-    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
@@ -146,7 +107,7 @@ def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
     run_folder.train(own, Path("hospital/list.csv"), tmp_path / "run")
     monkeypatch.chdir("/")
     run_folder.evaluate(tmp_path / "run", listed, attacks=["fgsm"])
-    found = files.read_table(tmp_path / "run" / "predictions.parquet")
+    found = files.read_table(newest(tmp_path / "run") / "predictions.parquet")
     assert set(found["class"]) == set(table["radiologist"])
     place.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"list\.csv: none of its images was found.*--images"):

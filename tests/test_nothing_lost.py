@@ -194,19 +194,6 @@ def test_a_training_does_not_go_on_with_other_films_of_the_same_name(films: tupl
     assert loop.fit(recipe(), moved[0], moved[1], tmp_path / "run").epochs == 2, "the same films, elsewhere"
 
 
-def test_a_run_of_before_fingerprints_goes_on(films: tuple[Any, Any], tmp_path: Path) -> None:
-    cut(films, tmp_path)
-    content = files.read_yaml(tmp_path / "run.yaml")
-    content["data"] = {"root_name": "phantom", "split": "Train", "images": 48}
-    files.write_yaml(tmp_path / "run.yaml", content)
-    (tmp_path / "films.parquet").unlink()
-    assert loop.fit(recipe(), *films, tmp_path).epochs == 2
-    cut(films, tmp_path / "other")
-    files.write_yaml(tmp_path / "other" / "run.yaml", content | {"data": content["data"] | {"images": 47}})
-    with pytest.raises(UserError, match="other films"):
-        loop.fit(recipe(), *films, tmp_path / "other")
-
-
 # --- checksums -------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """What would fail after hours of training is said before it; what is damaged of a finished run is made again."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.results import files
 from trustcxr.study import mending, preflight, run_folder
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
@@ -215,33 +214,10 @@ def names(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
 
 
-def test_a_whole_run_is_left_alone(finished: Path) -> None:
-    before = names(finished)
-    mending.mend(finished)
-    assert names(finished) == before
-
-
-@pytest.mark.parametrize("file", ["run.yaml", "model.safetensors", "training.json"])
-def test_a_run_without_its_recipe_or_weights_is_trained_again(
-    finished: Path, file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (finished / file).unlink()
-    if file == "training.json":
-        (finished / file).write_text('{"epochs": ')
-    mending.mend(finished)
-    assert names(finished) == set()
-    assert "trained again" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy: Normal\n"])
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = files.read_yaml(finished / "run.yaml")
-    content = {"classes": content["classes"], "recipe": content["recipe"]}
-    content["checksums"] = folders.checksums(finished, content["classes"])
-    files.write_yaml(finished / "run.yaml", content)
-    files.write_json(finished / "training.json", {"version": 2, "epochs": 1})
     mending.mend(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()
@@ -249,24 +225,14 @@ def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     with pytest.raises(UserError):  # the first is no recipe; the others are, and not that of the training
         load_run(finished)
     mending.mend(finished)
-    assert names(finished) == set()
+    assert names(finished) == {"superseded-1"}
     assert "trained again" in capsys.readouterr().err
 
 
 def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Path) -> None:
     content = files.read_yaml(finished / "run.yaml")
     content["recipe"]["training"]["of_the_future"] = 1
-    content["checksums"] = folders.checksums(finished, content["classes"])
     files.write_yaml(finished / "run.yaml", content)
     before = names(finished)
     mending.mend(finished)
     assert names(finished) == before
-
-
-def test_a_damaged_table_takes_with_it_what_was_made_from_it(finished: Path) -> None:
-    table = finished / "predictions.parquet"
-    table.write_bytes(table.read_bytes()[:50])
-    mending.mend(finished)
-    assert names(finished) == {"run.yaml", "model.safetensors", "training.json"}
-    shutil.rmtree(finished)
-    mending.mend(finished)  # nothing there yet

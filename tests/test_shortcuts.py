@@ -120,10 +120,9 @@ def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     assert files.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
     (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
-    again, _ = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
-    assert again.plain()["planted_shortcuts"] == document.plain()["planted_shortcuts"], (
-        "what was measured before is kept"
-    )
+    again, other = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
+    assert other != place
+    assert "planted_shortcuts" not in again.plain()
 
 
 def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> None:

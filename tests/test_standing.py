@@ -82,7 +82,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
 ) -> None:
     done: list[str] = []
     monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
-    files.write_yaml(begun / ".data.yaml", {"path": "films"})
+    files.write_yaml(begun / "data.yaml", {"path": "films"})
     held_by(begun / "runs" / ROBUST, gone)
     for _ in range(2):
         steps.carry_out(Task(begun, ROBUST, "explain"))
@@ -141,8 +141,10 @@ def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pyt
 def test_time_worked_before_counts_as_none_if_its_file_is_damaged(tmp_path: Path) -> None:
     study = Study(small(), tmp_path, tmp_path, engines.get("local"))  # type: ignore[arg-type]
     study._clock = time.monotonic() - 5
-    (tmp_path / ".seconds").write_text("")
+    (tmp_path / "timings.json").write_text("")
+    study._count_time()
     assert 5 <= study._seconds() < 60
+    study._count_time()
     assert 5 <= study._seconds() < 60, "and goes on from there"
 
 

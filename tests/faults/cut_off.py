@@ -293,7 +293,7 @@ def bits(folder: Path) -> dict[str, str]:
     """Checksum of every file that a command wrote, without the times in its documents and pages."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.name != "timings.json":
             content = path.read_bytes()
             if path.suffix == ".json":
                 content = json.dumps(_timeless(json.loads(content))).encode()

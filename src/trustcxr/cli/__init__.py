@@ -90,7 +90,7 @@ def _refuse_empty(words: Sequence[str]) -> None:
             raise UserError(f"{what} is empty: is a variable of the shell not set?")
 
 
-_PLACES = ("--data", "--out", "--images", "--surrogate", "--source", "--weights")
+_PLACES = ("--data", "--out", "--images", "--surrogate", "--weights")
 
 
 def _print_no_more() -> None:

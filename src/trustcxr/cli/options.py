@@ -101,7 +101,7 @@ Epsilons = Annotated[
 Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({steps_said()}).")]
 Surrogate = Annotated[
     Path | None,
-    typer.Option("--surrogate", "--source", help="Run whose adversarial images the attack transfer tries on this one."),
+    typer.Option("--surrogate", help="Run whose adversarial images the attack transfer tries on this one."),
 ]
 Corruptions = Annotated[list[str] | None, typer.Option(help=f"all, or of {', '.join(CORRUPTIONS)}; repeatable.")]
 Severities = Annotated[

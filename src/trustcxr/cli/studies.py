@@ -72,12 +72,6 @@ def study(
         int | None, typer.Option(help="So many seeds of every run, from the recipe's on: spread beside intervals.")
     ] = None,
     track: Track = None,
-    kept: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of small files: runs finished there are not done again; those that end here are put there."
-        ),
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List its runs, what is done and what each will cost; train nothing.")
     ] = False,
@@ -106,7 +100,7 @@ def study(
     films, place = _places(recipe, data, out, at_once=devices == 1)
     from trustcxr.study.protocol import Study
 
-    whole = Study(chosen, films, place, where, check_data=check, kept=kept, devices=devices, threads=threads)
+    whole = Study(chosen, films, place, where, check_data=check, devices=devices, threads=threads)
     return _finish_study(whole.run(), place, json=json)
 
 

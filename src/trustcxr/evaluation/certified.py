@@ -53,12 +53,6 @@ def prove(
     return table.assign(method="crown" if effort.crown else "ibp")
 
 
-def merged(before: pd.DataFrame | None, after: pd.DataFrame) -> pd.DataFrame:
-    """What was proved before at radii that were not tried again, with what is proved now, by rising epsilon."""
-    kept = [] if before is None else [before[~before["epsilon"].isin(after["epsilon"])]]
-    return pd.concat([*kept, after]).sort_values("epsilon", kind="stable", ignore_index=True)
-
-
 def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
     """The rows of these radii; all where none are named."""
     return table if radii is None else table[table["epsilon"].isin(radii)].reset_index(drop=True)

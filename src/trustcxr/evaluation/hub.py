@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.results import evaluations, files, folders
 from trustcxr.results.disk import is_full, writing
 
 PREFIX = "hf://"
@@ -96,8 +96,11 @@ def _into_folder(run: Path, place: Path, card: str) -> str:
 
 def _stage(run: Path, folder: Path, card: str) -> None:
     """Copy what is sent into a folder."""
+    own = evaluations.own_figures(run)
     for name in _SENT:
-        if name == folders.FILMS_FILE and (run / name).is_file():
+        if name == folders.METRICS_FILE and own is not None:
+            files.write_json(folder / name, own.document)
+        elif name == folders.FILMS_FILE and (run / name).is_file():
             files.write_table(folder / name, files.read_table(run / name)[["film"]])
         elif (run / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import RunDocument, TrainingDocument
+from trustcxr.results.evaluations import own_figures
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class About:
 
 @dataclass
 class Run:
-    """A model in a run's folder, and what is known of it; `recipe` where it was trained here."""
+    """A model in a run's folder, and what is known of it; `recipe` if it was trained here.
+
+    `metrics`: its figures on its own test images, by its study or by the newest evaluation.
+    """
 
     folder: Path
     model: classifier.Classifier
@@ -116,9 +120,14 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
     load_weights(model, path / folders.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    metrics = documents.read_if_there(RunDocument, path / folders.METRICS_FILE)
+    try:
+        measured = own_figures(path)
+    except UserError:  # damaged, and measured again by its study; `trustcxr report` says it
+        measured = None
     training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE)
-    return Run(path, model, classes, recipe, metrics, training or TrainingDocument())
+    return Run(
+        path, model, classes, recipe, None if measured is None else measured.document, training or TrainingDocument()
+    )
 
 
 def _listed(classes: object) -> list[object]:

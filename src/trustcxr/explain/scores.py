@@ -205,11 +205,6 @@ def with_random(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
-def rows_of(table: pd.DataFrame, methods: Sequence[str] | None) -> pd.DataFrame:
-    """The rows of saliency.parquet of these methods and of the random map; all where none are named."""
-    return table if methods is None else table[table["method"].isin(with_random(methods))].reset_index(drop=True)
-
-
 def _images(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)

@@ -1,7 +1,6 @@
 """The table of saliency.parquet -> the part "saliency" of metrics.json: means with intervals, beside chance."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from trustcxr.explain import verdicts
 from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
-from trustcxr.results import files
 from trustcxr.results.documents import (
     Change,
     Figure,
@@ -294,15 +292,3 @@ def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
         return rows.set_index("sample_id")[["value", "group"]]
     by_sample = rows.groupby("sample_id", sort=False)
     return pd.DataFrame({"value": by_sample["value"].mean(), "group": by_sample["group"].first()})
-
-
-def with_before(tables: Iterator[pd.DataFrame], path: Path, methods: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """What `path` already holds of other methods, brought to the columns of the new tables; then these."""
-    first = next(tables)
-    if path.is_file():
-        before = files.read_table(path)
-        kept = before[~before["method"].isin(methods)].reindex(columns=first.columns)
-        if len(kept):  # a part without rows is bytes in the file nonetheless
-            yield kept.assign(severity=kept["severity"].fillna(0).astype(int))
-    yield first
-    yield from tables

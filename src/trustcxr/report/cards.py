@@ -11,7 +11,7 @@ from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
 from trustcxr.report import board, methods, words
 from trustcxr.report.single_page import environment
-from trustcxr.results import documents, files, folders, stretches
+from trustcxr.results import documents, evaluations, files, folders, stretches
 from trustcxr.results.documents import AttackResult, RunDocument, Share, TrainingDocument
 
 CARD_FILE = "model_card.md"
@@ -29,7 +29,8 @@ def write(run: Path) -> Path:
 def card(run: Path) -> str:
     """The card of a run as Markdown, from its folder; figures where it was tested."""
     content = files.read_yaml(folders.check_run(run) / folders.RUN_FILE)
-    document = documents.read_if_there(RunDocument, run / folders.METRICS_FILE) or RunDocument()
+    measured = evaluations.own_figures(run)
+    document = RunDocument() if measured is None else measured.document
     training = documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument()
     data, recipe = files.part(content, "data"), files.part(content, "recipe")
     defence = files.part(recipe, "defence")

@@ -22,6 +22,7 @@ from trustcxr.results.documents import (
     StudyDocument,
     TrainingDocument,
 )
+from trustcxr.results.evaluations import other_figures, own_figures
 from trustcxr.results.tables import CLEAN
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Run:
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
+    sources: tuple[Path, ...] = ()  # folders of its tables, if no study owns it: the first that has a table counts
     qualifier: str = ""  # label, background and seed, where they tell two runs apart
 
     def alarmed(self, kind: str) -> bool:
@@ -119,8 +121,8 @@ class Run:
         return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
 
     def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
-        path = self.folder / name
-        if not path.is_file():
+        paths = (folder / name for folder in (self.folder, *self.sources))
+        if (path := next((path for path in paths if path.is_file()), None)) is None:
             return None
         try:
             return reader(path)
@@ -145,13 +147,10 @@ class Run:
 
     @cached_property
     def evaluations(self) -> dict[str, RunDocument]:
-        """Its metrics.json on other data, by the name of the folder in evaluations/."""
-        files_ = sorted(self.folder.glob(f"evaluations/*/{folders.METRICS_FILE}"))
-        read = {
-            file.parent.name: self._read(str(file.relative_to(self.folder)), lambda f: documents.read(RunDocument, f))
-            for file in files_
-        }
-        return {name: document for name, document in read.items() if document is not None}
+        """Its figures on other data, by the name of the data set and its split."""
+        if not (self.folder / folders.RUN_FILE).is_file():
+            return {}
+        return {name: found.document for name, found in other_figures(self.folder).items()}
 
     def predictions(self) -> "pd.DataFrame | None":
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
@@ -226,11 +225,11 @@ def _read_check(path: Path, notes: list[str]) -> DataCheck | None:
 
 
 def _read_run(path: Path, notes: list[str]) -> StudyDocument:
-    source = folders.check_run(path) / folders.METRICS_FILE
-    if not source.is_file():
+    measured = own_figures(folders.check_run(path))
+    if measured is None:
         command = f"trustcxr evaluate {as_typed(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
-    document = documents.read(RunDocument, source)
+    document = measured.document
     document.training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE) or document.training
     try:
         versions = files.part(stretches.last(files.read_yaml(path / folders.RUN_FILE)), "versions")

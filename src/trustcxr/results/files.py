@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REMAKE = "delete it, and the command that wrote it makes it again"
 _MOST_JSON, _MOST_YAML = 1 << 30, 1 << 20  # bytes
+_PROVENANCE = b"trustcxr"  # the key in a Parquet file's metadata
 _MOST_VALUES = 100_000  # in one YAML document, aliases followed
 
 
@@ -207,8 +208,11 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
             table.to_parquet(temporary, index=False)
 
 
-def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
-    """Write tables of the same columns one after the other into one Parquet file; one at a time is in memory."""
+def write_batches(path: Path, tables: "Iterable[pd.DataFrame]", provenance: str = "") -> None:
+    """Write tables of the same columns one after the other into one Parquet file; one at a time is in memory.
+
+    `provenance` is stored in the file's own metadata.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -218,6 +222,7 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
             for table in tables:
                 if writer is None:
                     schema = pa.Schema.from_pandas(table, preserve_index=False)
+                    schema = schema.with_metadata({**(schema.metadata or {}), _PROVENANCE: provenance})
                     writer = parquet.ParquetWriter(temporary, schema)
                 writer.write_table(pa.Table.from_pandas(table, schema=writer.schema, preserve_index=False))
         finally:
@@ -225,6 +230,17 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]") -> None:
                 writer.close()
         if writer is None:
             raise ValueError(f"{path.name}: no table to write")
+
+
+def read_provenance(path: Path) -> str:
+    """Return what `write_batches` stored beside a Parquet table; "" if the file is missing, damaged or has none."""
+    from pyarrow import parquet
+
+    try:
+        found = parquet.read_metadata(path)
+        return (found.metadata or {}).get(_PROVENANCE, b"").decode() if found.num_rows else ""
+    except Exception:  # damaged, forbidden, a folder
+        return ""
 
 
 def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[str] = ()) -> "pd.DataFrame":

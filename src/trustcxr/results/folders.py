@@ -21,11 +21,10 @@ AUDIT_FILE = "audit.json"  # what was found out about a given model
 MODEL_FILES = (".yaml", ".yml")  # endings of what names a model to examine, and says what it wants
 AIMED_FILE = "aimed.parquet"  # of an audit: predictions under attacks on the threshold of one class each
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
-VALIDATED_FILE = "validation.json"  # of a run that was finished elsewhere: its figures on the validation images
 BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
 FILMS_FILE = "films.parquet"  # the films that a run was trained on, by name and checksum
 FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
-DATA_FILE = ".data.yaml"  # of a study: where the films are, which is no part of a result
+DATA_FILE = "data.yaml"  # of a study: where the films are, which is no part of a result
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
 DATA_CHECK_FILE = "data-check.json"  # of a study: what `data check` found in its data
 STEP_FILES = {  # the steps of a run in a study, in their order, and the file that each leaves
@@ -49,8 +48,6 @@ def check_run(folder: Path) -> Path:
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
         if runs:
             hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
-        elif (folder / VALIDATED_FILE).is_file():
-            hint = "it was finished elsewhere: its figures are here, and its weights are not"
         elif (folder / RUN_FILE).is_file():
             hint = "its training is not finished: run the same command again"
         else:
@@ -67,10 +64,15 @@ def checksums(run: Path, classes: object) -> dict[str, str]:
 
 
 def check_sums(run: Path, content: Mapping[str, Any]) -> None:
-    """Raise UserError if a run's weights or classes are not those it was trained to, or run.yaml lost its end."""
+    """Raise UserError if a run's weights or classes are not those it was trained to, or run.yaml lost its end.
+
+    A run that is still trained has no checksums yet.
+    """
     before = content.get("checksums")
     if not isinstance(before, dict):
-        raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
+        if (run / TRAINING_FILE).is_file():
+            raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
+        return
     now = checksums(run, content["classes"])
     if before.get("classes") != now["classes"]:
         raise UserError(f"{run / RUN_FILE}: classes other than those of the training, or in another order; restore it")

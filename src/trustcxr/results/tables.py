@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trustcxr.catalogue import VIEWS
 from trustcxr.errors import UserError
 from trustcxr.statistics import Floats
 
@@ -47,38 +46,6 @@ def conditions_of(table: "pd.DataFrame") -> list[Condition]:
     """Return the condition of every row."""
     columns = (table["attack"], table["epsilon"], table["steps"].fillna(0), table["severity"].fillna(0))
     return [(str(a), float(e), int(s), int(v)) for a, e, s, v in zip(*columns, strict=True)]
-
-
-def merged(before: "pd.DataFrame | None", after: "pd.DataFrame") -> "pd.DataFrame":
-    """What was predicted before, under conditions that were not predicted again, between clean and the rest of it."""
-    if before is None:
-        return after
-    import pandas as pd
-
-    again = set(conditions_of(after))
-    kept = before[[condition not in again for condition in conditions_of(before)]]
-    if kept.empty:
-        return after
-    clean = after["attack"] == CLEAN
-    columns = [*after.columns, *(name for name in kept.columns if name not in after.columns)]
-    parts = [part.reindex(columns=columns) for part in (after[clean], kept, after[~clean]) if len(part)]
-    return pd.concat(parts, ignore_index=True)
-
-
-def under(table: "pd.DataFrame", conditions: "set[Condition]") -> "pd.DataFrame":
-    """The rows of these conditions, of the clean images and of the views on them."""
-    kept = [row in conditions or row[0] == CLEAN or row[0] in VIEWS for row in conditions_of(table)]
-    return table[kept].reset_index(drop=True)
-
-
-def without_views(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows but for those of views, which are cut by lung masks."""
-    return table[~table["attack"].isin(VIEWS)].reset_index(drop=True)
-
-
-def same_films(table: "pd.DataFrame", films: Any) -> bool:
-    """Return whether predictions are of these images (a Dataset), by its fingerprint."""
-    return FILMS in table and set(table[FILMS]) == {films.fingerprint}
 
 
 def refuse_damaged(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:

@@ -1,18 +1,19 @@
-"""The networks of a study by what they do on validation, best first."""
+"""Rank the networks of a study by what they do on validation, best first."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import Selection
-from trustcxr.results import documents, files
-from trustcxr.results.documents import Classification, Ranked, RunDocument
-from trustcxr.results.folders import VALIDATED_FILE, VALIDATION_FILE
+from trustcxr.recipes.study import Selection, StudyRecipe, drops, run_recipe
+from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.results import files
+from trustcxr.results.documents import Ranked
+from trustcxr.results.folders import TRAINING_FILE, VALIDATION_FILE
 from trustcxr.results.tables import logits_of
-from trustcxr.study.finished import is_finished
 
 
 def ranked(
@@ -24,16 +25,22 @@ def ranked(
     """
     values: dict[str, list[float]] = {}
     for run, folder in baselines:
-        figures = _figures(folder, tuple(classes), resamples)
+        table = files.read_table(folder / VALIDATION_FILE)
+        labels, logits = table["label"].to_numpy(), logits_of(table)
+        figures = metrics.classification(logits, labels, table["group"], tuple(classes), resamples=resamples)
         values.setdefault(run.model.called, []).append(float(getattr(figures, selection.by).value or 0.0))
     order = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
     return [Ranked(model=name, value=value, chosen=i < selection.count) for i, (value, name) in enumerate(order)]
 
 
-def _figures(folder: Path, classes: tuple[str, ...], resamples: int) -> Classification:
-    """What a run does on validation: by its table, or as it was written of a run that was finished elsewhere."""
-    if is_finished(folder):
-        return documents.read(RunDocument, folder / VALIDATED_FILE).clean
-    table = files.read_table(folder / VALIDATION_FILE)
-    labels = table["label"].to_numpy()
-    return metrics.classification(logits_of(table), labels, table["group"], classes, resamples=resamples)
+def left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
+    """Name the standard runs of the networks that a recipe leaves out of the study of before, none of them trained.
+
+    UserError if a run of theirs was trained to the end: a network is not left out for what it did.
+    """
+    ways, dropped = (DefenceRecipe(), *before.defences), drops(before, now)
+    names = [run_recipe(before, m, way, seed).name for way in ways for m in dropped for seed in before.seeds]
+    trained = [name for name in names if (study / "runs" / name / TRAINING_FILE).is_file()]
+    if trained:
+        raise UserError(f"{study}: {', '.join(trained)}: trained, and so counted in this study; choose another --out")
+    return names[: len(dropped) * len(before.seeds)]

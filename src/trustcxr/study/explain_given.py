@@ -26,11 +26,12 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
 from trustcxr.results.documents import RunDocument
 from trustcxr.results.locks import holding
-from trustcxr.study import beside, explaining, made
+from trustcxr.study import beside, explaining
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, refuse_held
 from trustcxr.study.explained_finding import OfFinding, check_finding, no_better, of_finding
+from trustcxr.study.provenance import Results, data_hash
 
 GATE = 120  # films on which a conversion is held against what it was made from
 
@@ -51,9 +52,8 @@ def explain(
 
     The films are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
     `options`: keys of ExplanationRecipe. `finding`: of a model with a sigmoid for each the one to explain, on the films
-    that have it; the one that films with a lesion mask have unless said. Other methods measured in `out` before are
-    kept. Raises UserError for a model that these methods cannot explain, films without masks, or an `out` that holds
-    something else.
+    that have it; the one that films with a lesion mask have unless said. Asked again, `out` is found current. UserError
+    for a model that these methods cannot explain, films without masks, or an `out` that holds something else.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
@@ -82,19 +82,19 @@ def explain(
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             say(note)
         explaining.measure(
-            out,
+            Results(out, _key(whole, asked), replace=False),
             run,
             asked.films,
             wanted,
             lambda: {} if held is None else scores.tune(run, held, wanted.methods),
-            tuned=held is not None,
+            data=data_hash(films.examined, "infection", "lung"),
+            tuned="" if held is None or films.validation is None else data_hash(films.validation, "infection", "lung"),
             left_out=left_out,
             train=None if films.taught is None else films.taught.training,
         )
         images = len(asked_of(asked.films, np.arange(len(asked.films))))
-        beside.describe(document, out, images=images, resamples=made.RESAMPLES)
+        beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
         files.write_json(out / folders.METRICS_FILE, document)
-        made.note_metrics(out, document, made.RESAMPLES)
         return document
 
 
@@ -114,12 +114,17 @@ def _asked(whole: Audit, run: Examined, finding: str | None) -> OfFinding:
     return of_finding(subject, run.model, films, finding, at_once=whole.at_once)
 
 
+def _key(whole: Audit, asked: OfFinding) -> str:
+    """Return a checksum of the model and the images, and the finding."""
+    return f"{whole.key}, {asked.name}" if asked.name else whole.key
+
+
 def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
     """metrics.json as it stands in `out`, else as films are without any map; UserError where it is of something else.
 
     It is there before any map is, so that no map of another model or of other films is ever beside these.
     """
-    path, key = out / folders.METRICS_FILE, f"{whole.key}, {asked.name}" if asked.name else whole.key
+    path, key = out / folders.METRICS_FILE, _key(whole, asked)
     if path.is_file():
         before = documents.read(RunDocument, path)
         if before.examination != key:
@@ -131,7 +136,7 @@ def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
         return before
     refuse_held(out, {"maps of which nothing is known": folders.SALIENCY_FILE})
     table = evaluation.predict(asked.run, asked.films, views=not asked.name, at_once=whole.at_once)
-    document = describe(asked.run, table, resamples=made.RESAMPLES)
+    document = describe(asked.run, table, resamples=beside.RESAMPLES)
     document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
     document.given = about(whole.subject)
     files.write_table(out / folders.PREDICTIONS_FILE, table)

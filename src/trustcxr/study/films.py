@@ -1,6 +1,5 @@
 """Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,9 +15,8 @@ from trustcxr.data.layouts.lists import NoColumns
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import Listing
-from trustcxr.results import documents, files, folders, tables
-from trustcxr.results.documents import RunDocument
-from trustcxr.study import made
+from trustcxr.results import files, folders
+from trustcxr.results.evaluations import FOLDER
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -86,46 +84,38 @@ def _images_of(file: Path, images: str) -> str | None:
     return next((str(place / images) for place in above if (place / images).expanduser().is_dir()), None)
 
 
-def place_of(run: Run, films: "Dataset", out: Path | None = None) -> Path:
-    """Where what is found on these films goes: `out`, or the run's own folder for its own test films, or one within.
+def folder_for(run: Run, films: "Dataset", options: str, out: Path | None = None) -> Path:
+    """Return the folder for what a command measures: `out`, else one in evaluations/, by data set and `options`.
 
-    UserError where `out` holds results of another run or of other films, and where the place was made by weights that
-    the run has no more.
+    `options` is a hash of what was asked for. UserError if `out` belongs to a run, a study or an audit.
     """
-    if out is not None:
-        _refuse_other_results(out, run, films)
-        return out
-    if is_own_test(run, films):
-        return run.folder
-    place = run.folder / "evaluations" / f"{films.root.name}-{films.split or 'all'}"
-    before = place / folders.PREDICTIONS_FILE
-    if before.is_file() and not tables.same_films(files.read_table(before), films):
-        place = place.with_name(f"{place.name}-{films.fingerprint[:8]}")
-        say(f"{before.parent} holds results of other films of that name; these go to {place}")
-    if made.by_other_weights(place, run.folder):
-        raise UserError(f"{place}: holds results of weights that {run.name} had before; move it away")
-    return place
+    if out is None:
+        return run.folder / FOLDER / f"{films.root.name}-{films.split or 'all'}-{options[:8]}"
+    held = {
+        "a run, which its training and its study own": out / folders.RUN_FILE,
+        "a study": out / folders.STUDY_FILE,
+        "an audit": out / folders.AUDIT_FILE,
+    }
+    if what := next((what for what, path in held.items() if path.is_file()), None):
+        raise UserError(f"{out}: holds {what}; choose another --out")
+    written = (folders.METRICS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
+    folders.refuse_foreign(out, written, (folders.PREDICTIONS_FILE,))
+    return out
 
 
 def are_others(run: Run, films: "Dataset") -> bool:
-    """Whether these are surely not the films of that split beside which the run was trained; runs of 0.1 do not say."""
+    """Tell whether these are surely not the images of that split beside which the run was trained."""
     known = files.part(_kept(run), "fingerprints").get(str(films.split))
     return known is not None and films.fingerprint != known
 
 
 def is_own_test(run: Run, films: "Dataset") -> bool:
-    """Whether these are the run's own test films, by what they are; runs of 0.1 know only their folder's name."""
+    """Tell whether these are the run's own test images, by what they are."""
     kept, test = _kept(run), run.trained_by.data.splits.test
-    same_name = films.root.name == kept.get("root_name")
     if films.split != test:
         return False
-    known = files.part(kept, "fingerprints").get(test)
-    before = run.folder / folders.PREDICTIONS_FILE
-    if known is not None:
-        own = films.fingerprint == known
-    else:
-        own = same_name and (not before.is_file() or tables.same_films(files.read_table(before), films))
-    if same_name and not own:
+    own = films.fingerprint == files.part(kept, "fingerprints").get(test)
+    if films.root.name == kept.get("root_name") and not own:
         say(f"{films.root}: has the name of the data that {run.name} was trained beside, but holds other {test} films")
     return own
 
@@ -143,12 +133,9 @@ def notes(run: Run, films: "Dataset") -> list[str]:
 
 
 def trained_on(run: Run, films: "Dataset") -> int:
-    """How many of these films the run was trained on, by their pixels; of runs of 0.1 by the split of that name."""
-    path, kept = run.folder / folders.FILMS_FILE, _kept(run)
-    if path.is_file():
-        return int(np.isin(films.film_sums, files.read_table(path)["film"].to_numpy(dtype=str)).sum())
-    splits = str(kept.get("split")).split("+")
-    return int(np.isin(films.splits, splits).sum()) if films.root.name == kept.get("root_name") else 0
+    """Count the images that the run was trained on, by their pixels; 0 for a run that does not say."""
+    path = run.folder / folders.FILMS_FILE
+    return int(np.isin(films.film_sums, files.read_table(path)["film"].to_numpy(str)).sum()) if path.is_file() else 0
 
 
 def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
@@ -198,10 +185,10 @@ def _kept(run: Run) -> dict[str, object]:
     return files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
 
 
-def validation_file(run: Path, place: Path) -> Path:
-    """Where predictions on validation films are kept: with the run, or with the results where that is read only."""
-    own, beside = run / folders.VALIDATION_FILE, place / folders.VALIDATION_FILE
-    return own if own.is_file() or (os.access(run, os.W_OK) and not beside.is_file()) else beside
+def validation_file(run: Path, folder: Path) -> Path:
+    """Return the predictions on validation images that count in a folder of results: its own, else the run's."""
+    own = folder / folders.VALIDATION_FILE
+    return own if own.is_file() else run / folders.VALIDATION_FILE
 
 
 def refuse_films(out: Path | None, data: Path) -> None:
@@ -212,19 +199,3 @@ def refuse_films(out: Path | None, data: Path) -> None:
     within = out.resolve().is_relative_to(data.resolve()) and not any((out / name).is_file() for name in ours)
     if out.samefile(data) or (within and any(path.suffix.lower() in SUFFIXES for path in out.rglob("*"))):
         raise UserError(f"{out}: holds the films; choose another --out")
-
-
-def _refuse_other_results(out: Path, run: Run, films: "Dataset") -> None:
-    metrics, before = out / folders.METRICS_FILE, out / folders.PREDICTIONS_FILE
-    own = out.resolve() == run.folder.resolve()
-    another = metrics.is_file() and documents.read(RunDocument, metrics).run != run.name
-    held = {
-        "results of a study": (out / folders.STUDY_FILE).is_file(),
-        "an audit": (out / folders.AUDIT_FILE).is_file(),
-        "maps of a model that was given": metrics.is_file() and bool(documents.read(RunDocument, metrics).examination),
-        "results of another run": another or ((out / folders.RUN_FILE).is_file() and not own),
-        "results of other films": before.is_file() and not tables.same_films(files.read_table(before), films),
-        "results of another run of that name, of other weights": not own and made.by_other_weights(out, run.folder),
-    }
-    if what := next((what for what, there in held.items() if there), None):
-        raise UserError(f"{out}: holds {what}; choose another --out")

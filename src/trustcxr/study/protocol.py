@@ -9,9 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
-from trustcxr.data import load_dataset, provenance, remote
+from trustcxr.data import load_dataset, remote
+from trustcxr.data.provenance import whole
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
@@ -20,6 +24,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files
 from trustcxr.results.documents import (
     VERSION,
+    DataDescription,
     FailedRun,
     Ranked,
     RunDocument,
@@ -39,16 +44,16 @@ from trustcxr.results.folders import (
     STUDY_FILE,
     STUDY_RESULTS,
     TRAINING_FILE,
+    VALIDATION_FILE,
     read_study,
     refuse_foreign,
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.study import comparison, data_check, finished, made, preflight, seeds, standing
-from trustcxr.study.choice import ranked
+from trustcxr.study import comparison, data_check, preflight, provenance, seeds, standing
+from trustcxr.study.choice import left_out, ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.films import refuse_films, report_skipped
-from trustcxr.study.provenance import describe_data
 from trustcxr.study.steps import carry_out
 from trustcxr.training.provenance import hardware, source
 from trustcxr.training.threads import use_threads
@@ -56,7 +61,7 @@ from trustcxr.training.threads import use_threads
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-TIME_FILE = ".seconds"  # worked on this study so far, all its starts together
+TIMES_FILE, TIME = "timings.json", "seconds"  # worked on this study so far, all its starts together
 
 
 LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recipe no longer has, and why not
@@ -77,14 +82,12 @@ class Study:
         engine: Engine,
         *,
         check_data: bool = False,
-        kept: Path | None = None,
         devices: int = 1,
         threads: int | None = None,
     ) -> None:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
-        self.check_data, self.kept, self.devices, self.threads = check_data, kept, devices, threads
+        self.check_data, self.devices, self.threads = check_data, devices, threads
         self.failures: list[Failure] = []
-        self._told: set[str] = set()  # why runs are not kept, each once
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
@@ -108,12 +111,8 @@ class Study:
     def _carry_out(self) -> StudyDocument:
         self._clock = time.monotonic()
         datasets = self._read_data()
-        if self.kept is not None:
-            finished.refuse_whole(self.kept)
         self._claim_folder()
         preflight.maps(self.recipe, self.folder)
-        if self.kept is not None:
-            finished.bring(self.kept, self.folder)
         if self.check_data:
             data_check.write(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
@@ -123,13 +122,14 @@ class Study:
         say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
-        trained = [run for run in baselines if finished.is_validated(self._run_folder(run))]
+        trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         if not every:
             self._say_passed_over([run for run in trained if run.model.called not in chosen])
             done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
         self._show(done)
+        self._count_time()
         document = self._document(done, ranking, datasets, self._seconds())
         files.write_json(self.folder / STUDY_RESULTS, document)
         return document
@@ -146,7 +146,7 @@ class Study:
     def _claim_folder(self) -> None:
         content: dict[str, object] = {
             "data": self.data.resolve().name,
-            "fingerprint": provenance.whole(self.datasets["train"]),
+            "fingerprint": whole(self.datasets["train"]),
             "recipe": self.recipe.model_dump(mode="json"),
             "threads": self.threads,
         }
@@ -164,32 +164,31 @@ class Study:
     def _take_up(self, content: dict[str, object]) -> None:
         """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
         before, kept = read_study(self.folder), self.recipe
-        left_out = files.part(before, LEFT_OUT)
+        lacking = files.part(before, LEFT_OUT)
         for key in (LEFT_OUT, "threads"):
             before.pop(key, None)
-        with suppress(UserError):  # keys that are new since then have their default
+        with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
             kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
             before["recipe"] = untracked(kept).model_dump(mode="json")
         refuse_fewer_seeds(kept, self.recipe, self.folder)
         now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
-        without = finished.left_out(self.folder, kept, self.recipe)
+        without = left_out(self.folder, kept, self.recipe)
         if (grown := grows(kept, self.recipe)) or without:
             before["recipe"] = now["recipe"]
         films = before.pop("fingerprint", None)
-        if films is not None:  # what the films are counts, and not what their folder is called
-            before["data"] = now["data"]
+        before["data"] = now["data"]  # what the images are counts, and not what their folder is called
         if changed := _differences(before, now):
             raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
-        if films not in (None, content["fingerprint"]):
+        if films != content["fingerprint"]:
             raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
         say(f"going on with the study in {self.folder}")
         if grown:
             say(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
         if without:
             say(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
-        left_out |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
-        if left_out:
-            content[LEFT_OUT] = left_out
+        lacking |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
+        if lacking:
+            content[LEFT_OUT] = lacking
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
@@ -217,7 +216,7 @@ class Study:
         """
         tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
         with standing.watched(self.recipe, self.folder):
-            outcomes = self.engine.map(carry_out, tasks, self._after)
+            outcomes = self.engine.map(carry_out, tasks, self._count_time)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
             folder, failure = self._run_folder(run), failed.get(run.name)
@@ -229,23 +228,18 @@ class Study:
                 failures.record(folder, failure)
         return [run for run in runs if run.name not in failed]
 
-    def _after(self) -> None:
-        """After every task: time is counted, and what is finished is put where it is kept."""
-        self._seconds()
-        if self.kept is not None:
-            finished.keep_if_possible(self.folder, self.kept, self._told)
+    def _count_time(self) -> None:
+        """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
+        path, now = self.folder / TIMES_FILE, time.monotonic()
+        times = files.read_document(path) if files.reads(path) else {}
+        files.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
+        self._clock = now
 
     def _seconds(self) -> float:
-        """Time worked on this study, also before it was last cut off."""
-        path = self.folder / TIME_FILE
-        now = time.monotonic()
-        total = now - self._clock
-        with suppress(OSError, ValueError):  # not there, or damaged
-            total += float(path.read_text())
-        self._clock = now
-        with files.replacing(path) as temporary:
-            temporary.write_text(f"{total:.1f}")
-        return total
+        """Return the time worked on this study so far, all its starts together."""
+        path = self.folder / TIMES_FILE
+        seconds = files.read_document(path).get(TIME) if files.reads(path) else 0.0
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
@@ -269,30 +263,26 @@ class Study:
         return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
 
     def _show(self, runs: list[RunRecipe]) -> None:
-        """The same X-rays for every run's panels; the best and worst among them are known once all are measured."""
+        """Draw the same images for every run's panels; the best and worst are known once all are measured."""
         from trustcxr.evaluation.run import load_run
         from trustcxr.explain import examples
 
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
         test, options = self.datasets["test"], self.recipe.explanation
-        masks = made.masks(test)  # whose outlines they show
-        if all(
-            files.reads(folder / PANELS_FILE) and not made.otherwise(made.of(folder, PANELS_FILE), masks)
-            for folder in folders
-        ):
+        tables = [provenance.read_hash(folder / SALIENCY_FILE) for folder in folders]
+        key = provenance.hash_of(tables=tables, count=options.panels, version=provenance.ALGORITHM_VERSION[PANELS_FILE])
+        if all(provenance.read_hash(folder / PANELS_FILE) == key for folder in folders):
             return
-        tables = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
-        chosen = examples.choose(test, tables, count=options.panels, method=options.methods[0])
+        measured = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
+        chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
             arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
-            files.write_arrays(folder / PANELS_FILE, arrays)
-            made.note(folder, PANELS_FILE, masks)
+            files.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
     ) -> StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
-        here = [folder for folder in folders if not finished.is_finished(folder)]
         tested = [documents.read(RunDocument, folder / METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
             document.training = documents.read(TrainingDocument, folder / TRAINING_FILE)
@@ -319,7 +309,7 @@ class Study:
             ),
             runs=tested,
             over_seeds=seeds.over_seeds(tested),
-            comparisons=comparison.standard_against_robust(here, resamples=recipe.evaluation.bootstrap, asked=recipe),
+            comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )
@@ -345,6 +335,30 @@ def _short(value: Any, most: int = 60) -> str:
         value = ", ".join(str(one.get("label") or one["name"]) for one in value)
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription:
+    """Count what was trained and tested on."""
+    counts, masks = {}, {}
+    for part in datasets.values():
+        (split,) = set(np.asarray(part.splits)) or {""}
+        labels = np.bincount(part.labels, minlength=len(part.classes))
+        counts[split] = dict(zip(part.classes, labels.tolist(), strict=True))
+        held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
+        masks[split] = int(sum(bool(mask.any()) for mask in held))
+    first = datasets["train"]
+    return DataDescription(
+        root_name=root.resolve().name,
+        layout=getattr(first, "layout", ""),
+        notes=list(first.notes),
+        counts=counts,
+        skipped=sum(len(part.skipped) for part in datasets.values()),
+        size=first.size,
+        infection_masks=masks,
+        fingerprint=whole(first),
+        fingerprints={split: first.fingerprints()[split] for split in counts},
+        groups={role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
+    )
 
 
 def summary(document: StudyDocument) -> str:

@@ -1,14 +1,15 @@
-"""One run in its folder: train, validate, test, explain, describe. Study and commands alike go through these steps."""
+"""Carry out the steps of one run, for studies and commands alike: train, validate, test, explain, describe."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from trustcxr.catalogue import HEADLINE_ATTACKS, USUAL_ATTACKS, WORST_CASE
+from trustcxr.catalogue import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
@@ -26,46 +27,54 @@ from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
+from trustcxr.results.evaluations import own_figures
 from trustcxr.results.locks import holding
-from trustcxr.study import beside, explaining, made, mending, preflight
+from trustcxr.study import beside, explaining, mending, preflight
 from trustcxr.study import films as tested
 from trustcxr.study.asked import corruptions_recipe, recipe
 from trustcxr.study.films import Source, report_skipped
+from trustcxr.study.provenance import Results, data_hash, hash_of, read_hash
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 __all__ = ["RunFolder", "certify", "evaluate", "explain", "recipe", "report_skipped", "train"]
 
+MEASURED = (folders.PREDICTIONS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
+
 
 class RunFolder:
-    """One run, step by step. Every step leaves its file whole or not at all.
+    """One run, step by step. Every step leaves its file whole or not at all, and does nothing if the file is current.
 
-    `folder` holds the run; `place` what was found on some films: for the run's own test films the folder itself.
-    Steps of a study are done once: with `once`, what an earlier start left is kept. A command does what it is asked,
-    and keeps what was measured there under other conditions.
+    `folder` holds the run, which its training and its study own. `place` is the folder of the results: of a study the
+    run's own; of a command one of its own, which nobody else writes to.
     """
 
-    def __init__(self, folder: Path, place: Path | None = None) -> None:
-        self.folder, self.place = folder, place or folder
+    def __init__(self, folder: Path, place: Path | None = None, *, replace: bool = True) -> None:
+        self.folder, self.place, self.replace = folder, place or folder, replace
 
     @cached_property
     def run(self) -> Run:
         """The run, loaded."""
         return load_run(self.folder)
 
+    @cached_property
+    def results(self) -> Results:
+        """The files of its results, and what they were made from."""
+        return Results(self.place, files.checksum(self.folder / folders.WEIGHTS_FILE), self.replace)
+
     def refuse_another(self, recipe: RunRecipe) -> None:
-        """UserError where the folder holds a run of another recipe."""
+        """Raise UserError if the folder holds a run of another recipe."""
         path = self.folder / folders.RUN_FILE
         if not path.is_file():
             return
-        before = files.read_yaml(path, advice="restore it, or choose another --out").get("recipe") or {}
-        # Read as a recipe, so that keys that are new since then have their default.
+        advice = f"restore it, or move {self.folder} away to train the run from the beginning"
+        before = files.read_yaml(path, advice=advice).get("recipe") or {}
         if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
 
     def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **how: Any) -> TrainingDocument:
-        """Train, or go on; its training.json. UserError where the folder holds another run, or one of other films.
+        """Train, or go on; return training.json. UserError if the folder holds another run, or one of other images.
 
         `how`: cards, as `training.fit` takes them.
         """
@@ -75,139 +84,122 @@ class RunFolder:
         provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
         if mending.untrained(self.folder) is not None:
             return loop.fit(recipe, train, val, self.folder, **how)
-        checkpoint.remove(self.folder)  # left where the training was killed when all but that was done
+        checkpoint.remove(self.folder)  # left if the training was killed when all but that was done
         return documents.read(TrainingDocument, self.folder / folders.TRAINING_FILE)
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
-        """Predictions on the validation images, of the weights that validation judged; made once."""
-        path = tested.validation_file(self.folder, self.place)
-        if not path.is_file():
-            table = evaluation.predict(as_before_refit(self.run), val, views=False, batch_size=batch_size)
-            files.write_table(path, table.assign(**{tables.FILMS: val.fingerprint}))
-
-    def test(self, films: "Dataset", options: EvaluationRecipe, *, once: bool = False) -> None:
-        """Predictions on `films`, clean, under attack and corrupted; what was predicted there before is kept."""
-        path = self.place / folders.PREDICTIONS_FILE
-        before = files.read_table(path) if path.is_file() else None
-        if before is not None and not tables.same_films(before, films):
-            raise UserError(f"{path}: of other films than those of {films.where} (split {films.split}); move it away")
-        made.regroup(self.place, films)
-        masks, known = made.masks(films), made.of(self.place, path.name)
-        wanted = made.predictions(options) | masks
-        if before is not None:
-            before = tables.without_views(before) if made.otherwise(known, masks) else files.read_table(path)
-        there = before is not None and options.conditions() <= set(tables.conditions_of(before))
-        if once and there and not made.otherwise(known, wanted):
+        """Write the predictions on the validation images, of the weights that validation judged."""
+        name, data = folders.VALIDATION_FILE, data_hash(val)
+        own = Results(self.folder, self.results.weights)
+        if self.place != self.folder and own.is_current(name, data=data):
             return
-        table = evaluation.predict(
-            self.run, films, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
-        )
-        table = table.assign(**{tables.FILMS: films.fingerprint})
-        files.write_table(path, tables.merged(before, table))
-        made.note(self.place, path.name, known | wanted)
+
+        def predicted() -> list[pd.DataFrame]:
+            table = evaluation.predict(as_before_refit(self.run), val, views=False, batch_size=batch_size)
+            return [table.assign(**{tables.FILMS: val.fingerprint})]
+
+        self.results.table(name, predicted, data=data)
+
+    def test(self, films: "Dataset", options: EvaluationRecipe) -> None:
+        """Write the predictions on `films`: clean, under attack and corrupted."""
+
+        def predicted() -> list[pd.DataFrame]:
+            table = evaluation.predict(
+                self.run, films, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
+            )
+            return [table.assign(**{tables.FILMS: films.fingerprint})]
+
+        data = data_hash(films, "lung")
+        self.results.table(folders.PREDICTIONS_FILE, predicted, data=data, options=asked_of(options))
 
     def explain(
-        self,
-        films: "Dataset",
-        options: ExplanationRecipe,
-        val: "Dataset | None",
-        *,
-        train: "Dataset | None" = None,
-        once: bool = False,
+        self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, train: "Dataset | None" = None
     ) -> None:
-        """Saliency on `films`; other methods measured there before are kept. Thresholds are tuned on `val`.
+        """Write the saliency on `films` and, if they have lesion masks, what becomes of the answer without the lesion.
 
-        Where there is none, thresholds are those of the run's own saliency, if it was measured. Maps are held against
-        the mean lesion mask of `train` too. Where films have such masks, also what becomes of the answer without it.
+        Thresholds are tuned on `val`; without it they are those of the run's own test images, if measured. Maps are
+        held against the mean lesion mask of `train` too.
         """
-        made.regroup(self.place, films)
-        explaining.measure(
-            self.place,
-            self.run,
-            films,
-            options,
-            lambda: self._levels(options, val),
-            tuned=val is not None,
-            once=once,
-            train=train,
+
+        def thresholds() -> dict[str, float]:
+            return known if val is None else scores.tune(as_before_refit(self.run), val, options.methods)
+
+        own = own_figures(self.folder) if val is None and self.place != self.folder else None
+        known = explaining.thresholds_of(None if own is None else own.table(folders.SALIENCY_FILE))
+        tuned = hash_of(known=known) if val is None else data_hash(val, "infection", "lung")
+        data = data_hash(films, "infection", "lung")
+        explaining.measure(self.results, self.run, films, options, thresholds, data=data, tuned=tuned, train=train)
+
+    def prove(self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None) -> None:
+        """Write certified.parquet: which answers cannot change within each radius."""
+        how = {"radii": sorted(map(float, radii)), "effort": asdict(effort or Effort())}
+        self.results.table(
+            folders.CERTIFIED_FILE,
+            lambda: [certified.prove(self.run, films, radii, effort=effort)],
+            data=data_hash(films),
+            options=how,
         )
 
-    def prove(
-        self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None, once: bool = False
-    ) -> pd.DataFrame:
-        """certified.parquet: which answers cannot change within each radius; other radii proved there are kept."""
-        made.regroup(self.place, films)
-        path = self.place / folders.CERTIFIED_FILE
-        before = files.read_table(path) if path.is_file() else None
-        known, wanted = made.of(self.place, path.name), made.proofs(radii, effort) | made.films(films)
-        if before is not None and made.otherwise(known, made.films(films)):
-            say(f"{path}: was of other films: made again, at what is asked for now")
-            before, known = None, {}
-        if before is not None and once and set(radii) <= set(before["epsilon"]) and not made.otherwise(known, wanted):
-            return before
-        if again := [key for key in wanted if known.get(key) and made.otherwise({key: known[key]}, wanted)]:
-            say(f"{path}: epsilon {', '.join(again)} was proved otherwise before: made again, as is asked for now")
-        table = certified.merged(before, certified.prove(self.run, films, radii, effort=effort))
-        files.write_table(path, table)
-        made.note(self.place, path.name, known | wanted)
-        return table
-
-    def _levels(self, options: ExplanationRecipe, val: "Dataset | None") -> dict[str, float]:
-        if val is None:
-            return {} if self.place == self.folder else explaining.thresholds_of(self.folder)
-        return scores.tune(as_before_refit(self.run), val, options.methods)
-
     def describe(
-        self,
-        films: "Dataset",
-        *,
-        validation: pd.DataFrame | None,
-        resamples: int = made.RESAMPLES,
-        only: EvaluationRecipe | None = None,
-        methods: Sequence[str] | None = None,
-        planted: Any = None,
+        self, films: "Dataset", *, resamples: int = beside.RESAMPLES, planted: Callable[[], Any] | None = None
     ) -> RunDocument:
-        """metrics.json from the tables: all of them, or `only` what a study's recipe asks for, and of its `methods`.
+        """Write metrics.json from the tables, unless it is current.
 
-        Figures of other recipes in metrics.json are then refused, which is said: predictions.parquet keeps them.
-        `planted`: what became of planted shortcuts, where that was measured now.
+        `planted`: what becomes of planted shortcuts, measured if it is asked for.
         """
         path = self.place / folders.METRICS_FILE
-        before = documents.read_if_there(RunDocument, path)
-        if only is not None and before is not None:
-            if made.is_of(self.place, before, only, methods, resamples):
-                return before
-            say(f"{path}: not of the study's recipe, so written again; the tables beside it keep all that they hold")
+        validation, internal = self._beside(films)
+        behind = [*(self.place / name for name in MEASURED), *(path for path in (validation, internal) if path)]
+        sums = [files.checksum(path) if path.is_file() else "" for path in behind]
+        key = self.results.key(path.name, tables=sums, resamples=resamples, planted=planted is not None)
+        if read_hash(path) == key:
+            return documents.read(RunDocument, path)
         table = files.read_table(self.place / folders.PREDICTIONS_FILE)
-        if only is not None:
-            table = tables.under(table, only.conditions())
-        document = describe(self.run, table, validation=validation, resamples=resamples)
-        document.films, document.notes = films.fingerprint, tested.notes(self.run, films)
+        known = None if validation is None else files.read_table(validation)
+        document = describe(self.run, table, validation=known, resamples=resamples)
+        document.provenance, document.films = key, films.fingerprint
+        document.notes = tested.notes(self.run, films)
         if tested.trained_on(self.run, films):
             document.alarms.insert(0, Alarm(kind="trained_on", text=document.notes[0]))
-        if planted is not None or before is not None:
-            document.planted_shortcuts = planted if planted is not None or before is None else before.planted_shortcuts
-        if only is None and before is not None:
-            beside.say_gone(before, document, path)
-        internal = self.folder / folders.PREDICTIONS_FILE
-        if self.place != self.folder and internal.is_file():
+        if planted is not None:
+            document.planted_shortcuts = planted()
+        if internal is not None:
             document.drop_from_internal = drops.from_internal(files.read_table(internal), table)
-        radii = None if only is None else only.radii()
-        beside.describe(document, self.place, images=len(films), resamples=resamples, radii=radii, methods=methods)
+        beside.describe(document, self.place, images=len(films), resamples=resamples)
         files.write_json(path, document)
-        made.note_metrics(self.place, document, resamples)
+        self.results.written += (path.name,)
         return document
 
-    def validation(self, films: "Dataset", val: "Dataset | None") -> pd.DataFrame | None:
-        """Predictions on validation images to calibrate by; None where there are none, or they are `films`."""
-        path = tested.validation_file(self.folder, self.place)
-        if val is not None:
-            self.validate(val)
-        if not path.is_file():
-            return None
-        table = files.read_table(path)
-        # A temperature fitted on the very images that it is judged by would flatter.
-        return None if tables.same_films(table, films) else table
+    def _beside(self, films: "Dataset") -> tuple[Path | None, Path | None]:
+        """Return the predictions on validation images to calibrate by, and those on the run's own test images.
+
+        None for the first if there are none, or `films` are they: a temperature fitted on the very images that it is
+        judged by would flatter. None for the second if there are none, or `films` are they.
+        """
+        own = own_figures(self.folder) if self.place != self.folder else None
+        other = own if own is not None and own.document.films != films.fingerprint else None
+        validation: Path | None = tested.validation_file(self.folder, self.place)
+        if validation is not None and not validation.is_file():
+            validation = None if other is None else other.table(folders.VALIDATION_FILE)
+        if validation is not None and set(files.read_table(validation, [tables.FILMS])[tables.FILMS]) == {
+            films.fingerprint
+        }:
+            validation = None
+        return validation, None if other is None else other.table(folders.PREDICTIONS_FILE)
+
+
+def asked_of(options: EvaluationRecipe) -> dict[str, object]:
+    """Return what of an evaluation decides its predictions; a surrogate is known by its weights, not by its folder."""
+    attacks = [
+        {"name": a.name, "epsilons": list(a.epsilons), **a.options(), "surrogate": _surrogate(a.surrogate)}
+        for a in options.attacks
+    ]
+    corruptions = options.corruptions.conditions() if options.corruptions else ()
+    return {"attacks": attacks, "corruptions": list(corruptions), "batch_size": options.batch_size}
+
+
+def _surrogate(folder: str | None) -> str | None:
+    return None if folder is None else files.checksum(folders.check_run(Path(folder)) / folders.WEIGHTS_FILE)
 
 
 # --- what the commands do --------------------------------------------------------------------------------------------
@@ -216,9 +208,10 @@ class RunFolder:
 def train(
     run: RunRecipe, data: Path, folder: Path, *, devices: int = 1, nodes: int = 1, strategy: str = "ddp"
 ) -> TrainingDocument:
-    """Train a run into `folder`, or go on with it; its training.json. On so many cards of each of so many machines.
+    """Train a run into `folder`, or go on with it; return training.json. On so many cards of each of so many machines.
 
-    A run that was trained and lost its weights, or part of them, is trained again, without what was measured of it.
+    A run that was trained and lost its weights, or part of them, is trained again; what was measured of it is moved to
+    superseded-1.
     """
     from trustcxr.models import factory
     from trustcxr.training.cards import Cards
@@ -272,12 +265,12 @@ def evaluate(
     listing: Listing | None = None,
     out: Path | None = None,
 ) -> tuple[RunDocument, Path]:
-    """Predictions and metrics of a run on a data set: the document of metrics.json, and the folder that it is in.
+    """Measure predictions and metrics of a run on a data set; return metrics.json, and the folder that it is in.
 
-    What was measured there before under other conditions is kept. `sweep` adds the epsilons of a whole curve.
-    `corruptions` are names, or "all". `shortcuts`: synthetic films are rendered again with each planted shortcut
-    removed or moved to another class. On external data the document also holds the drop from the internal test set, if
-    that was evaluated before. `out`: the folder of the results, where it is not within the run's.
+    The folder is one in the run's evaluations/, by the data and the options, or `out`. Asked again, it is current.
+    `sweep` adds the epsilons of a whole curve. `corruptions` are names, or "all". `shortcuts`: synthetic films are
+    rendered again with each planted shortcut removed or moved to another class. On external data the document also
+    holds the drop from the internal test set, if that was evaluated before.
     """
     tested.refuse_films(out, Path(data))
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
@@ -285,30 +278,9 @@ def evaluate(
         attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, surrogate=surrogate
     )
     options = EvaluationRecipe(attacks=conditions, corruptions=corruptions_recipe(corruptions, severities))
-    run, given = load_run(folder), Source(data, split, labels, listing)
-    films = tested.load(run, given)
-    place = tested.place_of(run, films, out)
-    with holding(out or folder):
-        return _test(run, given, films, place, options, shortcuts=shortcuts), place
-
-
-def _test(
-    run: Run,
-    given: Source,
-    films: "Dataset",
-    place: Path,
-    options: EvaluationRecipe,
-    *,
-    shortcuts: bool = False,
-    resamples: int = made.RESAMPLES,
-) -> RunDocument:
-    """Test and describe; metrics.json."""
-    tested.say_notes(run, films)
-    planted = audit(run, films.root, split=str(films.split or Splits().test)) if shortcuts else None
-    steps = _steps(run, place)
-    steps.test(films, options)
-    val = tested.validation_of(run, given, "calibration is not measured") if _own(run, films, place) else None
-    return steps.describe(films, validation=steps.validation(films, val), planted=planted, resamples=resamples)
+    asked = _Asked.of(folder, Source(data, split, labels, listing))
+    with asked.measuring(hash_of(evaluate=asked_of(options), shortcuts=shortcuts), out) as work:
+        return _tested(asked, work, options, shortcuts=shortcuts), work.place
 
 
 def certify(
@@ -321,30 +293,23 @@ def certify(
     labels: Mapping[str, str | None] | None = None,
     listing: Listing | None = None,
 ) -> tuple[RunDocument, Path]:
-    """Prove which answers of a run cannot change within epsilon: certified.parquet, and `certified` in metrics.json.
+    """Prove which answers of a run cannot change within epsilon; return metrics.json, and the folder that it is in.
 
-    Other epsilons that were certified there before are kept. Beside each stands what attacks leave: where the run was
-    not evaluated on these images yet, or not by the worst case of several attacks at each epsilon, that is done too.
-    Raises UserError, naming the layer, where the model cannot be bounded, and for an epsilon of 0.
+    Beside each proof stands what attacks leave, the worst case of several among them. Asked again, the folder is found
+    current. UserError, naming the layer, if the model cannot be bounded, and for an epsilon of 0.
     """
     from trustcxr.attacks.contract import check_epsilon
 
-    radii = [check_epsilon(epsilon) for epsilon in dict.fromkeys(epsilons or certified.EPSILONS)]
+    radii = [check_epsilon(epsilon) for epsilon in sorted(set(epsilons or certified.EPSILONS))]
     if 0 in radii:
         raise UserError("epsilon 0: no pixel may change, so there is nothing to prove; give one above 0")
-    run, given = load_run(folder), Source(data, split, labels, listing)
+    run = load_run(folder)
     contract.layers(run.model)  # what cannot be bounded is said before the images are read
-    films = tested.load(run, given)
-    place = tested.place_of(run, films)
-    with holding(folder):
-        resamples = made.resamples_of(place)
-        _steps(run, place).prove(films, radii, effort=effort)
-        before = documents.read_if_there(RunDocument, place / folders.METRICS_FILE)
-        if left := beside.unattacked(before, place, radii):
-            names = HEADLINE_ATTACKS if before is None else (WORST_CASE,)
-            options = EvaluationRecipe(attacks=evaluation.conditions(names, left))
-            return _test(run, given, films, place, options, resamples=resamples), place
-        return beside.told_again(run, films, place), place
+    asked = _Asked.of(run, Source(data, split, labels, listing))
+    with asked.measuring(hash_of(certify=radii, effort=asdict(effort or Effort()))) as steps:
+        steps.prove(asked.films, radii, effort=effort)
+        options = EvaluationRecipe(attacks=evaluation.conditions(HEADLINE_ATTACKS, radii))
+        return _tested(asked, steps, options), steps.place
 
 
 def explain(
@@ -357,36 +322,71 @@ def explain(
     listing: Listing | None = None,
     out: Path | None = None,
 ) -> tuple[RunDocument, Path]:
-    """Saliency of a run measured on a data set; other methods measured there before are kept.
+    """Measure saliency of a run on a data set; return metrics.json, and the folder that it is in.
 
     The table is written a batch at a time. `options`: keys of ExplanationRecipe. Thresholds are tuned on the run's
-    validation split where this is its own data; on other data those that were tuned there before are used. `out`: the
-    folder of the results, where it is not within the run's.
+    validation split if this is its own data; on other data those that were tuned for its own are used. `out`: the
+    folder of the results, unless it is one in the run's evaluations/. Asked again, the folder is found current.
     """
     tested.refuse_films(out, Path(data))
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
     run, given = load_run(folder), Source(data, split, labels, listing)
     scores.check(run, wanted.methods)
-    films = tested.load(run, given)
-    place = tested.place_of(run, films, out)
-    with holding(out or folder):
-        own = _own(run, films, place)
-        val = tested.validation_of(run, given, "no threshold is tuned") if own else None
-        steps = _steps(run, place)
-        steps.explain(films, wanted, val, train=tested.training_of(run, given, films))
-        if not (place / folders.METRICS_FILE).is_file():
-            return _test(run, given, films, place, EvaluationRecipe()), place
-        return beside.told_again(run, films, place), place
+    asked = _Asked.of(run, given)
+    scores.annotated(asked.films)  # images without masks are refused before anything is measured
+    how = wanted.model_dump(mode="json", exclude={"panels"})
+    with asked.measuring(hash_of(explain=how), out) as steps:
+        val = tested.validation_of(run, given, "no threshold is tuned") if asked.own else None
+        steps.test(asked.films, EvaluationRecipe(attacks=()))
+        steps.explain(asked.films, wanted, val, train=tested.training_of(run, given, asked.films))
+        return _described(asked, steps), steps.place
 
 
-def _steps(run: Run, place: Path) -> RunFolder:
-    made.claim(place, run.folder)
-    steps = RunFolder(run.folder, place)
-    steps.__dict__["run"] = run  # loaded already
-    return steps
+@dataclass(frozen=True)
+class _Asked:
+    """A run and the images that a command measures it on. own: these are the run's own test images."""
+
+    run: Run
+    source: Source
+    films: "Dataset"
+    own: bool
+
+    @classmethod
+    def of(cls, run: Run | Path, source: Source) -> "_Asked":
+        run = run if isinstance(run, Run) else load_run(run)
+        films = tested.load(run, source)
+        return cls(run, source, films, tested.is_own_test(run, films))
+
+    @contextmanager
+    def measuring(self, options: str, out: Path | None = None) -> Iterator[RunFolder]:
+        """Hold the folder of the results; say if nothing had to be measured. `options`: a hash of what is asked for."""
+        options = hash_of(options=options, data=data_hash(self.films, "infection", "lung"))
+        place = tested.folder_for(self.run, self.films, options, out)
+        steps = RunFolder(self.run.folder, place, replace=out is None)
+        steps.__dict__["run"] = self.run  # loaded already
+        tested.say_notes(self.run, self.films)
+        with holding(out or self.run.folder):
+            yield steps
+        if not steps.results.written:
+            say(f"{place}: measured before, with the same weights, images and options; nothing was computed again")
 
 
-def _own(run: Run, films: "Dataset", place: Path) -> bool:
-    """Whether these are the run's own test films, and with them its validation films at hand."""
-    return place == run.folder or tested.is_own_test(run, films)
+def _tested(asked: _Asked, steps: RunFolder, options: EvaluationRecipe, *, shortcuts: bool = False) -> RunDocument:
+    """Test and describe; return metrics.json."""
+
+    @cache
+    def planted() -> Any:
+        return audit(asked.run, asked.films.root, split=str(asked.films.split or Splits().test))
+
+    if shortcuts and not (steps.place / folders.METRICS_FILE).is_file():
+        planted()  # data on which nothing was planted are refused before anything else is measured
+    steps.test(asked.films, options)
+    return _described(asked, steps, planted if shortcuts else None)
+
+
+def _described(asked: _Asked, steps: RunFolder, planted: Callable[[], Any] | None = None) -> RunDocument:
+    val = tested.validation_of(asked.run, asked.source, "calibration is not measured") if asked.own else None
+    if val is not None:
+        steps.validate(val)
+    return steps.describe(asked.films, planted=planted)

@@ -1,6 +1,7 @@
 """One step of one run of a study, from the study's folder alone: what an engine carries out, in whatever process."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders, locks
 from trustcxr.results.folders import DATA_FILE, STUDY_FILE
 from trustcxr.results.locks import holding
-from trustcxr.study import costs, finished, mending
+from trustcxr.study import costs, mending
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.study.run_folder import RunFolder
 from trustcxr.training.cards import Cards
@@ -80,7 +81,7 @@ def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
 
 
 def carry_out(task: Task) -> None:
-    """Do one step of one run; nothing where an earlier start has done it, or the run was finished elsewhere.
+    """Do one step of one run; nothing if its file is current.
 
     Whatever it raises is in the run's failure.json by then, CannotWrite too if there is room for that.
     """
@@ -96,13 +97,10 @@ def _carry_out(task: Task) -> None:
     study = StudyFolder.read(task.study, task.devices)
     run = study.run(task.run)
     folder = study.run_folder(run)
-    if finished.is_finished(folder):
-        return finished.check(folder, run)
     if locks.was_killed(folder):
         say(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
     with use_threads(study.threads), holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
-    return None
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
@@ -116,30 +114,27 @@ def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
 
 def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test, options = study.films("test"), study.recipe.evaluation
-    steps.test(test, options, once=True)
+    steps.test(test, options)
     if run.defence.certifies:
-        steps.prove(test, options.radii(), once=True)
+        steps.prove(test, options.radii())
 
 
 def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test = study.films("test")
     if test.has_mask("infection").any() or test.has_mask("lung").any():
-        train = study.films("train")
-        steps.explain(test, study.recipe.explanation, study.films("val"), train=train, once=True)
+        steps.explain(test, study.recipe.explanation, study.films("val"), train=study.films("train"))
 
 
 def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    test, options = study.films("test"), study.recipe.evaluation
     _know_films(study, steps)
-    validation = steps.validation(test, None)
-    methods = study.recipe.explanation.methods
-    steps.describe(test, validation=validation, resamples=options.bootstrap, only=options, methods=methods)
+    steps.describe(study.films("test"), resamples=study.recipe.evaluation.bootstrap)
 
 
 def _know_films(study: StudyFolder, steps: RunFolder) -> None:
     """familiarity.safetensors, made once: `predict` and `serve` then warn of films unlike those of the training."""
-    if (steps.folder / folders.FAMILIARITY_FILE).is_file():
-        return
+    with suppress(UserError):  # damaged, or of other weights
+        if familiarity.load(steps.folder) is not None:
+            return
     try:
         familiarity.save(familiarity.fit(steps.run, study.films("train"), study.films("val")), steps.folder)
     except CannotWrite:

@@ -20,12 +20,12 @@ from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
-from trustcxr.study import beside, comparison, made, seeds, standing
+from trustcxr.study import beside, comparison, seeds, standing
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import failures
 from trustcxr.study.films import validation_file
 
-_OF_NO_TABLE = ("version", "notes", "films", "training", "planted_shortcuts")  # keys of metrics.json
+_OF_NO_TABLE = ("version", "provenance", "notes", "films", "training", "planted_shortcuts")  # keys of metrics.json
 _OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # what another order of adding up may move a figure by
 _TELL_APART = (  # keys of the entries of a list
@@ -182,7 +182,7 @@ class _Verification:
         at = {self.folder / "runs" / name: document for name, document in computed.items()}
         alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
         again: dict[str, object] = {
-            "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap, asked=self.recipe),
+            "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap),
             "over_seeds": seeds.over_seeds(list(computed.values())),
             "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
             "ranking": self._ranking(computed),
@@ -238,10 +238,9 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
     validation = read(path) if path.is_file() else None
     if validation is not None and set(validation["sample_id"]) == set(predictions["sample_id"]):
         validation = None
-    images, resamples, options = int((predictions["attack"] == tables.CLEAN).sum()), made.RESAMPLES, dict[str, Any]()
+    images, resamples = int((predictions["attack"] == tables.CLEAN).sum()), beside.RESAMPLES
     if study is not None:
-        predictions, resamples = tables.under(predictions, study.evaluation.conditions()), study.evaluation.bootstrap
-        options = {"radii": study.evaluation.radii(), "methods": study.explanation.methods}
+        resamples = study.evaluation.bootstrap
     stored = documents.read_if_there(RunDocument, place / folders.METRICS_FILE) or RunDocument()
     recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / folders.RUN_FILE))
     document = summary.figures(
@@ -254,7 +253,7 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
         training=documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument(),
         at_random=lambda: bool(stored.masking and stored.masking.at_random),
     )
-    beside.describe(document, place, images=images, resamples=resamples, **options)
+    beside.describe(document, place, images=images, resamples=resamples)
     if place != run and (run / folders.PREDICTIONS_FILE).is_file():
         document.drop_from_internal = drops.from_internal(read(run / folders.PREDICTIONS_FILE), predictions)
     return document

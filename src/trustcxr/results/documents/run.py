@@ -87,10 +87,12 @@ class RunDocument(Document):
 
     `origin`: trained here, or given. `films`: the fingerprint of the images. `notes`: what a reader must know first.
     `given`: of a model file what was given, `examination` a checksum of all that was examined and how; `finding`: of a
-    model with a sigmoid for each the one that was explained.
+    model with a sigmoid for each the one that was explained. `provenance`: a hash of all that the figures were made
+    from.
     """
 
     version: int | None = None
+    provenance: str = ""
     run: str = ""
     origin: str = ""
     films: str = ""
