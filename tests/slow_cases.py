@@ -39,8 +39,6 @@ SLOW = (
     "test_duplicates.py::test_copies_of_real_films_are_found_and_no_other_film_is_taken_for_one",
     "test_engines.py::test_a_worker_ends_with_a_study_that_was_killed",
     "test_folding.py::test_each_of_the_21_with_batchnorm_answers_as_before[",
-    "test_hostile_models.py::test_an_exported_program_that_calls_more_than_operators[",
-    "test_hostile_models.py::test_an_exported_program_that_is_none[",
     "test_known_cause.py::test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses[gradcam]",
     "test_known_cause.py::test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses[hirescam]",
     "test_known_cause.py::test_a_method_finds_the_letter_or_the_lesion_by_what_the_model_uses[layercam]",
