@@ -89,7 +89,7 @@ def test_other_radii_or_another_effort_have_a_folder_of_their_own(run: Path, fil
     assert done.exit_code == 0, done.output
     assert newest(other) not in (first, place)
     document = RunDocument.model_validate(files.read_json(newest(other) / "metrics.json"))
-    assert [row["proved by"] for row in terminal.certified_rows(document)] == ["ibp"]
+    assert [entry.method for entry in document.certified] == ["ibp"]
     done = RUNNER.invoke(app, ["report", str(other)])
     assert done.exit_code == 0, done.output
     said = " ".join((other / "report.html").read_text(encoding="utf-8").split())

@@ -464,7 +464,7 @@ def test_a_finished_run_asks_for_its_films_too(trained: Path, films: Path, other
 
 def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, films: Path, tmp_path: Path) -> None:
     read_manifest(films).write(tmp_path / "clean.csv")
-    document, place = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
+    document, _ = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
     assert document.plain()["clean"]["n"] == 12
     assert document.plain()["split"] == "Test"
     assert document.plain()["notes"] == []
