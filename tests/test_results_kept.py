@@ -25,7 +25,7 @@ from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import documents, files, locks
 from trustcxr.results.documents import StudyDocument
-from trustcxr.results.tables import conditions_of, merged
+from trustcxr.results.tables import merged
 from trustcxr.study import audit, engines, run_folder
 from trustcxr.study import films as tested
 from trustcxr.study import made as made_with
@@ -122,15 +122,6 @@ def test_maps_that_are_measured_again_make_the_same_file_and_others_stay_in_it(t
     assert measured("gradcam") == measured("gradcam")
     measured("layercam")
     assert files.read_table(path)["method"].tolist() == ["gradcam"] * 2 + ["layercam"] * 2
-
-
-def test_a_table_of_before_steps_and_severities_is_merged_too(trained: Path, films: Path) -> None:
-    run_folder.evaluate(trained, films, attacks=["fgsm"])
-    table = files.read_table(trained / "predictions.parquet").drop(columns=["steps", "severity", "data"])
-    files.write_table(trained / "predictions.parquet", table)
-    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2)
-    merged = files.read_table(trained / "predictions.parquet")
-    assert {name for name, *_ in conditions_of(merged)} >= {"clean", "fgsm", "pgd"}
 
 
 def test_results_go_to_another_folder_where_one_is_named(

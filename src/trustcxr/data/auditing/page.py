@@ -28,7 +28,7 @@ def write_page(audit: Audit, path: str | Path) -> Path:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("trustcxr.data.auditing", "templates"), autoescape=True)
-    manifest, document = audit.manifest, audit.to_dict()
+    manifest = audit.manifest
     listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
     page = environment.get_template("audit.html.j2").render(
         name=manifest.root.name,
@@ -41,7 +41,7 @@ def write_page(audit: Audit, path: str | Path) -> Path:
         classes=manifest.classes,
         counts=sorted(audit.counts.items(), key=lambda item: place_of(item[0])),
         lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
-        probes=document["probes"],
+        probes=audit.probes,
         views=VIEWS,
         without=WITHOUT_LUNGS,
         sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
