@@ -7,77 +7,14 @@ from pydantic import ValidationError
 
 from trustcxr.errors import UserError
 from trustcxr.results import files
-from trustcxr.results.documents.audit import (
-    AuditDocument,
-    AuditedData,
-    AuditPair,
-    Curve,
-    Division,
-    Finding,
-    GateCheck,
-    HandedIn,
-    OperatingPoint,
-    PairRow,
-    Subgroup,
-)
-from trustcxr.results.documents.commands import (
-    Difference,
-    ExportDocument,
-    FamiliarityDocument,
-    FilmAnswer,
-    Prunable,
-    PruneDocument,
-    VerifiedDocument,
-)
-from trustcxr.results.documents.evaluation import (
-    Accuracy,
-    Alarm,
-    AttackResult,
-    Bin,
-    Calibrated,
-    Calibration,
-    CertifiedResult,
-    Classification,
-    ClassResult,
-    CorruptionResult,
-    CorruptionsMean,
-    Draws,
-    Drop,
-    InputGradients,
-    PlantedShortcut,
-    Sign,
-    Verdict,
-)
-from trustcxr.results.documents.plan import CostDocument, FilmCost, RunPlan, StudyPlan, WayCost
-from trustcxr.results.documents.run import AuditedModel, Refit, RunDocument, TrainingDocument
-from trustcxr.results.documents.saliency import (
-    Change,
-    Lead,
-    LesionDocument,
-    LesionSize,
-    Measures,
-    Perturbed,
-    RandomWeights,
-    SaliencyDocument,
-    Stage,
-    Stratum,
-)
-from trustcxr.results.documents.study import (
-    LEVEL,
-    BeyondControl,
-    Comparison,
-    DataCheck,
-    DataDescription,
-    DataFinding,
-    DataProbe,
-    FailedRun,
-    Hardware,
-    OverSeeds,
-    Ranked,
-    SeedFigure,
-    Selection,
-    StudyDocument,
-)
+from trustcxr.results.documents.audit import *
+from trustcxr.results.documents.audit import AuditDocument
+from trustcxr.results.documents.commands import *
+from trustcxr.results.documents.evaluation import *
+from trustcxr.results.documents.plan import *
+from trustcxr.results.documents.run import *
+from trustcxr.results.documents.saliency import *
+from trustcxr.results.documents.study import *
 from trustcxr.results.flat import Document, Figure, Measured, Share
 
 VERSION = 2  # of the documents' shape: raised when a field changes its name or its meaning
