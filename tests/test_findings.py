@@ -130,7 +130,7 @@ def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: 
     text = "\n".join(sentences(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
     assert "Hernia: not judged" in text
-    assert document["protocol"] == "exam-1"
+    assert document.protocol == "exam-1"
     assert {row.corruption for row in document.corruptions} == {"gamma"}
 
 

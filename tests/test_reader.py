@@ -198,7 +198,7 @@ def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Stor
     reader = store.readers()[0]
     store.save_mark(reader, 0, Mark(regions=[]))
     store.save_judgement(reader, 0, 0, Judgement(1, 5))
-    with pytest.raises(UserError, match="is there by now"):
+    with pytest.raises(UserError, match="is there already"):
         Store.create(store.path, arms=ARMS, films=shown)
     assert Store(store.path).readers() == store.readers()
     assert Store(store.path).judgements(reader, 0)[0] == Judgement(1, 5)

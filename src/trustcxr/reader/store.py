@@ -89,7 +89,9 @@ class Store:
         """
         about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "created": _now()}
         about |= {"key": secrets.token_hex(16), "seed": str(seed)}
-        with replacing(path, new=True) as temporary:
+        if path.exists():
+            raise UserError(f"{path}: is there already, with its answers. Move it away to begin another study.")
+        with replacing(path) as temporary:
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
             with _open(temporary) as base:

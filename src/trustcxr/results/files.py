@@ -27,11 +27,11 @@ _MOST_VALUES = 100_000  # in one YAML document, aliases followed
 
 
 @contextmanager
-def replacing(path: Path, *, needed: int = 0, new: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well; `new`: UserError if it is taken.
+def replacing(path: Path, *, needed: int = 0) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it if the block ends without an error.
 
-    CannotWrite, with what was there before still whole, where the disk is full, read-only or forbidden. It says how
-    many bytes are `needed`: where that is not known, as many as the file had before, or had got to.
+    Raises CannotWrite, with the old file still whole, if the disk is full, read-only or forbidden. The message says how
+    many bytes are `needed`: if that is not known, as many as the file had before, or had got to.
     """
     sizes = [needed]
     temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}{path.suffix}")
@@ -40,26 +40,13 @@ def replacing(path: Path, *, needed: int = 0, new: bool = False) -> Iterator[Pat
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _to_disk(temporary)
-            if new:
-                _name(temporary, path)
-            else:
-                temporary.replace(path)
+            temporary.replace(path)
         finally:
             for known in (path, temporary):
                 with suppress(OSError):
                     sizes.append(known.stat().st_size)
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-
-def _name(temporary: Path, path: Path) -> None:
-    """Call a file `path` where nothing is called so yet."""
-    try:
-        os.link(temporary, path)
-    except OSError:
-        if path.exists():
-            raise UserError(f"{path}: is there by now, from another process; it was left as it is") from None
-        temporary.rename(path)  # a file system without links
 
 
 def _to_disk(path: Path) -> None:
