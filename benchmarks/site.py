@@ -19,10 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import pandas as pd  # noqa: E402
 
 from trustcxr import catalogue  # noqa: E402
-from trustcxr.about import NOTICE  # noqa: E402
 from trustcxr.catalogue import Attack, Measure  # noqa: E402
 from trustcxr.report import words  # noqa: E402
 from trustcxr.report.tables.cells import markdown_rows  # noqa: E402
+from trustcxr.version import NOTICE  # noqa: E402
 
 RESULTS = ROOT / "results"
 BETTER = {"higher": "more", "lower": "less", None: "neither: it is no matter of better or worse"}

@@ -17,7 +17,6 @@ from pydicom.uid import generate_uid  # noqa: E402
 
 import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
-from trustcxr.about import NOTICE  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
 from trustcxr.data.auditing.audit import audit  # noqa: E402
 from trustcxr.data.images import dicom, ours  # noqa: E402
@@ -25,6 +24,7 @@ from trustcxr.data.phantom.film import render  # noqa: E402
 from trustcxr.dicom import answers, films  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
+from trustcxr.version import NOTICE  # noqa: E402
 
 
 def written(film: Path, **fields: object) -> tuple[Path, Path]:

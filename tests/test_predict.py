@@ -16,7 +16,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from small_runs import untrained
 from test_cli import run as typed
-from trustcxr.about import NOTICE
 from trustcxr.data import read_manifest
 from trustcxr.data.auditing.audit import audit
 from trustcxr.data.images import ours, squares
@@ -26,6 +25,7 @@ from trustcxr.explain import heatmap_files, one_image
 from trustcxr.report import terminal
 from trustcxr.results.documents import Calibration, FilmAnswer, RunDocument
 from trustcxr.statistics import softmax
+from trustcxr.version import NOTICE
 
 
 @pytest.fixture(scope="module")

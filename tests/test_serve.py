@@ -18,10 +18,10 @@ from PIL import Image
 
 import served
 from test_cli import complaint
-from trustcxr.about import NOTICE
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import one_image
+from trustcxr.version import NOTICE
 
 fastapi = pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402

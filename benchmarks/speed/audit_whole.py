@@ -15,11 +15,11 @@ from pathlib import Path
 
 from benchmarks.formats import first_images
 from benchmarks.speed import serve
-from trustcxr.about import NOTICE
 from trustcxr.evaluation.run import load_run
 from trustcxr.report import words
 from trustcxr.report.tables.cells import markdown_rows
 from trustcxr.study.audit import audit
+from trustcxr.version import NOTICE
 
 TEST = 570  # images of covidqu-mini's Test
 HEAD = ["network", "trained", "films", "clean", "worst case", "minutes", "processor, min", f"for {TEST} films, min"]

@@ -31,12 +31,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.about import NOTICE
 from trustcxr.data.phantom.film import render
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import files, folders
 from trustcxr.training import provenance
+from trustcxr.version import NOTICE
 
 MARK = "JANE-DOE-77"  # stands for an identifier: in names, metadata and pixels' headers of what is sent
 NEVER = (MARK, "DOE", "JANE", "<script", "Traceback", "/tmp", "/proc", "/home", "passwd", ".py")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed import serve
-from trustcxr.about import NOTICE
+from trustcxr.version import NOTICE
 
 FILM = 1024  # pixels of a side of what is sent
 

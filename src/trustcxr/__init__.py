@@ -5,9 +5,8 @@ The names below are loaded on first use, so that `import trustcxr` does not impo
 
 from typing import TYPE_CHECKING
 
-from trustcxr.about import NOTICE as NOTICE
-from trustcxr.about import __version__ as __version__
-from trustcxr.lazily import attach
+from trustcxr._lazy import attach
+from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from trustcxr import attacks as attacks

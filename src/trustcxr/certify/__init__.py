@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from trustcxr._lazy import attach
 from trustcxr.certify import contract, crown, ibp
 from trustcxr.certify.ibp import Interval
 from trustcxr.certify.proofs import Effort, effort, least_margins
-from trustcxr.lazily import attach
 
 if TYPE_CHECKING:
     from trustcxr.certify import contract, crown, ibp

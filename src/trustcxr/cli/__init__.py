@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.cli import stopping
 from trustcxr.cli.audits import audits_app
 from trustcxr.cli.data import data_app
@@ -24,6 +23,7 @@ from trustcxr.cli.runs import runs_app
 from trustcxr.cli.serving import serving_app
 from trustcxr.cli.studies import studies_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, out_of_memory
+from trustcxr.version import NOTICE, __version__
 
 app = typer.Typer(
     name="trustcxr",

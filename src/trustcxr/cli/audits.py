@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from trustcxr.about import NOTICE
 from trustcxr.catalogue import AUDITED
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label_map, listing, print_json
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
+from trustcxr.version import NOTICE
 
 audits_app = typer.Typer()
 

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from trustcxr.about import NOTICE
 from trustcxr.cli.options import Columns, Images, Json, listing, print_json
 from trustcxr.results.disk import as_typed
+from trustcxr.version import NOTICE
 
 data_app = typer.Typer(
     help="Look at data, make some, or bring it here.",

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trustcxr.about import NOTICE
 from trustcxr.cli.options import (
     SALIENCY_METHODS,
     Attacks,
@@ -41,6 +40,7 @@ from trustcxr.data.remote import is_address, refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
 from trustcxr.results.disk import as_typed, refuse_missing
+from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from trustcxr.results.documents import RunDocument

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from trustcxr.about import NOTICE
 from trustcxr.cli.options import Columns, Data, Images, Json, Labels, RunFolder, label_map, listing, print_json
+from trustcxr.version import NOTICE
 
 serving_app = typer.Typer()
 
@@ -80,9 +80,9 @@ def reader(
 
     Each reader has a link of their own and goes on where they stopped. Whose map is whose stays in STUDY/reader/.
     """
-    from trustcxr.about import NOTICE
     from trustcxr.errors import UserError
     from trustcxr.reader import study as reading
+    from trustcxr.version import NOTICE
 
     typed = {"arm": arm, "data": data, "films": films, "reader": name, "seed": seed}
     if results and (beside := next((key for key, value in typed.items() if value is not None), None)):

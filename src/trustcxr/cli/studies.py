@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trustcxr.about import NOTICE
 from trustcxr.cli.options import DATA, Json, Threads, Track, pairs, print_json, tracker
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
+from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from trustcxr.recipes.study import StudyRecipe

@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import corruptions
-from trustcxr.about import NOTICE
 from trustcxr.data.images import grey, ours, reading, squares
 from trustcxr.errors import UserError
 from trustcxr.results.files import replacing
+from trustcxr.version import NOTICE
 
 _MARK = "TrustCXR corruptions"  # a text chunk of the PNG
 _LABEL, _GAP = 150, 4  # pixels

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.data.images.dicom import ANSWER_ENDINGS, INSTALL, MANUFACTURER, header_of, is_answer
 from trustcxr.data.images.grey import quiet
 from trustcxr.dicom.finding import content
 from trustcxr.errors import UserError
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing
+from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from pydicom import Dataset

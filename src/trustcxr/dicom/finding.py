@@ -3,9 +3,9 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.data.images.dicom import MANUFACTURER
 from trustcxr.results.documents import FilmAnswer
+from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations

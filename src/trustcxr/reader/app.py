@@ -7,12 +7,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.console import say
 from trustcxr.errors import CannotWrite
 from trustcxr.reader.regions import Mark
 from trustcxr.reader.store import RATINGS, Judgement, Reader, Store
 from trustcxr.serve.doors import Doors, bearer, problem, show, tell_faults
+from trustcxr.version import NOTICE, __version__
 
 MOST_BYTES = 1 << 20  # of what a reader sends: twenty outlines of six hundred points, every digit of them
 _HERE, _SERVE = "trustcxr.reader", "trustcxr.serve"

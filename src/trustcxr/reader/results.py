@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trustcxr.about import NOTICE
 from trustcxr.errors import UserError
 from trustcxr.reader import agreement, preference
 from trustcxr.reader.regions import pixels
@@ -20,6 +19,7 @@ from trustcxr.report.tables.cells import Cell, Table
 from trustcxr.results.documents import Share
 from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import Bootstrap, Floats, interval, paired, share_interval
+from trustcxr.version import NOTICE
 
 RESAMPLES = 2000
 # Of a map with two levels each of these says the same of a region as of a heatmap.

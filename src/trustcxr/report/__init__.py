@@ -5,7 +5,7 @@ The names below are loaded on first use.
 
 from typing import TYPE_CHECKING
 
-from trustcxr.lazily import attach
+from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
     from trustcxr.report.page import write

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.report import audits, board, cards, single_page
 from trustcxr.report.cards import CARD_FILE
 from trustcxr.report.figures import operating, svg
@@ -10,6 +9,7 @@ from trustcxr.report.tables import audited
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditDocument, OperatingPoint
 from trustcxr.results.tables import CLEAN
+from trustcxr.version import NOTICE, __version__
 
 
 def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:

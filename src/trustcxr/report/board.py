@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trustcxr.about import NOTICE
 from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report import words
@@ -15,6 +14,7 @@ from trustcxr.report.terminal import percent
 from trustcxr.results import files, folders
 from trustcxr.results.disk import reason
 from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read_audit
+from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 _IN_TERMINAL = ["model", "unreliable", "clean", "attacked", "clean reported", "attacked reported"]

@@ -7,12 +7,12 @@ in the place of what an audit must ask.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.catalogue import attack_said
 from trustcxr.report import board, methods, words
 from trustcxr.report.single_page import environment
 from trustcxr.results import documents, evaluations, files, folders, stretches
 from trustcxr.results.documents import AttackResult, RunDocument, Share, TrainingDocument
+from trustcxr.version import NOTICE, __version__
 
 CARD_FILE = "model_card.md"
 

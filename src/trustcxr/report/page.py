@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.about import NOTICE
 from trustcxr.errors import UserError
 from trustcxr.report import alarms, answers, cards, methods, ranking, single_page, words
 from trustcxr.report.figures import accuracy, calibration, certified, pictures, svg, training
@@ -25,6 +24,7 @@ from trustcxr.report.tables import (
 from trustcxr.report.tables import certified as certified_table
 from trustcxr.results import files, folders
 from trustcxr.results.documents import DataDescription, StudyDocument
+from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from markupsafe import Markup

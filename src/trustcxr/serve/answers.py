@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from trustcxr.about import NOTICE
+from trustcxr.version import NOTICE
 
 Png = Annotated[str, Field(description="A PNG file in base64.")]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -14,11 +14,11 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.serve import answers, uploads
 from trustcxr.serve.doors import Doors, problem, show, tell_faults
 from trustcxr.serve.pool import Pool
 from trustcxr.serve.worker import PNG, RETRY_AFTER, Asked, Kind, Limits, Part, Reply
+from trustcxr.version import NOTICE, __version__
 
 _HERE = "trustcxr.serve"
 PAGE = {"/": (_HERE, "index.html", "text/html"), "/page.css": (_HERE, "page.css", "text/css")}

@@ -12,7 +12,6 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from trustcxr import explain
-from trustcxr.about import NOTICE
 from trustcxr.data.images import dicom, grey, squares
 from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
@@ -23,6 +22,7 @@ from trustcxr.models import folding
 from trustcxr.report import terminal, words
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.serve import answers, pictures
+from trustcxr.version import NOTICE
 
 UNKNOWN = "not known whether it is like the training films: trustcxr familiarity RUN --data PATH fits that"
 

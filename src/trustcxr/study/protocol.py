@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.about import NOTICE, __version__
 from trustcxr.console import duration, say
 from trustcxr.data import load_dataset, remote
 from trustcxr.data.provenance import whole
@@ -57,6 +56,7 @@ from trustcxr.study.films import refuse_films, report_skipped
 from trustcxr.study.steps import carry_out
 from trustcxr.training.provenance import hardware, source
 from trustcxr.training.threads import use_threads
+from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trustcxr.about import NOTICE
 from trustcxr.console import duration, say
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
@@ -19,6 +18,7 @@ from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import CostDocument, RunPlan, StudyDocument, StudyPlan
 from trustcxr.study import costs
 from trustcxr.study.engines import failures
+from trustcxr.version import NOTICE
 
 EVERY = 120.0  # seconds between two lines of progress
 

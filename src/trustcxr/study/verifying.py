@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trustcxr.about import NOTICE
 from trustcxr.console import track
 from trustcxr.errors import UserError
 from trustcxr.evaluation import drops, summary
@@ -24,6 +23,7 @@ from trustcxr.study import beside, comparison, seeds, standing
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import failures
 from trustcxr.study.films import validation_file
+from trustcxr.version import NOTICE
 
 _OF_NO_TABLE = ("version", "provenance", "notes", "films", "training", "planted_shortcuts")  # keys of metrics.json
 _OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show

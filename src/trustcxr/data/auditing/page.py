@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from trustcxr.about import NOTICE
 from trustcxr.console import duration, track
 from trustcxr.data.auditing.audit import Audit
 from trustcxr.data.auditing.confounds import VIEWS, WITHOUT_LUNGS
@@ -17,6 +16,7 @@ from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.images.squares import resize_image
 from trustcxr.results.files import replacing
+from trustcxr.version import NOTICE
 
 SIDE = 128  # pixels of a picture
 _SHOWN, _FILMS, _MEAN_OF = 24, 6, 200
