@@ -18,8 +18,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import pandas as pd  # noqa: E402
 
-from trustcxr import catalogue  # noqa: E402
-from trustcxr.catalogue import Attack, Measure  # noqa: E402
+from trustcxr import registry  # noqa: E402
+from trustcxr.registry import Attack, Measure  # noqa: E402
 from trustcxr.report import words  # noqa: E402
 from trustcxr.report.tables.cells import markdown_rows  # noqa: E402
 from trustcxr.version import NOTICE  # noqa: E402
@@ -102,11 +102,11 @@ def _title(text: str | bytes) -> str:
 
 def measures() -> str:
     """What each measure means and does not mean, from the catalogue and the docstrings."""
-    rows = [_measure(entry) for entry in catalogue.MEASURES.values()]
-    attacks = [[f"`{a.name}`", a.label, a.paper, _attack(a)] for a in catalogue.ATTACKS.values()]
-    defences = [[f"`{d.name}`", d.paper or words.DASH, _defence(d)] for d in catalogue.DEFENCES.values()]
-    corruptions = [[f"`{c.name}`", c.about] for c in catalogue.CORRUPTIONS.values()]
-    methods = [[f"`{s.name}`", s.label, s.paper or words.DASH] for s in catalogue.SALIENCY.values()]
+    rows = [_measure(entry) for entry in registry.MEASURES.values()]
+    attacks = [[f"`{a.name}`", a.label, a.paper, _attack(a)] for a in registry.ATTACKS.values()]
+    defences = [[f"`{d.name}`", d.paper or words.DASH, _defence(d)] for d in registry.DEFENCES.values()]
+    corruptions = [[f"`{c.name}`", c.about] for c in registry.CORRUPTIONS.values()]
+    methods = [[f"`{s.name}`", s.label, s.paper or words.DASH] for s in registry.SALIENCY.values()]
     parts = [
         "# What each measure means, and does not mean",
         f"Written from the catalogue of the program. {NOTICE}",
@@ -129,7 +129,7 @@ def measures() -> str:
 
 
 def _measure(entry: Measure) -> str:
-    means = entry.about or _first(catalogue.function_of("explain", str(entry.function)))
+    means = entry.about or _first(registry.function_of("explain", str(entry.function)))
     lines = [f"### {words.capital(entry.label)}", f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}", means]
     lines.append(f"*It does not mean:* {entry.beware}")
     by_chance = f" A map that knows nothing has {CHANCE[entry.chance]}." if entry.mask else ""
@@ -137,11 +137,11 @@ def _measure(entry: Measure) -> str:
 
 
 def _attack(entry: Attack) -> str:
-    return _first(catalogue.function_of("attacks", entry.function))
+    return _first(registry.function_of("attacks", entry.function))
 
 
 def _defence(entry: Any) -> str:
-    return _first(catalogue.function_of("defences", entry.function))
+    return _first(registry.function_of("defences", entry.function))
 
 
 def _first(function: Any) -> str:
@@ -204,7 +204,7 @@ def figure(table: pd.DataFrame) -> bytes | None:
     axes = drawing.subplots()
     for k, condition in enumerate(conditions):
         mine = points[points["condition"] == condition]
-        entry = catalogue.ATTACKS.get(condition)
+        entry = registry.ATTACKS.get(condition)
         colour, marker = (entry.style[0], entry.style[1]) if entry and entry.style else ("#4b5563", "o")
         y = [runs.index(run) + 0.12 * (k - (len(conditions) - 1) / 2) for run in mine["run"]]
         error = [mine["value"] - mine["low"], mine["high"] - mine["value"]]
@@ -224,9 +224,7 @@ def figure(table: pd.DataFrame) -> bytes | None:
 def _points(table: pd.DataFrame) -> Iterator[dict[str, object]]:
     """run, condition, epsilon, value, low, high: of a study's figures, or of what is certified."""
     if {"condition", "measure"} <= set(table):
-        shown = table[
-            (table["measure"] == "accuracy") & table["condition"].isin(["clean", *catalogue.HEADLINE_ATTACKS])
-        ]
+        shown = table[(table["measure"] == "accuracy") & table["condition"].isin(["clean", *registry.HEADLINE_ATTACKS])]
         shown = shown[(shown["split"] == "Test") & shown["low"].notna()]
         largest = shown["epsilon"].max()
         yield from (dict(row) for _, row in shown[shown["epsilon"].isin([0, largest])].iterrows())
@@ -234,6 +232,6 @@ def _points(table: pd.DataFrame) -> Iterator[dict[str, object]]:
         mean = table[(table["seed"] == "mean") & (table["epsilon"] == table["epsilon"].max())]
         for _, row in mean.iterrows():
             for name in ("clean", "certified", "worst_case"):
-                said = {"worst_case": catalogue.WORST_CASE}.get(name, name)
+                said = {"worst_case": registry.WORST_CASE}.get(name, name)
                 ends = {end: row[f"{name}_{end}"] for end in ("low", "high")}
                 yield {"run": row["run"], "condition": said, "epsilon": row["epsilon"], "value": row[name], **ends}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from small_runs import make_films, recipe, seal
-from trustcxr import attacks, catalogue
+from trustcxr import attacks, registry
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
@@ -21,7 +21,7 @@ from trustcxr.results import files
 from trustcxr.results.documents import RunDocument
 from trustcxr.training import loop
 
-ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in catalogue.ATTACKS.items()}
+ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in registry.ATTACKS.items()}
 FAST: dict[str, dict[str, Any]] = {
     name: {k: v for k, v in {"steps": 3, "queries": 5}.items() if k in options}
     for name, options in ATTACK_OPTIONS.items()

@@ -17,12 +17,12 @@ from small_networks import write_onnx
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
-from trustcxr.catalogue import VIEWS
 from trustcxr.data import load_dataset
 from trustcxr.data.lungs import soften
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation import each_finding, findings
 from trustcxr.evaluation.views import _views
+from trustcxr.registry import VIEWS
 from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
 from trustcxr.report.terminal import percent

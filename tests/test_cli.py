@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from small_runs import newest
-from trustcxr import catalogue, cli
+from trustcxr import cli, registry
 from trustcxr.data import load_dataset
 from trustcxr.data.auditing import page
 from trustcxr.data.phantom import writing
@@ -132,7 +132,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
         "clean": 15,
         "fgsm": 30,
         "pgd": 30,
-        **dict.fromkeys(catalogue.VIEWS, 15),
+        **dict.fromkeys(registry.VIEWS, 15),
     }
     clean = table[table["attack"] == "clean"]
     right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trustcxr import catalogue, statistics
-from trustcxr.catalogue import HIGHER_IS_BETTER, Method
+from trustcxr import registry, statistics
 from trustcxr.errors import UserError
 from trustcxr.explain import summary
 from trustcxr.explain.methods import COMBINE, METHODS
 from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.registry import HIGHER_IS_BETTER, Method
 from trustcxr.results import files
 from trustcxr.study import comparison, engines
 from trustcxr.study.comparison import Key
@@ -135,8 +135,8 @@ def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right:
 
 
 def test_views_have_names_without_a_radius(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
-    found = comparison.figures(make_run(tmp_path, "standard", rows(catalogue.VIEWS[0], 0, right["a"])))
-    assert set(found) == {Key(f"{catalogue.VIEWS[0]} accuracy")}
+    found = comparison.figures(make_run(tmp_path, "standard", rows(registry.VIEWS[0], 0, right["a"])))
+    assert set(found) == {Key(f"{registry.VIEWS[0]} accuracy")}
 
 
 def test_corruptions_are_one_figure_an_image_over_all_of_them(tmp_path: Path, right: dict[str, np.ndarray]) -> None:

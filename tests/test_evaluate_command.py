@@ -9,7 +9,7 @@ import pytest
 
 from small_runs import newest
 from test_cli import complaint, run
-from trustcxr import catalogue, corruptions
+from trustcxr import corruptions, registry
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
@@ -52,7 +52,7 @@ def other(films: Path, place: Path) -> Path:
 
 
 def test_the_names_of_corruptions_are_one_list() -> None:
-    assert list(corruptions.CORRUPTIONS) == list(catalogue.CORRUPTIONS)
+    assert list(corruptions.CORRUPTIONS) == list(registry.CORRUPTIONS)
     assert testing.CorruptionsRecipe().severities == corruptions.SEVERITIES
 
 

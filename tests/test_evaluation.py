@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from small_runs import seal
-from trustcxr import attacks, catalogue, corruptions
+from trustcxr import attacks, corruptions, registry
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lungs import soften
@@ -85,7 +85,7 @@ def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataF
     about += ["view"]  # synthetic films know theirs
     assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "moved", "broken_by", "gradient", "logits"]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
-    conditions += [(view, 0.0, 0, 0) for view in catalogue.VIEWS]
+    conditions += [(view, 0.0, 0, 0) for view in registry.VIEWS]
     conditions += [(name, 0.0, 0, severity) for name in HARM.names for severity in HARM.severities]
     counts = table.groupby(["attack", "epsilon", "steps", "severity"]).size()
     assert counts.to_dict() == dict.fromkeys(conditions, 21)
@@ -156,7 +156,7 @@ def test_films_with_an_empty_lung_mask_have_no_view_without_lungs(
     masks[::3] = 0
     monkeypatch.setattr(type(held_out), "masks", lambda _, kind: masks)
     found = predictions.predict(run, held_out, (), batch_size=8)
-    views = found[found["attack"].isin(catalogue.VIEWS)]
+    views = found[found["attack"].isin(registry.VIEWS)]
     assert set(views["sample_id"]) == set(np.delete(held_out.sample_ids, np.arange(0, len(masks), 3)))
     assert len(part(found, "clean")) == len(masks)
     assert f"{len(masks[::3])} of {len(masks)} images have an empty lung mask: left out" in capsys.readouterr().err

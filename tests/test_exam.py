@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from trustcxr.attacks import adaptive, surrogate
-from trustcxr.catalogue import JUDGED
 from trustcxr.errors import UserError
 from trustcxr.evaluation import active_test, class_decisions
 from trustcxr.recipes.exam import EffortRecipe, load_exam
+from trustcxr.registry import JUDGED
 from trustcxr.study import audit_data
 
 

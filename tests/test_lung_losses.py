@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_networks import SIDE, SmallNet, images_and_labels, one_thread
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.defences import contract, lung_losses
 
-DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
+DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trustcxr import catalogue, statistics
+from trustcxr import registry, statistics
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import drops, metrics
 from trustcxr.results import alarms, differences, files
@@ -240,12 +240,12 @@ def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None
     """Trap 9: accuracy with the lungs blacked out, with the lungs alone and from the border."""
     views = {
         (view, 0.0, 0): skill
-        for view, skill in zip(catalogue.VIEWS, np.linspace(0.1, 0.9, len(catalogue.VIEWS)), strict=True)
+        for view, skill in zip(registry.VIEWS, np.linspace(0.1, 0.9, len(registry.VIEWS)), strict=True)
     }
     predictions = table(conditions=views | SWEEP, group=2)
     found = metrics.from_predictions(predictions, NAMES[3], resamples=200).plain()
     assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]
-    assert list(found["shortcuts"]) == list(catalogue.VIEWS)
+    assert list(found["shortcuts"]) == list(registry.VIEWS)
     for view, part in found["shortcuts"].items():
         own = predictions[predictions["attack"] == view]
         assert part["accuracy"]["value"] == pytest.approx((np.stack(own["logits"]).argmax(1) == own["label"]).mean())

@@ -9,7 +9,7 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.catalogue import ATTACKS, DEFENCES
+from trustcxr.registry import ATTACKS, DEFENCES
 from trustcxr.report import paper, study_folder
 from trustcxr.report.figures import svg, training
 from trustcxr.report.figures.accuracy import accuracy_dots

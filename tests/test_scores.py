@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
-from trustcxr.catalogue import HIT_RATE, REFERENCES, TOLD_OF_MAPS
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.lesions import Films
@@ -27,6 +26,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.registry import HIT_RATE, REFERENCES, TOLD_OF_MAPS
 from trustcxr.results import files
 
 SIZE = 64

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from test_cli import run as command
-from trustcxr import catalogue, cli, report
+from trustcxr import cli, registry, report
 from trustcxr.data.phantom import writing
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
@@ -576,7 +576,7 @@ def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path)
     from trustcxr.evaluation.views import _views
 
     for run in files.read_json(done / "study.json")["runs"]:
-        assert set(run["shortcuts"]) == set(catalogue.VIEWS)
+        assert set(run["shortcuts"]) == set(registry.VIEWS)
         assert all(part["n"] == 15 and 0 <= part["accuracy"]["value"] <= 1 for part in run["shortcuts"].values())
         assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}
     data = load_dataset(films, split="Test", size=32)

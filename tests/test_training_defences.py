@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
-from trustcxr import catalogue, defences
+from trustcxr import defences, registry
 from trustcxr.data.batches import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
@@ -22,7 +22,7 @@ from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
 
-DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
+DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
 ATTACKED = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]

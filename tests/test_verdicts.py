@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import known_cause
 from trustcxr import explain
-from trustcxr.catalogue import REFERENCES, SALIENCY, Saliency
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.phantom import anatomy, writing
@@ -33,6 +32,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.registry import REFERENCES, SALIENCY, Saliency
 from trustcxr.results import files
 from trustcxr.results.documents import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
 from trustcxr.study import beside

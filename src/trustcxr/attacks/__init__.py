@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.contract import (
     Attack,
@@ -34,12 +34,12 @@ from trustcxr.errors import lookup
 from trustcxr.models.untouched import Mode, undisturbed
 
 
-def _found(entry: catalogue.Attack) -> Callable[..., Tensor]:
-    function = catalogue.function_of("attacks", entry.function)
+def _found(entry: registry.Attack) -> Callable[..., Tensor]:
+    function = registry.function_of("attacks", entry.function)
     return partial(function, **entry.fixed) if entry.fixed else function
 
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry in catalogue.ATTACKS.items()}
+ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry in registry.ATTACKS.items()}
 
 
 def get(name: str) -> Callable[..., Tensor]:

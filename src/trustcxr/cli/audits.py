@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from trustcxr.catalogue import AUDITED
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label_map, listing, print_json
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
+from trustcxr.registry import AUDITED
 from trustcxr.results import folders
 from trustcxr.version import NOTICE
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
 from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
+from trustcxr.registry import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run import Listing

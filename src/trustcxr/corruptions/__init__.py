@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.corruptions import artefacts
 from trustcxr.corruptions.draws import ImageRandom
 from trustcxr.errors import UserError, lookup, not_pixels, unknown
@@ -35,8 +35,8 @@ class Corruption:
     is_artefact: bool = False
 
 
-def _found(entry: catalogue.Corruption) -> Corruption:
-    function = catalogue.function_of("corruptions", entry.where)
+def _found(entry: registry.Corruption) -> Corruption:
+    function = registry.function_of("corruptions", entry.where)
     if entry.artefact:
         return Corruption(entry.name, entry.about, partial(artefacts.paint, function), is_artefact=True)
     return Corruption(entry.name, entry.about, partial(_without_place, function))
@@ -48,7 +48,7 @@ def _without_place(
     return function(images, severity, draws), None
 
 
-CORRUPTIONS: dict[str, Corruption] = {name: _found(entry) for name, entry in catalogue.CORRUPTIONS.items()}
+CORRUPTIONS: dict[str, Corruption] = {name: _found(entry) for name, entry in registry.CORRUPTIONS.items()}
 ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_artefact)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from trustcxr import catalogue, statistics
+from trustcxr import registry, statistics
 from trustcxr.results import tables
 from trustcxr.results.documents import Bin, Calibrated, Calibration, Share
 from trustcxr.statistics import LEVEL, Bootstrap, Bootstraps, Floats
@@ -33,13 +33,13 @@ def describe(
     fitted = validation[validation["attack"] == tables.CLEAN]
     temperature = None if refit or fitted.empty else fit_temperature(tables.logits_of(fitted), fitted["label"])
     samples = Bootstraps(resamples=resamples)
-    plain = predictions[(tables.severities(predictions) == 0) & ~predictions["attack"].isin(catalogue.VIEWS)]
+    plain = predictions[(tables.severities(predictions) == 0) & ~predictions["attack"].isin(registry.VIEWS)]
     clean = plain["attack"] == tables.CLEAN
     attacked = []
     for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
         found = _condition(rows, temperature, samples)
         found.attack, found.epsilon = str(attack), float(epsilon)
-        if attack not in catalogue.ONE_STEP:
+        if attack not in registry.ONE_STEP:
             found.steps = int(steps)
         attacked.append(found)
     return Calibration(

@@ -11,11 +11,11 @@ from trustcxr.attacks.adaptive import adaptive
 from trustcxr.attacks.contract import misled
 from trustcxr.attacks.stand_ins import Attackable, Traits
 from trustcxr.attacks.surrogate import distil
-from trustcxr.catalogue import ONE_STEP, WORST_CASE
 from trustcxr.evaluation.predictions import Options
 from trustcxr.models.folding import faster
 from trustcxr.models.untouched import undisturbed
 from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.registry import ONE_STEP, WORST_CASE
 
 COMPARED = 8  # films on which the faster model must answer as the model does
 

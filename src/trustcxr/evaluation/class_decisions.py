@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trustcxr.catalogue import WORST_CASE
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.findings import Decision
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
 from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.registry import WORST_CASE
 
 STEPS = 10
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.stand_ins import Traits, look
-from trustcxr.catalogue import JUDGED
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
@@ -27,6 +26,7 @@ from trustcxr.models.adapters.adapted import plain_name, saturation
 from trustcxr.models.adapters.last_layer import answers_of_a_layer
 from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import undisturbed
+from trustcxr.registry import JUDGED
 from trustcxr.results.documents import GateCheck
 
 SATURATED = 0.05  # share of saturated answers that is said

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.stand_ins import Attackable
-from trustcxr.catalogue import JUDGED
+from trustcxr.registry import JUDGED
 
 
 class OverDraws(Attackable):

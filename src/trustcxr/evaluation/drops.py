@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.catalogue import ONE_STEP, VIEWS
+from trustcxr.registry import ONE_STEP, VIEWS
 from trustcxr.results.documents import Drop, Share
 from trustcxr.results.tables import CLEAN, FILMS, right, severities
 from trustcxr.statistics import Bootstraps, interval

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from trustcxr.catalogue import VIEWS, WORST_CASE, is_linf
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.models.adapters import OutputSpec
 from trustcxr.models.adapters.adapted import as_states
+from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Floats
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from trustcxr import statistics
-from trustcxr.catalogue import WORST_CASE
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.draws import judge
 from trustcxr.models.untouched import undisturbed
 from trustcxr.recipes.exam import ExamRecipe
+from trustcxr.registry import WORST_CASE
 from trustcxr.results import files
 from trustcxr.results.documents import HandedIn, Share
 from trustcxr.results.tables import RIGHT_SHARE

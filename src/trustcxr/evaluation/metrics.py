@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.catalogue import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration, each_finding
+from trustcxr.registry import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.results.documents import (
     Accuracy,
     AttackResult,

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import contract
-from trustcxr.catalogue import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.batches import loader, to_pixels
@@ -27,6 +26,7 @@ from trustcxr.evaluation.views import _views
 from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.validation import validate
+from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
 from trustcxr.results import files, folders
 from trustcxr.results.tables import CLEAN, RIGHT_SHARE, Condition
 

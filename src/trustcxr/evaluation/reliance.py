@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from trustcxr.catalogue import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.evaluation.door import Check, Door, black_box_check
+from trustcxr.registry import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.results.alarms import CONSTANT
 from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, Verdict
 from trustcxr.results.tables import CLEAN

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.catalogue import VIEWS
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import filled
 from trustcxr.data.lungs import soften
 from trustcxr.models.lung_gate import LEVEL
+from trustcxr.registry import VIEWS
 from trustcxr.results.tables import Condition
 
 if TYPE_CHECKING:

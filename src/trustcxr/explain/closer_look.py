@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import CORRUPTIONS, USUAL_ATTACKS, Method
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import controls, methods, one_image
+from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
 
 MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
 SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")

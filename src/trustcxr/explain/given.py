@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from trustcxr.catalogue import SALIENCY, Method
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
 from trustcxr.explain.methods import COMBINE, parse
@@ -17,6 +16,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.torch_programs import ExportedNet
 from trustcxr.models.feature_maps import before_mixing
+from trustcxr.registry import SALIENCY, Method
 
 
 class LeftOut(NamedTuple):

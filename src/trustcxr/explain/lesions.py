@@ -23,7 +23,6 @@ from scipy import stats
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.console import track
 from trustcxr.data import lesions
 from trustcxr.data.dataset import filled
@@ -33,6 +32,7 @@ from trustcxr.explain.contract import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.untouched import as_found
 from trustcxr.recipes.training import TrainingRecipe
+from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.results.documents import LesionDocument
 from trustcxr.statistics import Bootstrap, interval, share_interval
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, explain
-from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.data.images import dicom, grey, ours, plausibility, reading, squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
 from trustcxr.explain.familiarity import Familiarity
+from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.results.disk import Source, escaped, is_full, reason, refuse_missing, refuse_unwritable
 from trustcxr.results.documents import FilmAnswer
 from trustcxr.results.files import replacing

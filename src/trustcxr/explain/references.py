@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.catalogue import MEASURES, RANDOMISED, REFERENCES, SALIENCY, SHARP, Measure, Method
 from trustcxr.explain import controls, measures, methods, randomisation
+from trustcxr.registry import MEASURES, RANDOMISED, REFERENCES, SALIENCY, SHARP, Measure, Method
 
 CENTRE = "centre"
 DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one network is one draw

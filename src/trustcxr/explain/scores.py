@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 from trustcxr.console import Progress, say, track
 from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import filled
@@ -41,6 +40,7 @@ from trustcxr.explain.references import (
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

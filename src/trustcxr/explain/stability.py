@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import ATTACKED, USUAL_ATTACKS
+from trustcxr.registry import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
     from trustcxr.evaluation.given import Examined

@@ -7,20 +7,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from trustcxr.catalogue import (
-    AGAINST_MASKS,
-    HIT_RATE,
-    NO_MAP,
-    NULL_MAPS,
-    ONE_CELL,
-    RANDOMISED,
-    REFERENCES,
-    TOLD_OF_MAPS,
-)
 from trustcxr.explain import verdicts
 from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
+from trustcxr.registry import AGAINST_MASKS, HIT_RATE, NO_MAP, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, TOLD_OF_MAPS
 from trustcxr.results.documents import (
     Change,
     Figure,

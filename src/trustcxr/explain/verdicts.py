@@ -6,8 +6,8 @@ hits, the network has not found.
 
 from collections.abc import Mapping
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, control_said
 from trustcxr.explain.references import SIMILARITY
+from trustcxr.registry import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, control_said
 from trustcxr.results.documents import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"

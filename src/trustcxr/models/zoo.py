@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
-from trustcxr.catalogue import networks
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import evidence
 from trustcxr.models.plain import PLAIN_MODELS
+from trustcxr.registry import networks
 
 # Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
 PAPER_MODELS: dict[str, str] = {

@@ -213,8 +213,8 @@ def reader_scores(said: Said) -> dict[str, Floats]:
     """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the film."""
     import torch
 
-    from trustcxr.catalogue import MEASURES
     from trustcxr.explain import measures
+    from trustcxr.registry import MEASURES
 
     masks, found = torch.from_numpy(said.masks), {}
     for name in SCORED:

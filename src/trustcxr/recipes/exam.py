@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trustcxr.catalogue import AUDITED, NEEDS_SURROGATE
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import Fraction, Resamples, Strict, read, validate
+from trustcxr.registry import AUDITED, NEEDS_SURROGATE
 
 EXAMS = Path(__file__).parent / "exams"
 NEWEST = "exam-1"

@@ -5,10 +5,10 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
-from trustcxr.catalogue import BACKGROUNDS, networks
 from trustcxr.errors import UserError
 from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, NetworkOptions, TrainingRecipe
 from trustcxr.recipes.validation import Seed, Strict
+from trustcxr.registry import BACKGROUNDS, networks
 
 
 class Splits(Strict):

@@ -6,7 +6,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trustcxr.catalogue import USUAL_DEFENCE
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits, check_unused
 from trustcxr.recipes.testing import (
@@ -15,6 +14,7 @@ from trustcxr.recipes.testing import (
 )
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import Seed, Strict, read, validate
+from trustcxr.registry import USUAL_DEFENCE
 from trustcxr.results.files import read_yaml
 
 SHIPPED = Path(__file__).parent / "shipped"

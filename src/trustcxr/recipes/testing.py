@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, steps_said
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.validation import Fraction, Resamples, Strict
+from trustcxr.registry import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, steps_said
 
 
 def _known(attack: str) -> str:

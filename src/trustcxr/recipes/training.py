@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 
 from pydantic import Field, model_validator
 
-from trustcxr.catalogue import DEFENCES, networks
 from trustcxr.recipes.validation import Fraction, Strict
+from trustcxr.registry import DEFENCES, networks
 
 # The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]

@@ -1,6 +1,6 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
-from trustcxr.catalogue import WORST_CASE, attack_said
+from trustcxr.registry import WORST_CASE, attack_said
 from trustcxr.report.study_folder import least
 from trustcxr.report.terminal import percent, with_interval
 from trustcxr.results.documents import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint, Share

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
+from trustcxr.registry import WORST_CASE, attack_said, is_linf
 from trustcxr.report import words
 from trustcxr.report.tables.cells import Cell, Table, share
 from trustcxr.report.terminal import percent

@@ -7,7 +7,7 @@ in the place of what an audit must ask.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trustcxr.catalogue import attack_said
+from trustcxr.registry import attack_said
 from trustcxr.report import board, methods, words
 from trustcxr.report.single_page import environment
 from trustcxr.results import documents, evaluations, files, folders, stretches

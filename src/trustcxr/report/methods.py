@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
+from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.results import files, stretches

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trustcxr.catalogue import DEFENCES, HEADLINE_ATTACKS, is_linf
+from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, is_linf
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.results import alarms

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from trustcxr.catalogue import ATTACKED, is_linf
 from trustcxr.errors import UserError
+from trustcxr.registry import ATTACKED, is_linf
 from trustcxr.report import words
 from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.disk import as_typed

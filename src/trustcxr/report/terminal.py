@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.catalogue import ONE_CELL, control_said
+from trustcxr.registry import ONE_CELL, control_said
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
-from trustcxr.catalogue import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
+from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
 from trustcxr.results.documents import Share
 
 DASH = "–"

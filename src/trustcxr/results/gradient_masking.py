@@ -8,7 +8,7 @@ every epsilon and number of steps; an L2 radius is another measure, and is left 
 import math
 from collections.abc import Callable, Iterator
 
-from trustcxr.catalogue import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
+from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
 from trustcxr.results.documents import AttackResult, RunDocument, Sign, Verdict
 from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import wilson

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.catalogue import WORST_CASE
 from trustcxr.console import say
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import handed_in, reliance
@@ -16,6 +15,7 @@ from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Listing
+from trustcxr.registry import WORST_CASE
 from trustcxr.results import files, folders
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import AuditDocument, read

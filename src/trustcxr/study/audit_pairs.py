@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
+from trustcxr.registry import VIEWS, WORST_CASE
 from trustcxr.results import files, folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
 from trustcxr.results.tables import CLEAN, refuse_damaged

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from trustcxr.catalogue import DEFENCES
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import findings
@@ -21,6 +20,7 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.registry import DEFENCES
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trustcxr.catalogue import (
+from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes
+from trustcxr.registry import (
     ACTIVATION,
     AGAINST_MASKS,
     ATTACKED,
@@ -22,7 +23,6 @@ from trustcxr.catalogue import (
     Method,
     direction,
 )
-from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes
 from trustcxr.results import files
 from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
 from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE

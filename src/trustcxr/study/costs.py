@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from trustcxr.catalogue import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
+from trustcxr.registry import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
 from trustcxr.results import files, folders
 from trustcxr.results.documents import CostDocument, RunPlan, WayCost
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.catalogue import PLAIN_STEP
 from trustcxr.console import say
 from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
@@ -21,6 +20,7 @@ from trustcxr.evaluation.run import device
 from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
+from trustcxr.registry import PLAIN_STEP
 from trustcxr.results.documents import CostDocument, WayCost
 from trustcxr.study.costs import kind
 from trustcxr.training import precision

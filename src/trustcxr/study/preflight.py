@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustcxr.catalogue import Method
 from trustcxr.console import say
 from trustcxr.data import dataset
 from trustcxr.errors import UserError, nearest
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
+from trustcxr.registry import Method
 from trustcxr.results import folders
 from trustcxr.training.cards import Cards
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from trustcxr.catalogue import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
@@ -25,6 +24,7 @@ from trustcxr.explain import scores
 from trustcxr.recipes.run import Listing, RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
+from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
 from trustcxr.results.evaluations import own_figures

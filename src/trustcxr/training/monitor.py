@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from trustcxr import attacks
 from trustcxr.attacks.contract import check_finite
-from trustcxr.catalogue import USUAL_ATTACKS
 from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
@@ -22,6 +21,7 @@ from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
+from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.results import files, folders
 from trustcxr.results.documents import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint, precision

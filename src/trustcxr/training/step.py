@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import defences
-from trustcxr.catalogue import DEFENCES
 from trustcxr.data.batches import Batch, augment, to_pixels
 from trustcxr.data.lungs import has_lungs
 from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.registry import DEFENCES
 from trustcxr.training.cards import Cards
 
 ALONE = Cards()

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.data import remote
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
 from trustcxr.data.layouts.files import _folders, noting
@@ -110,5 +110,5 @@ def what_is_there(folder: Path) -> str:
 
 
 LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {
-    name: catalogue.function_of("data.layouts", entry.function) for name, entry in catalogue.LAYOUTS.items()
+    name: registry.function_of("data.layouts", entry.function) for name, entry in registry.LAYOUTS.items()
 }

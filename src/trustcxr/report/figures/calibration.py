@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import USUAL_ATTACKS
+from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.figures import svg
 from trustcxr.report.ranking import Headline

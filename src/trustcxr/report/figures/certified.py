@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import CERTIFIED_COLOUR
+from trustcxr.registry import CERTIFIED_COLOUR
 from trustcxr.report import words
 from trustcxr.report.figures.svg import INK, Drawing, Key, label_rows, percent_axis, say
 from trustcxr.report.study_folder import Run

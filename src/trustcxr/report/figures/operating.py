@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import attack_said
+from trustcxr.registry import attack_said
 from trustcxr.report.figures import svg
 from trustcxr.results.documents import Curve, OperatingPoint
 

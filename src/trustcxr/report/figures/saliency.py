@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import MEASURES
+from trustcxr.registry import MEASURES
 from trustcxr.report import words
 from trustcxr.report.figures import svg
 from trustcxr.report.ranking import defences, main_method

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.catalogue import ATTACKS, DEFENCES
+from trustcxr.registry import ATTACKS, DEFENCES
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
+from trustcxr.registry import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, Drawing, Key, attack_style, percent_axis, say, titled
 from trustcxr.report.study_folder import Run

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from trustcxr.catalogue import attack_said
+from trustcxr.registry import attack_said
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run

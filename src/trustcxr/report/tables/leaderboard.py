@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trustcxr.catalogue import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS
+from trustcxr.registry import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
 from trustcxr.report.study_folder import Run

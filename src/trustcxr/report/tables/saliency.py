@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, control_said
+from trustcxr.registry import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, control_said
 from trustcxr.report import words
 from trustcxr.report.ranking import main_method
 from trustcxr.report.study_folder import Run

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trustcxr.catalogue.entries import by_name
+from trustcxr.registry.base import by_name
 
 
 @dataclass(frozen=True)

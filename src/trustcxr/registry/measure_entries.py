@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from trustcxr.catalogue.entries import by_name
+from trustcxr.registry.base import by_name
 
 
 @dataclass(frozen=True)

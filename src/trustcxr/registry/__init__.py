@@ -5,7 +5,7 @@ Nothing here imports torch: `function` says where the function is, as "module:na
 path of the module where it stands in another package.
 """
 
-from trustcxr.catalogue.attacks import (
+from trustcxr.registry.attack_entries import (
     ATTACKED,
     ATTACKS,
     AUDITED,
@@ -23,7 +23,9 @@ from trustcxr.catalogue.attacks import (
     is_linf,
     steps_said,
 )
-from trustcxr.catalogue.defences import (
+from trustcxr.registry.base import Named, function_of
+from trustcxr.registry.data_entries import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDDEN, VIEWS, Corruption, Layout
+from trustcxr.registry.defence_entries import (
     BACKGROUNDS,
     CERTIFIED_COLOUR,
     DEFENCES,
@@ -32,9 +34,7 @@ from trustcxr.catalogue.defences import (
     Defence,
     networks,
 )
-from trustcxr.catalogue.entries import Named, function_of
-from trustcxr.catalogue.films import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDDEN, VIEWS, Corruption, Layout
-from trustcxr.catalogue.measures import (
+from trustcxr.registry.measure_entries import (
     AGAINST_MASKS,
     HIGHER_IS_BETTER,
     HIT_RATE,
@@ -47,7 +47,7 @@ from trustcxr.catalogue.measures import (
     Measure,
     direction,
 )
-from trustcxr.catalogue.saliency import (
+from trustcxr.registry.saliency_entries import (
     ACTIVATION,
     CONTROL,
     CONTROLS,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trustcxr.catalogue.entries import by_name
+from trustcxr.registry.base import by_name
 
 Style = tuple[str, str, Any]  # colour, marker, dash of a line
 
