@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.results.documents import AuditDocument
+from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study.audit import audit
 
 ATTACKS = ("fgsm", "pgd", "worst-case")

@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from trustcxr.data.images import ours
 from trustcxr.data.phantom.film import render
 from trustcxr.explain import heatmap_files
-from trustcxr.results.documents import FilmAnswer
+from trustcxr.storage.schemas import FilmAnswer
 
 SECRET, NUMBER = "Beeblebrox^Zaphod", "HHGTTG-42"
 CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"

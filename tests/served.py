@@ -20,9 +20,9 @@ from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.results import files
 from trustcxr.serve import looking, worker
 from trustcxr.serve.worker import Limits
+from trustcxr.storage import atomic
 
 
 def untrained_run(folder: Path, seed: int = 0) -> Path:
@@ -36,7 +36,7 @@ def untrained_run(folder: Path, seed: int = 0) -> Path:
     save_weights(network, folder / "model.safetensors")
     classes = ["COVID-19", "Non-COVID", "Normal"]
     content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
-    files.write_yaml(folder / "run.yaml", content)
+    atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder
 

@@ -14,7 +14,7 @@ from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
@@ -23,9 +23,9 @@ MODEL = "test_resnet"  # timm's own network for tests
 
 def seal(folder: Path) -> None:
     """Write the checksums of a run whose weights or classes were changed by hand."""
-    content = files.read_yaml(folder / "run.yaml")
-    sums = folders.checksums(folder, content["classes"])
-    files.write_yaml(folder / "run.yaml", content | {"checksums": sums})
+    content = atomic.read_yaml(folder / "run.yaml")
+    sums = layout.checksums(folder, content["classes"])
+    atomic.write_yaml(folder / "run.yaml", content | {"checksums": sums})
 
 
 def make_films(folder: Path) -> tuple[Any, Any]:
@@ -60,7 +60,7 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     torch.manual_seed(seed)
     save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
     content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
-    files.write_yaml(folder / "run.yaml", content)
+    atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.evaluation import calibration, metrics
-from trustcxr.results import alarms
-from trustcxr.results.documents import RunDocument
-from trustcxr.results.files import plain
+from trustcxr.evaluation import alarms, calibration, metrics
+from trustcxr.storage.atomic import plain
+from trustcxr.storage.schemas import RunDocument
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.

@@ -17,8 +17,8 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report import terminal
-from trustcxr.results import files
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import RunDocument
 from trustcxr.training import loop
 
 ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in registry.ATTACKS.items()}
@@ -236,8 +236,8 @@ def test_a_surrogate_with_other_classes(run: Run, films: Any, place: Path, tmp_p
     import shutil
 
     other = shutil.copytree(place / "run1", tmp_path / "other")
-    content = files.read_yaml(other / "run.yaml")
-    files.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
+    content = atomic.read_yaml(other / "run.yaml")
+    atomic.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
     seal(other)
     plan = [AttackRecipe(name="transfer", surrogate=str(other))]
     with pytest.raises(UserError, match=r"not a surrogate for .*: its classes are a, b, c instead of COVID-19"):

@@ -16,7 +16,7 @@ from test_cli import complaint
 from trustcxr.evaluation.given import load_model
 from trustcxr.recipes.exam import load_exam
 from trustcxr.report import board
-from trustcxr.results.documents import AuditDocument
+from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study import audit as audits
 from trustcxr.study.audit_data import open_films
 from trustcxr.study.audited import Audit

@@ -9,7 +9,7 @@ import pytest
 
 from test_cli import complaint, run
 from trustcxr.report import board
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 
 def audit(folder: Path, **changes: Any) -> Path:
@@ -23,7 +23,7 @@ def audit(folder: Path, **changes: Any) -> Path:
         "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
     }
     kept = {key: value for key, value in (content | changes).items() if value is not None}
-    files.write_json(folder / "audit.json", kept)
+    atomic.write_json(folder / "audit.json", kept)
     return folder
 
 
@@ -142,12 +142,12 @@ def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[
     ((name, why),) = found.refused
     assert name == "damaged"
     assert why.startswith(f"{path}: damaged: {words}")
-    assert why.endswith(("; audit the model again, into a new folder", files.REMAKE))
+    assert why.endswith(("; audit the model again, into a new folder", atomic.REMAKE))
     assert f"{path}: damaged: {words}" in complaint("compare", tmp_path / "whole", tmp_path / "damaged")
 
 
 def test_an_empty_audit_is_damaged_and_no_examination_with_options(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "empty" / "audit.json", {})
+    atomic.write_json(tmp_path / "empty" / "audit.json", {})
     assert "damaged: no classes in it; audit the model again" in complaint("leaderboard", tmp_path)
 
 

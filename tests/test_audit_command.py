@@ -25,7 +25,7 @@ from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import exam
-from trustcxr.results import documents, files
+from trustcxr.storage import atomic, schemas
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs, run_folder
 
@@ -117,8 +117,8 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
     assert document["protocol"] == "exam-1"
     assert document["model"]["kind"] == "run"
     assert len(document["corruptions"]) == 15
-    documents.AuditDocument.model_validate(document)
-    assert documents.read(documents.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
+    schemas.AuditDocument.model_validate(document)
+    assert schemas.read(schemas.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
     # The same network as a file of weights, without anything of ours beside it.
     ours = load_run(folder).model
     save_file({k: v.contiguous() for k, v in ours.net.state_dict().items()}, tmp_path / "weights.safetensors")
@@ -137,7 +137,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
 def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
     done = run("audit", model, "--data", greys, "--out", out)
-    document = files.read_json(out / "audit.json")
+    document = atomic.read_json(out / "audit.json")
     assert not document["unreliable"], document["because"]
     assert document["clean"]["accuracy"]["value"] > 0.9
     assert all(check["passed"] is not False for check in document["gate"])
@@ -159,7 +159,7 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     found = audit_pairs.compare(good, bad, resamples=200)
     clean = found.plain()["rows"][0]
     assert clean["measure"] == "clean accuracy"
-    tables = [files.read_table(folder / "predictions.parquet") for folder in (good, bad)]
+    tables = [atomic.read_table(folder / "predictions.parquet") for folder in (good, bad)]
     right = [
         np.stack(t["logits"]).argmax(1) == t["label"] for t in (table[table.attack == "clean"] for table in tables)
     ]
@@ -171,13 +171,13 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     assert "less" in said
     assert "Research" in said
     assert "no audit.json" in complaint("compare", good, tmp_path)
-    content = files.read_json(good / "audit.json")
+    content = atomic.read_json(good / "audit.json")
     for key, value, words in (
         ("protocol", None, "other options"),
         ("protocol", "exam-0", "examined by exam-1 and by exam-0"),
         ("data", content["data"] | {"fingerprint": "0", "files": "0"}, "not the same images"),
     ):
-        files.write_json(bad / "audit.json", content | {key: value})
+        atomic.write_json(bad / "audit.json", content | {key: value})
         assert words in complaint("compare", good, bad)
 
 
@@ -201,7 +201,7 @@ def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Pat
     text = "predictions: scores.csv\ninput: {size: 16}\noutput: {kind: probabilities, classes: [dark, grey, bright]}\n"
     (tmp_path / "model.yaml").write_text(text)
     done = run("audit", tmp_path / "model.yaml", "--data", greys, "--out", tmp_path / "audit")
-    document = files.read_json(tmp_path / "audit" / "audit.json")
+    document = atomic.read_json(tmp_path / "audit" / "audit.json")
     assert (document["clean"]["accuracy"]["value"], document["clean"]["n"]) == (1, 30)
     assert document["attacks"] == []
     assert "30 of 36 images have a score" in done.stdout
@@ -215,7 +215,7 @@ def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_pat
     assert "--trust-code" in complaint(*at)
     assert not (tmp_path / "audit").exists()
     run(*at, "--trust-code")
-    assert files.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
+    assert atomic.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
 
 
 def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,14 +250,14 @@ def test_an_attack_that_misses_what_was_planted_is_withdrawn(
 
     monkeypatch.setattr(audits, "examine_at_the_door", missed)
     done = run("audit", model_file(tmp_path / "model", Brightness()), "--data", greys, "--out", tmp_path / "audit")
-    document = files.read_json(tmp_path / "audit" / "audit.json")
+    document = atomic.read_json(tmp_path / "audit" / "audit.json")
     left = {row["attack"] for row in document["attacks"] if row["accuracy"]["value"] is not None}
     assert left == {"square"}, "it needed no gradient"
     assert document["unreliable"]
     assert document["withdrawn"]
     assert "withdrawn: FGSM, PGD-3, worst case" in done.stdout
     assert "under PGD" not in done.stdout
-    documents.AuditDocument.model_validate(document)
+    schemas.AuditDocument.model_validate(document)
 
 
 class Quantised(nn.Module):

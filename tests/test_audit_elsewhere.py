@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from foreign_models import small
 from test_audit_command import few_steps
 from test_cli import complaint, run
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.storage.schemas import AuditDocument, read
 
 NIH = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",

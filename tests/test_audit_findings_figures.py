@@ -20,14 +20,14 @@ from trustcxr import statistics
 from trustcxr.data import load_dataset
 from trustcxr.data.lungs import soften
 from trustcxr.data.phantom import writing
-from trustcxr.evaluation import each_finding, findings
+from trustcxr.evaluation import alarms, each_finding, findings
 from trustcxr.evaluation.views import _views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
 from trustcxr.report.terminal import percent
-from trustcxr.results import alarms, files
-from trustcxr.results.documents import AuditDocument, Classification, RunDocument
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, Classification, RunDocument
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs
 from trustcxr.study import audited as audited_
@@ -282,7 +282,7 @@ def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
 ) -> None:
     """Beside the lungs it shows a film with the other answer, not just one of another class of the data."""
     document, out, films = masked
-    data, table = load_dataset(films, "Test", 32), files.read_table(out / "predictions.parquet")
+    data, table = load_dataset(films, "Test", 32), atomic.read_table(out / "predictions.parquet")
     images = np.array(data.images)[:, 0] / 255
     outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
@@ -300,7 +300,7 @@ def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
 
 
 def test_the_worst_case_counts_no_view_as_an_attack(masked: tuple[AuditDocument, Path, Path]) -> None:
-    rows = files.read_table(masked[1] / "predictions.parquet")
+    rows = atomic.read_table(masked[1] / "predictions.parquet")
     without = rows[~rows["attack"].isin(VIEWS)]
     for name in ("Ill", "Severe"):
         one, other = (findings.worst_scores(part[part["finding"] == name]) for part in (rows, without))
@@ -342,7 +342,7 @@ def test_two_models_compare_finding_by_finding(
 def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocument, Path, Path]) -> None:
     document, out, _ = masked
     rows = {row.measure: row for row in audit_pairs.compare(out, out, resamples=50).rows}
-    table = files.read_table(out / "predictions.parquet")
+    table = atomic.read_table(out / "predictions.parquet")
     at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
     for name in ("Ill", "Severe"):
         own = at[at["finding"] == name]

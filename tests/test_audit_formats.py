@@ -15,8 +15,8 @@ from test_cli import run
 from trustcxr.data import read_manifest
 from trustcxr.evaluation.findings import Decision
 from trustcxr.evaluation.run import load_run
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study.audit import audit
 
 EACH = 10  # films of a class: with more these would be the slow suite's tail
@@ -191,7 +191,7 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
     found = audit(many, films, tmp_path / "many", labels=labels, **ASKED)
     assert [finding.name for finding in found.findings if finding.judged] == names[:3]
     points = {(point.finding, point.attack): point for point in found.operating_points}
-    table = files.read_table(folder / "predictions.parquet")
+    table = atomic.read_table(folder / "predictions.parquet")
     clean = table[table["attack"] == "clean"]
     shares = torch.tensor(np.stack(clean["logits"].tolist())).softmax(1).numpy()
     for k, name in enumerate(names[:3]):

@@ -16,8 +16,8 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation.findings import STATES
 from trustcxr.report import audit_page
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, read
 from trustcxr.study import audit as audits
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "schema" / "audit.schema.json"
@@ -127,7 +127,7 @@ def test_what_was_not_measured_has_no_part(name: str, audited: dict[str, Path]) 
 
 
 def test_a_verdict_that_was_withdrawn_is_not_made_anew(audited: dict[str, Path]) -> None:
-    content: dict[str, Any] = files.read_json(audited["network"])
+    content: dict[str, Any] = atomic.read_json(audited["network"])
     withdrawn = {"masked": None, "because": "withdrawn: it missed all", "looked_for": []}
     document = AuditDocument.model_validate(content | {"masking": withdrawn})
     under = section(shown(document), "Under attack", "What real films suffer")

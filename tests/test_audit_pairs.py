@@ -11,7 +11,7 @@ import yaml
 from pack import Pack
 from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs
 
@@ -27,7 +27,7 @@ def made(pack: Pack) -> Path:
 def changed(folder: Path, to: Path, change: Change) -> Path:
     """A copy of an audit with another table of predictions."""
     shutil.copytree(folder, to)
-    files.write_table(to / TABLE, change(files.read_table(to / TABLE)))
+    atomic.write_table(to / TABLE, change(atomic.read_table(to / TABLE)))
     return to
 
 
@@ -62,7 +62,7 @@ def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, chan
 
 @pytest.mark.slow
 def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
-    first = min(files.read_table(made / "bad" / TABLE)["sample_id"])
+    first = min(atomic.read_table(made / "bad" / TABLE)["sample_id"])
     for name, change in {
         "all": lambda table: table.assign(sample_id="x" + table["sample_id"]),
         "one": lambda table: table.replace({"sample_id": {first: "x"}}),

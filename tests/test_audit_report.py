@@ -17,8 +17,8 @@ from test_cli import complaint, run
 from trustcxr.report import audit_page, board, study_folder, terminal
 from trustcxr.report.audits import hardest, sentences, under_attack
 from trustcxr.report.tables import robustness
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, RunDocument, read
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, RunDocument, read
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path
 def test_a_part_of_an_examination_takes_the_place_of_no_whole_one(audits: Path, request: pytest.FixtureRequest) -> None:
     before = (audits / "good" / "audit.json").read_bytes()
     films = request.getfixturevalue("greys")
-    model = Path(files.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
+    model = Path(atomic.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
     said = complaint("audit", model, "--data", films, "--out", audits / "good", "--attack", "fgsm")
     assert "holds a whole examination by exam-1, which one with --attack or --epsilon would replace" in said
     assert (audits / "good" / "audit.json").read_bytes() == before
@@ -168,7 +168,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     audits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board = tmp_path / "board"
-    content = files.read_json(audits / "good" / "audit.json")
+    content = atomic.read_json(audits / "good" / "audit.json")
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
     for name, change in {
         "too good": {"unreliable": True, "because": "it never moves?"},
@@ -177,7 +177,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
         "good": {},
     }.items():
         model = content["model"] | {"name": name}
-        files.write_json(board / name / "audit.json", content | change | {"model": model})
+        atomic.write_json(board / name / "audit.json", content | change | {"model": model})
     monkeypatch.setenv("COLUMNS", "80")
     said = run("leaderboard", board).stdout
     assert re.search(r"too good\W+unreliable", said)
@@ -202,7 +202,7 @@ def handed(
         "attacks": [*attacks, {"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
         "handed_in": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
     }
-    files.write_json(folder / name / "audit.json", content)
+    atomic.write_json(folder / name / "audit.json", content)
 
 
 def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with_more(tmp_path: Path) -> None:
@@ -241,11 +241,11 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
     handed(tmp_path, "plain", 0.6)
     handed(tmp_path, "withdrawn", 0.9, ("Ada", 0.02, 4))
     path = tmp_path / "withdrawn" / "audit.json"
-    content = files.read_json(path)
+    content = atomic.read_json(path)
     content["attacks"][0]["accuracy"] = {
         "value": None
     }  # so what stands on the board is what PGD leaves, without theirs
-    files.write_json(path, content)
+    atomic.write_json(path, content)
     page, _ = board.write(board.gather(tmp_path), tmp_path)
     assert "handed in" not in page.read_text().split("</script>")[1]
     assert board.remarks(board.gather(tmp_path)) == []
@@ -253,10 +253,10 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
-    content = files.read_json(audits / "bad" / "audit.json")
+    content = atomic.read_json(audits / "bad" / "audit.json")
     model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
     changed = content | {"model": model, "unreliable": True, "because": "its attack failed"}
-    files.write_json(audits / "bad" / "audit.json", changed)
+    atomic.write_json(audits / "bad" / "audit.json", changed)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
     done = run("leaderboard", audits, "--json")
@@ -286,7 +286,7 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
             "clean": {"accuracy": {"value": clean}, "n": 9},
             "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.1}}],
         }
-        files.write_json(tmp_path / name / "audit.json", content)
+        atomic.write_json(tmp_path / name / "audit.json", content)
     path, _ = board.write(board.gather(tmp_path), tmp_path)
     with chromium() as browser, opened(browser, path) as found:
         page = found.page
@@ -312,14 +312,14 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
 
 
 def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:
-    content = files.read_json(audits / "good" / "audit.json")
+    content = atomic.read_json(audits / "good" / "audit.json")
     for name, change in {
         "own": {"protocol": None},
         "older": {"protocol": "exam-0"},
         "elsewhere": {"data": content["data"] | {"fingerprint": "0", "files": "0"}},
         "classes": {"classes": ["a", "b", "c"]},
     }.items():
-        files.write_json(audits / name / "audit.json", content | change)
+        atomic.write_json(audits / name / "audit.json", content | change)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
     found = board.gather(audits)
@@ -337,7 +337,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
 
 def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     path = audits / "bad" / "audit.json"
-    files.write_json(path, files.read_json(path) | {"unreliable": True, "because": "its attack failed"})
+    atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "because": "its attack failed"})
     page, _ = board.write(board.gather(audits), audits)
     assert 'class="unreliable"' in page.read_text()
     assert "its attack failed" in page.read_text()

@@ -23,8 +23,8 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in
 from trustcxr.report import board
 from trustcxr.report.audits import pair_remarks
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, AuditedData, read
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, AuditedData, read
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs
 
@@ -54,9 +54,9 @@ def first(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
 def changed(folder: Path, to: Path, **data: Any) -> Path:
     """A copy of an audit with something else under `data`; without what is None."""
     shutil.copytree(folder, to)
-    content = files.read_json(to / "audit.json")
+    content = atomic.read_json(to / "audit.json")
     about = {key: value for key, value in (content["data"] | data).items() if value is not None}
-    files.write_json(to / "audit.json", content | {"data": about})
+    atomic.write_json(to / "audit.json", content | {"data": about})
     return to
 
 
@@ -66,8 +66,8 @@ def rows(one: Path, other: Path) -> dict[str, tuple[float | None, float | None, 
 
 def right(folder: Path) -> float:
     """The share of films that are answered rightly, from the logits and the classes' names."""
-    document = files.read_json(folder / "audit.json")
-    table = files.read_table(folder / "predictions.parquet")
+    document = atomic.read_json(folder / "audit.json")
+    table = atomic.read_table(folder / "predictions.parquet")
     table = table[table["attack"] == "clean"]
     answered = [document["classes"][place] for place in np.stack(table["logits"]).argmax(1)]
     return float((np.array(answered) == table["class"].to_numpy()).mean())
@@ -75,7 +75,7 @@ def right(folder: Path) -> float:
 
 def test_models_of_two_sizes_compare_film_by_film(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     larger = audits.audit(model_file(tmp_path / "model", size=24), greys, tmp_path / "out" / "larger")
-    before = files.read_json(first / "audit.json")["data"]
+    before = atomic.read_json(first / "audit.json")["data"]
     assert before["fingerprint"] != larger.data.fingerprint
     assert before["files"] == larger.data.files != ""
     pair = audit_pairs.compare(first, tmp_path / "out" / "larger", resamples=100)
@@ -94,7 +94,7 @@ def test_the_order_of_the_classes_does_not_matter(first: Path, greys: Path, tmp_
     turned, out = (2, 0, 1), tmp_path / "out"
     audits.audit(model_file(tmp_path / "model", order=turned), greys, out / "turned")
     shutil.copytree(first, out / "straight")
-    assert files.read_json(out / "turned" / "audit.json")["classes"] != list(CLASSES)
+    assert atomic.read_json(out / "turned" / "audit.json")["classes"] != list(CLASSES)
     found = rows(out / "straight", out / "turned")["clean accuracy"]
     assert found == (right(first), right(out / "turned"), 36)
     assert found[0] == found[1] > 0.9
@@ -113,7 +113,7 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(
     content = {"predictions": "scores.csv", "output": {"kind": "probabilities", "classes": list(CLASSES)}}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(content | {"input": {"size": 40}}))
     document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "out" / "scores")
-    assert document.data.fingerprint != files.read_json(first / "audit.json")["data"]["fingerprint"]
+    assert document.data.fingerprint != atomic.read_json(first / "audit.json")["data"]["fingerprint"]
     assert rows(first, tmp_path / "out" / "scores") == {"clean accuracy": (right(first), 0.75, 36)}
     shutil.copytree(first, tmp_path / "out" / "network")
     assert len(board.gather(tmp_path / "out").entries) == 2
@@ -173,7 +173,7 @@ def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     again = shutil.copytree(others, tmp_path / "films")  # the same data set, of which a film is gone
     audits.audit(first.parent / "model" / "model.yaml", again, out)
     assert "model, data or options changed: examined again" in capsys.readouterr().err
-    assert files.read_json(out / "audit.json")["data"]["n"] == 35
+    assert atomic.read_json(out / "audit.json")["data"]["n"] == 35
 
 
 @pytest.mark.slow
@@ -281,11 +281,11 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
 ) -> None:
     """Of the copy the worst case is all wrong: a lead that both interval and test call sure."""
     other = Path(shutil.copytree(first, tmp_path / "other"))
-    table = files.read_table(other / "predictions.parquet")
+    table = atomic.read_table(other / "predictions.parquet")
     wrong = [np.eye(3, dtype=np.float32)[(label + 1) % 3] for label in table["label"]]
     worst = (table["attack"] == "worst-case").to_numpy()
     logits = [w if yes else own for w, yes, own in zip(wrong, worst, table["logits"], strict=True)]
-    files.write_table(other / "predictions.parquet", table.assign(logits=logits))
+    atomic.write_table(other / "predictions.parquet", table.assign(logits=logits))
 
     def settled(one: Path, two: Path) -> bool:
         (row,) = [r for r in audit_pairs.compare(one, two, resamples=200).rows if r.measure.startswith("worst-case")]
@@ -294,10 +294,10 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
 
     assert settled(first, other)
     assert settled(other, first)
-    content = files.read_json(other / "audit.json")
+    content = atomic.read_json(other / "audit.json")
     by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "found_alone": 1, "missed": 0}
     by["accuracy"] = {"value": 0.0}
-    files.write_json(other / "audit.json", content | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", content | {"handed_in": [by]})
     assert not settled(first, other), "the one attacked with less leads"
     assert not settled(other, first)
     pair = audit_pairs.compare(first, other, resamples=200)
@@ -305,25 +305,25 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     (line,) = [line for line in pair_remarks(pair) if "handed in" in line]
     assert line.startswith(f"The worst case of {pair.second} alone counts images that Ada handed in")
     # The one that was attacked with more may lead: that is settled.
-    content = files.read_json(first / "audit.json")
+    content = atomic.read_json(first / "audit.json")
     better = Path(shutil.copytree(first, tmp_path / "better"))
-    files.write_json(better / "audit.json", content | {"handed_in": [by]})
-    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": []})
+    atomic.write_json(better / "audit.json", content | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": []})
     assert settled(better, other)
     # Images that find nothing alone changed no worst case: as if none had been handed in.
     nothing = by | {"found_alone": 0, "missed": 36}
-    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [nothing]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [nothing]})
     assert settled(first, other)
     pair = audit_pairs.compare(first, other, resamples=200)
     assert pair.handed_in == [[], []]
     assert not any("handed in" in line for line in pair_remarks(pair))
-    more = files.read_json(other / "audit.json") | {"handed_in": [by]}
-    files.write_json(first / "audit.json", content | {"handed_in": [nothing]})
-    files.write_json(other / "audit.json", more)
+    more = atomic.read_json(other / "audit.json") | {"handed_in": [by]}
+    atomic.write_json(first / "audit.json", content | {"handed_in": [nothing]})
+    atomic.write_json(other / "audit.json", more)
     assert not settled(first, other), "of the two one alone was attacked with more"
-    files.write_json(first / "audit.json", content)
+    atomic.write_json(first / "audit.json", content)
     # Attacked alike: nothing to say.
-    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [by]})
     assert settled(better, other)
     assert not any("handed in" in line for line in pair_remarks(audit_pairs.compare(better, other, resamples=200)))
 

@@ -12,7 +12,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import CHOSEN
 from trustcxr.recipes import exam
-from trustcxr.results.documents import AuditDocument
+from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study import audit as audits
 
 CLASSES = ("Ill", "Normal")

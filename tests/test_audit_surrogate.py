@@ -16,7 +16,7 @@ from trustcxr.attacks.surrogate import SurrogateNet
 from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.given import load_model
 from trustcxr.recipes.exam import load_exam
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_data
 from trustcxr.study.audit_data import Films, open_films
@@ -164,7 +164,7 @@ def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
     went_on = audits.audit(without_gradients, listed, tmp_path / "cut", trust_code=True)
     whole = audits.audit(without_gradients, listed, tmp_path / "whole", trust_code=True)
     assert went_on == whole
-    one, other = (files.read_table(tmp_path / name / "predictions.parquet") for name in ("cut", "whole"))
+    one, other = (atomic.read_table(tmp_path / name / "predictions.parquet") for name in ("cut", "whole"))
     pd.testing.assert_frame_equal(one, other)
 
 

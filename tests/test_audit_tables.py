@@ -15,7 +15,7 @@ from trustcxr.evaluation.given import load_model
 from trustcxr.models.adapters import describe_file
 from trustcxr.report import board
 from trustcxr.report.audits import sentences
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.storage.schemas import AuditDocument, read
 from trustcxr.study import audit as audits
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}

@@ -16,7 +16,7 @@ from trustcxr.data.batches import BatchRows, augment
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.report import cards as report_cards
-from trustcxr.results import files, stretches
+from trustcxr.storage import atomic, segments
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 from trustcxr.training import cards, loop, monitor
@@ -79,7 +79,7 @@ def test_parts_of_a_batch_add_up_to_its_gradients(
     half = len(gradients) // 2
     assert furthest(gradients[0], gradients[half]) < 1e-5
     assert furthest(gradients[0], {name: torch.zeros_like(g) for name, g in gradients[0].items()}) > 1e-2
-    first, second = (files.read_table(tmp_path / n / "history.csv") for n in "13")
+    first, second = (atomic.read_table(tmp_path / n / "history.csv") for n in "13")
     assert second["train_loss"][0] == pytest.approx(first["train_loss"][0], abs=1e-4)
 
 
@@ -135,8 +135,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
     assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
     for place in ("halved", "a"):
-        assert files.read_json(tmp_path / place / "training.json")["parts"] == 4
-        assert files.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
+        assert atomic.read_json(tmp_path / place / "training.json")["parts"] == 4
+        assert atomic.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
         assert "- Batches: worked off in 4 parts\n" in report_cards.card(tmp_path / place)
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
@@ -184,10 +184,10 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     monkeypatch.setattr(TrainingStep, "_on", on)
     found = loop.fit(recipe("fgsm"), *films, tmp_path)
     assert (found.parts, found.world, found.strategy) == (2, None, None)
-    listed = stretches.of(files.read_yaml(tmp_path / "run.yaml"))
+    listed = segments.of(atomic.read_yaml(tmp_path / "run.yaml"))
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
     said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
-    assert stretches.told(tmp_path) == said
+    assert segments.told(tmp_path) == said
     card = report_cards.card(tmp_path)
     assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
     assert f"- Not trained on one and the same: {said}\n" in card
@@ -259,14 +259,14 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     assert len(gradients) == 2
     assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
     assert sent
-    first, second = (files.read_table(tmp_path / n / "history.csv") for n in "12")
+    first, second = (atomic.read_table(tmp_path / n / "history.csv") for n in "12")
     for column in first.columns.drop("seconds"):
         assert second[column][0] == pytest.approx(first[column][0], abs=1e-4), column
     assert found[0].steps == found[1].steps
-    assert not {"parts", "world", "strategy"} & set(files.read_json(tmp_path / "1" / "training.json"))
-    said = files.read_json(tmp_path / "2" / "training.json")
+    assert not {"parts", "world", "strategy"} & set(atomic.read_json(tmp_path / "1" / "training.json"))
+    said = atomic.read_json(tmp_path / "2" / "training.json")
     assert (said["world"], said["strategy"], said.get("parts")) == (2, "ddp", None)
-    assert files.read_yaml(tmp_path / "2" / "run.yaml")["segments"][-1]["split_batches"] == {
+    assert atomic.read_yaml(tmp_path / "2" / "run.yaml")["segments"][-1]["split_batches"] == {
         "world": 2,
         "strategy": "ddp",
     }
@@ -347,7 +347,7 @@ def test_several_cards_are_for_one_run_at_a_time_here(engine: str, asked: list[o
 
 def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -> None:
     path, model = tmp_path / "free.yaml", {"name": MODEL, "weights": "none"}
-    files.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
+    atomic.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
     said = complaint("study", path, "--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)
     assert "free keeps a state of its own for each process" in said
 

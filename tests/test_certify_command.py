@@ -18,8 +18,8 @@ from trustcxr.cli import app
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
-from trustcxr.results import files, folders
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import RunDocument
 from trustcxr.study import run_folder
 
 RUNNER = CliRunner()
@@ -48,7 +48,7 @@ def run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_training_is_judged_by_what_it_proves(run: Path) -> None:
-    training, history = files.read_json(run / "training.json"), pd.read_csv(run / "history.csv")
+    training, history = atomic.read_json(run / "training.json"), pd.read_csv(run / "history.csv")
     assert (training["monitor"], training["epsilon"]) == ("val_certified_accuracy", 0.01)
     assert training["best_value"] == history["val_certified_accuracy"].max()
     assert (history["val_certified_accuracy"] <= history["val_accuracy"]).all()
@@ -58,7 +58,7 @@ def test_training_is_judged_by_what_it_proves(run: Path) -> None:
 @pytest.mark.slow
 def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
     place = newest(run)
-    document, table = files.read_json(place / "metrics.json"), files.read_table(place / "certified.parquet")
+    document, table = atomic.read_json(place / "metrics.json"), atomic.read_table(place / "certified.parquet")
     assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.01]
     for entry in document["certified"]:
         rows = table[table["epsilon"] == entry["epsilon"]]
@@ -72,7 +72,7 @@ def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
 
 
 def test_each_radius_is_held_against_the_worst_case(run: Path) -> None:
-    attacked = [(a["attack"], a["epsilon"]) for a in files.read_json(newest(run) / "metrics.json")["attacks"]]
+    attacked = [(a["attack"], a["epsilon"]) for a in atomic.read_json(newest(run) / "metrics.json")["attacks"]]
     assert {epsilon for attack, epsilon in attacked if attack == "worst-case"} == {0.002, 0.01}
 
 
@@ -88,7 +88,7 @@ def test_other_radii_or_another_effort_have_a_folder_of_their_own(run: Path, fil
     done = RUNNER.invoke(app, [*typed, "--method", "ibp"])
     assert done.exit_code == 0, done.output
     assert newest(other) not in (first, place)
-    document = RunDocument.model_validate(files.read_json(newest(other) / "metrics.json"))
+    document = RunDocument.model_validate(atomic.read_json(newest(other) / "metrics.json"))
     assert [entry.method for entry in document.certified] == ["ibp"]
     done = RUNNER.invoke(app, ["report", str(other)])
     assert done.exit_code == 0, done.output
@@ -105,14 +105,14 @@ def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path
     last = [name for name in weights if name.endswith("bias")][-1]
     weights[last] = weights[last] + torch.tensor([0.0, 0.0, 1000.0])
     save_file(weights, other / "model.safetensors")
-    content = files.read_yaml(other / "run.yaml")
-    content["checksums"] = folders.checksums(other, content["classes"])
-    files.write_yaml(other / "run.yaml", content)
+    content = atomic.read_yaml(other / "run.yaml")
+    content["checksums"] = layout.checksums(other, content["classes"])
+    atomic.write_yaml(other / "run.yaml", content)
     done = RUNNER.invoke(app, ["certify", str(other), "--data", str(films), "--epsilon", "0.01"])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "ALARM" in said
-    assert all(alarm["text"] in said for alarm in files.read_json(newest(other) / "metrics.json")["alarms"])
+    assert all(alarm["text"] in said for alarm in atomic.read_json(newest(other) / "metrics.json")["alarms"])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.models import factory
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.ensemble import Ensemble
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 EPSILON = 0.01
 
@@ -133,7 +133,7 @@ def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["certify", str(run), "--data", str(films), "--epsilon", "0.002", "--method", "ibp"])
     assert done.exit_code == 0, done.output
     assert len(load_run(run).model.members()) == 2
-    table = files.read_table(newest(run) / "certified.parquet")
+    table = atomic.read_table(newest(run) / "certified.parquet")
     assert table["proved"].any()
-    training = files.read_json(run / "training.json")
+    training = atomic.read_json(run / "training.json")
     assert (training["monitor"], training["best_value"] >= 0) == ("val_certified_accuracy", True)

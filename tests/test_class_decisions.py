@@ -16,7 +16,7 @@ from trustcxr.evaluation import class_decisions, operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import exam
 from trustcxr.report.audits import sentences
-from trustcxr.results.documents import OperatingPoint
+from trustcxr.storage.schemas import OperatingPoint
 from trustcxr.study import audit as audits
 
 CLASSES = ("a", "b", "c")

@@ -22,7 +22,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.auditing import page
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_a_robust_accuracy_is_said_with_its_epsilon(films: Path, tmp_path: Path)
 def test_train_writes_what_the_design_says(trained: Path) -> None:
     names = {p.name for p in trained.iterdir()}
     assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
-    content = files.read_yaml(trained / "run.yaml")
+    content = atomic.read_yaml(trained / "run.yaml")
     assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
     assert {"trustcxr", "torch", "timm", "python"} <= set(content["segments"][-1]["versions"])
     history = pd.read_csv(trained / "history.csv")
@@ -115,7 +115,7 @@ def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
 def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> None:
     done = run("evaluate", trained, "--data", films, "--epsilon", 0.01, "--epsilon", 0.05, "--steps", 3, "--json")
     document = json.loads(done.stdout)
-    assert document == files.read_json(newest(trained) / "metrics.json")
+    assert document == atomic.read_json(newest(trained) / "metrics.json")
     assert {"run", "classes", "split", "clean", "attacks", "corruptions", "saliency"} <= set(document)
     assert document["clean"]["n"] == 15
     assert [(a["attack"], a["epsilon"]) for a in document["attacks"]] == [

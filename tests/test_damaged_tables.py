@@ -9,7 +9,7 @@ import pytest
 
 from study_fixture import make_study
 from trustcxr.errors import UserError
-from trustcxr.results import files, tables
+from trustcxr.storage import atomic, prediction_table
 
 PATH = Path("there") / "predictions.parquet"
 
@@ -17,13 +17,13 @@ PATH = Path("there") / "predictions.parquet"
 @pytest.fixture
 def predictions(tmp_path: Path) -> pd.DataFrame:
     study = make_study(tmp_path / "study", models=("ResNet18",), defences=("fgsm",), images=30, resamples=20, panels=0)
-    return files.read_table(study / "runs" / "resnet18-fgsm-s0" / "predictions.parquet")
+    return atomic.read_table(study / "runs" / "resnet18-fgsm-s0" / "predictions.parquet")
 
 
 def test_predictions_as_they_are_written_are_whole(predictions: pd.DataFrame) -> None:
     for count in (3, None):
-        tables.refuse_damaged(predictions, PATH, count)
-    tables.refuse_damaged(predictions.query("attack == 'clean'"), PATH)
+        prediction_table.refuse_damaged(predictions, PATH, count)
+    prediction_table.refuse_damaged(predictions.query("attack == 'clean'"), PATH)
 
 
 def _label(table: pd.DataFrame, label: float) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def test_damage_is_one_line_that_names_the_file(
     damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, predictions: pd.DataFrame
 ) -> None:
     with pytest.raises(UserError) as refused:
-        tables.refuse_damaged(damage(predictions), PATH, 3)
+        prediction_table.refuse_damaged(damage(predictions), PATH, 3)
     assert str(refused.value).startswith(f"{PATH}: damaged: ")
     assert said in str(refused.value)
     assert str(refused.value).endswith("; restore it, or make it anew")
@@ -66,6 +66,6 @@ def test_damage_is_one_line_that_names_the_file(
 
 def test_where_the_classes_are_not_known_they_are_as_many_as_the_logits(predictions: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="the label 99, of 3 classes"):
-        tables.refuse_damaged(_label(predictions, 99), PATH)
+        prediction_table.refuse_damaged(_label(predictions, 99), PATH)
     with pytest.raises(UserError, match="expected 2 in each row, as many as there are classes"):
-        tables.refuse_damaged(predictions, PATH, 2)
+        prediction_table.refuse_damaged(predictions, PATH, 2)

@@ -18,7 +18,7 @@ from trustcxr.data.images.reading import is_dicom, read_image, read_mask
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import writing
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import disk, files
+from trustcxr.storage import atomic, os_errors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
 
@@ -41,13 +41,13 @@ def at_once(work: Callable[[], object], seconds: float = 20) -> object:
 
 
 def half_write(target: Path, problem: Exception) -> None:
-    with files.replacing(target) as temporary:
+    with atomic.replacing(target) as temporary:
         temporary.write_text("half")
         raise problem
 
 
 def refuse(place: Path, problem: Exception, needed: int = 0) -> None:
-    with disk.writing(place, needed=lambda: needed):
+    with os_errors.writing(place, needed=lambda: needed):
         raise problem
 
 
@@ -67,10 +67,10 @@ def films(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS])
 def test_a_write_that_the_disk_refuses_is_one_line_and_the_old_file_is_whole(tmp_path: Path, number: int) -> None:
     target = tmp_path / "metrics.json"
-    files.write_json(target, {"old": 1})
+    atomic.write_json(target, {"old": 1})
     with pytest.raises(CannotWrite, match=r"metrics.json: cannot be written: .*; what was there before is whole"):
         half_write(target, OSError(number, os.strerror(number)))
-    assert files.read_json(target) == {"old": 1}
+    assert atomic.read_json(target) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -91,7 +91,7 @@ def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
     try:
-        for write in (files.write_json, files.write_yaml):
+        for write in (atomic.write_json, atomic.write_yaml):
             with pytest.raises(CannotWrite, match=r"become so large \(3\d\.\d kB at least are needed"):
                 write(tmp_path / "document", {"text": "x" * 35_000})
     finally:
@@ -101,7 +101,7 @@ def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> 
 def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotWrite, match="a file is where a folder should be"):
-        files.write_json(tmp_path / "file" / "metrics.json", {})
+        atomic.write_json(tmp_path / "file" / "metrics.json", {})
 
 
 def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_a_pipe_or_a_device_is_no_image_and_nobody_waits_for_it(tmp_path: Path) 
             assert isinstance(answer, UnreadableImage)
             assert what in str(answer)
     assert at_once(lambda: is_dicom(tmp_path / "pipe.png")) is False
-    for read in (files.read_json, files.read_yaml):
+    for read in (atomic.read_json, atomic.read_yaml):
         assert "named pipe" in str(at_once(lambda read=read: read(tmp_path / "pipe.png")))  # type: ignore[misc]
 
 
@@ -220,7 +220,7 @@ def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pyte
 def test_yaml_without_end_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UserError, match="not readable as YAML"):
-        files.read_yaml(tmp_path / "x.yaml")
+        atomic.read_yaml(tmp_path / "x.yaml")
 
 
 def test_yaml_that_unfolds_to_millions_is_refused_at_once(tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_yaml_that_unfolds_to_millions_is_refused_at_once(tmp_path: Path) -> Non
     lines += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="unfold to more than"):
-        files.read_yaml(tmp_path / "bomb.yaml")
+        atomic.read_yaml(tmp_path / "bomb.yaml")

@@ -15,7 +15,7 @@ from test_cli import run
 from trustcxr.data import load_dataset
 from trustcxr.evaluation.draws import OverDraws, judge
 from trustcxr.report.audits import sentences
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
 
 
@@ -101,7 +101,7 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert steady["draws"]["each"]["value"] < steady["draws"]["one"]["value"]
     assert steady["accuracy"]["value"] > steady["draws"]["each"]["value"], "of one attack the mean of the draws counts"
     assert found["clean"]["accuracy"]["value"] > found["clean"]["draws"]["each"]["value"]
-    table = files.read_table(tmp_path / "audit" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "audit" / "predictions.parquet")
     rows = table[table["attack"] == "worst-case"]
     assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
@@ -133,7 +133,7 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     assert again.handed_in[0].plain() == found.handed_in[0].plain()
     assert again.attacks[0].plain() == found.attacks[0].plain()
-    table = files.read_table(tmp_path / "out" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
     rows = table[(table["attack"] == "worst-case").to_numpy()]
     theirs = rows[(rows["broken_by"] == "somebody").to_numpy()]
     assert len(theirs) == found.handed_in[0].found_alone > 0
@@ -161,7 +161,7 @@ def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path)
     found = audits.audit(restless(tmp_path / "model", Brightness(), LOGITS), greys, tmp_path / "out", **asked)
     assert "draws" not in found.plain()["clean"]
     assert "draws" not in found.plain()["attacks"][0]
-    assert "right_share" not in files.read_table(tmp_path / "out" / "predictions.parquet")
+    assert "right_share" not in atomic.read_table(tmp_path / "out" / "predictions.parquet")
     assert "at random" not in "\n".join(sentences(found))
 
 
@@ -172,7 +172,7 @@ def test_the_same_command_draws_the_same(greys: Path, tmp_path: Path) -> None:  
     for place in ("one", "two"):
         torch.rand(7)  # whatever was drawn before
         audits.audit(model, greys, tmp_path / place, attacks=["fgsm"], epsilons=[0.02], trust_code=True)
-        tables.append(files.read_table(tmp_path / place / "predictions.parquet"))
+        tables.append(atomic.read_table(tmp_path / place / "predictions.parquet"))
     for column in ("logits", "right_share", "moved"):
         assert np.array_equal(*(np.stack(table[column].tolist()) for table in tables), equal_nan=True), column
     first, second = np.split(np.stack(tables[0]["logits"].tolist())[:32], 2)

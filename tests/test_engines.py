@@ -15,7 +15,7 @@ from engine_work import note
 from pack import Pack
 from test_study import tiny
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files, locks
+from trustcxr.storage import atomic, locks
 from trustcxr.study import engines
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.engines import ray as of_ray
@@ -123,8 +123,8 @@ def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path:
     Study(small(), films, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
-        assert files.part(files.read_yaml(run), "hardware")["threads"] == 1
-    first, second = (files.read_json(folder / "study.json") for folder in (alone, tmp_path))
+        assert atomic.part(atomic.read_yaml(run), "hardware")["threads"] == 1
+    first, second = (atomic.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]
 
@@ -136,7 +136,7 @@ def test_a_study_keeps_the_threads_that_it_began_with(tmp_path: Path, capsys: py
         return study.threads
 
     assert (threads(2, None), threads(1, None), threads(2, 3)) == (1, torch.get_num_threads(), 3)
-    files.write_yaml(tmp_path / "study.yaml", {"threads": 3})
+    atomic.write_yaml(tmp_path / "study.yaml", {"threads": 3})
     assert (threads(2, None), threads(1, None)) == (3, 3)
     assert capsys.readouterr().err == ""
     assert threads(1, 2) == 2
@@ -169,7 +169,7 @@ def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_pat
 HOLD = """
 import sys, time
 from pathlib import Path
-from trustcxr.results.locks import holding
+from trustcxr.storage.locks import holding
 with holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -188,7 +188,7 @@ def test_the_second_is_told_who_holds_a_folder_and_a_killed_one_holds_nothing(tm
     first.send_signal(signal.SIGKILL)
     first.wait()
     with locks.holding(tmp_path), locks.holding(tmp_path):
-        assert files.read_json(tmp_path / locks.HOLDER_FILE)["pid"] == os.getpid()
+        assert atomic.read_json(tmp_path / locks.HOLDER_FILE)["pid"] == os.getpid()
 
 
 def test_files_that_a_killed_process_left_half_written_are_swept(tmp_path: Path) -> None:

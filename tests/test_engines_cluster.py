@@ -19,7 +19,7 @@ from test_engines import bits, small
 from test_study import RECIPE
 from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import engines, protocol
 from trustcxr.study.engines import Asked, Failure, Needs, Task, failures
 from trustcxr.study.engines.slurm import SlurmEngine
@@ -92,7 +92,7 @@ def refused(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
         raise AssertionError("films are read")
 
     monkeypatch.setattr(protocol, "load_dataset", never)
-    files.write_yaml(tmp_path / "small.yaml", RECIPE)
+    atomic.write_yaml(tmp_path / "small.yaml", RECIPE)
     out = tmp_path / "out"
 
     def refuse(*options: object) -> str:
@@ -251,7 +251,7 @@ def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_pat
             on(cluster).map(note, [Task(Path(f"/proc/self/fd/{folder}"), "a", "train")])
     finally:
         os.close(folder)
-    files.write_yaml(tmp_path / "data.yaml", {"path": "/no/such/films"})
+    atomic.write_yaml(tmp_path / "data.yaml", {"path": "/no/such/films"})
     with pytest.raises(UserError, match="cannot see the images in /no/such/films"):
         on(cluster).map(note, [Task(tmp_path, "a", "train")])
     assert not (tmp_path / "log").exists()

@@ -15,7 +15,7 @@ from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
 from trustcxr.recipes import testing
 from trustcxr.report import terminal
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import run_folder
 
 
@@ -59,7 +59,7 @@ def test_the_names_of_corruptions_are_one_list() -> None:
 @pytest.mark.slow
 def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None:
     done = run("evaluate", trained, "--data", films, "--sweep", "--steps", 3)
-    document = files.read_json(newest(trained) / "metrics.json")
+    document = atomic.read_json(newest(trained) / "metrics.json")
     for attack in ("fgsm", "pgd"):
         assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == predictions.SWEEP
     at_zero = [row["accuracy"]["value"] for row in document["attacks"] if row["epsilon"] == 0]
@@ -71,7 +71,7 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None
 def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
     done = run("evaluate", trained, "--data", films, "--attack", "fgsm", *options)
-    document = files.read_json(newest(trained) / "metrics.json")
+    document = atomic.read_json(newest(trained) / "metrics.json")
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
     assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
@@ -79,10 +79,10 @@ def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
     place = newest(trained)
-    document = files.read_json(place / "metrics.json")
+    document = atomic.read_json(place / "metrics.json")
     measured = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert measured == [(name, 3) for name in corruptions.CORRUPTIONS]
-    again = summary.describe(load_run(trained), files.read_table(place / "predictions.parquet"), resamples=2000)
+    again = summary.describe(load_run(trained), atomic.read_table(place / "predictions.parquet"), resamples=2000)
     assert again.plain()["corruptions"] == document["corruptions"], "from the table, the same numbers"
 
 
@@ -125,7 +125,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
 
 def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, films: Path) -> None:
     document, place = run_folder.evaluate(trained, films, attacks=["fgsm"])
-    table = files.read_table(place / "validation.parquet")
+    table = atomic.read_table(place / "validation.parquet")
     assert set(table["split"]) == {"Val"}
     assert set(table["attack"]) == {"clean"}
     assert len(table) == 18 == document.plain()["calibration"]["n"]

@@ -27,8 +27,8 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report.terminal import remarks
-from trustcxr.results import files
-from trustcxr.results.documents import Alarm
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import Alarm
 from trustcxr.training import loop
 
 MODEL = "test_resnet"
@@ -256,10 +256,10 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
 
 
 def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFrame, tmp_path: Path) -> None:
-    files.write_table(tmp_path / "predictions.parquet", table)
-    files.write_json(tmp_path / "metrics.json", summary.describe(run, table, resamples=150))
-    again = summary.describe(run, files.read_table(tmp_path / "predictions.parquet"), resamples=150)
-    files.write_json(tmp_path / "again.json", again)
+    atomic.write_table(tmp_path / "predictions.parquet", table)
+    atomic.write_json(tmp_path / "metrics.json", summary.describe(run, table, resamples=150))
+    again = summary.describe(run, atomic.read_table(tmp_path / "predictions.parquet"), resamples=150)
+    atomic.write_json(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
 
@@ -337,12 +337,12 @@ def test_load_run_knows_the_run(run: Run) -> None:
 
 
 def rewrite(folder: Path, **keys: Any) -> None:
-    content = files.read_yaml(folder / "run.yaml")
+    content = atomic.read_yaml(folder / "run.yaml")
     for key, value in keys.items():
         content[key] = value
         if value is None:
             del content[key]
-    files.write_yaml(folder / "run.yaml", content)
+    atomic.write_yaml(folder / "run.yaml", content)
     if "checksums" not in content:
         seal(folder)
 

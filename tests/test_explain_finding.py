@@ -15,7 +15,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.evaluation import operating_points
 from trustcxr.explain import method
 from trustcxr.models.adapters import load
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 SIZE = 64
 QUICK = ("--sample", 2, "--corruption", "jpeg", "--method", "gradcam")
@@ -192,4 +192,4 @@ def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path
     # One alone that films with a mask have is meant.
     alone = ("--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", "--json")
     assert json.loads(run(*typed, *alone).stdout)["finding"] == "Opacity"
-    assert files.read_json(tmp_path / "out" / "metrics.json")["finding"] == "Opacity"
+    assert atomic.read_json(tmp_path / "out" / "metrics.json")["finding"] == "Opacity"

@@ -19,7 +19,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import given
 from trustcxr.models.adapters import load
-from trustcxr.results import documents, files
+from trustcxr.storage import atomic, schemas
 
 SIZE = 64  # at which the last map of the tests' network has more than one cell
 QUICK = ("--sample", 3, "--corruption", "jpeg")
@@ -36,10 +36,10 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ours, explained."""
     folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
-    content = files.read_yaml(folder / "run.yaml")
-    files.part(files.part(content, "recipe"), "data")["size"] = SIZE
+    content = atomic.read_yaml(folder / "run.yaml")
+    atomic.part(atomic.part(content, "recipe"), "data")["size"] = SIZE
     content["data"] = provenance.of(load_dataset(films, "Train", SIZE))
-    files.write_yaml(folder / "run.yaml", content)
+    atomic.write_yaml(folder / "run.yaml", content)
     run("explain", folder, "--data", films, *QUICK)
     return folder
 
@@ -83,7 +83,7 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     model, out = model_file(tmp_path, "python: of_a_run:network", of_run(own)), tmp_path / "out"
     done = run("explain", model, "--data", films, "--out", out, "--trust-code", *QUICK)
     assert_same(*tables(own, out))
-    removed = [files.read_table(place / "lesions.parquet") for place in (newest(own), out)]
+    removed = [atomic.read_table(place / "lesions.parquet") for place in (newest(own), out)]
     pd.testing.assert_frame_equal(*removed, atol=1e-4)
     assert "model, gradcam: 6 annotated images" in done.stdout
     # In a terminal of 80 columns each measure has its value, and of the controls the best with its name.
@@ -93,11 +93,11 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     assert any(name in done.stdout for name in ("brightness", "mean", "edges"))
     assert "random weights: 5 networks on 6 images" in done.stdout
     assert "Not for diagnosis" in done.stdout
-    document = documents.read(documents.RunDocument, out / "metrics.json")
+    document = schemas.read(schemas.RunDocument, out / "metrics.json")
     assert (document.run, document.origin, document.classes) == ("model", "given", list(CLASSES))
     assert (document.given.kind, document.given.path) == ("python", "of_a_run:network")
     assert document.given.sha256
-    theirs = documents.read(documents.RunDocument, newest(own) / "metrics.json")
+    theirs = schemas.read(schemas.RunDocument, newest(own) / "metrics.json")
     for name, part in theirs.saliency.items():
         assert document.saliency[name].threshold == part.threshold
         assert document.saliency[name].verdict[:30] == part.verdict[:30]
@@ -225,7 +225,7 @@ def test_a_run_is_not_explained_into_the_folder_of_a_given_model_of_its_name(
 ) -> None:
     out = tmp_path / "maps"
     shutil.copytree(newest(own), out)
-    files.write_batches(out / "predictions.parquet", [files.read_table(out / "predictions.parquet")], "0123")
+    atomic.write_batches(out / "predictions.parquet", [atomic.read_table(out / "predictions.parquet")], "0123")
     assert "results are never mixed" in complaint("explain", own, "--data", films, "--out", out, *QUICK)
 
 

@@ -20,7 +20,7 @@ from trustcxr.evaluation.run import as_before_refit
 from trustcxr.models import adapters, exporting, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import cards
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study import exporting as exports
 
 CLASSES = ["COVID-19", "Non-COVID", "Normal"]
@@ -31,7 +31,7 @@ def made(folder: Path, *, background: str = "full", **model: object) -> Path:
     torch.manual_seed(0)
     asked = recipe("fgsm", model=dict(model), background=background)
     network = factory.build(asked.model.name, classes=len(CLASSES), **asked.network_options())
-    save_weights(network, folder / folders.WEIGHTS_FILE)
+    save_weights(network, folder / layout.WEIGHTS_FILE)
     content: dict[str, object] = {
         "name": asked.name,
         "background": asked.background,
@@ -39,8 +39,8 @@ def made(folder: Path, *, background: str = "full", **model: object) -> Path:
         "recipe": asked.model_dump(mode="json"),
         "data": {"root_name": "films", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
     }
-    content["checksums"] = folders.checksums(folder, CLASSES)
-    files.write_yaml(folder / folders.RUN_FILE, content)
+    content["checksums"] = layout.checksums(folder, CLASSES)
+    atomic.write_yaml(folder / layout.RUN_FILE, content)
     return folder
 
 
@@ -60,7 +60,7 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     assert given.model is not None
     with torch.no_grad():
         assert torch.allclose(given.model(images), tx.load_run(plain, on="cpu").model(images), atol=1e-5)
-    declared = files.read_yaml(out.with_suffix(".yaml"))
+    declared = atomic.read_yaml(out.with_suffix(".yaml"))
     assert declared["source"] == "run.pt2"
     assert declared["reported"] == {
         "threat_model": "L-infinity 0.02, fgsm",
@@ -103,7 +103,7 @@ def test_unless_said_it_goes_into_the_runs_folder(plain: Path, tmp_path: Path, m
     folder = shutil.copytree(plain, tmp_path / "run")
     done = run("export", folder, "--format", "torch-export")
     assert done.stdout.startswith(f"{folder / 'program.pt2'}: ")
-    assert files.read_yaml(folder / "program.yaml")["source"] == "program.pt2"
+    assert atomic.read_yaml(folder / "program.yaml")["source"] == "program.pt2"
     assert tx.load_run(folder).name == tx.load_run(plain).name, "it is the run that it was"
     assert set(exports.NAMES) == set(exporting.FORMATS)
     assert len({Path(name).stem for name in exports.NAMES.values()}) == len(exports.NAMES), "each has its model file"
@@ -121,9 +121,9 @@ def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path:
     said = complaint("export", run_folder, "--format", "torch-export", "--out", tmp_path / "theirs.pt2")
     assert "theirs.pt2: is there, and no model file beside it says that it was exported" in said
     assert (tmp_path / "theirs.pt2").read_bytes() == b"theirs"
-    files.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
+    atomic.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
     exports.export(plain, "torch-export", tmp_path / "again.pt2")
-    assert files.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"
+    assert atomic.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"
 
 
 def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +229,10 @@ def test_names_of_training_films_stay_here_and_a_full_disk_is_said(
 ) -> None:
     run_folder = shutil.copytree(plain, tmp_path / "run")
     films = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "film": ["0" * 32]})
-    files.write_table(run_folder / folders.FILMS_FILE, films)
+    atomic.write_table(run_folder / layout.FILMS_FILE, films)
     run("push", run_folder, "hf://lab/robust")
     sent = local_hub.place / "lab" / "robust"
-    assert files.read_table(sent / folders.FILMS_FILE).to_dict("list") == {"film": ["0" * 32]}
+    assert atomic.read_table(sent / layout.FILMS_FILE).to_dict("list") == {"film": ["0" * 32]}
     assert not [path for path in sent.iterdir() if b"DOE-JANE" in path.read_bytes()]
 
     def full(*_: object, **__: object) -> None:
@@ -281,16 +281,16 @@ def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_ano
     (place / "metrics.json").write_text("{}")
     run("push", again, "hf://lab/robust")
     assert not (place / "metrics.json").exists(), "of the other training"
-    assert files.checksum(place / "model.safetensors") == files.checksum(again / "model.safetensors")
+    assert atomic.checksum(place / "model.safetensors") == atomic.checksum(again / "model.safetensors")
 
 
 def test_the_weights_that_validation_judged_go_along(plain: Path, tmp_path: Path) -> None:
     refit = tmp_path / "refit"
     shutil.copytree(plain, refit)
     shutil.copytree(plain, refit / "validated")
-    content = files.read_yaml(refit / "run.yaml")
+    content = atomic.read_yaml(refit / "run.yaml")
     content["recipe"].setdefault("training", {})["refit"] = True
-    files.write_yaml(refit / "run.yaml", content)
+    atomic.write_yaml(refit / "run.yaml", content)
     run("push", refit, tmp_path / "shared")
     there = tx.load_run(tmp_path / "shared", on="cpu")
     assert as_before_refit(there).folder == tmp_path / "shared" / "validated"

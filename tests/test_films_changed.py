@@ -12,7 +12,7 @@ from test_cli import run as command
 from test_study import tiny
 from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 
@@ -48,7 +48,7 @@ def test_what_comes_later_of_the_same_images_is_measured_anew(run: Path, films: 
     _, first = run_folder.evaluate(run, tmp_path / "list.csv", attacks=["fgsm"])
     table.assign(patient=[number // 4 for number in range(len(table))]).to_csv(tmp_path / "list.csv", index=False)
     _, second = run_folder.evaluate(run, tmp_path / "list.csv", attacks=["fgsm"])
-    assert [files.read_table(p / "predictions.parquet")["group"].nunique() for p in (first, second)] == [24, 6]
+    assert [atomic.read_table(p / "predictions.parquet")["group"].nunique() for p in (first, second)] == [24, 6]
     other = Path(shutil.copytree(films, tmp_path / "films"))
     _, first = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
     before = (first / "saliency.parquet").read_bytes()
@@ -72,7 +72,7 @@ def test_explain_prints_the_alarms_of_the_document(run: Path, films: Path) -> No
     quick = ["--method", "gradcam@-3", "--sample", "0", "--corruption", "jpeg", "--split", "Train"]
     said = " ".join(command("explain", run, "--data", films, *quick).stdout.split())
     place = newest(run)
-    alarms = files.read_json(place / "metrics.json")["alarms"]
+    alarms = atomic.read_json(place / "metrics.json")["alarms"]
     assert any(alarm["kind"] == "trained_on" for alarm in alarms)
     assert [alarm["text"] for alarm in alarms if alarm["text"] not in said] == []
 
@@ -107,7 +107,7 @@ def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
     run_folder.train(own, Path("hospital/list.csv"), tmp_path / "run")
     monkeypatch.chdir("/")
     run_folder.evaluate(tmp_path / "run", listed, attacks=["fgsm"])
-    found = files.read_table(newest(tmp_path / "run") / "predictions.parquet")
+    found = atomic.read_table(newest(tmp_path / "run") / "predictions.parquet")
     assert set(found["class"]) == set(table["radiologist"])
     place.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"list\.csv: none of its images was found.*--images"):
@@ -126,4 +126,4 @@ def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
     table.assign(path="other-" + table["path"]).to_csv(other, index=False)
     monkeypatch.chdir(tmp_path)
     run_folder.evaluate(tmp_path / "run", other, attacks=["fgsm"], out=tmp_path / "results")
-    assert set(files.read_table(tmp_path / "results" / "predictions.parquet")["class"]) == set(table["radiologist"])
+    assert set(atomic.read_table(tmp_path / "results" / "predictions.parquet")["class"]) == set(table["radiologist"])

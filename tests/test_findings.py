@@ -20,7 +20,7 @@ from trustcxr.models.adapters.declaration import OutputSpec
 from trustcxr.models.adapters.scores import _logits
 from trustcxr.recipes import exam
 from trustcxr.report.audits import sentences
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
@@ -115,7 +115,7 @@ def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: 
     points = {(p.finding, p.attack, p.epsilon): p for p in document.operating_points}
     clean = points["Bright", "clean", 0.0]
     assert (clean.threshold, clean.origin) == (0.7, "of the model file")
-    table = files.read_table(tmp_path / "out" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
     shown = table[(table["attack"] == "clean") & (table["finding"] == "Bright")]
     said = np.stack(shown["logits"]).argmax(1)
     assert clean.sensitivity.value == pytest.approx(said[shown["label"] == 1].mean())

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from small_networks import images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.evaluation import input_gradients, metrics, paired, predictions
+from trustcxr.evaluation import alarms, gradient_masking, input_gradients, metrics, paired, predictions
 from trustcxr.report import alarms as report_alarms
 from trustcxr.report import study_folder
-from trustcxr.results import alarms, gradient_masking
-from trustcxr.results.documents import RunDocument, StudyDocument, Verdict
+from trustcxr.storage.schemas import RunDocument, StudyDocument, Verdict
 
 
 def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:

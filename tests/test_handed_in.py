@@ -17,7 +17,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in
 from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
 
 
@@ -64,7 +64,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     found = both.handed_in[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone
-    table = files.read_table(tmp_path / "both" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "both" / "predictions.parquet")
     worst = table[table["attack"] == "worst-case"]
     assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
     assert "images that somebody made at epsilon 0.2" in "\n".join(sentences(both))

@@ -10,8 +10,8 @@ from test_engines import small
 from trustcxr import report
 from trustcxr.report.study_folder import read
 from trustcxr.report.tables import comparisons, seeds
-from trustcxr.results import documents, files
-from trustcxr.results.documents import OverSeeds, RunDocument, StudyDocument
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 from trustcxr.study.seeds import over_seeds
@@ -37,7 +37,7 @@ def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(done: Path) -> StudyDocument:
-    return documents.read(StudyDocument, done / "study.json")
+    return schemas.read(StudyDocument, done / "study.json")
 
 
 def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: StudyDocument) -> None:
@@ -49,7 +49,7 @@ def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: Stu
     assert len(here) == 8
     half = next(run for run in study.runs if run.run == f"{chosen}-half-s1")
     assert (half.model, half.defence, half.label, half.seed) == (chosen, "fgsm", "half", 1)
-    assert files.read_yaml(done / "runs" / half.run / "run.yaml")["recipe"]["model"]["name"] == "test_resnet"
+    assert atomic.read_yaml(done / "runs" / half.run / "run.yaml")["recipe"]["model"]["name"] == "test_resnet"
     assert {row.label for row in study.comparisons} == {"", "half"}
 
 

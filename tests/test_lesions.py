@@ -22,7 +22,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import ModelRecipe
 from trustcxr.report.study_folder import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage.schemas import RunDocument
 
 SIZE, COUNT = 48, 12
 

@@ -11,7 +11,7 @@ from small_runs import recipe
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import familiarity
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study import mending, run_folder
 from trustcxr.study.run_folder import RunFolder
 from trustcxr.training import loop
@@ -36,7 +36,7 @@ def refit(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 def run(refit: Path, tmp_path: Path) -> Path:
     """A copy of it with other files that a study, commands and reports leave."""
     folder = Path(shutil.copytree(refit, tmp_path / "run"))
-    files.write_json(folder / "metrics.json", {"clean": {}})
+    atomic.write_json(folder / "metrics.json", {"clean": {}})
     for name in ("report.html", "model.onnx", "evaluations/other-Test-01234567/metrics.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
@@ -100,13 +100,13 @@ def test_a_training_that_goes_on_keeps_what_it_has(run: Path) -> None:
     before = content(run)
     mending.mend(run)
     assert content(run) == before
-    (run / folders.BEFORE_REFIT / "model.safetensors").write_bytes(b"")
+    (run / layout.BEFORE_REFIT / "model.safetensors").write_bytes(b"")
     mending.mend(run)
-    assert names(run / folders.BEFORE_REFIT) == {"superseded-1"}, "what validation judges is trained again first"
+    assert names(run / layout.BEFORE_REFIT) == {"superseded-1"}, "what validation judges is trained again first"
 
 
 def test_without_the_weights_that_validation_judged_a_run_says_what_to_do(run: Path, films: tuple[Any, Any]) -> None:
-    shutil.rmtree(run / folders.BEFORE_REFIT)
+    shutil.rmtree(run / layout.BEFORE_REFIT)
     mending.mend(run)
     RunFolder(run).validate(films[1])  # current: nobody asks for them
     (run / "validation.parquet").unlink()

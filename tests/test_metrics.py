@@ -14,11 +14,11 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import registry, statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import drops, metrics
-from trustcxr.results import alarms, differences, files
-from trustcxr.results.documents import Alarm, RunDocument
-from trustcxr.results.tables import logits_of
+from trustcxr.evaluation import alarms, drops, metrics
 from trustcxr.statistics import softmax
+from trustcxr.storage import atomic, differences
+from trustcxr.storage.prediction_table import logits_of
+from trustcxr.storage.schemas import Alarm, RunDocument
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
 
@@ -433,12 +433,12 @@ def test_any_number_of_classes(classes: int) -> None:
 def test_metrics_on_disk_are_computed_again_exactly(tmp_path: Path) -> None:
     predictions = table(conditions=SWEEP, group=3)
     document = metrics.from_predictions(predictions, NAMES[3], resamples=300).plain()
-    files.write_table(tmp_path / "predictions.parquet", predictions)
-    files.write_json(tmp_path / "metrics.json", document)
+    atomic.write_table(tmp_path / "predictions.parquet", predictions)
+    atomic.write_json(tmp_path / "metrics.json", document)
     again = metrics.from_predictions(
-        files.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300
+        atomic.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300
     ).plain()
-    assert json.loads(files.to_json(again)) == files.read_json(tmp_path / "metrics.json")
+    assert json.loads(atomic.to_json(again)) == atomic.read_json(tmp_path / "metrics.json")
 
 
 def test_logits_of_an_empty_table() -> None:

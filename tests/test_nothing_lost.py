@@ -14,7 +14,7 @@ from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
-from trustcxr.results import files, locks
+from trustcxr.storage import atomic, locks
 from trustcxr.training import checkpoint, loop
 
 
@@ -205,17 +205,17 @@ def test_weights_with_one_bit_changed_are_refused(trained: Path) -> None:
 
 
 def test_classes_in_another_order_are_refused(trained: Path) -> None:
-    content = files.read_yaml(trained / "run.yaml")
-    files.write_yaml(trained / "run.yaml", content | {"classes": content["classes"][::-1]})
+    content = atomic.read_yaml(trained / "run.yaml")
+    atomic.write_yaml(trained / "run.yaml", content | {"classes": content["classes"][::-1]})
     with pytest.raises(UserError, match="in another order"):
         load_run(trained)
 
 
 @pytest.mark.parametrize("left", [{}, {"checksums": None}])
 def test_a_run_that_lost_its_checksums_is_refused(left: dict[str, None], trained: Path) -> None:
-    content = files.read_yaml(trained / "run.yaml")
+    content = atomic.read_yaml(trained / "run.yaml")
     del content["checksums"]
-    files.write_yaml(trained / "run.yaml", content | left)
+    atomic.write_yaml(trained / "run.yaml", content | left)
     with pytest.raises(UserError, match=r"run\.yaml: cut off"):
         load_run(trained)
 

@@ -23,8 +23,8 @@ from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import heatmap_files, one_image
 from trustcxr.report import terminal
-from trustcxr.results.documents import Calibration, FilmAnswer, RunDocument
 from trustcxr.statistics import softmax
+from trustcxr.storage.schemas import Calibration, FilmAnswer, RunDocument
 from trustcxr.version import NOTICE
 
 

@@ -20,7 +20,7 @@ from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import mending, preflight, run_folder
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
@@ -82,7 +82,7 @@ def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> No
 def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) -> None:
     moved = [NETWORK | {"weights": "gone.safetensors"}]
     for name in ("standard", "fgsm"):
-        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+        atomic.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
     alone = study(models=moved, seeds=[0])
     assert preflight._trained(alone, alone.models[0], tmp_path)
     with pytest.raises(UserError, match="no such file"):
@@ -103,7 +103,7 @@ def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
         preflight.maps(study(data=quiet, explanation=shown))
         assert capsys.readouterr().err == ""
     for name in ("standard", "fgsm"):
-        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+        atomic.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
     preflight.maps(study(data={"size": 32}, explanation=methods), tmp_path)
     assert capsys.readouterr().err == "", "it is trained: it was said before"
 
@@ -200,13 +200,13 @@ def finished(tmp_path: Path) -> Path:
     folder, chosen = tmp_path / "run", run_recipe()
     folder.mkdir()
     save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")
-    files.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
+    atomic.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
     seal(folder)
-    files.write_json(folder / "training.json", {"epochs": 1})
-    files.write_json(folder / "metrics.json", {"clean": {}})
+    atomic.write_json(folder / "training.json", {"epochs": 1})
+    atomic.write_json(folder / "metrics.json", {"clean": {}})
     import pandas as pd
 
-    files.write_table(folder / "predictions.parquet", pd.DataFrame({"label": [0, 1]}))
+    atomic.write_table(folder / "predictions.parquet", pd.DataFrame({"label": [0, 1]}))
     return folder
 
 
@@ -230,9 +230,9 @@ def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
 
 
 def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Path) -> None:
-    content = files.read_yaml(finished / "run.yaml")
+    content = atomic.read_yaml(finished / "run.yaml")
     content["recipe"]["training"]["of_the_future"] = 1
-    files.write_yaml(finished / "run.yaml", content)
+    atomic.write_yaml(finished / "run.yaml", content)
     before = names(finished)
     mending.mend(finished)
     assert names(finished) == before

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from test_cli import run
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import TrainingDocument
+from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.study import run_folder
 
 ODD = "a  b 'q\" $x; ü"

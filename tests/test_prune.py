@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from test_cli import complaint, run
 from trustcxr.errors import UserError
-from trustcxr.results import locks
+from trustcxr.storage import locks
 from trustcxr.study import pruning
 
 

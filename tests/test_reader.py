@@ -29,9 +29,9 @@ from trustcxr.reader import preparing, regions, results, study
 from trustcxr.reader.regions import Mark
 from trustcxr.reader.store import Film, Judgement, Reader, Store
 from trustcxr.report import study_folder
-from trustcxr.results import files
-from trustcxr.results.documents import RunDocument
-from trustcxr.results.locks import LOCK_FILE
+from trustcxr.storage import atomic
+from trustcxr.storage.locks import LOCK_FILE
+from trustcxr.storage.schemas import RunDocument
 
 ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-s0")
 
@@ -166,9 +166,9 @@ def test_other_films_and_films_without_lesion_masks_are_not_read(
 ) -> None:
     data = writing.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 2}, size=32)
     folder = small_runs.untrained(tmp_path / "run", CLASSES)
-    content = files.read_yaml(folder / "run.yaml")
+    content = atomic.read_yaml(folder / "run.yaml")
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
-    files.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
+    atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
     arms = [preparing.Arm(study_folder.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
     assert len(preparing.films(arms, data=data, count=2, seed=0)) == 2
     other = writing.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
@@ -430,7 +430,7 @@ def _with_saliency(run: study_folder.Run, store: Store) -> None:
         for sample, group, _ in store.samples()
         for name in results.SCORED
     ]
-    files.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
+    atomic.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
 
 
 @pytest.mark.full

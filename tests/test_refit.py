@@ -20,8 +20,8 @@ from trustcxr.recipes import validation
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run
-from trustcxr.results import files, tables
-from trustcxr.results.documents import RunDocument, TrainingDocument
+from trustcxr.storage import atomic, prediction_table
+from trustcxr.storage.schemas import RunDocument, TrainingDocument
 from trustcxr.study import engines, run_folder
 from trustcxr.study.protocol import Study
 from trustcxr.training import loop, monitor
@@ -67,22 +67,22 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
-    first = files.read_json(tmp_path / "validated" / "training.json")
+    first = atomic.read_json(tmp_path / "validated" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
-    assert files.read_json(tmp_path / "training.json") == summary.plain()
+    assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     assert {k: summary.plain()[k] for k in ("epochs", "best_epoch", "best_value")} == {
         k: first[k] for k in ("epochs", "best_epoch", "best_value")
     }
     assert summary.refit.epochs == 2
     assert summary.seconds == pytest.approx(first["seconds"] + summary.refit.seconds)
     assert terminal.training_sentence(summary).endswith("after 4 epochs; then 2 with the validation images too")
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
-    rates = [files.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
+    rates = [atomic.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
     assert rates[1].to_numpy() == pytest.approx(rates[0].to_numpy()[:2], rel=0.2), "the same schedule, cut short"
-    assert files.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
-    assert files.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
+    assert atomic.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
+    assert atomic.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
     assert not same(weights(tmp_path), weights(tmp_path / "validated"))
 
 
@@ -146,7 +146,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
     assert "the weights of epoch 2 are kept" in summary.alarm
-    assert "alarm" not in files.read_json(tmp_path / "validated" / "training.json")
+    assert "alarm" not in atomic.read_json(tmp_path / "validated" / "training.json")
 
 
 @pytest.fixture
@@ -165,9 +165,9 @@ def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def judged_by_the_first(folder: Path, val: Any) -> bool:
     """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
-    stored = tables.logits_of(files.read_table(folder / "validation.parquet"))
+    stored = prediction_table.logits_of(atomic.read_table(folder / "validation.parquet"))
     first, second = (
-        tables.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
+        prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
         for run in (folder / "validated", folder)
     )
     assert not np.allclose(first, second, atol=1e-3)
@@ -194,10 +194,12 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
     assert judged_by_the_first(folder, films[1])
     assert tuned_on == ["validated", "validated"]
-    tested = files.read_table(folder / "predictions.parquet")
+    tested = atomic.read_table(folder / "predictions.parquet")
     test = load_dataset(films[0].root, split="Test", size=32)
     again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
-    assert np.allclose(tables.logits_of(tested[tested["attack"] == "clean"]), tables.logits_of(again), atol=1e-5)
+    assert np.allclose(
+        prediction_table.logits_of(tested[tested["attack"] == "clean"]), prediction_table.logits_of(again), atol=1e-5
+    )
     assert document.plain()["runs"][0]["training"]["refit"]["epochs"] >= 1
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
     assert "Then on both, epochs" in page

@@ -19,7 +19,7 @@ from trustcxr.errors import UserError
 from trustcxr.report import alarms, ranking, study_folder, words
 from trustcxr.report.figures import pictures
 from trustcxr.report.tables import leaderboard
-from trustcxr.results.documents import Alarm, StudyDocument
+from trustcxr.storage.schemas import Alarm, StudyDocument
 
 
 class Page(HTMLParser):

@@ -10,7 +10,7 @@ from study_fixture import make_study
 from trustcxr import report
 from trustcxr.report import study_folder, terminal, words
 from trustcxr.report.tables import leaderboard, saliency
-from trustcxr.results.documents import Change, SaliencyDocument
+from trustcxr.storage.schemas import Change, SaliencyDocument
 
 WITHHELD = "withheld: the best of its 2 x 2 cells would hit 0.089 of the masks, chance 0.132"
 LEADS = "infection energy +0.100 [+0.050, +0.150] over edges in the lungs"

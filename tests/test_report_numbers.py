@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from trustcxr.evaluation import alarms as stored
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report import alarms, answers, methods, ranking, study_folder, words
@@ -16,8 +17,7 @@ from trustcxr.report.figures import pictures, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
 from trustcxr.report.tables import leaderboard, models, provenance, robustness
 from trustcxr.report.tables.comparisons import comparisons
-from trustcxr.results import alarms as stored
-from trustcxr.results.documents import Comparison, RandomWeights, RunDocument, StudyDocument
+from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, StudyDocument
 
 
 def _run(**document: Any) -> study_folder.Run:

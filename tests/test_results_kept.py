@@ -25,9 +25,9 @@ from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import EvaluationRecipe
 from trustcxr.report import study_folder
-from trustcxr.results import documents, files, locks
-from trustcxr.results.documents import StudyDocument
-from trustcxr.results.evaluations import own_figures
+from trustcxr.storage import atomic, locks, schemas
+from trustcxr.storage.evaluations import own_figures
+from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import audit, engines, provenance, run_folder
 from trustcxr.study import films as tested
 from trustcxr.study.protocol import Study
@@ -83,7 +83,7 @@ def again(study: Path, films: Path) -> StudyDocument:
 
 
 def runs_of(study: Path) -> object:
-    return documents.read(StudyDocument, study / "study.json").runs
+    return schemas.read(StudyDocument, study / "study.json").runs
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def others(films: Path, tmp_path: Path) -> Path:
 
 
 def attacked(folder: Path) -> list[tuple[str, float]]:
-    return [(row["attack"], row["epsilon"]) for row in files.read_json(folder / "metrics.json")["attacks"]]
+    return [(row["attack"], row["epsilon"]) for row in atomic.read_json(folder / "metrics.json")["attacks"]]
 
 
 def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -129,7 +129,7 @@ def test_a_finished_study_computes_nothing_again(study: Path, films: Path, monke
 
     before = content(study / RUN)
     monkeypatch.setattr(predictions, "predict", never)
-    monkeypatch.setattr(files, "write_batches", never)
+    monkeypatch.setattr(atomic, "write_batches", never)
     again(study, films)
     assert content(study / RUN) == before
 
@@ -194,20 +194,20 @@ def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, 
 
 def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(films, tmp_path / "films"))
-    first, shown = files.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
+    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
     for mask in sorted(other.glob("**/infection masks/*")):
         with Image.open(mask) as before:
             grown = before.filter(ImageFilter.MaxFilter(5))
         grown.save(mask)
     again(study, other)
-    after = files.read_json(study / "study.json")["runs"][0]
+    after = atomic.read_json(study / "study.json")["runs"][0]
     assert after["clean"] == first["clean"], "the images are the same"
     before_, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
     assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
     again(study, films)
-    assert files.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
+    assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
 
 
 # --- a command has a folder of its own -------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
     _, place = run_folder.explain(trained, films, options=MAPS)
     whole = {path: part[1] for path, part in content(place).items()}
     shutil.rmtree(place)
-    real = files.write_batches
+    real = atomic.write_batches
 
     def killed_before(name: str) -> None:
         def write(path: Path, *rest: Any) -> None:
@@ -266,7 +266,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
             real(path, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "write_batches", write)
+            patch.setattr(atomic, "write_batches", write)
             with pytest.raises(KeyboardInterrupt):
                 run_folder.explain(trained, films, options=MAPS)
 
@@ -440,12 +440,12 @@ def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -
 
 def test_the_fingerprint_stands_in_every_document(trained: Path, films: Path, studied: Path) -> None:
     _, place = run_folder.evaluate(trained, films, attacks=["fgsm"])
-    known = files.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
-    assert set(files.read_table(place / "predictions.parquet")["data"]) == {known}
-    assert files.read_json(place / "metrics.json")["films"] == known
-    document = files.read_json(studied / "study.json")
+    known = atomic.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
+    assert set(atomic.read_table(place / "predictions.parquet")["data"]) == {known}
+    assert atomic.read_json(place / "metrics.json")["films"] == known
+    document = atomic.read_json(studied / "study.json")
     assert document["data"]["fingerprints"]["Test"] == known
-    assert files.read_yaml(studied / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
+    assert atomic.read_yaml(studied / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
 
 
 def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, study: Path, tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Pa
     done = run("evaluate", trained, "--data", foreign, "--attack", "fgsm")
     note = "was trained on 6 of these 12 films: what is measured there flatters it"
     assert note in done.stdout.splitlines()[0]
-    document = files.read_json(newest(trained) / "metrics.json")
+    document = atomic.read_json(newest(trained) / "metrics.json")
     assert note in document["notes"][0]
     assert document["alarms"][0]["kind"] == "trained_on"
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
@@ -512,7 +512,7 @@ def test_one_split_in_two_roles_is_refused() -> None:
 
 def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from trustcxr.results.locks import holding\n"
+        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import holding\n"
         "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", hold, str(trained)], stdout=subprocess.PIPE, text=True)

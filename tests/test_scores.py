@@ -27,7 +27,7 @@ from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.registry import HIT_RATE, REFERENCES, TOLD_OF_MAPS
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 SIZE = 64
 METHODS = ("gradcam", "layercam@-2")
@@ -302,13 +302,13 @@ def test_the_table_is_written_a_batch_at_a_time(
     run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "saliency.parquet"
-    files.write_batches(path, scores.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
-    read = files.read_table(path)
+    atomic.write_batches(path, scores.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
+    read = atomic.read_table(path)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
     assert read["method"].tolist() == table["method"].tolist()
     with pytest.raises(ValueError, match="no table"):
-        files.write_batches(tmp_path / "none.parquet", [])
+        atomic.write_batches(tmp_path / "none.parquet", [])
     assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
 
 
@@ -386,7 +386,7 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     assert {"part", "ssim", "rank_correlation", "null"} <= set(part["sanity"][0].keys())
     assert part["perturbed"]["attack"] == "fgsm"
     assert document["random"].faithfulness is not None
-    files.to_json(document)
+    atomic.to_json(document)
 
 
 def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:

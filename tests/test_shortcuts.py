@@ -17,7 +17,7 @@ from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report import terminal
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import run_folder
 from trustcxr.training import loop
 
@@ -117,7 +117,7 @@ def test_the_films_are_the_same_but_for_the_marker(marked: Run) -> None:
 
 def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     document, place = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
-    assert files.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
+    assert atomic.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
     (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
     again, other = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])

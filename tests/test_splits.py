@@ -10,7 +10,7 @@ from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.manifest import SHARES, Manifest, from_records
 from trustcxr.errors import UserError
 from trustcxr.recipes import study, validation
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 
@@ -119,4 +119,4 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
 
     page = report.write(tmp_path / "out").read_text()
     assert "divided by seed 0" in page
-    assert files.read_json(tmp_path / "out" / "study.json")["classes"] == ["COVID", "NonCOVID"]
+    assert atomic.read_json(tmp_path / "out" / "study.json")["classes"] == ["COVID", "NonCOVID"]

@@ -15,8 +15,8 @@ from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
 from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
-from trustcxr.results import files, folders, locks
-from trustcxr.results.documents import CostDocument, WayCost
+from trustcxr.storage import atomic, layout, locks
+from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study import costs, engines, standing, steps
 from trustcxr.study.engines import Task, failures
 from trustcxr.study.protocol import Study
@@ -29,9 +29,9 @@ def begun(tmp_path: Path) -> Path:
     """A study with one run that is done, and one that is trained and tested."""
     study = tmp_path / "study"
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], training={"epochs": 2, "batch_size": 12})
-    files.write_yaml(study / folders.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})  # type: ignore[attr-defined]
+    atomic.write_yaml(study / layout.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})  # type: ignore[attr-defined]
     for name, done in ((STANDARD, 5), (ROBUST, 3)):
-        for file in list(folders.STEP_FILES.values())[:done]:
+        for file in list(layout.STEP_FILES.values())[:done]:
             (study / "runs" / name).mkdir(parents=True, exist_ok=True)
             (study / "runs" / name / file).touch()
     return study
@@ -39,7 +39,7 @@ def begun(tmp_path: Path) -> Path:
 
 def held_by(folder: Path, process: object, host: str = "") -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    files.write_json(folder / locks.HOLDER_FILE, {"pid": process, "host": host or platform.node(), "since": since})
+    atomic.write_json(folder / locks.HOLDER_FILE, {"pid": process, "host": host or platform.node(), "since": since})
 
 
 def states(study: Path) -> dict[str, str]:
@@ -54,10 +54,10 @@ def test_each_run_is_where_its_files_say(begun: Path) -> None:
     assert (found.state, found.step) == ("running", "explain")
     assert f"process {os.getpid()} on {platform.node()}" in found.holder
     (robust / locks.HOLDER_FILE).unlink()
-    files.write_json(robust / folders.FAILURE_FILE, {"run": ROBUST, "reason": "train: no memory", "when": "now"})
+    atomic.write_json(robust / layout.FAILURE_FILE, {"run": ROBUST, "reason": "train: no memory", "when": "now"})
     assert states(begun)[ROBUST] == "failed"
     assert f"FAILED {ROBUST}: train: no memory" in run("status", begun).stdout
-    files.write_json(robust / folders.METRICS_FILE, {})
+    atomic.write_json(robust / layout.METRICS_FILE, {})
     assert "2 done, 0 running, 0 failed, 0 waiting" in run("status", begun).stdout
 
 
@@ -82,7 +82,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
 ) -> None:
     done: list[str] = []
     monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
-    files.write_yaml(begun / "data.yaml", {"path": "films"})
+    atomic.write_yaml(begun / "data.yaml", {"path": "films"})
     held_by(begun / "runs" / ROBUST, gone)
     for _ in range(2):
         steps.carry_out(Task(begun, ROBUST, "explain"))
@@ -99,10 +99,10 @@ def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_o
 
 def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: Path) -> None:
     robust = begun / "runs" / ROBUST
-    for name in folders.STEP_FILES.values():
+    for name in layout.STEP_FILES.values():
         (robust / name).unlink(missing_ok=True)
-    (robust / folders.HISTORY_FILE).write_text("epoch,val_accuracy,seconds\n0,0.5,30.0\n")
-    files.write_json(robust / costs.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
+    (robust / layout.HISTORY_FILE).write_text("epoch,val_accuracy,seconds\n0,0.5,30.0\n")
+    atomic.write_json(robust / costs.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
     held_by(robust, os.getpid())
     document = json.loads(run("status", begun, "--json").stdout)
     (found,) = [one for one in document["runs"] if one["run"] == ROBUST]
@@ -111,7 +111,7 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
     (robust / locks.HOLDER_FILE).unlink()
     assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
-    for path in (robust / costs.STEPS_FILE, begun / costs.COST_FILE, robust / folders.HISTORY_FILE):
+    for path in (robust / costs.STEPS_FILE, begun / costs.COST_FILE, robust / layout.HISTORY_FILE):
         path.write_text("damaged")
     printed = run("status", begun).stdout
     assert "time left: unknown until" in " ".join(printed.split())
@@ -126,7 +126,7 @@ def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pyt
     monkeypatch.setattr(standing, "EVERY", 0.01)
     monkeypatch.setattr(standing, "say", said.append)
     held_by(begun / "runs" / ROBUST, os.getpid())
-    files.write_json(begun / "runs" / ROBUST / costs.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
+    atomic.write_json(begun / "runs" / ROBUST / costs.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
     with standing.watched(standing.read_recipe(begun), begun):
         patience = time.monotonic() + 20
         while not said and time.monotonic() < patience:
@@ -152,7 +152,7 @@ def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
     assert "no study.yaml here" in complaint("status", begun / "runs")
     assert "no such study folder" in complaint("status", begun / "gone")
     assert "there is study in it" in complaint("status", begun.parent)
-    (begun / folders.STUDY_FILE).write_text("")
+    (begun / layout.STUDY_FILE).write_text("")
     said = complaint("status", begun)
     assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
 
@@ -161,7 +161,7 @@ def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None
     one = small_run("fgsm", epochs=3, refit=True)
     for folder, rows in ((tmp_path / "validated", 3), (tmp_path, 1)):
         folder.mkdir(exist_ok=True)
-        (folder / folders.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
+        (folder / layout.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
     found = standing.read_state(one, tmp_path)
     assert (found.epoch, found.epochs) == (4, 6)
 
@@ -184,15 +184,15 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
 
 
 def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(begun: Path) -> None:
-    content, asked = files.read_yaml(begun / folders.STUDY_FILE), begun.parent / "recipe.yaml"
-    files.write_yaml(asked, files.part(content, "recipe"))
+    content, asked = atomic.read_yaml(begun / layout.STUDY_FILE), begun.parent / "recipe.yaml"
+    atomic.write_yaml(asked, atomic.part(content, "recipe"))
     followed = tracked(standing.read_recipe(begun), "mlflow", "http://lab:5000")
-    files.write_yaml(begun / folders.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
+    atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
     assert [line.split("│")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
-    files.write_yaml(asked, files.part(content, "recipe") | {"seeds": [5]})
+    atomic.write_yaml(asked, atomic.part(content, "recipe") | {"seeds": [5]})
     assert "holds a study of another recipe" in complaint(*words)
 
 

@@ -266,7 +266,7 @@ def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) 
 
 
 def test_statistics_and_results_need_no_torch() -> None:
-    modules = "trustcxr.statistics, trustcxr.results.files, trustcxr.evaluation.metrics"
+    modules = "trustcxr.statistics, trustcxr.storage.atomic, trustcxr.evaluation.metrics"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

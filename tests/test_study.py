@@ -22,9 +22,9 @@ from trustcxr.explain import familiarity
 from trustcxr.recipes import validation
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files
-from trustcxr.results.documents import Ranked
-from trustcxr.results.tables import logits_of
+from trustcxr.storage import atomic
+from trustcxr.storage.prediction_table import logits_of
+from trustcxr.storage.schemas import Ranked
 from trustcxr.study import choice, engines, protocol, standing, steps
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.contract import Outcomes, Work
@@ -73,7 +73,7 @@ def done(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
-    document = files.read_json(done / "study.json")
+    document = atomic.read_json(done / "study.json")
     names = [run["run"] for run in document["runs"]]
     assert len(names) == 3
     assert sum(run["defence"] == "fgsm" for run in document["runs"]) == 1
@@ -91,7 +91,7 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
         assert run["split"] == "Test"
         assert [(a["attack"], a["epsilon"]) for a in run["attacks"]] == [("fgsm", 0.01), ("fgsm", 0.02), ("pgd", 0.02)]
         again = metrics.from_predictions(
-            files.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
+            atomic.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
         )
         assert again.plain()["clean"]["accuracy"]["ci"] == pytest.approx(run["clean"]["accuracy"]["ci"])
         assert [a["accuracy"]["value"] for a in again.plain()["attacks"]] == pytest.approx(
@@ -121,14 +121,14 @@ def test_every_run_of_a_study_knows_what_its_films_are_like(done: Path) -> None:
 
 
 def test_the_best_are_chosen_on_validation(done: Path) -> None:
-    document = files.read_json(done / "study.json")
+    document = atomic.read_json(done / "study.json")
     selection = document["selection"]
     assert selection["split"] == "Val"
     values = [row["value"] for row in selection["ranking"]]
     assert values == sorted(values, reverse=True)
     assert [row["chosen"] for row in selection["ranking"]] == [True, False]
     for row in selection["ranking"]:
-        table = files.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
+        table = atomic.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
         assert set(table["split"]) == {"Val"}
         assert (logits_of(table).argmax(1) == table["label"]).mean() == pytest.approx(row["value"])
     robust = next(run for run in document["runs"] if run["defence"] == "fgsm")
@@ -141,7 +141,7 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
 
     monkeypatch.setattr(loop, "fit", never)
     stamps = {p: p.stat().st_mtime_ns for p in done.glob("runs/*/*") if p.is_file()}
-    before = files.read_json(done / "study.json")
+    before = atomic.read_json(done / "study.json")
     after = Study(tiny(), films, done, engines.get("local")).run()
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert after.plain()["runs"] == before["runs"]
@@ -149,9 +149,9 @@ def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("unrendered")
 def test_the_command_prints_study_json_and_nothing_else(done: Path, films: Path, tmp_path: Path) -> None:
-    files.write_yaml(tmp_path / "tiny.yaml", RECIPE)
+    atomic.write_yaml(tmp_path / "tiny.yaml", RECIPE)
     printed = command("study", tmp_path / "tiny.yaml", "--data", films, "--out", done, "--no-check", "--json")
-    assert json.loads(printed.stdout) == files.read_json(done / "study.json")
+    assert json.loads(printed.stdout) == atomic.read_json(done / "study.json")
     assert "3 runs" in printed.stderr
     assert f"report: {done / 'report.html'}" in printed.stderr
 
@@ -161,7 +161,7 @@ def test_a_study_with_failures_is_printed_too_and_ends_with_1(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, out = [{"name": "test_resnet", "weights": "none"}], tmp_path / "out"
-    files.write_yaml(tmp_path / "tiny.yaml", RECIPE | {"models": models})
+    atomic.write_yaml(tmp_path / "tiny.yaml", RECIPE | {"models": models})
     no_network_of(monkeypatch, "test_resnet")
     options = ["--data", films, "--out", out, "--no-check", "--json"]
     printed = command("study", tmp_path / "tiny.yaml", *options, expect=1)
@@ -186,7 +186,7 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
     assert not (tmp_path / "tiny" / "study.json").exists()
     document = Study(tiny(), films, tmp_path / "tiny", engines.get("local")).run()
     assert calls[0] not in calls[1:]
-    finished = files.read_json(done / "study.json")
+    finished = atomic.read_json(done / "study.json")
     assert [r["clean"]["accuracy"]["value"] for r in document.plain()["runs"]] == [
         r["clean"]["accuracy"]["value"] for r in finished["runs"]
     ]
@@ -281,7 +281,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
         document = Study(tiny(models=models), films, out, engines.get("local")).run()
     assert [f["run"] for f in document.plain()["failures"]] == ["test_resnet-standard-s0"]
     assert document.plain()["failures"][0]["reason"] == "train: a loss that is no number"
-    assert "no number" in files.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
+    assert "no number" in atomic.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
     assert [run["run"] for run in document.plain()["runs"]] == ["test_efficientnet-standard-s0"]
     assert document.plain()["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
@@ -337,7 +337,7 @@ def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     assert "missing: test_efficientnet-standard-s0, test_resnet-standard-s0, every robust run" in flat
     assert tried == ["test_efficientnet-standard-s0", "test_resnet-standard-s0"] * 2
     for name in tried:
-        assert files.read_json(out / "runs" / name / "failure.json")["reason"].startswith("train: ")
+        assert atomic.read_json(out / "runs" / name / "failure.json")["reason"].startswith("train: ")
         assert name in (out / "report.html").read_text()
 
 
@@ -389,7 +389,7 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
     monkeypatch.setitem(steps.STEPS, "test", full)
     with pytest.raises(CannotWrite):
         steps.carry_out(Task(out, "test_efficientnet-standard-s0", "test"))
-    reason = files.read_json(out / "runs" / "test_efficientnet-standard-s0" / "failure.json")["reason"]
+    reason = atomic.read_json(out / "runs" / "test_efficientnet-standard-s0" / "failure.json")["reason"]
     assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
 
@@ -406,7 +406,7 @@ def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_
     monkeypatch.setitem(steps.STEPS, "test", faulty)
     with pytest.raises(ZeroDivisionError):
         steps.carry_out(Task(out, FIRST, "test"))
-    assert files.read_json(failure)["reason"] == "test: ZeroDivisionError: of nothing"
+    assert atomic.read_json(failure)["reason"] == "test: ZeroDivisionError: of nothing"
     steps.carry_out(Task(out, FIRST, "train"))
     assert failure.is_file(), "an earlier step that is done says nothing of a later one"
     asked["fails"] = False
@@ -415,7 +415,7 @@ def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_
     (out / "study.yaml").rename(out / "elsewhere.yaml")
     with pytest.raises(UserError):
         steps.carry_out(Task(out, FIRST, "test"))
-    assert "study.yaml" in files.read_json(failure)["reason"], "before the step has begun too"
+    assert "study.yaml" in atomic.read_json(failure)["reason"], "before the step has begun too"
 
 
 @pytest.mark.slow
@@ -575,7 +575,7 @@ def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path)
     from trustcxr.data import load_dataset
     from trustcxr.evaluation.views import _views
 
-    for run in files.read_json(done / "study.json")["runs"]:
+    for run in atomic.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(registry.VIEWS)
         assert all(part["n"] == 15 and 0 <= part["accuracy"]["value"] <= 1 for part in run["shortcuts"].values())
         assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}

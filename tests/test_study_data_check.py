@@ -12,16 +12,16 @@ from test_engines import small
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
 from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study import data_check
 
 
 def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
     monkeypatch.setattr("trustcxr.data.auditing.audit.audit", lambda *_, **__: made)
-    (tmp_path / folders.DATA_CHECK_FILE).write_text("")
+    (tmp_path / layout.DATA_CHECK_FILE).write_text("")
     written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
-    assert files.read_json(written)["verdict"] == "none"
+    assert atomic.read_json(written)["verdict"] == "none"
 
 
 def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path)
         data = {"size": 32, "labels": labels}
         recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": data})
         (tmp_path / f"{alike}").mkdir()
-        found = files.read_json(data_check.write(recipe, tmp_path / "films", tmp_path / f"{alike}", []))
+        found = atomic.read_json(data_check.write(recipe, tmp_path / "films", tmp_path / f"{alike}", []))
         assert ("differ only in capitals or blanks: 'a' (2 images) and 'A' (1 image)" in found["verdict"]) == alike
         assert found["classes"] == (["A", "a", "b"] if alike else ["a", "b"])
 
@@ -47,7 +47,7 @@ def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
         capsys.readouterr()
         parts = [load_dataset(films, split=split, size=32) for split in ("Train", "Val", "Test")]
         path = data_check.write(recipe, films, tmp_path, parts)
-        return files.read_json(path), capsys.readouterr().err
+        return atomic.read_json(path), capsys.readouterr().err
 
     first, said = check()
     assert "data check:" in said

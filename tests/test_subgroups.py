@@ -10,8 +10,8 @@ from scipy import stats
 
 from trustcxr.data import read_manifest
 from trustcxr.evaluation import subgroups
-from trustcxr.results.documents import Division
 from trustcxr.statistics import inside_against_outside
+from trustcxr.storage.schemas import Division
 
 
 def table(count: int = 200) -> pd.DataFrame:

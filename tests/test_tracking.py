@@ -13,8 +13,8 @@ from small_runs import PowerCut, cut_at, recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.errors import UserError
 from trustcxr.recipes.study import load_study, tracked, untracked
-from trustcxr.results import documents, files
-from trustcxr.results.documents import TrainingDocument
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.study.run_folder import RunFolder
 from trustcxr.training import loop, provenance, tracking
 
@@ -29,7 +29,7 @@ def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     assert one != other
     assert one.same_as(other)
     assert not one.same_as(recipe(epochs=3))
-    files.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
+    atomic.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
     RunFolder(tmp_path).refuse_another(one)
     with pytest.raises(UserError, match="holds another run"):
         RunFolder(tmp_path).refuse_another(recipe(epochs=3))
@@ -61,7 +61,7 @@ def test_a_package_that_is_missing_is_said_with_how_to_install_it(
 def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
     run_folder = tmp_path / "study" / "runs" / "a"
     assert tracking.home(run_folder) == run_folder
-    files.write_yaml(tmp_path / "study" / "study.yaml", {})
+    atomic.write_yaml(tmp_path / "study" / "study.yaml", {})
     assert tracking.home(run_folder) == tracking.home(run_folder / "validated") == tmp_path / "study"
 
 
@@ -74,7 +74,7 @@ def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, A
     assert same(weights(tmp_path / "alone"), weights(tmp_path / "tracked"))
     events = EventAccumulator(str(next((tmp_path / "tracked" / "tensorboard").glob("*"))))
     events.Reload()
-    history = files.read_table(tmp_path / "tracked" / "history.csv")
+    history = atomic.read_table(tmp_path / "tracked" / "history.csv")
     seen = [point.value for point in events.Scalars("val_accuracy")]
     assert seen == pytest.approx(history["val_accuracy"].tolist())
 
@@ -82,7 +82,7 @@ def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, A
 @pytest.mark.full
 def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
     folders = [tmp_path / "runs" / name for name in "ab"]
-    files.write_yaml(tmp_path / "study.yaml", {})
+    atomic.write_yaml(tmp_path / "study.yaml", {})
     begin = (
         "import sys; from pathlib import Path; from small_runs import recipe; from trustcxr.training import tracking\n"
     )
@@ -95,7 +95,7 @@ def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path)
     ]
     said = [each.communicate()[1] for each in begun]
     assert [each.returncode for each in begun] == [0, 0], said
-    assert len({files.read_json(folder / tracking.TRACKED_FILE)["run"] for folder in folders}) == 2
+    assert len({atomic.read_json(folder / tracking.TRACKED_FILE)["run"] for folder in folders}) == 2
 
 
 @pytest.mark.full
@@ -114,7 +114,7 @@ def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
     (experiment,) = [one for one in client.search_experiments() if one.name == "run"]
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.data.params["defence/name"] == "fgsm"
-    history = files.read_table(folder / "history.csv")
+    history = atomic.read_table(folder / "history.csv")
     points = {point.step: point.value for point in client.get_metric_history(found.info.run_id, "val_pgd_accuracy")}
     assert points == pytest.approx(dict(enumerate(history["val_pgd_accuracy"])))
 
@@ -180,13 +180,13 @@ def test_a_run_says_what_it_took_also_over_a_cut(
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
             loop.fit(recipe(), *films, tmp_path)
-    first = files.read_yaml(tmp_path / "run.yaml")
+    first = atomic.read_yaml(tmp_path / "run.yaml")
     assert {"segments", "recipe", "data"} <= set(first)
     loop.fit(recipe(), *films, tmp_path)
-    content = files.read_yaml(tmp_path / "run.yaml")
-    training = documents.read(TrainingDocument, tmp_path / "training.json")
+    content = atomic.read_yaml(tmp_path / "run.yaml")
+    training = schemas.read(TrainingDocument, tmp_path / "training.json")
     assert content["took"] == {"seconds": training.seconds, "processor_seconds": training.processor_seconds}
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert training.seconds == pytest.approx(history["seconds"].iloc[-1])
     assert (training.processor_seconds or 0) > 0
     assert sys.platform == "win32" or content["segments"][-1]["hardware"]["system"]  # type: ignore[index]

@@ -26,8 +26,8 @@ from trustcxr.models.weights import load_weights, save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.report import cards
-from trustcxr.results import files, folders, stretches
-from trustcxr.results.documents import Hardware
+from trustcxr.storage import atomic, layout, segments
+from trustcxr.storage.schemas import Hardware
 from trustcxr.training import loop, monitor
 from trustcxr.training import provenance as origins
 from trustcxr.training import step as fitting
@@ -66,8 +66,8 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
         "run.yaml",
         "training.json",
     ]
-    assert files.read_json(tmp_path / "training.json") == summary.plain()
-    history = files.read_table(tmp_path / "history.csv")
+    assert atomic.read_json(tmp_path / "training.json") == summary.plain()
+    history = atomic.read_table(tmp_path / "history.csv")
     common = ["epoch", "train_loss", "learning_rate", "epsilon", "train_accuracy", "val_accuracy"]
     robust = ["val_fgsm_accuracy", "val_pgd_accuracy"] if defence == "fgsm" else []
     assert list(history) == [*common, *robust, "seconds"]
@@ -82,19 +82,19 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert summary.precision == summary.precision_asked == "32-true"
     best = history.set_index("epoch").loc[summary.best_epoch]
     assert summary.best_value == pytest.approx(best[summary.monitor])
-    about = files.read_yaml(tmp_path / "run.yaml")
+    about = atomic.read_yaml(tmp_path / "run.yaml")
     assert about["classes"] == ["COVID-19", "Non-COVID", "Normal"]
     assert about["name"] == f"{MODEL}-{defence}-s0"
     said = {"root_name": "phantom", "split": "Train", "images": 48}
     assert {key: about["data"][key] for key in said} == said
     assert about["data"]["fingerprint"] == about["data"]["fingerprints"]["Train"] == films[0].fingerprint
     assert about["data"]["fingerprints"]["Val"] == films[1].fingerprint
-    assert about["checksums"]["model.safetensors"] == files.checksum(tmp_path / "model.safetensors")
-    known = files.read_table(tmp_path / "films.parquet")
+    assert about["checksums"]["model.safetensors"] == atomic.checksum(tmp_path / "model.safetensors")
+    known = atomic.read_table(tmp_path / "films.parquet")
     assert known["film"].tolist() == films[0].film_sums.tolist()
     assert known["sample_id"].tolist() == films[0].sample_ids.tolist()
     assert validate(RunRecipe, about["recipe"], "run.yaml") == recipe(defence)
-    assert set(stretches.last(about)["versions"]) >= {"trustcxr", "torch", "timm"}
+    assert set(segments.last(about)["versions"]) >= {"trustcxr", "torch", "timm"}
 
 
 def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
@@ -116,7 +116,7 @@ def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: P
     """Loss falls and training accuracy rises: a gradient, a schedule or a label that is wrong would show here."""
     flat = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
     loop.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["train_loss"].iloc[-1] < 0.6 * history["train_loss"].iloc[0]
     assert history["train_accuracy"].iloc[-1] > 0.75
 
@@ -197,7 +197,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
         summary = loop.fit(recipe(defence, epochs=3, **options), *films, parts)
         assert done == [3, 4, 5, 6, 7, 8], "the first epoch is not trained again"
     assert same(weights(whole), weights(parts))
-    histories = [files.read_table(folder / "history.csv") for folder in (whole, parts)]
+    histories = [atomic.read_table(folder / "history.csv") for folder in (whole, parts)]
     assert histories[0].drop(columns=["seconds", *VALIDATED]).equals(histories[1].drop(columns=["seconds", *VALIDATED]))
     assert histories[1]["seconds"].is_monotonic_increasing
     assert summary.epochs == 3
@@ -299,7 +299,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
 
 
 def on_another_machine(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(folders, "versions", lambda: {"trustcxr": "1", "torch": "2.10"})
+    patch.setattr(layout, "versions", lambda: {"trustcxr": "1", "torch": "2.10"})
     patch.setattr(origins, "hardware", lambda: Hardware(processor="Another", cores=64, accelerator="none"))
     patch.setattr(origins, "source", lambda: {"commit": "abcdef0123", "changed": False})
 
@@ -312,26 +312,26 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
             loop.fit(recipe(epochs=3), *films, tmp_path)
-        assert len(files.read_yaml(tmp_path / "run.yaml")["segments"]) == 1
+        assert len(atomic.read_yaml(tmp_path / "run.yaml")["segments"]) == 1
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 7)  # once more, in the third epoch, and gone on with on the same: no stretch of its own
         with pytest.raises(PowerCut):
             loop.fit(recipe(epochs=3), *films, tmp_path)
     summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    about = files.read_yaml(tmp_path / "run.yaml")
-    first, second = stretches.of(about)
+    about = atomic.read_yaml(tmp_path / "run.yaml")
+    first, second = segments.of(about)
     assert (first["from_epoch"], second["from_epoch"]) == (0, 1)
     assert first["versions"] == {"trustcxr": "1", "torch": "2.10"}
-    assert files.part(first, "hardware")["processor"] == "Another"
-    assert files.part(first, "source")["commit"] == "abcdef0123"
-    assert files.part(second, "versions") == folders.versions()
+    assert atomic.part(first, "hardware")["processor"] == "Another"
+    assert atomic.part(first, "source")["commit"] == "abcdef0123"
+    assert atomic.part(second, "versions") == layout.versions()
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "resumed on another machine or version" in line)
     told = re.search(r"from epoch 1 with (.*); from epoch 2 with (.*)", line)
     assert told is not None
     assert "torch 2.10" in told[1]
     assert "processor Another" in told[1]
     assert "commit abcdef0" in told[1]
-    assert f"torch {folders.versions()['torch']}" in told[2]
+    assert f"torch {layout.versions()['torch']}" in told[2]
     assert "batches" not in line, "what is alike is not said"
     card = cards.card(tmp_path)
     assert f"- Not trained on one and the same: {told[0]}" in card
@@ -347,7 +347,7 @@ def test_a_run_of_one_stretch_says_nothing_of_stretches(films: tuple[Any, Any], 
                 with pytest.raises(PowerCut):
                     loop.fit(recipe(), *films, tmp_path / place)
         loop.fit(recipe(), *films, tmp_path / place)
-        about = files.read_yaml(tmp_path / place / "run.yaml")
+        about = atomic.read_yaml(tmp_path / place / "run.yaml")
         assert list(about)[-5:] == ["data", "started_from", "segments", "checksums", "took"]
         assert "one and the same" not in cards.card(tmp_path / place)
 
@@ -359,8 +359,8 @@ def test_epochs_that_are_trained_anew_are_of_who_trained_them(films: tuple[Any, 
         with pytest.raises(PowerCut):
             loop.fit(recipe(), *films, tmp_path)
     loop.fit(recipe(), *films, tmp_path)
-    (alone,) = stretches.of(files.read_yaml(tmp_path / "run.yaml"))
-    assert files.part(alone, "versions") == folders.versions()
+    (alone,) = segments.of(atomic.read_yaml(tmp_path / "run.yaml"))
+    assert atomic.part(alone, "versions") == layout.versions()
 
 
 def test_who_only_ends_a_training_has_not_trained_it(
@@ -372,9 +372,9 @@ def test_who_only_ends_a_training_has_not_trained_it(
         with pytest.raises(PowerCut):
             loop.fit(recipe(), *films, tmp_path)
     loop.fit(recipe(), *films, tmp_path)
-    about = files.read_yaml(tmp_path / "run.yaml")
-    (alone,) = stretches.of(about)
-    assert files.part(alone, "hardware")["processor"] == "Another"
+    about = atomic.read_yaml(tmp_path / "run.yaml")
+    (alone,) = segments.of(about)
+    assert atomic.part(alone, "hardware")["processor"] == "Another"
 
 
 def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any], tmp_path: Path) -> None:
@@ -384,8 +384,8 @@ def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any],
         with pytest.raises(PowerCut):
             loop.fit(recipe(refit=True), *films, tmp_path)
     loop.fit(recipe(refit=True), *films, tmp_path)
-    assert len(stretches.of(files.read_yaml(tmp_path / "run.yaml"))) == 1
-    said = stretches.told(tmp_path)
+    assert len(segments.of(atomic.read_yaml(tmp_path / "run.yaml"))) == 1
+    said = segments.told(tmp_path)
     assert re.search(r"^for validation from epoch 1 with .*torch 2\.10.*; once more from epoch 1 with ", said)
 
 
@@ -405,7 +405,7 @@ def test_patience_starts_when_the_ramp_is_over(
     defence = {"name": "fgsm", "ramp": 0.5}
     summary = loop.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
     assert (summary.stopped, summary.epochs) == ("early", 5)  # the ramp ends with epoch 3
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
 
 
@@ -615,7 +615,7 @@ def test_kept_weights_are_the_moving_average(
 
 def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
     loop.fit(recipe(epochs=2, **options), *films, folder)
-    return files.read_table(folder / "history.csv")["learning_rate"].tolist()
+    return atomic.read_table(folder / "history.csv")["learning_rate"].tolist()
 
 
 @pytest.mark.usefixtures("rising")

@@ -20,7 +20,7 @@ from trustcxr.models import lung_gate
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.training import loop, lung_segmenter, monitor, step
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
@@ -86,7 +86,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
     loop.fit(run, *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert summary.images_without_lung_mask == 0
-    about = files.read_yaml(tmp_path / "whole" / "run.yaml")
+    about = atomic.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
     loaded = load_run(tmp_path / "whole")
     assert loaded.recipe == run
@@ -140,7 +140,7 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
         assert lungs.shape == images.shape
     for (first, _, __), (second, _, __) in zip(steps[:3], steps[3:], strict=True):
         assert torch.equal(first, second)
-    losses = [files.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
+    losses = [atomic.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
     assert losses[0] > losses[1]
 
 

@@ -17,7 +17,7 @@ from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
@@ -84,7 +84,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, Any], tmp_path: Path) -> None:
     summary = loop.fit(recipe(defence(name), epochs=1), *films, tmp_path)
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
     assert summary.monitor == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
     assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
@@ -130,7 +130,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
     moved = [float(perturbation.abs().max()) for _, perturbation, _ in seen]
     assert all(m > 0 for m in moved[2:]), "kept between batches and epochs"
     assert [e for _, _, e in seen] == pytest.approx([min(0.02, 0.02 * step / 9) for step in range(18)])
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["learning_rate"].iloc[-1] < 1e-4, "the schedule ends with the last replay"
 
 

@@ -33,8 +33,8 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.registry import REFERENCES, SALIENCY, Saliency
-from trustcxr.results import files
-from trustcxr.results.documents import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
 from trustcxr.study import beside
 
 SIZE = 48
@@ -143,7 +143,7 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert alarm.kind == "survives_randomisation"
     assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
-    files.write_table(tmp_path / "saliency.parquet", found)
+    atomic.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
     beside.describe(document, tmp_path, images=len(films(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]

@@ -12,8 +12,8 @@ import pytest
 from test_cli import complaint, run
 from test_engines import small
 from trustcxr.data.phantom import writing
-from trustcxr.results import files
-from trustcxr.results.documents import VerifiedDocument
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import VerifiedDocument
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import count_figures, differences, verify
@@ -114,7 +114,7 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     for name in ("saliency.parquet", "history.csv", "model.safetensors", "validation.parquet"):
         (study / ROBUST / name).unlink()
     path = study / ROBUST / "metrics.json"
-    files.write_json(path, files.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
+    atomic.write_json(path, atomic.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
     document = verify(study)
     assert found(document) == set()
     for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
@@ -146,7 +146,7 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
 
 
 def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    files.write_table(path, how(files.read_table(path)))
+    atomic.write_table(path, how(atomic.read_table(path)))
 
 
 @pytest.mark.slow

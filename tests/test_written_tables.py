@@ -14,7 +14,7 @@ from trustcxr.report import board, cards, page
 from trustcxr.report.study_folder import read
 from trustcxr.report.tables import cells, provenance
 from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results.documents import AuditDocument, AuditedModel, Classification, Share
+from trustcxr.storage.schemas import AuditDocument, AuditedModel, Classification, Share
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
     from trustcxr.recipes.study import StudyRecipe, run_recipe
     from trustcxr.recipes.training import DefenceRecipe
     from trustcxr.recipes.validation import validate
-    from trustcxr.results import files, folders
+    from trustcxr.storage import atomic, layout
     from trustcxr.study.engines import Task
 
     content = {
@@ -39,8 +39,8 @@ def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
     }
     recipe = validate(StudyRecipe, content, "equal")
     folder.mkdir()
-    files.write_yaml(folder / folders.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})
-    files.write_yaml(folder / folders.DATA_FILE, {"path": str(films)})
+    atomic.write_yaml(folder / layout.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})
+    atomic.write_yaml(folder / layout.DATA_FILE, {"path": str(films)})
     names = [run_recipe(recipe, recipe.models[0], DefenceRecipe(), seed).name for seed in recipe.seeds]
     return [Task(folder, name, "train") for name in names]
 

@@ -44,7 +44,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.storage import atomic
 from trustcxr.study import run_folder
 from trustcxr.training import loop
 from trustcxr.training.step import TrainingStep
@@ -167,7 +167,7 @@ def paired(how: RunRecipe, train: Dataset, val: Dataset, folder: Path) -> list[E
     finally:
         TrainingStep.on_train_epoch_start, TrainingStep.on_train_batch_end = begin, end  # type: ignore[method-assign]
     close()
-    loss = files.read_table(folder / "history.csv")["train_loss"].iloc[-1]
+    loss = atomic.read_table(folder / "history.csv")["train_loss"].iloc[-1]
     tell(f"  loss of the last epoch: trustcxr {loss:.6f}, bare {statistics.fmean(bare.losses):.6f}")
     return epochs
 

@@ -34,7 +34,7 @@ from PIL.PngImagePlugin import PngInfo
 from trustcxr.data.phantom.film import render
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.training import provenance
 from trustcxr.version import NOTICE
 
@@ -413,8 +413,8 @@ def main() -> None:
 
 def network(folder: Path) -> str:
     """What answers: a film costs what its network and its size cost."""
-    run = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder))
-    known = "with" if (folder / folders.FAMILIARITY_FILE).is_file() else "without"
+    run = validate(RunRecipe, atomic.read_yaml(folder / layout.RUN_FILE)["recipe"], str(folder))
+    known = "with" if (folder / layout.FAMILIARITY_FILE).is_file() else "without"
     return f"{run.model.name} at {run.data.size} pixels, {known} its familiarity"
 
 

@@ -129,15 +129,15 @@ def fills(journal: Journal) -> None:
 
     sys.addaudithook(hear)
     with suppress(ImportError):  # versions from before it had a name
-        from trustcxr.results import files
+        from trustcxr.storage import atomic
 
-        real = files.writing
+        real = atomic.writing
 
         def writing(path: Path, **options: Any) -> Any:
             limit_where_new("write", path)
             return real(path, **options)
 
-        files.writing = writing  # type: ignore[assignment]
+        atomic.writing = writing  # type: ignore[assignment]
 
 
 def waits(journal: Journal) -> None:

@@ -109,7 +109,7 @@ def _refuse(text: str) -> NoReturn:
 
 def _of_the_disk(problem: OSError) -> str:
     """What nothing else has caught: a file or folder that cannot be read or written."""
-    from trustcxr.results.disk import escaped
+    from trustcxr.storage.os_errors import escaped
 
     where = f"{escaped(str(problem.filename))}: " if problem.filename is not None else ""
     return f"{where}{problem.strerror or problem}: it can be neither read nor written; check the path and the disk"

@@ -10,7 +10,7 @@ from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.registry import AUDITED
-from trustcxr.results import folders
+from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
 audits_app = typer.Typer()
@@ -82,18 +82,18 @@ def _refuse_at_once(model: str, data: Path, attacks: Sequence[str], epsilons: Se
     from trustcxr.recipes.exam import load_exam
 
     load_exam().changed(tuple(attacks), tuple(epsilons))
-    folders.check_model(model)
+    layout.check_model(model)
     if Path(model).is_dir():
         refuse_nowhere(data)
 
 
 @audits_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.", callback=folders.check_audit)],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.", callback=layout.check_audit)],
     second: Annotated[
         Path,
         typer.Argument(
-            metavar="B", help="Folder of another, by the same protocol and data.", callback=folders.check_audit
+            metavar="B", help="Folder of another, by the same protocol and data.", callback=layout.check_audit
         ),
     ],
     json: Json = False,

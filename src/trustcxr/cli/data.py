@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trustcxr.cli.options import Columns, Images, Json, listing, print_json
-from trustcxr.results.disk import as_typed
+from trustcxr.storage.os_errors import as_typed
 from trustcxr.version import NOTICE
 
 data_app = typer.Typer(
@@ -32,7 +32,7 @@ def data_check(
     from trustcxr.data.auditing.audit import audit
     from trustcxr.data.auditing.page import write_page
     from trustcxr.errors import UserError
-    from trustcxr.results.disk import refuse_unwritable
+    from trustcxr.storage.os_errors import refuse_unwritable
 
     if clean and clean.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(f"{clean}: a manifest is written as .csv or .parquet")

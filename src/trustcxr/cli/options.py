@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 def _run_there(run: Path) -> Path:
     """The folder of a run: refused at once where it is none, and not after the seconds that torch takes to load."""
-    from trustcxr.results import folders
+    from trustcxr.storage import layout
 
-    return run if run.is_dir() or is_address(run) else folders.check_run(run)
+    return run if run.is_dir() or is_address(run) else layout.check_run(run)
 
 
 def is_given(model: str) -> bool:
     """Whether this is a file or code, as `trustcxr audit` takes them, and no run; UserError where nothing is there."""
-    from trustcxr.results import folders
+    from trustcxr.storage import layout
 
-    path, described = Path(model), Path(model).suffix in folders.MODEL_FILES
+    path, described = Path(model), Path(model).suffix in layout.MODEL_FILES
     if is_address(model) or path.is_dir() or not (path.exists() or described or ":" in model):
         _run_there(path)
         return False
-    folders.check_model(model)
+    layout.check_model(model)
     return True
 
 
@@ -204,6 +204,6 @@ def listing(columns: list[str] | None, images: Path | None) -> "Listing":
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, and nothing else there."""
-    from trustcxr.results.files import to_json
+    from trustcxr.storage.atomic import to_json
 
     sys.stdout.write(to_json(document))

@@ -38,12 +38,12 @@ from trustcxr.cli.options import (
 )
 from trustcxr.data.remote import is_address, refuse_nowhere
 from trustcxr.errors import UserError
-from trustcxr.results import folders
-from trustcxr.results.disk import as_typed, refuse_missing
+from trustcxr.storage import layout
+from trustcxr.storage.os_errors import as_typed, refuse_missing
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
-    from trustcxr.results.documents import RunDocument
+    from trustcxr.storage.schemas import RunDocument
 
 runs_app = typer.Typer()
 
@@ -360,7 +360,7 @@ def export(
 ) -> None:
     """A run as one file that others can run and `trustcxr audit` takes, held against the run before it is kept."""
     if not is_address(run):
-        folders.check_run(Path(run))
+        layout.check_run(Path(run))
     if data is not None:
         refuse_nowhere(data)
     from trustcxr.report import terminal

@@ -11,12 +11,12 @@ import typer
 from trustcxr.cli.options import DATA, Json, Threads, Track, pairs, print_json, tracker
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
-from trustcxr.results import folders
+from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from trustcxr.recipes.study import StudyRecipe
-    from trustcxr.results.documents import StudyDocument
+    from trustcxr.storage.schemas import StudyDocument
 
 studies_app = typer.Typer()
 Jobs = Annotated[
@@ -150,7 +150,7 @@ def status(
 @studies_app.command(epilog="Example: trustcxr verify out/quick")
 def verify(
     study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.", callback=folders.check_study)
+        Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.", callback=layout.check_study)
     ],
     json: Json = False,
 ) -> None:
@@ -210,7 +210,7 @@ def prune(
     """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while written."""
     from trustcxr import report
     from trustcxr.report import plans
-    from trustcxr.results.disk import megabytes
+    from trustcxr.storage.os_errors import megabytes
     from trustcxr.study import pruning
 
     found = pruning.prune(places or (), older_than=older_than, remove=remove)

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from trustcxr import corruptions
 from trustcxr.data.images import grey, ours, reading, squares
 from trustcxr.errors import UserError
-from trustcxr.results.files import replacing
+from trustcxr.storage.atomic import replacing
 from trustcxr.version import NOTICE
 
 _MARK = "TrustCXR corruptions"  # a text chunk of the PNG

@@ -16,7 +16,7 @@ from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
 from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, nearest, unknown
-from trustcxr.results.disk import open_regular
+from trustcxr.storage.os_errors import open_regular
 
 _CHEAP = 2**36  # bytes of files that are read a second time to know them again: a few minutes of a disk
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, nearest
-from trustcxr.results.files import replacing
+from trustcxr.storage.atomic import replacing
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data that come without one

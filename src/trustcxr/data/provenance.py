@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 import pandas as pd
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset, Joined
@@ -41,11 +41,11 @@ def films(train: "Dataset | Joined") -> pd.DataFrame:
 
 def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
     """UserError where the folder holds a training on other films or classes."""
-    path = run / folders.RUN_FILE
+    path = run / layout.RUN_FILE
     if not path.is_file():
         return
-    before = files.read_yaml(path)
-    data = files.part(before, "data")
+    before = atomic.read_yaml(path)
+    data = atomic.part(before, "data")
     now = of(train)
     if data.get("fingerprint") != now["fingerprint"] or before.get("classes") != list(train.classes):
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.results.disk import is_full, writing
+from trustcxr.storage.os_errors import is_full, writing
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # a path takes one of the two strokes away
 

@@ -31,7 +31,7 @@ from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import DECODER, read_image_at, read_mask_at
 from trustcxr.data.workers import call, pool
 from trustcxr.errors import CannotWrite, UserError, unknown
-from trustcxr.results.disk import megabytes
+from trustcxr.storage.os_errors import megabytes
 
 if TYPE_CHECKING:
     from trustcxr.data.manifest import Manifest

@@ -18,8 +18,8 @@ from trustcxr.data.images.dicom import ANSWER_ENDINGS, INSTALL, MANUFACTURER, he
 from trustcxr.data.images.grey import quiet
 from trustcxr.dicom.finding import content
 from trustcxr.errors import UserError
-from trustcxr.results.documents import FilmAnswer
-from trustcxr.results.files import replacing
+from trustcxr.storage.atomic import replacing
+from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from trustcxr.data.images import dicom, plausibility, reading
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results.disk import kind_of
-from trustcxr.results.documents import FilmAnswer
+from trustcxr.storage.os_errors import kind_of
+from trustcxr.storage.schemas import FilmAnswer
 
 INDEX = "DICOMDIR"
 MOST_FILES = 5000  # in one folder: a study has a handful, a disc of one patient some hundreds

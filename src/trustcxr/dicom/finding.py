@@ -4,7 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from trustcxr.data.images.dicom import MANUFACTURER
-from trustcxr.results.documents import FilmAnswer
+from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:

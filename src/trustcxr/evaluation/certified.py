@@ -18,8 +18,8 @@ from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.run import Run
 from trustcxr.models.untouched import undisturbed
-from trustcxr.results.documents import CertifiedResult, Share
 from trustcxr.statistics import Bootstraps, share_interval
+from trustcxr.storage.schemas import CertifiedResult, Share
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

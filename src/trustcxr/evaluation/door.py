@@ -27,7 +27,7 @@ from trustcxr.models.adapters.last_layer import answers_of_a_layer
 from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import undisturbed
 from trustcxr.registry import JUDGED
-from trustcxr.results.documents import GateCheck
+from trustcxr.storage.schemas import GateCheck
 
 SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.registry import ONE_STEP, VIEWS
-from trustcxr.results.documents import Drop, Share
-from trustcxr.results.tables import CLEAN, FILMS, right, severities
 from trustcxr.statistics import Bootstraps, interval
+from trustcxr.storage.prediction_table import CLEAN, FILMS, right, severities
+from trustcxr.storage.schemas import Drop, Share
 
 if TYPE_CHECKING:
     import pandas as pd

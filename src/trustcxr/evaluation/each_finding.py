@@ -15,8 +15,8 @@ from scipy import special
 from trustcxr import statistics
 from trustcxr.evaluation import calibration
 from trustcxr.evaluation.operating_points import cut
-from trustcxr.results.tables import logits_of
 from trustcxr.statistics import Bootstrap, Floats
+from trustcxr.storage.prediction_table import logits_of
 
 if TYPE_CHECKING:
     import pandas as pd

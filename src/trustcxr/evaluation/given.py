@@ -12,7 +12,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, device, load_run
 from trustcxr.models import adapters
 from trustcxr.models.adapters import Given
-from trustcxr.results import folders
+from trustcxr.storage import layout
 
 Subject = Run | Given
 
@@ -45,7 +45,7 @@ def load_model(
         torch.Size([2, 64])
     """
     if isinstance(model, str | Path) and Path(model).is_dir():
-        folders.check_run(Path(model))
+        layout.check_run(Path(model))
         if options:
             raise UserError(f"{model}: a run says all this itself; leave out {', '.join(options)}")
         return load_run(model, on=on)

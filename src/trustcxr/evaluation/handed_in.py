@@ -21,9 +21,9 @@ from trustcxr.evaluation.draws import judge
 from trustcxr.models.untouched import undisturbed
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.registry import WORST_CASE
-from trustcxr.results import files
-from trustcxr.results.documents import HandedIn, Share
-from trustcxr.results.tables import RIGHT_SHARE
+from trustcxr.storage import atomic
+from trustcxr.storage.prediction_table import RIGHT_SHARE
+from trustcxr.storage.schemas import HandedIn, Share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def worse_of_both(
     low, high = statistics.share_interval(bootstrap, shares)
     found = HandedIn(
         by=given.by,
-        sha256=files.checksum(given.path),
+        sha256=atomic.checksum(given.path),
         epsilon=given.epsilon,
         n=int(first.sum()),
         accuracy=Share(value=shares[0], ci=(low, high)),

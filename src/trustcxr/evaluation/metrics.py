@@ -10,7 +10,17 @@ from trustcxr import statistics
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration, each_finding
 from trustcxr.registry import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
-from trustcxr.results.documents import (
+from trustcxr.statistics import (
+    Bootstrap,
+    Bootstraps,
+    Floats,
+    area_interval,
+    interval,
+    mean_share_interval,
+    share_interval,
+)
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
+from trustcxr.storage.schemas import (
     Accuracy,
     AttackResult,
     Classification,
@@ -21,16 +31,6 @@ from trustcxr.results.documents import (
     InputGradients,
     RunDocument,
     Share,
-)
-from trustcxr.results.tables import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
-from trustcxr.statistics import (
-    Bootstrap,
-    Bootstraps,
-    Floats,
-    area_interval,
-    interval,
-    mean_share_interval,
-    share_interval,
 )
 
 if TYPE_CHECKING:

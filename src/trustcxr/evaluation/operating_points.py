@@ -16,9 +16,9 @@ from scipy import special
 from trustcxr import statistics
 from trustcxr.evaluation import curves
 from trustcxr.registry import ONE_STEP, VIEWS, WORST_CASE, is_linf
-from trustcxr.results.documents import OperatingPoint
-from trustcxr.results.tables import CLEAN, logits_of, severities
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
+from trustcxr.storage.prediction_table import CLEAN, logits_of, severities
+from trustcxr.storage.schemas import OperatingPoint
 
 if TYPE_CHECKING:
     import pandas as pd

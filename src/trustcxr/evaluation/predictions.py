@@ -27,8 +27,8 @@ from trustcxr.models.untouched import is_randomised
 from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.validation import validate
 from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
-from trustcxr.results import files, folders
-from trustcxr.results.tables import CLEAN, RIGHT_SHARE, Condition
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, Condition
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -174,10 +174,10 @@ def predict(
             path = None if parts is None else parts / f"{number:06d}.parquet"
             if path is not None and path.is_file():
                 bar.skip(asked.steps)
-                return files.read_table(path)
+                return atomic.read_table(path)
             whole = asked.predicted(number, raw, labels, places.numpy(), bar)
             if path is not None:
-                files.write_table(path, whole)
+                atomic.write_table(path, whole)
             return whole
 
         for whole in side_by_side.mapped(work, enumerate(batches), threads=threads, model=run.model):
@@ -321,7 +321,7 @@ def conditions(
     if surrogate is not None and "transfer" not in names:
         raise UserError(f"surrogate {surrogate}: only the attack transfer has one; add it, or leave the surrogate out")
     if surrogate is not None:
-        folders.check_run(Path(surrogate))
+        layout.check_run(Path(surrogate))
     for name in names:
         attacks.get(name)
     for option in ("steps", "queries"):

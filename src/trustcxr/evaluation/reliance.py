@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from trustcxr.evaluation.alarms import CONSTANT
 from trustcxr.evaluation.door import Check, Door, black_box_check
 from trustcxr.registry import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
-from trustcxr.results.alarms import CONSTANT
-from trustcxr.results.documents import AttackResult, AuditDocument, RunDocument, Share, Verdict
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Verdict
 
 # What, failed, leaves no figure that can be relied on. The rest is said, and attacks adapt to it.
 _GRAVE = (

@@ -11,9 +11,9 @@ from trustcxr.evaluation import hub
 from trustcxr.models import classifier, factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import RunDocument, TrainingDocument
-from trustcxr.results.evaluations import own_figures
+from trustcxr.storage import atomic, layout, schemas
+from trustcxr.storage.evaluations import own_figures
+from trustcxr.storage.schemas import RunDocument, TrainingDocument
 
 
 @dataclass(frozen=True)
@@ -109,22 +109,22 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     """
     from trustcxr.models.weights import load_weights
 
-    path = folders.check_run(hub.fetch(folder) if hub.is_address(folder) else Path(folder))
-    content = files.read_yaml(path / folders.RUN_FILE)
+    path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else Path(folder))
+    content = atomic.read_yaml(path / layout.RUN_FILE)
     try:
-        recipe = validate(RunRecipe, content["recipe"], str(path / folders.RUN_FILE))
+        recipe = validate(RunRecipe, content["recipe"], str(path / layout.RUN_FILE))
         classes = tuple(str(name) for name in _listed(content["classes"]))
     except (KeyError, TypeError) as problem:
-        raise UserError(f"{path / folders.RUN_FILE}: not the file of a run ({problem} is missing)") from None
-    folders.check_sums(path, content)
+        raise UserError(f"{path / layout.RUN_FILE}: not the file of a run ({problem} is missing)") from None
+    layout.check_sums(path, content)
     model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
-    load_weights(model, path / folders.WEIGHTS_FILE)
+    load_weights(model, path / layout.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         measured = own_figures(path)
     except UserError:  # damaged, and measured again by its study; `trustcxr report` says it
         measured = None
-    training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE)
+    training = schemas.read_if_there(TrainingDocument, path / layout.TRAINING_FILE)
     return Run(
         path, model, classes, recipe, None if measured is None else measured.document, training or TrainingDocument()
     )
@@ -141,10 +141,10 @@ def as_before_refit(run: Run) -> Run:
 
     Raises UserError where those are not there.
     """
-    folder = folders.before_refit(run.folder)
+    folder = layout.before_refit(run.folder)
     if folder == run.folder and run.trained_by.training.refit:
         raise UserError(
-            f"{folder / folders.BEFORE_REFIT}: not there: the weights that validation judged; the run's own were "
+            f"{folder / layout.BEFORE_REFIT}: not there: the weights that validation judged; the run's own were "
             "trained on the validation images too. Restore the folder, or train again"
         )
     return run if folder == run.folder else load_run(folder, on=run.device)

@@ -11,8 +11,8 @@ import torch
 from trustcxr import attacks
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.results.documents import Accuracy, PlantedShortcut, Share
 from trustcxr.statistics import Bootstrap, share_interval
+from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
 
 if TYPE_CHECKING:
     import pandas as pd

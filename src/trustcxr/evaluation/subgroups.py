@@ -8,9 +8,9 @@ import numpy as np
 
 from trustcxr.evaluation import each_finding, metrics
 from trustcxr.evaluation.calibration import debiased_error
-from trustcxr.results.documents import Division
-from trustcxr.results.tables import right
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval
+from trustcxr.storage.prediction_table import right
+from trustcxr.storage.schemas import Division
 
 if TYPE_CHECKING:
     import pandas as pd

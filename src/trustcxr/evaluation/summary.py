@@ -5,12 +5,11 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from trustcxr.evaluation import calibration, metrics, paired
+from trustcxr.evaluation import alarms, calibration, metrics, paired
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import About, Run
 from trustcxr.models.untouched import is_randomised
-from trustcxr.results import alarms
-from trustcxr.results.documents import VERSION, RunDocument, TrainingDocument
+from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
 
 AT_RANDOM = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
 

@@ -12,7 +12,7 @@ from trustcxr.data.dataset import filled
 from trustcxr.data.lungs import soften
 from trustcxr.models.lung_gate import LEVEL
 from trustcxr.registry import VIEWS
-from trustcxr.results.tables import Condition
+from trustcxr.storage.prediction_table import Condition
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

@@ -26,7 +26,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
 from trustcxr.models.untouched import as_found
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -119,8 +119,8 @@ def save(found: Familiarity, folder: Path) -> None:
     tensors = {f"{view}.{name}": value for view in COMPONENTS for name, value in vars(getattr(found, view)).items()}
     tensors |= {name: getattr(found, name) for name in ("middle", "spread", "scores", "low", "high")}
     tensors["threshold"] = torch.tensor(found.threshold, dtype=torch.float64)
-    about = found.about | {"weights": files.checksum(folder / folders.WEIGHTS_FILE)}
-    with files.replacing(folder / folders.FAMILIARITY_FILE) as temporary:
+    about = found.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
+    with atomic.replacing(folder / layout.FAMILIARITY_FILE) as temporary:
         # By its bytes: a file that safetensors opens itself nobody else may read.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
@@ -128,7 +128,7 @@ def save(found: Familiarity, folder: Path) -> None:
 
 def load(folder: Path) -> Familiarity | None:
     """What was fitted for a run; None where nothing was. UserError where it is broken, or of other weights."""
-    path = folder / folders.FAMILIARITY_FILE
+    path = folder / layout.FAMILIARITY_FILE
     if not path.is_file():
         return None
     again = "fit it again with trustcxr familiarity"
@@ -139,7 +139,7 @@ def load(folder: Path) -> Familiarity | None:
         found = _found(tensors, about)
     except (KeyError, ValueError, SafetensorError) as problem:
         raise UserError(f"{path}: not readable ({type(problem).__name__}); {again}") from None
-    if about.get("weights") != files.checksum(folder / folders.WEIGHTS_FILE):
+    if about.get("weights") != atomic.checksum(folder / layout.WEIGHTS_FILE):
         raise UserError(f"{path}: belongs to other weights than those of the run; {again}")
     return found
 

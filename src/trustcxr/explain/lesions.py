@@ -33,8 +33,8 @@ from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.untouched import as_found
 from trustcxr.recipes.training import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
-from trustcxr.results.documents import LesionDocument
 from trustcxr.statistics import Bootstrap, interval, share_interval
+from trustcxr.storage.schemas import LesionDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

@@ -16,10 +16,10 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
 from trustcxr.explain.familiarity import Familiarity
 from trustcxr.registry import USUAL_ATTACKS
-from trustcxr.results.disk import Source, escaped, is_full, reason, refuse_missing, refuse_unwritable
-from trustcxr.results.documents import FilmAnswer
-from trustcxr.results.files import replacing
 from trustcxr.statistics import softmax
+from trustcxr.storage.atomic import replacing
+from trustcxr.storage.os_errors import Source, escaped, is_full, reason, refuse_missing, refuse_unwritable
+from trustcxr.storage.schemas import FilmAnswer
 
 PGD_STEPS = 20
 BORDER = 0.2  # two classes whose probabilities are nearer than that are told as a border

@@ -12,7 +12,8 @@ from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.registry import AGAINST_MASKS, HIT_RATE, NO_MAP, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, TOLD_OF_MAPS
-from trustcxr.results.documents import (
+from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
+from trustcxr.storage.schemas import (
     Change,
     Figure,
     Lead,
@@ -24,7 +25,6 @@ from trustcxr.results.documents import (
     Stage,
     Stratum,
 )
-from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
 _SHARES = (NULL_MAPS, "pointing_hit_rate")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from trustcxr.explain.references import SIMILARITY
 from trustcxr.registry import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, control_said
-from trustcxr.results.documents import Alarm, Lead, SaliencyDocument
+from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"
 ALIKE = 0.9  # mean SSIM with the maps of random weights, from which on it is the same map

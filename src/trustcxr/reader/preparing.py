@@ -17,7 +17,7 @@ from trustcxr.errors import UserError, lookup
 from trustcxr.explain import heatmap_files
 from trustcxr.reader.store import Film
 from trustcxr.report import study_folder
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage.prediction_table import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

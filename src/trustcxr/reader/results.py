@@ -16,9 +16,9 @@ from trustcxr.reader.store import Reader, Store
 from trustcxr.report import study_folder, words
 from trustcxr.report.tables import cells
 from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results.documents import Share
-from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import Bootstrap, Floats, interval, paired, share_interval
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import Share
 from trustcxr.version import NOTICE
 
 RESAMPLES = 2000

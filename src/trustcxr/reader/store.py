@@ -17,8 +17,8 @@ import numpy as np
 
 from trustcxr.errors import UserError
 from trustcxr.reader.regions import Mark
-from trustcxr.results.disk import writing
-from trustcxr.results.files import replacing
+from trustcxr.storage.atomic import replacing
+from trustcxr.storage.os_errors import writing
 
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)

@@ -9,8 +9,8 @@ from trustcxr.errors import UserError
 from trustcxr.reader import preparing
 from trustcxr.reader.store import FILE, FOLDER, Store
 from trustcxr.report import study_folder
-from trustcxr.results import folders, locks
-from trustcxr.results.disk import as_typed
+from trustcxr.storage import layout, locks
+from trustcxr.storage.os_errors import as_typed
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ _FILMS, _SEED = 30, 0
 
 def place(study: Path) -> Path:
     """The file of a study's readers; UserError where there is no study."""
-    return folders.check_study(study) / FOLDER / FILE
+    return layout.check_study(study) / FOLDER / FILE
 
 
 def open_or_make(study: Path, asked: Asked) -> Store:

@@ -15,7 +15,7 @@ from trustcxr.recipes.testing import (
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.recipes.validation import Seed, Strict, read, validate
 from trustcxr.registry import USUAL_DEFENCE
-from trustcxr.results.files import read_yaml
+from trustcxr.storage.atomic import read_yaml
 
 SHIPPED = Path(__file__).parent / "shipped"
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.results.files import parse_yaml, read_yaml
+from trustcxr.storage.atomic import parse_yaml, read_yaml
 
 _LONGEST = 80  # characters of a wrong value that a message repeats
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run, StudyFolder
-from trustcxr.results.documents import Alarm
+from trustcxr.storage.schemas import Alarm
 
 KINDS = {
     "no_better_than_constant": (

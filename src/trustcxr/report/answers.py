@@ -12,7 +12,7 @@ from trustcxr.report.ranking import (
     shared_constant_answer,
 )
 from trustcxr.report.study_folder import Run
-from trustcxr.results.documents import AttackResult, Classification, StudyDocument
+from trustcxr.storage.schemas import AttackResult, Classification, StudyDocument
 
 _ENERGY = "infection_energy"
 Numbers = Callable[[Run], Classification | AttackResult]

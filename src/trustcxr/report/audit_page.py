@@ -6,17 +6,17 @@ from trustcxr.report import audits, board, cards, single_page
 from trustcxr.report.cards import CARD_FILE
 from trustcxr.report.figures import operating, svg
 from trustcxr.report.tables import audited
-from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditDocument, OperatingPoint
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AuditDocument, OperatingPoint
 from trustcxr.version import NOTICE, __version__
 
 
 def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
     """Write report.html and model_card.md into an audit's folder; return their paths."""
-    written = ((out / folders.REPORT_FILE, render(document)), (out / CARD_FILE, card(document)))
+    written = ((out / layout.REPORT_FILE, render(document)), (out / CARD_FILE, card(document)))
     for path, text in written:
-        with files.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return written[0][0], written[1][0]
 

@@ -3,9 +3,9 @@
 from trustcxr.registry import WORST_CASE, attack_said
 from trustcxr.report.study_folder import least
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.results.documents import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint, Share
-from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import probability_said
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint, Share
 
 
 def sentences(document: AuditDocument) -> list[str]:

@@ -11,9 +11,9 @@ from trustcxr.registry import WORST_CASE, attack_said, is_linf
 from trustcxr.report import words
 from trustcxr.report.tables.cells import Cell, Table, share
 from trustcxr.report.terminal import percent
-from trustcxr.results import files, folders
-from trustcxr.results.disk import reason
-from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read_audit
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.os_errors import reason
+from trustcxr.storage.schemas import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read_audit
 from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
@@ -43,7 +43,7 @@ def gather(folder: Path) -> Board:
     audits, refused = _find(folder)
     if not audits:
         why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
-        raise UserError(f"{folder}: no {folders.AUDIT_FILE} of a whole examination in it{why}")
+        raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a whole examination in it{why}")
     chosen = max((document for _, document in audits), key=lambda one: sum(not _why(other, one) for _, other in audits))
     kept = [(name, document) for name, document in audits if not _why(document, chosen)]
     refused += [(name, why) for name, document in audits if (why := _why(document, chosen))]
@@ -70,7 +70,7 @@ def _find(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str
         if document.protocol is None:
             refused.append((name, "examined with other options than a protocol's"))
         elif not document.data.known:
-            refused.append((name, f"unknown films: no checksum of them in its {folders.AUDIT_FILE}"))
+            refused.append((name, f"unknown films: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             audits.append((name, document))
     return audits, refused
@@ -96,8 +96,8 @@ def _files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
             seen.add(real)
             inside.sort()
             waiting += [path for name in inside if (path := Path(here) / name).is_symlink()]
-            if folders.AUDIT_FILE in (*names, *inside):
-                yield Path(here) / folders.AUDIT_FILE
+            if layout.AUDIT_FILE in (*names, *inside):
+                yield Path(here) / layout.AUDIT_FILE
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
@@ -291,7 +291,7 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; return their paths."""
     for path, text in ((out / PAGE, page(board)), (out / TABLE, table(board).csv())):
-        with files.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out / PAGE, out / TABLE
 

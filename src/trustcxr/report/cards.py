@@ -10,8 +10,8 @@ from pathlib import Path
 from trustcxr.registry import attack_said
 from trustcxr.report import board, methods, words
 from trustcxr.report.single_page import environment
-from trustcxr.results import documents, evaluations, files, folders, stretches
-from trustcxr.results.documents import AttackResult, RunDocument, Share, TrainingDocument
+from trustcxr.storage import atomic, evaluations, layout, schemas, segments
+from trustcxr.storage.schemas import AttackResult, RunDocument, Share, TrainingDocument
 from trustcxr.version import NOTICE, __version__
 
 CARD_FILE = "model_card.md"
@@ -21,19 +21,19 @@ def write(run: Path) -> Path:
     """Write model_card.md into a run's folder; its path."""
     path = run / CARD_FILE
     text = card(run)
-    with files.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def card(run: Path) -> str:
     """The card of a run as Markdown, from its folder; figures where it was tested."""
-    content = files.read_yaml(folders.check_run(run) / folders.RUN_FILE)
+    content = atomic.read_yaml(layout.check_run(run) / layout.RUN_FILE)
     measured = evaluations.own_figures(run)
     document = RunDocument() if measured is None else measured.document
-    training = documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument()
-    data, recipe = files.part(content, "data"), files.part(content, "recipe")
-    defence = files.part(recipe, "defence")
+    training = schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument()
+    data, recipe = atomic.part(content, "data"), atomic.part(content, "recipe")
+    defence = atomic.part(recipe, "defence")
     name = str(content.get("name") or run.name)
     results = figures(document.clean.accuracy, document.clean.auroc_macro, board.attacked(document))
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.films}
@@ -46,23 +46,23 @@ def card(run: Path) -> str:
             version=__version__,
             content=content,
             recipe=recipe,
-            model=files.part(recipe, "model"),
+            model=atomic.part(recipe, "model"),
             defence=", ".join([str(defence.get("name") or "[not noted]"), *methods.options(defence)]),
-            fitting=files.part(recipe, "training"),
+            fitting=atomic.part(recipe, "training"),
             data=data,
             classes=content.get("classes") or [],
-            checksums=files.part(content, "checksums"),
+            checksums=atomic.part(content, "checksums"),
             document=document,
             training=training,
             shown=[(label, words.percent(part.value), words.between(part.ci, 1, scale=100)) for label, part in results],
             saliency=_saliency(document),
             seconds=words.seconds(training.seconds),
-            source=files.part(stretches.last(content), "source"),
-            hardware=files.part(stretches.last(content), "hardware"),
-            made_by=files.part(stretches.last(content), "versions").get("trustcxr", ""),
-            machines=stretches.machines(content),
-            stretches=stretches.told(run),
-            split=stretches.split_told(training.parts, training.world, training.strategy),
+            source=atomic.part(segments.last(content), "source"),
+            hardware=atomic.part(segments.last(content), "hardware"),
+            made_by=atomic.part(segments.last(content), "versions").get("trustcxr", ""),
+            machines=segments.machines(content),
+            stretches=segments.told(run),
+            split=segments.split_told(training.parts, training.world, training.strategy),
         )
     )
     return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + as_markdown(body)

@@ -6,8 +6,8 @@ from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
 from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.results import files, stretches
-from trustcxr.results.documents import StudyDocument
+from trustcxr.storage import atomic, segments
+from trustcxr.storage.schemas import StudyDocument
 
 _UNSET = (None, "", False, 0)
 _UNTOLD = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
@@ -63,7 +63,7 @@ def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> lis
         if key in _UNTOLD:
             continue
         if isinstance(value, Mapping):
-            told += _settings(value, files.part(usual, key))
+            told += _settings(value, atomic.part(usual, key))
         elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
             text = words.listed(map(str, value)) if isinstance(value, list | tuple) else value
             told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
@@ -73,12 +73,12 @@ def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> lis
 def _network(model: object, training: Mapping[str, object]) -> str:
     if not isinstance(model, dict):
         return str(model)
-    told = [*_settings(model, _NETWORK), *_settings(files.part(model, "training"), training)]
+    told = [*_settings(model, _NETWORK), *_settings(atomic.part(model, "training"), training)]
     return f"{model.get('name') or words.DASH}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _training(study: StudyDocument, runs: list[Run]) -> str:
-    training = files.part(study.recipe, "training")
+    training = atomic.part(study.recipe, "training")
     names = [name for name in (_network(model, training) for model in _list(study.recipe.get("models"))) if name]
     if not names:
         return ""
@@ -98,7 +98,7 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
 
 
 def _defences(study: StudyDocument) -> str:
-    training = files.part(study.recipe, "training")
+    training = atomic.part(study.recipe, "training")
     told = []
     for defence in _list(study.recipe.get("defences")):
         if not isinstance(defence, dict):
@@ -107,7 +107,7 @@ def _defences(study: StudyDocument) -> str:
         name = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
         name = "standard training" if name == words.STANDARD else name
         rest = {key: defence[key] for key in ("label", "background") if key in defence}
-        own = [*options(defence), *_settings(rest, {}), *_settings(files.part(defence, "training"), training)]
+        own = [*options(defence), *_settings(rest, {}), *_settings(atomic.part(defence, "training"), training)]
         told.append(", ".join([name, *own]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
     return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
@@ -158,7 +158,7 @@ def _heatmaps(runs: list[Run]) -> str:
 def _statistics(study: StudyDocument, runs: list[Run]) -> str:
     if not runs:
         return ""
-    resamples = files.part(study.recipe, "evaluation").get("bootstrap")
+    resamples = atomic.part(study.recipe, "evaluation").get("bootstrap")
     drawn = f" ({resamples:,} resamples)" if isinstance(resamples, int) else ""
     grouped = any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs)
     over = "patients or groups of images" if grouped else "images"
@@ -189,7 +189,7 @@ def _machine(study: StudyDocument, runs: list[Run]) -> str:
 def trained_elsewhere(study: StudyDocument, runs: Sequence[Run]) -> dict[str, str]:
     """Return on what other hardware or commit runs were trained than the study says."""
     hardware = study.hardware.model_dump(exclude_unset=True)
-    return dict(stretches.elsewhere([run.folder for run in runs], hardware, study.source))
+    return dict(segments.elsewhere([run.folder for run in runs], hardware, study.source))
 
 
 def _list(value: object) -> list[object]:

@@ -22,8 +22,8 @@ from trustcxr.report.tables import (
     seeds,
 )
 from trustcxr.report.tables import certified as certified_table
-from trustcxr.results import files, folders
-from trustcxr.results.documents import DataDescription, StudyDocument
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import DataDescription, StudyDocument
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
@@ -78,18 +78,18 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
         cells.write_tables(cells.find_tables(parts), study.path / cells.FOLDER)
     for run in study.runs:
         _write_card(run.folder)
-    target = study.path / folders.REPORT_FILE
-    with files.replacing(target) as temporary:
+    target = study.path / layout.REPORT_FILE
+    with atomic.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 
 
 def _write_card(folder: Path) -> None:
     """Write the model card of a trained run, unless its run.yaml cannot be read, which the page names."""
-    if not all((folder / name).is_file() for name in (folders.RUN_FILE, folders.WEIGHTS_FILE)):
+    if not all((folder / name).is_file() for name in (layout.RUN_FILE, layout.WEIGHTS_FILE)):
         return
     try:
-        files.read_yaml(folder / folders.RUN_FILE)
+        atomic.read_yaml(folder / layout.RUN_FILE)
     except UserError:
         return
     cards.write(folder)
@@ -147,9 +147,9 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
 
 def _files(folder: Path) -> str:
     """What the page's numbers are read from, of a study or of one run."""
-    of_study = (folder / folders.STUDY_RESULTS).is_file()
-    names = (folders.STUDY_RESULTS,) if of_study else (folders.METRICS_FILE, folders.TRAINING_FILE)
-    there = [name for name in (*names, folders.DATA_CHECK_FILE) if (folder / name).is_file()]
+    of_study = (folder / layout.STUDY_RESULTS).is_file()
+    names = (layout.STUDY_RESULTS,) if of_study else (layout.METRICS_FILE, layout.TRAINING_FILE)
+    there = [name for name in (*names, layout.DATA_CHECK_FILE) if (folder / name).is_file()]
     return f"{', '.join(there)} and the tables {'in runs/ ' if of_study else ''}beside it"
 
 

@@ -9,7 +9,7 @@ from trustcxr.report import page, ranking
 from trustcxr.report.figures import accuracy, calibration, certified, pictures, saliency, svg, training
 from trustcxr.report.study_folder import StudyFolder, read
 from trustcxr.report.tables import cells
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: 
     folder, done = Path(out or found.path / FOLDER), []
     for drawing in drawings(found, narrow=width == "single"):
         path = folder / f"{_file_name(drawing.name)}.{kind}"
-        with files.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
         done.append(path)
     return done + cells.write_tables(cells.find_tables(page.gather(found)), folder / cells.FOLDER)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from trustcxr.console import duration
 from trustcxr.report import words
-from trustcxr.results.disk import as_typed, megabytes
-from trustcxr.results.documents import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
-from trustcxr.results.folders import STEP_FILES
+from trustcxr.storage.layout import STEP_FILES
+from trustcxr.storage.os_errors import as_typed, megabytes
+from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
 
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 

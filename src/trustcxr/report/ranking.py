@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trustcxr.evaluation import alarms
 from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, is_linf
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.results import alarms
-from trustcxr.results.documents import StudyDocument
+from trustcxr.storage.schemas import StudyDocument
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; taken where the recipe names none
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKED, is_linf
 from trustcxr.report import words
-from trustcxr.results import documents, files, folders, stretches
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import (
+from trustcxr.storage import atomic, layout, schemas, segments
+from trustcxr.storage.evaluations import other_figures, own_figures
+from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import (
     AttackResult,
     Classification,
     CorruptionResult,
@@ -22,8 +24,6 @@ from trustcxr.results.documents import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.results.evaluations import other_figures, own_figures
-from trustcxr.results.tables import CLEAN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ class Run:
         """history.csv: a row an epoch, of the training that validation looked on."""
         import pandas as pd
 
-        name = (folders.before_refit(self.folder) / folders.HISTORY_FILE).relative_to(self.folder)
+        name = (layout.before_refit(self.folder) / layout.HISTORY_FILE).relative_to(self.folder)
         return self._read(str(name), pd.read_csv)
 
     @cached_property
@@ -143,12 +143,12 @@ class Run:
         """saliency.parquet: a row per image, method, condition and measure."""
         import pandas as pd
 
-        return self._read(folders.SALIENCY_FILE, pd.read_parquet)
+        return self._read(layout.SALIENCY_FILE, pd.read_parquet)
 
     @cached_property
     def evaluations(self) -> dict[str, RunDocument]:
         """Its figures on other data, by the name of the data set and its split."""
-        if not (self.folder / folders.RUN_FILE).is_file():
+        if not (self.folder / layout.RUN_FILE).is_file():
             return {}
         return {name: found.document for name, found in other_figures(self.folder).items()}
 
@@ -157,12 +157,12 @@ class Run:
         import pandas as pd
 
         columns = ["split", "label", "attack", "epsilon", "steps", "logits"]
-        return self._read(folders.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
+        return self._read(layout.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
 
     @cached_property
     def panels(self) -> "dict[str, np.ndarray] | None":
         """The arrays of panels.npz. Nothing in it is unpickled."""
-        return self._read(folders.PANELS_FILE, _read_panels)
+        return self._read(layout.PANELS_FILE, _read_panels)
 
 
 @dataclass
@@ -204,11 +204,11 @@ def read(path: Path) -> StudyFolder:
     Raises UserError if the folder holds neither, or if it cannot be read.
     """
     path, notes = Path(path), list[str]()
-    if (path / folders.RUN_FILE).is_file() and not (path / folders.STUDY_RESULTS).is_file():
+    if (path / layout.RUN_FILE).is_file() and not (path / layout.STUDY_RESULTS).is_file():
         study = _read_run(path, notes)
         runs = [Run(study.runs[0], path, notes)]
     else:
-        study = documents.read(StudyDocument, folders.check_study(path) / folders.STUDY_RESULTS)
+        study = schemas.read(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # A folder's name comes from a file, so it must stay inside runs/.
         runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
     label(runs)
@@ -216,25 +216,25 @@ def read(path: Path) -> StudyFolder:
 
 
 def _read_check(path: Path, notes: list[str]) -> DataCheck | None:
-    file = path / folders.DATA_CHECK_FILE
+    file = path / layout.DATA_CHECK_FILE
     try:
-        return documents.read_if_there(DataCheck, file)
+        return schemas.read_if_there(DataCheck, file)
     except UserError:
         notes.append(f"{file.name} could not be read.")
         return None
 
 
 def _read_run(path: Path, notes: list[str]) -> StudyDocument:
-    measured = own_figures(folders.check_run(path))
+    measured = own_figures(layout.check_run(path))
     if measured is None:
         command = f"trustcxr evaluate {as_typed(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
     document = measured.document
-    document.training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE) or document.training
+    document.training = schemas.read_if_there(TrainingDocument, path / layout.TRAINING_FILE) or document.training
     try:
-        versions = files.part(stretches.last(files.read_yaml(path / folders.RUN_FILE)), "versions")
+        versions = atomic.part(segments.last(atomic.read_yaml(path / layout.RUN_FILE)), "versions")
     except UserError:
-        notes.append(f"{folders.RUN_FILE} could not be read.")
+        notes.append(f"{layout.RUN_FILE} could not be read.")
         versions = {}
     name = document.run or path.name
     return StudyDocument(

@@ -4,15 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trustcxr.evaluation import gradient_masking
 from trustcxr.registry import ONE_CELL, control_said
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
 from trustcxr.report.tables import certified, models, seeds
 from trustcxr.report.tables.cells import Table
-from trustcxr.results import gradient_masking
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import (
+from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.schemas import (
     Accuracy,
     AttackResult,
     Drop,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
 from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
-from trustcxr.results.documents import Share
+from trustcxr.storage.schemas import Share
 
 DASH = "–"
 MINUS = "−"

@@ -20,8 +20,8 @@ from trustcxr.explain import closer_look, familiarity, heatmap_files, one_image
 from trustcxr.explain.familiarity import Familiarity
 from trustcxr.models import folding
 from trustcxr.report import terminal, words
-from trustcxr.results.documents import FilmAnswer
 from trustcxr.serve import answers, pictures
+from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE
 
 UNKNOWN = "not known whether it is like the training films: trustcxr familiarity RUN --data PATH fits that"

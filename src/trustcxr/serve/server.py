@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.results import folders
 from trustcxr.serve.worker import Limits
+from trustcxr.storage import layout
 
 if TYPE_CHECKING:
     import uvicorn
@@ -60,7 +60,7 @@ def serve(
     except ImportError as problem:
         raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
     for folder in runs:
-        folders.check_run(folder)
+        layout.check_run(folder)
     local = doors.is_loopback(host)
     token = _chosen() or (None if local else secrets.token_urlsafe(24))
     with ExitStack() as stack:

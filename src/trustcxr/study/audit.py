@@ -16,17 +16,17 @@ from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.registry import WORST_CASE
-from trustcxr.results import files, folders
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import AuditDocument, read
-from trustcxr.results.locks import LOCK_FILE, holding
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.locks import LOCK_FILE, holding
+from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.schemas import AuditDocument, read
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import Films, at_the_door, open_films
 from trustcxr.study.audited import Audit, about, is_another, refuse_held
 from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
-_WRITTEN = (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE, "report.*", "model_card.md")
+_WRITTEN = (layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
 
 
 def audit(
@@ -52,11 +52,11 @@ def audit(
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
     refuse_films(out, Path(data))
-    refuse_held(out, {"results of a run": folders.METRICS_FILE})
-    folders.refuse_foreign(out, _WRITTEN, (folders.AUDIT_FILE, PARTS, LOCK_FILE))
+    refuse_held(out, {"results of a run": layout.METRICS_FILE})
+    layout.refuse_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     films = open_films(subject, data, split, labels, listing)
     whole = Audit(subject, films, exam, None if adversarial is None else _submitted(adversarial, subject, films, exam))
-    key, path = whole.key, out / folders.AUDIT_FILE
+    key, path = whole.key, out / layout.AUDIT_FILE
     with holding(out):
         document = read(AuditDocument, path) if path.is_file() else None
         if document is not None and document.examination == key:
@@ -66,7 +66,7 @@ def audit(
                 _check_same(document, whole, out)
                 say(f"{out}: model, data or options changed: examined again")
             document = _document(whole, out, key)
-            files.write_json(path, document)
+            atomic.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
 
@@ -105,15 +105,15 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
         # Beside the model, of which it says the name alone.
         place = as_typed(path.with_name("model.yaml") if path.exists() else "model.yaml")
         raise UserError(f"{model}: say what it wants and answers: trustcxr audit {as_typed(model)} --init > {place}")
-    if path.is_file() and path.suffix not in folders.MODEL_FILES:
-        raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*folders.MODEL_FILES, *kinds))}")
+    if path.is_file() and path.suffix not in layout.MODEL_FILES:
+        raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*layout.MODEL_FILES, *kinds))}")
     return load_model(model, trust_code=trust_code)
 
 
 def _is_bare(model: str) -> bool:
     """Whether this is a model itself, a file or module:function, and not the model file that describes it."""
     suffix = Path(model).suffix
-    code = ":" in model and suffix not in folders.MODEL_FILES and not Path(model).exists()
+    code = ":" in model and suffix not in layout.MODEL_FILES and not Path(model).exists()
     return code or suffix in (*SUFFIXES, *TABLES)
 
 
@@ -139,13 +139,11 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
     document.unreliable, document.because = reliance.verdict(document, checks, door)
-    (out / folders.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
+    (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
     tables = (measured.table, measured.aimed, measured.validation)
-    for name, table in zip(
-        (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE), tables, strict=True
-    ):
+    for name, table in zip((layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE), tables, strict=True):
         if table is not None:
-            files.write_table(out / name, table)
+            atomic.write_table(out / name, table)
     return document
 
 

@@ -23,8 +23,8 @@ from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.recipes.run import Listing, Splits
-from trustcxr.results import files, folders
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.study.films import manifest_of, report_skipped, say_reading
 
 TAUGHT = 256  # films of training that a surrogate learns from, at most
@@ -123,7 +123,7 @@ def _taught(training: Dataset, examined: Dataset) -> Taught | None:
 
 def trained_on(run: Run) -> str:
     """The name of the folder of data that a run was trained on; empty where that is not known."""
-    trained = files.read_yaml(run.folder / folders.RUN_FILE).get("data")
+    trained = atomic.read_yaml(run.folder / layout.RUN_FILE).get("data")
     return str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
 
 

@@ -23,8 +23,8 @@ from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
 from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
-from trustcxr.results.tables import CLEAN, RIGHT_SHARE, logits_of
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
+from trustcxr.storage.schemas import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from trustcxr.errors import UserError
 from trustcxr.registry import VIEWS, WORST_CASE
-from trustcxr.results import files, folders
-from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
-from trustcxr.results.tables import CLEAN, refuse_damaged
 from trustcxr.statistics import holm, paired
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.prediction_table import CLEAN, refuse_damaged
+from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
 from trustcxr.study.comparison import Key, figures
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
     predictions.parquet beside each is whole.
     """
-    audits = [read_audit(folders.check_audit(folder) / folders.AUDIT_FILE) for folder in (first, second)]
+    audits = [read_audit(layout.check_audit(folder) / layout.AUDIT_FILE) for folder in (first, second)]
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
-    for document, path in zip(audits, (folder / folders.PREDICTIONS_FILE for folder in (first, second)), strict=True):
-        refuse_damaged(files.read_table(path), path, None if document.findings else len(document.classes))
+    for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
+        refuse_damaged(atomic.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
     _refuse_other_films(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
@@ -88,7 +88,7 @@ def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.In
     both = [name for name in judged[0] if name in judged[1]]
     if not both:
         return {}
-    table = files.read_table(first / folders.PREDICTIONS_FILE)
+    table = atomic.read_table(first / layout.PREDICTIONS_FILE)
     ids = table[table["attack"] == CLEAN].set_index("sample_id")["finding"]
     return {name: ids.index[ids == name] for name in both}
 
@@ -141,6 +141,6 @@ def _refuse_other_films(
     partly = any(document.data.partial or document.findings for document in audits)
     if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
         raise UserError(
-            f"{where[0]} and {where[1]}: the films in {folders.PREDICTIONS_FILE} of one are named otherwise than in "
+            f"{where[0]} and {where[1]}: the films in {layout.PREDICTIONS_FILE} of one are named otherwise than in "
             "that of the other; audit both models again, into new folders"
         )

@@ -21,8 +21,8 @@ from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
 from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.registry import DEFENCES
-from trustcxr.results import files, folders
-from trustcxr.results.documents import AuditedData, AuditedModel
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import AuditedData, AuditedModel
 from trustcxr.study.audit_data import Films, trained_on
 from trustcxr.study.provenance import data_hash
 
@@ -73,7 +73,7 @@ class Audit:
         content = [AUDIT_VERSION, about(self.subject).plain(), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
-        content += [] if self.handed is None else [files.checksum(self.handed.path)]
+        content += [] if self.handed is None else [atomic.checksum(self.handed.path)]
         if (taught := self.films.taught) is not None:
             content += [taught.training.film_sums[taught.rows].tolist()]
         found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
@@ -114,9 +114,9 @@ def about(subject: Subject) -> AuditedModel:
 def refuse_held(out: Path, further: Mapping[str, str]) -> None:
     """UserError where a folder for results holds a run or a study, or a `further` thing, known by its file."""
     held = {
-        "a run": folders.RUN_FILE,
-        "a study": folders.STUDY_FILE,
-        "the results of a study": folders.STUDY_RESULTS,
+        "a run": layout.RUN_FILE,
+        "a study": layout.STUDY_FILE,
+        "the results of a study": layout.STUDY_RESULTS,
         **further,
     }
     for what, name in held.items():
@@ -144,6 +144,6 @@ def _origin(subject: Subject) -> Origin:
     """What was given."""
     if not isinstance(subject, Run):
         return subject.origin
-    weights, folder = subject.folder / folders.WEIGHTS_FILE, str(subject.folder)
+    weights, folder = subject.folder / layout.WEIGHTS_FILE, str(subject.folder)
     parameters = sum(p.numel() for p in subject.model.parameters())
-    return Origin("run", folder, files.checksum(weights), weights.stat().st_size, parameters)
+    return Origin("run", folder, atomic.checksum(weights), weights.stat().st_size, parameters)

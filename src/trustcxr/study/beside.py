@@ -4,19 +4,19 @@ from pathlib import Path
 
 from trustcxr.evaluation import certified
 from trustcxr.explain import lesions, summary, verdicts
-from trustcxr.results import files, folders
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import RunDocument
 
 RESAMPLES = 2000  # behind each interval of a command's own evaluation; a study's recipe says its own
 
 
 def describe(document: RunDocument, folder: Path, *, images: int, resamples: int) -> None:
     """Put the figures of the tables in `folder` into a document. `images`: how many there are in all."""
-    if (path := folder / folders.CERTIFIED_FILE).is_file():
-        document.certified = certified.describe(files.read_table(path), resamples=resamples)
-    if (path := folder / folders.SALIENCY_FILE).is_file():
-        document.saliency = summary.summarise(files.read_table(path), images=images, resamples=resamples)
+    if (path := folder / layout.CERTIFIED_FILE).is_file():
+        document.certified = certified.describe(atomic.read_table(path), resamples=resamples)
+    if (path := folder / layout.SALIENCY_FILE).is_file():
+        document.saliency = summary.summarise(atomic.read_table(path), images=images, resamples=resamples)
         document.alarms = [alarm for alarm in document.alarms if alarm.kind != verdicts.SURVIVES]
         document.alarms += verdicts.alarms(document.saliency)
-    path = folder / folders.LESIONS_FILE
-    document.lesions = lesions.described(files.read_table(path), resamples=resamples) if path.is_file() else []
+    path = folder / layout.LESIONS_FILE
+    document.lesions = lesions.described(atomic.read_table(path), resamples=resamples) if path.is_file() else []

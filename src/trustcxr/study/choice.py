@@ -10,10 +10,10 @@ from trustcxr.evaluation import metrics
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import Selection, StudyRecipe, drops, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.results import files
-from trustcxr.results.documents import Ranked
-from trustcxr.results.folders import TRAINING_FILE, VALIDATION_FILE
-from trustcxr.results.tables import logits_of
+from trustcxr.storage import atomic
+from trustcxr.storage.layout import TRAINING_FILE, VALIDATION_FILE
+from trustcxr.storage.prediction_table import logits_of
+from trustcxr.storage.schemas import Ranked
 
 
 def ranked(
@@ -25,7 +25,7 @@ def ranked(
     """
     values: dict[str, list[float]] = {}
     for run, folder in baselines:
-        table = files.read_table(folder / VALIDATION_FILE)
+        table = atomic.read_table(folder / VALIDATION_FILE)
         labels, logits = table["label"].to_numpy(), logits_of(table)
         figures = metrics.classification(logits, labels, table["group"], tuple(classes), resamples=resamples)
         values.setdefault(run.model.called, []).append(float(getattr(figures, selection.by).value or 0.0))

@@ -23,11 +23,11 @@ from trustcxr.registry import (
     Method,
     direction,
 )
-from trustcxr.results import files
-from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
-from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
-from trustcxr.results.tables import CLEAN, logits_of
 from trustcxr.statistics import holm, paired
+from trustcxr.storage import atomic
+from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
+from trustcxr.storage.prediction_table import CLEAN, logits_of
+from trustcxr.storage.schemas import BeyondControl, Comparison, RunDocument, Share, read
 
 
 class Key(NamedTuple):
@@ -85,7 +85,7 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondCont
     over groups, the test's p-value corrected (Holm 1979) for all rows, n. Empty where no such control was measured.
     """
     found: list[BeyondControl] = []
-    table = files.read_table(folder / SALIENCY_FILE)
+    table = atomic.read_table(folder / SALIENCY_FILE)
     for method, rows in _maps(table):
         known = rows[rows["condition"] == CLEAN].dropna(subset=[ACTIVATION])
         for measure in [name for name in AGAINST_MASKS if (known["measure"] == name).any()]:
@@ -173,9 +173,9 @@ def sentence(row: Comparison) -> str:
 
 def figures(folder: Path) -> dict[Key, pd.DataFrame]:
     """Per-image figures of a run: for each measure (and saliency method) a table of value and group, by sample."""
-    tables = _accuracies(files.read_table(folder / PREDICTIONS_FILE))
+    tables = _accuracies(atomic.read_table(folder / PREDICTIONS_FILE))
     if (folder / SALIENCY_FILE).is_file():
-        tables |= _saliency(files.read_table(folder / SALIENCY_FILE))
+        tables |= _saliency(atomic.read_table(folder / SALIENCY_FILE))
     return tables
 
 

@@ -18,8 +18,8 @@ from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
-from trustcxr.results import files, folders
-from trustcxr.results.documents import CostDocument, RunPlan, WayCost
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import CostDocument, RunPlan, WayCost
 
 COST_FILE = ".costs.json"  # in a study's folder: what a dry run timed
 STEPS_FILE = ".steps.json"  # in a run's folder: seconds that each step took
@@ -46,18 +46,18 @@ _SAMPLE, _SAMPLE_METHOD = Passes(0, 25), Passes(70, 0)  # of each sampled image,
 @contextmanager
 def taken(folder: Path, step: str) -> Iterator[None]:
     """Record how long a step of a run takes, unless it was done already or fails."""
-    before, began = (folder / folders.STEP_FILES[step]).is_file(), time.monotonic()
+    before, began = (folder / layout.STEP_FILES[step]).is_file(), time.monotonic()
     yield
     if not before:
         known = steps_of(folder) | {step: round(time.monotonic() - began, 2)}
-        files.write_json(folder / STEPS_FILE, known)
+        atomic.write_json(folder / STEPS_FILE, known)
 
 
 def steps_of(folder: Path) -> dict[str, float]:
     """Return the recorded seconds of each step of a run."""
     content: dict[str, object] = {}
     with suppress(UserError):  # missing or damaged
-        content = files.read_document(folder / STEPS_FILE)
+        content = atomic.read_document(folder / STEPS_FILE)
     return {step: float(seconds) for step, seconds in content.items() if isinstance(seconds, int | float)}
 
 
@@ -91,7 +91,7 @@ class Times:
             known["train"] = most_epochs(run) * statistics.mean(epochs)
         if "train" in known:
             known["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
-        steps = list(folders.STEP_FILES)
+        steps = list(layout.STEP_FILES)
         return {step: known.get(step) for step in steps[steps.index(plan.step) :]}
 
     def _estimate(self, run: RunRecipe) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trustcxr.console import say
 from trustcxr.data import read_manifest
 from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study.provenance import data_hash, hash_of
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ def write(recipe: StudyRecipe, data: Path, folder: Path, films: Iterable["Datase
     """
     from trustcxr.data.auditing.audit import audit
 
-    path, now = folder / folders.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in films])
-    before = str(files.read_document(path).get(_OF)) if files.reads(path) else ""
+    path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in films])
+    before = str(atomic.read_document(path).get(_OF)) if atomic.reads(path) else ""
     if before != now:
         if before:
             say(f"{path}: of other images or masks: checked again")
         listing, labels = recipe.data.listing(), recipe.data.labels
         found = audit(read_manifest(data, **listing).with_labels(labels)) if labels else audit(data, **listing)
-        files.write_json(path, found.to_dict() | {_OF: now})
+        atomic.write_json(path, found.to_dict() | {_OF: now})
         say(f"data check: {found.verdict}")
     return path

@@ -6,8 +6,8 @@ from pathlib import Path
 from trustcxr.console import say
 from trustcxr.data.phantom import anatomy, writing
 from trustcxr.recipes import study
-from trustcxr.results.documents import StudyDocument
-from trustcxr.results.locks import holding
+from trustcxr.storage.locks import holding
+from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 

@@ -23,9 +23,9 @@ from trustcxr.recipes.exam import load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import RunDocument
-from trustcxr.results.locks import holding
+from trustcxr.storage import atomic, layout, schemas
+from trustcxr.storage.locks import holding
+from trustcxr.storage.schemas import RunDocument
 from trustcxr.study import beside, explaining
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
@@ -61,7 +61,7 @@ def explain(
     assert isinstance(subject, Given)  # a run's folder goes to run_folder.explain
     check_finding(subject, finding)
     _explained(subject, wanted)
-    refuse_held(out, {"an audit": folders.AUDIT_FILE})
+    refuse_held(out, {"an audit": layout.AUDIT_FILE})
     films = open_films(subject, data, split, labels, listing)
     scores.annotated(films.examined)
     shown, _ = at_the_door(films.examined, GATE, subject.device)
@@ -94,7 +94,7 @@ def explain(
         )
         images = len(asked_of(asked.films, np.arange(len(asked.films))))
         beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
-        files.write_json(out / folders.METRICS_FILE, document)
+        atomic.write_json(out / layout.METRICS_FILE, document)
         return document
 
 
@@ -124,9 +124,9 @@ def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
 
     It is there before any map is, so that no map of another model or of other films is ever beside these.
     """
-    path, key = out / folders.METRICS_FILE, _key(whole, asked)
+    path, key = out / layout.METRICS_FILE, _key(whole, asked)
     if path.is_file():
-        before = documents.read(RunDocument, path)
+        before = schemas.read(RunDocument, path)
         if before.examination != key:
             what = (
                 f"results of {before.run or 'something else'}, of which the model, the films, the finding or the "
@@ -134,13 +134,13 @@ def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
             )
             raise UserError(f"{out}: holds {what}; choose another --out")
         return before
-    refuse_held(out, {"maps of which nothing is known": folders.SALIENCY_FILE})
+    refuse_held(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
     table = evaluation.predict(asked.run, asked.films, views=not asked.name, at_once=whole.at_once)
     document = describe(asked.run, table, resamples=beside.RESAMPLES)
     document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
     document.given = about(whole.subject)
-    files.write_table(out / folders.PREDICTIONS_FILE, table)
-    files.write_json(path, document)
+    atomic.write_table(out / layout.PREDICTIONS_FILE, table)
+    atomic.write_json(path, document)
     return document
 
 

@@ -18,8 +18,8 @@ from trustcxr.explain import scores
 from trustcxr.explain.lesions import asked_of
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.results.documents import RunDocument
 from trustcxr.statistics import probability_said
+from trustcxr.storage.schemas import RunDocument
 from trustcxr.study import audit_measures
 from trustcxr.study.audit_data import Films
 

@@ -13,7 +13,7 @@ from trustcxr.evaluation.run import Run
 from trustcxr.explain import controls, lesions, scores
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study.provenance import Results
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def measure(
     mean_mask = _mean_mask(train, films)
     how = options.model_dump(mode="json", exclude={"panels"})
     results.table(
-        folders.SALIENCY_FILE,
+        layout.SALIENCY_FILE,
         lambda: scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask),
         data=data,
         options=how,
@@ -48,11 +48,11 @@ def measure(
         mean_mask="" if mean_mask is None else sha256(mean_mask.numpy().tobytes()).hexdigest()[:16],
     )
     if not len(lesions.with_lesions(films)):
-        (results.folder / folders.LESIONS_FILE).unlink(missing_ok=True)
+        (results.folder / layout.LESIONS_FILE).unlink(missing_ok=True)
         return
     sample, epsilon = options.sample, 0.0 if left_out.attacks else options.epsilon
     results.table(
-        folders.LESIONS_FILE,
+        layout.LESIONS_FILE,
         lambda: [lesions.of_run(run, films, sample=sample, epsilon=epsilon)],
         data=data,
         options={"sample": sample, "epsilon": epsilon},
@@ -72,5 +72,5 @@ def thresholds_of(saliency: Path | None) -> dict[str, float]:
     """Return the thresholds that a saliency.parquet was made with, by method; none without it."""
     if saliency is None:
         return {}
-    tuned = files.read_table(saliency, ["method", "threshold"]).dropna(subset=["threshold"])
+    tuned = atomic.read_table(saliency, ["method", "threshold"]).dropna(subset=["threshold"])
     return {str(name): float(value) for name, value in tuned.groupby("method")["threshold"].first().items()}

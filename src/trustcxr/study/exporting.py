@@ -16,8 +16,8 @@ from trustcxr.evaluation.run import Run, load_run
 from trustcxr.models import adapters, exporting
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.onnx_files import OnnxNet
-from trustcxr.results import files, folders
-from trustcxr.results.documents import ExportDocument
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import ExportDocument
 from trustcxr.study import films as tested
 from trustcxr.study.films import Source
 
@@ -39,7 +39,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
     declared = _declared(out)
     loaded = load_run(run, on="cpu")
     images, which = _films(loaded, data)
-    with files.replacing(out) as temporary:
+    with atomic.replacing(out) as temporary:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         exporting.write(loaded.model, loaded.size, temporary, kind)
         # Read as an audit would read it, from the file alone.
@@ -55,7 +55,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
         largest = _apart(loaded, given, temporary, images, kind)
         if not largest <= ALLOWED:
             raise UserError(f"{out}: not written: its answers differ from the run's by {largest:.1e} on {which}")
-    files.write_yaml(declared, _model_file(loaded, out))
+    atomic.write_yaml(declared, _model_file(loaded, out))
     return ExportDocument(
         run=loaded.name,
         format=kind,
@@ -64,7 +64,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
         opset=exporting.OPSET if kind == "onnx" else None,
         size=loaded.size,
         bytes=out.stat().st_size,
-        sha256=files.checksum(out),
+        sha256=atomic.checksum(out),
         films=which,
         n=len(images),
         largest=largest,
@@ -79,7 +79,7 @@ def _within(run: str | Path, kind: str) -> Path:
     name = lookup(NAMES, "format", kind)
     if hub.is_address(str(run)):
         raise UserError(f"{run}: it has no folder here: say --out FILE, such as --out {name}")
-    return folders.check_run(Path(run)) / name
+    return layout.check_run(Path(run)) / name
 
 
 def _declared(out: Path) -> Path:
@@ -87,7 +87,7 @@ def _declared(out: Path) -> Path:
     path = out.with_suffix(".yaml")
     if out.exists() and not path.exists():
         raise UserError(f"{out}: is there, and no model file beside it says that it was exported; choose another --out")
-    if path.exists() and files.read_yaml(path).get("source") != out.name:
+    if path.exists() and atomic.read_yaml(path).get("source") != out.name:
         raise UserError(
             f"{path}: is there, and the model file of {out.name} would take its place; choose another --out"
         )
@@ -121,7 +121,7 @@ def _apart(run: Run, given: Given, path: Path, images: Tensor, kind: str) -> flo
 def _model_file(run: Run, out: Path) -> dict[str, object]:
     """What a model file says of it, with what its recipe says in the place of its makers."""
     recipe, defence = run.trained_by, run.trained_by.defence
-    kept = files.part(files.read_yaml(run.folder / "run.yaml"), "data")
+    kept = atomic.part(atomic.read_yaml(run.folder / "run.yaml"), "data")
     against = f"L-infinity {defence.epsilon:g}, {defence.name}" if defence.attacks or defence.certifies else ""
     return {
         "source": out.name,

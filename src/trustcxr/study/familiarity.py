@@ -10,9 +10,9 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import familiarity
 from trustcxr.recipes.run import Listing
-from trustcxr.results.documents import FamiliarityDocument, Share
-from trustcxr.results.locks import holding
 from trustcxr.statistics import Bootstrap, share_interval
+from trustcxr.storage.locks import holding
+from trustcxr.storage.schemas import FamiliarityDocument, Share
 from trustcxr.study import films as tested
 from trustcxr.study.films import Source
 

@@ -15,8 +15,8 @@ from trustcxr.data.layouts.lists import NoColumns
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run import Listing
-from trustcxr.results import files, folders
-from trustcxr.results.evaluations import FOLDER
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.evaluations import FOLDER
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -92,20 +92,20 @@ def folder_for(run: Run, films: "Dataset", options: str, out: Path | None = None
     if out is None:
         return run.folder / FOLDER / f"{films.root.name}-{films.split or 'all'}-{options[:8]}"
     held = {
-        "a run, which its training and its study own": out / folders.RUN_FILE,
-        "a study": out / folders.STUDY_FILE,
-        "an audit": out / folders.AUDIT_FILE,
+        "a run, which its training and its study own": out / layout.RUN_FILE,
+        "a study": out / layout.STUDY_FILE,
+        "an audit": out / layout.AUDIT_FILE,
     }
     if what := next((what for what, path in held.items() if path.is_file()), None):
         raise UserError(f"{out}: holds {what}; choose another --out")
-    written = (folders.METRICS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
-    folders.refuse_foreign(out, written, (folders.PREDICTIONS_FILE,))
+    written = (layout.METRICS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
+    layout.refuse_foreign(out, written, (layout.PREDICTIONS_FILE,))
     return out
 
 
 def are_others(run: Run, films: "Dataset") -> bool:
     """Tell whether these are surely not the images of that split beside which the run was trained."""
-    known = files.part(_kept(run), "fingerprints").get(str(films.split))
+    known = atomic.part(_kept(run), "fingerprints").get(str(films.split))
     return known is not None and films.fingerprint != known
 
 
@@ -114,7 +114,7 @@ def is_own_test(run: Run, films: "Dataset") -> bool:
     kept, test = _kept(run), run.trained_by.data.splits.test
     if films.split != test:
         return False
-    own = films.fingerprint == files.part(kept, "fingerprints").get(test)
+    own = films.fingerprint == atomic.part(kept, "fingerprints").get(test)
     if films.root.name == kept.get("root_name") and not own:
         say(f"{films.root}: has the name of the data that {run.name} was trained beside, but holds other {test} films")
     return own
@@ -134,8 +134,8 @@ def notes(run: Run, films: "Dataset") -> list[str]:
 
 def trained_on(run: Run, films: "Dataset") -> int:
     """Count the images that the run was trained on, by their pixels; 0 for a run that does not say."""
-    path = run.folder / folders.FILMS_FILE
-    return int(np.isin(films.film_sums, files.read_table(path)["film"].to_numpy(str)).sum()) if path.is_file() else 0
+    path = run.folder / layout.FILMS_FILE
+    return int(np.isin(films.film_sums, atomic.read_table(path)["film"].to_numpy(str)).sum()) if path.is_file() else 0
 
 
 def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
@@ -182,20 +182,20 @@ def report_skipped(*parts: "Dataset") -> None:
 
 def _kept(run: Run) -> dict[str, object]:
     """What run.yaml keeps of the data that the run was trained on."""
-    return files.part(files.read_yaml(run.folder / folders.RUN_FILE), "data")
+    return atomic.part(atomic.read_yaml(run.folder / layout.RUN_FILE), "data")
 
 
 def validation_file(run: Path, folder: Path) -> Path:
     """Return the predictions on validation images that count in a folder of results: its own, else the run's."""
-    own = folder / folders.VALIDATION_FILE
-    return own if own.is_file() else run / folders.VALIDATION_FILE
+    own = folder / layout.VALIDATION_FILE
+    return own if own.is_file() else run / layout.VALIDATION_FILE
 
 
 def refuse_films(out: Path | None, data: Path) -> None:
     """UserError where results are asked for in the very folder of the films, or in one of theirs within it."""
     if out is None or not out.is_dir() or not data.is_dir():
         return
-    ours = (folders.RUN_FILE, folders.STUDY_FILE, folders.AUDIT_FILE, folders.METRICS_FILE)
+    ours = (layout.RUN_FILE, layout.STUDY_FILE, layout.AUDIT_FILE, layout.METRICS_FILE)
     within = out.resolve().is_relative_to(data.resolve()) and not any((out / name).is_file() for name in ours)
     if out.samefile(data) or (within and any(path.suffix.lower() in SUFFIXES for path in out.rglob("*"))):
         raise UserError(f"{out}: holds the films; choose another --out")

@@ -21,7 +21,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
-from trustcxr.results.documents import CostDocument, WayCost
+from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.costs import kind
 from trustcxr.training import precision
 from trustcxr.training.provenance import hardware

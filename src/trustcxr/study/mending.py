@@ -5,20 +5,20 @@ from pathlib import Path
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study.provenance import TABLES
 
-_MEASURED = (*TABLES, folders.METRICS_FILE)
+_MEASURED = (*TABLES, layout.METRICS_FILE)
 # What a run's folder may hold beside: pages, exports, evaluations.
-_MADE = (folders.PANELS_FILE, folders.FAMILIARITY_FILE, folders.AUDIT_FILE, folders.HISTORY_FILE, folders.FILMS_FILE)
+_MADE = (layout.PANELS_FILE, layout.FAMILIARITY_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.FILMS_FILE)
 _ALSO = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*")
-_STAYS = ("checkpoint", folders.FAILURE_FILE, "timings.json")  # what a training goes on from, or says of its steps
+_STAYS = ("checkpoint", layout.FAILURE_FILE, "timings.json")  # what a training goes on from, or says of its steps
 
 
 def refuse_foreign(folder: Path) -> None:
     """Raise UserError if a folder to train a run into holds other results, or files of other people."""
-    own = (folders.RUN_FILE, folders.TRAINING_FILE, folders.WEIGHTS_FILE)
-    folders.refuse_foreign(folder, (*_MEASURED, *_MADE, *_ALSO, "checkpoint", folders.BEFORE_REFIT), own)
+    own = (layout.RUN_FILE, layout.TRAINING_FILE, layout.WEIGHTS_FILE)
+    layout.refuse_foreign(folder, (*_MEASURED, *_MADE, *_ALSO, "checkpoint", layout.BEFORE_REFIT), own)
 
 
 def mend(run: Path) -> None:
@@ -27,9 +27,9 @@ def mend(run: Path) -> None:
     A training that goes on is no such run. Tables need no repair: one that is damaged, or of other weights, is not
     current and is measured again.
     """
-    if not any(_exists(run / name) for name in (folders.TRAINING_FILE, *_MEASURED)):
-        if _exists(run / folders.BEFORE_REFIT / folders.TRAINING_FILE):
-            mend(run / folders.BEFORE_REFIT)
+    if not any(_exists(run / name) for name in (layout.TRAINING_FILE, *_MEASURED)):
+        if _exists(run / layout.BEFORE_REFIT / layout.TRAINING_FILE):
+            mend(run / layout.BEFORE_REFIT)
         return
     if (why := untrained(run)) is None:
         return
@@ -37,27 +37,27 @@ def mend(run: Path) -> None:
     place = run / f"superseded-{number}"
     say(f"{run.name}: {why}: trained again; all that was there is moved to {place.name}")
     place.mkdir()
-    last = (*_MEASURED, folders.TRAINING_FILE)  # a move that is cut off goes on at the next start
-    for path in sorted(run.iterdir(), key=lambda path: (path.name in last, path.name == folders.TRAINING_FILE)):
+    last = (*_MEASURED, layout.TRAINING_FILE)  # a move that is cut off goes on at the next start
+    for path in sorted(run.iterdir(), key=lambda path: (path.name in last, path.name == layout.TRAINING_FILE)):
         if not path.name.startswith((".", "superseded-")) and path.name not in _STAYS:
             path.rename(place / path.name)
 
 
 def untrained(run: Path) -> str | None:
     """Return why a run is not trained, or cannot be used; None if it can."""
-    if not _exists(run / folders.TRAINING_FILE):
-        return f"{folders.TRAINING_FILE} is missing"
-    if not files.reads(run / folders.TRAINING_FILE):
-        return f"{folders.TRAINING_FILE} is damaged"
+    if not _exists(run / layout.TRAINING_FILE):
+        return f"{layout.TRAINING_FILE} is missing"
+    if not atomic.reads(run / layout.TRAINING_FILE):
+        return f"{layout.TRAINING_FILE} is damaged"
     try:
-        content = files.read_yaml(folders.check_run(run) / folders.RUN_FILE)
+        content = atomic.read_yaml(layout.check_run(run) / layout.RUN_FILE)
         if not isinstance(content["recipe"], dict) or not content["classes"]:
-            return f"{folders.RUN_FILE} is damaged"
-        folders.check_sums(run, content)
+            return f"{layout.RUN_FILE} is damaged"
+        layout.check_sums(run, content)
     except UserError as problem:
         return str(problem)
     except (KeyError, TypeError):
-        return f"{folders.RUN_FILE} is damaged"
+        return f"{layout.RUN_FILE} is damaged"
     except OSError as problem:
         return f"{problem.filename or run}: {(problem.strerror or str(problem)).lower()}"
     return None

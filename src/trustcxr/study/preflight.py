@@ -15,7 +15,7 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
 from trustcxr.registry import Method
-from trustcxr.results import folders
+from trustcxr.storage import layout
 from trustcxr.training.cards import Cards
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def names(study: StudyRecipe, folder: Path | None) -> None:
     scores.check_options(study.explanation)
     for attack in study.evaluation.attacks:
         if attack.surrogate is not None:
-            folders.check_run(Path(attack.surrogate))
+            layout.check_run(Path(attack.surrogate))
     for model in study.models:
         zoo.architectures(model.name)
         if not _trained(study, model, folder):
@@ -87,7 +87,7 @@ def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> boo
     if folder is None:
         return False
     every = (run for seed in study.seeds for run in _ways(study, model, seed))
-    return all((folder / "runs" / run.name / folders.TRAINING_FILE).is_file() for run in every)
+    return all((folder / "runs" / run.name / layout.TRAINING_FILE).is_file() for run in every)
 
 
 def _weights_are_there(model: ModelRecipe) -> None:

@@ -20,18 +20,8 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import documents, files
-from trustcxr.results.documents import (
-    VERSION,
-    DataDescription,
-    FailedRun,
-    Ranked,
-    RunDocument,
-    Selection,
-    StudyDocument,
-    TrainingDocument,
-)
-from trustcxr.results.folders import (
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.layout import (
     AUDIT_FILE,
     DATA_CHECK_FILE,
     DATA_FILE,
@@ -48,7 +38,17 @@ from trustcxr.results.folders import (
     refuse_foreign,
     versions,
 )
-from trustcxr.results.locks import holding
+from trustcxr.storage.locks import holding
+from trustcxr.storage.schemas import (
+    VERSION,
+    DataDescription,
+    FailedRun,
+    Ranked,
+    RunDocument,
+    Selection,
+    StudyDocument,
+    TrainingDocument,
+)
 from trustcxr.study import comparison, data_check, preflight, provenance, seeds, standing
 from trustcxr.study.choice import left_out, ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
@@ -131,7 +131,7 @@ class Study:
         self._show(done)
         self._count_time()
         document = self._document(done, ranking, datasets, self._seconds())
-        files.write_json(self.folder / STUDY_RESULTS, document)
+        atomic.write_json(self.folder / STUDY_RESULTS, document)
         return document
 
     def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
@@ -158,13 +158,13 @@ class Study:
                     raise UserError(f"{self.folder}: holds {what}; choose another --out")
             written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
             refuse_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
-        files.write_yaml(self.folder / STUDY_FILE, content)
-        files.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
+        atomic.write_yaml(self.folder / STUDY_FILE, content)
+        atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 
     def _take_up(self, content: dict[str, object]) -> None:
         """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
         before, kept = read_study(self.folder), self.recipe
-        lacking = files.part(before, LEFT_OUT)
+        lacking = atomic.part(before, LEFT_OUT)
         for key in (LEFT_OUT, "threads"):
             before.pop(key, None)
         with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
@@ -231,14 +231,14 @@ class Study:
     def _count_time(self) -> None:
         """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
         path, now = self.folder / TIMES_FILE, time.monotonic()
-        times = files.read_document(path) if files.reads(path) else {}
-        files.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
+        times = atomic.read_document(path) if atomic.reads(path) else {}
+        atomic.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
         self._clock = now
 
     def _seconds(self) -> float:
         """Return the time worked on this study so far, all its starts together."""
         path = self.folder / TIMES_FILE
-        seconds = files.read_document(path).get(TIME) if files.reads(path) else 0.0
+        seconds = atomic.read_document(path).get(TIME) if atomic.reads(path) else 0.0
         return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def _run_folder(self, run: RunRecipe) -> Path:
@@ -259,7 +259,7 @@ class Study:
 
     def _left_out(self) -> list[FailedRun]:
         """Standard runs of networks that the recipe had, that could not be trained, and that it has no longer; why."""
-        said = files.part(read_study(self.folder), LEFT_OUT)
+        said = atomic.part(read_study(self.folder), LEFT_OUT)
         return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
 
     def _show(self, runs: list[RunRecipe]) -> None:
@@ -273,19 +273,19 @@ class Study:
         key = provenance.hash_of(tables=tables, count=options.panels, version=provenance.ALGORITHM_VERSION[PANELS_FILE])
         if all(provenance.read_hash(folder / PANELS_FILE) == key for folder in folders):
             return
-        measured = [files.read_table(folder / SALIENCY_FILE) for folder in folders]
+        measured = [atomic.read_table(folder / SALIENCY_FILE) for folder in folders]
         chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
             arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
-            files.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
+            atomic.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
     ) -> StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
-        tested = [documents.read(RunDocument, folder / METRICS_FILE) for folder in folders]
+        tested = [schemas.read(RunDocument, folder / METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
-            document.training = documents.read(TrainingDocument, folder / TRAINING_FILE)
+            document.training = schemas.read(TrainingDocument, folder / TRAINING_FILE)
         return StudyDocument(
             version=VERSION,
             study=recipe.name,
@@ -325,7 +325,7 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    then, today = files.plain(before), files.plain(now)
+    then, today = atomic.plain(before), atomic.plain(now)
     return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
 
 

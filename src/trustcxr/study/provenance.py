@@ -13,9 +13,8 @@ import pandas as pd
 
 from trustcxr.data.manifest import MASK_SUFFIX
 from trustcxr.errors import UserError
-from trustcxr.results import documents, files
-from trustcxr.results.documents import RunDocument
-from trustcxr.results.folders import (
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.layout import (
     CERTIFIED_FILE,
     LESIONS_FILE,
     METRICS_FILE,
@@ -24,6 +23,7 @@ from trustcxr.results.folders import (
     SALIENCY_FILE,
     VALIDATION_FILE,
 )
+from trustcxr.storage.schemas import RunDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -44,7 +44,7 @@ TABLES = (VALIDATION_FILE, PREDICTIONS_FILE, SALIENCY_FILE, LESIONS_FILE, CERTIF
 
 def hash_of(**parts: object) -> str:
     """Return a hash of anything that JSON can hold."""
-    return sha256(json.dumps(files.plain(parts), sort_keys=True).encode()).hexdigest()[:16]
+    return sha256(json.dumps(atomic.plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def data_hash(data: "Dataset", *kinds: str) -> str:
@@ -92,7 +92,7 @@ class Results:
             raise UserError(
                 f"{path}: of other weights, images or options, or damaged; results are never mixed. Give another --out"
             )
-        files.write_batches(path, make(), self.key(name, **parts))
+        atomic.write_batches(path, make(), self.key(name, **parts))
         self.written += (name,)
         return True
 
@@ -100,12 +100,12 @@ class Results:
 def read_hash(path: Path) -> str:
     """Return the hash that a table, panels or metrics.json carry; "" if they are missing, damaged or carry none."""
     if path.suffix == ".parquet":
-        return files.read_provenance(path)
+        return atomic.read_provenance(path)
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return str(arrays[KEY])
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return ""
-    document = documents.read_if_whole(RunDocument, path)
+    document = schemas.read_if_whole(RunDocument, path)
     return "" if document is None else document.provenance

@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from trustcxr.data.store import INDEX, cache_folder
 from trustcxr.errors import UserError
-from trustcxr.results import folders, locks
-from trustcxr.results.disk import writing
-from trustcxr.results.documents import Prunable, PruneDocument
+from trustcxr.storage import layout, locks
+from trustcxr.storage.os_errors import writing
+from trustcxr.storage.schemas import Prunable, PruneDocument
 
 DAYS = 30.0  # since it was last used, after which a thing is old unless said
 CHECKPOINT = "checkpoint"  # within a run, and within what is refit
@@ -77,8 +77,8 @@ def _checkpoints(place: Path) -> Iterator[Prunable]:
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; give folders of runs or studies")
     for run in [place, *sorted(place.glob("runs/*"))]:
-        finished = (run / folders.TRAINING_FILE).is_file()
-        for checkpoint in (run / CHECKPOINT, run / folders.BEFORE_REFIT / CHECKPOINT):
+        finished = (run / layout.TRAINING_FILE).is_file()
+        for checkpoint in (run / CHECKPOINT, run / layout.BEFORE_REFIT / CHECKPOINT):
             if checkpoint.is_dir():
                 what = "left behind by a finished training" if finished else "a training goes on from here"
                 kind = "finished checkpoint" if finished else "checkpoint"
@@ -104,7 +104,7 @@ def _removed(one: Prunable) -> bool:
     path = Path(one.path)
     with writing(path):
         if "checkpoint" in one.kind:
-            run = path.parent.parent if path.parent.name == folders.BEFORE_REFIT else path.parent
+            run = path.parent.parent if path.parent.name == layout.BEFORE_REFIT else path.parent
             try:
                 with locks.holding(run):
                     shutil.rmtree(path)

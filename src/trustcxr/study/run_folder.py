@@ -25,10 +25,10 @@ from trustcxr.recipes.run import Listing, RunRecipe, Splits
 from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
-from trustcxr.results import documents, files, folders, tables
-from trustcxr.results.documents import Alarm, RunDocument, TrainingDocument
-from trustcxr.results.evaluations import own_figures
-from trustcxr.results.locks import holding
+from trustcxr.storage import atomic, layout, prediction_table, schemas
+from trustcxr.storage.evaluations import own_figures
+from trustcxr.storage.locks import holding
+from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
 from trustcxr.study import beside, explaining, mending, preflight
 from trustcxr.study import films as tested
 from trustcxr.study.asked import corruptions_recipe, recipe
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "certify", "evaluate", "explain", "recipe", "report_skipped", "train"]
 
-MEASURED = (folders.PREDICTIONS_FILE, folders.SALIENCY_FILE, folders.LESIONS_FILE, folders.CERTIFIED_FILE)
+MEASURED = (layout.PREDICTIONS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
 
 
 class RunFolder:
@@ -61,15 +61,15 @@ class RunFolder:
     @cached_property
     def results(self) -> Results:
         """The files of its results, and what they were made from."""
-        return Results(self.place, files.checksum(self.folder / folders.WEIGHTS_FILE), self.replace)
+        return Results(self.place, atomic.checksum(self.folder / layout.WEIGHTS_FILE), self.replace)
 
     def refuse_another(self, recipe: RunRecipe) -> None:
         """Raise UserError if the folder holds a run of another recipe."""
-        path = self.folder / folders.RUN_FILE
+        path = self.folder / layout.RUN_FILE
         if not path.is_file():
             return
         advice = f"restore it, or move {self.folder} away to train the run from the beginning"
-        before = files.read_yaml(path, advice=advice).get("recipe") or {}
+        before = atomic.read_yaml(path, advice=advice).get("recipe") or {}
         if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
 
@@ -85,18 +85,18 @@ class RunFolder:
         if mending.untrained(self.folder) is not None:
             return loop.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done
-        return documents.read(TrainingDocument, self.folder / folders.TRAINING_FILE)
+        return schemas.read(TrainingDocument, self.folder / layout.TRAINING_FILE)
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
         """Write the predictions on the validation images, of the weights that validation judged."""
-        name, data = folders.VALIDATION_FILE, data_hash(val)
+        name, data = layout.VALIDATION_FILE, data_hash(val)
         own = Results(self.folder, self.results.weights)
         if self.place != self.folder and own.is_current(name, data=data):
             return
 
         def predicted() -> list[pd.DataFrame]:
             table = evaluation.predict(as_before_refit(self.run), val, views=False, batch_size=batch_size)
-            return [table.assign(**{tables.FILMS: val.fingerprint})]
+            return [table.assign(**{prediction_table.FILMS: val.fingerprint})]
 
         self.results.table(name, predicted, data=data)
 
@@ -107,10 +107,10 @@ class RunFolder:
             table = evaluation.predict(
                 self.run, films, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
             )
-            return [table.assign(**{tables.FILMS: films.fingerprint})]
+            return [table.assign(**{prediction_table.FILMS: films.fingerprint})]
 
         data = data_hash(films, "lung")
-        self.results.table(folders.PREDICTIONS_FILE, predicted, data=data, options=asked_of(options))
+        self.results.table(layout.PREDICTIONS_FILE, predicted, data=data, options=asked_of(options))
 
     def explain(
         self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, train: "Dataset | None" = None
@@ -125,7 +125,7 @@ class RunFolder:
             return known if val is None else scores.tune(as_before_refit(self.run), val, options.methods)
 
         own = own_figures(self.folder) if val is None and self.place != self.folder else None
-        known = explaining.thresholds_of(None if own is None else own.table(folders.SALIENCY_FILE))
+        known = explaining.thresholds_of(None if own is None else own.table(layout.SALIENCY_FILE))
         tuned = hash_of(known=known) if val is None else data_hash(val, "infection", "lung")
         data = data_hash(films, "infection", "lung")
         explaining.measure(self.results, self.run, films, options, thresholds, data=data, tuned=tuned, train=train)
@@ -134,7 +134,7 @@ class RunFolder:
         """Write certified.parquet: which answers cannot change within each radius."""
         how = {"radii": sorted(map(float, radii)), "effort": asdict(effort or Effort())}
         self.results.table(
-            folders.CERTIFIED_FILE,
+            layout.CERTIFIED_FILE,
             lambda: [certified.prove(self.run, films, radii, effort=effort)],
             data=data_hash(films),
             options=how,
@@ -147,15 +147,15 @@ class RunFolder:
 
         `planted`: what becomes of planted shortcuts, measured if it is asked for.
         """
-        path = self.place / folders.METRICS_FILE
+        path = self.place / layout.METRICS_FILE
         validation, internal = self._beside(films)
         behind = [*(self.place / name for name in MEASURED), *(path for path in (validation, internal) if path)]
-        sums = [files.checksum(path) if path.is_file() else "" for path in behind]
+        sums = [atomic.checksum(path) if path.is_file() else "" for path in behind]
         key = self.results.key(path.name, tables=sums, resamples=resamples, planted=planted is not None)
         if read_hash(path) == key:
-            return documents.read(RunDocument, path)
-        table = files.read_table(self.place / folders.PREDICTIONS_FILE)
-        known = None if validation is None else files.read_table(validation)
+            return schemas.read(RunDocument, path)
+        table = atomic.read_table(self.place / layout.PREDICTIONS_FILE)
+        known = None if validation is None else atomic.read_table(validation)
         document = describe(self.run, table, validation=known, resamples=resamples)
         document.provenance, document.films = key, films.fingerprint
         document.notes = tested.notes(self.run, films)
@@ -164,9 +164,9 @@ class RunFolder:
         if planted is not None:
             document.planted_shortcuts = planted()
         if internal is not None:
-            document.drop_from_internal = drops.from_internal(files.read_table(internal), table)
+            document.drop_from_internal = drops.from_internal(atomic.read_table(internal), table)
         beside.describe(document, self.place, images=len(films), resamples=resamples)
-        files.write_json(path, document)
+        atomic.write_json(path, document)
         self.results.written += (path.name,)
         return document
 
@@ -180,12 +180,12 @@ class RunFolder:
         other = own if own is not None and own.document.films != films.fingerprint else None
         validation: Path | None = tested.validation_file(self.folder, self.place)
         if validation is not None and not validation.is_file():
-            validation = None if other is None else other.table(folders.VALIDATION_FILE)
-        if validation is not None and set(files.read_table(validation, [tables.FILMS])[tables.FILMS]) == {
-            films.fingerprint
-        }:
+            validation = None if other is None else other.table(layout.VALIDATION_FILE)
+        if validation is not None and set(
+            atomic.read_table(validation, [prediction_table.FILMS])[prediction_table.FILMS]
+        ) == {films.fingerprint}:
             validation = None
-        return validation, None if other is None else other.table(folders.PREDICTIONS_FILE)
+        return validation, None if other is None else other.table(layout.PREDICTIONS_FILE)
 
 
 def asked_of(options: EvaluationRecipe) -> dict[str, object]:
@@ -199,7 +199,7 @@ def asked_of(options: EvaluationRecipe) -> dict[str, object]:
 
 
 def _surrogate(folder: str | None) -> str | None:
-    return None if folder is None else files.checksum(folders.check_run(Path(folder)) / folders.WEIGHTS_FILE)
+    return None if folder is None else atomic.checksum(layout.check_run(Path(folder)) / layout.WEIGHTS_FILE)
 
 
 # --- what the commands do --------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def train(
     mending.refuse_foreign(folder)
     cards = Cards(devices, nodes, strategy)
     cards.check(run, run.training.batch_size)
-    if (folder / folders.STUDY_FILE).is_file():
+    if (folder / layout.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
     steps = RunFolder(folder)
     steps.refuse_another(run)
@@ -379,7 +379,7 @@ def _tested(asked: _Asked, steps: RunFolder, options: EvaluationRecipe, *, short
     def planted() -> Any:
         return audit(asked.run, asked.films.root, split=str(asked.films.split or Splits().test))
 
-    if shortcuts and not (steps.place / folders.METRICS_FILE).is_file():
+    if shortcuts and not (steps.place / layout.METRICS_FILE).is_file():
         planted()  # data on which nothing was planted are refused before anything else is measured
     steps.test(asked.films, options)
     return _described(asked, steps, planted if shortcuts else None)

@@ -6,8 +6,8 @@ Intervals say how a figure would move with other images; this says how it moves 
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
-from trustcxr.results.documents import OverSeeds, RunDocument, SeedFigure
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import OverSeeds, RunDocument, SeedFigure
 
 ENERGY = "infection_energy"
 

@@ -13,9 +13,9 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, drops, grows, refuse_fewer_seeds, run_recipe, untracked
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import documents, files, folders, locks
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import CostDocument, RunPlan, StudyDocument, StudyPlan
+from trustcxr.storage import atomic, layout, locks, schemas
+from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.schemas import CostDocument, RunPlan, StudyDocument, StudyPlan
 from trustcxr.study import costs
 from trustcxr.study.engines import failures
 from trustcxr.version import NOTICE
@@ -34,8 +34,8 @@ class PlannedRuns:
 
 def read_recipe(study: Path) -> StudyRecipe:
     """Load the recipe of a study from its folder; UserError if no study was begun there."""
-    path = folders.check_begun(study) / folders.STUDY_FILE
-    return validate(StudyRecipe, files.part(folders.read_study(study), "recipe"), str(path))
+    path = layout.check_begun(study) / layout.STUDY_FILE
+    return validate(StudyRecipe, atomic.part(layout.read_study(study), "recipe"), str(path))
 
 
 def plan_runs(recipe: StudyRecipe, study: Path | None) -> PlannedRuns:
@@ -57,15 +57,15 @@ def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunReci
         return {model.called for model in recipe.models}
     if study is None:
         return None
-    document = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS)
+    document = schemas.read_if_there(StudyDocument, study / layout.STUDY_RESULTS)
     if document is not None and document.recipe.get("seeds") == list(recipe.seeds) and document.selection.ranking:
         return {row.model for row in document.selection.ranking if row.chosen}
     pairs = [(run, study / "runs" / run.name) for run in standard]
-    if not all((folder / folders.VALIDATION_FILE).is_file() for _, folder in pairs):
+    if not all((folder / layout.VALIDATION_FILE).is_file() for _, folder in pairs):
         return None
     from trustcxr.study.choice import ranked
 
-    classes = files.read_yaml(pairs[0][1] / folders.RUN_FILE).get("classes")
+    classes = atomic.read_yaml(pairs[0][1] / layout.RUN_FILE).get("classes")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
     return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}
 
@@ -86,9 +86,9 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
         reason="",
         seconds={},
     )
-    if (folder / folders.METRICS_FILE).is_file():
+    if (folder / layout.METRICS_FILE).is_file():
         return plan.model_copy(update={"state": "done"})
-    plan.step = next(step for step, name in folders.STEP_FILES.items() if not (folder / name).is_file())
+    plan.step = next(step for step, name in layout.STEP_FILES.items() if not (folder / name).is_file())
     if (holder := locks.holder(folder)) is not None:
         return plan.model_copy(update={"state": "running", "holder": holder})
     if (reason := failures.reason(folder)) is not None:
@@ -99,7 +99,7 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
 def _epoch_times(folder: Path) -> list[float]:
     """Return the seconds of each finished epoch; with a refit those of both trainings."""
     found: list[float] = []
-    for path in (folder / folders.BEFORE_REFIT / folders.HISTORY_FILE, folder / folders.HISTORY_FILE):
+    for path in (folder / layout.BEFORE_REFIT / layout.HISTORY_FILE, folder / layout.HISTORY_FILE):
         with suppress(OSError, ValueError, csv.Error), open(path, newline="", encoding="utf-8") as file:
             before = 0.0
             for row in csv.DictReader(file):
@@ -117,7 +117,7 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
     """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one."""
     runs = plan_runs(recipe, study)
     if measured is None and study is not None:
-        measured = documents.read_if_whole(CostDocument, study / costs.COST_FILE)
+        measured = schemas.read_if_whole(CostDocument, study / costs.COST_FILE)
     at = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
     times = costs.Times(recipe, measured)
     for run in (*runs.certain, *runs.open):
@@ -169,7 +169,7 @@ def dry_run(
     """
     from trustcxr.study import preflight
 
-    begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
+    begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
     if begun is not None:
         _refuse_another(begun, recipe)
     preflight.names(recipe, begun)
@@ -183,7 +183,7 @@ def dry_run(
     runs = plan_runs(recipe, None)
     document = measuring.measure(recipe, [*runs.certain, *runs.open], data)
     if out is not None:
-        files.write_json(out / costs.COST_FILE, document)
+        atomic.write_json(out / costs.COST_FILE, document)
     return plan(recipe, begun or out, document)
 
 

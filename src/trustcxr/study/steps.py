@@ -15,9 +15,9 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe, run_recipe
 from trustcxr.recipes.training import DefenceRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders, locks
-from trustcxr.results.folders import DATA_FILE, STUDY_FILE
-from trustcxr.results.locks import holding
+from trustcxr.storage import atomic, layout, locks
+from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
+from trustcxr.storage.locks import holding
 from trustcxr.study import costs, mending
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.study.run_folder import RunFolder
@@ -44,9 +44,9 @@ class StudyFolder:
     @classmethod
     def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
         """From study.yaml and where the films are."""
-        content = folders.read_study(folder)
+        content = layout.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
-        data = str(files.read_yaml(folder / DATA_FILE)["path"])
+        data = str(atomic.read_yaml(folder / DATA_FILE)["path"])
         threads = content.get("threads")
         fixed = threads if isinstance(threads, int) else None
         return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices, fixed)

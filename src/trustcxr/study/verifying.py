@@ -17,8 +17,8 @@ from trustcxr.evaluation.run import About
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import documents, files, folders, tables
-from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
+from trustcxr.storage import atomic, layout, prediction_table, schemas
+from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.study import beside, comparison, seeds, standing
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import failures
@@ -36,14 +36,14 @@ _TELL_APART = (  # keys of the entries of a list
 
 def verify(study: Path) -> VerifiedDocument:
     """Compute every figure of a study again, and name those that differ; UserError if there is no finished study."""
-    return _Verification(folders.check_study(study)).carry_out()
+    return _Verification(layout.check_study(study)).carry_out()
 
 
 class _Verification:
     def __init__(self, folder: Path) -> None:
-        path = folder / folders.STUDY_RESULTS
-        self.folder, self.stored = folder, files.read_document(path)
-        documents.check_version(self.stored, path)
+        path = folder / layout.STUDY_RESULTS
+        self.folder, self.stored = folder, atomic.read_document(path)
+        schemas.check_version(self.stored, path)
         self.recipe = validate(StudyRecipe, self.stored.get("recipe") or {}, str(path))
         self.result = VerifiedDocument(
             study=str(self.stored.get("study", "")),
@@ -92,29 +92,29 @@ class _Verification:
 
     def _run(self, entry: Mapping[str, object], run: Path) -> RunDocument | None:
         """Verify a run of study.json and its own files; return what its tables give."""
-        name = f"{folders.STUDY_RESULTS}: {run.name}"
-        if self._is_there(run / folders.TRAINING_FILE, f"{name}: training"):
-            training = documents.read(TrainingDocument, run / folders.TRAINING_FILE)
+        name = f"{layout.STUDY_RESULTS}: {run.name}"
+        if self._is_there(run / layout.TRAINING_FILE, f"{name}: training"):
+            training = schemas.read(TrainingDocument, run / layout.TRAINING_FILE)
             self._compare(name, entry.get("training") or {}, training, "training")
             self._history(run, training)
-        if not self._is_there(run / folders.PREDICTIONS_FILE, name):
+        if not self._is_there(run / layout.PREDICTIONS_FILE, name):
             return None
-        content = files.read_yaml(run / folders.RUN_FILE)
-        if self._is_there(run / folders.WEIGHTS_FILE, f"checksum of runs/{run.name}"):
-            for part, now in folders.checksums(run, content.get("classes")).items():
-                if (before := files.part(content, "checksums").get(part)) != now:
-                    file = run / (part if part == folders.WEIGHTS_FILE else folders.RUN_FILE)
+        content = atomic.read_yaml(run / layout.RUN_FILE)
+        if self._is_there(run / layout.WEIGHTS_FILE, f"checksum of runs/{run.name}"):
+            for part, now in layout.checksums(run, content.get("classes")).items():
+                if (before := atomic.part(content, "checksums").get(part)) != now:
+                    file = run / (part if part == layout.WEIGHTS_FILE else layout.RUN_FILE)
                     self._differs(self._name(file), f"checksum of {part}", before, now)
         document = _compute_whole(run, run, self.recipe)
         self.result.runs += 1
         self._figures(name, entry, document, run, run)
-        if self._is_there(metrics := run / folders.METRICS_FILE, "its figures"):
-            self._figures(self._name(metrics), files.read_document(metrics), document, run, run)
-        for path in sorted(run.glob(f"evaluations/*/{folders.METRICS_FILE}")):
+        if self._is_there(metrics := run / layout.METRICS_FILE, "its figures"):
+            self._figures(self._name(metrics), atomic.read_document(metrics), document, run, run)
+        for path in sorted(run.glob(f"evaluations/*/{layout.METRICS_FILE}")):
             with self._damage_noted():
-                if self._is_there(path.parent / folders.PREDICTIONS_FILE, self._name(path)):
+                if self._is_there(path.parent / layout.PREDICTIONS_FILE, self._name(path)):
                     again = _compute_whole(run, path.parent, None)
-                    self._figures(self._name(path), files.read_document(path), again, run, path.parent)
+                    self._figures(self._name(path), atomic.read_document(path), again, run, path.parent)
         return document
 
     def _figures(self, file: str, stored: Mapping[str, object], document: RunDocument, run: Path, place: Path) -> None:
@@ -143,11 +143,11 @@ class _Verification:
 
     def _history(self, run: Path, training: TrainingDocument) -> None:
         """Compare training.json with history.csv: how many epochs, and the figures of the best."""
-        path, monitor, best = run / folders.HISTORY_FILE, training.monitor, training.best_epoch
-        if not self._is_there(path, f"runs/{run.name}/{folders.TRAINING_FILE}") or training.refit is not None:
+        path, monitor, best = run / layout.HISTORY_FILE, training.monitor, training.best_epoch
+        if not self._is_there(path, f"runs/{run.name}/{layout.TRAINING_FILE}") or training.refit is not None:
             return
         try:
-            table = files.read_table(path)
+            table = atomic.read_table(path)
             computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
             if best is not None and not 0 <= best < len(table):
                 computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
@@ -156,7 +156,7 @@ class _Verification:
         except (UserError, LookupError, ValueError) as problem:
             raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
         said = _plain(training)
-        self._compare(f"runs/{run.name}/{folders.TRAINING_FILE}", {key: said.get(key) for key in computed}, computed)
+        self._compare(f"runs/{run.name}/{layout.TRAINING_FILE}", {key: said.get(key) for key in computed}, computed)
         self.result.files += 1
 
     def _list_of_runs(self, names: list[str]) -> None:
@@ -165,18 +165,18 @@ class _Verification:
         known = {run.name for run in (*planned.certain, *planned.open)}
         for name in known - {*names}:
             run = self.folder / "runs" / name
-            if (run / folders.METRICS_FILE).is_file() and failures.reason(run) is None:
-                self._differs(folders.STUDY_RESULTS, f"runs[{name}]", None, f"finished in {self._name(run)}")
+            if (run / layout.METRICS_FILE).is_file() and failures.reason(run) is None:
+                self._differs(layout.STUDY_RESULTS, f"runs[{name}]", None, f"finished in {self._name(run)}")
         for name, times in counts.items():
             if times > 1 or name not in known:
                 computed = "once" if name in known else "no such run"
-                self._differs(folders.STUDY_RESULTS, f"runs[{name}]", f"there {times} times", computed)
+                self._differs(layout.STUDY_RESULTS, f"runs[{name}]", f"there {times} times", computed)
 
     def _all_runs(self, computed: Mapping[str, RunDocument], *, whole: bool) -> None:
         """Compare what study.json says of all runs together; only if every table is there."""
         if not whole:
             self.result.unchecked.append(
-                f"{folders.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms: of all runs together"
+                f"{layout.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms: of all runs together"
             )
             return
         at = {self.folder / "runs" / name: document for name, document in computed.items()}
@@ -189,10 +189,10 @@ class _Verification:
         }
         said = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
         said["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
-        said["ranking"] = files.part(self.stored, "selection").get("ranking")
-        self._compare(folders.STUDY_RESULTS, said, again)
+        said["ranking"] = atomic.part(self.stored, "selection").get("ranking")
+        self._compare(layout.STUDY_RESULTS, said, again)
 
-    def _ranking(self, computed: Mapping[str, RunDocument]) -> list[documents.Ranked]:
+    def _ranking(self, computed: Mapping[str, RunDocument]) -> list[schemas.Ranked]:
         """Rank the networks by validation; none if a standard run is missing."""
         standard = [run for run in standing.plan_runs(self.recipe, None).certain if run.defence == type(run.defence)()]
         if not standard or not {run.name for run in standard} <= {*computed}:
@@ -205,11 +205,11 @@ def _tables_beside(run: Path, place: Path) -> dict[str, Path]:
     """Return the table that a part of metrics.json comes from, if that is not predictions.parquet beside it."""
     others = {
         "calibration": validation_file(run, place),
-        "saliency": place / folders.SALIENCY_FILE,
-        "lesions": place / folders.LESIONS_FILE,
-        "certified": place / folders.CERTIFIED_FILE,
+        "saliency": place / layout.SALIENCY_FILE,
+        "lesions": place / layout.LESIONS_FILE,
+        "certified": place / layout.CERTIFIED_FILE,
     }
-    return others | ({} if place == run else {"drop_from_internal": run / folders.PREDICTIONS_FILE})
+    return others | ({} if place == run else {"drop_from_internal": run / layout.PREDICTIONS_FILE})
 
 
 def _compute_whole(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
@@ -217,7 +217,7 @@ def _compute_whole(run: Path, place: Path, study: StudyRecipe | None) -> RunDocu
     try:
         return compute_figures(run, place, study)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-        there = [place / folders.PREDICTIONS_FILE, *_tables_beside(run, place).values()]
+        there = [place / layout.PREDICTIONS_FILE, *_tables_beside(run, place).values()]
         names = " or ".join(dict.fromkeys(path.name for path in there if path.is_file()))
         text = f"{type(problem).__name__}: {problem}".replace("\n", " ")
         raise UserError(f"{place}: damaged: {names} ({text}); restore it, or make it anew") from problem
@@ -225,24 +225,24 @@ def _compute_whole(run: Path, place: Path, study: StudyRecipe | None) -> RunDocu
 
 def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
     """Compute metrics.json of a run from the tables in a folder; of a study, as its recipe asks."""
-    content = files.read_yaml(run / folders.RUN_FILE)
+    content = atomic.read_yaml(run / layout.RUN_FILE)
     names = content.get("classes")
     classes = tuple(map(str, names if isinstance(names, list) else ()))
 
     def read(path: Path) -> pd.DataFrame:
-        table = files.read_table(path)
-        tables.refuse_damaged(table, path, len(classes))
+        table = atomic.read_table(path)
+        prediction_table.refuse_damaged(table, path, len(classes))
         return table
 
-    predictions, path = read(place / folders.PREDICTIONS_FILE), validation_file(run, place)
+    predictions, path = read(place / layout.PREDICTIONS_FILE), validation_file(run, place)
     validation = read(path) if path.is_file() else None
     if validation is not None and set(validation["sample_id"]) == set(predictions["sample_id"]):
         validation = None
-    images, resamples = int((predictions["attack"] == tables.CLEAN).sum()), beside.RESAMPLES
+    images, resamples = int((predictions["attack"] == prediction_table.CLEAN).sum()), beside.RESAMPLES
     if study is not None:
         resamples = study.evaluation.bootstrap
-    stored = documents.read_if_there(RunDocument, place / folders.METRICS_FILE) or RunDocument()
-    recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / folders.RUN_FILE))
+    stored = schemas.read_if_there(RunDocument, place / layout.METRICS_FILE) or RunDocument()
+    recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / layout.RUN_FILE))
     document = summary.figures(
         About.trained(recipe),
         classes,
@@ -250,12 +250,12 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
         validation=validation,
         resamples=resamples,
         refit=recipe.training.refit,
-        training=documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument(),
+        training=schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument(),
         at_random=lambda: bool(stored.masking and stored.masking.at_random),
     )
     beside.describe(document, place, images=images, resamples=resamples)
-    if place != run and (run / folders.PREDICTIONS_FILE).is_file():
-        document.drop_from_internal = drops.from_internal(read(run / folders.PREDICTIONS_FILE), predictions)
+    if place != run and (run / layout.PREDICTIONS_FILE).is_file():
+        document.drop_from_internal = drops.from_internal(read(run / layout.PREDICTIONS_FILE), predictions)
     return document
 
 
@@ -318,4 +318,4 @@ def _records(content: object) -> list[dict[str, Any]]:
 
 def _plain(document: object) -> Any:
     """Return a document as JSON has it."""
-    return json.loads(files.to_json(document))
+    return json.loads(atomic.to_json(document))

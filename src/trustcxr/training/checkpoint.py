@@ -13,8 +13,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from trustcxr.console import say
 from trustcxr.errors import UserError, out_of_memory
-from trustcxr.results import files
-from trustcxr.results.disk import writing
+from trustcxr.storage import atomic
+from trustcxr.storage.os_errors import writing
 
 FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
 NEXT = "next.safetensors"  # better weights that the last checkpoint does not know of yet
@@ -31,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write `checkpoint` to `path`, whole or not at all."""
         content = io.BytesIO()  # torch's own writer falls over a disk that fills, with a traceback
         torch.save(checkpoint, content)
-        with files.replacing(Path(path), needed=content.getbuffer().nbytes) as temporary:
+        with atomic.replacing(Path(path), needed=content.getbuffer().nbytes) as temporary:
             temporary.write_bytes(content.getbuffer())
 
 
@@ -82,7 +82,7 @@ def settle(run: Path, best_sum: str) -> None:
     later = run / FOLDER / NEXT
     if later.is_file():
         with writing(run / FOLDER / BEST):
-            if files.checksum(later) == best_sum:
+            if atomic.checksum(later) == best_sum:
                 later.replace(run / FOLDER / BEST)
             else:
                 later.unlink()

@@ -22,8 +22,8 @@ from trustcxr.data.dataset import Joined, sources_of
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.results import documents, files, folders, stretches
-from trustcxr.results.documents import TrainingDocument
+from trustcxr.storage import atomic, layout, schemas, segments
+from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
 from trustcxr.training import provenance as origins
 from trustcxr.training.cards import Cards, Team, does_not_fit, together
@@ -83,16 +83,16 @@ def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path,
         keep_freed_memory()
     if not recipe.training.refit:
         return _fit(recipe, train, Monitor(folder, val, recipe, cards))
-    both, first = Joined(train, val), folder / folders.BEFORE_REFIT
+    both, first = Joined(train, val), folder / layout.BEFORE_REFIT
     if cards.rank == 0:
         _write_recipe(folder, recipe, both, cards, None)
-    if not (first / folders.TRAINING_FILE).is_file():
+    if not (first / layout.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
         _fit(alone, train, Monitor(first, val, alone, cards))
     if cards.rank == 0:
         checkpoint.remove(first)  # left where it was killed between its last file and this
-    chosen = documents.read(TrainingDocument, first / folders.TRAINING_FILE)
+    chosen = schemas.read(TrainingDocument, first / layout.TRAINING_FILE)
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards))
 
 
@@ -258,17 +258,17 @@ def _finish(
 ) -> TrainingDocument:
     checkpoint.settle(folder, monitor.best_sum)
     best = folder / checkpoint.FOLDER / checkpoint.BEST
-    if monitor.best_sum != files.checksum(best):
+    if monitor.best_sum != atomic.checksum(best):
         checkpoint.remove(folder)
         raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
-    with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
+    with atomic.replacing(folder / layout.WEIGHTS_FILE) as temporary:
         shutil.copyfile(best, temporary)
-    content = files.read_yaml(folder / folders.RUN_FILE)
-    content["checksums"] = folders.checksums(folder, content["classes"])
+    content = atomic.read_yaml(folder / layout.RUN_FILE)
+    content["checksums"] = layout.checksums(folder, content["classes"])
     summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
-    summary = summary.model_copy(update=stretches.split_of(folder))
+    summary = summary.model_copy(update=segments.split_of(folder))
     content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
-    files.write_yaml(folder / folders.RUN_FILE, content)
+    atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
     summary.precision = precision.used(summary.precision_asked, precision.kind())
     if recipe.defence.attacks:
@@ -283,10 +283,10 @@ def _finish(
             f"{monitor.kept_epoch} are kept"
         )
         say(f"{recipe.name}: {summary.alarm}")
-    files.write_json(folder / folders.TRAINING_FILE, summary)
+    atomic.write_json(folder / layout.TRAINING_FILE, summary)
     checkpoint.remove(folder)
     say(f"trained {recipe.name}{monitor.sentence()}")
-    if differing := stretches.told(folder):
+    if differing := segments.told(folder):
         say(f"{recipe.name}: resumed on another machine or version: {differing}")
     return summary
 
@@ -318,11 +318,11 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", ca
         "recipe": recipe.model_dump(mode="json"),
         "data": provenance.of(train),
     }
-    path = folder / folders.RUN_FILE
-    content["segments"] = stretches.gone_on(files.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
-    files.write_yaml(path, content)
-    if not (folder / folders.FILMS_FILE).is_file():
-        files.write_table(folder / folders.FILMS_FILE, provenance.films(train))
+    path = folder / layout.RUN_FILE
+    content["segments"] = segments.gone_on(atomic.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
+    atomic.write_yaml(path, content)
+    if not (folder / layout.FILMS_FILE).is_file():
+        atomic.write_table(folder / layout.FILMS_FILE, provenance.films(train))
 
 
 @contextmanager

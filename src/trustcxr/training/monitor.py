@@ -22,8 +22,8 @@ from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import USUAL_ATTACKS
-from trustcxr.results import files, folders
-from trustcxr.results.documents import VERSION, Refit, TrainingDocument
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint, precision
 from trustcxr.training.cards import Cards
 
@@ -104,7 +104,7 @@ class Monitor(pl.Callback):
         row["seconds"] = self.seconds
         self.history.append(row)
         if self.cards.rank == 0:
-            files.write_table(self.folder / folders.HISTORY_FILE, self.table())
+            atomic.write_table(self.folder / layout.HISTORY_FILE, self.table())
         judged = row | balanced
         if self._overfits(judged):
             self.stopped = "overfitting"
@@ -118,7 +118,7 @@ class Monitor(pl.Callback):
             if self.cards.rank == 0:
                 better = self.folder / checkpoint.FOLDER / checkpoint.NEXT
                 save_weights(module.candidate(), better)
-                self.best_sum = files.checksum(better)
+                self.best_sum = atomic.checksum(better)
         elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
             self.stopped = "early"
             trainer.should_stop = True

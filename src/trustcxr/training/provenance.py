@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from trustcxr.results import folders
-from trustcxr.results.documents import Hardware
+from trustcxr.storage import layout
+from trustcxr.storage.schemas import Hardware
 from trustcxr.training.cards import Cards
 
 _ROOM = 5  # seconds that git is given
@@ -17,7 +17,7 @@ _ROOM = 5  # seconds that git is given
 
 def now(cards: Cards) -> dict[str, object]:
     """What a training runs on now, as run.yaml has it."""
-    found: dict[str, object] = {"versions": folders.versions(), "hardware": hardware(), "source": source()}
+    found: dict[str, object] = {"versions": layout.versions(), "hardware": hardware(), "source": source()}
     split = cards.split_batches()
     return found | ({"split_batches": split} if split else {})
 

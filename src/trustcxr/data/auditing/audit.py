@@ -26,7 +26,7 @@ from trustcxr.data.auditing.scan import Scan, scan
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import Manifest, place_of
-from trustcxr.results.disk import escaped
+from trustcxr.storage.os_errors import escaped
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
 _SOURCES = {

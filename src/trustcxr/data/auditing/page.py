@@ -15,7 +15,7 @@ from trustcxr.data.auditing.findings import Finding
 from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.images.squares import resize_image
-from trustcxr.results.files import replacing
+from trustcxr.storage.atomic import replacing
 from trustcxr.version import NOTICE
 
 SIDE = 128  # pixels of a picture

@@ -15,7 +15,7 @@ from trustcxr.data.images.plausibility import colour_of
 from trustcxr.data.images.reading import read_image, threshold
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.workers import call, pool
-from trustcxr.results.disk import open_regular
+from trustcxr.storage.os_errors import open_regular
 
 THUMB, PROBE = 64, 32
 _CHUNK = 64

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
-from trustcxr.results.disk import Source, open_source
+from trustcxr.storage.os_errors import Source, open_source
 
 INSTALL = "pip install '.[dicom]'"
 MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no film

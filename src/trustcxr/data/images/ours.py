@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from trustcxr.data.images.grey import quiet
-from trustcxr.results.disk import Source, open_source
+from trustcxr.storage.os_errors import Source, open_source
 
 ENDING = ".heatmap.png"
 SAID = "a heatmap that predict wrote, and no film"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trustcxr.data.images.grey import quiet
 from trustcxr.data.images.reading import FORMATS, is_dicom
-from trustcxr.results.disk import Source, open_source
+from trustcxr.storage.os_errors import Source, open_source
 
 SIDE = 64  # pixels of the thumbnail that is judged
 FLAT, NOISY, COLOURED = 8.0, 0.75, 15.0  # grey levels; correlation of neighbours; levels between the colour channels

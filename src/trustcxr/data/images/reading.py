@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 from trustcxr.data.images.squares import _square
-from trustcxr.results.disk import Source, open_source
+from trustcxr.storage.os_errors import Source, open_source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])

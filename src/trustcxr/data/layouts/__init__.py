@@ -13,7 +13,7 @@ from trustcxr.data.layouts.folders import read_folders
 from trustcxr.data.layouts.lists import PUBLISHED, read_list
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
-from trustcxr.results.disk import escaped, kind_of, open_regular
+from trustcxr.storage.os_errors import escaped, kind_of, open_regular
 
 EXPECTED = (
     "expected COVID-QU-Ex ('Lung Segmentation Data' or 'Infection Segmentation Data' with "

@@ -10,7 +10,7 @@ from typing import Any
 from trustcxr.data.images import ours
 from trustcxr.data.images.dicom import ANSWER, ANSWER_ENDINGS, is_answer
 from trustcxr.data.images.reading import SUFFIXES, is_dicom
-from trustcxr.results.disk import escaped
+from trustcxr.storage.os_errors import escaped
 
 Record = dict[str, Any]  # a sample, by the names of the manifest's columns: text, and None where there is none
 _PASSED_OVER: ContextVar[dict[str, str] | None] = ContextVar("passed over while a data set is read", default=None)

@@ -15,8 +15,8 @@ from trustcxr.data.phantom.film import Film, render
 from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
 from trustcxr.data.workers import call, pool
 from trustcxr.errors import UserError, unknown
-from trustcxr.results.disk import writing
-from trustcxr.results.locks import is_left
+from trustcxr.storage.locks import is_left
+from trustcxr.storage.os_errors import writing
 
 SPLITS = ("Train", "Val", "Test")
 SIZES = (32, 4096)  # pixels of a side; of fewer nothing can be seen

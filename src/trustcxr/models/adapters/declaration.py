@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.results.files import read_yaml
+from trustcxr.storage.atomic import read_yaml
 
 Kind = Literal["logits", "probabilities", "sigmoid"]
 Resize = Literal["squeeze", "pad", "crop"]

@@ -12,7 +12,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES, check_trusted
 from trustcxr.models.adapters.torch_programs import ExportedNet, is_torchscript, load_torchscript
-from trustcxr.results.files import parse_yaml
+from trustcxr.storage.atomic import parse_yaml
 
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
 
@@ -119,7 +119,7 @@ def _weights(path: Path) -> Draft:
 
 def _table(path: Path) -> Draft:
     from trustcxr.models.adapters.scores import KEYS
-    from trustcxr.results.files import read_table
+    from trustcxr.storage.atomic import read_table
 
     table = read_table(path, text=KEYS)
     numeric = [str(c) for c in table.select_dtypes("number").columns if str(c).lower() not in ("label", "fold")]

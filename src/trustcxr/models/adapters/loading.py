@@ -23,8 +23,8 @@ from trustcxr.models.adapters.declaration import (
     read_model_file,
 )
 from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, code_of, from_object, no_gradients, open_source
-from trustcxr.results import folders
-from trustcxr.results.documents import RunDocument, TrainingDocument
+from trustcxr.storage import layout
+from trustcxr.storage.schemas import RunDocument, TrainingDocument
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,14 +108,14 @@ def load(
     A module is not copied: it is itself put into evaluation mode and onto that device.
     Raises UserError, in one line, for whatever cannot be loaded; nothing that was not trusted is run.
     """
-    if isinstance(model, str | Path) and Path(model).suffix in folders.MODEL_FILES:
+    if isinstance(model, str | Path) and Path(model).suffix in layout.MODEL_FILES:
         if classes is not None or thresholds is not None or timm or taken or output != "logits":
             raise UserError(f"{model}: a model file says all this itself; change it there")
         declared = read_model_file(Path(model))
         return _opened(declared.model_copy(update={"name": name or declared.name or Path(model).stem}), trust_code, on)
     where = f"load_model({model if isinstance(model, str | Path) else type(model).__name__})"
     if isinstance(model, str | Path) and not Path(model).is_dir():
-        folders.check_model(model)
+        layout.check_model(model)
     if classes is None:
         raise UserError(f"{where}: say its classes, in the order of its outputs: classes=[...]")
     said: dict[str, object] = {"kind": output, "classes": list(classes), "thresholds": None}

@@ -8,7 +8,7 @@ import numpy as np
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.adapted import TINY
 from trustcxr.models.adapters.declaration import OutputSpec
-from trustcxr.results.files import read_table
+from trustcxr.storage.atomic import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ from trustcxr.report.figures.svg import (
 )
 from trustcxr.report.ranking import Headline, constant_answer, defences
 from trustcxr.report.study_folder import Run
-from trustcxr.results.documents import AttackResult, Classification, Comparison
+from trustcxr.storage.schemas import AttackResult, Classification, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

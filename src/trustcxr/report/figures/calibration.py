@@ -8,7 +8,7 @@ from trustcxr.report.figures import svg
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.robustness import _conditions
-from trustcxr.results.documents import Calibrated
+from trustcxr.storage.schemas import Calibrated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.registry import attack_said
 from trustcxr.report.figures import svg
-from trustcxr.results.documents import Curve, OperatingPoint
+from trustcxr.storage.schemas import Curve, OperatingPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

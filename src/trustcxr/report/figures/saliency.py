@@ -8,7 +8,7 @@ from trustcxr.report.figures import svg
 from trustcxr.report.ranking import defences, main_method
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.saliency import documents
-from trustcxr.results.documents import Comparison, SaliencyDocument
+from trustcxr.storage.schemas import Comparison, SaliencyDocument
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

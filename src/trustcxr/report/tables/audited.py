@@ -9,9 +9,9 @@ from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables import confusion, leaderboard, robustness
 from trustcxr.report.tables.cells import Cell, Table, share, whole
-from trustcxr.results.documents import AuditDocument, Division, OperatingPoint, RunDocument, Share
-from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import probability_said
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
 
 _PASSED = {True: ("passed", "good"), False: ("look", "bad"), None: ("not checked", "quiet")}
 

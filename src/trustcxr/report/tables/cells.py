@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.results import files
-from trustcxr.results.documents import Share
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import Share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def write_tables(tables: Iterable[Table], folder: Path, *, page: str = "tables.m
         parts += [f"## {table.title}", table.markdown(), *([table.caption] if table.caption else [])]
     contents[page] = "\n\n".join(parts) + "\n"
     for name, text in contents.items():
-        with files.replacing(folder / name) as temporary:
+        with atomic.replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     return [folder / name for name in contents]
 

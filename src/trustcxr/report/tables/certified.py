@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, run_cells, share, whole
-from trustcxr.results.documents import AttackResult, CertifiedResult
+from trustcxr.storage.schemas import AttackResult, CertifiedResult
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from trustcxr.report import words
 from trustcxr.report.tables.cells import Cell, Table, plain, share, whole
-from trustcxr.results.documents import Comparison, StudyDocument
+from trustcxr.storage.schemas import Comparison, StudyDocument
 
 _NOTES = {"better": "good", "worse": "bad", None: "quiet"}
 

@@ -7,8 +7,8 @@ from trustcxr.report import words
 from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
-from trustcxr.results.documents import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
 
 
 def leaderboard(runs: list[Run], head: Headline) -> Table:

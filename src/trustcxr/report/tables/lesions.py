@@ -3,7 +3,7 @@
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, gained, plain, run_cells, whole
-from trustcxr.results.documents import LesionDocument, Share
+from trustcxr.storage.schemas import LesionDocument, Share
 
 FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
 TRANSPLANT = "transplant"

@@ -5,7 +5,7 @@ from trustcxr.report.alarms import SHORT
 from trustcxr.report.ranking import Headline, main_method
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share
-from trustcxr.results.documents import SaliencyDocument
+from trustcxr.storage.schemas import SaliencyDocument
 
 _ENERGY = "infection_energy"
 

@@ -3,7 +3,7 @@
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
-from trustcxr.results.documents import DataCheck, StudyDocument
+from trustcxr.storage.schemas import DataCheck, StudyDocument
 
 _SEVERE = ("fault", "leak")
 

@@ -1,13 +1,13 @@
 """What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
 
+from trustcxr.evaluation.gradient_masking import FGSM_OVERSTATES
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run, least
 from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
 from trustcxr.report.tables.confusion import WRONG, shaded
-from trustcxr.results.documents import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
-from trustcxr.results.gradient_masking import FGSM_OVERSTATES
-from trustcxr.results.tables import CLEAN
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
 
 
 def corrupted(runs: list[Run]) -> Table | None:

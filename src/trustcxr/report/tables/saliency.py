@@ -8,7 +8,7 @@ from trustcxr.report import words
 from trustcxr.report.ranking import main_method
 from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table, gained, plain, run_cells, whole
-from trustcxr.results.documents import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
+from trustcxr.storage.schemas import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
 
 _NOTES = {"above": "good", "below": "bad"}
 _BY_CAUSE = "ranked_by_cause"

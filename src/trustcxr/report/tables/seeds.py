@@ -2,7 +2,7 @@
 
 from trustcxr.report import words
 from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results.documents import SeedFigure, StudyDocument
+from trustcxr.storage.schemas import SeedFigure, StudyDocument
 
 _HEADER = ["Model", "Defence", "Figure", "Mean", "Standard deviation", "Lowest", "Highest", "Seeds"]
 

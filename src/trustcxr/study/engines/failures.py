@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files, locks
-from trustcxr.results.folders import FAILURE_FILE
+from trustcxr.storage import atomic, locks
+from trustcxr.storage.layout import FAILURE_FILE
 from trustcxr.study.engines.contract import Failure, Task
 
 
@@ -19,7 +19,7 @@ def record(folder: Path, failure: Failure) -> None:
     """Write a failure into the folder of its run, where there is room for that."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     with suppress(CannotWrite):  # a disk that refuses says so by itself, and stops the study
-        files.write_json(folder / FAILURE_FILE, {"run": failure.name, "reason": failure.reason, "when": when})
+        atomic.write_json(folder / FAILURE_FILE, {"run": failure.name, "reason": failure.reason, "when": when})
 
 
 def lost(task: Task, how: str) -> Failure:
@@ -38,7 +38,7 @@ def reason(folder: Path) -> str | None:
     if not (folder / FAILURE_FILE).is_file():
         return None
     with suppress(UserError):  # damaged: it failed, and why is not known
-        return str(files.read_document(folder / FAILURE_FILE).get("reason", ""))
+        return str(atomic.read_document(folder / FAILURE_FILE).get("reason", ""))
     return ""
 
 

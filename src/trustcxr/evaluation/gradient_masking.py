@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator
 
 from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
-from trustcxr.results.documents import AttackResult, RunDocument, Sign, Verdict
-from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import wilson
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AttackResult, RunDocument, Sign, Verdict
 
 LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from trustcxr.errors import UserError
-from trustcxr.results.disk import read_text, writing
+from trustcxr.storage.os_errors import read_text, writing
 
 if TYPE_CHECKING:
     import pandas as pd

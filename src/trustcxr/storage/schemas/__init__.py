@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trustcxr.errors import UserError
-from trustcxr.results import files
-from trustcxr.results.documents.audit import (
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas.audit_document import (
     AuditDocument,
     AuditedData,
     AuditPair,
@@ -20,7 +20,7 @@ from trustcxr.results.documents.audit import (
     PairRow,
     Subgroup,
 )
-from trustcxr.results.documents.commands import (
+from trustcxr.storage.schemas.command_output import (
     Difference,
     ExportDocument,
     FamiliarityDocument,
@@ -29,7 +29,38 @@ from trustcxr.results.documents.commands import (
     PruneDocument,
     VerifiedDocument,
 )
-from trustcxr.results.documents.evaluation import (
+from trustcxr.storage.schemas.document import Document, Figure, Measured, Share
+from trustcxr.storage.schemas.run_document import AuditedModel, Refit, RunDocument, TrainingDocument
+from trustcxr.storage.schemas.saliency_figures import (
+    Change,
+    Lead,
+    LesionDocument,
+    LesionSize,
+    Measures,
+    Perturbed,
+    RandomWeights,
+    SaliencyDocument,
+    Stage,
+    Stratum,
+)
+from trustcxr.storage.schemas.study_document import (
+    LEVEL,
+    BeyondControl,
+    Comparison,
+    DataCheck,
+    DataDescription,
+    DataFinding,
+    DataProbe,
+    FailedRun,
+    Hardware,
+    OverSeeds,
+    Ranked,
+    SeedFigure,
+    Selection,
+    StudyDocument,
+)
+from trustcxr.storage.schemas.study_plan import CostDocument, RunPlan, StudyPlan, WayCost
+from trustcxr.storage.schemas.test_figures import (
     Accuracy,
     Alarm,
     AttackResult,
@@ -48,37 +79,6 @@ from trustcxr.results.documents.evaluation import (
     Sign,
     Verdict,
 )
-from trustcxr.results.documents.plan import CostDocument, RunPlan, StudyPlan, WayCost
-from trustcxr.results.documents.run import AuditedModel, Refit, RunDocument, TrainingDocument
-from trustcxr.results.documents.saliency import (
-    Change,
-    Lead,
-    LesionDocument,
-    LesionSize,
-    Measures,
-    Perturbed,
-    RandomWeights,
-    SaliencyDocument,
-    Stage,
-    Stratum,
-)
-from trustcxr.results.documents.study import (
-    LEVEL,
-    BeyondControl,
-    Comparison,
-    DataCheck,
-    DataDescription,
-    DataFinding,
-    DataProbe,
-    FailedRun,
-    Hardware,
-    OverSeeds,
-    Ranked,
-    SeedFigure,
-    Selection,
-    StudyDocument,
-)
-from trustcxr.results.flat import Document, Figure, Measured, Share
 
 VERSION = 2  # of the documents' shape: raised when a field changes its name or its meaning
 
@@ -87,7 +87,7 @@ _D = TypeVar("_D", bound=Document)
 
 def read(kind: type[_D], path: Path) -> _D:
     """Read a document from its file. Raises UserError if it is missing, damaged or of another version."""
-    return parse(kind, files.read_document(path), path)
+    return parse(kind, atomic.read_document(path), path)
 
 
 def parse(kind: type[_D], content: dict[str, Any], path: Path) -> _D:
@@ -98,7 +98,7 @@ def parse(kind: type[_D], content: dict[str, Any], path: Path) -> _D:
     except ValidationError as problem:
         first = problem.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: damaged: {field}: {first['msg']}; {files.REMAKE}") from None
+        raise UserError(f"{path}: damaged: {field}: {first['msg']}; {atomic.REMAKE}") from None
 
 
 def check_version(content: dict[str, Any], path: Path) -> None:

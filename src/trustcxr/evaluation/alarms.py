@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from trustcxr.results import gradient_masking
-from trustcxr.results.documents import Alarm, RunDocument, Verdict
-from trustcxr.results.gradient_masking import from_intervals
+from trustcxr.evaluation import gradient_masking
+from trustcxr.evaluation.gradient_masking import from_intervals
+from trustcxr.storage.schemas import Alarm, RunDocument, Verdict
 
 CONSTANT = "no_better_than_constant"
 OVERFITTING = "catastrophic_overfitting"

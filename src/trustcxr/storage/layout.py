@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, locks
+from trustcxr.storage import atomic, locks
 from trustcxr.version import __version__
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
@@ -60,7 +60,7 @@ def checksums(run: Path, classes: object) -> dict[str, str]:
     """Return the SHA-256 of a run's weights and of its classes in their order, as run.yaml has them."""
     names = map(str, classes) if isinstance(classes, Iterable) else ()
     named = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    return {WEIGHTS_FILE: files.checksum(run / WEIGHTS_FILE), "classes": named}
+    return {WEIGHTS_FILE: atomic.checksum(run / WEIGHTS_FILE), "classes": named}
 
 
 def check_sums(run: Path, content: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ def check_study(folder: Path) -> Path:
 def read_study(folder: Path) -> dict[str, object]:
     """Read study.yaml. Raises UserError, with what to do, if it is missing or damaged."""
     again = "delete it, and `trustcxr study` with the recipe that the study was begun with writes it again"
-    return files.read_yaml(folder / STUDY_FILE, advice=again)
+    return atomic.read_yaml(folder / STUDY_FILE, advice=again)
 
 
 def refuse_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> None:

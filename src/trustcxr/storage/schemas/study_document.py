@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from trustcxr.results.documents.evaluation import Alarm
-from trustcxr.results.documents.run import RunDocument
-from trustcxr.results.flat import Document, Number, Share
+from trustcxr.storage.schemas.document import Document, Number, Share
+from trustcxr.storage.schemas.run_document import RunDocument
+from trustcxr.storage.schemas.test_figures import Alarm
 
 LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from trustcxr.results.documents.study import Hardware
-from trustcxr.results.flat import Document, Number
+from trustcxr.storage.schemas.document import Document, Number
+from trustcxr.storage.schemas.study_document import Hardware
 
 State = Literal["done", "running", "failed", "waiting", "if chosen"]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from trustcxr.results.documents.run import AuditedModel, RunDocument
-from trustcxr.results.flat import Document, Number, Share
+from trustcxr.storage.schemas.document import Document, Number, Share
+from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
 
 
 class Curve(Document):

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trustcxr.results.flat import Document, Number, Share
+from trustcxr.storage.schemas.document import Document, Number, Share
 
 
 class ClassResult(Document):

@@ -1,6 +1,8 @@
 """Define training.json and metrics.json: one trained run, or an external model."""
 
-from trustcxr.results.documents.evaluation import (
+from trustcxr.storage.schemas.document import Document, Number
+from trustcxr.storage.schemas.saliency_figures import LesionDocument, SaliencyDocument
+from trustcxr.storage.schemas.test_figures import (
     Accuracy,
     Alarm,
     AttackResult,
@@ -14,8 +16,6 @@ from trustcxr.results.documents.evaluation import (
     PlantedShortcut,
     Verdict,
 )
-from trustcxr.results.documents.saliency import LesionDocument, SaliencyDocument
-from trustcxr.results.flat import Document, Number
 
 
 class Reported(Document):

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from trustcxr.results.flat import Document, Measured, Number, Share
+from trustcxr.storage.schemas.document import Document, Measured, Number, Share
 
 
 class Measures(Measured):

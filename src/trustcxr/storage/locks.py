@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from trustcxr.errors import UserError
-from trustcxr.results.disk import writing
-from trustcxr.results.files import write_json
+from trustcxr.storage.atomic import write_json
+from trustcxr.storage.os_errors import writing
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 _TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as files.replacing names them: .<stem>.<process><ending>

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trustcxr.errors import UserError
-from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage import atomic, layout, schemas
+from trustcxr.storage.schemas import RunDocument
 
 FOLDER = "evaluations"
 _HASH = re.compile(r"-[0-9a-f]{8}$")  # of the options, at the end of a folder's name
@@ -31,9 +31,9 @@ def own_figures(run: Path) -> Measured | None:
     Those of its study count. Of a run without a study: the newest evaluation, with what it lacks (maps, proofs) from
     the newest that has it. Evaluations that cannot be read are passed over.
     """
-    path = run / folders.METRICS_FILE
+    path = run / layout.METRICS_FILE
     if path.is_file():
-        return Measured(documents.read(RunDocument, path), (run,))
+        return Measured(schemas.read(RunDocument, path), (run,))
     own = _test_fingerprint(run)
     return _together([part for part in _evaluations(run) if own and part.document.films == own])
 
@@ -53,10 +53,10 @@ def other_figures(run: Path) -> dict[str, Measured]:
 def _evaluations(run: Path) -> list[Measured]:
     """Read the evaluations of a run, the newest first."""
     found = []
-    paths = sorted(run.glob(f"{FOLDER}/*/{folders.METRICS_FILE}"))
+    paths = sorted(run.glob(f"{FOLDER}/*/{layout.METRICS_FILE}"))
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
-            found.append(Measured(documents.read(RunDocument, path), (path.parent,)))
+            found.append(Measured(schemas.read(RunDocument, path), (path.parent,)))
         except UserError:
             continue
     return found
@@ -82,7 +82,7 @@ def _together(parts: Sequence[Measured]) -> Measured | None:
 
 def _test_fingerprint(run: Path) -> str:
     """Return the fingerprint of the run's own test images, as it was when the run was trained."""
-    content = files.read_yaml(run / folders.RUN_FILE)
-    splits = files.part(files.part(files.part(content, "recipe"), "data"), "splits")
-    known = files.part(files.part(content, "data"), "fingerprints")
+    content = atomic.read_yaml(run / layout.RUN_FILE)
+    splits = atomic.part(atomic.part(atomic.part(content, "recipe"), "data"), "splits")
+    known = atomic.part(atomic.part(content, "data"), "fingerprints")
     return str(known.get(str(splits.get("test", "Test")), ""))

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from trustcxr.results.flat import Document, Number, Share
+from trustcxr.storage.schemas.document import Document, Number, Share
 
 UNWRITTEN = ("no heatmap: ", "no DICOM answer: ")  # so an error begins that the disk made
 

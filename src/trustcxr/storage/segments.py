@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 
 Segment = dict[str, Any]
 _UNKNOWN = "not noted"
@@ -33,7 +33,7 @@ def gone_on(before: Mapping[str, Any], now: Mapping[str, Any], done: int | None)
     `done`: the epochs that training continues from, so that later ones are trained again; None if none is left to do.
     """
     kept = [segment for segment in of(before) if done is None or segment["from_epoch"] < done]
-    segment = {"from_epoch": done or 0} | files.plain(now)
+    segment = {"from_epoch": done or 0} | atomic.plain(now)
     if not kept or (done is not None and segment | {"from_epoch": kept[-1]["from_epoch"]} != kept[-1]):
         kept.append(segment)
     return kept
@@ -41,7 +41,7 @@ def gone_on(before: Mapping[str, Any], now: Mapping[str, Any], done: int | None)
 
 def split_of(run: Path) -> dict[str, int | str]:
     """Return how the batches of a run were split, the most of any segment: `parts`, `world` and `strategy`."""
-    splits: list[dict[str, Any]] = [files.part(segment, "split_batches") for _, segment in _with_refit(run)]
+    splits: list[dict[str, Any]] = [atomic.part(segment, "split_batches") for _, segment in _with_refit(run)]
     found: dict[str, int | str] = {}
     for key in ("parts", "world", "strategy"):
         if known := [split[key] for split in splits if key in split]:
@@ -71,7 +71,7 @@ def told(run: Path) -> str:
 
 def machines(run: Mapping[str, Any]) -> list[str]:
     """Return the processors that a run was trained on, each once."""
-    names = (files.part(segment, "hardware").get("processor") for segment in of(run))
+    names = (atomic.part(segment, "hardware").get("processor") for segment in of(run))
     return list(dict.fromkeys(str(name) for name in names if name))
 
 
@@ -92,27 +92,27 @@ def elsewhere(runs: Sequence[Path], hardware: Mapping[str, Any], source: Mapping
 
 def _with_refit(run: Path) -> list[tuple[str, Segment]]:
     """The segments of a run, before them those of the training before its refit, each with what it was for."""
-    first = run / folders.BEFORE_REFIT / folders.RUN_FILE
-    before = of(files.read_yaml(first)) if first.is_file() else []
-    after = of(files.read_yaml(run / folders.RUN_FILE))
+    first = run / layout.BEFORE_REFIT / layout.RUN_FILE
+    before = of(atomic.read_yaml(first)) if first.is_file() else []
+    after = of(atomic.read_yaml(run / layout.RUN_FILE))
     return [("for validation ", one) for one in before] + [("once more " * bool(before), one) for one in after]
 
 
 def _facts(segment: Segment) -> Iterator[tuple[str, str]]:
     yield from (
-        (name, str(value)) for key in ("versions", "hardware") for name, value in files.part(segment, key).items()
+        (name, str(value)) for key in ("versions", "hardware") for name, value in atomic.part(segment, key).items()
     )
     if _commit(segment):
         yield "commit", _commit(segment) + " (changed)" * bool(segment["source"].get("changed"))
-    split: dict[str, Any] = files.part(segment, "split_batches")
+    split: dict[str, Any] = atomic.part(segment, "split_batches")
     yield "batches", split_told(split.get("parts"), split.get("world"), split.get("strategy")) or "whole"
 
 
 def _machine(segment: Mapping[str, Any]) -> str:
-    hardware = files.part(segment, "hardware")
+    hardware = atomic.part(segment, "hardware")
     named = (hardware.get("processor"), hardware.get("accelerator"))
     return " with ".join(str(name) for name in named if name not in (None, "", "none"))
 
 
 def _commit(segment: Mapping[str, Any]) -> str:
-    return str(files.part(segment, "source").get("commit") or "")[:7]
+    return str(atomic.part(segment, "source").get("commit") or "")[:7]

@@ -1,17 +1,18 @@
-"""The JSON schemas of what is written to disk; `python -m trustcxr.results.schema docs/schema` writes them."""
+"""The JSON schemas of what is written to disk; `python -m trustcxr.storage.json_schema docs/schema` writes them."""
 
 import json
 import sys
 from pathlib import Path
 
-from trustcxr.results import documents, folders
-from trustcxr.results.flat import Document
+from trustcxr.storage import layout
+from trustcxr.storage import schemas as documents
+from trustcxr.storage.schemas.document import Document
 
 DOCUMENTS: dict[str, type[Document]] = {
-    folders.METRICS_FILE: documents.RunDocument,
-    folders.AUDIT_FILE: documents.AuditDocument,
-    folders.STUDY_RESULTS: documents.StudyDocument,
-    folders.TRAINING_FILE: documents.TrainingDocument,
+    layout.METRICS_FILE: documents.RunDocument,
+    layout.AUDIT_FILE: documents.AuditDocument,
+    layout.STUDY_RESULTS: documents.StudyDocument,
+    layout.TRAINING_FILE: documents.TrainingDocument,
 }
 
 
