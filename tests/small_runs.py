@@ -12,8 +12,8 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep

@@ -14,8 +14,8 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, EvaluationRecipe
+from trustcxr.recipes.parsing import validate
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import RunDocument

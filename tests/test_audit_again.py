@@ -14,7 +14,7 @@ from PIL import Image
 
 from test_cli import complaint
 from trustcxr.evaluation.given import load_model
-from trustcxr.recipes.exam import load_exam
+from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import board
 from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study import audit as audits

@@ -24,7 +24,7 @@ from trustcxr.data.phantom import writing
 from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.run import load_run
-from trustcxr.recipes import exam
+from trustcxr.recipes import protocol
 from trustcxr.storage import atomic, schemas
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs, run_folder
@@ -41,7 +41,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol with few steps; what is equal and what is said does not hang on them."""
-    real = exam.load_exam()
+    real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
     gate = real.gate.model_copy(update={"planted": 4})
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]

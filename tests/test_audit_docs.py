@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from trustcxr.models.adapters import InputSpec, ModelFile, OutputSpec
-from trustcxr.recipes import exam
+from trustcxr.recipes import protocol
 from trustcxr.study import audit as audits
 
 TEXT = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
@@ -36,7 +36,7 @@ def test_torchxrayvisions_densenet_goes_through_an_audit(tmp_path: Path, monkeyp
         for number in range(3):
             film = Image.fromarray(random.integers(0, 255, (32, 32)).astype(np.uint8))
             film.save(tmp_path / "films" / name / f"{name}{number}.png")
-    real = exam.load_exam().changed(("fgsm",), (0.02,))
+    real = protocol.load_exam().changed(("fgsm",), (0.02,))
     light = real.model_copy(
         update={
             "bootstrap": 100,

@@ -11,7 +11,7 @@ from test_audit_tables import table
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import CHOSEN
-from trustcxr.recipes import exam
+from trustcxr.recipes import protocol
 from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study import audit as audits
 
@@ -20,7 +20,7 @@ CLASSES = ("Ill", "Normal")
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = exam.load_exam().model_copy(update={"bootstrap": 100})
+    short = protocol.load_exam().model_copy(update={"bootstrap": 100})
     monkeypatch.setattr(audits, "load_exam", lambda: short)
 
 

@@ -15,7 +15,7 @@ from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys,
 from trustcxr.attacks.surrogate import SurrogateNet
 from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.given import load_model
-from trustcxr.recipes.exam import load_exam
+from trustcxr.recipes.protocol import load_exam
 from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_data

@@ -18,8 +18,8 @@ from trustcxr.data import load_dataset, phantom
 from trustcxr.data.batches import BatchRows, augment, loader, to_pixels
 from trustcxr.data.dataset import Joined, sources_of
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.study import preflight
 from trustcxr.training import fit
 
@@ -347,7 +347,7 @@ def test_draws_fill_their_range() -> None:
 
 
 def test_augment_recipe_has_the_same_defaults(films: Tensor) -> None:
-    from trustcxr.recipes.training import Augment
+    from trustcxr.recipes.training_recipe import Augment
 
     options = SimpleNamespace(**Augment().model_dump())
     assert options.flip == 0

@@ -12,9 +12,9 @@ import pytest
 from trustcxr import attacks, corruptions, defences, explain, registry
 from trustcxr.cli import options
 from trustcxr.data import layouts
-from trustcxr.recipes import training
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes import training_recipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.registry import Method
 
 
@@ -45,7 +45,7 @@ def test_the_steps_of_every_attack_are_said_as_they_are() -> None:
 
 
 def test_backgrounds_of_recipes_are_those_of_the_catalogue() -> None:
-    assert list(training.Background.__args__) == list(registry.BACKGROUNDS)  # type: ignore[attr-defined]
+    assert list(training_recipe.Background.__args__) == list(registry.BACKGROUNDS)  # type: ignore[attr-defined]
     assert {name for name, entry in registry.BACKGROUNDS.items() if entry.gate} == {"gate", "gate-emptied"}
 
 
@@ -132,8 +132,8 @@ from trustcxr import attacks, corruptions, defences, explain
 from trustcxr.cli import app
 from trustcxr.data import layouts
 from trustcxr.explain import scores
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.report import words
 from trustcxr.report.figures.svg import defence_colour
 

@@ -14,7 +14,7 @@ from small_networks import SIDE, images_and_labels, trained, write_onnx
 from trustcxr import attacks
 from trustcxr.evaluation import class_decisions, operating_points
 from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.recipes import exam
+from trustcxr.recipes import protocol
 from trustcxr.report.audits import sentences
 from trustcxr.storage.schemas import OperatingPoint
 from trustcxr.study import audit as audits
@@ -25,7 +25,7 @@ EPSILON = 0.04
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = exam.load_exam()
+    real = protocol.load_exam()
     attacked = [a for a in real.attacks if a.name != "square"]
     few = [
         a.model_copy(update={"epsilons": (EPSILON,), "queries": a.queries and 2, "steps": a.steps and 10})

@@ -12,7 +12,7 @@ from trustcxr import registry, statistics
 from trustcxr.errors import UserError
 from trustcxr.explain import summary
 from trustcxr.explain.methods import COMBINE, METHODS
-from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import HIGHER_IS_BETTER, Method
 from trustcxr.storage import atomic
 from trustcxr.study import comparison, engines

@@ -14,7 +14,7 @@ from trustcxr import attacks, defences, registry
 from trustcxr.defences import contract
 from trustcxr.defences.adversarial import fgsm
 from trustcxr.errors import UserError
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 
 # Those that train on a bound need a network that can be bounded: see test_certify_defences.
 UNBOUNDED = [name for name, entry in registry.DEFENCES.items() if not entry.certifies]

@@ -13,7 +13,7 @@ from trustcxr import corruptions, registry
 from trustcxr.data.phantom import writing
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
-from trustcxr.recipes import testing
+from trustcxr.recipes import evaluation_recipe
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
 from trustcxr.study import run_folder
@@ -53,7 +53,7 @@ def other(films: Path, place: Path) -> Path:
 
 def test_the_names_of_corruptions_are_one_list() -> None:
     assert list(corruptions.CORRUPTIONS) == list(registry.CORRUPTIONS)
-    assert testing.CorruptionsRecipe().severities == corruptions.SEVERITIES
+    assert evaluation_recipe.CorruptionsRecipe().severities == corruptions.SEVERITIES
 
 
 @pytest.mark.slow

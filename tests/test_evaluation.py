@@ -23,9 +23,9 @@ from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _of_another_class, _views, boxes
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report.terminal import remarks
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm

@@ -27,9 +27,9 @@ from trustcxr.explain.evidence import evidence_map, signed_evidence
 from trustcxr.models import evidence
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.evidence import EvidenceNet
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.recipes.training import Fill
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.training_recipe import Fill
 from trustcxr.training import step
 
 SIZE = 64

@@ -9,7 +9,7 @@ import torch
 from trustcxr.attacks import adaptive, surrogate
 from trustcxr.errors import UserError
 from trustcxr.evaluation import active_test, class_decisions
-from trustcxr.recipes.exam import EffortRecipe, load_exam
+from trustcxr.recipes.protocol import EffortRecipe, load_exam
 from trustcxr.registry import JUDGED
 from trustcxr.study import audit_data
 
@@ -55,7 +55,7 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
     from trustcxr.data.phantom import writing
     from trustcxr.evaluation import predictions
     from trustcxr.evaluation.given import Examined
-    from trustcxr.recipes.testing import AttackRecipe
+    from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
     films = load_dataset(writing.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)).eval()

@@ -18,7 +18,7 @@ from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.models.adapters.adapted import logits_of_probabilities
 from trustcxr.models.adapters.declaration import OutputSpec
 from trustcxr.models.adapters.scores import _logits
-from trustcxr.recipes import exam
+from trustcxr.recipes import protocol
 from trustcxr.report.audits import sentences
 from trustcxr.storage import atomic
 from trustcxr.study import audit as audits
@@ -41,7 +41,7 @@ class Sigmoids(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = exam.load_exam()
+    real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
     gate = real.gate.model_copy(update={"planted": 2, "films": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})

@@ -18,7 +18,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import load_run
 from trustcxr.explain.contract import to_saliency
 from trustcxr.models.classifier import Classifier
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.training import fit
 
 SIZE = 32

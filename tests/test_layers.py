@@ -13,7 +13,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
-from trustcxr.recipes.run import DataRecipe
+from trustcxr.recipes.run_recipe import DataRecipe
 from trustcxr.study import run_folder
 from trustcxr.training import loop, step
 

@@ -18,8 +18,8 @@ from trustcxr.data.phantom.film import render
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions as explained
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.training import ModelRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.training_recipe import ModelRecipe
 from trustcxr.report.study_folder import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
 from trustcxr.storage.schemas import RunDocument

@@ -18,7 +18,7 @@ from trustcxr.evaluation.run import load_run
 from trustcxr.explain import methods
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
-from trustcxr.recipes import study
+from trustcxr.recipes import study_recipe
 from trustcxr.training import loop, lung_segmenter
 
 
@@ -74,7 +74,7 @@ def test_what_the_gate_closes_changes_no_answer() -> None:
 def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(lung_gate: bool) -> None:
     model = factory.build("test_resnet", classes=3, lung_gate=lung_gate).eval()
     images = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    every = {name for recipe in study.shipped() for name in study.load_study(recipe).explanation.methods}
+    every = {name for recipe in study_recipe.shipped() for name in study_recipe.load_study(recipe).explanation.methods}
     names = every - {"evidence"}  # of evidence networks, which test_evidence has
     assert "layercam@gate" in names
     found = methods.maps(model, images, 0, sorted(names))

@@ -17,9 +17,9 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic
 from trustcxr.study import mending, preflight, run_folder
 

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from trustcxr.errors import UserError
-from trustcxr.recipes import validation
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, load_study, run_recipe, shipped
-from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.recipes import parsing
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 
 
 def load(tmp_path: Path, **keys: Any) -> StudyRecipe:
@@ -321,7 +321,7 @@ def test_a_recipe_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_study(path) == recipe
     run = run_recipe(recipe, recipe.models[0], recipe.defences[0], 0)
-    assert validation.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
+    assert parsing.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
 
 
 def test_numbers_as_yaml_1_1_reads_them(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import run as evaluation_run
 from trustcxr.explain import scores
-from trustcxr.recipes import validation
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes import parsing
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run
 from trustcxr.storage import atomic, prediction_table
@@ -189,7 +189,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
         "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
         "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1},
     }
-    study = validation.validate(StudyRecipe, content, "test")
+    study = parsing.validate(StudyRecipe, content, "test")
     document = Study(study, films[0].root, tmp_path / "out", engines.get("local")).run()
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
     assert judged_by_the_first(folder, films[1])

@@ -10,8 +10,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from trustcxr.evaluation import alarms as stored
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import alarms, answers, methods, ranking, study_folder, words
 from trustcxr.report.figures import pictures, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest

@@ -20,10 +20,10 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import About, load_run
-from trustcxr.recipes import validation
-from trustcxr.recipes.exam import load_exam
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.testing import EvaluationRecipe
+from trustcxr.recipes import parsing
+from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
+from trustcxr.recipes.protocol import load_exam
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import study_folder
 from trustcxr.storage import atomic, locks, schemas
 from trustcxr.storage.evaluations import own_figures
@@ -67,7 +67,7 @@ def trained(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def studied(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
-    Study(validation.validate(StudyRecipe, STUDY, "test"), films, out, engines.get("local")).run()
+    Study(parsing.validate(StudyRecipe, STUDY, "test"), films, out, engines.get("local")).run()
     return out
 
 
@@ -79,7 +79,7 @@ def study(studied: Path, tmp_path: Path) -> Path:
 
 def again(study: Path, films: Path) -> StudyDocument:
     """The same command once more."""
-    return Study(validation.validate(StudyRecipe, STUDY, "test"), films, study, engines.get("local")).run()
+    return Study(parsing.validate(StudyRecipe, STUDY, "test"), films, study, engines.get("local")).run()
 
 
 def runs_of(study: Path) -> object:
@@ -505,7 +505,7 @@ def test_what_a_list_lacks_is_said_of_it_once(
 def test_one_split_in_two_roles_is_refused() -> None:
     content = STUDY | {"data": {"size": 32, "splits": {"train": "Train", "test": "Train"}}}
     with pytest.raises(UserError, match="train and test are both Train"):
-        validation.validate(StudyRecipe, content, "test")
+        parsing.validate(StudyRecipe, content, "test")
     asked = ["train", "--data", "nowhere", *TRAIN, "--out", "nowhere", "--set", "data.splits.val=Test"]
     assert "val and test are both Test" in complaint(*asked)
 

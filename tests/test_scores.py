@@ -22,10 +22,10 @@ from trustcxr.explain import examples, faithfulness, lesions, measures, methods,
 from trustcxr.explain.references import SHARPENED
 from trustcxr.explain.summary import summarise
 from trustcxr.models import factory, feature_maps, zoo
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import HIT_RATE, REFERENCES, TOLD_OF_MAPS
 from trustcxr.storage import atomic
 

@@ -14,8 +14,8 @@ from trustcxr.data.phantom import writing
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
 from trustcxr.study import run_folder

@@ -15,7 +15,7 @@ from trustcxr.console import Progress
 from trustcxr.data import load_dataset
 from trustcxr.evaluation import predictions, side_by_side
 from trustcxr.evaluation.given import Examined
-from trustcxr.recipes.testing import CorruptionsRecipe
+from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, tracked, with_seeds
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study import costs, engines, standing, steps

@@ -19,9 +19,9 @@ from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserErro
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import familiarity
-from trustcxr.recipes import validation
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes import parsing
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
 from trustcxr.storage.schemas import Ranked
@@ -57,7 +57,7 @@ FIRST, SECOND = "test_efficientnet-standard-s0", "test_resnet-standard-s0"
 
 
 def tiny(**changes: object) -> StudyRecipe:
-    return validation.validate(StudyRecipe, RECIPE | changes, "test")
+    return parsing.validate(StudyRecipe, RECIPE | changes, "test")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 from test_engines import small
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.study import data_check
 

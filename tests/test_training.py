@@ -23,8 +23,8 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import classifier, factory
 from trustcxr.models.weights import load_weights, save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import cards
 from trustcxr.storage import atomic, layout, segments
 from trustcxr.storage.schemas import Hardware

@@ -17,9 +17,9 @@ from trustcxr.defences import backgrounds, lung_losses
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import lung_gate
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, run_recipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.storage import atomic
 from trustcxr.training import loop, lung_segmenter, monitor, step
 

@@ -16,7 +16,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic
 from trustcxr.training import loop, monitor
 from trustcxr.training import step as fitting

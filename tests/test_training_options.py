@@ -6,7 +6,7 @@ import torch
 
 from trustcxr.data.batches import BatchRows, augment
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.study import run_folder
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}

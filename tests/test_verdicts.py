@@ -29,9 +29,9 @@ from trustcxr.explain import (
 )
 from trustcxr.explain.summary import summarise
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import REFERENCES, SALIENCY, Saliency
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share

@@ -24,9 +24,9 @@ machine, nothing else running. Research software. Not for diagnosis."""
 
 def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
     """A study's folder with `runs` equal runs but for the seed, and their training tasks."""
-    from trustcxr.recipes.study import StudyRecipe, run_recipe
-    from trustcxr.recipes.training import DefenceRecipe
-    from trustcxr.recipes.validation import validate
+    from trustcxr.recipes.parsing import validate
+    from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
+    from trustcxr.recipes.training_recipe import DefenceRecipe
     from trustcxr.storage import atomic, layout
     from trustcxr.study.engines import Task
 

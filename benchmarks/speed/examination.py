@@ -36,8 +36,8 @@ from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.folding import faster
-from trustcxr.recipes.exam import ExamRecipe, load_exam
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.study import audit as audits
 
 RADIUS = 1e-7

@@ -41,9 +41,9 @@ from trustcxr.defences import contract
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic
 from trustcxr.study import run_folder
 from trustcxr.training import loop

@@ -29,7 +29,7 @@ from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.phantom import writing
 from trustcxr.defences import adversarial, contract
 from trustcxr.models import factory
-from trustcxr.recipes.study import StudyRecipe, load_study
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study
 
 TIMED = ("ResNet50", "EfficientNetV2S")
 EPSILON, PGD_STEPS = 0.02, 20

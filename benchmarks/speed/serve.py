@@ -32,8 +32,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr.data.phantom.film import render
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.training import provenance
 from trustcxr.version import NOTICE

@@ -79,7 +79,7 @@ def audit(
 
 def _refuse_at_once(model: str, data: Path, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
     """UserError for no attack, no model, or no data for a run: said before what takes seconds to load."""
-    from trustcxr.recipes.exam import load_exam
+    from trustcxr.recipes.protocol import load_exam
 
     load_exam().changed(tuple(attacks), tuple(epsilons))
     layout.check_model(model)

@@ -12,7 +12,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
 
 if TYPE_CHECKING:
-    from trustcxr.recipes.run import Listing
+    from trustcxr.recipes.run_recipe import Listing
 
 
 def _run_there(run: Path) -> Path:

@@ -14,10 +14,10 @@ def recipe(
     ] = "",
 ) -> None:
     """Print a recipe of the package with every key, each with what it means: the start of one's own."""
-    from trustcxr.recipes import commented
+    from trustcxr.recipes import template
 
     if not name:
-        for found, title in commented.titles().items():
+        for found, title in template.titles().items():
             print(f"{found:<16}{title}")
         return
-    print(commented.recipe(name), end="")
+    print(template.recipe(name), end="")

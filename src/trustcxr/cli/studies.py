@@ -15,7 +15,7 @@ from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
-    from trustcxr.recipes.study import StudyRecipe
+    from trustcxr.recipes.study_recipe import StudyRecipe
     from trustcxr.storage.schemas import StudyDocument
 
 studies_app = typer.Typer()
@@ -84,7 +84,7 @@ def study(
 
     What it will cost here, before anything is trained: trustcxr study paper --dry-run
     """
-    from trustcxr.recipes.study import load_study, tracked, with_seeds
+    from trustcxr.recipes.study_recipe import load_study, tracked, with_seeds
 
     if not measure and not dry_run:
         raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out")

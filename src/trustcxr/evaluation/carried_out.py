@@ -14,7 +14,7 @@ from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
 from trustcxr.models.folding import faster
 from trustcxr.models.untouched import undisturbed
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
 
 COMPARED = 8  # films on which the faster model must answer as the model does

@@ -13,7 +13,7 @@ from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.findings import Decision
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import WORST_CASE
 
 STEPS = 10

@@ -19,7 +19,7 @@ from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.draws import judge
 from trustcxr.models.untouched import undisturbed
-from trustcxr.recipes.exam import ExamRecipe
+from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import RIGHT_SHARE

@@ -24,8 +24,8 @@ from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
 from trustcxr.models.untouched import is_randomised
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, refuse_repeats
+from trustcxr.recipes.parsing import validate
 from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, Condition

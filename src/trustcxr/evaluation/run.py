@@ -9,8 +9,8 @@ import torch
 from trustcxr.errors import UserError
 from trustcxr.evaluation import hub
 from trustcxr.models import classifier, factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.schemas import RunDocument, TrainingDocument

@@ -31,7 +31,7 @@ from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.untouched import as_found
-from trustcxr.recipes.training import TrainingRecipe
+from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
 from trustcxr.storage.schemas import LesionDocument

@@ -39,7 +39,7 @@ from trustcxr.explain.references import (
 )
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.models import feature_maps
-from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 
 if TYPE_CHECKING:

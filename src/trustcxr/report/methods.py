@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run

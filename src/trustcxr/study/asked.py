@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe, check_splits, check_unused
-from trustcxr.recipes.testing import CorruptionsRecipe
-from trustcxr.recipes.validation import assign, validate
+from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe
+from trustcxr.recipes.parsing import assign, validate
+from trustcxr.recipes.run_recipe import RunRecipe, check_splits, check_unused
 
 
 class Defending(TypedDict):

@@ -13,8 +13,8 @@ from trustcxr.evaluation.given import Subject, load_model
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES
-from trustcxr.recipes.exam import ExamRecipe, load_exam
-from trustcxr.recipes.run import Listing
+from trustcxr.recipes.protocol import ExamRecipe, load_exam
+from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, holding

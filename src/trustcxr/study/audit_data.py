@@ -22,7 +22,7 @@ from trustcxr.evaluation.door import Check
 from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
-from trustcxr.recipes.run import Listing, Splits
+from trustcxr.recipes.run_recipe import Listing, Splits
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.study.films import manifest_of, report_skipped, say_reading

@@ -22,7 +22,7 @@ from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
 from trustcxr.storage.schemas import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.study.audit_data import Films, pixels_of, scored

@@ -18,8 +18,8 @@ from trustcxr.evaluation.handed_in import Images
 from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
-from trustcxr.recipes.exam import ExamRecipe
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import DEFENCES
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import AuditedData, AuditedModel

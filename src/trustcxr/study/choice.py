@@ -7,9 +7,9 @@ import numpy as np
 
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import Selection, StudyRecipe, drops, run_recipe
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import Selection, StudyRecipe, drops, run_recipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import TRAINING_FILE, VALIDATION_FILE
 from trustcxr.storage.prediction_table import logits_of

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe, ExplanationRecipe
-from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, EvaluationRecipe, ExplanationRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import CostDocument, RunPlan, WayCost

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.console import say
 from trustcxr.data import read_manifest
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.study.provenance import data_hash, hash_of
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trustcxr.console import say
 from trustcxr.data.phantom import anatomy, writing
-from trustcxr.recipes import study
+from trustcxr.recipes import study_recipe
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
@@ -26,4 +26,4 @@ def run(out: Path, jobs: int = 1) -> StudyDocument:
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
             writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
             partial.rename(data)
-        return Study(study.load_study("demo"), data, out, engine, check_data=True).run()
+        return Study(study_recipe.load_study("demo"), data, out, engine, check_data=True).run()

@@ -19,10 +19,10 @@ from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.untouched import is_randomised
-from trustcxr.recipes.exam import load_exam
-from trustcxr.recipes.run import Listing
-from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.protocol import load_exam
+from trustcxr.recipes.run_recipe import Listing
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import RunDocument

@@ -12,7 +12,7 @@ from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import controls, lesions, scores
 from trustcxr.explain.given import ALL_DONE, LeftOut
-from trustcxr.recipes.testing import ExplanationRecipe
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.study.provenance import Results
 

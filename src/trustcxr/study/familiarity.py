@@ -9,7 +9,7 @@ from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import familiarity
-from trustcxr.recipes.run import Listing
+from trustcxr.recipes.run_recipe import Listing
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import FamiliarityDocument, Share

@@ -14,7 +14,7 @@ from trustcxr.data.images.reading import SUFFIXES
 from trustcxr.data.layouts.lists import NoColumns
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
-from trustcxr.recipes.run import Listing
+from trustcxr.recipes.run_recipe import Listing
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.evaluations import FOLDER
 

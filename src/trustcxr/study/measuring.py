@@ -18,8 +18,8 @@ from trustcxr.data.manifest import NO_SPLIT, SHARES
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import device
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.costs import kind

@@ -11,9 +11,9 @@ import numpy as np
 from trustcxr.console import say
 from trustcxr.data import dataset
 from trustcxr.errors import UserError, nearest
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, run_recipe
-from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import Method
 from trustcxr.storage import layout
 from trustcxr.training.cards import Cards

@@ -16,10 +16,10 @@ from trustcxr.console import duration, say
 from trustcxr.data import load_dataset, remote
 from trustcxr.data.provenance import whole
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
-from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.layout import (
     AUDIT_FILE,

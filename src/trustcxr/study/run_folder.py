@@ -21,9 +21,9 @@ from trustcxr.evaluation.run import Run, as_before_refit, load_run
 from trustcxr.evaluation.shortcuts import audit
 from trustcxr.evaluation.summary import describe
 from trustcxr.explain import scores
-from trustcxr.recipes.run import Listing, RunRecipe, Splits
-from trustcxr.recipes.testing import EvaluationRecipe, ExplanationRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import Listing, RunRecipe, Splits
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures

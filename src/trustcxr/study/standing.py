@@ -9,10 +9,10 @@ from pathlib import Path
 
 from trustcxr.console import duration, say
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, drops, grows, refuse_fewer_seeds, run_recipe, untracked
-from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, drops, grows, refuse_fewer_seeds, run_recipe, untracked
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.os_errors import as_typed
 from trustcxr.storage.schemas import CostDocument, RunPlan, StudyDocument, StudyPlan

@@ -11,10 +11,10 @@ from trustcxr.console import say
 from trustcxr.data import load_dataset, provenance
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import familiarity
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, run_recipe
-from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import holding

@@ -14,9 +14,9 @@ from trustcxr.console import track
 from trustcxr.errors import UserError
 from trustcxr.evaluation import drops, summary
 from trustcxr.evaluation.run import About
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.study import beside, comparison, seeds, standing

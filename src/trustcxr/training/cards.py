@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from trustcxr import console
 from trustcxr.data.workers import end_with_parent
 from trustcxr.errors import UserError, unknown
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 _DOES_NOT_FIT = 75  # exit code of a process whose part of a batch did not fit in memory

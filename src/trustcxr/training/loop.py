@@ -21,7 +21,7 @@ from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined, sources_of
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, precision, tracking

@@ -9,7 +9,7 @@ from trustcxr.attacks.contract import radii, uniform_start
 from trustcxr.console import Progress, say
 from trustcxr.data.batches import augment, to_pixels
 from trustcxr.models.lung_gate import LungGate
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3
 

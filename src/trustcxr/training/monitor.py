@@ -19,8 +19,8 @@ from trustcxr.console import Progress, duration
 from trustcxr.data.batches import loader, to_pixels
 from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument

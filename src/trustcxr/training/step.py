@@ -15,7 +15,7 @@ from trustcxr.data.lungs import has_lungs
 from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import DEFENCES
 from trustcxr.training.cards import Cards
 

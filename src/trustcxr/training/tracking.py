@@ -15,7 +15,7 @@ from pytorch_lightning import loggers
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.training.monitor import Monitor
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 
 from pydantic import Field, model_validator
 
-from trustcxr.recipes.validation import Fraction, Strict
+from trustcxr.recipes.parsing import Fraction, Strict
 from trustcxr.registry import DEFENCES, networks
 
 # The names of the catalogue's BACKGROUNDS; a type checker wants them written out.

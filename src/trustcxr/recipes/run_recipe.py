@@ -6,8 +6,8 @@ from typing import Literal, TypedDict
 from pydantic import Field, field_validator, model_validator
 
 from trustcxr.errors import UserError
-from trustcxr.recipes.training import Background, DefenceRecipe, ModelRecipe, NetworkOptions, TrainingRecipe
-from trustcxr.recipes.validation import Seed, Strict
+from trustcxr.recipes.parsing import Seed, Strict
+from trustcxr.recipes.training_recipe import Background, DefenceRecipe, ModelRecipe, NetworkOptions, TrainingRecipe
 from trustcxr.registry import BACKGROUNDS, networks
 
 

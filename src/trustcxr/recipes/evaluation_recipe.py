@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.recipes.validation import Fraction, Resamples, Strict
+from trustcxr.recipes.parsing import Fraction, Resamples, Strict
 from trustcxr.registry import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, steps_said
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
-from trustcxr.recipes.validation import Fraction, Resamples, Strict, read, validate
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.parsing import Fraction, Resamples, Strict, read, validate
 from trustcxr.registry import AUDITED, NEEDS_SURROGATE
 
 EXAMS = Path(__file__).parent / "exams"

@@ -7,13 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from trustcxr.errors import UserError, unknown
-from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits, check_unused
-from trustcxr.recipes.testing import (
-    EvaluationRecipe,
-    ExplanationRecipe,
-)
-from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
-from trustcxr.recipes.validation import Seed, Strict, read, validate
+from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
+from trustcxr.recipes.parsing import Seed, Strict, read, validate
+from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe, check_splits, check_unused
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.registry import USUAL_DEFENCE
 from trustcxr.storage.atomic import read_yaml
 

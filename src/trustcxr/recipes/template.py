@@ -7,8 +7,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trustcxr.recipes.study import StudyRecipe, load_study, shipped
-from trustcxr.recipes.validation import model_in
+from trustcxr.recipes.parsing import model_in
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped
 
 _INDENT = "  "
 
