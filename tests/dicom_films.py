@@ -11,8 +11,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from trustcxr.data.images import ours
-from trustcxr.data.phantom.film import render
+from trustcxr.data.images import generated
+from trustcxr.data.phantom.render import render
 from trustcxr.explain import heatmap_files
 from trustcxr.storage.schemas import FilmAnswer
 
@@ -55,7 +55,7 @@ def answered(film: Path, **fields: object) -> FilmAnswer:
     grey = np.random.default_rng(0).integers(0, 255, (size.Rows, size.Columns), np.uint8)
     picture = heatmap_files.overlay(grey, grey / 255)
     heatmap_files.write_notice(picture)
-    place = film.with_name(film.stem + ours.ENDING)
+    place = film.with_name(film.stem + generated.ENDING)
     picture.save(place)
     given = {
         "image": str(film), "predicted": "COVID-19", "calibrated": True, "epsilon": 0.02, "run": "resnet18-fgsm-s0",

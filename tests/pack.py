@@ -26,10 +26,10 @@ class Pack:
 
     def images(self) -> Path:
         """Return synthetic images: three classes, 9, 4 and 4 of each in Train, Val and Test, 32 pixels."""
-        from trustcxr.data.phantom import writing
+        from trustcxr.data.phantom import write
 
         splits = {"Train": 9, "Val": 4, "Test": 4}
-        return self.get("images", lambda folder: writing.write(folder / "phantom", splits, size=32)) / "phantom"
+        return self.get("images", lambda folder: write.write(folder / "phantom", splits, size=32)) / "phantom"
 
     def training_images(self) -> tuple[Any, Any]:
         """Return 48 images to train on and 24 to validate, 32 pixels."""

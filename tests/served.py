@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from small_runs import recipe, seal
-from trustcxr.data.phantom.film import render
+from trustcxr.data.phantom.render import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights

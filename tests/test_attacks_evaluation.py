@@ -10,7 +10,7 @@ import torch
 
 from small_runs import make_films, recipe, seal
 from trustcxr import attacks, registry
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from small_networks import accuracy
 from trustcxr import attacks
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial
 
 EPSILON, STEPS, QUERIES = 0.02, 20, 200

@@ -20,7 +20,7 @@ from pack import Pack
 from small_networks import write_onnx
 from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.run import load_run
@@ -89,7 +89,7 @@ def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES)
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
+    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")

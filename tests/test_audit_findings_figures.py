@@ -18,8 +18,8 @@ from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
 from trustcxr.data import load_dataset
-from trustcxr.data.lungs import soften
-from trustcxr.data.phantom import writing
+from trustcxr.data.lung_masks import soften
+from trustcxr.data.phantom import write
 from trustcxr.evaluation import alarms, each_finding, findings
 from trustcxr.evaluation.views import _views
 from trustcxr.registry import VIEWS
@@ -248,7 +248,7 @@ LABELS = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
 def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path, Path]:
     """The audit of a network of two findings on films with lung masks, its folder, and the films."""
     root = tmp_path_factory.mktemp("masked")
-    films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    films = write.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
     write_onnx(TwoMeans(), root / "net.onnx", 32)
     output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
     (root / "model.yaml").write_text(f"source: net.onnx\ninput: {{size: 32}}\noutput: {output}\n")

@@ -10,7 +10,7 @@ from benchmarks.liars import LIAR, LIARS, RUN, network
 from test_cli import run
 from trustcxr import attacks
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.evaluation.run import load_run
 from trustcxr.study.audit import audit
 

@@ -13,7 +13,7 @@ from test_audit_command import Brightness, few_steps, model_file
 from test_audit_tables import table
 from test_report import Page
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.evaluation.findings import STATES
 from trustcxr.report import audit_page
 from trustcxr.storage import atomic
@@ -29,7 +29,7 @@ PHANTOM = ("COVID-19", "Non-COVID", "Normal")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """audit.json by name: of a network, of a table of scores, and of the scores of two findings; on masked films."""
     root = tmp_path_factory.mktemp("audited")
-    films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    films = write.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
     random, ids = np.random.default_rng(0), load_dataset(films, "Test", 16).sample_ids
     scores = {str(name): random.dirichlet([1, 1, 1]) for name in ids}
     findings = {"kind": "sigmoid", "classes": list(FINDINGS), "thresholds": 0.5}

@@ -18,7 +18,7 @@ from test_audit_command import CLASSES, Brightness, _short, few_steps, greys  # 
 from test_audit_tables import table as scores_file
 from test_cli import complaint
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation import handed_in
 from trustcxr.report import board
@@ -236,7 +236,7 @@ def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, t
 
 @pytest.mark.slow
 def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    films = writing.write(tmp_path / "phantom", {"Test": 4}, size=32)
+    films = write.write(tmp_path / "phantom", {"Test": 4}, size=32)
     few_steps(monkeypatch)
 
     def audit(name: str, size: int) -> None:

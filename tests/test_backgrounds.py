@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trustcxr.data.batches import augment
-from trustcxr.data.lungs import soften
+from trustcxr.data.loader import augment
+from trustcxr.data.lung_masks import soften
 from trustcxr.defences import backgrounds
 
 SIDE = 50

@@ -15,8 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from trustcxr.data import load_dataset, phantom
-from trustcxr.data.batches import BatchRows, augment, loader, to_pixels
 from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.loader import BatchRows, augment, loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe

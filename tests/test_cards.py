@@ -12,8 +12,8 @@ from pack import Pack
 from small_runs import MODEL, recipe, weights
 from test_cli import complaint
 from test_study import tiny
-from trustcxr.data.batches import BatchRows, augment
-from trustcxr.data.phantom import writing
+from trustcxr.data.loader import BatchRows, augment
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.report import cards as report_cards
 from trustcxr.storage import atomic, segments
@@ -354,7 +354,7 @@ def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -
 
 @pytest.mark.full
 def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
+    data = write.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
     models = [{"name": MODEL, "weights": "none"} | GROUP]
     study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
     worlds: list[int] = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels
 from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation.door import Door, examine_at_the_door
 from trustcxr.models.adapters import load, onnx_operators
@@ -167,7 +167,7 @@ def test_explain_looks_at_films_too_before_it_believes_a_conversion(
     tmp_path: Path,
     misread: None,
 ) -> None:
-    films = writing.write(tmp_path / "films", {"Train": 1, "Test": 2}, size=64)
+    films = write.write(tmp_path / "films", {"Train": 1, "Test": 2}, size=64)
     path = tmp_path / "model.yaml"
     written(tmp_path, 64)
     names = "COVID-19, Non-COVID, Normal"

@@ -9,8 +9,8 @@ import pytest
 
 from trustcxr.data import load_dataset
 from trustcxr.data.images import plausibility
-from trustcxr.data.images.grey import UnreadableImage
-from trustcxr.data.images.reading import read_image
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import read_image
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.data import get_testdata_file  # noqa: E402

@@ -18,9 +18,9 @@ from pydicom.uid import generate_uid  # noqa: E402
 import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
-from trustcxr.data.auditing.audit import audit  # noqa: E402
-from trustcxr.data.images import dicom, ours  # noqa: E402
-from trustcxr.data.phantom.film import render  # noqa: E402
+from trustcxr.data.checks.check import audit  # noqa: E402
+from trustcxr.data.images import dicom_files, generated  # noqa: E402
+from trustcxr.data.phantom.render import render  # noqa: E402
 from trustcxr.dicom import answers, films  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
@@ -301,7 +301,7 @@ def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> N
     assert sorted(Path(path).name for path in found.passed_over) == [
         "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
     ]  # fmt: skip
-    assert set(found.passed_over.values()) == {dicom.ANSWER, ours.SAID}
+    assert set(found.passed_over.values()) == {dicom_files.ANSWER, generated.SAID}
     (told,) = (f for f in audit(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
     assert (told.severity, told.count) == ("note", 3)
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
@@ -318,7 +318,7 @@ def test_an_answer_is_no_film_whatever_it_is_called(tmp_path: Path) -> None:
         film = tmp_path / f"film{number}{Path(place).suffix}"
         shutil.copy(place, film)
         (said,) = films.predict(run, [film], out=tmp_path / "again")
-        assert said.left_out in (ours.SAID, dicom.ANSWER)
+        assert said.left_out in (generated.SAID, dicom_files.ANSWER)
     assert not (tmp_path / "again").exists()
 
 

@@ -7,9 +7,9 @@ import pytest
 from benchmarks.speed.duplicates import CHANGES, Film, pictures, read, recalls
 from PIL import Image
 
-from trustcxr.data.auditing import alignment, duplicates
+from trustcxr.data.checks import duplicates, registration
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.film import render
+from trustcxr.data.phantom.render import render
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +131,20 @@ def test_equalised_is_the_same_at_any_gamma_and_turned_over_when_inverted() -> N
 def test_alignment_finds_the_map_that_a_film_was_moved_by(synthetic: list[Film]) -> None:
     thumbs, _ = pictures(synthetic[:8])
     still = duplicates.equalised(thumbs)
-    moved, _ = alignment.laid_upon(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
-    assert np.median(alignment.correlation(still, moved)) > 0.97
-    assert np.median(alignment.correlation(still, np.roll(still, 1, axis=0))) < 0.8
+    moved, _ = registration.laid_upon(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
+    assert np.median(registration.correlation(still, moved)) > 0.97
+    assert np.median(registration.correlation(still, np.roll(still, 1, axis=0))) < 0.8
 
 
 def test_laid_upon_by_the_identity_is_the_picture_itself() -> None:
     film = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
-    same, inside = alignment.laid_upon(film, np.tile(np.float32([1, 0, 0, 0, 1, 0]), (2, 1)))
+    same, inside = registration.laid_upon(film, np.tile(np.float32([1, 0, 0, 0, 1, 0]), (2, 1)))
     assert np.allclose(same, film, atol=2e-3)
     assert inside.all()
 
 
 def test_even_borders_are_taken_off_and_nothing_else() -> None:
-    from trustcxr.data.auditing.scan import _without_borders
+    from trustcxr.data.checks.scan import _without_borders
 
     film = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
     assert np.array_equal(_without_borders(np.pad(film, ((3, 9), (0, 20)), constant_values=200)), film)
@@ -154,7 +154,7 @@ def test_even_borders_are_taken_off_and_nothing_else() -> None:
 
 
 def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Film]) -> None:
-    from trustcxr.data.auditing.scan import scan
+    from trustcxr.data.checks.scan import scan
     from trustcxr.data.layouts import read_manifest
 
     for i, film in enumerate(synthetic[:6]):

@@ -15,9 +15,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from small_runs import seal
 from trustcxr import attacks, corruptions, registry
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.data.lungs import soften
-from trustcxr.data.phantom import writing
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.lung_masks import soften
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import Run, load_run
@@ -43,7 +43,7 @@ HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with synthetic films, and a run trained on them for two epochs."""
     folder = tmp_path_factory.mktemp("evaluation")
-    writing.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
+    write.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
     train, val = (films(folder, split) for split in ("Train", "Val"))
     content = {
         "model": {"name": MODEL, "weights": "none"},

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trustcxr import explain, models
-from trustcxr.data import lesions, load_dataset, phantom
+from trustcxr.data import lesion_edits, load_dataset, phantom
 from trustcxr.defences import guidance, lesion_losses
 from trustcxr.defences.guidance import Pass
 from trustcxr.defences.lesion_losses import Known
@@ -152,7 +152,7 @@ def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> Non
 
 
 def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
-    known, fills = _known(24), tuple(lesions.TAUGHT)
+    known, fills = _known(24), tuple(lesion_edits.TAUGHT)
     random = torch.Generator().manual_seed(0)
     known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
     after = lesion_losses.counterfactual(
@@ -160,7 +160,7 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     )
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
     films = known.films(gone)
-    by_fill = [lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill) for fill in fills]
+    by_fill = [lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill) for fill in fills]
     which = [[torch.equal(filled[row], after.pixels[film]) for filled in by_fill] for row, film in enumerate(gone)]
     assert all(sum(one) == 1 for one in which), "each by one of them"
     assert {one.index(True) for one in which} == {0, 1, 2}
@@ -174,12 +174,12 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     images[..., 2:30, 2:14], images[..., 2:30, 18:30] = 0.1, 0.4
     lesion[:, 10:20, 4:10] = lesion[:, 10:20, 20:26] = True
     images[lesion[:, None]] = 0.9
-    filled = lesions.surroundings(images, lesion, lung, lesion)
+    filled = lesion_edits.surroundings(images, lesion, lung, lesion)
     assert float(filled[0, 0, 15, 7]) == pytest.approx(0.1, abs=0.12)
     assert float(filled[0, 0, 15, 23]) == pytest.approx(0.4, abs=0.12)
     assert float(filled[0, 0].max()) < 0.5, "no bone and no other part of the lesion"
-    all_ill = lesions.surroundings(images, lung, lung, lung)
-    assert torch.equal(all_ill, lesions.grey(images, lung, lung, lung))
+    all_ill = lesion_edits.surroundings(images, lung, lung, lung)
+    assert torch.equal(all_ill, lesion_edits.grey(images, lung, lung, lung))
 
 
 def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() -> None:
@@ -370,8 +370,8 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
 
 
 def test_every_fill_is_beside_the_one_that_training_uses() -> None:
-    assert next(iter(lesions.FILLS)) == "grey"
-    assert all(a != b for a, b in pairwise(lesions.FILLS))
+    assert next(iter(lesion_edits.FILLS)) == "grey"
+    assert all(a != b for a, b in pairwise(lesion_edits.FILLS))
 
 
 # --- the map ---------------------------------------------------------------------------------------------------------

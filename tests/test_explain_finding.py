@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, Sigmoids, exported, small
 from test_cli import complaint, run
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.evaluation import operating_points
 from trustcxr.explain import method
 from trustcxr.models.adapters import load
@@ -39,7 +39,7 @@ def bright() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("finding") / "films", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE)
+    return write.write(tmp_path_factory.mktemp("finding") / "films", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE)
 
 
 def model_file(folder: Path, source: str, kind: str, classes: tuple[str, ...], name: str, more: str = "") -> Path:

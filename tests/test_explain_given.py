@@ -14,8 +14,8 @@ import torch
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
 from small_runs import newest, untrained
 from test_cli import complaint, run
-from trustcxr.data import load_dataset, provenance
-from trustcxr.data.phantom import writing
+from trustcxr.data import fingerprints, load_dataset
+from trustcxr.data.phantom import write
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import given
 from trustcxr.models.adapters import load
@@ -29,7 +29,7 @@ RGB = f"input: {{size: {SIDE}, channels: 3, mean: [0.485, 0.456, 0.406], std: [0
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("given") / "films", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+    return write.write(tmp_path_factory.mktemp("given") / "films", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def own(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
     content = atomic.read_yaml(folder / "run.yaml")
     atomic.part(atomic.part(content, "recipe"), "data")["size"] = SIZE
-    content["data"] = provenance.of(load_dataset(films, "Train", SIZE))
+    content["data"] = fingerprints.of(load_dataset(films, "Train", SIZE))
     atomic.write_yaml(folder / "run.yaml", content)
     run("explain", folder, "--data", films, *QUICK)
     return folder

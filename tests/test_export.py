@@ -13,7 +13,7 @@ import torch
 import trustcxr as tx
 from small_runs import recipe, same, weights
 from test_cli import complaint, run
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.run import as_before_refit
@@ -152,7 +152,7 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path:
     import onnx
     import onnxruntime
 
-    films = writing.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
+    films = write.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
     out = tmp_path / "run.onnx"
     found = exports.export(plain, "onnx", out, data=films)
     assert found.films == "9 films of films"

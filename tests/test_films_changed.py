@@ -10,7 +10,7 @@ import pytest
 from small_runs import newest, recipe
 from test_cli import run as command
 from test_study import tiny
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic
 from trustcxr.study import engines, run_folder
@@ -21,7 +21,7 @@ MAPS = {"corruptions": ["jpeg"], "sample": 0}
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 6, "Val": 3, "Test": 8}, size=32)
+    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 6, "Val": 3, "Test": 8}, size=32)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trustcxr import attacks, data, registry
-from trustcxr.data.auditing import audit
+from trustcxr.data.checks import check
 
 SOURCE = Path(__file__).parent.parent / "src" / "trustcxr"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -61,5 +61,5 @@ def test_every_saliency_method_has_an_example_that_runs(name: str) -> None:
 
 
 def test_reading_and_auditing_data_have_examples_that_run() -> None:
-    for function in (data.load_dataset, audit.audit):
+    for function in (data.load_dataset, check.audit):
         assert ">>> " in (inspect.getdoc(function) or "")

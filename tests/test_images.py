@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.images import reading
-from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage
-from trustcxr.data.images.reading import read_image, read_image_at, read_mask, read_mask_at
-from trustcxr.data.images.squares import resize_image, resize_mask
+from trustcxr.data.images import read
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage
+from trustcxr.data.images.read import read_image, read_image_at, read_mask, read_mask_at
+from trustcxr.data.images.resize import resize_image, resize_mask
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 
@@ -88,7 +88,7 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
     film = random.integers(0, 255, (40, 30)).astype(np.uint8)
     whole = save(tmp_path / "whole.png", Image.fromarray(film)).read_bytes()
     path, outcomes, decoded = tmp_path / "damaged.png", [], 0
-    decode = reading._png_decoder()
+    decode = read._png_decoder()
     assert decode is not None
 
     def counted(data: bytes) -> np.ndarray:
@@ -110,7 +110,7 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
         path.write_bytes(content if number else whole)
         found = []
         for decoder in (lambda: counted, lambda: None):
-            monkeypatch.setattr(reading, "_png_decoder", decoder)
+            monkeypatch.setattr(read, "_png_decoder", decoder)
             try:
                 found.append(read_image(path).tobytes())
             except UnreadableImage as problem:
@@ -127,7 +127,7 @@ def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(reading, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
+    monkeypatch.setattr(read, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
     image = Image.fromarray(GREY)
     turned = Image.Exif()
     turned[274] = 3
@@ -140,7 +140,7 @@ def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
     read_image(save(tmp_path / "colour.png", image.convert("RGB")))
     read_image(save(tmp_path / "deep.png", Image.fromarray(GREY.astype(np.uint16))))
     read_image(save(tmp_path / "grey.jpg", image))
-    monkeypatch.setattr(reading, "_MOST_BYTES", 40)
+    monkeypatch.setattr(read, "_MOST_BYTES", 40)
     read_image(tmp_path / "plain.png")
     assert len(decoded) == 1
 

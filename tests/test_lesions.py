@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import models
-from trustcxr.data import lesions, load_dataset
-from trustcxr.data.lesions import Films
-from trustcxr.data.phantom import writing
-from trustcxr.data.phantom.film import render
+from trustcxr.data import lesion_edits, load_dataset
+from trustcxr.data.lesion_edits import Films
+from trustcxr.data.phantom import write
+from trustcxr.data.phantom.render import render
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions as explained
@@ -68,7 +68,7 @@ def _marker_reader() -> Reader:
 def test_a_model_that_reads_the_lesion_has_a_lesion_effect_by_every_fill_and_control() -> None:
     films = _films("COVID-19")
     table = explained.removal(_lesion_reader(), films, 0)
-    assert set(table["fill"]) == set(lesions.FILLS)
+    assert set(table["fill"]) == set(lesion_edits.FILLS)
     assert set(table["control"]) == {"lung", "background"}
     for (fill, control), rows in table.groupby(["fill", "control"]):
         found = explained.summed_up(rows, rows["film"].astype(str).to_numpy())
@@ -110,7 +110,7 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
     lesion = torch.rand(40, 12, 14, generator=generator) > 0.9
     allowed = torch.zeros_like(lesion)
     allowed[:, 2:9, 8:] = True
-    pair = lesions.congruent(lesion, allowed)
+    pair = lesion_edits.congruent(lesion, allowed)
     assert {flip for flip, _, _ in pair.moves} == {False, True}, "some are mirrored"
     field = torch.rand(40, 12, 14, generator=generator)
     assert torch.equal(pair.carried(pair.lesion) & pair.control, pair.control)
@@ -133,7 +133,7 @@ def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
     (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])
     assert torch.equal(part, pair.lesion)
     assert torch.equal(control, pair.control)
-    _, usable = lesions.mirrored(films.images, films.lung, films.lesion)
+    _, usable = lesion_edits.mirrored(films.images, films.lung, films.lesion)
     assert (at_part & part).flatten(1).sum(1).tolist() == (at_control & control).flatten(1).sum(1).tolist()
     assert not (at_part & ~usable).any()
     assert not (at_control & control & ~usable).any()
@@ -142,15 +142,17 @@ def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
 
 def test_drawn_greys_are_of_healthy_lung_and_the_same_whatever_stands_beside() -> None:
     films = _films("COVID-19")
-    whole = lesions.drawn(films.images, films.lesion, films.lung, films.lesion)
+    whole = lesion_edits.drawn(films.images, films.lesion, films.lung, films.lesion)
     one = films[[4]]
-    assert torch.equal(whole[4:5], lesions.drawn(one.images, one.lesion, one.lung, one.lesion))
+    assert torch.equal(whole[4:5], lesion_edits.drawn(one.images, one.lesion, one.lung, one.lesion))
     healthy = one.images[0, 0][one.lung[0] & ~one.lesion[0]]
     assert torch.isin(whole[4], healthy).all()
     assert whole[4].mean() == pytest.approx(healthy.mean().item(), abs=0.02)
     assert whole[4].std() == pytest.approx(healthy.std().item(), abs=0.02)
-    full = lesions.drawn(films.images, films.lung, films.lung, films.lung)
-    assert torch.equal(full, lesions.grey(films.images, films.lung, films.lung, films.lung)), "none is left to draw"
+    full = lesion_edits.drawn(films.images, films.lung, films.lung, films.lung)
+    assert torch.equal(full, lesion_edits.grey(films.images, films.lung, films.lung, films.lung)), (
+        "none is left to draw"
+    )
 
 
 def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() -> None:
@@ -187,7 +189,7 @@ def test_a_part_and_its_control_are_one_shape_and_the_control_is_healthy() -> No
     lesion[1, 0:10, 0:10] = True  # of which a strip alone has room
     allowed[1, :, 15:18] = True
     lesion[2] = allowed[2] = True  # no healthy lung left
-    pair = lesions.congruent(lesion, allowed)
+    pair = lesion_edits.congruent(lesion, allowed)
     assert torch.equal(pair.lesion[0], lesion[0])
     assert pair.share.tolist() == pytest.approx([1.0, 0.3, 0.0])
     assert not (pair.control & (lesion | ~allowed)).any()
@@ -200,14 +202,14 @@ def test_a_lesion_fits_mirrored_where_it_does_not_as_it_is() -> None:
     lesion[0, 1:5, 1] = lesion[0, 4, 1:4] = True
     allowed = torch.zeros_like(lesion)
     allowed[0, 7:11, 10] = allowed[0, 10, 8:11] = True
-    pair = lesions.congruent(lesion, allowed)
+    pair = lesion_edits.congruent(lesion, allowed)
     assert torch.equal(pair.control, allowed)
     assert torch.equal(pair.lesion, lesion)
 
 
 def test_congruent_with_no_images_is_empty() -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.bool)
-    assert lesions.congruent(empty, empty).share.shape == (0,)
+    assert lesion_edits.congruent(empty, empty).share.shape == (0,)
 
 
 def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
@@ -220,24 +222,24 @@ def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
     lesion[1] = lung[1]  # all of the lung: its darkest fifth stands in
     images[1, :, 2:8, 2:8] = 0.6
     images[1, :, 2:4, 2:8] = 0.2
-    assert lesions.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
+    assert lesion_edits.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
 
 
-@pytest.mark.parametrize("fill", lesions.FILLS | lesions.TAUGHT)
+@pytest.mark.parametrize("fill", lesion_edits.FILLS | lesion_edits.TAUGHT)
 def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> None:
     films = _films("COVID-19")
-    after = lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
+    after = lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
     bare = _films("Normal").images
     inside = films.lesion[:, None]
     assert (after - bare).abs()[inside].mean() < 0.7 * (films.images - bare).abs()[inside].mean()
-    reach = max(1, round(lesions.EDGE * SIZE))
+    reach = max(1, round(lesion_edits.EDGE * SIZE))
     near = torch.nn.functional.max_pool2d(inside.float(), 2 * reach + 1, 1, reach) > 0
     assert torch.equal(after[~near], films.images[~near])
     assert after.min() >= 0
     assert after.max() <= 1
 
 
-@pytest.mark.parametrize("fill", list(lesions.FILLS))
+@pytest.mark.parametrize("fill", list(lesion_edits.FILLS))
 def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: str) -> None:
     if fill == "inpaint":
         pytest.importorskip("skimage")
@@ -245,14 +247,14 @@ def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: 
     lung[:, 8:40, 6:20] = lung[:, 8:40, 28:42] = True
     lesion[:, 16:26, 6:12] = True  # as far as the wall
     images = torch.where(lung, 0.3, 0.9)[:, None] + 0.3 * lesion[:, None]
-    gone = lesions.removed(images, lesion, lung, lesion, fill=fill)
+    gone = lesion_edits.removed(images, lesion, lung, lesion, fill=fill)
     assert gone[0, 0][lesion[0]].sub(0.3).abs().max() < 0.05
 
 
 def test_an_unknown_fill_is_said_in_one_line() -> None:
     films = _films("COVID-19")
     with pytest.raises(UserError, match="grey"):
-        lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill="gray")
+        lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill="gray")
 
 
 def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
@@ -261,9 +263,11 @@ def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
     lung[0, 2:6, 1:4] = lung[0, 2:6, 8:11] = True
     images[0, 0, 2:6, 8:11] = torch.tensor([0.2, 0.4, 0.6])
     lesion[0, 3, 1:4] = True
-    found = lesions.mirror(images, lesion, lung, lesion)[0, 0]
+    found = lesion_edits.mirror(images, lesion, lung, lesion)[0, 0]
     assert found[3, 1:4].tolist() == pytest.approx([0.6, 0.4, 0.2])
-    assert found[3, 8] == pytest.approx(float(lesions.healthy_grey(images, lung, lesion))), "its mirror is the lesion"
+    assert found[3, 8] == pytest.approx(float(lesion_edits.healthy_grey(images, lung, lesion))), (
+        "its mirror is the lesion"
+    )
 
 
 def test_a_lesion_that_has_no_counterpart_is_left_out_and_counted() -> None:
@@ -348,7 +352,7 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
 
 
 def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(tmp_path: Path, bars: list) -> None:
-    writing.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
+    write.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
     model = models.build("evidence-17x8", classes=3).eval()
@@ -361,7 +365,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
         assert rows["film"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
     whole = explained.removal(
-        model, lesions.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
+        model, lesion_edits.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
     )
     first = whole[(whole["fill"] == "mirror") & (whole["control"] == "lung")]["effect"].to_numpy()
     ours = table[(table["fill"] == "mirror") & (table["control"] == "lung")]["effect"].to_numpy()
@@ -379,7 +383,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
 
 def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
     """An untrained network asked about phantoms, as a report does it."""
-    writing.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
+    write.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))

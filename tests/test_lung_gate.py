@@ -12,7 +12,7 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import attacks
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import methods

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data.auditing.audit import audit
+from trustcxr.data.checks.check import audit
 from trustcxr.data.images import plausibility
-from trustcxr.data.images.reading import read_image
-from trustcxr.data.phantom.film import render
+from trustcxr.data.images.read import read_image
+from trustcxr.data.phantom.render import render
 
 
 def doubts(pixels: np.ndarray, colour: float = 0.0) -> set[str]:

@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from small_runs import untrained
 from test_cli import run as typed
 from trustcxr.data import read_manifest
-from trustcxr.data.auditing.audit import audit
-from trustcxr.data.images import ours, squares
-from trustcxr.data.phantom.film import render
+from trustcxr.data.checks.check import audit
+from trustcxr.data.images import generated, resize
+from trustcxr.data.phantom.render import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import heatmap_files, one_image
 from trustcxr.report import terminal
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) ->
     (answer,) = one_image.predict(run, [films / "a" / "x.png"])
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
-    assert ours.source_of(Path(answer.heatmap)) == heatmap_files.fingerprint(films / "a" / "x.png")
+    assert generated.source_of(Path(answer.heatmap)) == heatmap_files.fingerprint(films / "a" / "x.png")
 
 
 def test_no_heatmap_takes_the_place_of_another_runs(run: Path, films: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_no_heatmap_takes_the_place_of_another_runs(run: Path, films: Path, tmp_
     with Image.open(second.heatmap) as picture:  # as versions before wrote it, which did not say whose it is
         picture.load()
         info = PngInfo()
-        for key in (ours.MARK, ours.SOURCE):
+        for key in (generated.MARK, generated.SOURCE):
             info.add_text(key, str(picture.info[key]))
         picture.save(second.heatmap, pnginfo=info)
     assert one_image.predict(other, [film])[0].heatmap == second.heatmap
@@ -252,14 +252,14 @@ def test_a_run_that_learnt_from_padded_films_is_shown_padded_ones(run: Path, tmp
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
     film = render("COVID-19", 1, 200).image[:, 50:150]
     said = one_image.answer(loaded, film, epsilon=0.0, heatmap=tmp_path / "x.png")
-    square = torch.from_numpy(np.array(squares.resize_image(film, loaded.size, "pad"))).float().div(255)[None, None]
+    square = torch.from_numpy(np.array(resize.resize_image(film, loaded.size, "pad"))).float().div(255)[None, None]
     with torch.inference_mode():
         wanted = loaded.model(square).softmax(1)[0]
     assert list(said.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
     assert Image.open(tmp_path / "x.png").size == (100, 200)
-    down, across = squares.on_film(64, film.shape, "pad")
+    down, across = resize.on_film(64, film.shape, "pad")
     assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the film"
-    assert squares.resize_image(film, 64, "pad")[:, :15].max() == 0
+    assert resize.resize_image(film, 64, "pad")[:, :15].max() == 0
 
 
 def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path) -> None:

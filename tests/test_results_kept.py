@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from small_runs import newest, seal
 from test_cli import complaint, run
 from trustcxr.data import read_manifest
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import About, load_run
@@ -49,7 +49,7 @@ MAPS: dict[str, Any] = {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sam
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
+    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
@@ -28,7 +28,7 @@ SIZE = 32
 
 def trained(folder: Path, shortcuts: list[str]) -> Run:
     """A run of a moment on films whose disease is hardly to be seen."""
-    data = writing.write(
+    data = write.write(
         folder / "phantom", {"Train": 48, "Val": 10, "Test": 20}, size=64, shortcuts=shortcuts, conspicuity=0.1
     )
     parts = [load_dataset(data, split=s, size=SIZE, cache=folder / "cache", workers=1) for s in ("Train", "Val")]

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data import load_dataset, read_image, read_manifest, read_mask, store
+from trustcxr.data import cache as store
+from trustcxr.data import load_dataset, read_image, read_manifest, read_mask
 from trustcxr.errors import UserError
 from trustcxr.study.films import report_skipped
 from trustcxr.study.provenance import describe_data

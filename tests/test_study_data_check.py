@@ -10,7 +10,7 @@ from PIL import Image
 
 from test_engines import small
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.study import data_check
@@ -18,7 +18,7 @@ from trustcxr.study import data_check
 
 def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
-    monkeypatch.setattr("trustcxr.data.auditing.audit.audit", lambda *_, **__: made)
+    monkeypatch.setattr("trustcxr.data.checks.check.audit", lambda *_, **__: made)
     (tmp_path / layout.DATA_CHECK_FILE).write_text("")
     written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
     assert atomic.read_json(written)["verdict"] == "none"
@@ -40,7 +40,7 @@ def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path)
 def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    films = writing.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32)
+    films = write.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32)
     recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": {"size": 32}})
 
     def check() -> tuple[dict[str, Any], str]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pack import Pack
 from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
-from trustcxr.data import batches
-from trustcxr.data.batches import to_pixels
+from trustcxr.data import loader
+from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial, contract
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -233,7 +233,7 @@ def test_augmentation_depends_on_seed_and_step(
 ) -> None:
     seen: list[int] = []
     asked: list[dict[str, float]] = []
-    real = batches.augment
+    real = loader.augment
 
     def spy(images: Tensor, generator: torch.Generator, **options: float) -> Tensor:
         seen.append(generator.initial_seed())
@@ -623,7 +623,7 @@ def test_batches_are_as_the_recipe_says(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    real = batches.loader
+    real = loader.loader
     monkeypatch.setattr(loop, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
     for balanced in (True, False):
         loop.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))

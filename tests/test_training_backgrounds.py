@@ -12,7 +12,7 @@ from pack import Pack
 from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write
 from trustcxr.defences import backgrounds, lung_losses
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
@@ -165,7 +165,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backgrounds, "SHARE", 1.0)
-    folder = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
+    folder = write.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
     masks: dict[str, list[Path]] = {}  # films that have an infection mask are in the layout twice
     for path in sorted(folder.rglob("Train/*/lung masks/*.png")):
         masks.setdefault(path.name, []).append(path)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences, registry
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trustcxr.data.batches import BatchRows, augment
+from trustcxr.data.loader import BatchRows, augment
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.study import run_folder

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import known_cause
 from trustcxr import explain
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.data.phantom import anatomy, writing
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.phantom import anatomy, write
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import (
     controls,
@@ -60,7 +60,7 @@ class Tiny(nn.Module):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = {"Train": 80, "Val": 2, "Test": 24}
-    return writing.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
+    return write.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
 
 
 def films(folder: Path, split: str) -> Any:

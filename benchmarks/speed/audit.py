@@ -47,8 +47,8 @@ def measure(root: Path, limit: int, workers: int) -> None:
     import numpy as np
     from joblib.externals.loky import get_reusable_executor
 
-    from trustcxr.data.auditing import confounds, duplicates, findings
-    from trustcxr.data.auditing import scan as audit_scan
+    from trustcxr.data.checks import confounds, duplicates, issues
+    from trustcxr.data.checks import scan as audit_scan
     from trustcxr.data.layouts import read_manifest
 
     clock = _Clock()
@@ -66,7 +66,7 @@ def measure(root: Path, limit: int, workers: int) -> None:
     clock.lap("duplicates")
     probes = confounds.run_probes(manifest, scan)
     clock.lap("confounds")
-    findings.leak_findings(manifest, pairs)
+    issues.leak_findings(manifest, pairs)
     clock.lap("findings")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -91,11 +91,11 @@ def main() -> None:
     jobs: list[tuple[Path, int]] = [(given.real, 10**9)] if given.real.is_dir() else []
     if given.films:
         if not given.out.exists():
-            from trustcxr.data.phantom import writing
+            from trustcxr.data.phantom import write
 
             each = {"Train": given.films * 64 // 300, "Val": given.films * 16 // 300, "Test": given.films * 20 // 300}
             started = time.perf_counter()
-            writing.write(given.out, each, size=given.size, workers=given.workers)
+            write.write(given.out, each, size=given.size, workers=given.workers)
             print(f"wrote the films in {time.perf_counter() - started:.0f} s", flush=True)
         jobs += [(given.out, given.films // 16), (given.out, given.films // 4), (given.out, given.films)]
     for folder, limit in jobs:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trustcxr.data.auditing import duplicates
-from trustcxr.data.auditing.alignment import laid_upon
-from trustcxr.data.auditing.scan import THUMB, _small, _without_borders
+from trustcxr.data.checks import duplicates
+from trustcxr.data.checks.registration import laid_upon
+from trustcxr.data.checks.scan import THUMB, _small, _without_borders
 
 Film = np.ndarray  # (H, W) uint8
 Pictures = tuple[np.ndarray, np.ndarray]
@@ -88,7 +88,7 @@ def blends(films: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 def read(root: Path, *, every: int = 1) -> list[Film]:
     """The films of a data set, as they are; or every so many-th."""
-    from trustcxr.data.images.reading import read_image
+    from trustcxr.data.images.read import read_image
     from trustcxr.data.layouts import read_manifest
 
     manifest = read_manifest(root)

@@ -34,9 +34,9 @@ from torch import Tensor
 from trustcxr import attacks, console
 from trustcxr.attacks import undisturbed
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import Batch, augment, loader, to_pixels
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.loader import Batch, augment, loader, to_pixels
+from trustcxr.data.phantom import write
 from trustcxr.defences import contract
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import load_run
@@ -277,7 +277,7 @@ def main() -> None:
     console.tell(lambda _: None)
     with tempfile.TemporaryDirectory() as work:
         counts = {"Train": -(-given.images // 3), "Val": -(-given.images // 12), "Test": -(-given.test // 3)}
-        data = writing.write(Path(work) / "films", counts, size=given.size, conspicuity=EASY)
+        data = write.write(Path(work) / "films", counts, size=given.size, conspicuity=EASY)
         train, val, test = (
             load_dataset(data, split=split, size=given.size, cache=Path(work) / "cache", workers=1) for split in counts
         )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial, contract
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory

@@ -33,8 +33,8 @@ TIMES = ("created", "seconds", "when", "took", "processor_seconds")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.study.data_check", "trustcxr.explain.examples")
 _IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.loop", "trustcxr.study.steps", "timm")
 _IMPORTED += (
-    "trustcxr.data.auditing.audit",
-    "trustcxr.data.phantom.writing",
+    "trustcxr.data.checks.check",
+    "trustcxr.data.phantom.write",
     "joblib",
     "jinja2",
 )

@@ -29,8 +29,8 @@ def data_check(
     json: Json = False,
 ) -> None:
     """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
-    from trustcxr.data.auditing.audit import audit
-    from trustcxr.data.auditing.page import write_page
+    from trustcxr.data.checks.check import audit
+    from trustcxr.data.checks.check_html import write_page
     from trustcxr.errors import UserError
     from trustcxr.storage.os_errors import refuse_unwritable
 
@@ -80,10 +80,10 @@ def data_phantom(
     ] = None,
 ) -> None:
     """Write synthetic chest X-rays with known lesions, exact masks and, if asked, planted shortcuts."""
-    from trustcxr.data.phantom import anatomy, writing
+    from trustcxr.data.phantom import anatomy, write
 
     counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
-    writing.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
+    write.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
     total = sum(counts.values()) * len(anatomy.CLASSES)
     print(f"{out}: {total} synthetic films in the layout of COVID-QU-Ex. {NOTICE}")
 

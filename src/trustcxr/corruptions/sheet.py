@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import corruptions
-from trustcxr.data.images import grey, ours, reading, squares
+from trustcxr.data.images import generated, greyscale, read, resize
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import replacing
 from trustcxr.version import NOTICE
@@ -47,18 +47,18 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
     An earlier sheet, a PNG that says so of itself, is written anew.
     Raises UserError where the film cannot be read, the picture cannot be written, or another file stands there.
     """
-    from trustcxr.data.phantom.film import render
+    from trustcxr.data.phantom.render import render
 
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
-    if out.exists() and not ours.texts(out, _MARK):
+    if out.exists() and not generated.texts(out, _MARK):
         raise UserError(f"{out}: is there, and is no earlier sheet; choose another OUT")
     if film is None:
         picture = render("COVID-19", seed, size).image
     else:
         try:
-            picture = np.asarray(squares.resize_image(reading.read_image(film), size))
-        except (grey.UnreadableImage, OSError) as problem:
+            picture = np.asarray(resize.resize_image(read.read_image(film), size))
+        except (greyscale.UnreadableImage, OSError) as problem:
             raise UserError(f"{film}: not read ({problem}); give an image file") from None
     try:
         with replacing(out) as temporary:

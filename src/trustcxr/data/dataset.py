@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from trustcxr.data.cache import Store, open_store
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
-from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, nearest, unknown
 from trustcxr.storage.os_errors import open_regular
 

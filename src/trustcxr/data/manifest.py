@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
+from trustcxr.data.tabular import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, nearest
 from trustcxr.storage.atomic import replacing
 

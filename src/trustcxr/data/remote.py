@@ -45,7 +45,7 @@ def here(data: str | Path) -> Path:
         return Path(data)
     from filelock import FileLock
 
-    from trustcxr.data.store import cache_folder
+    from trustcxr.data.cache import cache_folder
 
     address = absolute(data)
     folder = cache_folder() / "films" / sha256(address.encode()).hexdigest()[:16]

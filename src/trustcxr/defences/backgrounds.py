@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trustcxr.data.lungs import has_lungs, soften
+from trustcxr.data.lung_masks import has_lungs, soften
 
 SHARE = 0.85  # of training images whose background is changed
 MARGIN = 0.05  # around the lungs where the image is cropped to them, as a share of the side

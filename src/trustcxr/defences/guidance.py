@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.data.lungs import has_lungs
+from trustcxr.data.lung_masks import has_lungs
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models.evidence import EvidenceNet
 from trustcxr.models.feature_maps import arrangement, find_layer

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trustcxr.data import lesions
+from trustcxr.data import lesion_edits
 
 CONTROL = 0.75  # controls beside each film that is made counterfactual: they keep its label
 
@@ -43,9 +43,9 @@ class Known:
         """(B,) bool: films with a lung mask."""
         return (self.lung > 0.5).flatten(1).any(1)
 
-    def films(self, rows: Tensor) -> lesions.Films:
+    def films(self, rows: Tensor) -> lesion_edits.Films:
         """Some of them, with masks as `data.lesions` takes them."""
-        return lesions.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
+        return lesion_edits.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
 
 
 def counterfactual(
@@ -84,21 +84,21 @@ def counterfactual(
 def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> Known:
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
     films = known.films(gone)
-    pixels[gone] = lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
+    pixels[gone] = lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
     labels[gone], lesion[gone] = healthy, 0.0
     films = known.films(controls)
-    control = lesions.congruent(films.lesion, films.lung).control
-    pixels[controls] = lesions.removed(films.images, control, films.lung, films.lesion, fill=fill)
+    control = lesion_edits.congruent(films.lesion, films.lung).control
+    pixels[controls] = lesion_edits.removed(films.images, control, films.lung, films.lesion, fill=fill)
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 
 def _transplanted(known: Known, into: Tensor, donors: Tensor, *, patch: Tensor) -> Known:
     """What `donors` have where the lesions of `patch` lie, put into other films; a lesion takes its label along."""
     films = known.films(into)
-    giver = lesions.moved_onto(known.films(donors), films.lung)
-    region = lesions.moved_onto(known.films(patch), films.lung).lesion & films.lung & giver.lung
+    giver = lesion_edits.moved_onto(known.films(donors), films.lung)
+    region = lesion_edits.moved_onto(known.films(patch), films.lung).lesion & films.lung & giver.lung
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    pixels[into] = lesions.transplanted(films, giver, region)
+    pixels[into] = lesion_edits.transplanted(films, giver, region)
     carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)

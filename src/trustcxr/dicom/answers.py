@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trustcxr.data.images.dicom import ANSWER_ENDINGS, INSTALL, MANUFACTURER, header_of, is_answer
-from trustcxr.data.images.grey import quiet
+from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, header_of, is_answer
+from trustcxr.data.images.greyscale import quiet
 from trustcxr.dicom.finding import content
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import replacing

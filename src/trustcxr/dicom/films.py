@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trustcxr.data.images import dicom, plausibility, reading
+from trustcxr.data.images import dicom_files, plausibility, read
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage.os_errors import kind_of
 from trustcxr.storage.schemas import FilmAnswer
@@ -48,7 +48,7 @@ def predict(
 def _as_dicom(film: Path, answer: FilmAnswer) -> None:
     from trustcxr.dicom import answers
 
-    if not reading.is_dicom(film):
+    if not read.is_dicom(film):
         answer.no_dicom = "the film is not DICOM, so there is no study to belong to"
         return
     try:
@@ -83,10 +83,10 @@ def expand(paths: Sequence[Path]) -> Found:
 def _of_folder(folder: Path) -> Found:
     found, others = Found(), 0
     for path in _files(folder):
-        if os.access(path, os.R_OK) and not reading.is_dicom(path):
+        if os.access(path, os.R_OK) and not read.is_dicom(path):
             others += 1
         elif path.name != INDEX:
-            why = dicom.not_a_film(path) or plausibility.another_kind(path)
+            why = dicom_files.not_a_film(path) or plausibility.another_kind(path)
             if why is None:
                 found.films.append(path)
             else:

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from trustcxr.data.images.dicom import MANUFACTURER
+from trustcxr.data.images.dicom_files import MANUFACTURER
 from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE, __version__
 

@@ -13,7 +13,7 @@ import torch
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort, least_margins
 from trustcxr.console import Progress
-from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.run import Run

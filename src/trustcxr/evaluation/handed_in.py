@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trustcxr import statistics
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.draws import judge
 from trustcxr.models.untouched import undisturbed

@@ -17,7 +17,7 @@ from trustcxr import attacks
 from trustcxr.attacks import contract
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
-from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation import draws, input_gradients, side_by_side
 from trustcxr.evaluation.given import Examined

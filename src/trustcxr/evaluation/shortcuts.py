@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trustcxr import attacks
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
@@ -122,8 +122,8 @@ def _answers(
 def _drawn(
     rows: Sequence[Mapping[Any, Any]], side: int, marks: Sequence[tuple[str, ...]], run: "Run"
 ) -> Iterator[np.ndarray]:
-    from trustcxr.data.images.squares import resize_image
-    from trustcxr.data.phantom.film import render
+    from trustcxr.data.images.resize import resize_image
+    from trustcxr.data.phantom.render import render
 
     for row, planted in zip(rows, marks, strict=True):
         film = render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import filled
-from trustcxr.data.lungs import soften
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.lung_masks import soften
 from trustcxr.models.lung_gate import LEVEL
 from trustcxr.registry import VIEWS
 from trustcxr.storage.prediction_table import Condition

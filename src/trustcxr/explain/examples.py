@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.explain import measures, methods
 from trustcxr.explain.scores import annotated, predicted
 from trustcxr.explain.stability import CLEAN

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.images.ours import ENDING, MAKER, MARK, SOURCE, maker_of, source_of
+from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, maker_of, source_of
 from trustcxr.version import NOTICE
 
 _ROWS = 512  # of a large film that are coloured at a time

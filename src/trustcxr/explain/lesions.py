@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.console import track
-from trustcxr.data import lesions
+from trustcxr.data import lesion_edits
 from trustcxr.data.dataset import filled
-from trustcxr.data.lesions import Films, Pair
+from trustcxr.data.lesion_edits import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
@@ -51,7 +51,7 @@ CELLS = 8  # regions of a film, along each side, that are ranked by what removin
 
 
 def removal(
-    model: nn.Module, films: Films, target: int | Tensor, *, fills: Sequence[str] = tuple(lesions.FILLS)
+    model: nn.Module, films: Films, target: int | Tensor, *, fills: Sequence[str] = tuple(lesion_edits.FILLS)
 ) -> pd.DataFrame:
     """What removing the lesion does to the probability of `target`, beside each control: a row a film, fill, control.
 
@@ -68,7 +68,7 @@ def removal(
         for control, pair in pairs(films).items():
             for fill in fills:
                 gone, other = _changed(films, pair, fill, alike=control == "lung")
-                whole = answer.to(lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill))
+                whole = answer.to(lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill))
                 without, beside = answer.to(gone), answer.to(other)
                 share = pair.share.where(films.lung.flatten(1).any(1), torch.nan).cpu().numpy()
                 about = {"lesion": _cover(films), "fill": fill, "control": control, "share": share}
@@ -79,8 +79,8 @@ def removal(
 def pairs(films: Films) -> dict[str, Pair]:
     """The part of each lesion that is compared, and its control, by the name of the control."""
     return {
-        "lung": lesions.congruent(films.lesion, films.lung),
-        "background": lesions.congruent(films.lesion, ~films.lung),
+        "lung": lesion_edits.congruent(films.lesion, films.lung),
+        "background": lesion_edits.congruent(films.lesion, ~films.lung),
     }
 
 
@@ -91,12 +91,12 @@ def _changed(films: Films, pair: Pair, fill: str, *, alike: bool) -> tuple[Tenso
     """
     only = None
     if fill == "mirror" and alike:
-        _, usable = lesions.mirrored(films.images, films.lung, films.lesion)
+        _, usable = lesion_edits.mirrored(films.images, films.lung, films.lesion)
         only = usable & pair.carried_back(usable)
-    gone = lesions.removed(films.images, pair.lesion, films.lung, films.lesion, fill=fill, only=only)
+    gone = lesion_edits.removed(films.images, pair.lesion, films.lung, films.lesion, fill=fill, only=only)
     if alike:
         only = None if only is None else pair.carried(only)
-        return gone, lesions.removed(films.images, pair.control, films.lung, films.lesion, fill=fill, only=only)
+        return gone, lesion_edits.removed(films.images, pair.control, films.lung, films.lesion, fill=fill, only=only)
     change = pair.carried((gone - films.images)[:, 0])
     return gone, (films.images + change[:, None]).clamp(0, 1)
 
@@ -114,10 +114,10 @@ def transplantation(
     """
     with as_found(model, films.images.device), torch.no_grad():
         answer = _Answer(model, films.images, target)
-        donors, others = lesions.moved_onto(diseased, films.lung), lesions.moved_onto(healthy, films.lung)
+        donors, others = lesion_edits.moved_onto(diseased, films.lung), lesion_edits.moved_onto(healthy, films.lung)
         region = donors.lesion & films.lung & others.lung
-        ill = answer.to(lesions.transplanted(films, donors, region))
-        well = answer.to(lesions.transplanted(films, others, region))
+        ill = answer.to(lesion_edits.transplanted(films, donors, region))
+        well = answer.to(lesion_edits.transplanted(films, others, region))
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
         for some in (films, diseased, healthy):  # without lungs nobody knows where to, nor how grey
             share = share.where(some.lung.flatten(1).any(1), torch.nan)
@@ -248,7 +248,7 @@ def _removed(
 ) -> pd.DataFrame:
     """`removal` of some films, as they are or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
-    films = attacked(run.model, lesions.films_of(dataset, rows, run.device), labels, epsilon)
+    films = attacked(run.model, lesion_edits.films_of(dataset, rows, run.device), labels, epsilon)
     return _told(removal(run.model, films, labels, fills=fills), dataset, rows, epsilon)
 
 
@@ -257,7 +257,7 @@ def _put_in(run: "Run | Examined", dataset: "Dataset", trios: np.ndarray, epsilo
 
     Under PGD it is the recipient that was attacked before, away from its own class; lesion and patch are as they are.
     """
-    into, ill, well = (lesions.films_of(dataset, rows, run.device) for rows in trios.T)
+    into, ill, well = (lesion_edits.films_of(dataset, rows, run.device) for rows in trios.T)
     own, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
     into = attacked(run.model, into, own, epsilon)
     return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
@@ -364,7 +364,7 @@ def causes(model: nn.Module, films: Films, target: int | Tensor, *, cells: int =
             cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
             has_lung = (cell & films.lung).flatten(1).any(1)
             if has_lung.any():
-                edited = lesions.removed(images, cell, films.lung, films.lesion)
+                edited = lesion_edits.removed(images, cell, films.lung, films.lesion)
                 after = model(edited).float().log_softmax(1).gather(1, labels)[:, 0]
                 falls[has_lung, row, column] = (before - after)[has_lung]
     return falls

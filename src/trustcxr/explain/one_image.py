@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, explain
-from trustcxr.data.images import dicom, grey, ours, plausibility, reading, squares
+from trustcxr.data.images import dicom_files, generated, greyscale, plausibility
+from trustcxr.data.images import read as reading
+from trustcxr.data.images import resize as squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
@@ -63,7 +65,7 @@ def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, eps
         return FilmAnswer(image=str(path), left_out=said)
     try:
         film = read(path)
-    except grey.UnreadableImage as problem:
+    except greyscale.UnreadableImage as problem:
         return FilmAnswer(image=str(path), error=str(problem))
     refuse_unwritable(heatmap)
     found = answer(run, film.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
@@ -83,15 +85,15 @@ class Film:
 def read(source: Source) -> Film:
     """A film from a file or its content. UnreadableImage, without the file's name, where it is none."""
     if (why := written_here(source) or plausibility.another_kind(source)) is not None:
-        raise grey.UnreadableImage(why)
+        raise greyscale.UnreadableImage(why)
     return Film(reading.read_image(source), plausibility.colourfulness(source))
 
 
 def written_here(source: Source) -> str | None:
     """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
-    if ours.source_of(source) is not None:
-        return ours.SAID
-    return dicom.ANSWER if reading.is_dicom(source) and dicom.is_answer(source) else None
+    if generated.source_of(source) is not None:
+        return generated.SAID
+    return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
 
 
 def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: Film) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, say, track
-from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import filled
-from trustcxr.data.lesions import Films
+from trustcxr.data.lesion_edits import Films
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import controls, faithfulness, lesions, measures, randomisation
 from trustcxr.explain import methods as methods_by_name

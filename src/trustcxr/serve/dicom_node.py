@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.console import say
-from trustcxr.data.images.dicom import FILMS, INSTALL
+from trustcxr.data.images.dicom_files import FILMS, INSTALL
 from trustcxr.errors import UserError
 from trustcxr.serve.worker import Asked, Limits, Reply, Worker
 

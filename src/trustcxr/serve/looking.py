@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from trustcxr import explain
-from trustcxr.data.images import dicom, grey, squares
+from trustcxr.data.images import dicom_files, greyscale, resize
 from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
 from trustcxr.evaluation.run import Run
@@ -102,8 +102,8 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
 
     The map is drawn over the film as large as the objects show it.
     """
-    if (why := dicom.not_a_film(data)) is not None:
-        raise grey.UnreadableImage(why)
+    if (why := dicom_files.not_a_film(data)) is not None:
+        raise greyscale.UnreadableImage(why)
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
     found.run = ready.name
@@ -116,7 +116,7 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     try:
         return dicom_answers.packed(dicom_answers.of(data, found, picture))
     except dicom_answers.NoDicomAnswer as problem:
-        raise grey.UnreadableImage(f"no DICOM answer: {problem}") from None
+        raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
 
 def _as_input(run: Run, film: one_image.Film) -> Tensor:
@@ -125,7 +125,7 @@ def _as_input(run: Run, film: one_image.Film) -> Tensor:
 
 def _overlay(run: Run, film: one_image.Film, shown: np.ndarray, saliency: Tensor) -> Image.Image:
     """Draw a map (1, H, W) over the film as it is shown, with the notice."""
-    on_film = squares.on_film(run.size, film.pixels.shape, run.resize)
+    on_film = resize.on_film(run.size, film.pixels.shape, run.resize)
     picture = heatmap_files.overlay(shown, saliency[0].float().cpu().numpy()[on_film])
     heatmap_files.write_notice(picture)
     return picture
@@ -154,7 +154,7 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
 
 
 def _map(run: Run, found: closer_look.Map, film: one_image.Film) -> answers.SaliencyMap:
-    shown = squares.on_film(run.size, film.pixels.shape, run.resize)
+    shown = resize.on_film(run.size, film.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
         answers.ControlMap(

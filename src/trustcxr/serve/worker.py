@@ -197,7 +197,7 @@ def _limit_memory(most: int) -> None:
 
 
 def _answer(connection: Connection, asked: Asked, served: "list[Ready]") -> None:
-    from trustcxr.data.images.grey import UnreadableImage
+    from trustcxr.data.images.greyscale import UnreadableImage
     from trustcxr.errors import UserError
     from trustcxr.explain import one_image
 

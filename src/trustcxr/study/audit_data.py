@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
 from trustcxr.data.dataset import Dataset
+from trustcxr.data.loader import to_pixels
 from trustcxr.data.manifest import NO_SPLIT, SHARES, Manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation

@@ -21,7 +21,7 @@ def write(recipe: StudyRecipe, data: Path, folder: Path, films: Iterable["Datase
 
     One that is whole, and of these images and masks as they are now, stays.
     """
-    from trustcxr.data.auditing.audit import audit
+    from trustcxr.data.checks.check import audit
 
     path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in films])
     before = str(atomic.read_document(path).get(_OF)) if atomic.reads(path) else ""

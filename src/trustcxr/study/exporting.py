@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trustcxr.attacks import undisturbed
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import CLASSES, render
 from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation import hub

@@ -10,8 +10,8 @@ import numpy as np
 
 from trustcxr.console import say
 from trustcxr.data import load_dataset, read_manifest
-from trustcxr.data.images.reading import SUFFIXES
-from trustcxr.data.layouts.lists import NoColumns
+from trustcxr.data.images.read import SUFFIXES
+from trustcxr.data.layouts.csv_lists import NoColumns
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.recipes.run_recipe import Listing

@@ -14,7 +14,7 @@ import pandas as pd
 
 from trustcxr.console import duration, say
 from trustcxr.data import load_dataset, remote
-from trustcxr.data.provenance import whole
+from trustcxr.data.fingerprints import whole
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe

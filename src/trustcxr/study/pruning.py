@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trustcxr.data.store import INDEX, cache_folder
+from trustcxr.data.cache import INDEX, cache_folder
 from trustcxr.errors import UserError
 from trustcxr.storage import layout, locks
 from trustcxr.storage.os_errors import writing

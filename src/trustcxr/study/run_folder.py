@@ -12,7 +12,7 @@ import pandas as pd
 from trustcxr.certify import contract
 from trustcxr.certify.proofs import Effort
 from trustcxr.console import say
-from trustcxr.data import load_dataset, provenance
+from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified, drops
@@ -81,7 +81,7 @@ class RunFolder:
         from trustcxr.training import checkpoint, loop
 
         self.refuse_another(recipe)
-        provenance.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
+        fingerprints.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
         if mending.untrained(self.folder) is not None:
             return loop.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trustcxr.console import say
-from trustcxr.data import load_dataset, provenance
+from trustcxr.data import fingerprints, load_dataset
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import familiarity
 from trustcxr.recipes.parsing import validate
@@ -75,7 +75,7 @@ def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
     """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
     options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
     found = load_dataset(data, split=getattr(options.splits, role), **options.reading())
-    if fingerprint and provenance.whole(found) != fingerprint:
+    if fingerprint and fingerprints.whole(found) != fingerprint:
         raise UserError(f"{data}: the films are not those that the study began with")
     return found
 

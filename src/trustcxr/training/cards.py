@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from trustcxr import console
-from trustcxr.data.workers import end_with_parent
+from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.run_recipe import RunRecipe
 

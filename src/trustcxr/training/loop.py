@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from trustcxr.console import say
-from trustcxr.data import provenance
-from trustcxr.data.batches import loader
+from trustcxr.data import fingerprints
 from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -100,7 +100,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> Trai
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.cards.rank == 0:
-        provenance.refuse_other_films(folder, train)
+        fingerprints.refuse_other_films(folder, train)
     before = checkpoint.read(folder)
     # Films that lack what the recipe learns from are refused before anything is written.
     sources_of(train, recipe.training.balanced_by)
@@ -310,19 +310,19 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", ca
     `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    provenance.refuse_other_films(folder, train)
+    fingerprints.refuse_other_films(folder, train)
     content: dict[str, object] = {
         "name": recipe.name,
         "background": recipe.background,
         "classes": list(train.classes),
         "recipe": recipe.model_dump(mode="json"),
-        "data": provenance.of(train),
+        "data": fingerprints.of(train),
     }
     path = folder / layout.RUN_FILE
     content["segments"] = segments.gone_on(atomic.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
     atomic.write_yaml(path, content)
     if not (folder / layout.FILMS_FILE).is_file():
-        atomic.write_table(folder / layout.FILMS_FILE, provenance.films(train))
+        atomic.write_table(folder / layout.FILMS_FILE, fingerprints.films(train))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trustcxr.attacks.contract import radii, uniform_start
 from trustcxr.console import Progress, say
-from trustcxr.data.batches import augment, to_pixels
+from trustcxr.data.loader import augment, to_pixels
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.recipes.run_recipe import RunRecipe
 

@@ -16,7 +16,7 @@ from trustcxr import attacks
 from trustcxr.attacks.contract import check_finite
 from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
-from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run_recipe import RunRecipe

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import defences
-from trustcxr.data.batches import Batch, augment, to_pixels
-from trustcxr.data.lungs import has_lungs
+from trustcxr.data.loader import Batch, augment, to_pixels
+from trustcxr.data.lung_masks import has_lungs
 from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from trustcxr.data.images.grey import quiet
-from trustcxr.data.images.reading import FORMATS, is_dicom
+from trustcxr.data.images.greyscale import quiet
+from trustcxr.data.images.read import FORMATS, is_dicom
 from trustcxr.storage.os_errors import Source, open_source
 
 SIDE = 64  # pixels of the thumbnail that is judged
@@ -111,7 +111,7 @@ def another_kind(path: Source) -> str | None:
     if not is_dicom(path):
         return None
     try:
-        from trustcxr.data.images.dicom import header_of
+        from trustcxr.data.images.dicom_files import header_of
 
         tags = ["Modality", "BodyPartExamined"]
         with quiet():

@@ -8,9 +8,9 @@ from pathlib import Path
 from trustcxr import registry
 from trustcxr.data import remote
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
-from trustcxr.data.layouts.files import _folders, noting
+from trustcxr.data.layouts.csv_lists import PUBLISHED, read_list
 from trustcxr.data.layouts.folders import read_folders
-from trustcxr.data.layouts.lists import PUBLISHED, read_list
+from trustcxr.data.layouts.listing import _folders, noting
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.os_errors import escaped, kind_of, open_regular

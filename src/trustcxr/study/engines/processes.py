@@ -13,7 +13,7 @@ from typing import Any
 
 from trustcxr import console
 from trustcxr.console import Progress, say
-from trustcxr.data.workers import end_with_parent
+from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.study.engines import failures
 from trustcxr.study.engines.contract import Order, Outcome, Outcomes, Task, Work, told
 

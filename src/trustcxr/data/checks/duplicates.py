@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trustcxr.data.auditing import alignment
+from trustcxr.data.checks import registration
 
 MIN_COSINE = 0.74  # of descriptions: a film moved or cropped by 2 % keeps 0.84 or more, by more often less
 MIN_CORRELATION = 0.9  # of local detail, aligned; the same film has at least 0.91, another patient's at most 0.86
@@ -107,7 +107,7 @@ def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray, seed
         correlation = np.zeros(len(pairs))
         for part in _batches(np.arange(len(pairs))):
             first, second = pairs[part].T
-            correlation[part] = alignment.correlation(turn.apply(pictures(first)), pictures(second))
+            correlation[part] = registration.correlation(turn.apply(pictures(first)), pictures(second))
         ends = np.sort(film[pairs].reshape(-1, 2), axis=1)
         table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
         tables.append(table.assign(mirrored=turn.mirrored, inverted=turn.inverted, correlation=correlation))

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from trustcxr.data.layouts.files import Record
+from trustcxr.data.layouts.listing import Record
 from trustcxr.data.manifest import NO_SPLIT, USUAL, extra_columns, split_name
-from trustcxr.data.tables import called_like, is_unknown, read_table, refuse_alike, says_nothing
+from trustcxr.data.tabular import called_like, is_unknown, read_table, refuse_alike, says_nothing
 from trustcxr.errors import UserError
 
 _SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")}

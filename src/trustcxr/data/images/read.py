@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
-from trustcxr.data.images.squares import _square
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+from trustcxr.data.images.resize import _square
 from trustcxr.storage.os_errors import Source, open_source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -110,7 +110,7 @@ def _read(path: Source) -> Image.Image:
 def _odd(path: Source, file: BinaryIO, start: bytes) -> Image.Image:
     """A DICOM file, or any that Pillow reads; its decoders' warnings are for nobody here."""
     if start[128:] == _DICOM:
-        from trustcxr.data.images.dicom import read_dicom
+        from trustcxr.data.images.dicom_files import read_dicom
 
         return Image.fromarray(read_dicom(path))
     file.seek(0)

@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.console import Progress, say
-from trustcxr.data.images.grey import UnreadableImage
-from trustcxr.data.images.reading import DECODER, read_image_at, read_mask_at
-from trustcxr.data.workers import call, pool
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import DECODER, read_image_at, read_mask_at
+from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import CannotWrite, UserError, unknown
 from trustcxr.storage.os_errors import megabytes
 

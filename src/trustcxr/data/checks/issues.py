@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 
-from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
-from trustcxr.data.auditing.scan import Scan
-from trustcxr.data.images import dicom, ours, plausibility
+from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
+from trustcxr.data.checks.scan import Scan
+from trustcxr.data.images import dicom_files, generated, plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, alike_said
 
 SEVERITIES = ("fault", "leak", "warning", "note")
@@ -67,7 +67,7 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     broken = _items(manifest.table, files["fault"].notna(), files["fault"])
     lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
     all_passed = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
-    heatmaps = [item for item in all_passed if item["detail"] in (ours.SAID, dicom.ANSWER)]
+    heatmaps = [item for item in all_passed if item["detail"] in (generated.SAID, dicom_files.ANSWER)]
     passed_over = [item for item in all_passed if item not in heatmaps]
     return [
         *found("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
@@ -227,7 +227,7 @@ def _stems(folder: str) -> dict[str, str]:
         names = os.listdir(folder)
     except OSError:  # that it cannot be listed is a finding of its own
         return {}
-    films = (name for name in names if not name.startswith(".") and not ours.is_ours(Path(folder, name)))
+    films = (name for name in names if not name.startswith(".") and not generated.is_ours(Path(folder, name)))
     return {os.path.splitext(name)[0]: name for name in films}
 
 

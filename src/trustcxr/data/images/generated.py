@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trustcxr.data.images.grey import quiet
+from trustcxr.data.images.greyscale import quiet
 from trustcxr.storage.os_errors import Source, open_source
 
 ENDING = ".heatmap.png"

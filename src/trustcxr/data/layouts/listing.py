@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from trustcxr.data.images import ours
-from trustcxr.data.images.dicom import ANSWER, ANSWER_ENDINGS, is_answer
-from trustcxr.data.images.reading import SUFFIXES, is_dicom
+from trustcxr.data.images import generated
+from trustcxr.data.images.dicom_files import ANSWER, ANSWER_ENDINGS, is_answer
+from trustcxr.data.images.read import SUFFIXES, is_dicom
 from trustcxr.storage.os_errors import escaped
 
 Record = dict[str, Any]  # a sample, by the names of the manifest's columns: text, and None where there is none
@@ -85,8 +85,8 @@ def _ending(name: str) -> str:
 
 def _answer(entry: os.DirEntry[str]) -> bool:
     """Whether a file is what `predict` wrote beside a film."""
-    if entry.name.endswith(ours.ENDING) and ours.is_ours(Path(entry.path)):
-        _pass_over(entry.path, ours.SAID)
+    if entry.name.endswith(generated.ENDING) and generated.is_ours(Path(entry.path)):
+        _pass_over(entry.path, generated.SAID)
         return True
     if entry.name.endswith(ANSWER_ENDINGS) and is_answer(entry.path):
         _pass_over(entry.path, ANSWER)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 from trustcxr.storage.os_errors import Source, open_source
 
 INSTALL = "pip install '.[dicom]'"

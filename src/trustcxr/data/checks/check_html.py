@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.console import duration, track
-from trustcxr.data.auditing.audit import Audit
-from trustcxr.data.auditing.confounds import VIEWS, WITHOUT_LUNGS
-from trustcxr.data.auditing.findings import Finding
-from trustcxr.data.images.grey import UnreadableImage
-from trustcxr.data.images.reading import read_image
-from trustcxr.data.images.squares import resize_image
+from trustcxr.data.checks.check import Audit
+from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
+from trustcxr.data.checks.issues import Finding
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import read_image
+from trustcxr.data.images.resize import resize_image
 from trustcxr.storage.atomic import replacing
 from trustcxr.version import NOTICE
 
@@ -27,7 +27,7 @@ def write_page(audit: Audit, path: str | Path) -> Path:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    environment = Environment(loader=PackageLoader("trustcxr.data.auditing", "templates"), autoescape=True)
+    environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
     manifest = audit.manifest
     listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
     page = environment.get_template("audit.html.j2").render(

@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 
-from trustcxr.data.auditing import confounds, duplicates
-from trustcxr.data.auditing.confounds import Association, Probe
-from trustcxr.data.auditing.findings import (
+from trustcxr.data.checks import confounds, duplicates
+from trustcxr.data.checks.confounds import Association, Probe
+from trustcxr.data.checks.issues import (
     SEVERITIES,
     Finding,
     class_findings,
@@ -22,7 +22,7 @@ from trustcxr.data.auditing.findings import (
     leak_findings,
     mask_findings,
 )
-from trustcxr.data.auditing.scan import Scan, scan
+from trustcxr.data.checks.scan import Scan, scan
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import Manifest, place_of

@@ -11,9 +11,9 @@ import numpy as np
 
 from trustcxr.console import track
 from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.film import Film, render
+from trustcxr.data.phantom.render import Film, render
 from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
-from trustcxr.data.workers import call, pool
+from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.locks import is_left
 from trustcxr.storage.os_errors import writing

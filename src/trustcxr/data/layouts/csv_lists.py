@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.data.layouts import finding_columns
-from trustcxr.data.layouts.files import Record
+from trustcxr.data.layouts import multilabel_columns
+from trustcxr.data.layouts.listing import Record
 from trustcxr.data.manifest import (
     MASK_SUFFIX,
     MAY_BE_UNKNOWN,
@@ -21,7 +21,7 @@ from trustcxr.data.manifest import (
     from_table,
     split_name,
 )
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
+from trustcxr.data.tabular import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
-        names = finding_columns.findings(table, mapping.values())
+        names = multilabel_columns.findings(table, mapping.values())
         for name in names:
             refuse_alike(table, file, called_like(table, name, exactly=False))
-        chosen["class"] = finding_columns.classes(table, names)
+        chosen["class"] = multilabel_columns.classes(table, names)
         notes.append(f"the class of each film of {file.name} is what its columns say: {', '.join(names)}")
-        if "patient" not in mapping and (patients := finding_columns.patients(chosen["path"])):
+        if "patient" not in mapping and (patients := multilabel_columns.patients(chosen["path"])):
             chosen["patient"] = patients
             notes.append(f"patients of {file.name} are told from the folders in its paths, such as {patients[0]}")
     # A finding's column that was named as the class still says what is known of that finding.
@@ -119,7 +119,7 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
     mapping = {**others, **found}
     missing = [str(theirs) for ours, theirs in named.items() if ours not in mapping]
     missing += [] if "path" in named or "path" in mapping else ["path"]
-    known = "class" in named or "class" in mapping or finding_columns.findings(table, mapping.values())
+    known = "class" in named or "class" in mapping or multilabel_columns.findings(table, mapping.values())
     missing += [] if known else ["class"]
     if missing and columns is None:
         raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr.data.phantom.anatomy import CLASSES, Array, draw_patient, lay_out
-from trustcxr.data.phantom.lesions import cloud, lesion
+from trustcxr.data.phantom.draw_lesions import cloud, lesion
 from trustcxr.data.phantom.shortcuts import PLANT, SHORTCUTS
 from trustcxr.errors import UserError, unknown
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trustcxr.data.auditing.scan import PROBE, Scan
+from trustcxr.data.checks.scan import PROBE, Scan
 from trustcxr.data.manifest import Manifest
 from trustcxr.statistics import Bootstrap, holm, interval
 

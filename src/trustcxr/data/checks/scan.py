@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage, quiet
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.plausibility import colour_of
-from trustcxr.data.images.reading import read_image, threshold
+from trustcxr.data.images.read import read_image, threshold
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
-from trustcxr.data.workers import call, pool
+from trustcxr.data.worker_pool import call, pool
 from trustcxr.storage.os_errors import open_regular
 
 THUMB, PROBE = 64, 32
