@@ -16,7 +16,7 @@ from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
 from trustcxr.attacks.stand_ins import Attackable, StandIns, _gains, look
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
 EPSILON = 0.06  # where an honest network has lost nearly all

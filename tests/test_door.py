@@ -19,7 +19,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import active_test as active_test_
 from trustcxr.evaluation.active_test import active_test
 from trustcxr.evaluation.door import Check, Door, black_box_check, check_kind, examine_at_the_door
-from trustcxr.models import exporting
+from trustcxr.models import export
 from trustcxr.models.adapters import load
 from trustcxr.models.adapters.answers import InBatches
 
@@ -227,7 +227,7 @@ def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     source: Any = net
     if ending:
         source = tmp_path / f"m{ending}"
-        exporting.write(net, SIDE, source, "onnx" if ending == ".onnx" else "torch-export")
+        export.write(net, SIDE, source, "onnx" if ending == ".onnx" else "torch-export")
     found = door(source, films, channels=1)
     assert "logits" not in failed(found)
     assert "its last layer makes them" in text(found, "logits")

@@ -24,9 +24,9 @@ from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import Run
 from trustcxr.explain.contract import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
-from trustcxr.models import evidence
+from trustcxr.models import evidence_networks
 from trustcxr.models.classifier import Classifier
-from trustcxr.models.evidence import EvidenceNet
+from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import Fill
@@ -59,13 +59,13 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits = model(images)
-    found = evidence.per_class(model, seen[0])
-    assert found.shape == (3, 3, SIZE // evidence.STRIDE, SIZE // evidence.STRIDE)
+    found = evidence_networks.per_class(model, seen[0])
+    assert found.shape == (3, 3, SIZE // evidence_networks.STRIDE, SIZE // evidence_networks.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
 
 
-@pytest.mark.parametrize("field", evidence.FIELDS)
+@pytest.mark.parametrize("field", evidence_networks.FIELDS)
 def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
     net = EvidenceNet(2, field=field, width=8).double().eval()
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_a_norm_over_the_film_is_refused_where_a_cell_sees_but_a_part_of_it() ->
 
 def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert models.architecture("Evidence-33x96") == "evidence-33x96"
-    assert not evidence.known("evidence-32")
+    assert not evidence_networks.known("evidence-32")
     with pytest.raises(UserError, match="evidence-33"):
         models.architecture("evidence-32")
     for narrow in ("evidence-33x0", "evidence-33x1", "evidence-fullx1", "evidence-resnet18x0"):
@@ -275,7 +275,7 @@ def _evidence(found: Tensor) -> Pass:
 @pytest.mark.parametrize("loss", ["energy", "l1"])
 def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) -> None:
     known = _known(3)
-    cells = SIZE // evidence.STRIDE
+    cells = SIZE // evidence_networks.STRIDE
     on, off = torch.full((3, 4, cells, cells), -6.0), torch.full((3, 4, cells, cells), -6.0)
     on[:, 3] = off[:, 3] = 20 * torch.nn.functional.adaptive_avg_pool2d(known.lung, cells)[:, 0] - 10
     on[0, 0, 4:6, 3:5] = 6.0

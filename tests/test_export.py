@@ -17,7 +17,7 @@ from trustcxr.data.phantom import write
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.run import as_before_refit
-from trustcxr.models import adapters, exporting, factory
+from trustcxr.models import adapters, export, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import cards
 from trustcxr.storage import atomic, layout
@@ -75,8 +75,8 @@ def test_a_file_that_answers_otherwise_is_not_kept(
         wrong = factory.build("test_resnet", classes=3)
         write(wrong, size, path, kind)
 
-    write = exporting.write
-    monkeypatch.setattr(exporting, "write", other)
+    write = export.write
+    monkeypatch.setattr(export, "write", other)
     with pytest.raises(UserError, match="not written: its answers differ from the run's by"):
         exports.export(plain, "torch-export", tmp_path / "run.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -105,7 +105,7 @@ def test_unless_said_it_goes_into_the_runs_folder(plain: Path, tmp_path: Path, m
     assert done.stdout.startswith(f"{folder / 'program.pt2'}: ")
     assert atomic.read_yaml(folder / "program.yaml")["source"] == "program.pt2"
     assert tx.load_run(folder).name == tx.load_run(plain).name, "it is the run that it was"
-    assert set(exports.NAMES) == set(exporting.FORMATS)
+    assert set(exports.NAMES) == set(export.FORMATS)
     assert len({Path(name).stem for name in exports.NAMES.values()}) == len(exports.NAMES), "each has its model file"
     assert "say --out FILE, such as --out model.onnx" in complaint("export", "hf://owner/name")
 
@@ -136,14 +136,14 @@ def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", exporting.FORMATS)
+@pytest.mark.parametrize("kind", export.FORMATS)
 @pytest.mark.parametrize("made_how", [{}, {"members": 2}, {"background": "gate"}, {"normalisation": "group"}], ids=str)
 def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: dict[str, Any], tmp_path: Path) -> None:
-    found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{exporting.FORMATS[kind]}")
+    found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{export.FORMATS[kind]}")
     assert found.largest is not None
     assert found.largest <= exports.ALLOWED
     assert found.gradients in ("own", "converted"), found.note
-    assert (found.opset == exporting.OPSET) == (kind == "onnx")
+    assert (found.opset == export.OPSET) == (kind == "onnx")
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path:
     found = exports.export(plain, "onnx", out, data=films)
     assert found.films == "9 films of films"
     assert [p.name for p in tmp_path.glob("run.*")] in (["run.onnx", "run.yaml"], ["run.yaml", "run.onnx"])
-    assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [exporting.OPSET]
+    assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [export.OPSET]
     session = onnxruntime.InferenceSession(str(out))
     assert [i.name for i in session.get_inputs()] == ["images"]
     for batch in (1, 3, 7):

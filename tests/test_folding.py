@@ -9,7 +9,7 @@ from trustcxr.defences import adversarial
 from trustcxr.evaluation.findings import Decision
 from trustcxr.models import factory, zoo
 from trustcxr.models.adapters import load
-from trustcxr.models.folding import faster, folded, pairs
+from trustcxr.models.fuse_batchnorm import faster, folded, pairs
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -138,7 +138,7 @@ def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: st
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trustcxr.models.folding.pairs", lambda network: [])
+        patch.setattr("trustcxr.models.fuse_batchnorm.pairs", lambda network: [])
         torch.manual_seed(5)
         unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, **options)
     assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)

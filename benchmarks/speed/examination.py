@@ -35,7 +35,7 @@ from trustcxr.evaluation import predictions
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
-from trustcxr.models.folding import faster
+from trustcxr.models.fuse_batchnorm import faster
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.study import audit as audits

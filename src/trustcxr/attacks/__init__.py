@@ -31,7 +31,7 @@ from trustcxr.attacks.square import square
 from trustcxr.attacks.transfer import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import lookup
-from trustcxr.models.untouched import Mode, undisturbed
+from trustcxr.models.preserve_state import Mode, undisturbed
 
 
 def _found(entry: registry.Attack) -> Callable[..., Tensor]:

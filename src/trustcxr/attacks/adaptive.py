@@ -14,7 +14,7 @@ from trustcxr.attacks.contract import check_input, logits_of, radii
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.square import square
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED
 
 LONGER, CLIMBS = 10, 6  # times the steps of a climb through stand-ins on what a first one left; so many while they help

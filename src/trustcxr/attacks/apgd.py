@@ -24,7 +24,7 @@ from trustcxr.attacks.contract import (
     uniform_start,
 )
 from trustcxr.errors import UserError
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 MAX_TARGETS = 9  # wrong classes that a targeted attack tries, the likeliest first
 _GAINING = 0.75  # share of the steps between two checkpoints that must raise the loss

@@ -16,7 +16,7 @@ from trustcxr.attacks.contract import (
     radii,
     uniform_start,
 )
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 _OVERSHOOT = 1.05  # how far beyond the linearised boundary a move goes
 _PULL = 0.1  # the most that a move leans toward the original image

@@ -13,7 +13,7 @@ from trustcxr.attacks.contract import (
     radii,
     uniform_start,
 )
-from trustcxr.models.untouched import Mode, undisturbed
+from trustcxr.models.preserve_state import Mode, undisturbed
 
 
 def fgsm(

@@ -19,7 +19,7 @@ from trustcxr.attacks.contract import (
     wide,
 )
 from trustcxr.errors import UserError, unknown
-from trustcxr.models.untouched import Mode, undisturbed
+from trustcxr.models.preserve_state import Mode, undisturbed
 
 Norm = Literal["linf", "l2"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trustcxr.attacks.contract import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
 from trustcxr.attacks.worst_case import worst_case_report
 from trustcxr.errors import UserError, unknown
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import WORST_CASE
 
 _LADDER = (1 / 64, 1 / 16, 1 / 4, 1)  # shares of the highest radius, climbed before the bisection

@@ -18,7 +18,7 @@ from trustcxr.attacks.contract import (
     misled,
     radii,
 )
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 _FIRST_SHARE = 0.8  # of the image that the first squares cover
 # Where in a search of 10,000 queries the share is halved; shorter searches are stretched to it.

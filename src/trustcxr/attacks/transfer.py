@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from trustcxr.attacks.contract import check_input, checked_logits
 from trustcxr.errors import UserError
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 
 def transfer(

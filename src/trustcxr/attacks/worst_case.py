@@ -27,7 +27,7 @@ from trustcxr.attacks.contract import (
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.square import square
 from trustcxr.errors import UserError
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 
 @dataclass(frozen=True)

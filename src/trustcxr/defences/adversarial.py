@@ -11,8 +11,8 @@ from torch.func import functional_call
 from trustcxr import attacks
 from trustcxr.attacks.contract import lowered, radii, uniform_start
 from trustcxr.defences.contract import Precision, Radius, smoothed_cross_entropy
-from trustcxr.models.folding import folded
-from trustcxr.models.untouched import uncached
+from trustcxr.models.fuse_batchnorm import folded
+from trustcxr.models.preserve_state import uncached
 
 NOISE = 2.0  # radii that the noise of N-FGSM is wide, the paper's
 

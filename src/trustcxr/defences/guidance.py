@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trustcxr.data.lung_masks import has_lungs
 from trustcxr.defences.lesion_losses import Known
-from trustcxr.models.evidence import EvidenceNet
+from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.models.feature_maps import arrangement, find_layer
 
 DEPTH = 1.0  # weight in training of how far below 0 a map lies at the lesion that is not above it anywhere

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.stand_ins import Attackable, Traits, look
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED
 
 _READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # where the features stand among the arguments

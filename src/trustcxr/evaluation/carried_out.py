@@ -12,8 +12,8 @@ from trustcxr.attacks.contract import misled
 from trustcxr.attacks.stand_ins import Attackable, Traits
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
-from trustcxr.models.folding import faster
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.fuse_batchnorm import faster
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
 

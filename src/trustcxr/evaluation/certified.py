@@ -17,7 +17,7 @@ from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.run import Run
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.statistics import Bootstraps, share_interval
 from trustcxr.storage.schemas import CertifiedResult, Share
 

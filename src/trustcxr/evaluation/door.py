@@ -25,7 +25,7 @@ from trustcxr.models.adapters import Adapted, Given
 from trustcxr.models.adapters.adapted import plain_name, saturation
 from trustcxr.models.adapters.last_layer import answers_of_a_layer
 from trustcxr.models.adapters.loading import held_on
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED
 from trustcxr.storage.schemas import GateCheck
 

@@ -18,7 +18,7 @@ from trustcxr import statistics
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.draws import judge
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
 from trustcxr.storage import atomic

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 
 def sizes(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from trustcxr.evaluation import draws, input_gradients, side_by_side
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run, load_run
 from trustcxr.evaluation.views import _views
-from trustcxr.models.untouched import is_randomised
+from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.parsing import validate
 from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trustcxr.models.untouched import is_randomised
+from trustcxr.models.preserve_state import is_randomised
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")

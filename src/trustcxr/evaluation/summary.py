@@ -8,7 +8,7 @@ import torch
 from trustcxr.evaluation import alarms, calibration, metrics, paired
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import About, Run
-from trustcxr.models.untouched import is_randomised
+from trustcxr.models.preserve_state import is_randomised
 from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
 
 AT_RANDOM = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"

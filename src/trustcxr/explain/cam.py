@@ -14,7 +14,7 @@ from trustcxr.errors import UserError
 from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import as_found
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
-from trustcxr.models import evidence
-from trustcxr.models.untouched import as_found
+from trustcxr.models import evidence_networks
+from trustcxr.models.preserve_state import as_found
 
 
 def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
@@ -74,7 +74,7 @@ def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tenso
 
 def check_evidence(model: nn.Module) -> None:
     """Raises UserError unless the model's answer is a sum of evidence."""
-    if not evidence.reads_evidence(model) or not hasattr(model, "cam_layer"):
+    if not evidence_networks.reads_evidence(model) or not hasattr(model, "cam_layer"):
         raise UserError("saliency method evidence is of evidence networks (evidence-33 and its like); choose a CAM")
 
 
@@ -84,4 +84,4 @@ def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]
     place: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
     with _what_enters(place) as seen, as_found(model, x.device), torch.no_grad():
         logits = model(x)
-    return evidence.per_class(model, seen[-1]).float(), target_classes(target, logits)
+    return evidence_networks.per_class(model, seen[-1]).float(), target_classes(target, logits)

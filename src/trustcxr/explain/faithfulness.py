@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import Target, check_images, target_classes
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import as_found
 
 
 class Curve(NamedTuple):

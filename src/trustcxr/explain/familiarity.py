@@ -25,7 +25,7 @@ from trustcxr.console import track
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import as_found
 from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:

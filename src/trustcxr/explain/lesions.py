@@ -30,7 +30,7 @@ from trustcxr.data.lesion_edits import Films, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.contract import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import as_found
 from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval

@@ -22,7 +22,7 @@ from trustcxr.explain import measures, methods
 from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
 from trustcxr.models.ensemble import Ensemble
 from trustcxr.models.lung_gate import LungGate
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import as_found
 
 
 class Stage(NamedTuple):

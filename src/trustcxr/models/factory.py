@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.models import ensemble, evidence, layers
+from trustcxr.models import ensemble, evidence_networks, layers
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
@@ -56,10 +56,10 @@ def build(
 
 
 def _network(arch: str, classes: int, weights: str) -> nn.Module:
-    if evidence.known(arch):
+    if evidence_networks.known(arch):
         if weights != "none":
             raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
-        return evidence.named(arch, classes)
+        return evidence_networks.named(arch, classes)
     if arch in PLAIN_MODELS:
         return _plain(arch, classes, weights)
     if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:

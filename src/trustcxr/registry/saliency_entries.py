@@ -48,10 +48,10 @@ SALIENCY = by_name(
             "cam:_activation_map",
         ),
         Saliency(
-            "evidence", "evidence, summed to the answer", "", "evidence:evidence_map", control="evidence-features"
+            "evidence", "evidence, summed to the answer", "", "evidence_networks:evidence_map", control="evidence-features"
         ),
         Saliency(
-            "evidence-features", "what the evidence is read from (control)", "", "evidence:features_map",
+            "evidence-features", "what the evidence is read from (control)", "", "evidence_networks:features_map",
             gradients=False,
         ),
         Saliency(

@@ -18,7 +18,7 @@ from trustcxr.errors import lookup
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import closer_look, familiarity, heatmap_files, one_image
 from trustcxr.explain.familiarity import Familiarity
-from trustcxr.models import folding
+from trustcxr.models import fuse_batchnorm
 from trustcxr.report import terminal, words
 from trustcxr.serve import answers, pictures
 from trustcxr.storage.schemas import FilmAnswer
@@ -45,7 +45,7 @@ class Ready:
         """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
         known = familiarity.load(run.folder)
         films = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
-        searched = folding.faster(run.model, films)
+        searched = fuse_batchnorm.faster(run.model, films)
         return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run), searched, known)
 
 

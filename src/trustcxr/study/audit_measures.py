@@ -21,7 +21,7 @@ from trustcxr.evaluation.given import Examined, Subject
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
 from trustcxr.storage.schemas import Division, Finding, HandedIn, OperatingPoint, RunDocument

@@ -18,7 +18,7 @@ from trustcxr.explain.lesions import asked_of
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.loading import held_on
-from trustcxr.models.untouched import is_randomised
+from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.protocol import load_exam

@@ -13,7 +13,8 @@ from trustcxr.data.phantom import CLASSES, render
 from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.run import Run, load_run
-from trustcxr.models import adapters, exporting
+from trustcxr.models import adapters
+from trustcxr.models import export as exporting
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.onnx_files import OnnxNet
 from trustcxr.storage import atomic, layout

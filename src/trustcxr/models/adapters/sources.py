@@ -98,14 +98,14 @@ def no_gradients(why: str) -> str:
 def _weights(path: Path, declared: ModelFile) -> Found:
     import timm
 
-    from trustcxr.models import evidence
+    from trustcxr.models import evidence_networks
     from trustcxr.models.adapters.weight_files import read_tensors
     from trustcxr.models.factory import build
     from trustcxr.models.plain import PLAIN_MODELS
     from trustcxr.models.zoo import architecture
 
     name, classes, channels = architecture(str(declared.timm)), len(declared.output.classes), declared.input.channels
-    if name in PLAIN_MODELS or evidence.known(name):
+    if name in PLAIN_MODELS or evidence_networks.known(name):
         if channels != 1:
             raise UserError(f"{path}: {name} takes images of 1 channel: write input.channels: 1")
         net: nn.Module = build(name, classes=classes).net

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import undisturbed
 
 Pair = tuple[str, str]  # the places of a convolution and of the BatchNorm that alone reads it
 Part = TypeVar("Part")
