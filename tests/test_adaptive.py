@@ -13,7 +13,7 @@ from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
-from trustcxr.attacks.stand_ins import Attackable, StandIns, _gains, look
+from trustcxr.attacks.bpda import Attackable, StandIns, _gains, look
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.models.preserve_state import undisturbed

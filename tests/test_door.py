@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
-from trustcxr.attacks.stand_ins import Attackable
+from trustcxr.attacks.bpda import Attackable
 from trustcxr.errors import UserError
 from trustcxr.evaluation import active_test as active_test_
 from trustcxr.evaluation.active_test import active_test

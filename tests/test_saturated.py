@@ -15,7 +15,7 @@ from pack import Pack
 from small_networks import accuracy, images_and_labels, trained
 from small_runs import recipe, seal
 from trustcxr import attacks
-from trustcxr.attacks import contract
+from trustcxr.attacks import base
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, summary
 from trustcxr.evaluation.run import load_run
@@ -59,7 +59,7 @@ def test_the_loss_of_what_is_not_saturated_is_the_cross_entropy_to_the_last_bit(
         logits[0] = torch.tensor([900.0, 0.0, -3.0])
         labels[0] = 0
     found = []
-    for loss in (contract.cross_entropy, lambda z, y: F.cross_entropy(z, y, reduction="none")):
+    for loss in (base.cross_entropy, lambda z, y: F.cross_entropy(z, y, reduction="none")):
         values = loss(logits, labels)
         found.append((values.detach(), torch.autograd.grad(values.sum(), logits)[0]))
     (ours, our_slope), (theirs, their_slope) = found
@@ -72,9 +72,9 @@ def test_the_loss_of_what_is_not_saturated_is_the_cross_entropy_to_the_last_bit(
 def test_the_loss_falls_without_a_step_where_it_is_gone_on_with() -> None:
     lead = torch.linspace(0, 60, 601, dtype=torch.float64)
     logits = torch.stack([lead, torch.zeros_like(lead)], 1)
-    values = contract.cross_entropy(logits, torch.zeros(601, dtype=torch.long))
+    values = base.cross_entropy(logits, torch.zeros(601, dtype=torch.long))
     assert (values.diff() < 0).all()
-    at = math.ceil(contract.SATURATED * 10)
+    at = math.ceil(base.SATURATED * 10)
     assert values[at + 1] - values[at] == pytest.approx(float(values[at] - values[at - 1]), rel=0.2)
 
 
@@ -130,7 +130,7 @@ def test_an_infinite_gradient_is_the_largest_of_its_image() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return Sloped.apply(images)
 
-    gradient, _ = contract.input_gradient(Model(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+    gradient, _ = base.input_gradient(Model(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
     wanted = [[3.0, -3.0, 0.0, -0.5], [1.0, 0.0, 0.0, 0.0], [1.0, 2.0, -3.0, 0.0]]
     assert gradient.flatten(1).tolist() == wanted
 

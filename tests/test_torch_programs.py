@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foreign_models import CLASSES, SIDE, scripted, small, traced
 from test_audit_command import greys  # noqa: F401
 from test_cli import complaint
-from trustcxr.attacks.stand_ins import look
+from trustcxr.attacks.bpda import look
 from trustcxr.errors import UserError
 from trustcxr.models.adapters import load
 

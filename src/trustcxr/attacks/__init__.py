@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trustcxr import registry
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     Attack,
     Loss,
     Precision,
@@ -25,8 +25,8 @@ from trustcxr.attacks.contract import (
 )
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.fgsm import fgsm, fgsm_rs
+from trustcxr.attacks.minimal_perturbation import nearest, smallest_epsilon
 from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
-from trustcxr.attacks.smallest_epsilon import nearest, smallest_epsilon
 from trustcxr.attacks.square import square
 from trustcxr.attacks.transfer import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import check_input, logits_of, radii
+from trustcxr.attacks.base import check_input, logits_of, radii
+from trustcxr.attacks.bpda import Attackable, Traits, look
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.square import square
-from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED
 

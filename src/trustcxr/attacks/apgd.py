@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     Precision,
     ball,
     between,

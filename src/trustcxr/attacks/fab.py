@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import margin, wrong_classes
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     ball,
     between,
     check_counts,

@@ -3,16 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
-    Precision,
-    ball,
-    between,
-    check_input,
-    input_gradient,
-    lowered,
-    radii,
-    uniform_start,
-)
+from trustcxr.attacks.base import Precision, ball, between, check_input, input_gradient, lowered, radii, uniform_start
 from trustcxr.models.preserve_state import Mode, undisturbed
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     ball,
     between,
     check_counts,

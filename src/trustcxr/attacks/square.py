@@ -6,7 +6,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     Precision,
     ball,
     between,

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import check_input, checked_logits
+from trustcxr.attacks.base import check_input, checked_logits
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import undisturbed
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     ROUNDING,
     Precision,
     ball,

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.adaptive import wrong_share
+from trustcxr.attacks.bpda import Attackable, Traits, look
 from trustcxr.attacks.pgd import pgd
-from trustcxr.attacks.stand_ins import Attackable, Traits, look
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED
 

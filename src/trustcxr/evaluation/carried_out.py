@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.attacks.adaptive import adaptive
-from trustcxr.attacks.contract import misled
-from trustcxr.attacks.stand_ins import Attackable, Traits
+from trustcxr.attacks.base import misled
+from trustcxr.attacks.bpda import Attackable, Traits
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
 from trustcxr.models.fuse_batchnorm import faster

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.stand_ins import Traits, look
+from trustcxr.attacks.bpda import Traits, look
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test

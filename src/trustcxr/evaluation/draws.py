@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.stand_ins import Attackable
+from trustcxr.attacks.bpda import Attackable
 from trustcxr.registry import JUDGED
 
 

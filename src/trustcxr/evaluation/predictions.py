@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks
-from trustcxr.attacks import contract
+from trustcxr.attacks import base
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.loader import loader, to_pixels
@@ -299,7 +299,7 @@ def _judged(
     with torch.no_grad(), attacks.undisturbed(run.model):
         logits, right_share = draws.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
-        contract.check_finite(logits)
+        base.check_finite(logits)
     except NotFiniteError as problem:
         raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured of it; train it again") from None
     return logits.cpu().numpy(), right_share

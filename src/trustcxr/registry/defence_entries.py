@@ -35,7 +35,7 @@ class Defence:
 # In the order of tables. No two colours look alike to any kind of colour-blind eye: a test simulates three.
 DEFENCES = by_name(
     (
-        Defence("standard", "standard", "", "contract:standard", (), "#4b5563"),
+        Defence("standard", "standard", "", "base:standard", (), "#4b5563"),
         Defence("fgsm", "FGSM", "Goodfellow et al. 2015", "adversarial:fgsm", _WITH_CLEAN, "#0072b2"),
         Defence("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "adversarial:fgsm_rs", _WITH_CLEAN, "#826762"),
         Defence("n-fgsm", "N-FGSM", "de Jorge et al. 2022", "adversarial:n_fgsm", _WITH_CLEAN, "#77718b"),

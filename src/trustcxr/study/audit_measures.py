@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from trustcxr.attacks.stand_ins import look
+from trustcxr.attacks.bpda import look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import class_decisions, declared, findings, handed_in, operating_points, subgroups

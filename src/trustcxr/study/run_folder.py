@@ -298,7 +298,7 @@ def certify(
     Beside each proof stands what attacks leave, the worst case of several among them. Asked again, the folder is found
     current. UserError, naming the layer, if the model cannot be bounded, and for an epsilon of 0.
     """
-    from trustcxr.attacks.contract import check_epsilon
+    from trustcxr.attacks.base import check_epsilon
 
     radii = [check_epsilon(epsilon) for epsilon in sorted(set(epsilons or certified.EPSILONS))]
     if 0 in radii:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trustcxr.attacks.contract import radii, uniform_start
+from trustcxr.attacks.base import radii, uniform_start
 from trustcxr.console import Progress, say
 from trustcxr.data.loader import augment, to_pixels
 from trustcxr.models.lung_gate import LungGate

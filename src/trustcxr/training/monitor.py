@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trustcxr import attacks
-from trustcxr.attacks.contract import check_finite
+from trustcxr.attacks.base import check_finite
 from trustcxr.certify import contract, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.loader import loader, to_pixels

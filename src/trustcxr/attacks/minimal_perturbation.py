@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
+from trustcxr.attacks.base import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
 from trustcxr.attacks.worst_case import worst_case_report
 from trustcxr.errors import UserError, unknown
 from trustcxr.models.preserve_state import undisturbed
