@@ -208,7 +208,7 @@ def certify(
     """The share of images whose answer is proved not to change within epsilon, beside what attacks leave."""
     refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
-    from trustcxr.certify.proofs import effort
+    from trustcxr.certify.verify import effort
     from trustcxr.report.study_folder import Run
     from trustcxr.report.tables.certified import proved
     from trustcxr.study import run_folder

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.certify import contract, crown
+from trustcxr.certify import affine_graph, crown
 from trustcxr.certify.ibp import Interval, intervals, last_margins
 from trustcxr.defences.contract import Radius, smoothed_cross_entropy
 
@@ -64,29 +64,29 @@ def crown_ibp(
     layers, found = _bounded(model, images, epsilon)
     worst = -last_margins(layers, found, labels)
     if grown < 1:
-        rows = contract.margins(worst.shape[1], labels, worst)
+        rows = affine_graph.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * crown.backward(layers, found, rows, crown.first_slopes(layers, found))
     loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
 
 
-def unevenness(layers: Sequence[contract.Layer], found: Sequence[Interval]) -> Tensor:
+def unevenness(layers: Sequence[affine_graph.Layer], found: Sequence[Interval]) -> Tensor:
     """The two regularisers of Shi et al. (2021, section 3.3), each a mean over the ReLUs, added.
 
     Tightness: the mean radius before a ReLU should be at most 1 / TOLERANCE times that of the normalised images.
     Balance: what is surely active and what is surely inactive before a ReLU should have centres of like size and of
     like spread, the smaller of both at least TOLERANCE times the larger.
     """
-    before = [at for layer, at in zip(layers, found, strict=False) if isinstance(layer, contract.ReLU)]
-    first = found[next(i for i, x in enumerate(layers) if not isinstance(x, contract.Affine) or x.terms > 2)]
+    before = [at for layer, at in zip(layers, found, strict=False) if isinstance(layer, affine_graph.ReLU)]
+    first = found[next(i for i, x in enumerate(layers) if not isinstance(x, affine_graph.Affine) or x.terms > 2)]
     growth = [_short(first.radius.mean() / at.radius.mean().clamp(min=1e-12)) for at in before]
     return torch.stack(growth).mean() + torch.stack([_unbalance(at) for at in before]).mean()
 
 
-def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[contract.Layer], list[Interval]]:
+def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[affine_graph.Layer], list[Interval]]:
     """The model's layers, with gradients to its weights, and the intervals before and after each."""
     radius = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
-    layers = contract.layers(model)
+    layers = affine_graph.layers(model)
     if radius.ndim == 0:  # one radius for the whole batch: the first layer's is then found once
         radius = radius.expand(1, *images.shape[1:])
     return layers, intervals(layers, Interval(images, radius))

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.certify import contract
-from trustcxr.certify.proofs import Effort, least_margins
+from trustcxr.certify import affine_graph
+from trustcxr.certify.verify import Effort, least_margins
 from trustcxr.console import Progress
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
@@ -37,7 +37,7 @@ def prove(
     above 0; `certified`, whether the answer is right too; `method`, how: crown, or ibp alone.
     Raises UserError, naming the layer, where the model cannot be bounded.
     """
-    layers, known, pieces = contract.exact(run.model), about_images(dataset), []
+    layers, known, pieces = affine_graph.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))
     batches = loader(dataset, 16)
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:

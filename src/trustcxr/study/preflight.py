@@ -98,11 +98,11 @@ def _weights_are_there(model: ModelRecipe) -> None:
 
 def learns(one: RunRecipe, model: "nn.Module") -> None:
     """UserError where a network has not what its training works on: layers with bounds, one whose map is guided."""
-    from trustcxr.certify import contract
+    from trustcxr.certify import affine_graph
     from trustcxr.models.feature_maps import find_layer
 
     if one.defence.certifies:
-        contract.layers(model)
+        affine_graph.layers(model)
     if one.training.guides_a_layer:
         try:
             find_layer(model, one.training.guidance_layer)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from trustcxr.certify import contract
-from trustcxr.certify.proofs import Effort
+from trustcxr.certify import affine_graph
+from trustcxr.certify.verify import Effort
 from trustcxr.console import say
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import Joined
@@ -304,7 +304,7 @@ def certify(
     if 0 in radii:
         raise UserError("epsilon 0: no pixel may change, so there is nothing to prove; give one above 0")
     run = load_run(folder)
-    contract.layers(run.model)  # what cannot be bounded is said before the images are read
+    affine_graph.layers(run.model)  # what cannot be bounded is said before the images are read
     asked = _Asked.of(run, Source(data, split, labels, listing))
     with asked.measuring(hash_of(certify=radii, effort=asdict(effort or Effort()))) as steps:
         steps.prove(asked.films, radii, effort=effort)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from trustcxr import attacks
 from trustcxr.attacks.base import check_finite
-from trustcxr.certify import contract, ibp
+from trustcxr.certify import affine_graph, ibp
 from trustcxr.console import Progress, duration
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError
@@ -315,9 +315,9 @@ def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.d
     """How many validation images of this process are right, and proved to stay so by interval bounds."""
     proved = 0.0
     with attacks.undisturbed(model):
-        layers = contract.layers(model)
+        layers = affine_graph.layers(model)
         for images, labels, _ in _batches(val, cards):
-            truth, box = labels.to(device), ibp.Interval.of(*contract.box(_pixels(images, device), epsilon))
+            truth, box = labels.to(device), ibp.Interval.of(*affine_graph.box(_pixels(images, device), epsilon))
             least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
     return proved

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trustcxr.certify import crown, ibp
-from trustcxr.certify.contract import NUDGE, Layer, box
+from trustcxr.certify.affine_graph import NUDGE, Layer, box
 from trustcxr.errors import UserError, unknown
 
 NEURONS, STEPS = 256, 10  # of CROWN unless said: layers that it bounds too, and gradients in its slopes
