@@ -13,7 +13,7 @@ from skimage import exposure as tones
 from torch import Tensor
 
 from trustcxr import cli, corruptions
-from trustcxr.corruptions import acquisition, sheet
+from trustcxr.corruptions import acquisition, preview
 from trustcxr.data.phantom import anatomy
 from trustcxr.data.phantom.render import render
 from trustcxr.errors import UserError
@@ -301,7 +301,7 @@ def test_bad_input_is_one_line() -> None:
 
 def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film = render("COVID-19", 0, 64).image
-    page = sheet.draw(film)
+    page = preview.draw(film)
     assert page.size == (150 + 6 * 196, 24 + 15 * 196)
     first = np.asarray(page)[24 : 24 + 192, 150 : 150 + 192]
     assert np.array_equal(first[::3, ::3], film)
@@ -312,9 +312,9 @@ def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not ended.value.code
     assert Image.open(out).size == (150 + 6 * 164, 24 + 15 * 164)
     with pytest.raises(UserError, match=r"nothing\.png: not read"):
-        sheet.write(out, film=tmp_path / "nothing.png")
+        preview.write(out, film=tmp_path / "nothing.png")
     with pytest.raises(UserError, match=r"path that ends in \.png"):
-        sheet.write(tmp_path / "sheet.nothing")
+        preview.write(tmp_path / "sheet.nothing")
 
 
 def test_the_sheet_takes_the_place_of_no_film(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_the_sheet_takes_the_place_of_no_film(tmp_path: Path) -> None:
     Image.fromarray(render("COVID-19", 0, 32).image).save(film)
     before = film.read_bytes()
     with pytest.raises(UserError, match=r"film\.png: is there, and is no earlier sheet; choose another OUT"):
-        sheet.write(film, size=32, film=film)
+        preview.write(film, size=32, film=film)
     assert film.read_bytes() == before
-    first = sheet.write(tmp_path / "sheet.png", size=32).read_bytes()
-    assert sheet.write(tmp_path / "sheet.png", size=32, film=film, seed=1).read_bytes() != first
+    first = preview.write(tmp_path / "sheet.png", size=32).read_bytes()
+    assert preview.write(tmp_path / "sheet.png", size=32, film=film, seed=1).read_bytes() != first

@@ -96,6 +96,6 @@ def data_corruptions(
     seed: Annotated[int, typer.Option(help="The same seed draws the same.")] = 0,
 ) -> None:
     """A sheet of every corruption at every severity, to look at."""
-    from trustcxr.corruptions import sheet
+    from trustcxr.corruptions import preview
 
-    print(f"{sheet.write(out, size=size, film=film, seed=seed)}\n{NOTICE}")
+    print(f"{preview.write(out, size=size, film=film, seed=seed)}\n{NOTICE}")

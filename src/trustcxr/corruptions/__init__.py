@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trustcxr import registry
 from trustcxr.corruptions import artefacts
-from trustcxr.corruptions.draws import ImageRandom
+from trustcxr.corruptions.rng import ImageRandom
 from trustcxr.errors import UserError, lookup, not_pixels, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)

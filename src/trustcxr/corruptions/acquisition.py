@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from trustcxr.corruptions.draws import ImageRandom
+from trustcxr.corruptions.rng import ImageRandom
 
 WRITTEN_FOR = 224  # pixels of a side
 

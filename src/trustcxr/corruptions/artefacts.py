@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trustcxr.corruptions.draws import ImageRandom
+from trustcxr.corruptions.rng import ImageRandom
 
 Point = tuple[float, float]  # across and down, shares of the side
 DRAWN = 0.05  # opacity from which a pixel belongs to the artefact
