@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from small_networks import images_and_labels, one_thread
 from trustcxr import attacks
 from trustcxr.certify import affine_graph, crown, ibp
-from trustcxr.defences import certified
+from trustcxr.defences import bound_training
 from trustcxr.models.plain import PixelScale, Plain, PlainNet, draw_even
 
 EPSILON = 0.05
@@ -68,7 +68,7 @@ def worst_logits(model: nn.Sequential, images: Tensor, labels: Tensor, epsilon: 
 
 def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, logits = certified.ibp(model, images, labels, epsilon=EPSILON)
+    loss, logits = bound_training.ibp(model, images, labels, epsilon=EPSILON)
     worst = worst_logits(model, images, labels, EPSILON)
     assert torch.allclose(logits, worst, atol=1e-5)
     assert torch.allclose(loss, F.cross_entropy(worst, labels), atol=1e-5)
@@ -78,7 +78,7 @@ def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple
 
 def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, _ = certified.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
+    loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
     adversarial = attacks.fgsm(model, images, labels, epsilon=EPSILON)
     parts = worst_logits(model, images, labels, EPSILON), model(images), model(adversarial)
     bound, clean, attacked = (F.cross_entropy(each, labels) for each in parts)
@@ -88,7 +88,7 @@ def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small
 def test_crown_ibp_goes_from_crown_to_the_intervals(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     half, start, end = (
-        certified.crown_ibp(model, images, labels, epsilon=EPSILON, grown=grown)[1] for grown in (0.5, 0.0, 1.0)
+        bound_training.crown_ibp(model, images, labels, epsilon=EPSILON, grown=grown)[1] for grown in (0.5, 0.0, 1.0)
     )
     layers = affine_graph.layers(model)
     found = ibp.intervals(layers, ibp.Interval(images, torch.full_like(images, EPSILON)))
@@ -107,8 +107,8 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     with torch.no_grad():
         model[1].weight.mul_(9)  # a radius that grows too fast, so that the first regulariser has something to say
         model[1].bias.add_(1.0)  # most values before the ReLU surely active, so that the second has too
-    plain, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=0.25)
-    loss, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=0.25, regulariser=2.0)
+    plain, _ = bound_training.ibp(model, images, labels, epsilon=0.01, grown=0.25)
+    loss, _ = bound_training.ibp(model, images, labels, epsilon=0.01, grown=0.25, regulariser=2.0)
     tightness, balance = [], []
     low, high = model[0](images - 0.01), model[0](images + 0.01)
     first = float((high - low).mean())
@@ -124,8 +124,8 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     assert tightness[0] > 0
     assert sum(balance) > 0
     assert float(loss - plain) == pytest.approx(2.0 * 0.75 * expected, rel=1e-3)
-    ended, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=1.0, regulariser=2.0)
-    assert float(ended) == pytest.approx(float(certified.ibp(model, images, labels, epsilon=0.01)[0]))
+    ended, _ = bound_training.ibp(model, images, labels, epsilon=0.01, grown=1.0, regulariser=2.0)
+    assert float(ended) == pytest.approx(float(bound_training.ibp(model, images, labels, epsilon=0.01)[0]))
 
 
 def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]) -> None:
@@ -144,8 +144,8 @@ def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]
 
 
 @pytest.mark.sample("ibp")
-@pytest.mark.parametrize("defence", [certified.ibp, certified.crown_ibp])
-def test_training_by_bounds_proves_what_standard_training_cannot(defence: certified.Bounded) -> None:
+@pytest.mark.parametrize("defence", [bound_training.ibp, bound_training.crown_ibp])
+def test_training_by_bounds_proves_what_standard_training_cannot(defence: bound_training.Bounded) -> None:
     images, labels = images_and_labels(96, seed=5)
     proved = []
     with one_thread():
@@ -175,7 +175,7 @@ SHORT = Plain(((6, 4, 2), (12, 3, 2)), grid=5, hidden=16)
 def test_the_loss_leaves_the_model_as_it_was(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    certified.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
+    bound_training.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training

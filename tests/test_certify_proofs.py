@@ -10,7 +10,7 @@ from small_networks import SIDE, images_and_labels, one_thread
 from trustcxr import attacks
 from trustcxr.certify import affine_graph
 from trustcxr.certify.verify import Effort, least_margins
-from trustcxr.defences import certified
+from trustcxr.defences import bound_training
 from trustcxr.models.plain import PixelScale, Plain, PlainNet
 
 RADIUS = 0.02  # of training
@@ -27,7 +27,7 @@ def trained() -> nn.Module:
         optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
         for step in range(80):
             grown = min(1.0, step / 50)
-            loss, _ = certified.ibp(net, images, labels, epsilon=RADIUS * grown, clean_share=0.5, grown=grown)
+            loss, _ = bound_training.ibp(net, images, labels, epsilon=RADIUS * grown, clean_share=0.5, grown=grown)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences, registry
-from trustcxr.defences import contract
+from trustcxr.defences import base
 from trustcxr.defences.adversarial import fgsm
 from trustcxr.errors import UserError
 from trustcxr.recipes.training_recipe import DefenceRecipe
@@ -36,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def test_standard_is_cross_entropy(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, logits = contract.standard(model, images, labels)
+    loss, logits = base.standard(model, images, labels)
     expected = model(images)
     assert torch.allclose(logits, expected)
     assert torch.allclose(loss, F.cross_entropy(expected, labels))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from trustcxr import explain, models
 from trustcxr.data import lesion_edits, load_dataset, phantom
-from trustcxr.defences import guidance, lesion_losses
+from trustcxr.defences import counterfactual_loss, guidance
+from trustcxr.defences.counterfactual_loss import Known
 from trustcxr.defences.guidance import Pass
-from trustcxr.defences.lesion_losses import Known
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import Run
@@ -139,14 +139,14 @@ def _known(count: int = 12) -> Known:
 
 def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> None:
     known = _known(24)
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
     ill = known.labels == 0
     gone = ill & (after.labels == 2)
     assert int(gone.sum()) == 4
     assert not after.lesion[gone].any()
     assert after.pixels[gone].max() <= 0.5
     edited = ill & (after.labels == 0) & (after.pixels != known.pixels).flatten(1).any(1)
-    assert int(edited.sum()) == round(lesion_losses.CONTROL * 4)
+    assert int(edited.sum()) == round(counterfactual_loss.CONTROL * 4)
     assert torch.equal(after.lesion[edited], known.lesion[edited])
     assert torch.equal((after.pixels * after.lesion)[edited], (known.pixels * known.lesion)[edited])
 
@@ -155,7 +155,7 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     known, fills = _known(24), tuple(lesion_edits.TAUGHT)
     random = torch.Generator().manual_seed(0)
     known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
-    after = lesion_losses.counterfactual(
+    after = counterfactual_loss.counterfactual(
         known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0), fills=fills
     )
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
@@ -192,7 +192,7 @@ def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() ->
         found = radius.flatten().tolist() if isinstance(radius, Tensor) else radius
         assert found == pytest.approx(expected)
     known = _known(24)
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
     assert after.edited is not None
     assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
     assert 0 < int(after.edited.sum()) < 24
@@ -202,13 +202,13 @@ def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() ->
 def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known, asked, radii, real = _known(24), {}, [], lesion_losses.counterfactual
+    known, asked, radii, real = _known(24), {}, [], counterfactual_loss.counterfactual
 
     def counterfactual(known: Known, **options: object) -> Known:
         asked.update(options)
         return real(known, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lesion_losses, "counterfactual", counterfactual)
+    monkeypatch.setattr(counterfactual_loss, "counterfactual", counterfactual)
     keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0}
     recipe = _recipe(**keys, counterfactual_fills=["mirror", "grey"], defence={"name": "fgsm"})
     masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
@@ -225,7 +225,7 @@ def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_ot
 
 def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
     known = _known(24)
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
     ill_now = (known.labels == 2) & (after.labels == 0)
     assert int(ill_now.sum()) == 2
     assert torch.equal(after.lesion[ill_now].flatten(1).any(1), torch.ones(2, dtype=torch.bool))
@@ -242,7 +242,7 @@ def test_a_patch_taught_as_healthy_is_lung_of_both_films() -> None:
     known.pixels[2::6, :, :, 8:18] = 0.9
     for seed in range(8):
         random = torch.Generator().manual_seed(seed)
-        after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=random)
+        after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=random)
         assert after.edited is not None
         well = (after.labels == 2) & (known.labels == 2)
         assert (after.pixels - known.pixels)[well].max() < 0.1, seed
@@ -253,7 +253,9 @@ def test_a_film_without_lungs_stays_as_it_is() -> None:
     known = _known(24)
     known.lung[[0, 2]] = 0
     for seed in range(4):
-        after = lesion_losses.counterfactual(known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed))
+        after = counterfactual_loss.counterfactual(
+            known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed)
+        )
         assert after.edited is not None
         assert after.edited[[0, 2]].tolist() == [False, False]
         assert after.labels[[0, 2]].tolist() == [0, 2]
@@ -263,7 +265,7 @@ def test_a_film_without_lungs_stays_as_it_is() -> None:
 
 def test_no_share_changes_nothing() -> None:
     known = _known()
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())
     for name in ("pixels", "labels", "lesion"):
         assert torch.equal(getattr(after, name), getattr(known, name))
 

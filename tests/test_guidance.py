@@ -12,8 +12,8 @@ from trustcxr import explain, models
 from trustcxr.data import phantom
 from trustcxr.data.dataset import Dataset, load_dataset
 from trustcxr.defences import guidance
+from trustcxr.defences.counterfactual_loss import Known
 from trustcxr.defences.guidance import Pass
-from trustcxr.defences.lesion_losses import Known
 from trustcxr.errors import UserError
 from trustcxr.evaluation import load_run
 from trustcxr.explain.contract import to_saliency

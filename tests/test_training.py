@@ -18,7 +18,7 @@ from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import loader
 from trustcxr.data.loader import to_pixels
-from trustcxr.defences import adversarial, contract
+from trustcxr.defences import adversarial, base
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import classifier, factory
@@ -415,7 +415,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
     calls = iter(range(1000))
 
     def breaks(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        loss, logits = contract.standard(model, images, labels, **options)
+        loss, logits = base.standard(model, images, labels, **options)
         return (loss * math.nan if next(calls) == 4 else loss), logits
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)

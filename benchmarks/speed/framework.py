@@ -37,7 +37,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import Batch, augment, loader, to_pixels
 from trustcxr.data.phantom import write
-from trustcxr.defences import contract
+from trustcxr.defences import base
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
@@ -118,7 +118,7 @@ class Bare:
         images, labels, _ = next(self.left)
         generator = torch.Generator().manual_seed((self.how.seed + 1) * 1_000_003 + self.at)
         changed = augment(to_pixels(images), generator, **self.how.training.augment.model_dump())
-        loss, _ = contract.standard(self.model, changed.contiguous(memory_format=torch.channels_last), labels)
+        loss, _ = base.standard(self.model, changed.contiguous(memory_format=torch.channels_last), labels)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()

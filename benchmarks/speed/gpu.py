@@ -27,7 +27,7 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.loader import augment, loader, to_pixels
 from trustcxr.data.phantom import write
-from trustcxr.defences import adversarial, contract
+from trustcxr.defences import adversarial, base
 from trustcxr.models import factory
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study
 
@@ -50,7 +50,7 @@ def speed(model: nn.Module, films: Dataset, given: argparse.Namespace, defence: 
     device = next(model.parameters()).device
     optimiser = torch.optim.Adam(model.train().parameters(), lr=1e-4)
     batches = forever(loader(films, given.batch, shuffle=True, drop_last=True))
-    loss_of = partial(adversarial.fgsm, epsilon=EPSILON) if defence == "fgsm" else contract.standard
+    loss_of = partial(adversarial.fgsm, epsilon=EPSILON) if defence == "fgsm" else base.standard
     done, waited, began, number = 0, 0.0, 0.0, 0
     while number < 3 or time.perf_counter() - began < given.seconds:
         if number == 3:  # what is compiled and cached is there by now

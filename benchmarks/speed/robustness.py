@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
-from trustcxr.defences import adversarial, contract
+from trustcxr.defences import adversarial, base
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 
@@ -51,7 +51,7 @@ def losses(model: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """The loss of one training step, by the way that the images are perturbed."""
     fgsm = adversarial.fgsm
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "standard": lambda x, y: contract.standard(model, x, y)[0],
+        "standard": lambda x, y: base.standard(model, x, y)[0],
         "trustcxr fgsm": lambda x, y: fgsm(model, x, y, epsilon=EPSILON)[0],
         "trustcxr fgsm, attack in bf16": lambda x, y: fgsm(model, x, y, epsilon=EPSILON, attack_precision="bf16")[0],
         "plain backward()": lambda x, y: F.cross_entropy(model(plain_fgsm(model, x, y)), y),
@@ -118,7 +118,7 @@ def quickly_trained(model: nn.Module, size: int, batch: int) -> None:
     for number in range(25):
         images, labels = patterns(batch, size, seed=number)
         optimiser.zero_grad()
-        contract.standard(model, images, labels)[0].backward()
+        base.standard(model, images, labels)[0].backward()
         optimiser.step()
     model.eval()
 

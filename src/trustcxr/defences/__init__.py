@@ -6,8 +6,8 @@ from torch import Tensor
 
 from trustcxr import registry
 from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, n_fgsm, pgd, trades
-from trustcxr.defences.certified import crown_ibp, ibp
-from trustcxr.defences.contract import Defence, standard
+from trustcxr.defences.base import Defence, standard
+from trustcxr.defences.bound_training import crown_ibp, ibp
 from trustcxr.defences.noise import cutout, gaussian, mixup
 from trustcxr.errors import lookup
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from trustcxr import attacks
 from trustcxr.attacks.base import lowered, radii, uniform_start
-from trustcxr.defences.contract import Precision, Radius, smoothed_cross_entropy
+from trustcxr.defences.base import Precision, Radius, smoothed_cross_entropy
 from trustcxr.models.fuse_batchnorm import folded
 from trustcxr.models.preserve_state import uncached
 

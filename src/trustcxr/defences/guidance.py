@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.data.lung_masks import has_lungs
-from trustcxr.defences.lesion_losses import Known
+from trustcxr.defences.counterfactual_loss import Known
 from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.models.feature_maps import arrangement, find_layer
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trustcxr import defences
 from trustcxr.data.loader import Batch, augment, to_pixels
 from trustcxr.data.lung_masks import has_lungs
-from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
-from trustcxr.defences.lesion_losses import Known
+from trustcxr.defences import backgrounds, counterfactual_loss, guidance, lung_losses
+from trustcxr.defences.counterfactual_loss import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import DEFENCES
@@ -203,7 +203,7 @@ class TrainingStep(pl.LightningModule):
     def _counterfactual(self, known: Known, healthy: int) -> Known:
         generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
         training = self.recipe.training
-        known = lesion_losses.counterfactual(
+        known = counterfactual_loss.counterfactual(
             known,
             healthy=healthy,
             share=training.counterfactuals,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.certify import affine_graph, crown
 from trustcxr.certify.ibp import Interval, intervals, last_margins
-from trustcxr.defences.contract import Radius, smoothed_cross_entropy
+from trustcxr.defences.base import Radius, smoothed_cross_entropy
 
 Bounded = Callable[..., tuple[Tensor, Tensor]]
 TOLERANCE = 0.5  # of the regularisers: ratios above it cost nothing (Shi et al. 2021)
