@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trustcxr.data import load_dataset, read_manifest
-from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study.audit import audit
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 
 
 class Liar(nn.Module):

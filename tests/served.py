@@ -17,7 +17,7 @@ from PIL import Image
 
 from small_runs import recipe, seal
 from trustcxr.data.phantom.render import render
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.serve import looking, worker

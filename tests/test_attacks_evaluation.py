@@ -12,8 +12,8 @@ from small_runs import make_films, recipe, seal
 from trustcxr import attacks, registry
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, EvaluationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.report import terminal
@@ -182,7 +182,7 @@ def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
             for epsilon in a.epsilons:
                 assert shares["worst-case", epsilon] <= shares[a.name, epsilon], "what another found is kept"
     assert shares["worst-case", 0.05] <= shares["worst-case", 0.01] <= shares["clean", 0.0]
-    document = summary.describe(run, table, resamples=100)
+    document = run_figures.describe(run, table, resamples=100)
     assert {a["attack"] for a in document.plain()["attacks"]} == set(ATTACK_OPTIONS)
 
 
@@ -226,7 +226,7 @@ def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run,
     ]
     table = predictions.predict(run, films, plan, views=False)
     made_on = load_run(place / "run1", on="cpu").name
-    document = RunDocument.model_validate(summary.describe(run, table, resamples=50))
+    document = RunDocument.model_validate(run_figures.describe(run, table, resamples=50))
     assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
     shown = [row["condition"] for row in terminal.rows(document)]
     assert shown == ["clean", "fgsm", f"transfer-10 from {made_on}"]

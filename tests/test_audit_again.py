@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from test_cli import complaint
-from trustcxr.evaluation.given import load_model
+from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import board
 from trustcxr.storage.schemas import AuditDocument

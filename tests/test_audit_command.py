@@ -23,7 +23,7 @@ from trustcxr.attacks.surrogate import distil
 from trustcxr.data.phantom import write
 from trustcxr.evaluation import carried_out, predictions
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import protocol
 from trustcxr.storage import atomic, schemas
 from trustcxr.study import audit as audits

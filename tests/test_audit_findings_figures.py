@@ -21,7 +21,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write
 from trustcxr.evaluation import alarms, each_finding, findings
-from trustcxr.evaluation.views import _views
+from trustcxr.evaluation.masked_views import _views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences

@@ -14,7 +14,7 @@ from foreign_models import DropoutLeftOn
 from test_cli import run
 from trustcxr.data import read_manifest
 from trustcxr.evaluation.findings import Decision
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument
 from trustcxr.study.audit import audit

@@ -11,7 +11,7 @@ from test_cli import run
 from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.study.audit import audit
 
 EACH = 20  # images of a class: of 60 images three points are one

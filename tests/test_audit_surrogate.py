@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys, model_file  # noqa: F401
 from trustcxr.attacks.surrogate import SurrogateNet
 from trustcxr.evaluation import carried_out, predictions
-from trustcxr.evaluation.given import load_model
+from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.storage import atomic
 from trustcxr.study import audit as audits

@@ -11,7 +11,7 @@ from PIL import Image
 
 from test_audit_command import CLASSES, _short, greys  # noqa: F401
 from test_cli import run
-from trustcxr.evaluation.given import load_model
+from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.models.adapters import describe_file
 from trustcxr.report import board
 from trustcxr.report.audits import sentences

@@ -15,7 +15,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.models import factory
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.ensemble import Ensemble

@@ -11,8 +11,8 @@ from small_runs import newest
 from test_cli import complaint, run
 from trustcxr import corruptions, registry
 from trustcxr.data.phantom import write
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import evaluation_recipe
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
@@ -82,7 +82,7 @@ def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     document = atomic.read_json(place / "metrics.json")
     measured = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert measured == [(name, 3) for name in corruptions.CORRUPTIONS]
-    again = summary.describe(load_run(trained), atomic.read_table(place / "predictions.parquet"), resamples=2000)
+    again = run_figures.describe(load_run(trained), atomic.read_table(place / "predictions.parquet"), resamples=2000)
     assert again.plain()["corruptions"] == document["corruptions"], "from the table, the same numbers"
 
 

@@ -19,9 +19,9 @@ from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.views import _of_another_class, _views, boxes
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.masked_views import _of_another_class, _views, boxes
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.parsing import validate
@@ -217,7 +217,7 @@ def test_batch_size_and_training_mode_change_nothing(run: Run, held_out: Any, ta
 
 
 def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
-    document = summary.describe(run, table, resamples=100).plain()
+    document = run_figures.describe(run, table, resamples=100).plain()
     about = {key: document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")}
     assert about == {
         "run": f"{MODEL}-standard-s0",
@@ -257,8 +257,8 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
 
 def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFrame, tmp_path: Path) -> None:
     atomic.write_table(tmp_path / "predictions.parquet", table)
-    atomic.write_json(tmp_path / "metrics.json", summary.describe(run, table, resamples=150))
-    again = summary.describe(run, atomic.read_table(tmp_path / "predictions.parquet"), resamples=150)
+    atomic.write_json(tmp_path / "metrics.json", run_figures.describe(run, table, resamples=150))
+    again = run_figures.describe(run, atomic.read_table(tmp_path / "predictions.parquet"), resamples=150)
     atomic.write_json(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
@@ -267,7 +267,7 @@ def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame)
     text = "catastrophic overfitting at epoch 3: ..."
     before, run.training = run.training, run.training.model_copy(update={"alarm": text})
     try:
-        document = summary.describe(run, table, resamples=100)
+        document = run_figures.describe(run, table, resamples=100)
     finally:
         run.training = before
     assert Alarm(kind="catastrophic_overfitting", text=text) in document.alarms
@@ -299,7 +299,7 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2
-    document = summary.describe(run, found, resamples=100).plain()
+    document = run_figures.describe(run, found, resamples=100).plain()
     assert document["classes"] == ["COVID-19", "Normal"]
     assert np.array(document["clean"]["confusion"]).shape == (2, 2)
     assert 0 <= document["clean"]["auroc_macro"]["value"] <= 1
@@ -315,7 +315,7 @@ def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_p
     assert set(found["class"]) == {"COVID-19", "Normal"}
     assert set(found["label"]) == {0, 2}
     assert "lungs_only" not in set(found["attack"]), "no masks, no views"
-    document = summary.describe(run, found, resamples=100).plain()
+    document = run_figures.describe(run, found, resamples=100).plain()
     assert document["clean"]["per_class"]["Non-COVID"]["n"] == 0
     assert np.isfinite(document["clean"]["auroc_macro"]["value"])
 
@@ -419,10 +419,10 @@ class Noisy(torch.nn.Module):
 
 def test_a_model_that_answers_at_random_is_said_to_be_flattered_in_the_verdict(run: Run, table: pd.DataFrame) -> None:
     flattered = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
-    document = summary.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
+    document = run_figures.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
     assert document.masking.at_random is True
     assert document.masking.because.endswith(flattered)
     assert flattered in "\n".join(remarks(document))
-    plain = summary.describe(run, table, resamples=100)
+    plain = run_figures.describe(run, table, resamples=100)
     assert plain.masking.at_random is False
     assert flattered not in plain.masking.because

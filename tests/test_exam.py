@@ -54,7 +54,7 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
     from trustcxr.data import load_dataset
     from trustcxr.data.phantom import write
     from trustcxr.evaluation import predictions
-    from trustcxr.evaluation.given import Examined
+    from trustcxr.evaluation.model_protocol import Examined
     from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
     films = load_dataset(write.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)

@@ -16,7 +16,7 @@ from small_runs import newest, untrained
 from test_cli import complaint, run
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.phantom import write
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import given
 from trustcxr.models.adapters import load
 from trustcxr.storage import atomic, schemas
@@ -77,7 +77,7 @@ def assert_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
 @pytest.mark.slow
 def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: Path, tmp_path: Path) -> None:
     (tmp_path / "of_a_run.py").write_text(
-        "from trustcxr.evaluation.run import load_run\n"
+        "from trustcxr.evaluation.trained_run import load_run\n"
         f"def network():\n    return load_run({str(own)!r}, on='cpu').model.net\n"
     )
     model, out = model_file(tmp_path, "python: of_a_run:network", of_run(own)), tmp_path / "out"

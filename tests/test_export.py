@@ -16,7 +16,7 @@ from test_cli import complaint, run
 from trustcxr.data.phantom import write
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
-from trustcxr.evaluation.run import as_before_refit
+from trustcxr.evaluation.trained_run import as_before_refit
 from trustcxr.models import adapters, export, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import cards

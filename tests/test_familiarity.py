@@ -11,7 +11,7 @@ from PIL import Image
 import served
 from pack import Pack
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import familiarity, one_image
 from trustcxr.explain.familiarity import Familiarity
 

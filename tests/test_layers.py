@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from small_runs import MODEL, make_films, recipe, same, weights
 from trustcxr import attacks
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run_recipe import DataRecipe

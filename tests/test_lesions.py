@@ -16,7 +16,7 @@ from trustcxr.data.lesion_edits import Films
 from trustcxr.data.phantom import write
 from trustcxr.data.phantom.render import render
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import lesions as explained
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import ModelRecipe

@@ -14,7 +14,7 @@ from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import methods
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights

@@ -9,7 +9,7 @@ import pytest
 from pack import Pack
 from small_runs import recipe
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import familiarity
 from trustcxr.storage import atomic, layout
 from trustcxr.study import mending, run_folder

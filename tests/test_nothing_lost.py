@@ -13,7 +13,7 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic, locks
 from trustcxr.training import checkpoint, loop
 

@@ -20,7 +20,7 @@ from trustcxr.data import read_manifest
 from trustcxr.data.checks.check import audit
 from trustcxr.data.images import generated, resize
 from trustcxr.data.phantom.render import render
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import heatmap_files, one_image
 from trustcxr.report import terminal
 from trustcxr.statistics import softmax

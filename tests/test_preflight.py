@@ -14,7 +14,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.parsing import validate

@@ -23,7 +23,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import examples
 from trustcxr.reader import preparing, regions, results, study
 from trustcxr.reader.regions import Mark

@@ -14,7 +14,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation import run as evaluation_run
+from trustcxr.evaluation import trained_run as evaluation_run
 from trustcxr.explain import scores
 from trustcxr.recipes import parsing
 from trustcxr.recipes.study_recipe import StudyRecipe

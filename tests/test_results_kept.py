@@ -18,8 +18,8 @@ from test_cli import complaint, run
 from trustcxr.data import read_manifest
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import About, load_run
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import About, load_run
 from trustcxr.recipes import parsing
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
 from trustcxr.recipes.protocol import load_exam
@@ -541,14 +541,14 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films
 
     data = load_dataset(films, split="Test", size=32)
     table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
-    document = summary.describe(Theirs(), table, resamples=100)
+    document = run_figures.describe(Theirs(), table, resamples=100)
     assert (document.plain()["run"], document.plain()["model"], document.plain()["origin"]) == (
         "theirs",
         "theirs",
         "given",
     )
     assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
-    assert summary.describe(whole, table, resamples=100).plain()["origin"] == "trained"
+    assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
     given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), given_size=32)
     assert (given.name, given.size) == ("their-net", 32)
     with pytest.raises(UserError, match="was not trained here"):

@@ -17,8 +17,8 @@ from small_runs import recipe, seal
 from trustcxr import attacks
 from trustcxr.attacks import base
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import one_image
 from trustcxr.training import loop, monitor
 
@@ -153,7 +153,7 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
             for values in (run.model.net.fc.weight, run.model.net.fc.bias):
                 values.mul_(factor)
         table = predictions.predict(run, films[1], plan, views=False)
-        found[factor] = summary.describe(run, table, resamples=100)
+        found[factor] = run_figures.describe(run, table, resamples=100)
         clean = table[table["attack"] == "clean"]
         assert clean["gradient"].notna().all()
         assert table.loc[table["attack"] != "clean", "moved"].between(0, 0.02 + 1e-6).all()

@@ -17,7 +17,7 @@ from trustcxr.data.lesion_edits import Films
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import anatomy, write
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import examples, faithfulness, lesions, measures, methods, randomisation, scores, stability
 from trustcxr.explain.references import SHARPENED
 from trustcxr.explain.summary import summarise

@@ -19,7 +19,7 @@ from PIL import Image
 import served
 from test_cli import complaint
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import one_image
 from trustcxr.version import NOTICE
 

@@ -12,8 +12,8 @@ from torch import nn
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
+from trustcxr.evaluation.planted_shortcuts import HOW, _answers, _marks, _planted, audit
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import terminal

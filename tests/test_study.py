@@ -17,7 +17,7 @@ from trustcxr import cli, registry, report
 from trustcxr.data.phantom import write
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import familiarity
 from trustcxr.recipes import parsing
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -573,7 +573,7 @@ def test_training_saw_no_test_image(done: Path, films: Path) -> None:
 
 def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation.views import _views
+    from trustcxr.evaluation.masked_views import _views
 
     for run in atomic.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(registry.VIEWS)

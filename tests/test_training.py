@@ -20,7 +20,7 @@ from trustcxr.data import loader
 from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial, base
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import classifier, factory
 from trustcxr.models.weights import load_weights, save_weights
 from trustcxr.recipes.parsing import validate

@@ -15,7 +15,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
 from trustcxr.defences import backgrounds, lung_losses
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import lung_gate
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe

@@ -13,7 +13,7 @@ from trustcxr import defences, registry
 from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.training_recipe import DefenceRecipe

@@ -16,7 +16,7 @@ from trustcxr import explain
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import anatomy, write
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
     controls,
     measures,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.formats import first_images
 from benchmarks.speed import serve
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.report import words
 from trustcxr.report.tables.cells import markdown_rows
 from trustcxr.study.audit import audit

@@ -33,7 +33,7 @@ from benchmarks.formats import as_weights, first_images
 from trustcxr import attacks
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.fuse_batchnorm import faster
 from trustcxr.recipes.evaluation_recipe import AttackRecipe

@@ -39,7 +39,7 @@ from trustcxr.data.loader import Batch, augment, loader, to_pixels
 from trustcxr.data.phantom import write
 from trustcxr.defences import base
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.parsing import validate

@@ -27,7 +27,7 @@ from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial, base
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 
 EPSILON = 0.02

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from trustcxr import explain as explain
     from trustcxr import models as models
     from trustcxr.data import load_dataset as load_dataset
-    from trustcxr.evaluation.given import load_model as load_model
-    from trustcxr.evaluation.run import load_run as load_run
+    from trustcxr.evaluation.model_protocol import load_model
+    from trustcxr.evaluation.trained_run import load_run
 else:
     __getattr__, __dir__, __all__ = attach(__name__)
     __all__ += ["NOTICE", "__version__"]

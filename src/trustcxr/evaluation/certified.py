@@ -16,7 +16,7 @@ from trustcxr.console import Progress
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.statistics import Bootstraps, share_interval
 from trustcxr.storage.schemas import CertifiedResult, Share

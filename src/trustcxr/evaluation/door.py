@@ -20,7 +20,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
 from trustcxr.evaluation.declared import Declared, check_declaration
 from trustcxr.evaluation.draws import OverDraws
-from trustcxr.evaluation.given import Subject
+from trustcxr.evaluation.model_protocol import Subject
 from trustcxr.models.adapters import Adapted, Given
 from trustcxr.models.adapters.adapted import plain_name, saturation
 from trustcxr.models.adapters.last_layer import answers_of_a_layer

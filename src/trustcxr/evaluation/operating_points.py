@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from trustcxr import statistics
-from trustcxr.evaluation import curves
+from trustcxr.evaluation import roc
 from trustcxr.registry import ONE_STEP, VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
 from trustcxr.storage.prediction_table import CLEAN, logits_of, severities
@@ -221,9 +221,9 @@ class _Judge:
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
         bootstrap = self._over("all", groups)
         weights = bootstrap.row_weights()
-        made = curves.curves(scores, positive, weights)
+        made = roc.curves(scores, positive, weights)
         area = statistics.auroc(scores, positive, weights)
-        found_there = made.sensitivity[:, curves.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        found_there = made.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
         return {
             "at_specificity": SPECIFICITY,
             "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
@@ -232,8 +232,8 @@ class _Judge:
                 "value": float(found_there[0]),
                 "ci": share_interval(bootstrap, found_there, of=positive),
             },
-            "roc": _curve(curves.FALSE_POSITIVES, made.sensitivity),
-            "precision_recall": _curve(curves.RECALLS, made.precision),
+            "roc": _curve(roc.FALSE_POSITIVES, made.sensitivity),
+            "precision_recall": _curve(roc.RECALLS, made.precision),
         }
 
     def _rate(self, name: str, groups: Any, kept: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:

@@ -19,10 +19,10 @@ from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import draws, input_gradients, side_by_side
-from trustcxr.evaluation.given import Examined
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.views import _views
+from trustcxr.evaluation import draws, input_gradients, parallel
+from trustcxr.evaluation.masked_views import _views
+from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, refuse_repeats
 from trustcxr.recipes.parsing import validate
@@ -165,7 +165,7 @@ def predict(
     asked = replace(asked, random=is_randomised(run.model, first[:1]))
     if asked.random and conditions and not isinstance(run.model, draws.OverDraws):  # whose judge draws anew
         say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
-    threads = side_by_side.threads_for(run.model, first, len(batches)) if at_once else 1
+    threads = parallel.threads_for(run.model, first, len(batches)) if at_once else 1
     title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
     with Progress(title, len(batches) * asked.steps) as bar:
 
@@ -180,7 +180,7 @@ def predict(
                 atomic.write_table(path, whole)
             return whole
 
-        for whole in side_by_side.mapped(work, enumerate(batches), threads=threads, model=run.model):
+        for whole in parallel.mapped(work, enumerate(batches), threads=threads, model=run.model):
             _sort_in(whole, pieces)
     table = pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
     if views and (empty := int(dataset.has_mask("lung").sum()) - int((table["attack"] == VIEWS[0]).sum())):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks, corruptions
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import controls, methods, one_image
 from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
 

@@ -14,7 +14,7 @@ from trustcxr.explain.stability import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.trained_run import Run
 
 # Above chance, so that the best is not just the image with the largest lesion.
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")

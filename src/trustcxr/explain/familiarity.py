@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from trustcxr.console import track
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
 from trustcxr.models.preserve_state import as_found
 from trustcxr.storage import atomic, layout

@@ -38,8 +38,8 @@ from trustcxr.storage.schemas import LesionDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.given import Examined
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.model_protocol import Examined
+    from trustcxr.evaluation.trained_run import Run
 
 CONTROLS = ("lung", "background")
 FILLS = ("grey", "mirror")  # of a report, of every film

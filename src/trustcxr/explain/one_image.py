@@ -14,7 +14,7 @@ from trustcxr.data.images import dicom_files, generated, greyscale, plausibility
 from trustcxr.data.images import read as reading
 from trustcxr.data.images import resize as squares
 from trustcxr.errors import CannotWrite
-from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import familiarity, heatmap_files
 from trustcxr.explain.familiarity import Familiarity
 from trustcxr.registry import USUAL_ATTACKS

@@ -10,8 +10,8 @@ from trustcxr import attacks, corruptions
 from trustcxr.registry import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation.given import Examined
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.model_protocol import Examined
+    from trustcxr.evaluation.trained_run import Run
 
 CLEAN = "clean"
 PGD_STEPS = 10

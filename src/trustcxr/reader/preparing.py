@@ -21,7 +21,7 @@ from trustcxr.storage.prediction_table import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.trained_run import Run
 
 SHOWN = 640  # pixels of a film's side on the page
 _FEWEST, _MOST = 2, 3
@@ -115,7 +115,7 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> Shown:
 
 def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
     """From the runs: annotated films of the run's test split, drawn by seed, each explained for its true class."""
-    from trustcxr.evaluation.run import load_run
+    from trustcxr.evaluation.trained_run import load_run
     from trustcxr.explain.scores import annotated
     from trustcxr.study import films as study_films
 

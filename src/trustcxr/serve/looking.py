@@ -15,7 +15,7 @@ from trustcxr import explain
 from trustcxr.data.images import dicom_files, greyscale, resize
 from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import closer_look, familiarity, heatmap_files, one_image
 from trustcxr.explain.familiarity import Familiarity
 from trustcxr.models import fuse_batchnorm

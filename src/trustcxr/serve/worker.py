@@ -161,7 +161,7 @@ def _work(connection: Connection, folders: list[Path], threads: int, memory: int
 
 
 def _loaded(folders: Sequence[Path]) -> "list[Ready]":
-    from trustcxr.evaluation.run import load_run
+    from trustcxr.evaluation.trained_run import load_run
     from trustcxr.serve.looking import Ready
 
     runs = [load_run(folder, on="cpu") for folder in folders]

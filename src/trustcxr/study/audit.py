@@ -9,7 +9,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import handed_in, reliance
 from trustcxr.evaluation.carried_out import needs_surrogate
 from trustcxr.evaluation.door import Check, Door, examine_at_the_door
-from trustcxr.evaluation.given import Subject, load_model
+from trustcxr.evaluation.model_protocol import Subject, load_model
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import TABLES
 from trustcxr.models.adapters.sources import SUFFIXES

@@ -19,8 +19,8 @@ from trustcxr.data.manifest import NO_SPLIT, SHARES, Manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.door import Check
-from trustcxr.evaluation.given import Subject
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.model_protocol import Subject
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.recipes.run_recipe import Listing, Splits
 from trustcxr.storage import atomic, layout

@@ -17,9 +17,9 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.evaluation.draws import OverDraws
-from trustcxr.evaluation.given import Examined, Subject
+from trustcxr.evaluation.model_protocol import Examined, Subject
 from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.evaluation.summary import describe
+from trustcxr.evaluation.run_figures import describe
 from trustcxr.models.adapters import Given
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe

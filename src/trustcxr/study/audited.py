@@ -13,9 +13,9 @@ from torch import Tensor
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import findings
-from trustcxr.evaluation.given import Subject
 from trustcxr.evaluation.handed_in import Images
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.model_protocol import Subject
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.evaluation_recipe import AttackRecipe

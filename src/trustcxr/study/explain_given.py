@@ -11,8 +11,8 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.door import check_kind
-from trustcxr.evaluation.given import Examined
-from trustcxr.evaluation.summary import describe
+from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.run_figures import describe
 from trustcxr.explain import given, scores
 from trustcxr.explain.lesions import asked_of
 from trustcxr.models.adapters import Given

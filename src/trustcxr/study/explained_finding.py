@@ -12,7 +12,7 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import findings, operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.given import Examined
+from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.explain import scores
 from trustcxr.explain.lesions import asked_of

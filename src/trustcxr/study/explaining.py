@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from trustcxr.evaluation.given import Examined
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import controls, lesions, scores
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe

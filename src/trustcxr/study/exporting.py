@@ -12,7 +12,7 @@ from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import CLASSES, render
 from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation import hub
-from trustcxr.evaluation.run import Run, load_run
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import adapters
 from trustcxr.models import export as exporting
 from trustcxr.models.adapters import Given

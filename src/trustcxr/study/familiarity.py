@@ -7,7 +7,7 @@ import torch
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import familiarity
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.statistics import Bootstrap, share_interval

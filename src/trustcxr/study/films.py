@@ -13,7 +13,7 @@ from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.images.read import SUFFIXES
 from trustcxr.data.layouts.csv_lists import NoColumns
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.evaluations import FOLDER

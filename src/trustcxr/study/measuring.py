@@ -16,7 +16,7 @@ from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.manifest import NO_SPLIT, SHARES
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import device
+from trustcxr.evaluation.trained_run import device
 from trustcxr.models import factory
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe

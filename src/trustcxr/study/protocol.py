@@ -264,7 +264,7 @@ class Study:
 
     def _show(self, runs: list[RunRecipe]) -> None:
         """Draw the same images for every run's panels; the best and worst are known once all are measured."""
-        from trustcxr.evaluation.run import load_run
+        from trustcxr.evaluation.trained_run import load_run
         from trustcxr.explain import examples
 
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]

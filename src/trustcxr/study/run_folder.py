@@ -15,11 +15,11 @@ from trustcxr.console import say
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
-from trustcxr.evaluation import certified, drops
+from trustcxr.evaluation import certified, generalisation_gap
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.run import Run, as_before_refit, load_run
-from trustcxr.evaluation.shortcuts import audit
-from trustcxr.evaluation.summary import describe
+from trustcxr.evaluation.planted_shortcuts import audit
+from trustcxr.evaluation.run_figures import describe
+from trustcxr.evaluation.trained_run import Run, as_before_refit, load_run
 from trustcxr.explain import scores
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.parsing import validate
@@ -164,7 +164,7 @@ class RunFolder:
         if planted is not None:
             document.planted_shortcuts = planted()
         if internal is not None:
-            document.drop_from_internal = drops.from_internal(atomic.read_table(internal), table)
+            document.drop_from_internal = generalisation_gap.from_internal(atomic.read_table(internal), table)
         beside.describe(document, self.place, images=len(films), resamples=resamples)
         atomic.write_json(path, document)
         self.results.written += (path.name,)

@@ -12,8 +12,8 @@ import pandas as pd
 
 from trustcxr.console import track
 from trustcxr.errors import UserError
-from trustcxr.evaluation import drops, summary
-from trustcxr.evaluation.run import About
+from trustcxr.evaluation import generalisation_gap, run_figures
+from trustcxr.evaluation.trained_run import About
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
@@ -243,7 +243,7 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
         resamples = study.evaluation.bootstrap
     stored = schemas.read_if_there(RunDocument, place / layout.METRICS_FILE) or RunDocument()
     recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / layout.RUN_FILE))
-    document = summary.figures(
+    document = run_figures.figures(
         About.trained(recipe),
         classes,
         predictions,
@@ -255,7 +255,7 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
     )
     beside.describe(document, place, images=images, resamples=resamples)
     if place != run and (run / layout.PREDICTIONS_FILE).is_file():
-        document.drop_from_internal = drops.from_internal(read(run / layout.PREDICTIONS_FILE), predictions)
+        document.drop_from_internal = generalisation_gap.from_internal(read(run / layout.PREDICTIONS_FILE), predictions)
     return document
 
 

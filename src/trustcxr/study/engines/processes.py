@@ -23,7 +23,7 @@ IMPORTED: tuple[str, ...] = (
     "trustcxr.training.loop",
     "trustcxr.explain.scores",
     "trustcxr.explain.summary",
-    "trustcxr.evaluation.run",
+    "trustcxr.evaluation.trained_run",
     "trustcxr.models.factory",
     "timm",
     "pytorch_lightning",

@@ -17,7 +17,7 @@ from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
 if TYPE_CHECKING:
     import pandas as pd
 
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.trained_run import Run
 
 _COLUMN = "shortcut_"
 HOW = ("as_is", "removed", "moved")

@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 
 from trustcxr.evaluation import alarms, calibration, metrics, paired
-from trustcxr.evaluation.given import Examined
-from trustcxr.evaluation.run import About, Run
+from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.trained_run import About, Run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
 

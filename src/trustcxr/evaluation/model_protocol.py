@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run, device, load_run
+from trustcxr.evaluation.trained_run import Run, device, load_run
 from trustcxr.models import adapters
 from trustcxr.models.adapters import Given
 from trustcxr.storage import layout
@@ -39,7 +39,7 @@ def load_model(
 
     Example:
         >>> import torch
-        >>> from trustcxr.evaluation.given import load_model
+        >>> from trustcxr.evaluation.model_protocol import load_model
         >>> given = load_model(torch.nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
         >>> given.model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 64])
