@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from trustcxr.data.images import generated
 from trustcxr.data.phantom.render import render
-from trustcxr.explain import heatmap_files
+from trustcxr.explain import heatmap_io
 from trustcxr.storage.schemas import FilmAnswer
 
 SECRET, NUMBER = "Beeblebrox^Zaphod", "HHGTTG-42"
@@ -53,8 +53,8 @@ def answered(film: Path, **fields: object) -> FilmAnswer:
     """An answer with a heatmap of noise beside the film, as `predict` would give it."""
     size = pydicom.dcmread(film, stop_before_pixels=True)
     grey = np.random.default_rng(0).integers(0, 255, (size.Rows, size.Columns), np.uint8)
-    picture = heatmap_files.overlay(grey, grey / 255)
-    heatmap_files.write_notice(picture)
+    picture = heatmap_io.overlay(grey, grey / 255)
+    heatmap_io.write_notice(picture)
     place = film.with_name(film.stem + generated.ENDING)
     picture.save(place)
     given = {

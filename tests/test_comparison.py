@@ -10,7 +10,7 @@ from scipy import stats
 
 from trustcxr import registry, statistics
 from trustcxr.errors import UserError
-from trustcxr.explain import summary
+from trustcxr.explain import saliency_summary
 from trustcxr.explain.methods import COMBINE, METHODS
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import HIGHER_IS_BETTER, Method
@@ -191,7 +191,7 @@ def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts
             changed(gain, "letters", "artefact_gain"),
         ]
     )
-    found = summary.over_changes(table)
+    found = saliency_summary.over_changes(table)
     assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
     np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)
     np.testing.assert_allclose(found["artefact_ssim"]["value"], d)

@@ -22,7 +22,7 @@ from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain.contract import to_saliency
+from trustcxr.explain.base import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
 from trustcxr.models import evidence_networks
 from trustcxr.models.classifier import Classifier

@@ -16,7 +16,7 @@ from trustcxr.defences.counterfactual_loss import Known
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
 from trustcxr.evaluation import load_run
-from trustcxr.explain.contract import to_saliency
+from trustcxr.explain.base import to_saliency
 from trustcxr.models.classifier import Classifier
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.training import fit

@@ -17,7 +17,7 @@ from trustcxr.data.phantom import write
 from trustcxr.data.phantom.render import render
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import lesions as explained
+from trustcxr.explain import lesion_effect as explained
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import ModelRecipe
 from trustcxr.report.study_folder import Run as ReportRun

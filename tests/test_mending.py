@@ -10,7 +10,7 @@ from pack import Pack
 from small_runs import recipe
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import familiarity
+from trustcxr.explain import ood
 from trustcxr.storage import atomic, layout
 from trustcxr.study import mending, run_folder
 from trustcxr.study.run_folder import RunFolder
@@ -28,7 +28,7 @@ def refit(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("made") / "run"
     loop.fit(recipe(epochs=1, refit=True), *films, folder)
     RunFolder(folder).validate(films[1])
-    familiarity.save(familiarity.fit(load_run(folder), *films), folder)
+    ood.save(ood.fit(load_run(folder), *films), folder)
     return folder
 
 

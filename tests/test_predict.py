@@ -21,7 +21,7 @@ from trustcxr.data.checks.check import audit
 from trustcxr.data.images import generated, resize
 from trustcxr.data.phantom.render import render
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import heatmap_files, one_image
+from trustcxr.explain import heatmap_io, predict
 from trustcxr.report import terminal
 from trustcxr.statistics import softmax
 from trustcxr.storage.schemas import Calibration, FilmAnswer, RunDocument
@@ -45,16 +45,16 @@ def films(tmp_path: Path) -> Path:
 
 def test_films_of_one_name_have_heatmaps_of_their_own(run: Path, films: Path) -> None:
     paths = [films / name for name in ("a/x.png", "b/x.png", "b/x.jpg")]
-    answers = one_image.predict(run, paths, out=films / "out")
+    answers = predict.predict(run, paths, out=films / "out")
     places = [answer.heatmap for answer in answers]
     assert len(set(places)) == 3
     before = {place: Path(place).read_bytes() for place in places}
-    again = one_image.predict(run, paths, out=films / "out")
+    again = predict.predict(run, paths, out=films / "out")
     assert [answer.heatmap for answer in again] == places
     assert {place: Path(place).read_bytes() for place in places} == before
     assert len({p.name for p in (films / "out").iterdir()}) == 3
-    beside = one_image.predict(run, [films / "b" / "x.jpg"])[0].heatmap
-    alone = one_image.predict(run, [films / "b" / "x.png"])[0].heatmap
+    beside = predict.predict(run, [films / "b" / "x.jpg"])[0].heatmap
+    alone = predict.predict(run, [films / "b" / "x.png"])[0].heatmap
     assert beside != alone
 
 
@@ -62,34 +62,34 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) ->
     foreign = films / "a" / "x.heatmap.png"
     Image.new("L", (9, 9)).save(foreign)
     before = foreign.read_bytes()
-    (answer,) = one_image.predict(run, [films / "a" / "x.png"])
+    (answer,) = predict.predict(run, [films / "a" / "x.png"])
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
-    assert generated.source_of(Path(answer.heatmap)) == heatmap_files.fingerprint(films / "a" / "x.png")
+    assert generated.source_of(Path(answer.heatmap)) == heatmap_io.fingerprint(films / "a" / "x.png")
 
 
 def test_no_heatmap_takes_the_place_of_another_runs(run: Path, films: Path, tmp_path: Path) -> None:
     film, other = films / "a" / "x.png", tmp_path / "other"
     shutil.copytree(run, other)
-    (first,) = one_image.predict(run, [film])
+    (first,) = predict.predict(run, [film])
     before = Path(first.heatmap).read_bytes()
-    (second,) = one_image.predict(other, [film])
+    (second,) = predict.predict(other, [film])
     assert second.heatmap == str(films / "a" / "x.png.heatmap.png")
     assert Path(first.heatmap).read_bytes() == before
     for folder, place in ((run / ".." / run.name, first), (other, second)):  # each finds its own again
-        assert one_image.predict(folder, [film])[0].heatmap == place.heatmap
+        assert predict.predict(folder, [film])[0].heatmap == place.heatmap
     with Image.open(second.heatmap) as picture:  # as versions before wrote it, which did not say whose it is
         picture.load()
         info = PngInfo()
         for key in (generated.MARK, generated.SOURCE):
             info.add_text(key, str(picture.info[key]))
         picture.save(second.heatmap, pnginfo=info)
-    assert one_image.predict(other, [film])[0].heatmap == second.heatmap
+    assert predict.predict(other, [film])[0].heatmap == second.heatmap
 
 
 def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, films: Path) -> None:
-    one_image.predict(run, sorted((films / "a").glob("*.png")))
-    answers = one_image.predict(run, sorted((films / "a").glob("*.png")))
+    predict.predict(run, sorted((films / "a").glob("*.png")))
+    answers = predict.predict(run, sorted((films / "a").glob("*.png")))
     left_out = [a for a in answers if "left_out" in a.plain()]
     assert len(answers) == 2
     assert len(left_out) == 1
@@ -109,7 +109,7 @@ def test_a_heatmap_beside_a_film_of_a_data_set_is_no_film_of_it(layout: str, run
         if inner:
             shutil.copytree(film.parent, film.parents[1] / "lung masks")
     before = read_manifest(tmp_path, layout=layout)
-    (answer,) = one_image.predict(run, [film])
+    (answer,) = predict.predict(run, [film])
     assert Path(answer.heatmap).parent == film.parent
     after = read_manifest(tmp_path, layout=layout)
     assert after.table.equals(before.table)
@@ -143,7 +143,7 @@ def test_a_heatmap_that_cannot_be_written_costs_its_film_alone(
     run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusing(monkeypatch, films / "ro", errno.EACCES)
-    first, lost, last = one_image.predict(run, three)
+    first, lost, last = predict.predict(run, three)
     assert first.predicted
     assert last.predicted
     assert Path(str(last.heatmap)).is_file()
@@ -183,9 +183,9 @@ def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
     run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_image, "answer", lambda *_, **__: pytest.fail("in vain"))
+    monkeypatch.setattr(predict, "answer", lambda *_, **__: pytest.fail("in vain"))
     (films / "taken").touch()
-    answers = one_image.predict(run, three, out=films / "taken" / "out")
+    answers = predict.predict(run, three, out=films / "taken" / "out")
     assert all("a file is where a folder should be; choose --out" in str(answer.error) for answer in answers)
 
 
@@ -219,24 +219,24 @@ class Claims(torch.nn.Module):
 def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
     claims: bool, run: Path, films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, film = load_run(run, on="cpu"), one_image.read(films / "a" / "x.png").pixels
-    plain = one_image.answer(loaded, film, epsilon=0.02)
+    loaded, film = load_run(run, on="cpu"), predict.read(films / "a" / "x.png").pixels
+    plain = predict.answer(loaded, film, epsilon=0.02)
     predicted, count = loaded.classes.index(plain.predicted), len(loaded.classes)
     copy = Claims((predicted + claims) % count, count)
-    searched, pgd = [], one_image.attacks.pgd
+    searched, pgd = [], predict.attacks.pgd
 
     def watched(model: torch.nn.Module, *given: object, **options: object) -> torch.Tensor:
         searched.append(model)
         return pgd(model, *given, **options)
 
-    monkeypatch.setattr(one_image.attacks, "pgd", watched)
-    told = one_image.answer(loaded, film, epsilon=0.02, searched=copy)
+    monkeypatch.setattr(predict.attacks, "pgd", watched)
+    told = predict.answer(loaded, film, epsilon=0.02, searched=copy)
     assert searched == ([copy, loaded.model] if claims else [copy]), "claimed in vain: the model itself is searched"
     assert told.survives == plain.survives or not claims
 
 
 def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: Path) -> None:
-    (answer,) = one_image.predict(run, [films / "a" / "x.png"])
+    (answer,) = predict.predict(run, [films / "a" / "x.png"])
     with Image.open(answer.heatmap) as picture:
         assert NOTICE in picture.info.values()
         assert picture.size == (200, 200)
@@ -251,7 +251,7 @@ def test_a_run_that_learnt_from_padded_films_is_shown_padded_ones(run: Path, tmp
     data = loaded.recipe.data.model_copy(update={"resize": "pad"})
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
     film = render("COVID-19", 1, 200).image[:, 50:150]
-    said = one_image.answer(loaded, film, epsilon=0.0, heatmap=tmp_path / "x.png")
+    said = predict.answer(loaded, film, epsilon=0.0, heatmap=tmp_path / "x.png")
     square = torch.from_numpy(np.array(resize.resize_image(film, loaded.size, "pad"))).float().div(255)[None, None]
     with torch.inference_mode():
         wanted = loaded.model(square).softmax(1)[0]
@@ -267,7 +267,7 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     plain = load_run(run)
     scaled = load_run(run)
     scaled.metrics = RunDocument(calibration=Calibration(temperature=4.0))
-    before, after = (one_image.answer(r, film, epsilon=0.0) for r in (plain, scaled))
+    before, after = (predict.answer(r, film, epsilon=0.0) for r in (plain, scaled))
     assert (before.calibrated, after.calibrated) == (False, True)
     logits = np.log(list(before.probabilities.values()))
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
@@ -281,12 +281,12 @@ def test_what_is_no_film_is_answered_with_a_doubt_or_refused(run: Path, tmp_path
     Image.new("L", (64, 64)).save(tmp_path / "black.png")
     colour = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(colour).save(tmp_path / "colour.png")
-    black, coloured = one_image.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
+    black, coloured = predict.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
     assert black.warnings == ["it is nearly one grey level"]
     assert "it is in colour" in coloured.warnings
     assert "DOUBTFUL" in "\n".join(terminal.sentences(black))
     pydicom = pytest.importorskip("pydicom")
-    (slice_of,) = one_image.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
+    (slice_of,) = predict.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
     assert slice_of.error == "a DICOM file of CT: expected a chest film (CR or DX)"
 
 

@@ -15,7 +15,7 @@ from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import trained_run as evaluation_run
-from trustcxr.explain import scores
+from trustcxr.explain import evaluate
 from trustcxr.recipes import parsing
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import terminal
@@ -153,13 +153,13 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs whose maps thresholds are tuned on."""
     found: list[str] = []
-    real = scores.tune
+    real = evaluate.tune
 
     def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
         return real(run, *rest, **options)
 
-    monkeypatch.setattr(scores, "tune", spy)
+    monkeypatch.setattr(evaluate, "tune", spy)
     return found
 
 

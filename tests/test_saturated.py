@@ -19,7 +19,7 @@ from trustcxr.attacks import base
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import one_image
+from trustcxr.explain import predict
 from trustcxr.training import loop, monitor
 
 
@@ -205,7 +205,7 @@ def test_answers_that_are_no_numbers_are_refused(made: Path, films: tuple[Any, A
     with pytest.raises(UserError, match="with NaN or infinity, so nothing can be measured"):
         predictions.predict(run, films[1])
     with pytest.raises(UserError, match="with NaN or infinity"):
-        one_image.answer(run, np.zeros((32, 32), np.uint8), epsilon=0.02)
+        predict.answer(run, np.zeros((32, 32), np.uint8), epsilon=0.02)
     images, labels = images_and_labels(4, seed=5)
     for name in ("fgsm", "pgd", "worst-case", "square"):
         with pytest.raises(UserError, match="with NaN or infinity"):

@@ -20,7 +20,7 @@ import served
 from test_cli import complaint
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import one_image
+from trustcxr.explain import predict
 from trustcxr.version import NOTICE
 
 fastapi = pytest.importorskip("fastapi")
@@ -66,7 +66,7 @@ def code(response) -> str:
 
 def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Path) -> None:
     (tmp_path / "film.png").write_bytes(served.film(3))
-    (told,) = one_image.predict(run, [tmp_path / "film.png"], epsilon=0.01)
+    (told,) = predict.predict(run, [tmp_path / "film.png"], epsilon=0.01)
     found = send(api, served.film(3), epsilon="0.01").json()
     assert {row["name"]: row["probability"] for row in found["classes"]} == pytest.approx(told.probabilities)
     assert found["classes"][0]["name"] == found["predicted"] == told.predicted
@@ -98,12 +98,12 @@ def test_a_closer_look_has_maps_beside_controls_a_flip_and_corruptions(api: Test
 
 
 def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
-    from trustcxr.explain import closer_look
+    from trustcxr.explain import counterfactual_view
 
     loaded = load_run(run)
-    pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
+    pixels = predict.as_input(predict.read(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    found = closer_look.flip(loaded, pixels, predicted, steps=10)
+    found = counterfactual_view.flip(loaded, pixels, predicted, steps=10)
     assert found is not None
     assert int(loaded.model(found.film[None, None]).argmax(1)) == found.predicted != predicted
     assert float((found.film - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
@@ -113,17 +113,17 @@ def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
 def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(run: Path) -> None:
     import torch
 
-    from trustcxr.explain import closer_look
+    from trustcxr.explain import counterfactual_view
 
     class Turned(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return loaded.model(x).roll(1, 1)
 
     loaded = load_run(run)
-    pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
+    pixels = predict.as_input(predict.read(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    own = closer_look.flip(loaded, pixels, predicted, steps=10)
-    found = closer_look.flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())
+    own = counterfactual_view.flip(loaded, pixels, predicted, steps=10)
+    found = counterfactual_view.flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())
     assert own is not None
     assert found is not None
     assert found.epsilon == own.epsilon
@@ -293,7 +293,7 @@ def test_a_token_that_no_header_can_bring_is_refused_at_the_start(
 
 def test_an_answer_that_was_written_here_is_no_film(api: TestClient, run: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(served.film(1))
-    (answer,) = one_image.predict(run, [tmp_path / "x.png"])
+    (answer,) = predict.predict(run, [tmp_path / "x.png"])
     said = send(api, Path(answer.heatmap).read_bytes())
     assert code(said) == "unreadable"
     assert "a heatmap that predict wrote, and no film" in said.text

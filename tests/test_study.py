@@ -18,7 +18,7 @@ from trustcxr.data.phantom import write
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import familiarity
+from trustcxr.explain import ood
 from trustcxr.recipes import parsing
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
@@ -112,7 +112,7 @@ def test_a_run_is_whole_before_the_next_begins(done: Path) -> None:
 
 def test_every_run_of_a_study_knows_what_its_films_are_like(done: Path) -> None:
     for folder in (done / "runs").iterdir():
-        known, run = familiarity.load(folder), load_run(folder, on="cpu")
+        known, run = ood.load(folder), load_run(folder, on="cpu")
         assert known is not None
         assert len(known.scores) == int((known.scores <= known.threshold).sum()) == 12  # 95 % of them, rounded up
         torch.manual_seed(0)

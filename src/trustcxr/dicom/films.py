@@ -33,7 +33,7 @@ def predict(
     Last what of the folders is left out, and why.
     """
     from trustcxr.dicom import answers
-    from trustcxr.explain import one_image
+    from trustcxr.explain import predict as one_image
 
     if objects:
         answers.check_installed()

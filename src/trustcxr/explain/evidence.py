@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
+from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models import evidence_networks
 from trustcxr.models.preserve_state import as_found
 

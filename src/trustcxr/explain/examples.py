@@ -9,7 +9,7 @@ import torch
 
 from trustcxr.data.loader import to_pixels
 from trustcxr.explain import measures, methods
-from trustcxr.explain.scores import annotated, predicted
+from trustcxr.explain.evaluate import annotated, predicted
 from trustcxr.explain.stability import CLEAN
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import Target, check_images, target_classes
+from trustcxr.explain.base import Target, check_images, target_classes
 from trustcxr.models.preserve_state import as_found
 
 

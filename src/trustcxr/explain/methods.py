@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from trustcxr import registry
 from trustcxr.errors import UserError, unknown
-from trustcxr.explain import controls
+from trustcxr.explain import baselines
+from trustcxr.explain.base import SaliencyMethod, Target, check_images
 from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_of, smoothed
-from trustcxr.explain.contract import SaliencyMethod, Target, check_images
 from trustcxr.explain.evidence import check_evidence, evidence_map
 from trustcxr.models.feature_maps import Layer, find_layer
 from trustcxr.registry import SALIENCY, Method
@@ -79,7 +79,7 @@ def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
     """Rows and columns of a method's map before it is brought to the images' size; None where it has every pixel."""
     base, layer = parse(name)
     if base == registry.CONTROL:
-        return controls.CELLS
+        return baselines.CELLS
     if METHODS[base] is evidence_map:
         check_evidence(model)
         return cells_of(model, x, model.cam_layer)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.explain import measures, methods
-from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
+from trustcxr.explain.base import SaliencyMethod, Target, target_classes
 from trustcxr.models.ensemble import Ensemble
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.preserve_state import as_found

@@ -6,7 +6,7 @@ hits, the network has not found.
 
 from collections.abc import Mapping
 
-from trustcxr.explain.references import SIMILARITY
+from trustcxr.explain.baseline_scores import SIMILARITY
 from trustcxr.registry import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, control_said
 from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.errors import UserError, lookup
-from trustcxr.explain import heatmap_files
+from trustcxr.explain import heatmap_io
 from trustcxr.reader.store import Film
 from trustcxr.report import study_folder
 from trustcxr.storage.prediction_table import CLEAN
@@ -116,7 +116,7 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> Shown:
 def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
     """From the runs: annotated films of the run's test split, drawn by seed, each explained for its true class."""
     from trustcxr.evaluation.trained_run import load_run
-    from trustcxr.explain.scores import annotated
+    from trustcxr.explain.evaluate import annotated
     from trustcxr.study import films as study_films
 
     first = load_run(chosen[0].run.folder)
@@ -162,7 +162,7 @@ def _groups(run: study_folder.Run) -> dict[str, str]:
 
 def _over(pixels: np.ndarray, saliency: np.ndarray) -> bytes:
     film = np.asarray(_enlarged(pixels, Image.Resampling.BICUBIC))
-    return _png(heatmap_files.overlay(film, saliency, strength=0.55))
+    return _png(heatmap_io.overlay(film, saliency, strength=0.55))
 
 
 def _enlarged(pixels: np.ndarray, way: Image.Resampling) -> Image.Image:

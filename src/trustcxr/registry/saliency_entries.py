@@ -55,12 +55,12 @@ SALIENCY = by_name(
             gradients=False,
         ),
         Saliency(
-            "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "pixels:integrated_gradients"
+            "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "attribution:integrated_gradients"
         ),
-        Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "pixels:smooth_grad"),
-        Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "pixels:occlusion", gradients=False),
-        Saliency("random", "random map (control)", "", "controls:random_saliency", model=False, gradients=False),
-        Saliency("centre", "centre prior (control)", "", "controls:centre_saliency", model=False, gradients=False),
+        Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "attribution:smooth_grad"),
+        Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "attribution:occlusion", gradients=False),
+        Saliency("random", "random map (control)", "", "baselines:random_saliency", model=False, gradients=False),
+        Saliency("centre", "centre prior (control)", "", "baselines:centre_saliency", model=False, gradients=False),
     )
 )  # fmt: skip
 CONTROL = "random"  # the map that is always there

@@ -16,8 +16,9 @@ from trustcxr.data.images import dicom_files, greyscale, resize
 from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import closer_look, familiarity, heatmap_files, one_image
-from trustcxr.explain.familiarity import Familiarity
+from trustcxr.explain import counterfactual_view, heatmap_io, ood
+from trustcxr.explain import predict as one_image
+from trustcxr.explain.ood import Familiarity
 from trustcxr.models import fuse_batchnorm
 from trustcxr.report import terminal, words
 from trustcxr.serve import answers, pictures
@@ -43,10 +44,10 @@ class Ready:
     @classmethod
     def of(cls, name: str, run: Run) -> "Ready":
         """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
-        known = familiarity.load(run.folder)
+        known = ood.load(run.folder)
         films = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
         searched = fuse_batchnorm.faster(run.model, films)
-        return cls(name, run, closer_look.names_of(run), closer_look.steps_for(run), searched, known)
+        return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
 
 
 def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
@@ -68,7 +69,7 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
         "size": run.size,
         "film": pictures.film(film.pixels),
         "network_film": pictures.grey(pixels[0, 0]),
-        "maps": [_map(run, each, film) for each in closer_look.maps(run, pixels, predicted, ready.methods)],
+        "maps": [_map(run, each, film) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
     }
     return answers.Seen(**looked, **_said(ready, film, found, since))
 
@@ -79,9 +80,11 @@ def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     ((predicted, _),) = one_image.answers(run, pixels)
     return answers.Changed(
-        perturbation=_flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)),
-        tried_up_to=closer_look.HIGHEST,
-        corruptions=[_spoilt(run, each, predicted) for each in closer_look.spoilt(run, pixels)],
+        perturbation=_flip(
+            run, counterfactual_view.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)
+        ),
+        tried_up_to=counterfactual_view.HIGHEST,
+        corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.spoilt(run, pixels)],
     )
 
 
@@ -126,8 +129,8 @@ def _as_input(run: Run, film: one_image.Film) -> Tensor:
 def _overlay(run: Run, film: one_image.Film, shown: np.ndarray, saliency: Tensor) -> Image.Image:
     """Draw a map (1, H, W) over the film as it is shown, with the notice."""
     on_film = resize.on_film(run.size, film.pixels.shape, run.resize)
-    picture = heatmap_files.overlay(shown, saliency[0].float().cpu().numpy()[on_film])
-    heatmap_files.write_notice(picture)
+    picture = heatmap_io.overlay(shown, saliency[0].float().cpu().numpy()[on_film])
+    heatmap_io.write_notice(picture)
     return picture
 
 
@@ -136,7 +139,7 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
     familiar = None
     if ready.known is not None and found.rarer_than is not None:
         familiar = answers.Familiar(
-            rarer_than=found.rarer_than, accepted=familiarity.ACCEPTED, validated=len(ready.known.scores)
+            rarer_than=found.rarer_than, accepted=ood.ACCEPTED, validated=len(ready.known.scores)
         )
     ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
     return {
@@ -153,7 +156,7 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
     }
 
 
-def _map(run: Run, found: closer_look.Map, film: one_image.Film) -> answers.SaliencyMap:
+def _map(run: Run, found: counterfactual_view.Map, film: one_image.Film) -> answers.SaliencyMap:
     shown = resize.on_film(run.size, film.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
@@ -174,7 +177,7 @@ def _map(run: Run, found: closer_look.Map, film: one_image.Film) -> answers.Sali
     )
 
 
-def _flip(run: Run, found: closer_look.Flip | None) -> answers.SmallestPerturbation | None:
+def _flip(run: Run, found: counterfactual_view.Flip | None) -> answers.SmallestPerturbation | None:
     if found is None:
         return None
     difference, factor = pictures.difference(found.change)
@@ -190,12 +193,12 @@ def _flip(run: Run, found: closer_look.Flip | None) -> answers.SmallestPerturbat
     )
 
 
-def _spoilt(run: Run, found: closer_look.Spoilt, predicted: int) -> answers.Corrupted:
+def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> answers.Corrupted:
     return answers.Corrupted(
         name=found.name,
         label=words.corruption(found.name),
         about=found.about,
-        severity=closer_look.SEVERITY,
+        severity=counterfactual_view.SEVERITY,
         predicted=run.classes[found.predicted],
         probability=found.probability,
         changed=found.predicted != predicted,

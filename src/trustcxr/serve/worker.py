@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from trustcxr.explain.one_image import Film
+    from trustcxr.explain.predict import Film
     from trustcxr.serve.looking import Ready
 
 Kind = Literal["predict", "examine", "heatmap", "dicom"]
@@ -171,7 +171,7 @@ def _loaded(folders: Sequence[Path]) -> "list[Ready]":
 
 
 def _known(ready: "Ready") -> Known:
-    from trustcxr.explain.one_image import temperature
+    from trustcxr.explain.predict import temperature
 
     return Known(ready.name, ready.run.classes, ready.run.size, temperature(ready.run) is not None)
 
@@ -199,11 +199,11 @@ def _limit_memory(most: int) -> None:
 def _answer(connection: Connection, asked: Asked, served: "list[Ready]") -> None:
     from trustcxr.data.images.greyscale import UnreadableImage
     from trustcxr.errors import UserError
-    from trustcxr.explain import one_image
+    from trustcxr.explain import predict
 
     since = time.monotonic()
     try:
-        film = one_image.read(asked.data)
+        film = predict.read(asked.data)
         connection.send("read")
         reply = _of_film(asked, served[asked.run], film, since)
     except UnreadableImage as problem:

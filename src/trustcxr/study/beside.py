@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from trustcxr.evaluation import certified
-from trustcxr.explain import lesions, summary, verdicts
+from trustcxr.explain import lesion_effect, saliency_summary, verdicts
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import RunDocument
 
@@ -15,8 +15,8 @@ def describe(document: RunDocument, folder: Path, *, images: int, resamples: int
     if (path := folder / layout.CERTIFIED_FILE).is_file():
         document.certified = certified.describe(atomic.read_table(path), resamples=resamples)
     if (path := folder / layout.SALIENCY_FILE).is_file():
-        document.saliency = summary.summarise(atomic.read_table(path), images=images, resamples=resamples)
+        document.saliency = saliency_summary.summarise(atomic.read_table(path), images=images, resamples=resamples)
         document.alarms = [alarm for alarm in document.alarms if alarm.kind != verdicts.SURVIVES]
         document.alarms += verdicts.alarms(document.saliency)
     path = folder / layout.LESIONS_FILE
-    document.lesions = lesions.described(atomic.read_table(path), resamples=resamples) if path.is_file() else []
+    document.lesions = lesion_effect.described(atomic.read_table(path), resamples=resamples) if path.is_file() else []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes
+from trustcxr.explain.saliency_summary import cannot_hit, cells_of, means_over_severities, over_changes
 from trustcxr.registry import (
     ACTIVATION,
     AGAINST_MASKS,

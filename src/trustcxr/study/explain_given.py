@@ -13,8 +13,8 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.door import check_kind
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.run_figures import describe
-from trustcxr.explain import given, scores
-from trustcxr.explain.lesions import asked_of
+from trustcxr.explain import evaluate, given
+from trustcxr.explain.lesion_effect import asked_of
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.loading import held_on
@@ -56,14 +56,14 @@ def explain(
     for a model that these methods cannot explain, films without masks, or an `out` that holds something else.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
-    scores.check_options(wanted)
+    evaluate.check_options(wanted)
     subject = open_model(model, trust_code=trust_code)
     assert isinstance(subject, Given)  # a run's folder goes to run_folder.explain
     check_finding(subject, finding)
     _explained(subject, wanted)
     refuse_held(out, {"an audit": layout.AUDIT_FILE})
     films = open_films(subject, data, split, labels, listing)
-    scores.annotated(films.examined)
+    evaluate.annotated(films.examined)
     shown, _ = at_the_door(films.examined, GATE, subject.device)
     subject, _ = held_on(subject, shown)
     check_kind(_explained(subject, wanted).model, shown, subject.name)
@@ -86,7 +86,7 @@ def explain(
             run,
             asked.films,
             wanted,
-            lambda: {} if held is None else scores.tune(run, held, wanted.methods),
+            lambda: {} if held is None else evaluate.tune(run, held, wanted.methods),
             data=data_hash(films.examined, "infection", "lung"),
             tuned="" if held is None or films.validation is None else data_hash(films.validation, "infection", "lung"),
             left_out=left_out,
@@ -101,7 +101,7 @@ def explain(
 def _explained(subject: Given, options: ExplanationRecipe) -> Examined:
     """What was given as these methods explain it; UserError where they cannot."""
     run = Examined(subject.name, given.check(subject, options.methods), subject.classes, subject.device)
-    scores.check(run, options.methods)
+    evaluate.check(run, options.methods)
     return run
 
 

@@ -14,8 +14,8 @@ from trustcxr.evaluation import findings, operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.explain import scores
-from trustcxr.explain.lesions import asked_of
+from trustcxr.explain import evaluate
+from trustcxr.explain.lesion_effect import asked_of
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.statistics import probability_said
@@ -56,7 +56,7 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
     seen = _known_of(films.examined, subject, place)
     if seen is None or not len(asked_of(seen, np.arange(len(seen)))):
         raise UserError(f"{films.examined.where}: of no film it is known that it has {name}; say so with --label")
-    scores.annotated(seen)
+    evaluate.annotated(seen)
     threshold = _threshold(subject, model, films, place, at_once=at_once)
     assert threshold.value is not None
     asked = model.of_finding(place, operating_points.cut(threshold.value))
@@ -91,7 +91,7 @@ def _place(subject: Given, wanted: str) -> int:
 
 def _settled(subject: Given, films: Dataset) -> int:
     known = findings.known(films.table, subject.classes)
-    there = np.flatnonzero((known[scores.annotated(films)] == 1).any(0))
+    there = np.flatnonzero((known[evaluate.annotated(films)] == 1).any(0))
     if len(there) == 1:
         return int(there[0])
     names = [subject.classes[place] for place in there]

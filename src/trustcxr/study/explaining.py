@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import controls, lesions, scores
+from trustcxr.explain import baselines, evaluate, lesion_effect
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.storage import atomic, layout
@@ -41,19 +41,19 @@ def measure(
     how = options.model_dump(mode="json", exclude={"panels"})
     results.table(
         layout.SALIENCY_FILE,
-        lambda: scores.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask),
+        lambda: evaluate.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask),
         data=data,
         options=how,
         tuned=tuned,
         mean_mask="" if mean_mask is None else sha256(mean_mask.numpy().tobytes()).hexdigest()[:16],
     )
-    if not len(lesions.with_lesions(films)):
+    if not len(lesion_effect.with_lesions(films)):
         (results.folder / layout.LESIONS_FILE).unlink(missing_ok=True)
         return
     sample, epsilon = options.sample, 0.0 if left_out.attacks else options.epsilon
     results.table(
         layout.LESIONS_FILE,
-        lambda: [lesions.of_run(run, films, sample=sample, epsilon=epsilon)],
+        lambda: [lesion_effect.of_run(run, films, sample=sample, epsilon=epsilon)],
         data=data,
         options={"sample": sample, "epsilon": epsilon},
     )
@@ -64,7 +64,7 @@ def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
     if train is None or "infection" not in train.mask_kinds:
         return None
     others = ~np.isin(train.groups, films.groups) & ~np.isin(train.film_sums, films.film_sums)
-    mean = controls.mean_mask(train.masks("infection")[others]) if others.any() else None
+    mean = baselines.mean_mask(train.masks("infection")[others]) if others.any() else None
     return mean if mean is not None and bool(mean.any()) else None
 
 

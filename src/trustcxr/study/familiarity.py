@@ -8,7 +8,7 @@ import torch
 from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import familiarity
+from trustcxr.explain import ood
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.locks import holding
@@ -31,14 +31,14 @@ def fit(
         raise UserError(f"{data}: {run.name} was not trained on these films; give the data that it was trained on")
     say(f"fitting on {len(train)} films")
     with holding(folder):
-        found = familiarity.fit(run, train, val)
-        familiarity.save(found, folder)
-    alarms = torch.cat([found.score(run, images) for images in familiarity.batches(test)]) > found.threshold
+        found = ood.fit(run, train, val)
+        ood.save(found, folder)
+    alarms = torch.cat([found.score(run, images) for images in ood.batches(test)]) > found.threshold
     bootstrap = Bootstrap.over(test.groups)
     share = Share(value=float(alarms.double().mean()), ci=_ends(bootstrap, alarms))
     counts = {"trained": len(train), "validated": len(val), "tested": len(test)}
     return FamiliarityDocument(
-        run=run.name, accepted=familiarity.ACCEPTED, threshold=found.threshold, false_alarms=share, **counts
+        run=run.name, accepted=ood.ACCEPTED, threshold=found.threshold, false_alarms=share, **counts
     )
 
 

@@ -42,12 +42,12 @@ def recipe(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
 def names(study: StudyRecipe, folder: Path | None) -> None:
     """UserError for a name that nobody knows, or a file that is not there; nothing is built, and nothing fetched."""
     from trustcxr import defences
-    from trustcxr.explain import scores
+    from trustcxr.explain import evaluate
     from trustcxr.models import zoo
 
     for defence in study.defences:
         defences.get(defence.name)
-    scores.check_options(study.explanation)
+    evaluate.check_options(study.explanation)
     for attack in study.evaluation.attacks:
         if attack.surrogate is not None:
             layout.check_run(Path(attack.surrogate))
@@ -123,7 +123,7 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
     """Of the saliency methods: the layers that they name are in the network."""
     import torch
 
-    from trustcxr.explain import scores
+    from trustcxr.explain import evaluate
     from trustcxr.models import factory
 
     if not any("@" in name or name.startswith("evidence") for name in methods):
@@ -132,7 +132,7 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
         model = factory.build(one.model.name, classes=2, **one.network_options())
     empty: Any = SimpleNamespace(model=model)
     try:
-        scores.check(empty, methods)
+        evaluate.check(empty, methods)
     except UserError as problem:
         raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
 

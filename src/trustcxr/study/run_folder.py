@@ -20,7 +20,7 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.trained_run import Run, as_before_refit, load_run
-from trustcxr.explain import scores
+from trustcxr.explain import evaluate as scores
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import Listing, RunRecipe, Splits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trustcxr.console import say
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.explain import familiarity
+from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
@@ -133,10 +133,10 @@ def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
 def _know_films(study: StudyFolder, steps: RunFolder) -> None:
     """familiarity.safetensors, made once: `predict` and `serve` then warn of films unlike those of the training."""
     with suppress(UserError):  # damaged, or of other weights
-        if familiarity.load(steps.folder) is not None:
+        if ood.load(steps.folder) is not None:
             return
     try:
-        familiarity.save(familiarity.fit(steps.run, study.films("train"), study.films("val")), steps.folder)
+        ood.save(ood.fit(steps.run, study.films("train"), study.films("val")), steps.folder)
     except CannotWrite:
         raise
     except UserError as problem:  # a network that has no maps to read: its results are as good without

@@ -21,8 +21,8 @@ from trustcxr.study.engines.contract import Order, Outcome, Outcomes, Task, Work
 IMPORTED: tuple[str, ...] = (
     "trustcxr.study.steps",
     "trustcxr.training.loop",
-    "trustcxr.explain.scores",
-    "trustcxr.explain.summary",
+    "trustcxr.explain.evaluate",
+    "trustcxr.explain.saliency_summary",
     "trustcxr.evaluation.trained_run",
     "trustcxr.models.factory",
     "timm",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.explain import controls, measures, methods, randomisation
+from trustcxr.explain import baselines, measures, methods, randomisation
 from trustcxr.registry import MEASURES, RANDOMISED, REFERENCES, SALIENCY, SHARP, Measure, Method
 
 CENTRE = "centre"
@@ -95,7 +95,7 @@ class OfTheFilm:
         self, images: Tensor, masks: Masks, thresholds: Mapping[str, float], mean_mask: Tensor | None = None
     ) -> None:
         self.masks = masks
-        maps = controls.film_baselines(images, masks.lung, mean_mask)
+        maps = baselines.film_baselines(images, masks.lung, mean_mask)
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.figures = {
             name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))
@@ -162,7 +162,7 @@ class OfCells:
 
     def drawn(self, images: Tensor, masks: Masks) -> "RandomMaps":
         """Random maps of these images, for each grid of cells."""
-        known = {cells: controls.random_maps(images, cells) for cells in set(self.cells.values()) if cells is not None}
+        known = {cells: baselines.random_maps(images, cells) for cells in set(self.cells.values()) if cells is not None}
         figures = {cells: without_null(against_masks(maps, masks, None)) for cells, maps in known.items()}
         return RandomMaps(self.cells, figures, {cells: AsSharp(maps, masks) for cells, maps in known.items()})
 

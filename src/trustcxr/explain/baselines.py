@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
-from trustcxr.explain.contract import Target, check_images, to_saliency
+from trustcxr.explain.base import Target, check_images, to_saliency
 
 CELLS = (7, 7)  # of a random map: those of a CAM of a network of 224 pixels
 _BLUR = 0.03  # of the side: the standard deviation of the smoothed brightness
@@ -84,7 +84,7 @@ def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
     As coarse as a CAM of that grid, so that what the two have in common is not their cells.
 
     >>> import torch
-    >>> from trustcxr.explain.controls import brightness_map
+    >>> from trustcxr.explain.baselines import brightness_map
     >>> brightness_map(torch.rand(2, 1, 32, 32), (4, 4)).shape
     torch.Size([2, 32, 32])
     """

@@ -15,8 +15,8 @@ from trustcxr.data.images import read as reading
 from trustcxr.data.images import resize as squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
-from trustcxr.explain import familiarity, heatmap_files
-from trustcxr.explain.familiarity import Familiarity
+from trustcxr.explain import heatmap_io, ood
+from trustcxr.explain.ood import Familiarity
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import softmax
 from trustcxr.storage.atomic import replacing
@@ -38,8 +38,8 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     """
     attacks.check_epsilon(epsilon)
     refuse_missing(paths)
-    run, known = load_run(folder), familiarity.load(folder)
-    places = heatmap_files.places(paths, out, run.folder)
+    run, known = load_run(folder), ood.load(folder)
+    places = heatmap_io.places(paths, out, run.folder)
     found: list[FilmAnswer] = []
     full = False
     for path, heatmap in places.items():
@@ -106,8 +106,8 @@ def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: Film) ->
         pixels = as_input(film.pixels, run.size, run.resize)
         score = float(known.score(run, pixels))
         found.rarer_than = known.rarer_than(score)
-        unlike = familiarity.unlike(known, score)
-        found.warnings += [*([unlike] if unlike else []), *familiarity.poor(known, pixels)]
+        unlike = ood.unlike(known, score)
+        found.warnings += [*([unlike] if unlike else []), *ood.poor(known, pixels)]
     if min(film.pixels.shape) < run.size:
         height, width = film.pixels.shape
         found.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
@@ -154,10 +154,10 @@ def answer(
     )
     if heatmap is not None:
         saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
-        picture = heatmap_files.overlay(film, saliency[squares.on_film(run.size, film.shape, run.resize)])
-        heatmap_files.write_notice(picture)
+        picture = heatmap_io.overlay(film, saliency[squares.on_film(run.size, film.shape, run.resize)])
+        heatmap_io.write_notice(picture)
         with replacing(heatmap) as temporary:
-            picture.save(temporary, pnginfo=heatmap_files.mark(source or heatmap, run.folder), compress_level=1)
+            picture.save(temporary, pnginfo=heatmap_io.mark(source or heatmap, run.folder), compress_level=1)
         result.heatmap = str(heatmap)
     return result
 

@@ -28,7 +28,7 @@ from trustcxr.data import lesion_edits
 from trustcxr.data.dataset import filled
 from trustcxr.data.lesion_edits import Films, Pair
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import target_classes
+from trustcxr.explain.base import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.preserve_state import as_found
 from trustcxr.recipes.training_recipe import TrainingRecipe

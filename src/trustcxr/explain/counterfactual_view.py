@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trustcxr import attacks, corruptions
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import controls, methods, one_image
+from trustcxr.explain import baselines, methods, predict
 from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
 
 MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
@@ -95,13 +95,13 @@ def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list
 
 def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, Tensor], control: Method | None) -> Map:
     cells = methods.cells(run.model, pixels, name)
-    own, brightness = found[name], controls.brightness_map(pixels, cells or (run.size, run.size))
+    own, brightness = found[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
     less = {"the film's own brightness": brightness}
     if control is not None:
         cam = control.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
         less[label] = found[str(control)]
-    beside = [Beside(label, other[0], float(controls.likeness(own, other))) for label, other in less.items()]
+    beside = [Beside(label, other[0], float(baselines.likeness(own, other))) for label, other in less.items()]
     return Map(name, own[0].float(), cells, beside)
 
 
@@ -129,7 +129,7 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
         epsilon, film = attacks.nearest(
             model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
         )
-        ((answer, probabilities),) = one_image.answers(run, film)
+        ((answer, probabilities),) = predict.answers(run, film)
         if math.isfinite(float(epsilon)) and answer != predicted:
             return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, float(probabilities[answer]), steps)
     return None
@@ -138,5 +138,5 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
 def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
     """A film (1, 1, H, W) under each corruption, and the answers there."""
     films = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["film"]) for name in names])
-    answers = zip(names, films, one_image.answers(run, films), strict=True)
+    answers = zip(names, films, predict.answers(run, films), strict=True)
     return [Spoilt(name, film[0], answer, float(shares[answer])) for name, film, (answer, shares) in answers]

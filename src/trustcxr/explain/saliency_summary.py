@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from trustcxr.explain import verdicts
-from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
-from trustcxr.explain.scores import BY_CAUSE, CASCADE, RANDOM
+from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
+from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import ATTACKED, CLEAN
 from trustcxr.registry import AGAINST_MASKS, HIT_RATE, NO_MAP, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, TOLD_OF_MAPS
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
+from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models.preserve_state import as_found
 
 _ROUNDING = 1e-5  # of the largest logit: a smaller change of it is none

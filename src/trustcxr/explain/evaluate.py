@@ -16,11 +16,9 @@ from trustcxr.data.dataset import filled
 from trustcxr.data.lesion_edits import Films
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.explain import controls, faithfulness, lesions, measures, randomisation
+from trustcxr.explain import baselines, faithfulness, lesion_effect, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
-from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.given import ALL_DONE, LeftOut
-from trustcxr.explain.references import (
+from trustcxr.explain.baseline_scores import (
     CEILING,
     CENTRE,
     SHARPENED,
@@ -37,6 +35,8 @@ from trustcxr.explain.references import (
     looking,
     of_random_weights,
 )
+from trustcxr.explain.evidence import check_evidence
+from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
@@ -112,7 +112,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
     Of the films of one finding only those that have it.
     """
     for kind in ("infection", "lung"):
-        rows = lesions.asked_of(dataset, np.flatnonzero(dataset.has_mask(kind)))
+        rows = lesion_effect.asked_of(dataset, np.flatnonzero(dataset.has_mask(kind)))
         rows = rows[filled(dataset, kind, rows)]
         if len(rows):
             return rows
@@ -165,7 +165,7 @@ def batches(
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
 
         def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Masks]]:
-            for part in lesions.slices(some, batch_size):
+            for part in lesion_effect.slices(some, batch_size):
                 yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
 
         beside = Beside(
@@ -173,11 +173,11 @@ def batches(
             of_random_weights(run.model, rows, drawn, known, levels),
             mean_mask,
         )
-        for some in lesions.slices(rows, batch_size):
+        for some in lesion_effect.slices(rows, batch_size):
             cheap = [way for way in ways if not way.dear]
             yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, beside)
             bar.advance(len(some))
-        for some in lesions.slices(sample, batch_size):
+        for some in lesion_effect.slices(sample, batch_size):
             yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside, followed)
             bar.advance(len(some))
 
@@ -302,7 +302,7 @@ def _on_the_sample(
         for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
     known = faithfulness.ends(run.model, images, labels)
-    falls = lesions.causes(run.model, Films(images, masks.lung, masks.infection), labels)
+    falls = lesion_effect.causes(run.model, Films(images, masks.lung, masks.infection), labels)
     bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
     for name, maps in clean.items():
         curves = {
@@ -319,7 +319,7 @@ def _on_the_sample(
 
 
 def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
-    return torch.from_numpy(lesions.ranked_by_cause(maps, falls))
+    return torch.from_numpy(lesion_effect.ranked_by_cause(maps, falls))
 
 
 def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:
@@ -352,15 +352,15 @@ def tune(
     """
     names = with_random(methods)
     check(run, names)
-    rows = lesions.asked_of(dataset, np.flatnonzero(dataset.has_mask("infection")))
+    rows = lesion_effect.asked_of(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
-    for some in track(lesions.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
+    for some in track(lesion_effect.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
         images, labels = _images(run, dataset, some)
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
             continue
         found = methods_by_name.maps(run.model, images, labels, names)
-        found[CENTRE] = controls.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
+        found[CENTRE] = baselines.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
         for name, maps in found.items():
             sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]
             totals[name] = totals.get(name, np.zeros(len(_LEVELS))) + sums
@@ -369,7 +369,7 @@ def tune(
 
 def say_masks(dataset: "Dataset", measured: int) -> None:
     """Say how many images have no mask, and how many masks are not as large as their image."""
-    images = len(lesions.asked_of(dataset, np.arange(len(dataset))))
+    images = len(lesion_effect.asked_of(dataset, np.arange(len(dataset))))
     if measured < images:
         say(f"{images - measured} of {images} images have no mask to measure against and are left out")
     if other := masks_of_other_size(dataset):
