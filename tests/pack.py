@@ -40,9 +40,9 @@ class Pack:
     def run(self, defence: str) -> Path:
         """Return a run of one epoch on `training_images`, "standard" or "fgsm"."""
         from small_runs import recipe
-        from trustcxr.training import loop
+        from trustcxr.training import fit
 
-        return self.get(f"run-{defence}", lambda to: loop.fit(recipe(defence, epochs=1), *self.training_images(), to))
+        return self.get(f"run-{defence}", lambda to: fit.fit(recipe(defence, epochs=1), *self.training_images(), to))
 
     def study(self) -> Path:
         """Return a study of `images`: two networks, the better one also by FGSM, worked on one after the other."""

@@ -29,7 +29,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report.terminal import remarks
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm
-from trustcxr.training import loop
+from trustcxr.training import fit
 
 MODEL = "test_resnet"
 PLAN = (
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"size": 32},
         "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3},
     }
-    loop.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
+    fit.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
     return folder
 
 
@@ -295,7 +295,7 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
         "training": {"epochs": 1, "batch_size": 16},
     }
     content["defence"] = {"name": "fgsm"}
-    loop.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
+    fit.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
     run = load_run(tmp_path / "run")
     found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2

@@ -19,7 +19,8 @@ from trustcxr.explain import methods
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import study_recipe
-from trustcxr.training import loop, lung_segmenter
+from trustcxr.training import fit as loop
+from trustcxr.training import lung_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from trustcxr.explain import ood
 from trustcxr.storage import atomic, layout
 from trustcxr.study import mending, run_folder
 from trustcxr.study.run_folder import RunFolder
-from trustcxr.training import loop
+from trustcxr.training import fit
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def films(pack: Pack) -> tuple[Any, Any]:
 def refit(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained, and once more on validation images too; validated, with what its images are like."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    loop.fit(recipe(epochs=1, refit=True), *films, folder)
+    fit.fit(recipe(epochs=1, refit=True), *films, folder)
     RunFolder(folder).validate(films[1])
     ood.save(ood.fit(load_run(folder), *films), folder)
     return folder

@@ -19,7 +19,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
 from trustcxr.study import run_folder
-from trustcxr.training import loop
+from trustcxr.training import fit
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def trained(folder: Path, shortcuts: list[str]) -> Run:
         "data": {"size": SIZE},
         "training": {"epochs": 30, "patience": 30, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
-    loop.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
+    fit.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
     return load_run(folder / "run", on="cpu")
 
 

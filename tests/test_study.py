@@ -30,7 +30,7 @@ from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.contract import Outcomes, Work
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import verify
-from trustcxr.training import loop
+from trustcxr.training import fit as loop
 from trustcxr.training.step import TrainingStep
 
 RECIPE = {

@@ -46,7 +46,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic
 from trustcxr.study import run_folder
-from trustcxr.training import loop
+from trustcxr.training import fit
 from trustcxr.training.step import TrainingStep
 
 EPSILON, STEPS = 0.02, 20
@@ -163,7 +163,7 @@ def paired(how: RunRecipe, train: Dataset, val: Dataset, folder: Path) -> list[E
     TrainingStep.on_train_epoch_start = on_train_epoch_start  # type: ignore[method-assign]
     TrainingStep.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
     try:
-        loop.fit(how, train, val, folder)
+        fit.fit(how, train, val, folder)
     finally:
         TrainingStep.on_train_epoch_start, TrainingStep.on_train_batch_end = begin, end  # type: ignore[method-assign]
     close()
@@ -287,7 +287,7 @@ def main() -> None:
             f"{given.epochs} epochs, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
         )
         report_training(paired(how, train, val, Path(work) / "run")[1:], given.batch)
-        loop.fit(recipe(given, epochs=given.epochs, defence="fgsm"), train, val, Path(work) / "robust")
+        fit.fit(recipe(given, epochs=given.epochs, defence="fgsm"), train, val, Path(work) / "robust")
         for folder, kind in (("run", "standard"), ("robust", "trained with FGSM")):
             tell(f"evaluate, FGSM and PGD-20 of {len(test)} images, in processor time; {kind}")
             report_evaluation(evaluation(Path(work) / folder, test, given.rounds), len(test))

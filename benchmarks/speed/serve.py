@@ -35,7 +35,7 @@ from trustcxr.data.phantom.render import render
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout
-from trustcxr.training import provenance
+from trustcxr.training import environment
 from trustcxr.version import NOTICE
 
 MARK = "JANE-DOE-77"  # stands for an identifier: in names, metadata and pixels' headers of what is sent
@@ -420,7 +420,7 @@ def network(folder: Path) -> str:
 
 def machine() -> str:
     """What it was measured on, and how busy that was."""
-    hardware, share = provenance.hardware(), os.getloadavg()[0]
+    hardware, share = environment.hardware(), os.getloadavg()[0]
     return f"{hardware.cores} cores ({hardware.processor}), load average {share:.0f}, its own work counted."
 
 

@@ -24,7 +24,7 @@ from trustcxr.registry import PLAIN_STEP
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.costs import kind
 from trustcxr.training import precision
-from trustcxr.training.provenance import hardware
+from trustcxr.training.environment import hardware
 from trustcxr.training.step import TrainingStep
 
 _BUDGET = 0.25  # seconds; a pass that takes less is timed again with more images

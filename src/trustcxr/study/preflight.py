@@ -16,7 +16,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import Method
 from trustcxr.storage import layout
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Cards
 
 if TYPE_CHECKING:
     from torch import nn

@@ -54,7 +54,7 @@ from trustcxr.study.choice import left_out, ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.films import refuse_films, report_skipped
 from trustcxr.study.steps import carry_out
-from trustcxr.training.provenance import hardware, source
+from trustcxr.training.environment import hardware, source
 from trustcxr.training.threads import use_threads
 from trustcxr.version import NOTICE, __version__
 

@@ -78,12 +78,12 @@ class RunFolder:
 
         `how`: cards, as `training.fit` takes them.
         """
-        from trustcxr.training import checkpoint, loop
+        from trustcxr.training import checkpoint, fit
 
         self.refuse_another(recipe)
         fingerprints.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
         if mending.untrained(self.folder) is not None:
-            return loop.fit(recipe, train, val, self.folder, **how)
+            return fit.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done
         return schemas.read(TrainingDocument, self.folder / layout.TRAINING_FILE)
 
@@ -214,7 +214,7 @@ def train(
     superseded-1.
     """
     from trustcxr.models import factory
-    from trustcxr.training.cards import Cards
+    from trustcxr.training.devices import Cards
 
     tested.refuse_films(folder, Path(data))
     mending.refuse_foreign(folder)

@@ -21,7 +21,7 @@ from trustcxr.storage.locks import holding
 from trustcxr.study import costs, mending
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.study.run_folder import RunFolder
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Cards
 from trustcxr.training.threads import use_threads
 
 if TYPE_CHECKING:

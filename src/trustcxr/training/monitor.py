@@ -25,7 +25,7 @@ from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint, precision
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Cards
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

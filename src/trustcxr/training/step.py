@@ -17,7 +17,7 @@ from trustcxr.defences.counterfactual_loss import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import DEFENCES
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Cards
 
 ALONE = Cards()
 

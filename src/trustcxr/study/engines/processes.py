@@ -20,7 +20,7 @@ from trustcxr.study.engines.contract import Order, Outcome, Outcomes, Task, Work
 # What the steps of a run import, and what takes long to: once for all processes that are forked.
 IMPORTED: tuple[str, ...] = (
     "trustcxr.study.steps",
-    "trustcxr.training.loop",
+    "trustcxr.training.fit",
     "trustcxr.explain.evaluate",
     "trustcxr.explain.saliency_summary",
     "trustcxr.evaluation.trained_run",

@@ -25,8 +25,8 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
-from trustcxr.training import provenance as origins
-from trustcxr.training.cards import Cards, Team, does_not_fit, together
+from trustcxr.training import environment as origins
+from trustcxr.training.devices import Cards, Team, does_not_fit, together
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 

@@ -10,7 +10,7 @@ import torch
 
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import Hardware
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Cards
 
 _ROOM = 5  # seconds that git is given
 
